@@ -1,0 +1,477 @@
+//! The configuration: defaults, file, environment and flags become one typed [`Config`].
+//!
+//! The whole environment is read here and nowhere else. Everything wrong is found in one go and
+//! named by where it was written; what the surroundings lack is the business of the preflight.
+
+mod backends;
+mod fault;
+mod reader;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use hyper::header::HeaderName;
+
+pub use self::fault::{Fault, Faults, Origin};
+use self::{reader::Reader, settings::Settings};
+
+/// Where the configuration lies when no other file is named.
+pub const DEFAULT_FILE: &str = "/etc/latchkey/config.toml";
+
+/// The agent's whole configuration, checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The backend of a request that names none; a key of `backends`.
+    pub default_backend: String,
+    /// Where the agent listens.
+    pub listen: Listen,
+    /// What the agent logs.
+    pub log: Log,
+    /// The audit trail.
+    pub audit: Audit,
+    /// How a caller becomes a workload.
+    pub identity: Identity,
+    /// The agent's own place in the cluster.
+    pub kubernetes: Kubernetes,
+    /// What one pod, and all of them, may use.
+    pub limits: Limits,
+    /// Sessions at the clouds.
+    pub sessions: Sessions,
+    /// The cache of values.
+    pub cache: Cache,
+    /// The vaults, by the name that requests give them; never empty.
+    pub backends: BTreeMap<String, BackendConfig>,
+}
+
+/// Where the agent listens.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Listen {
+    /// The workloads' socket: an absolute path of fewer than 100 bytes.
+    pub socket: PathBuf,
+    /// The address of `/livez`, `/readyz` and `/metrics`.
+    pub admin: SocketAddr,
+    /// A header that every request on the workloads' socket must carry.
+    pub require_header: Option<HeaderName>,
+}
+
+/// What the agent logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Directives of `tracing_subscriber::EnvFilter`; they parse.
+    pub level: String,
+}
+
+/// The audit trail.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audit {
+    /// How many lines may wait for the writer.
+    pub queue: usize,
+}
+
+/// How a caller becomes a workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Who vouches for callers.
+    pub mode: IdentityMode,
+    /// Whether a namespace's annotation stands for its service accounts that have none.
+    pub namespace_annotations: bool,
+    /// The cgroup below which all pods of the node lie; learned at start if absent.
+    pub kubepods_root: Option<String>,
+}
+
+/// Who vouches for callers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IdentityMode {
+    /// The kernel's cgroups and the API server's pods.
+    Kubernetes,
+}
+
+/// The agent's own place in the cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Kubernetes {
+    /// The name of the node whose pods are served.
+    pub node: String,
+    /// The UID of the agent's own pod, absent outside of one.
+    pub pod_uid: Option<String>,
+}
+
+/// What one pod, and all of them, may use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one pod.
+    pub connections_per_pod: usize,
+    /// Requests of one pod being answered at the same time.
+    pub in_flight_per_pod: usize,
+    /// The sustained rate of one pod; bursts may be twice as many.
+    pub requests_per_second_per_pod: u32,
+    /// Connections still being attested, of all pods.
+    pub unattested: usize,
+    /// How long a caller whose pod is not known yet waits for it.
+    pub attest_wait: Duration,
+    /// How long a request may take in all.
+    pub request_deadline: Duration,
+    /// How long a stopping agent goes on with the requests it has.
+    pub drain: Duration,
+}
+
+/// Sessions at the clouds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sessions {
+    /// The life asked of the cloud for a session.
+    pub duration: Duration,
+}
+
+/// The cache of values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cache {
+    /// How long a value may be served again; zero switches the cache off.
+    pub ttl: Duration,
+    /// Prefixes of the names that may be cached; all names if empty.
+    pub only: Vec<String>,
+    /// How much of values one pod may keep.
+    pub max_bytes: u64,
+    /// How long past its `ttl` a value may be served while the cloud cannot be reached.
+    pub stale_if_error: Duration,
+}
+
+/// One vault, by its type.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum BackendConfig {
+    /// AWS Secrets Manager.
+    Aws(AwsConfig),
+}
+
+/// AWS Secrets Manager, and the STS before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AwsConfig {
+    /// The region of roles and secrets; the machine's own if absent.
+    pub region: Option<String>,
+    /// Regions asked in this order, each only when the one before cannot be reached.
+    pub fallback_regions: Vec<String>,
+    /// The audiences that a subject token may be made for; never empty.
+    pub audiences: Vec<String>,
+    /// Whether a secret may be named by its ARN.
+    pub allow_arns: bool,
+    /// What stands before every name at the vault.
+    pub prefix: String,
+    /// Secrets Manager's URL, if it is not the region's public one.
+    pub endpoint: Option<String>,
+    /// The STS's URL, if it is not the region's public one.
+    pub sts_endpoint: Option<String>,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+impl Config {
+    /// Reads the configuration from defaults, file, environment and flags, each over the one before.
+    ///
+    /// Without `file`, [`DEFAULT_FILE`] is read where there is one. `flags` are pairs of a dotted
+    /// key and its value.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong, at once; of a file that is no TOML, only that.
+    pub fn load(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: Vec<(String, String)>,
+    ) -> Result<Self, Faults> {
+        let mut reader = Reader::over(Settings::collect(file, env, flags)?);
+        let config = Self::read(&mut reader);
+        config.check(&mut reader);
+        let faults = reader.finish();
+        if faults.is_empty() {
+            Ok(config)
+        } else {
+            Err(Faults::of(faults))
+        }
+    }
+
+    fn read(reader: &mut Reader) -> Self {
+        let backends = backends::read(reader);
+        Self {
+            default_backend: reader.read("default_backend", value::name, "aws".to_owned()),
+            listen: Listen::read(reader),
+            log: Log::read(reader),
+            audit: Audit::read(reader),
+            identity: Identity::read(reader),
+            kubernetes: Kubernetes::read(reader),
+            limits: Limits::read(reader),
+            sessions: Sessions::read(reader),
+            cache: Cache::read(reader),
+            backends,
+        }
+    }
+
+    /// Checks what no key can be blamed for alone, where both keys are right in themselves.
+    fn check(&self, reader: &mut Reader) {
+        let deadline = self.limits.request_deadline;
+        if self.limits.attest_wait > deadline {
+            reader.contradict("limits.attest_wait", "limits.request_deadline", || {
+                format!("must not be longer than that ({})", value::spell(deadline))
+            });
+        }
+        if self.limits.connections_per_pod > self.limits.connections {
+            reader.contradict("limits.connections_per_pod", "limits.connections", || {
+                format!("must not be more than that ({})", self.limits.connections)
+            });
+        }
+        backends::check(self, reader);
+    }
+}
+
+/// The environment of this process; what is not Unicode in it comes with replacement characters.
+#[expect(clippy::disallowed_methods, reason = "this is the configuration")]
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().map(|(name, value)| {
+        (
+            name.to_string_lossy().into_owned(),
+            value.to_string_lossy().into_owned(),
+        )
+    })
+}
+
+impl Listen {
+    fn read(reader: &mut Reader) -> Self {
+        let default = Self::default();
+        Self {
+            socket: reader.read("listen.socket", value::socket_path, default.socket),
+            admin: reader.read("listen.admin", value::address, default.admin),
+            require_header: reader.read("listen.require_header", value::header, None),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            socket: PathBuf::from("/run/latchkey/agent.sock"),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 9642)),
+            require_header: None,
+        }
+    }
+}
+
+impl Log {
+    fn read(reader: &mut Reader) -> Self {
+        reader.overrule("log.level", "RUST_LOG");
+        Self {
+            level: reader.read("log.level", value::log_level, Self::default().level),
+        }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+        }
+    }
+}
+
+impl Audit {
+    fn read(reader: &mut Reader) -> Self {
+        Self {
+            queue: reader.read(
+                "audit.queue",
+                value::count(1..=1 << 20),
+                Self::default().queue,
+            ),
+        }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { queue: 8192 }
+    }
+}
+
+impl Identity {
+    fn read(reader: &mut Reader) -> Self {
+        let default = Self::default();
+        Self {
+            mode: reader.read("identity.mode", value::identity_mode, default.mode),
+            namespace_annotations: reader.read(
+                "identity.namespace_annotations",
+                value::boolean,
+                default.namespace_annotations,
+            ),
+            kubepods_root: reader.read("identity.kubepods_root", value::cgroup_root, None),
+        }
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Self {
+        Self {
+            mode: IdentityMode::Kubernetes,
+            namespace_annotations: true,
+            kubepods_root: None,
+        }
+    }
+}
+
+impl Kubernetes {
+    fn read(reader: &mut Reader) -> Self {
+        let node = reader.read_or("kubernetes.node", &["NODE_NAME"], value::node, None);
+        if node.is_none() {
+            reader.missing(
+                "kubernetes.node",
+                "is empty and NODE_NAME is not set",
+                "give the pod NODE_NAME from spec.nodeName by the downward API",
+            );
+        }
+        Self {
+            node: node.unwrap_or_default(),
+            pod_uid: reader.read_or("kubernetes.pod_uid", &["POD_UID"], value::pod_uid, None),
+        }
+    }
+}
+
+impl Limits {
+    fn read(reader: &mut Reader) -> Self {
+        let default = Self::default();
+        Self {
+            connections: reader.read(
+                "limits.connections",
+                value::count(1..=65_536),
+                default.connections,
+            ),
+            connections_per_pod: reader.read(
+                "limits.connections_per_pod",
+                value::count(1..=65_536),
+                default.connections_per_pod,
+            ),
+            in_flight_per_pod: reader.read(
+                "limits.in_flight_per_pod",
+                value::count(1..=65_536),
+                default.in_flight_per_pod,
+            ),
+            requests_per_second_per_pod: reader.read(
+                "limits.requests_per_second_per_pod",
+                value::count(1..=1_000_000),
+                default.requests_per_second_per_pod,
+            ),
+            unattested: reader.read(
+                "limits.unattested",
+                value::count(1..=65_536),
+                default.unattested,
+            ),
+            attest_wait: reader.read(
+                "limits.attest_wait",
+                value::duration(Duration::ZERO..=Duration::from_secs(60)),
+                default.attest_wait,
+            ),
+            request_deadline: reader.read(
+                "limits.request_deadline",
+                value::duration(Duration::from_millis(100)..=Duration::from_secs(300)),
+                default.request_deadline,
+            ),
+            drain: reader.read(
+                "limits.drain",
+                value::duration(Duration::ZERO..=Duration::from_secs(600)),
+                default.drain,
+            ),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            connections_per_pod: 64,
+            in_flight_per_pod: 32,
+            requests_per_second_per_pod: 500,
+            unattested: 128,
+            attest_wait: Duration::from_secs(5),
+            request_deadline: Duration::from_secs(10),
+            drain: Duration::from_secs(20),
+        }
+    }
+}
+
+impl Sessions {
+    fn read(reader: &mut Reader) -> Self {
+        // STS gives no session shorter than 15 minutes or longer than 12 hours.
+        let range = Duration::from_secs(15 * 60)..=Duration::from_secs(12 * 3600);
+        Self {
+            duration: reader.read(
+                "sessions.duration",
+                value::duration(range),
+                Self::default().duration,
+            ),
+        }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            duration: Duration::from_secs(3600),
+        }
+    }
+}
+
+impl Cache {
+    fn read(reader: &mut Reader) -> Self {
+        let default = Self::default();
+        let day = Duration::from_secs(24 * 3600);
+        Self {
+            ttl: reader.read(
+                "cache.ttl",
+                value::duration(Duration::ZERO..=day),
+                default.ttl,
+            ),
+            only: reader.read("cache.only", value::name_prefixes, default.only),
+            // The smallest still holds the largest value of any cloud, 64 KiB.
+            max_bytes: reader.read(
+                "cache.max_bytes",
+                value::bytes(64 << 10..=1 << 30),
+                default.max_bytes,
+            ),
+            stale_if_error: reader.read(
+                "cache.stale_if_error",
+                value::duration(Duration::ZERO..=day),
+                default.stale_if_error,
+            ),
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            ttl: Duration::ZERO,
+            only: Vec::new(),
+            max_bytes: 16 << 20,
+            stale_if_error: Duration::ZERO,
+        }
+    }
+}
+
+impl Default for AwsConfig {
+    fn default() -> Self {
+        Self {
+            region: None,
+            fallback_regions: Vec::new(),
+            audiences: vec!["sts.amazonaws.com".to_owned()],
+            allow_arns: false,
+            prefix: String::new(),
+            endpoint: None,
+            sts_endpoint: None,
+            timeout: Duration::from_secs(3),
+        }
+    }
+}

@@ -1,0 +1,284 @@
+//! Reads the settings key by key, and remembers what was wrong and what was asked for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{
+    fault::{Fault, Origin},
+    settings::{Setting, Settings, Value},
+    value::Wrong,
+};
+
+/// How alike an unknown key and a known one must be for the latter to be proposed (Jaro-Winkler).
+const ALIKE: f64 = 0.85;
+
+/// Sections of later versions, which are not merely misspelt.
+const LATER: [&str; 1] = ["local"];
+
+/// The settings while they are being read.
+#[derive(Debug)]
+pub(super) struct Reader {
+    settings: Settings,
+    /// Every key that was asked for; what else was written is unknown.
+    known: BTreeSet<String>,
+    /// Sections about which all has been said.
+    closed: Vec<String>,
+    faults: Vec<Fault>,
+}
+
+impl Reader {
+    pub(super) fn over(settings: Settings) -> Self {
+        Self {
+            settings,
+            known: BTreeSet::new(),
+            closed: Vec::new(),
+            faults: Vec::new(),
+        }
+    }
+
+    /// The value of `key`, or `default` where nothing or nonsense was written.
+    pub(super) fn read<T>(
+        &mut self,
+        key: &str,
+        parse: impl Fn(&Value) -> Result<T, Wrong>,
+        default: T,
+    ) -> T {
+        self.known.insert(key.to_owned());
+        let Some(setting) = self.settings.values.get(key) else {
+            return default;
+        };
+        match parse(&setting.value) {
+            Ok(value) => value,
+            Err(wrong) => {
+                let origin = setting.origin.clone();
+                self.fault(origin, key, wrong);
+                default
+            }
+        }
+    }
+
+    /// The value of `key`; where it says nothing, that of the first of `variables` that does.
+    pub(super) fn read_or<T>(
+        &mut self,
+        key: &str,
+        variables: &[&str],
+        parse: impl Fn(&Value) -> Result<Option<T>, Wrong>,
+        default: Option<T>,
+    ) -> Option<T> {
+        if let Some(value) = self.read(key, &parse, None) {
+            return Some(value);
+        }
+        if self.has_fault(key) {
+            return default;
+        }
+        let environment = &self.settings.environment;
+        let Some((name, text)) = variables.iter().find_map(|name| {
+            environment
+                .get(*name)
+                .filter(|text| !text.is_empty())
+                .map(|text| (*name, text))
+        }) else {
+            return default;
+        };
+        let setting = Setting {
+            origin: Origin::Variable(name.to_owned()),
+            value: Value::Untyped(text.clone()),
+        };
+        self.settings.values.insert(key.to_owned(), setting);
+        self.read(key, parse, default)
+    }
+
+    /// Puts a variable of the environment over what the file says about `key`.
+    pub(super) fn overrule(&mut self, key: &str, variable: &str) {
+        let from_file = |setting: &Setting| matches!(setting.origin, Origin::File { .. });
+        if let Some(text) = self.settings.environment.get(variable)
+            && !text.is_empty()
+            && self.settings.values.get(key).is_none_or(from_file)
+        {
+            let origin = Origin::Variable(variable.to_owned());
+            let setting = Setting {
+                origin,
+                value: Value::Untyped(text.clone()),
+            };
+            self.settings.values.insert(key.to_owned(), setting);
+        }
+    }
+
+    /// The names below `section`, each with where it was first written.
+    pub(super) fn names_in(&self, section: &str) -> BTreeMap<String, Origin> {
+        let mut names = BTreeMap::new();
+        let values = self
+            .settings
+            .values
+            .iter()
+            .map(|(key, setting)| (key, &setting.origin));
+        for (key, origin) in self.settings.sections.iter().chain(values) {
+            let Some(rest) = key
+                .strip_prefix(section)
+                .and_then(|rest| rest.strip_prefix('.'))
+            else {
+                continue;
+            };
+            // A value right in the section has no name below it: it is an unknown key.
+            let is_section = rest.contains('.') || self.settings.sections.contains_key(key);
+            if let Some(name) = rest.split('.').next()
+                && is_section
+            {
+                names
+                    .entry(name.to_owned())
+                    .or_insert_with(|| origin.clone());
+            }
+        }
+        names
+    }
+
+    /// Says that a key or a whole section is wrong, and nothing else about it.
+    pub(super) fn reject(&mut self, origin: Origin, key: &str, wrong: Wrong) {
+        self.fault(origin, key, wrong);
+        self.close(key);
+    }
+
+    /// Takes a section for read: a fault of one of its keys has said all there is to say.
+    pub(super) fn close(&mut self, section: &str) {
+        self.closed.push(section.to_owned());
+    }
+
+    /// Says that `key` must be written, unless something is wrong with it already.
+    pub(super) fn missing(&mut self, key: &str, wrong: &str, remedy: &str) {
+        self.blame(key, Wrong::new(wrong, remedy));
+    }
+
+    /// Says that `key` is wrong for a reason beyond its own value, unless it is wrong already.
+    pub(super) fn blame(&mut self, key: &str, wrong: Wrong) {
+        if !self.has_fault(key) {
+            self.fault(self.origin(key), key, wrong);
+        }
+    }
+
+    /// Where `key` was written.
+    pub(super) fn origin(&self, key: &str) -> Origin {
+        self.settings
+            .values
+            .get(key)
+            .map_or(Origin::Default, |setting| setting.origin.clone())
+    }
+
+    /// Says that `key` contradicts `other`, if nothing is wrong with either: then its value is the
+    /// default, and the contradiction may be none.
+    pub(super) fn contradict(&mut self, key: &str, other: &str, wrong: impl FnOnce() -> String) {
+        if !self.has_fault(other) {
+            let wrong = format!("contradicts {other}: it {}", wrong());
+            self.blame(key, Wrong::new(wrong, format!("change {key} or {other}")));
+        }
+    }
+
+    /// Whether something is wrong with `key`, or with something below it.
+    pub(super) fn has_fault(&self, key: &str) -> bool {
+        self.faults.iter().any(|fault| is_within(&fault.key, key))
+    }
+
+    fn fault(&mut self, origin: Origin, key: &str, Wrong { wrong, remedy }: Wrong) {
+        self.faults.push(Fault {
+            origin,
+            key: key.to_owned(),
+            wrong,
+            remedy,
+        });
+    }
+
+    /// All that is wrong, now that every key has been asked for.
+    pub(super) fn finish(mut self) -> Vec<Fault> {
+        self.find_unknown();
+        self.faults
+    }
+
+    fn find_unknown(&mut self) {
+        let values = std::mem::take(&mut self.settings.values);
+        let sections = std::mem::take(&mut self.settings.sections);
+        // Sections go first, so that one that is unknown is named once and not key by key.
+        for (key, origin) in sections {
+            if self.is_closed(&key) || self.is_section(&key) {
+                continue;
+            }
+            let wrong = self.unknown(&key, "section");
+            self.reject(origin, &key, wrong);
+        }
+        for (key, Setting { origin, .. }) in values {
+            if self.is_closed(&key) || self.known.contains(&key) {
+                continue;
+            }
+            let wrong = self.unknown(&key, "key");
+            self.fault(origin, &key, wrong);
+        }
+    }
+
+    fn is_closed(&self, key: &str) -> bool {
+        self.closed.iter().any(|section| is_within(key, section))
+    }
+
+    fn is_section(&self, key: &str) -> bool {
+        key == "backends"
+            || self
+                .known
+                .iter()
+                .any(|known| known != key && is_within(known, key))
+    }
+
+    fn unknown(&self, key: &str, what: &str) -> Wrong {
+        if let Some(later) = LATER.iter().find(|later| is_within(key, later)) {
+            return Wrong::new(
+                "is not in this version",
+                format!("leave {later} out: this version serves pods of Kubernetes"),
+            );
+        }
+        if self.is_section(key) {
+            return Wrong::new(
+                "is a section, not a value",
+                format!("set one of its keys, such as {}", self.first_in(key)),
+            );
+        }
+        if let Some(known) = self.known.iter().find(|known| is_within(key, known)) {
+            return Wrong::new(
+                format!("is an unknown {what}: {known} is a value, not a section"),
+                format!("set {known} itself"),
+            );
+        }
+        let candidates: BTreeSet<&str> = if what == "section" {
+            self.known
+                .iter()
+                .filter_map(|known| known.rsplit_once('.'))
+                .map(|(s, _)| s)
+                .collect()
+        } else {
+            self.known.iter().map(String::as_str).collect()
+        };
+        let nearest = candidates
+            .into_iter()
+            .map(|candidate| (strsim::jaro_winkler(candidate, key), candidate))
+            .filter(|(likeness, _)| *likeness >= ALIKE)
+            .max_by(|(a, _), (b, _)| a.total_cmp(b));
+        let remedy = match nearest {
+            Some((_, candidate)) => format!("did you mean {candidate}?"),
+            None => "leave it out".to_owned(),
+        };
+        Wrong::new(format!("is an unknown {what}"), remedy)
+    }
+
+    fn first_in(&self, section: &str) -> &str {
+        self.known
+            .iter()
+            .find(|known| is_within(known, section))
+            .map_or("backends.aws.region", |k| k)
+    }
+
+    /// Every key that was asked for.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> impl Iterator<Item = &str> {
+        self.known.iter().map(String::as_str)
+    }
+}
+
+/// Whether `key` is `section` or lies in it.
+fn is_within(key: &str, section: &str) -> bool {
+    key.strip_prefix(section)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}

@@ -1,0 +1,257 @@
+//! What was written, layer over layer, before anybody asks what it means.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
+
+use toml::de::{DeTable, DeValue};
+
+use super::{
+    DEFAULT_FILE,
+    fault::{Fault, Faults, Origin},
+};
+
+/// What the agent's own variables begin with; two underscores stand between the levels of a key.
+///
+/// One underscore would not do: Kubernetes sets `LATCHKEY_AGENT_SERVICE_HOST` and the like itself.
+const VARIABLE_PREFIX: &str = "LATCHKEY_AGENT__";
+
+/// The largest file that is read, in bytes; a real one has a few kilobytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// All that was written: the last word on every key, and the other variables of the environment.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// By dotted key.
+    pub(super) values: BTreeMap<String, Setting>,
+    /// The file's sections, by dotted key.
+    pub(super) sections: BTreeMap<String, Origin>,
+    /// The environment without the agent's own variables.
+    pub(super) environment: BTreeMap<String, String>,
+}
+
+/// One value, and where it was written.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    pub(super) origin: Origin,
+    pub(super) value: Value,
+}
+
+/// A value as it was written.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    /// A boolean of TOML.
+    Boolean(bool),
+    /// An integer of TOML, absent if no counter of any kind could hold it.
+    Integer(Option<i64>),
+    /// An array of TOML.
+    List(Vec<Value>),
+    /// What no key of ours has, by its name in TOML.
+    Other(&'static str),
+    /// A string of TOML.
+    String(String),
+    /// From environment or flags, where the key alone tells the type.
+    Untyped(String),
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Collects file, environment and flags.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be read or is no TOML: what would be found beyond that is guesswork.
+    pub(super) fn collect(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: Vec<(String, String)>,
+    ) -> Result<Self, Faults> {
+        let mut settings = Self {
+            values: BTreeMap::new(),
+            sections: BTreeMap::new(),
+            environment: BTreeMap::new(),
+        };
+        match file {
+            Some(path) => {
+                settings.add_file(path, &text_of(path).map_err(|e| no_file(path, &e))?)?
+            }
+            None => {
+                let path = Path::new(DEFAULT_FILE);
+                match text_of(path) {
+                    Ok(text) => settings.add_file(path, &text)?,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(no_file(path, &error)),
+                }
+            }
+        }
+        for (name, value) in env {
+            settings.add_variable(name, value);
+        }
+        for (key, value) in flags {
+            let origin = Origin::Flag(key.clone());
+            settings.values.insert(
+                key,
+                Setting {
+                    origin,
+                    value: Value::Untyped(value),
+                },
+            );
+        }
+        Ok(settings)
+    }
+
+    fn add_file(&mut self, path: &Path, text: &str) -> Result<(), Faults> {
+        let lines = Lines { path, text };
+        let (document, errors) = DeTable::parse_recoverable(text);
+        if errors.is_empty() {
+            self.add_table("", document.get_ref(), &lines);
+            return Ok(());
+        }
+        let mut faults: Vec<Fault> = errors
+            .iter()
+            .map(|error| Fault {
+                origin: lines.origin(error.span().map_or(0, |span| span.start)),
+                key: String::new(),
+                wrong: format!("is no TOML here: {}", error.message().replace('\n', ", ")),
+                remedy: "correct the syntax".to_owned(),
+            })
+            .collect();
+        // What follows on the same line is mostly the first error again.
+        faults.dedup_by(|next, first| match (&next.origin, &first.origin) {
+            (Origin::File { line: a, .. }, Origin::File { line: b, .. }) => a == b,
+            _ => false,
+        });
+        Err(Faults::of(faults))
+    }
+
+    fn add_table(&mut self, prefix: &str, table: &DeTable<'_>, lines: &Lines<'_>) {
+        for (name, value) in table.iter() {
+            let key = format!("{prefix}{}", bare(name.get_ref()));
+            let origin = lines.origin(name.span().start);
+            if let DeValue::Table(inner) = value.get_ref() {
+                self.add_table(&format!("{key}."), inner, lines);
+                self.sections.insert(key, origin);
+            } else {
+                let value = Value::of(value.get_ref());
+                self.values.insert(key, Setting { origin, value });
+            }
+        }
+    }
+
+    fn add_variable(&mut self, name: String, value: String) {
+        let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else {
+            self.environment.insert(name, value);
+            return;
+        };
+        // Only capitals are ours; the rest is kept as it is, and so is found to be unknown.
+        let key = if key.contains(|c: char| c.is_ascii_lowercase()) {
+            key.to_owned()
+        } else {
+            key.split("__")
+                .map(str::to_ascii_lowercase)
+                .collect::<Vec<_>>()
+                .join(".")
+        };
+        let origin = Origin::Variable(name);
+        self.values.insert(
+            key,
+            Setting {
+                origin,
+                value: Value::Untyped(value),
+            },
+        );
+    }
+}
+
+/// The variable of the environment that sets `key`.
+pub(super) fn variable(key: &str) -> String {
+    format!(
+        "{VARIABLE_PREFIX}{}",
+        key.replace('.', "__").to_ascii_uppercase()
+    )
+}
+
+fn text_of(path: &Path) -> io::Result<String> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn no_file(path: &Path, error: &io::Error) -> Faults {
+    Faults::of(vec![Fault {
+        origin: Origin::WholeFile(path.to_owned()),
+        key: String::new(),
+        wrong: format!("cannot be read: {error}"),
+        remedy: "name a readable file of UTF-8 text with --config".to_owned(),
+    }])
+}
+
+/// A key's part as it can stand between dots: one that holds a dot itself keeps its quotes.
+fn bare(name: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !name.is_empty() && name.chars().all(is_bare) {
+        name.to_owned()
+    } else {
+        format!("{name:?}")
+    }
+}
+
+struct Lines<'a> {
+    path: &'a Path,
+    text: &'a str,
+}
+
+impl Lines<'_> {
+    fn origin(&self, offset: usize) -> Origin {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Origin::File {
+            path: self.path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+}
+
+// === impl Value ===
+
+impl Value {
+    pub(super) fn of(value: &DeValue<'_>) -> Self {
+        match value {
+            DeValue::Array(items) => {
+                Self::List(items.iter().map(|item| Self::of(item.get_ref())).collect())
+            }
+            DeValue::Boolean(value) => Self::Boolean(*value),
+            DeValue::Datetime(_) => Self::Other("a date or time"),
+            DeValue::Float(_) => Self::Other("a floating-point number"),
+            DeValue::Integer(integer) => {
+                Self::Integer(i64::from_str_radix(integer.as_str(), integer.radix()).ok())
+            }
+            DeValue::String(text) => Self::String(text.clone().into_owned()),
+            DeValue::Table(_) => Self::Other("a table"),
+        }
+    }
+
+    /// What was written, for a person.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Boolean(_) => "a boolean",
+            Self::Integer(_) => "an integer",
+            Self::List(_) => "a list",
+            Self::Other(kind) => kind,
+            Self::String(_) => "a string",
+            Self::Untyped(_) => "text",
+        }
+    }
+}

@@ -1,0 +1,483 @@
+//! What a single value must look like.
+
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+use hyper::{Uri, header::HeaderName};
+use jiff::{SignedDuration, fmt::friendly::SpanParser};
+use toml::de::DeValue;
+use tracing_subscriber::EnvFilter;
+
+use super::{IdentityMode, settings::Value};
+
+/// A Unix socket's path has at most 107 bytes (unix(7)); the hand-over needs some for its own name
+/// beside it.
+const MAX_SOCKET_PATH: usize = 99;
+
+/// The longest prefix, in bytes: half of what AWS allows a whole name.
+const MAX_PREFIX: usize = 256;
+
+/// How much of a wrong value is repeated, in characters.
+const MAX_ECHO: usize = 80;
+
+/// Headers that every request carries or that requests are refused for: none can be required.
+const NOT_REQUIRABLE: [&str; 14] = [
+    "connection",
+    "content-length",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "origin",
+    "proxy-connection",
+    "referer",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+];
+
+/// What is wrong with a value, and what would be right.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub(super) wrong: String,
+    pub(super) remedy: String,
+}
+
+impl Wrong {
+    pub(super) fn new(wrong: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            wrong: wrong.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// That `text` is `wrong`.
+    fn text(text: &str, wrong: &str, remedy: impl Into<String>) -> Self {
+        Self::new(format!("is {}, {wrong}", echo(text)), remedy)
+    }
+
+    fn kind(value: &Value, remedy: impl Into<String>) -> Self {
+        Self::new(format!("is {}", value.kind()), remedy)
+    }
+}
+
+// --- of every kind ---
+
+pub(super) fn string(value: &Value) -> Result<String, Wrong> {
+    text(value, "write a string in quotes").map(str::to_owned)
+}
+
+pub(super) fn boolean(value: &Value) -> Result<bool, Wrong> {
+    let remedy = "write true or false";
+    match value {
+        Value::Boolean(value) => Ok(*value),
+        Value::Untyped(text) => text
+            .parse()
+            .map_err(|_| Wrong::text(text, "neither true nor false", remedy)),
+        other => Err(Wrong::kind(other, remedy)),
+    }
+}
+
+/// An integer in `range`.
+pub(super) fn count<T>(range: RangeInclusive<u32>) -> impl Fn(&Value) -> Result<T, Wrong>
+where
+    T: TryFrom<u32>,
+{
+    move |value| {
+        let remedy = format!("write an integer from {} to {}", range.start(), range.end());
+        let number = match value {
+            Value::Integer(number) => *number,
+            Value::Untyped(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+            Value::Untyped(text) => return Err(Wrong::text(text, "no integer", remedy)),
+            other => return Err(Wrong::kind(other, remedy)),
+        };
+        number
+            .and_then(|number| u32::try_from(number).ok())
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| match number {
+                Some(number) => Wrong::new(format!("is {number}, out of range"), &remedy),
+                None => Wrong::new("is an integer out of range", &remedy),
+            })
+    }
+}
+
+/// A duration in `range`, written with its units.
+pub(super) fn duration(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&Value) -> Result<Duration, Wrong> {
+    move |value| {
+        let (least, most) = (spell(*range.start()), spell(*range.end()));
+        let remedy = format!("write a duration from {least} to {most}, such as \"{most}\"");
+        let text = text(value, &remedy)?;
+        let duration = SpanParser::new()
+            .parse_unsigned_duration(text)
+            .map_err(|_| Wrong::text(text, "no duration with a unit", &remedy))?;
+        if !range.contains(&duration) {
+            return Err(Wrong::text(text, "out of range", &remedy));
+        }
+        Ok(duration)
+    }
+}
+
+/// A duration as it would be written.
+pub(super) fn spell(duration: Duration) -> String {
+    SignedDuration::try_from(duration)
+        .map_or_else(|_| format!("{duration:?}"), |d| format!("{d:#}"))
+}
+
+/// A number of bytes in `range`, written with its unit.
+pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<u64, Wrong> {
+    move |value| {
+        let [least, most] = [range.start(), range.end()].map(|bytes| ByteSize(*bytes).to_string());
+        let remedy = format!("write a size from {least} to {most}, such as \"16MiB\"");
+        let text = text(value, &remedy)?;
+        let ByteSize(bytes) = text
+            .parse()
+            .map_err(|_| Wrong::text(text, "no size in bytes", &remedy))?;
+        if !range.contains(&bytes) {
+            return Err(Wrong::text(text, "out of range", &remedy));
+        }
+        Ok(bytes)
+    }
+}
+
+/// What comes from beyond the file, for a parser of ours.
+pub(super) fn untyped(text: &str) -> Value {
+    Value::Untyped(text.to_owned())
+}
+
+fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong> {
+    match value {
+        Value::String(text) | Value::Untyped(text) => Ok(text),
+        other => Err(Wrong::kind(other, remedy)),
+    }
+}
+
+/// A list of strings without repetition, each of which `check` finds right.
+fn list(
+    value: &Value,
+    remedy: &str,
+    check: impl Fn(&str) -> Result<(), Wrong>,
+) -> Result<Vec<String>, Wrong> {
+    let items = match value {
+        Value::List(items) => items
+            .iter()
+            .map(|item| text(item, remedy))
+            .collect::<Result<Vec<_>, _>>()?,
+        Value::Untyped(text) if text.trim_start().starts_with('[') => {
+            let parsed = DeValue::parse(text.trim());
+            let parsed = parsed.map_err(|_| Wrong::text(text, "no list of TOML", remedy))?;
+            return list(&Value::of(parsed.get_ref()), remedy, check);
+        }
+        Value::Untyped(text) if text.trim().is_empty() => Vec::new(),
+        Value::Untyped(text) => text.split(',').map(str::trim).collect(),
+        other => return Err(Wrong::kind(other, remedy)),
+    };
+    for (index, item) in items.iter().enumerate() {
+        if items[..index].contains(item) {
+            return Err(Wrong::new(
+                format!("holds {} twice", echo(item)),
+                "write it once",
+            ));
+        }
+        check(item).map_err(|Wrong { wrong, remedy }| {
+            Wrong::new(format!("holds an item that {wrong}"), remedy)
+        })?;
+    }
+    Ok(items.into_iter().map(str::to_owned).collect())
+}
+
+/// `text` in quotes on one line, cut short if it is long.
+fn echo(text: &str) -> String {
+    match text.char_indices().nth(MAX_ECHO) {
+        Some((end, _)) => format!("{:?}…", &text[..end]),
+        None => format!("{text:?}"),
+    }
+}
+
+// --- of one key each ---
+
+/// The name of a backend: what requests and keys can carry without quotes.
+pub(super) fn name(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 32 of a-z, 0-9, '-' and '_', a letter first";
+    let name = text(value, remedy)?;
+    let right = name.len() <= 32
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
+        && !name.contains("__");
+    if right {
+        Ok(name.to_owned())
+    } else {
+        Err(Wrong::text(name, "no name of a backend", remedy))
+    }
+}
+
+pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
+    let remedy = "write an absolute path such as \"/run/latchkey/agent.sock\"";
+    let path = text(value, remedy)?;
+    // An abstract socket belongs to a network namespace: whoever shares the node's could reach it.
+    let wrong = if path.starts_with(['@', '\0']) {
+        "an abstract socket"
+    } else if !path.starts_with('/') {
+        "no absolute path"
+    } else if path.len() > MAX_SOCKET_PATH {
+        "longer than 99 bytes"
+    } else if path.chars().any(char::is_control) {
+        "a path with control characters"
+    } else if path[1..]
+        .split('/')
+        .any(|part| matches!(part, "" | "." | ".."))
+    {
+        "a path with empty parts, \".\" or \"..\""
+    } else {
+        return Ok(PathBuf::from(path));
+    };
+    Err(Wrong::text(path, wrong, remedy))
+}
+
+pub(super) fn address(value: &Value) -> Result<SocketAddr, Wrong> {
+    let remedy = "write an IP address and a port, such as \"127.0.0.1:9642\" or \"[::]:9642\"";
+    let text = text(value, remedy)?;
+    text.parse()
+        .map_err(|_| Wrong::text(text, "no socket address", remedy))
+}
+
+pub(super) fn header(value: &Value) -> Result<Option<HeaderName>, Wrong> {
+    let remedy = "write the name of a header that clients can set, such as \"X-Latchkey\"";
+    let text = text(value, remedy)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let name: HeaderName = text
+        .parse()
+        .map_err(|_| Wrong::text(text, "no name of a header", remedy))?;
+    if NOT_REQUIRABLE.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-") {
+        let wrong = "which every request has or none may have";
+        return Err(Wrong::text(text, wrong, remedy));
+    }
+    Ok(Some(name))
+}
+
+pub(super) fn log_level(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write off, error, warn, info, debug or trace, or directives such as \
+                  \"info,latchkey_agent=debug\"";
+    let text = text(value, remedy)?;
+    let wrong = |wrong| Err(Wrong::text(text, wrong, remedy));
+    if text.trim().is_empty() {
+        return wrong("without any level");
+    }
+    // A misspelt level would count as a target, all of whose events are then logged.
+    let is_level = |word: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|level| word.eq_ignore_ascii_case(level))
+    };
+    let bare = |directive: &&str| !directive.contains(['=', '[']);
+    if text
+        .split(',')
+        .map(str::trim)
+        .filter(bare)
+        .any(|word| !is_level(word))
+    {
+        return wrong("which names no level");
+    }
+    match EnvFilter::builder().parse(text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => wrong("no directives of a log filter"),
+    }
+}
+
+pub(super) fn identity_mode(value: &Value) -> Result<IdentityMode, Wrong> {
+    let remedy = "write \"kubernetes\"";
+    let text = text(value, remedy)?;
+    match text {
+        "kubernetes" => Ok(IdentityMode::Kubernetes),
+        "local" | "sidecar" => Err(Wrong::text(text, "which is not in this version", remedy)),
+        _ => Err(Wrong::text(text, "no mode", remedy)),
+    }
+}
+
+/// The absolute cgroup path of the root of all pods, as `/proc/<pid>/cgroup` shows it on the host.
+pub(super) fn cgroup_root(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy =
+        "write an absolute cgroup path such as \"/kubepods.slice\", or nothing to learn it";
+    let path = text(value, remedy)?;
+    if path.is_empty() {
+        return Ok(None);
+    }
+    let parts_right = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
+    let right = path.len() <= 4096
+        && path.strip_prefix('/').is_some_and(parts_right)
+        && !path.chars().any(char::is_control);
+    if right {
+        Ok(Some(path.to_owned()))
+    } else {
+        Err(Wrong::text(path, "no absolute cgroup path", remedy))
+    }
+}
+
+/// The name of a node, a DNS subdomain (RFC 1123).
+pub(super) fn node(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "write the node's name as \"kubectl get nodes\" shows it";
+    let name = text(value, remedy)?;
+    let is_label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty()
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    if name.is_empty() {
+        Ok(None)
+    } else if name.len() <= 253 && name.split('.').all(is_label) {
+        Ok(Some(name.to_owned()))
+    } else {
+        Err(Wrong::text(name, "no name of a node", remedy))
+    }
+}
+
+/// The UID of a pod: a UUID with dashes.
+pub(super) fn pod_uid(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "give the pod POD_UID from metadata.uid by the downward API, or leave it empty";
+    let uid = text(value, remedy)?;
+    if uid.is_empty() {
+        Ok(None)
+    } else if uid.len() == 36 && uuid::Uuid::try_parse(uid).is_ok() {
+        Ok(Some(uid.to_ascii_lowercase()))
+    } else {
+        Err(Wrong::text(uid, "no UID of a pod", remedy))
+    }
+}
+
+/// Beginnings of secret names.
+pub(super) fn name_prefixes(value: &Value) -> Result<Vec<String>, Wrong> {
+    let remedy = "write a list of beginnings of names, such as [\"config/\"]";
+    list(value, remedy, |prefix| {
+        let right = (1..=512).contains(&prefix.len())
+            && !prefix.starts_with('/')
+            && !prefix.contains("//")
+            && !prefix.contains('\\')
+            && !prefix.chars().any(char::is_control);
+        if right {
+            Ok(())
+        } else {
+            Err(Wrong::text(prefix, "which no name begins with", remedy))
+        }
+    })
+}
+
+/// A region's code, or nothing.
+pub(super) fn region(value: &Value) -> Result<Option<String>, Wrong> {
+    let region = text(value, REGION_REMEDY)?;
+    if region.is_empty() {
+        return Ok(None);
+    }
+    check_region(region).map(|()| Some(region.to_owned()))
+}
+
+pub(super) fn regions(value: &Value) -> Result<Vec<String>, Wrong> {
+    list(
+        value,
+        "write a list of regions, such as [\"eu-west-1\"]",
+        check_region,
+    )
+}
+
+const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
+
+/// The region becomes part of a host name: nothing but a region's code may get there.
+fn check_region(region: &str) -> Result<(), Wrong> {
+    let parts: Vec<&str> = region.split('-').collect();
+    let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
+    let right = match parts.as_slice() {
+        [area @ .., number] if area.len() >= 2 => {
+            area.iter().all(word)
+                && (1..=2).contains(&number.len())
+                && number.bytes().all(|b| b.is_ascii_digit())
+        }
+        _ => false,
+    };
+    if right && region.len() <= 32 {
+        Ok(())
+    } else if region.contains("fips") {
+        let remedy = "write the region itself and set AWS_USE_FIPS_ENDPOINT=true";
+        Err(Wrong::text(region, "no region's code", remedy))
+    } else {
+        Err(Wrong::text(region, "no region's code", REGION_REMEDY))
+    }
+}
+
+/// The audiences that a subject token may have, at least one.
+pub(super) fn audiences(value: &Value) -> Result<Vec<String>, Wrong> {
+    let remedy = "write a list of the cloud's audiences, such as [\"sts.amazonaws.com\"]";
+    let audiences = list(value, remedy, |audience| {
+        if !(1..=255).contains(&audience.len()) || !audience.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Wrong::text(audience, "no audience", remedy));
+        }
+        // Such a token would be the pod's whole right at the API server, handed to a cloud.
+        let host = audience.strip_prefix("https://").unwrap_or(audience);
+        if host.starts_with("kubernetes.default") || host == "kubernetes" {
+            return Err(Wrong::text(
+                audience,
+                "which means the API server itself",
+                remedy,
+            ));
+        }
+        Ok(())
+    })?;
+    if audiences.is_empty() {
+        // The API server takes no audience for its own.
+        return Err(Wrong::new("is empty", remedy));
+    }
+    Ok(audiences)
+}
+
+/// What stands before every name, in the characters of AWS Secrets Manager.
+pub(super) fn aws_prefix(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-, without //, . or .. as a part";
+    let prefix = text(value, remedy)?;
+    let parts_right =
+        prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
+    let right = prefix.len() <= MAX_PREFIX
+        && prefix
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/_+=.@-".contains(&b))
+        && parts_right;
+    if right {
+        Ok(prefix.to_owned())
+    } else {
+        Err(Wrong::text(prefix, "no prefix", remedy))
+    }
+}
+
+/// A URL without path, or nothing.
+pub(super) fn endpoint(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "write a URL without a path, such as \"https://vpce-1a2b.example.com\"";
+    let text = text(value, remedy)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // What stands before '@' is a password more often than not: it is not repeated.
+    if text.contains('@') {
+        return Err(Wrong::new(
+            "names a user",
+            "write the URL without user and password",
+        ));
+    }
+    let uri = text.parse::<Uri>().ok().filter(|uri| {
+        matches!(uri.scheme_str(), Some("http" | "https"))
+            && uri.host().is_some_and(|host| !host.is_empty())
+            && uri.path() == "/"
+            && uri.query().is_none()
+            && !text.contains('#')
+    });
+    match uri {
+        Some(_) => Ok(Some(text.to_owned())),
+        None => Err(Wrong::text(text, "no URL of an endpoint", remedy)),
+    }
+}

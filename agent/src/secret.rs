@@ -1,0 +1,207 @@
+//! What must not be printed, and the names of it.
+//!
+//! A [`SecretName`] is checked once, when it is made. Values and tokens print as nothing, cannot be
+//! cloned, come out through `expose` alone, and are overwritten with zeroes when they are dropped.
+
+use std::{fmt, str, sync::Arc};
+
+use bytes::Bytes;
+use zeroize::Zeroizing;
+
+/// The name of a secret as the application writes it: 1 to 512 bytes, slashes between its segments.
+///
+/// Which characters it may hold, and what it is called at the vault, is the backend's to say.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SecretName(Arc<str>);
+
+/// Why something is no name of a secret.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum NameError {
+    /// It holds a backslash, a NUL or another control character.
+    #[error("a secret's name holds no backslash and no control characters")]
+    Character,
+    /// It is empty.
+    #[error("a secret's name is missing")]
+    Empty,
+    /// What its percent signs encode is no UTF-8, or they encode nothing.
+    #[error("a secret's name is UTF-8, its percent signs written as %25")]
+    Encoding,
+    /// It has more than 512 bytes.
+    #[error("a secret's name has at most 512 bytes")]
+    Length,
+    /// A segment of it is empty, `.` or `..`.
+    #[error("a secret's name has no segment that is empty, . or ..")]
+    Segment,
+}
+
+/// The longest name, in bytes; AWS has the longest of all clouds.
+const MAX_NAME: usize = 512;
+
+/// The value of a secret.
+pub struct SecretValue(Zeroizing<Vec<u8>>);
+
+/// A subject token: the pod's service account JWT, offered for exchange.
+pub struct SubjectToken(Zeroizing<String>);
+
+/// Bytes that hold a secret, such as an answer's body, on their way into [`Bytes`].
+///
+/// The last of the clones and slices of those `Bytes` to go overwrites them all. `Bytes` itself
+/// prints what it holds: it goes to the socket and never into a `{:?}`.
+pub struct SecretBytes(Zeroizing<Vec<u8>>);
+
+// === impl SecretName ===
+
+impl SecretName {
+    /// The name that `text` is, nothing in which is encoded any more.
+    ///
+    /// # Errors
+    ///
+    /// If it is too long, or could mean something else than one secret to whoever reads it next.
+    pub fn parse(text: &str) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Err(NameError::Empty);
+        }
+        if text.len() > MAX_NAME {
+            return Err(NameError::Length);
+        }
+        if text.chars().any(|c| c == '\\' || c.is_control()) {
+            return Err(NameError::Character);
+        }
+        if text
+            .split('/')
+            .any(|segment| matches!(segment, "" | "." | ".."))
+        {
+            return Err(NameError::Segment);
+        }
+        Ok(Self(text.into()))
+    }
+
+    /// The name at the end of a request's path, decoded once: `%2F` is `/`, and `%252F` is `%2F`.
+    ///
+    /// # Errors
+    ///
+    /// If it is not encoded rightly, else as [`SecretName::parse`].
+    pub fn from_path(tail: &str) -> Result<Self, NameError> {
+        // The decoder lets through what it does not understand; two readers may differ about it.
+        let is_sound = |after: &str| {
+            after.len() >= 2 && after.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
+        };
+        if !tail.split('%').skip(1).all(is_sound) {
+            return Err(NameError::Encoding);
+        }
+        let decoded = percent_encoding::percent_decode_str(tail).decode_utf8();
+        Self::parse(&decoded.map_err(|_| NameError::Encoding)?)
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether the name is written as an ARN.
+    pub fn is_arn(&self) -> bool {
+        self.0.starts_with("arn:")
+    }
+}
+
+impl fmt::Display for SecretName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+// === impl SecretValue ===
+
+impl SecretValue {
+    /// The value itself.
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The value itself, if it is text.
+    pub fn expose_str(&self) -> Option<&str> {
+        str::from_utf8(&self.0).ok()
+    }
+
+    /// The number of bytes.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// Takes the text over where it lies; no copy stays behind.
+impl From<String> for SecretValue {
+    fn from(text: String) -> Self {
+        Self(Zeroizing::new(text.into_bytes()))
+    }
+}
+
+/// Takes the bytes over where they lie; no copy stays behind.
+impl From<Vec<u8>> for SecretValue {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+}
+
+impl fmt::Debug for SecretValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretValue(..)")
+    }
+}
+
+// === impl SubjectToken ===
+
+impl SubjectToken {
+    /// The token itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Takes the text over where it lies; no copy stays behind.
+impl From<String> for SubjectToken {
+    fn from(token: String) -> Self {
+        Self(Zeroizing::new(token))
+    }
+}
+
+impl fmt::Debug for SubjectToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SubjectToken(..)")
+    }
+}
+
+// === impl SecretBytes ===
+
+/// Takes the bytes over where they lie; no copy stays behind.
+impl From<Zeroizing<Vec<u8>>> for SecretBytes {
+    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl AsRef<[u8]> for SecretBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<SecretBytes> for Bytes {
+    fn from(bytes: SecretBytes) -> Self {
+        Self::from_owner(bytes)
+    }
+}
+
+impl fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretBytes(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests;
