@@ -1,3 +1,4 @@
 //! stub
 
 pub mod jwt;
+pub mod kube;

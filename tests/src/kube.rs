@@ -1,0 +1,201 @@
+//! A strict fake of the Kubernetes API server: what the agent asks of it is answered as the real one answers.
+//!
+//! It speaks the real wire (plain HTTP on the loopback), judges each request by RBAC, pages its lists, serves watches
+//! with bookmarks and `410 Gone`, and signs real service account tokens. Tests change the cluster through [`FakeKube`]
+//! and make the server slow, stale, wrong or absent; [`FakeKube::requests`] says what was asked of it.
+
+mod api;
+mod faults;
+mod journal;
+mod list;
+mod objects;
+mod pod;
+mod rbac;
+mod selector;
+mod server;
+mod status;
+mod store;
+mod token;
+mod watch;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use std::{fs, io};
+
+pub use faults::{Fault, StaleReads};
+pub use journal::{Request, TokenRequested};
+pub use objects::Annotations;
+pub use pod::{Container, Pod, PodSpec};
+pub use rbac::Rule;
+
+use crate::jwt::Issuer;
+
+/// The user whom [`FakeKube`] knows from the start, with the rights that the agent's manifests give it.
+pub const AGENT: &str = "system:serviceaccount:latchkey:latchkey-agent";
+
+/// How a [`FakeKube`] differs from a plain cluster of today.
+#[derive(Clone, Debug)]
+pub struct FakeKubeConfig {
+    /// The `iss` of its tokens; by default the server's own URL.
+    pub issuer: Option<String>,
+    /// How often a quiet watch gets a bookmark (the real server's is one minute).
+    pub bookmark_interval: Duration,
+    /// Whether watches may ask for `sendInitialEvents` (the WatchList feature); old servers refuse with 422.
+    pub watch_list: bool,
+    /// Whether a watch from before the last compaction is refused with HTTP 410 instead of a 200 with an `ERROR` event.
+    pub gone_as_status: bool,
+    /// The longest life a token gets, however long a life is asked for.
+    pub max_token_seconds: i64,
+}
+
+/// A running fake API server; a clone is another handle on the same server, which stops with the last of them.
+#[derive(Clone, Debug)]
+pub struct FakeKube {
+    cluster: Arc<Cluster>,
+    server: Arc<server::Server>,
+}
+
+/// Everything that outlives a restart of the server.
+#[derive(Debug)]
+struct Cluster {
+    config: FakeKubeConfig,
+    address: SocketAddr,
+    issuer: Issuer,
+    state: Mutex<State>,
+    /// Ticks whenever the state changed, for those who wait for something in it.
+    changed: tokio::sync::watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    store: store::Store,
+    faults: faults::Faults,
+    journal: journal::Journal,
+    rbac: rbac::Rbac,
+    /// Bearer token to user name.
+    users: HashMap<String, String>,
+    /// Watches being served now.
+    watches: usize,
+}
+
+impl Default for FakeKubeConfig {
+    fn default() -> Self {
+        Self {
+            issuer: None,
+            bookmark_interval: Duration::from_secs(60),
+            watch_list: true,
+            gone_as_status: false,
+            max_token_seconds: 24 * 3600,
+        }
+    }
+}
+
+impl FakeKube {
+    /// Starts a server on a loopback port of its own, with the namespaces `default` and `kube-system`.
+    ///
+    /// # Errors
+    ///
+    /// If no port can be bound.
+    pub async fn start(config: FakeKubeConfig) -> io::Result<Self> {
+        let port = server::Port::reserve()?;
+        let url = format!("http://{}", port.address());
+        let mut state = State {
+            store: store::Store::default(),
+            faults: faults::Faults::default(),
+            journal: journal::Journal::default(),
+            rbac: rbac::Rbac::default(),
+            users: HashMap::new(),
+            watches: 0,
+        };
+        state.rbac.grant(AGENT, Rule::agent());
+        let cluster = Arc::new(Cluster {
+            issuer: Issuer::new(config.issuer.clone().unwrap_or(url)),
+            config,
+            address: port.address(),
+            state: Mutex::new(state),
+            changed: tokio::sync::watch::Sender::new(()),
+        });
+        let server = Arc::new(server::Server::new(port));
+        let kube = Self { cluster, server };
+        for namespace in ["default", "kube-system"] {
+            kube.create_namespace(namespace, &[]);
+        }
+        kube.start_again().await?;
+        Ok(kube)
+    }
+
+    /// The server's base URL.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.cluster.address)
+    }
+
+    /// The issuer of its service account tokens.
+    #[must_use]
+    pub fn issuer(&self) -> &Issuer {
+        &self.cluster.issuer
+    }
+
+    /// The bearer token by which `user` is known; a user not seen before gets one, and no rights.
+    #[must_use]
+    pub fn bearer(&self, user: &str) -> String {
+        let mut state = self.cluster.lock();
+        let known = state.users.iter().find(|(_, name)| *name == user);
+        if let Some((token, _)) = known {
+            return token.clone();
+        }
+        let token = format!("bearer-{}", uuid::Uuid::new_v4().simple());
+        state.users.insert(token.clone(), user.to_owned());
+        token
+    }
+
+    /// Writes a kubeconfig for `user` into `directory`, for the agent's `$KUBECONFIG`.
+    ///
+    /// # Errors
+    ///
+    /// If the file cannot be written.
+    pub fn kubeconfig_file(&self, directory: &Path, user: &str) -> io::Result<PathBuf> {
+        let path = directory.join(format!("kubeconfig-{}.yaml", user.replace(['/', ':'], "-")));
+        let (server, token) = (self.url(), self.bearer(user));
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: fake\n\
+             clusters:\n- name: fake\n  cluster:\n    server: {server}\n\
+             users:\n- name: fake\n  user:\n    token: {token}\n\
+             contexts:\n- name: fake\n  context:\n    cluster: fake\n    user: fake\n"
+        );
+        fs::write(&path, text)?;
+        Ok(path)
+    }
+
+    /// Waits until `condition` holds, looking again at each change; a test bounds it with a timeout of its own.
+    pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        let mut changed = self.cluster.changed.subscribe();
+        while !condition(self) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Cluster {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A test that panicked while it held the lock has failed already; the others go on.
+        self.state
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes whoever waits for a change.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.lock());
+        self.changed.send_replace(());
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests;
