@@ -72,7 +72,7 @@ fn shared_bytes_stay_until_the_last_of_them_goes_and_then_leave_zeroes() {
         holds(&memory_at(address), piece),
         "one of them is still in use"
     );
-    assert!(part.starts_with(b"ter2-hunter2-"));
+    assert!(part.starts_with(b"er2-hunter2-"));
     drop(part);
     assert!(!holds(&memory_at(address), piece));
 }
