@@ -1,4 +1,5 @@
 //! stub
 
+pub mod aws;
 pub mod jwt;
 pub mod kube;

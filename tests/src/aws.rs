@@ -1,0 +1,352 @@
+//! A fake AWS that is as strict as the real one: STS `AssumeRoleWithWebIdentity` and Secrets Manager's reads.
+//!
+//! STS believes a subject token only by its signature, issuer, expiry and audience, and gives a session only if the
+//! role's trust policy allows it. Secrets Manager checks the Signature Version 4 of every request, the session's
+//! expiry and revocation, and the role's policy on the secret's ARN. Over HTTP everything is read-only, as the agent
+//! is; tests write secrets, roles and faults through [`FakeAws`].
+//!
+//! Not here: KMS keys, resource policies, session policies and tags, and conditions beyond strings; what is not known
+//! is refused and never passed over.
+
+mod call;
+mod fault;
+mod iam;
+mod listener;
+mod policy;
+mod reply;
+mod secret;
+mod secretsmanager;
+mod service;
+mod sigv4;
+mod sts;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use call::{Call, Operation, TokenSeen};
+pub use fault::{Behaviour, Fault, FaultGuard, Gate};
+pub use iam::RoleSpec;
+pub use policy::{PolicyError, read_and_list_policy, read_policy, trust_policy};
+pub use secret::SecretInput;
+
+use call::CallLog;
+use fault::Faults;
+use iam::Iam;
+use listener::Listener;
+use secret::Store;
+
+/// What a fake AWS is like; [`FakeAwsConfig::default`] suits most tests.
+#[derive(Clone, Debug)]
+pub struct FakeAwsConfig {
+    /// Where it listens; port 0: any.
+    pub listen: SocketAddr,
+    /// The account that [`FakeAws::put_secret`] and its like work in.
+    pub account: String,
+    /// The regions that there are.
+    pub regions: Vec<String>,
+    /// Regions that also have an endpoint of their own, where no other region's signatures are good.
+    pub pinned_regions: Vec<String>,
+    /// The most names that one `ListSecrets` answer holds, however many were asked for, as AWS reserves the right to.
+    pub page_limit: usize,
+    /// How many calls are remembered.
+    pub calls_kept: usize,
+    /// Whether every call is also written to stdout, one JSON line each.
+    pub echo_calls: bool,
+}
+
+/// A running fake AWS; clones are handles to the same one, which ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct FakeAws {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Arc<State>,
+    main: Listener,
+    pinned: BTreeMap<String, Listener>,
+    _ended: DropGuard,
+}
+
+/// What the services work on.
+#[derive(Debug)]
+struct State {
+    config: FakeAwsConfig,
+    iam: RwLock<Iam>,
+    store: RwLock<Store>,
+    faults: Arc<Faults>,
+    calls: CallLog,
+    /// How far the fake's clock is from the machine's, in milliseconds.
+    clock_offset: AtomicI64,
+}
+
+impl Default for FakeAwsConfig {
+    fn default() -> Self {
+        let regions = [
+            "ap-southeast-2",
+            "cn-north-1",
+            "cn-northwest-1",
+            "eu-central-1",
+            "eu-west-1",
+            "us-east-1",
+            "us-east-2",
+            "us-gov-east-1",
+            "us-gov-west-1",
+            "us-west-2",
+        ];
+        Self {
+            listen: (Ipv4Addr::LOCALHOST, 0).into(),
+            account: "111122223333".to_owned(),
+            regions: regions.map(str::to_owned).to_vec(),
+            pinned_regions: Vec::new(),
+            page_limit: 100,
+            calls_kept: 100_000,
+            echo_calls: false,
+        }
+    }
+}
+
+/// The ARN of an OIDC provider: the issuer's URL without its scheme, in an account.
+#[must_use]
+pub fn provider_arn(partition: &str, account: &str, issuer: &str) -> String {
+    let host = issuer
+        .strip_prefix("https://")
+        .unwrap_or(issuer)
+        .trim_end_matches('/');
+    format!("arn:{partition}:iam::{account}:oidc-provider/{host}")
+}
+
+/// The `Resource` of a policy that covers secrets by name, which may hold `*`, in one region or in `*`.
+///
+/// The name must end with `*` or `-??????` to match a real ARN, which ends with six random characters.
+#[must_use]
+pub fn secret_arn(region: &str, account: &str, name: &str) -> String {
+    secret::arn_without_suffix(account, region, name)
+}
+
+/// Running it.
+impl FakeAws {
+    /// Binds its listeners and serves them on the current runtime, which is why this is an async function.
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound.
+    pub async fn start(config: FakeAwsConfig) -> io::Result<Self> {
+        let ended = CancellationToken::new();
+        let state = Arc::new(State {
+            iam: RwLock::default(),
+            store: RwLock::default(),
+            faults: Arc::default(),
+            calls: CallLog::new(config.calls_kept, config.echo_calls),
+            clock_offset: AtomicI64::new(0),
+            config,
+        });
+        let bind =
+            |address, region| Listener::bind(address, Arc::clone(&state), region, ended.clone());
+        let main = bind(state.config.listen, None)?;
+        let mut pinned = BTreeMap::new();
+        for region in &state.config.pinned_regions {
+            let address = SocketAddr::new(state.config.listen.ip(), 0);
+            pinned.insert(region.clone(), bind(address, Some(region.as_str().into()))?);
+        }
+        let inner = Inner {
+            state,
+            main,
+            pinned,
+            _ended: ended.drop_guard(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// One fake for the whole test process, on a runtime of its own.
+    ///
+    /// Tests that share it keep apart by their own names of roles and secrets, and leave its clock and its listener
+    /// alone.
+    ///
+    /// # Panics
+    ///
+    /// If it cannot be started.
+    #[must_use]
+    pub fn shared() -> Self {
+        static SHARED: OnceLock<FakeAws> = OnceLock::new();
+        let shared = SHARED.get_or_init(|| {
+            let (started, fake) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread()
+                    .worker_threads(2)
+                    .enable_all()
+                    .build()
+                    .expect("a runtime can be built");
+                runtime.block_on(async {
+                    let fake = Self::start(FakeAwsConfig::default()).await;
+                    let _ = started.send(fake.expect("a loopback port can be bound"));
+                    std::future::pending::<()>().await;
+                });
+            });
+            fake.recv().expect("the shared fake starts")
+        });
+        shared.clone()
+    }
+
+    /// The URL of both services.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.inner.main.address())
+    }
+
+    /// The URL at which only one region is served; it must be one of [`FakeAwsConfig::pinned_regions`].
+    #[must_use]
+    pub fn endpoint_in(&self, region: &str) -> Option<String> {
+        Some(format!(
+            "http://{}",
+            self.inner.pinned.get(region)?.address()
+        ))
+    }
+
+    /// Refuses connections from now on and breaks the open ones.
+    ///
+    /// # Errors
+    ///
+    /// If the port is lost to somebody else.
+    pub async fn stop_listening(&self) -> io::Result<()> {
+        self.inner.main.stop().await
+    }
+
+    /// Listens again, at the same port.
+    ///
+    /// # Errors
+    ///
+    /// If the port is lost to somebody else.
+    pub async fn resume_listening(&self) -> io::Result<()> {
+        self.inner.main.resume().await
+    }
+
+    /// [`FakeAws::stop_listening`] for one pinned region's endpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the region has no endpoint of its own, or its port is lost to somebody else.
+    pub async fn stop_listening_in(&self, region: &str) -> io::Result<()> {
+        self.pinned(region)?.stop().await
+    }
+
+    /// [`FakeAws::resume_listening`] for one pinned region's endpoint.
+    ///
+    /// # Errors
+    ///
+    /// If the region has no endpoint of its own, or its port is lost to somebody else.
+    pub async fn resume_listening_in(&self, region: &str) -> io::Result<()> {
+        self.pinned(region)?.resume().await
+    }
+
+    /// Sets the fake's clock this far from the machine's, to either side.
+    pub fn set_clock_offset(&self, offset: SignedDuration) {
+        let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
+        self.inner
+            .state
+            .clock_offset
+            .store(milliseconds, Ordering::Relaxed);
+    }
+
+    fn pinned(&self, region: &str) -> io::Result<&Listener> {
+        let missing = || io::Error::other(format!("{region} has no endpoint of its own"));
+        self.inner.pinned.get(region).ok_or_else(missing)
+    }
+}
+
+/// What went on, and what goes wrong.
+impl FakeAws {
+    /// Every call so far, in the order in which they were answered.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        self.inner.state.calls.matching(|_| true)
+    }
+
+    /// The calls that a test is about.
+    #[must_use]
+    pub fn calls_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
+        self.inner.state.calls.matching(wanted)
+    }
+
+    /// How many of them there were.
+    #[must_use]
+    pub fn count_calls(&self, wanted: impl Fn(&Call) -> bool) -> usize {
+        self.inner.state.calls.count(wanted)
+    }
+
+    /// Forgets the calls so far.
+    pub fn clear_calls(&self) {
+        self.inner.state.calls.clear();
+    }
+
+    /// Returns when at least `calls` such calls have been answered; whether they came within `patience`.
+    pub async fn called(
+        &self,
+        calls: usize,
+        patience: Duration,
+        wanted: impl Fn(&Call) -> bool,
+    ) -> bool {
+        let mut total = self.inner.state.calls.total();
+        let all = async {
+            while self.count_calls(&wanted) < calls {
+                // The sender lives as long as `self`.
+                let _ = total.changed().await;
+            }
+        };
+        tokio::time::timeout(patience, all).await.is_ok()
+    }
+
+    /// Makes something go wrong until the guard is dropped.
+    pub fn fault(&self, fault: Fault) -> FaultGuard {
+        self.inner.state.faults.add(fault)
+    }
+
+    /// Ends all faults.
+    pub fn clear_faults(&self) {
+        self.inner.state.faults.clear();
+    }
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        Timestamp::now() + SignedDuration::from_millis(offset)
+    }
+
+    fn knows_region(&self, region: &str) -> bool {
+        self.config.regions.iter().any(|known| known == region)
+    }
+
+    fn page_limit(&self) -> usize {
+        self.config.page_limit.max(1)
+    }
+
+    fn iam_read(&self) -> RwLockReadGuard<'_, Iam> {
+        self.iam.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn iam_write(&self) -> RwLockWriteGuard<'_, Iam> {
+        self.iam.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_read(&self) -> RwLockReadGuard<'_, Store> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_write(&self) -> RwLockWriteGuard<'_, Store> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,173 @@
+//! The log of every call, as CloudTrail would have it, for tests to count and to look into.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::sync::watch;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+pub enum Operation {
+    /// STS: a subject token for a session.
+    AssumeRoleWithWebIdentity,
+    /// Secrets Manager: a value.
+    GetSecretValue,
+    /// Secrets Manager: names.
+    ListSecrets,
+    /// Anything else; always refused.
+    Unknown,
+}
+
+/// One call, answered or not.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Call {
+    /// When it was answered, by the fake's clock.
+    pub at: Timestamp,
+    /// What was asked for.
+    pub operation: Operation,
+    /// The region of the signature's scope; STS calls are unsigned and have none.
+    pub region: Option<String>,
+    /// The role's ARN: the one asked for (STS), or the caller's (Secrets Manager, once authenticated).
+    pub role: Option<String>,
+    /// The role session's name.
+    pub session_name: Option<String>,
+    /// The access key id that was given out (STS) or that signed (Secrets Manager).
+    pub access_key: Option<String>,
+    /// `SecretId` as it was sent.
+    pub secret: Option<String>,
+    /// `VersionId` as it was sent.
+    pub version_id: Option<String>,
+    /// `VersionStage` as it was sent.
+    pub version_stage: Option<String>,
+    /// The claims of the subject token, whether or not they were believed (STS).
+    pub token: Option<TokenSeen>,
+    /// `x-amzn-RequestId` of the answer.
+    pub request_id: String,
+    /// AWS's error code, or `fault: …` when a fault was served; none: it succeeded.
+    pub error: Option<String>,
+}
+
+/// The claims of a subject token that tests ask about.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct TokenSeen {
+    /// The issuer.
+    pub iss: String,
+    /// The subject.
+    pub sub: String,
+    /// The audiences.
+    pub aud: Vec<String>,
+    /// Expiry, in seconds of Unix time.
+    pub exp: i64,
+    /// The name and UID of the pod that the token is bound to.
+    pub pod: Option<(String, String)>,
+}
+
+/// The calls so far, the oldest forgotten when there are too many.
+#[derive(Debug)]
+pub(super) struct CallLog {
+    calls: Mutex<VecDeque<Call>>,
+    kept: usize,
+    echo: bool,
+    total: watch::Sender<u64>,
+}
+
+impl Call {
+    pub(super) fn new(operation: Operation, request_id: String, at: Timestamp) -> Self {
+        Self {
+            at,
+            operation,
+            region: None,
+            role: None,
+            session_name: None,
+            access_key: None,
+            secret: None,
+            version_id: None,
+            version_stage: None,
+            token: None,
+            request_id,
+            error: None,
+        }
+    }
+
+    /// Whether AWS did what was asked.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.error.is_none()
+    }
+}
+
+impl TokenSeen {
+    pub(super) fn of(claims: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pod = &claims["kubernetes.io"]["pod"];
+        Self {
+            iss: text(&claims["iss"]),
+            sub: text(&claims["sub"]),
+            aud: match &claims["aud"] {
+                Value::Array(all) => all.iter().map(text).collect(),
+                one => vec![text(one)],
+            },
+            exp: claims["exp"].as_i64().unwrap_or_default(),
+            pod: pod
+                .is_object()
+                .then(|| (text(&pod["name"]), text(&pod["uid"]))),
+        }
+    }
+}
+
+impl CallLog {
+    pub(super) fn new(kept: usize, echo: bool) -> Self {
+        Self {
+            calls: Mutex::default(),
+            kept,
+            echo,
+            total: watch::Sender::new(0),
+        }
+    }
+
+    pub(super) fn push(&self, call: Call) {
+        if self.echo
+            && let Ok(line) = serde_json::to_string(&call)
+        {
+            // Nobody reads the log any more: the calls are still remembered.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+        let mut calls = self.lock();
+        if calls.len() >= self.kept {
+            calls.pop_front();
+        }
+        calls.push_back(call);
+        drop(calls);
+        self.total.send_modify(|total| *total += 1);
+    }
+
+    pub(super) fn matching(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
+        self.lock()
+            .iter()
+            .filter(|call| wanted(call))
+            .cloned()
+            .collect()
+    }
+
+    pub(super) fn count(&self, wanted: impl Fn(&Call) -> bool) -> usize {
+        self.lock().iter().filter(|call| wanted(call)).count()
+    }
+
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Changes with every call.
+    pub(super) fn total(&self) -> watch::Receiver<u64> {
+        self.total.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Call>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

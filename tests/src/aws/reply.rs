@@ -1,0 +1,217 @@
+//! What goes back over the wire: answers, refusals, and bodies that break off.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode};
+use hyper::body::{Body, Frame, SizeHint};
+use serde_json::json;
+
+/// The two services, which differ in how they write an answer.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Service {
+    /// JSON 1.1.
+    SecretsManager,
+    /// The query protocol: XML.
+    Sts,
+}
+
+/// An error answer as AWS names it.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    status: u16,
+    pub(super) code: &'static str,
+    message: String,
+}
+
+/// An HTTP answer, not yet a body.
+#[derive(Debug)]
+pub(super) struct Reply {
+    status: u16,
+    content_type: &'static str,
+    body: Bytes,
+    retry_after: Option<u64>,
+}
+
+/// A body that is sent whole, or that promises its length and breaks off half-way.
+#[derive(Debug)]
+pub(super) struct ReplyBody {
+    left: Option<Bytes>,
+    promised: u64,
+    cut: bool,
+    /// Whether hyper was given the time to send what there is, before the cut.
+    flushed: bool,
+}
+
+/// The connection ends here, on purpose.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BrokenOff;
+
+impl Refusal {
+    pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The refusal in the words of its service.
+    pub(super) fn into_reply(self, service: Service, request_id: &str) -> Reply {
+        match service {
+            Service::SecretsManager => {
+                // As the real one: what the front end answers has a small `message`, what the service answers a big one.
+                let front = ["Signature", "Token", "Client", "Throttling", "Unknown"];
+                let front = front.iter().any(|word| self.code.contains(word));
+                let member = if front { "message" } else { "Message" };
+                Reply::json(
+                    self.status,
+                    &json!({"__type": self.code, member: self.message}),
+                )
+            }
+            Service::Sts => {
+                let fault = if self.status < 500 {
+                    "Sender"
+                } else {
+                    "Receiver"
+                };
+                Reply::xml(
+                    self.status,
+                    format!(
+                        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n  \
+                         <Error>\n    <Type>{fault}</Type>\n    <Code>{}</Code>\n    \
+                         <Message>{}</Message>\n  </Error>\n  <RequestId>{request_id}</RequestId>\n\
+                         </ErrorResponse>\n",
+                        self.code,
+                        escaped(&self.message)
+                    ),
+                )
+            }
+        }
+    }
+}
+
+impl Reply {
+    pub(super) fn json(status: u16, body: &serde_json::Value) -> Self {
+        let body = body.to_string().into();
+        Self {
+            status,
+            content_type: "application/x-amz-json-1.1",
+            body,
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn xml(status: u16, body: String) -> Self {
+        Self {
+            status,
+            content_type: "text/xml",
+            body: body.into(),
+            retry_after: None,
+        }
+    }
+
+    /// What a broken proxy or load balancer puts in the service's place.
+    pub(super) fn foreign(status: u16, content_type: &'static str, body: &'static str) -> Self {
+        Self {
+            status,
+            content_type,
+            body: Bytes::from_static(body.as_bytes()),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn with_retry_after(mut self, seconds: Option<u64>) -> Self {
+        self.retry_after = seconds;
+        self
+    }
+
+    /// Half of the body under the whole one's length, so that the JSON or XML does not parse.
+    pub(super) fn truncated(mut self) -> Self {
+        self.body.truncate(self.body.len() / 2);
+        self
+    }
+
+    /// The response; `cut`: the connection ends in the middle of the body.
+    pub(super) fn into_response(
+        self,
+        request_id: &str,
+        now: jiff::Timestamp,
+        cut: bool,
+    ) -> Response<ReplyBody> {
+        let promised = self.body.len() as u64;
+        let left = if cut {
+            self.body.slice(..self.body.len() / 2)
+        } else {
+            self.body
+        };
+        let mut response = Response::new(ReplyBody {
+            left: Some(left),
+            promised,
+            cut,
+            flushed: false,
+        });
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(
+            http::header::CONTENT_TYPE,
+            HeaderValue::from_static(self.content_type),
+        );
+        let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+        for (name, value) in [("x-amzn-requestid", request_id), ("date", &date)] {
+            if let Ok(value) = HeaderValue::from_str(value) {
+                headers.insert(name, value);
+            }
+        }
+        if let Some(seconds) = self.retry_after {
+            headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = BrokenOff;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
+        Poll::Ready(match self.left.take() {
+            Some(bytes) if !bytes.is_empty() => Some(Ok(Frame::data(bytes))),
+            _ if self.cut && !self.flushed => {
+                self.flushed = true;
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            _ if self.cut => Some(Err(BrokenOff)),
+            _ => None,
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.left.is_none() && !self.cut
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.promised)
+    }
+}
+
+impl std::fmt::Display for BrokenOff {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection is cut on purpose")
+    }
+}
+
+impl std::error::Error for BrokenOff {}
+
+/// Text as XML character data.
+pub(super) fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+}

@@ -1,0 +1,554 @@
+//! `GetSecretValue` and `ListSecrets`, in JSON 1.1 (Secrets Manager API reference, 2017-10-17).
+//!
+//! Every request is authenticated (signature, session token, expiry), then its parameters are checked, then the role's
+//! policy is asked about the secret's ARN, and only then is the secret looked at.
+
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use http::request::Parts;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::State;
+use super::call::{Call, Operation};
+use super::fault::Behaviour;
+use super::iam::Session;
+use super::policy::{Decision, Question};
+use super::reply::{Refusal, Reply};
+use super::secret::{Secret, SecretInput, Shelf, Store, Version, arn_without_suffix, partition_of};
+use super::sigv4::Authorization;
+
+/// What all the service's targets begin with.
+pub(super) const TARGET: &str = "secretsmanager.";
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct GetSecretValue {
+    #[serde(default)]
+    secret_id: String,
+    version_id: Option<String>,
+    version_stage: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct ListSecrets {
+    #[serde(default)]
+    filters: Vec<Filter>,
+    max_results: Option<i64>,
+    next_token: Option<String>,
+    #[serde(default)]
+    include_planned_deletion: bool,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase", deny_unknown_fields)]
+struct Filter {
+    key: String,
+    values: Vec<String>,
+}
+
+/// What `SecretId` names.
+#[derive(Debug)]
+enum SecretId<'a> {
+    Arn {
+        arn: &'a str,
+        region: &'a str,
+        account: &'a str,
+        name: &'a str,
+    },
+    Name(&'a str),
+}
+
+/// Writes down what is asked for, believed or not, so that faults can match it and the log can show it.
+pub(super) fn describe(parts: &Parts, body: &[u8], state: &State, call: &mut Call) {
+    let target = parts
+        .headers
+        .get("x-amz-target")
+        .and_then(|target| target.to_str().ok());
+    call.operation = match target.and_then(|target| target.strip_prefix(TARGET)) {
+        Some("GetSecretValue") => Operation::GetSecretValue,
+        Some("ListSecrets") => Operation::ListSecrets,
+        _ => Operation::Unknown,
+    };
+    if let Ok(authorization) = Authorization::of(parts) {
+        call.region = Some(authorization.region.to_owned());
+        call.access_key = Some(authorization.access_key.to_owned());
+        if let Some(session) = state.iam_read().session(authorization.access_key) {
+            call.role = Some(session.role.clone());
+            call.session_name = Some(session.name.clone());
+        }
+    }
+    if call.operation == Operation::GetSecretValue
+        && let Ok(asked) = serde_json::from_slice::<GetSecretValue>(body)
+    {
+        call.secret = Some(asked.secret_id);
+        call.version_id = asked.version_id;
+        call.version_stage = asked.version_stage;
+    }
+}
+
+/// Authenticates the request and answers it; `fault` may replace a value that would have been given.
+pub(super) fn answer(
+    state: &State,
+    pinned_region: Option<&str>,
+    parts: &Parts,
+    body: &[u8],
+    now: Timestamp,
+    operation: Operation,
+    fault: Option<&Behaviour>,
+) -> Result<Reply, Refusal> {
+    if operation == Operation::Unknown || parts.uri.path() != "/" || parts.uri.query().is_some() {
+        return Err(Refusal::new(400, "UnknownOperationException", ""));
+    }
+    let (session, region) = authenticate(state, pinned_region, parts, body, now)?;
+    match operation {
+        Operation::GetSecretValue => {
+            parse::<GetSecretValue>(body)?.answer(state, &session, region, fault)
+        }
+        _ => parse::<ListSecrets>(body)?.answer(state, &session, region),
+    }
+}
+
+fn authenticate<'a>(
+    state: &State,
+    pinned_region: Option<&str>,
+    parts: &'a Parts,
+    body: &[u8],
+    now: Timestamp,
+) -> Result<(Arc<Session>, &'a str), Refusal> {
+    let unrecognized = || {
+        Refusal::new(
+            400,
+            "UnrecognizedClientException",
+            "The security token included in the request is invalid.",
+        )
+    };
+    let invalid = |text: String| Refusal::new(400, "InvalidSignatureException", text);
+    let authorization = Authorization::of(parts)?;
+    let region = authorization.region;
+    if pinned_region.is_some_and(|pinned| pinned != region) || !state.knows_region(region) {
+        return Err(invalid(
+            "Credential should be scoped to a valid region.".to_owned(),
+        ));
+    }
+    if authorization.service != "secretsmanager" {
+        return Err(invalid(
+            "Credential should be scoped to correct service: 'secretsmanager'.".to_owned(),
+        ));
+    }
+    let iam = state.iam_read();
+    let session = iam
+        .session(authorization.access_key)
+        .ok_or_else(unrecognized)?;
+    let token = parts.headers.get("x-amz-security-token");
+    if token.is_none_or(|token| token.as_bytes() != session.token.as_bytes())
+        || session.partition != partition_of(region)
+        || iam
+            .role(&session.role)
+            .is_none_or(|role| role.id != session.role_id)
+    {
+        return Err(unrecognized());
+    }
+    if !session.is_live(now) {
+        return Err(Refusal::new(
+            400,
+            "ExpiredTokenException",
+            "The security token included in the request is expired",
+        ));
+    }
+    let session = Arc::clone(session);
+    drop(iam);
+    authorization.verify(&session.secret_key, parts, body, now)?;
+    Ok((session, region))
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    serde_json::from_slice(body)
+        .map_err(|error| Refusal::new(400, "SerializationException", error.to_string()))
+}
+
+impl GetSecretValue {
+    fn answer(
+        &self,
+        state: &State,
+        session: &Session,
+        region: &str,
+        fault: Option<&Behaviour>,
+    ) -> Result<Reply, Refusal> {
+        let id = SecretId::parse(&self.secret_id)?;
+        if self
+            .version_id
+            .as_ref()
+            .is_some_and(|id| !(32..=64).contains(&id.len()))
+        {
+            return Err(constraint("versionId", "length between 32 and 64"));
+        }
+        if self
+            .version_stage
+            .as_ref()
+            .is_some_and(|stage| !(1..=256).contains(&stage.len()))
+        {
+            return Err(constraint("versionStage", "length between 1 and 256"));
+        }
+        let store = state.store_read();
+        let secret = id.find(&store, &session.account, region);
+        let resource = secret.map_or_else(
+            || id.unresolved_arn(&session.account, region),
+            |found| found.arn.clone(),
+        );
+
+        let mut context = vec![
+            ("aws:RequestedRegion", region),
+            ("secretsmanager:SecretId", &self.secret_id),
+        ];
+        if let Some(stage) = &self.version_stage {
+            context.push(("secretsmanager:VersionStage", stage));
+        }
+        let why = Some(self.secret_id.as_str());
+        authorize(
+            state,
+            session,
+            "secretsmanager:GetSecretValue",
+            &resource,
+            why,
+            &context,
+        )?;
+        if let SecretId::Arn { account, .. } = id
+            && account != session.account
+        {
+            // Another account's secret needs a resource policy too, and this fake's secrets have none.
+            return Err(denied(
+                session,
+                "secretsmanager:GetSecretValue",
+                why,
+                "resource-based",
+            ));
+        }
+
+        let secret = secret.ok_or_else(|| {
+            not_found("Secrets Manager can't find the specified secret.".to_owned())
+        })?;
+        if secret.marked_for_deletion.is_some() {
+            return Err(Refusal::new(
+                400,
+                "InvalidRequestException",
+                "You can't perform this operation on the secret because it was marked for deletion.",
+            ));
+        }
+        let version = self.version_of(secret)?;
+        match fault {
+            Some(Behaviour::KmsDenied) => Err(Refusal::new(
+                400,
+                "AccessDeniedException",
+                "Access to KMS is not allowed",
+            )),
+            Some(Behaviour::DecryptionFailure) => Err(Refusal::new(
+                400,
+                "DecryptionFailure",
+                "Secrets Manager can't decrypt the protected secret text using the provided KMS key.",
+            )),
+            _ => Ok(Reply::json(200, &value_json(secret, version))),
+        }
+    }
+
+    fn version_of<'a>(&self, secret: &'a Secret) -> Result<&'a Version, Refusal> {
+        let by_stage = |stage: &str| {
+            secret.version_at(stage).ok_or_else(|| {
+                not_found(format!(
+                    "Secrets Manager can't find the specified secret value for staging label: \
+                     {stage}"
+                ))
+            })
+        };
+        let Some(id) = &self.version_id else {
+            return by_stage(self.version_stage.as_deref().unwrap_or("AWSCURRENT"));
+        };
+        let version = secret.version(id).ok_or_else(|| {
+            not_found(format!(
+                "Secrets Manager can't find the specified secret value for VersionId: {id}"
+            ))
+        })?;
+        if self
+            .version_stage
+            .as_ref()
+            .is_some_and(|stage| !version.stages.contains(stage))
+        {
+            return Err(Refusal::new(
+                400,
+                "InvalidRequestException",
+                "You provided a VersionStage that is not associated to the provided VersionId.",
+            ));
+        }
+        Ok(version)
+    }
+}
+
+impl ListSecrets {
+    fn answer(&self, state: &State, session: &Session, region: &str) -> Result<Reply, Refusal> {
+        let most = match self.max_results {
+            None => 100,
+            Some(1..=100) => usize::try_from(self.max_results.unwrap_or(100)).unwrap_or(100),
+            Some(_) => return Err(constraint("maxResults", "value between 1 and 100")),
+        };
+        if self.filters.len() > 10 {
+            return Err(constraint("filters", "length less than or equal to 10"));
+        }
+        if let Some(filter) = self.filters.iter().find(|filter| filter.key != "name") {
+            return Err(constraint(
+                &filter.key,
+                "a filter key that this fake knows: name",
+            ));
+        }
+        let after = match &self.next_token {
+            None => None,
+            Some(token) => Some(page_start(token).ok_or_else(|| {
+                Refusal::new(
+                    400,
+                    "InvalidNextTokenException",
+                    "The NextToken value is invalid.",
+                )
+            })?),
+        };
+        let context = [("aws:RequestedRegion", region)];
+        authorize(
+            state,
+            session,
+            "secretsmanager:ListSecrets",
+            "*",
+            None,
+            &context,
+        )?;
+
+        let store = state.store_read();
+        let none = Shelf::new();
+        let shelf = store.shelf(&session.account, region).unwrap_or(&none);
+        let most = most.min(state.page_limit());
+        let mut page = Vec::with_capacity(most);
+        let mut answer = Map::new();
+        let from = after.map_or(std::ops::Bound::Unbounded, std::ops::Bound::Excluded);
+        for (name, secret) in shelf.range::<String, _>((from, std::ops::Bound::Unbounded)) {
+            if !self.shows(secret) {
+                continue;
+            }
+            if page.len() == most {
+                let last = page.last().and_then(|entry: &Value| entry["Name"].as_str());
+                answer.insert("NextToken".into(), page_token(last.unwrap_or(name)).into());
+                break;
+            }
+            page.push(entry_json(secret));
+        }
+        answer.insert("SecretList".into(), page.into());
+        Ok(Reply::json(200, &Value::Object(answer)))
+    }
+
+    /// Values of one filter are alternatives, several filters must all hold; `!` negates.
+    fn shows(&self, secret: &Secret) -> bool {
+        (self.include_planned_deletion || secret.marked_for_deletion.is_none())
+            && self.filters.iter().all(|filter| {
+                filter
+                    .values
+                    .iter()
+                    .any(|value| match value.strip_prefix('!') {
+                        Some(prefix) => !secret.name.starts_with(prefix),
+                        None => secret.name.starts_with(value.as_str()),
+                    })
+            })
+    }
+}
+
+impl<'a> SecretId<'a> {
+    fn parse(id: &'a str) -> Result<Self, Refusal> {
+        if !(1..=2048).contains(&id.len()) {
+            return Err(constraint("secretId", "length between 1 and 2048"));
+        }
+        if !id.starts_with("arn:") {
+            let valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_+=.@!".contains(&byte);
+            return if id.bytes().all(valid) && id.len() <= 512 {
+                Ok(Self::Name(id))
+            } else {
+                Err(Refusal::new(
+                    400,
+                    "ValidationException",
+                    "Invalid name. Must be a valid name containing alphanumeric characters, or any \
+                     of the following: -/_+=.@!",
+                ))
+            };
+        }
+        let parts: Vec<&str> = id.splitn(7, ':').collect();
+        match parts.as_slice() {
+            &["arn", _, "secretsmanager", region, account, "secret", name] if !name.is_empty() => {
+                Ok(Self::Arn {
+                    arn: id,
+                    region,
+                    account,
+                    name,
+                })
+            }
+            _ => Err(Refusal::new(400, "ValidationException", "Invalid ARN")),
+        }
+    }
+
+    /// The secret, by name, by its whole ARN, or by its ARN without the six characters at the end.
+    fn find<'s>(&self, store: &'s Store, account: &str, region: &str) -> Option<&'s Secret> {
+        match *self {
+            Self::Name(name) => store.shelf(account, region)?.get(name),
+            Self::Arn { region: other, .. } if other != region => None,
+            Self::Arn {
+                arn, account, name, ..
+            } => {
+                let shelf = store.shelf(account, region)?;
+                let whole = name
+                    .len()
+                    .checked_sub(7)
+                    .and_then(|end| shelf.get(name.get(..end)?));
+                whole
+                    .filter(|secret| secret.arn == arn)
+                    .or_else(|| shelf.get(name))
+            }
+        }
+    }
+
+    /// What a secret that is not there is judged by: AWS cannot know its suffix, so a policy that spells it out with
+    /// `-??????` denies where one with `*` gives `ResourceNotFoundException`.
+    fn unresolved_arn(&self, account: &str, region: &str) -> String {
+        match *self {
+            Self::Name(name) => arn_without_suffix(account, region, name),
+            Self::Arn { arn, .. } => arn.to_owned(),
+        }
+    }
+}
+
+fn authorize(
+    state: &State,
+    session: &Session,
+    action: &str,
+    resource: &str,
+    asked_for: Option<&str>,
+    context: &[(&str, &str)],
+) -> Result<(), Refusal> {
+    let iam = state.iam_read();
+    let decision = match iam.role(&session.role) {
+        Some(role)
+            if role
+                .revoked_until
+                .is_some_and(|until| session.issued <= until) =>
+        {
+            Decision::ExplicitlyDenied
+        }
+        Some(role) => role.policy.decide(&Question {
+            action,
+            resource,
+            federated: "",
+            context,
+        }),
+        None => Decision::NotAllowed,
+    };
+    match decision {
+        Decision::Allowed => Ok(()),
+        Decision::NotAllowed => Err(denied(session, action, asked_for, "identity-based")),
+        Decision::ExplicitlyDenied => Err(Refusal::new(
+            400,
+            "AccessDeniedException",
+            format!(
+                "{} with an explicit deny in an identity-based policy",
+                not_authorized(session, action, asked_for)
+            ),
+        )),
+    }
+}
+
+fn denied(session: &Session, action: &str, resource: Option<&str>, policy: &str) -> Refusal {
+    Refusal::new(
+        400,
+        "AccessDeniedException",
+        format!(
+            "{} because no {policy} policy allows the {action} action",
+            not_authorized(session, action, resource)
+        ),
+    )
+}
+
+fn not_authorized(session: &Session, action: &str, resource: Option<&str>) -> String {
+    let on = resource
+        .map(|resource| format!(" on resource: {resource}"))
+        .unwrap_or_default();
+    format!(
+        "User: {} is not authorized to perform: {action}{on}",
+        session.arn()
+    )
+}
+
+fn not_found(message: String) -> Refusal {
+    Refusal::new(400, "ResourceNotFoundException", message)
+}
+
+fn constraint(field: &str, needs: &str) -> Refusal {
+    Refusal::new(
+        400,
+        "ValidationException",
+        format!(
+            "1 validation error detected: Value at '{field}' failed to satisfy constraint: Member \
+             must have {needs}"
+        ),
+    )
+}
+
+fn value_json(secret: &Secret, version: &Version) -> Value {
+    let (member, value) = match &version.value {
+        SecretInput::Binary(bytes) => ("SecretBinary", BASE64.encode(bytes)),
+        SecretInput::Text(text) => ("SecretString", text.clone()),
+    };
+    let mut answer = json!({
+        "ARN": secret.arn,
+        "CreatedDate": seconds(version.created),
+        "Name": secret.name,
+        member: value,
+        "VersionId": version.id,
+    });
+    // A version without a stage, which AWS calls deprecated, is answered without the member.
+    if !version.stages.is_empty() {
+        answer["VersionStages"] = json!(version.stages);
+    }
+    answer
+}
+
+fn entry_json(secret: &Secret) -> Value {
+    let staged = secret
+        .versions
+        .iter()
+        .filter(|version| !version.stages.is_empty());
+    let stages: Map<String, Value> = staged
+        .map(|version| (version.id.clone(), json!(version.stages)))
+        .collect();
+    let mut entry = json!({
+        "ARN": secret.arn,
+        "CreatedDate": seconds(secret.created),
+        "LastChangedDate": seconds(secret.changed),
+        "Name": secret.name,
+        "SecretVersionsToStages": stages,
+        "Tags": [],
+    });
+    if let Some(marked) = secret.marked_for_deletion {
+        entry["DeletedDate"] = json!(seconds(marked));
+    }
+    entry
+}
+
+/// A moment as JSON 1.1 writes it: seconds with three places.
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1000.0
+}
+
+fn page_token(after: &str) -> String {
+    BASE64.encode(format!("after:{after}"))
+}
+
+fn page_start(token: &str) -> Option<String> {
+    let text = String::from_utf8(BASE64.decode(token).ok()?).ok()?;
+    text.strip_prefix("after:").map(str::to_owned)
+}

@@ -1,0 +1,186 @@
+//! One request from arrival to answer: which service, which fault, what goes into the log.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+
+use super::State;
+use super::call::{Call, Operation};
+use super::fault::Behaviour;
+use super::reply::{BrokenOff, Refusal, Reply, ReplyBody, Service};
+use super::{secretsmanager, sts};
+
+/// No request of the two operations comes near this many bytes.
+const MAX_BODY: usize = 128 * 1024;
+
+/// A request that has been read.
+struct Arrived {
+    state: Arc<State>,
+    pinned_region: Option<Arc<str>>,
+    service: Service,
+    parts: Parts,
+    body: Bytes,
+    call: Call,
+    fault: Option<Behaviour>,
+}
+
+pub(super) async fn serve(
+    state: Arc<State>,
+    pinned_region: Option<Arc<str>>,
+    request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, BrokenOff> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY)
+        .collect()
+        .await
+        .map_err(|_| BrokenOff)?
+        .to_bytes();
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let mut call = Call::new(Operation::Unknown, request_id, state.now());
+    let service = if parts.headers.contains_key("x-amz-target") {
+        secretsmanager::describe(&parts, &body, &state, &mut call);
+        Service::SecretsManager
+    } else {
+        if let Ok(form) = sts::Form::parse(&body) {
+            form.describe(&mut call);
+        }
+        Service::Sts
+    };
+    let fault = state.faults.strike(&call);
+    let arrived = Arrived {
+        state,
+        pinned_region,
+        service,
+        parts,
+        body,
+        call,
+        fault,
+    };
+    match arrived.fault.clone() {
+        None => Ok(arrived.answer()),
+        Some(Behaviour::Hang) => {
+            arrived.log_fault();
+            std::future::pending().await
+        }
+        Some(Behaviour::Disconnect) => {
+            arrived.log_fault();
+            Err(BrokenOff)
+        }
+        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
+        Some(Behaviour::Delay(time)) => tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            arrived.answer()
+        })
+        .await
+        .map_err(|_| BrokenOff),
+        Some(Behaviour::Hold(gate)) => tokio::spawn(async move {
+            gate.pass().await;
+            arrived.answer()
+        })
+        .await
+        .map_err(|_| BrokenOff),
+        Some(_) => Ok(arrived.answer()),
+    }
+}
+
+impl Arrived {
+    fn answer(mut self) -> Response<ReplyBody> {
+        self.call.at = self.state.now();
+        let reply = self.reply();
+        let cut = matches!(self.fault, Some(Behaviour::CutBody));
+        let response = reply.into_response(&self.call.request_id, self.call.at, cut);
+        self.state.calls.push(self.call);
+        response
+    }
+
+    fn reply(&mut self) -> Reply {
+        let refusal = match &self.fault {
+            Some(Behaviour::Html) => {
+                self.call.error = Some(Behaviour::Html.name().to_owned());
+                let page = "<html><head><title>502 Bad Gateway</title></head></html>\n";
+                return Reply::foreign(200, "text/html", page);
+            }
+            Some(Behaviour::InternalError) => Some(self.internal_error()),
+            Some(Behaviour::ServiceUnavailable) => Some((
+                Refusal::new(503, "ServiceUnavailable", "Service Unavailable"),
+                None,
+            )),
+            Some(Behaviour::Throttle(seconds)) => Some((self.throttled(), *seconds)),
+            _ => None,
+        };
+        if let (Some((refusal, retry_after)), Some(fault)) = (refusal, &self.fault) {
+            self.call.error = Some(fault.name().to_owned());
+            let reply = refusal.into_reply(self.service, &self.call.request_id);
+            return reply.with_retry_after(retry_after);
+        }
+        let reply = match self.judge() {
+            Ok(reply) => reply,
+            Err(refusal) => {
+                self.call.error = Some(refusal.code.to_owned());
+                refusal.into_reply(self.service, &self.call.request_id)
+            }
+        };
+        match &self.fault {
+            Some(fault @ Behaviour::TruncatedBody) => {
+                self.call.error = Some(fault.name().to_owned());
+                reply.truncated()
+            }
+            Some(fault @ Behaviour::CutBody) => {
+                self.call.error = Some(fault.name().to_owned());
+                reply
+            }
+            _ => reply,
+        }
+    }
+
+    /// What AWS itself would answer.
+    fn judge(&mut self) -> Result<Reply, Refusal> {
+        if self.parts.method != Method::POST {
+            return Err(Refusal::new(405, "MethodNotAllowed", "only POST is served"));
+        }
+        match self.service {
+            Service::SecretsManager => secretsmanager::answer(
+                &self.state,
+                self.pinned_region.as_deref(),
+                &self.parts,
+                &self.body,
+                self.call.at,
+                self.call.operation,
+                self.fault.as_ref(),
+            ),
+            Service::Sts => {
+                let form = sts::Form::parse(&self.body)?;
+                form.answer(&self.state, self.call.at, &mut self.call)
+            }
+        }
+    }
+
+    fn internal_error(&self) -> (Refusal, Option<u64>) {
+        let refusal = match self.service {
+            Service::SecretsManager => Refusal::new(
+                500,
+                "InternalServiceError",
+                "An error occurred on the server side.",
+            ),
+            Service::Sts => Refusal::new(500, "InternalFailure", "An internal error occurred."),
+        };
+        (refusal, None)
+    }
+
+    fn throttled(&self) -> Refusal {
+        match self.service {
+            Service::SecretsManager => Refusal::new(400, "ThrottlingException", "Rate exceeded"),
+            Service::Sts => Refusal::new(400, "Throttling", "Rate exceeded"),
+        }
+    }
+
+    fn log_fault(self) {
+        let mut call = self.call;
+        call.error = self.fault.as_ref().map(|fault| fault.name().to_owned());
+        self.state.calls.push(call);
+    }
+}
