@@ -178,6 +178,13 @@ impl fmt::Debug for SubjectToken {
 
 // === impl SecretBytes ===
 
+impl SecretBytes {
+    /// The same memory as [`Bytes`], which can be shared and sliced.
+    pub fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self)
+    }
+}
+
 /// Takes the bytes over where they lie; no copy stays behind.
 impl From<Zeroizing<Vec<u8>>> for SecretBytes {
     fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
@@ -188,12 +195,6 @@ impl From<Zeroizing<Vec<u8>>> for SecretBytes {
 impl AsRef<[u8]> for SecretBytes {
     fn as_ref(&self) -> &[u8] {
         &self.0
-    }
-}
-
-impl From<SecretBytes> for Bytes {
-    fn from(bytes: SecretBytes) -> Self {
-        Self::from_owner(bytes)
     }
 }
 

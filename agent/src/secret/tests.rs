@@ -63,7 +63,7 @@ fn a_dropped_token_leaves_zeroes_in_memory() {
 #[test]
 fn shared_bytes_stay_until_the_last_of_them_goes_and_then_leave_zeroes() {
     let (text, piece) = secret();
-    let body = Bytes::from(SecretBytes::from(Zeroizing::new(text.into_bytes())));
+    let body = SecretBytes::from(Zeroizing::new(text.into_bytes())).into_bytes();
     let address = body.as_ptr() as usize;
     let part = body.slice(100..200);
     drop(body.clone());
@@ -84,7 +84,7 @@ fn secrets_are_taken_over_without_a_copy() {
     assert_eq!(SecretValue::from(text).expose().as_ptr(), address);
     let bytes = Zeroizing::new(b"swordfish".to_vec());
     let address = bytes.as_ptr();
-    assert_eq!(Bytes::from(SecretBytes::from(bytes)).as_ptr(), address);
+    assert_eq!(SecretBytes::from(bytes).into_bytes().as_ptr(), address);
 }
 
 #[test]
