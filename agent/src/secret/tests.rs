@@ -11,14 +11,31 @@ use super::*;
 /// memory stays mapped.
 const SECRET_BYTES: usize = 4096;
 
-/// What lies at `address` of this process, by way of proc(5), which needs no unsafe code.
-fn memory_at(address: usize) -> Vec<u8> {
-    let memory = File::open("/proc/self/mem").expect("own memory");
-    let mut bytes = vec![0; SECRET_BYTES];
-    memory
-        .read_exact_at(&mut bytes, address as u64)
-        .expect("still mapped");
-    bytes
+/// A look at one place in this process's memory, by way of proc(5), which needs no unsafe code.
+struct Look {
+    memory: File,
+    address: u64,
+    /// Made beforehand: what is allocated after a drop lies where the secret lay.
+    seen: Vec<u8>,
+}
+
+impl Look {
+    fn at(secret: &[u8]) -> Self {
+        let memory = File::open("/proc/self/mem").expect("own memory");
+        Self {
+            memory,
+            address: secret.as_ptr() as u64,
+            seen: vec![0; SECRET_BYTES],
+        }
+    }
+
+    /// Whether a piece of the secret is still there; memory given back to the kernel holds nothing.
+    fn finds(&mut self, piece: &[u8]) -> bool {
+        self.memory
+            .read_exact_at(&mut self.seen, self.address)
+            .is_ok()
+            && self.seen.windows(piece.len()).any(|window| window == piece)
+    }
 }
 
 /// A text that nothing else in this process holds, and a piece of it.
@@ -30,51 +47,38 @@ fn secret() -> (String, &'static [u8]) {
     )
 }
 
-fn holds(memory: &[u8], piece: &[u8]) -> bool {
-    memory.windows(piece.len()).any(|window| window == piece)
-}
-
 #[test]
-fn a_dropped_value_leaves_zeroes_in_memory() {
+fn a_dropped_value_leaves_nothing_in_memory() {
     let (text, piece) = secret();
     let value = SecretValue::from(text);
-    let address = value.expose().as_ptr() as usize;
-    assert!(
-        holds(&memory_at(address), piece),
-        "the test looks at the wrong place"
-    );
+    let mut look = Look::at(value.expose());
+    assert!(look.finds(piece), "the wrong place");
     drop(value);
-    assert!(!holds(&memory_at(address), piece));
+    assert!(!look.finds(piece));
 }
 
 #[test]
-fn a_dropped_token_leaves_zeroes_in_memory() {
+fn a_dropped_token_leaves_nothing_in_memory() {
     let (text, piece) = secret();
     let token = SubjectToken::from(text);
-    let address = token.expose().as_ptr() as usize;
-    assert!(
-        holds(&memory_at(address), piece),
-        "the test looks at the wrong place"
-    );
+    let mut look = Look::at(token.expose().as_bytes());
+    assert!(look.finds(piece), "the wrong place");
     drop(token);
-    assert!(!holds(&memory_at(address), piece));
+    assert!(!look.finds(piece));
 }
 
 #[test]
-fn shared_bytes_stay_until_the_last_of_them_goes_and_then_leave_zeroes() {
+fn shared_bytes_stay_until_the_last_of_them_goes_and_then_leave_nothing() {
     let (text, piece) = secret();
     let body = SecretBytes::from(Zeroizing::new(text.into_bytes())).into_bytes();
-    let address = body.as_ptr() as usize;
+    let mut look = Look::at(&body);
     let part = body.slice(100..200);
     drop(body.clone());
     drop(body);
-    assert!(
-        holds(&memory_at(address), piece),
-        "one of them is still in use"
-    );
+    assert!(look.finds(piece), "one of them is still in use");
     assert!(part.starts_with(b"er2-hunter2-"));
     drop(part);
-    assert!(!holds(&memory_at(address), piece));
+    assert!(!look.finds(piece));
 }
 
 #[test]
