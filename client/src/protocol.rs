@@ -1,0 +1,275 @@
+//! The wire contract of the workload socket: names, codes and JSON shapes, shared by agent and client.
+//!
+//! `docs/protocol.md` describes it for people; the shapes here are what is sent.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use zeroize::Zeroize;
+
+/// Where a client looks first for the path of the socket.
+pub const SOCKET_VARIABLE: &str = "LATCHKEY_SOCKET";
+
+/// Where the agent's socket is unless [`SOCKET_VARIABLE`] says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/latchkey/agent.sock";
+
+/// The most names that one `batchGet` may hold.
+pub const BATCH_NAMES: usize = 100;
+
+/// The most names that one page of a list may hold.
+pub const LIST_LIMIT: usize = 1000;
+
+/// The stable word for what went wrong, the `code` of an [`ErrorBody`].
+#[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Code {
+    /// The workload is over its own limit.
+    Busy,
+    /// The cloud refused the role or the secret.
+    Denied,
+    /// A bug in the agent.
+    Internal,
+    /// A bad name, a bad query or a refused header.
+    InvalidRequest,
+    /// The secret is there and its JSON has no such member.
+    KeyNotFound,
+    /// The route knows no such method.
+    MethodNotAllowed,
+    /// The service account names no role for that backend.
+    NoRole,
+    /// There is no such route.
+    NoSuchRoute,
+    /// The peer is no pod of this node.
+    NotAttested,
+    /// There is no such secret, version or stage.
+    NotFound,
+    /// A member of a secret was asked for, and the secret is no JSON object.
+    NotJson,
+    /// The cloud asks to slow down.
+    Throttled,
+    /// The request's deadline passed.
+    Timeout,
+    /// The request or the answer is larger than the agent handles.
+    TooLarge,
+    /// Something the answer depends on cannot be reached.
+    Unavailable,
+}
+
+/// The body of every answer that is no success.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct ErrorBody {
+    /// What happened, for a person.
+    pub error: String,
+    /// What happened, for a program.
+    pub code: Code,
+    /// The id under which the agent's log knows the request.
+    pub request_id: String,
+}
+
+/// How [`Secret::value`] is written when it is not the text itself.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Standard base64 with padding (RFC 4648 section 4).
+    Base64,
+}
+
+/// The answer to `GET /v1/secrets/{name}`. Its value is wiped from memory when it is dropped.
+#[derive(Deserialize, Serialize)]
+pub struct Secret {
+    /// The name as the application wrote it.
+    pub name: String,
+    /// The value: text, or base64 if `encoding` says so.
+    pub value: String,
+    /// Set when the value is binary.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    /// The backend's id of this version.
+    pub version: String,
+    /// The name of the backend that holds the secret.
+    pub backend: String,
+}
+
+/// The answer to `GET /v1/secrets`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct SecretList {
+    /// Names, as the application writes them.
+    pub secrets: Vec<String>,
+    /// What to send as `cursor` for the next page; absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// The body of `POST /v1/secrets:batchGet`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct BatchRequest {
+    /// At most [`BATCH_NAMES`] names; a name that stands twice is read once.
+    pub names: Vec<String>,
+}
+
+/// One name that a `batchGet` could not answer.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct BatchError {
+    /// The name that was asked for.
+    pub name: String,
+    /// What happened, for a person.
+    pub error: String,
+    /// What happened, for a program.
+    pub code: Code,
+    /// The HTTP status that the name alone would have got.
+    pub status: u16,
+}
+
+/// The answer to `POST /v1/secrets:batchGet`.
+#[derive(Debug, Deserialize, Serialize)]
+pub struct BatchResponse {
+    /// The secrets that were read, in the order asked for.
+    pub secrets: Vec<Secret>,
+    /// The names that were not, in the order asked for.
+    pub errors: Vec<BatchError>,
+}
+
+/// The answer to `GET /v1/identity`: who the agent says the peer is.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub struct Identity {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// The pod's service account.
+    pub service_account: String,
+    /// The container's id, 64 hexadecimal characters.
+    pub container_id: String,
+    /// Whether the pod uses the node's network.
+    pub host_network: bool,
+    /// The node that the agent serves.
+    pub node: String,
+    /// The role that the pod would take on, by the name of the backend; null where it has none.
+    pub roles: std::collections::BTreeMap<String, Option<String>>,
+}
+
+/// The answer to `GET /health` and `GET /ready`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Health {
+    /// `healthy`, or `not ready`.
+    pub status: String,
+    /// The default backend's name.
+    pub backend: String,
+    /// What is missing; absent when nothing is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+}
+
+// === impl Code ===
+
+impl Code {
+    /// Every code, in the order of the declaration.
+    pub const ALL: [Self; 15] = [
+        Self::Busy,
+        Self::Denied,
+        Self::Internal,
+        Self::InvalidRequest,
+        Self::KeyNotFound,
+        Self::MethodNotAllowed,
+        Self::NoRole,
+        Self::NoSuchRoute,
+        Self::NotAttested,
+        Self::NotFound,
+        Self::NotJson,
+        Self::Throttled,
+        Self::Timeout,
+        Self::TooLarge,
+        Self::Unavailable,
+    ];
+
+    /// The word on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Denied => "denied",
+            Self::Internal => "internal",
+            Self::InvalidRequest => "invalid_request",
+            Self::KeyNotFound => "key_not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::NoRole => "no_role",
+            Self::NoSuchRoute => "no_such_route",
+            Self::NotAttested => "not_attested",
+            Self::NotFound => "not_found",
+            Self::NotJson => "not_json",
+            Self::Throttled => "throttled",
+            Self::Timeout => "timeout",
+            Self::TooLarge => "too_large",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// The HTTP status that goes with the code. A target or header block that is too large has
+    /// statuses of its own (414, 431).
+    #[must_use]
+    pub const fn status(self) -> u16 {
+        match self {
+            Self::InvalidRequest => 400,
+            Self::Denied | Self::NoRole | Self::NotAttested => 403,
+            Self::KeyNotFound | Self::NoSuchRoute | Self::NotFound => 404,
+            Self::MethodNotAllowed => 405,
+            Self::TooLarge => 413,
+            Self::NotJson => 422,
+            Self::Busy | Self::Throttled => 429,
+            Self::Internal => 500,
+            Self::Unavailable => 503,
+            Self::Timeout => 504,
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+// === impl Secret ===
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret")
+            .field("name", &self.name)
+            .field("version", &self.version)
+            .field("backend", &self.backend)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.value.zeroize();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_the_same_word_in_json_and_in_text() {
+        for code in Code::ALL {
+            let json = serde_json::to_string(&code).expect("a code is a word");
+            assert_eq!(json, format!("\"{code}\""));
+        }
+    }
+
+    #[test]
+    fn a_secret_does_not_print_its_value() {
+        let secret = Secret {
+            name: "prod/db".into(),
+            value: "hunter2".into(),
+            encoding: None,
+            version: "1".into(),
+            backend: "aws".into(),
+        };
+        assert!(!format!("{secret:?}").contains("hunter2"));
+    }
+}
