@@ -37,13 +37,18 @@ impl Cloud {
     async fn with(config: FakeAwsConfig) -> Self {
         let aws = FakeAws::start(config).await.expect("it starts");
         let issuer = Issuer::new("https://cluster.test/id/1");
-        let provider = aws.add_oidc_provider(issuer.url(), &[AUDIENCE], &issuer.jwks());
+        aws.add_oidc_provider(issuer.url(), &[AUDIENCE], &issuer.jwks());
         let role = aws.role_arn("team/reader");
+        let cloud = Self { aws, issuer, role };
+        cloud.aws.create_role(cloud.spec()).expect("good policies");
+        cloud
+    }
+
+    fn spec(&self) -> RoleSpec {
+        let provider = provider_arn("aws", self.aws.account(), self.issuer.url());
         let trust = trust_policy(&provider, "system:serviceaccount:test:app", AUDIENCE);
-        let policy = read_and_list_policy(&[secret_arn(REGION, aws.account(), "test/*")]);
-        aws.create_role(RoleSpec::new(&role, trust, policy))
-            .expect("good policies");
-        Self { aws, issuer, role }
+        let policy = read_and_list_policy(&[secret_arn(REGION, self.aws.account(), "test/*")]);
+        RoleSpec::new(&self.role, trust, policy)
     }
 
     /// What a pod of `test/app` would be given.

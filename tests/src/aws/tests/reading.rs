@@ -65,6 +65,22 @@ async fn aws_denies_before_it_says_whether_a_secret_exists() {
         code(cloud.read(&session, "test/ä").await),
         "ValidationException"
     );
+
+    // A policy that allows everything reaches no other account, whose secrets have no resource policy.
+    cloud
+        .aws
+        .set_policy(&cloud.role, &read_policy(&["*"]))
+        .expect("good policy");
+    let value = SecretInput::text("theirs");
+    cloud
+        .aws
+        .put_secret_in_account("999999999999", REGION, "test/db", value);
+    let partial = "arn:aws:secretsmanager:eu-central-1:999999999999:secret:test/db";
+    let error = cloud
+        .read(&session, partial)
+        .await
+        .expect_err("another account's");
+    assert!(error.contains("no resource-based policy"), "{error}");
 }
 
 #[tokio::test]

@@ -158,6 +158,24 @@ async fn aws_gives_no_session_for_a_role_that_is_missing_or_does_not_trust() {
         .expect("good policy");
     assert!(cloud.assume(&cloud.role, &token).await.is_ok());
 
+    let mut any_subject = wildcard;
+    any_subject["Statement"][0]["Condition"] = json!({});
+    cloud
+        .aws
+        .set_trust(&cloud.role, &any_subject)
+        .expect("good policy");
+    assert!(cloud.assume(&cloud.role, &token).await.is_ok());
+    let stranger = provider_arn("aws", cloud.aws.account(), "https://stranger.test");
+    any_subject["Statement"][0]["Principal"] = json!({"Federated": stranger});
+    cloud
+        .aws
+        .set_trust(&cloud.role, &any_subject)
+        .expect("good policy");
+    assert_eq!(
+        cloud.assume(&cloud.role, &token).await,
+        Err(denied.to_owned())
+    );
+
     let other_audience = trust_policy(&provider, "system:serviceaccount:test:app", "other");
     cloud
         .aws
@@ -262,6 +280,12 @@ async fn aws_refuses_sessions_that_expired_were_revoked_or_lost_their_role() {
         code(cloud.read(&session, "test/db").await),
         "UnrecognizedClientException"
     );
+    cloud.aws.create_role(cloud.spec()).expect("good policies");
+    assert_eq!(
+        code(cloud.read(&session, "test/db").await),
+        "UnrecognizedClientException"
+    );
+    assert!(cloud.read(&cloud.session().await, "test/db").await.is_ok());
 }
 
 #[tokio::test]
@@ -270,14 +294,9 @@ async fn aws_sessions_end_by_the_fakes_clock() {
     cloud
         .aws
         .put_secret(REGION, "test/db", SecretInput::text("hunter2"));
-    let provider = provider_arn("aws", cloud.aws.account(), cloud.issuer.url());
     let brief = RoleSpec {
         sessions_end_after: Some(2),
-        ..RoleSpec::new(
-            &cloud.role,
-            trust_policy(&provider, "system:serviceaccount:test:app", AUDIENCE),
-            read_policy(&["*"]),
-        )
+        ..cloud.spec()
     };
     cloud.aws.create_role(brief).expect("good policies");
     let session = cloud.session().await;
