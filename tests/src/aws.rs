@@ -12,6 +12,7 @@ mod call;
 mod fault;
 mod iam;
 mod listener;
+mod listing;
 mod policy;
 mod reply;
 mod secret;
