@@ -167,14 +167,6 @@ impl Settings {
     }
 }
 
-/// The variable of the environment that sets `key`.
-pub(super) fn variable(key: &str) -> String {
-    format!(
-        "{VARIABLE_PREFIX}{}",
-        key.replace('.', "__").to_ascii_uppercase()
-    )
-}
-
 fn text_of(path: &Path) -> io::Result<String> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {

@@ -7,7 +7,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use super::{reader::Reader, settings, settings::Settings, *};
+use super::{reader::Reader, settings::Settings, *};
 
 /// The file that is shipped.
 const SAMPLE: &str = include_str!("../../../deploy/config.toml");
@@ -88,6 +88,14 @@ fn keys() -> Vec<String> {
     reader.known().map(str::to_owned).collect()
 }
 
+/// The variable of the environment that sets `key`.
+fn variable(key: &str) -> String {
+    format!(
+        "LATCHKEY_AGENT__{}",
+        key.replace('.', "__").to_ascii_uppercase()
+    )
+}
+
 /// The values of the shipped file as they are written there, by key.
 fn sample_values() -> BTreeMap<String, String> {
     let mut section = String::new();
@@ -137,7 +145,7 @@ fn the_page_has_every_key_with_its_default_and_its_variable() {
             row.contains(&format!("| `{}` |", values[&key])),
             "default of {key}: {row}"
         );
-        let variable = settings::variable(&key);
+        let variable = variable(&key);
         assert!(
             row.contains(&format!("`{variable}`")),
             "{variable} in: {row}"
@@ -187,9 +195,7 @@ fn every_key_can_be_set_by_file_environment_and_flag() {
             "{key} = {value} changes nothing"
         );
         let bare = value.trim_matches('"');
-        let from_env = with_file("")
-            .and_env(&settings::variable(key), bare)
-            .config();
+        let from_env = with_file("").and_env(&variable(key), bare).config();
         assert_eq!(from_env, from_file, "{key} by environment");
         let from_flag = with_file("").and_flag(key, bare).config();
         assert_eq!(from_flag, from_file, "{key} by flag");

@@ -73,7 +73,7 @@ fn the_environment_and_flags_are_checked_like_the_file() {
             .filter(|value| stays_wrong_as_text(key, value))
         {
             let bare = value.trim_matches('"');
-            let variable = settings::variable(key);
+            let variable = variable(key);
             let start = with_file("").and_env(&variable, bare);
             assert_eq!(blamed(&start), *key, "{value}");
             let origin = format!("environment variable {variable}: {key} ");

@@ -1,0 +1,280 @@
+//! The service accounts of this node's pods: their UID and those annotations that ask for a role.
+//!
+//! An annotation is a request, never authority: the cloud's trust policy decides on the token's `sub`. What is
+//! known is used at once and brought up to date behind it, so that a change takes effect within
+//! [`MUST_REFRESH`] and an API server that is away costs nobody anything.
+
+use crate::backend::Backends;
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use kube::api::Api;
+use latchkey_client::protocol::Code;
+use moka::sync::Cache;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+
+/// From this age an account is looked up again in the background.
+const MAY_REFRESH: Duration = Duration::from_secs(10);
+
+/// From this age it is looked up before it is used, if the API server is there.
+const MUST_REFRESH: Duration = Duration::from_secs(25);
+
+/// After a failed look the last word is used for so long before the next try.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How long the API server may take for one object.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// An account that no pod has asked for is forgotten after this time.
+const FORGET_AFTER: Duration = Duration::from_secs(3600);
+
+/// More service accounts than any node has in use.
+const ACCOUNTS: u64 = 10_000;
+
+/// A service account as the API server last told.
+#[derive(Debug)]
+pub(crate) struct Account {
+    /// Its UID: a new account under an old name is another principal.
+    pub(crate) uid: Arc<str>,
+    /// The role for each backend, in the order of the table, or why there is none.
+    roles: Vec<Result<Arc<Role>, NoRole>>,
+}
+
+/// The annotations of a service account, and of its namespace where those stand for it.
+#[derive(Debug, Default)]
+pub(crate) struct Annotations {
+    account: BTreeMap<String, String>,
+    namespace: BTreeMap<String, String>,
+}
+
+/// The service accounts in use on this node.
+pub(crate) struct Accounts {
+    client: kube::Client,
+    backends: Arc<Backends>,
+    with_namespace: bool,
+    known: Cache<(Arc<str>, Arc<str>), Arc<Entry>>,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    last: Mutex<Option<Last>>,
+    look: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Clone, Debug)]
+struct Last {
+    account: Arc<Account>,
+    /// When it was asked for, so that its age is never underestimated.
+    at: Instant,
+    not_before: Instant,
+}
+
+// === impl Account ===
+
+impl Account {
+    /// The role for the backend with that number in the table.
+    pub(crate) fn role(&self, backend: usize) -> Result<&Arc<Role>, &NoRole> {
+        match self.roles.get(backend) {
+            Some(Ok(role)) => Ok(role),
+            Some(Err(none)) => Err(none),
+            None => Err(&NoRole::UNKNOWN_BACKEND),
+        }
+    }
+}
+
+// === impl Annotations ===
+
+impl Annotations {
+    /// The value of the first of `keys` that is annotated and not empty: of the service account, and only if
+    /// it has none of them, of its namespace.
+    pub(crate) fn first(&self, keys: &[&str]) -> Option<&str> {
+        [&self.account, &self.namespace]
+            .into_iter()
+            .find_map(|annotations| {
+                keys.iter()
+                    .filter_map(|key| annotations.get(*key))
+                    .map(|value| value.trim())
+                    .find(|value| !value.is_empty())
+            })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(account: &[(&str, &str)], namespace: &[(&str, &str)]) -> Self {
+        let map = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect()
+        };
+        Self {
+            account: map(account),
+            namespace: map(namespace),
+        }
+    }
+}
+
+// === impl Accounts ===
+
+impl Accounts {
+    /// No accounts yet.
+    pub(crate) fn new(client: kube::Client, backends: Arc<Backends>, with_namespace: bool) -> Self {
+        let known = Cache::builder()
+            .max_capacity(ACCOUNTS)
+            .time_to_idle(FORGET_AFTER)
+            .build();
+        Self {
+            client,
+            backends,
+            with_namespace,
+            known,
+        }
+    }
+
+    /// The service account `name` in `namespace`.
+    ///
+    /// # Errors
+    ///
+    /// `no_role` if there is no such account, `unavailable` if it was never seen and the API server cannot
+    /// be asked.
+    pub(crate) async fn find(
+        self: &Arc<Self>,
+        namespace: &Arc<str>,
+        name: &Arc<str>,
+    ) -> Result<Arc<Account>, RequestError> {
+        let entry = self
+            .known
+            .get_with_by_ref(&(namespace.clone(), name.clone()), Arc::default);
+        let now = Instant::now();
+        let last = entry.last();
+        if let Some(last) = &last {
+            if now < last.at + MAY_REFRESH || now < last.not_before {
+                return Ok(last.account.clone());
+            }
+            if now < last.at + MUST_REFRESH {
+                if let Ok(look) = entry.look.clone().try_lock_owned() {
+                    let (this, namespace, name) = (self.clone(), namespace.clone(), name.clone());
+                    let entry = entry.clone();
+                    tokio::spawn(async move {
+                        let _look = look;
+                        let _ = this.refresh(&entry, &namespace, &name).await;
+                    });
+                }
+                return Ok(last.account.clone());
+            }
+        }
+        let _look = entry.look.lock().await;
+        // Somebody may have looked while we waited.
+        if let Some(last) = entry.last()
+            && (last.at >= now || Instant::now() < last.not_before)
+        {
+            return Ok(last.account);
+        }
+        match self.refresh(&entry, namespace, name).await {
+            Err(error) if error.code == Code::Unavailable => {
+                last.map(|last| last.account).ok_or(error)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn refresh(
+        &self,
+        entry: &Entry,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Account>, RequestError> {
+        let at = Instant::now();
+        match self.look(namespace, name).await {
+            Ok(account) => {
+                let account = Arc::new(account);
+                entry.set(Some(Last {
+                    account: account.clone(),
+                    at,
+                    not_before: at,
+                }));
+                Ok(account)
+            }
+            Err(error) => {
+                match error.code {
+                    Code::Unavailable => entry.postpone(Instant::now() + RETRY),
+                    // The account is gone: so is what was known of it.
+                    _ => entry.set(None),
+                }
+                tracing::warn!(
+                    namespace, service_account = name, error = %error,
+                    cause = error.cause.as_deref(), "cannot look up the service account"
+                );
+                Err(error)
+            }
+        }
+    }
+
+    async fn look(&self, namespace: &str, name: &str) -> Result<Account, RequestError> {
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
+        let account = within(accounts.get(name)).await?;
+        let annotations = Annotations {
+            account: account.metadata.annotations.unwrap_or_default(),
+            namespace: if self.with_namespace {
+                let namespaces = Api::<Namespace>::all(self.client.clone());
+                within(namespaces.get(namespace))
+                    .await?
+                    .metadata
+                    .annotations
+                    .unwrap_or_default()
+            } else {
+                BTreeMap::new()
+            },
+        };
+        let roles = self
+            .backends
+            .iter()
+            .map(|backend| backend.role(&annotations).map(Arc::new))
+            .collect();
+        Ok(Account {
+            uid: account.metadata.uid.unwrap_or_default().into(),
+            roles,
+        })
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    fn last(&self) -> Option<Last> {
+        self.last
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn set(&self, last: Option<Last>) {
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+    }
+
+    fn postpone(&self, until: Instant) {
+        if let Some(last) = &mut *self.last.lock().unwrap_or_else(PoisonError::into_inner) {
+            last.not_before = until;
+        }
+    }
+}
+
+async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
+    match timeout(LOOK_TIMEOUT, call).await {
+        Ok(Ok(object)) => Ok(object),
+        Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(RequestError::new(
+            Code::NoRole,
+            "the pod's service account or its namespace no longer exists",
+        )),
+        Ok(Err(error)) => Err(RequestError::unavailable(
+            "the pod's service account cannot be looked up now; try again",
+        )
+        .because(&error)),
+        Err(elapsed) => Err(RequestError::unavailable(
+            "the Kubernetes API server does not answer; try again",
+        )
+        .because(&elapsed)),
+    }
+}

@@ -1,0 +1,109 @@
+//! The operator's port: `/livez`, `/readyz`, `/metrics`. It asks no vault, and nobody there can read a secret.
+
+use crate::handler::Services;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode, header};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::Semaphore;
+
+/// Scrapers and probes that may be connected at once.
+const CONNECTIONS: usize = 64;
+
+/// How long one of them may take to ask.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`,
+/// socket(7)); the kernel lets only processes of the same uid share it.
+///
+/// # Errors
+///
+/// If the address is taken or not this machine's.
+pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(128)
+}
+
+/// Serves until it is dropped.
+pub(crate) async fn serve(listener: TcpListener, services: Arc<Services>) {
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = permits.clone().acquire_owned().await else {
+            return;
+        };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let services = services.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let answer = answer(&services, &request);
+                async { Ok::<_, Infallible>(answer) }
+            });
+            let _ = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            drop(permit);
+        });
+    }
+}
+
+fn answer(services: &Services, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    let text = |status, text: String| {
+        let mut answer = Response::new(Full::new(Bytes::from(text)));
+        *answer.status_mut() = status;
+        answer.headers_mut().insert(
+            header::CONTENT_TYPE,
+            header::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8"),
+        );
+        answer
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into());
+    }
+    match request.uri().path() {
+        "/livez" => text(StatusCode::OK, "ok\n".into()),
+        "/readyz" => {
+            let missing = services.readiness.missing();
+            if missing.is_empty() {
+                text(StatusCode::OK, "ok\n".into())
+            } else {
+                let missing = missing.join(", ");
+                text(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    format!("not ready: {missing}\n"),
+                )
+            }
+        }
+        "/metrics" => {
+            let metrics = services.metrics.text();
+            text(
+                StatusCode::OK,
+                String::from_utf8_lossy(&metrics).into_owned(),
+            )
+        }
+        _ => text(
+            StatusCode::NOT_FOUND,
+            "there are /livez, /readyz and /metrics\n".into(),
+        ),
+    }
+}

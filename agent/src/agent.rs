@@ -1,0 +1,353 @@
+//! The agent as a whole: built with everything bound and nothing running, then run until it is told to leave.
+
+use crate::account::Accounts;
+use crate::admin;
+use crate::attest::Attestor;
+use crate::attest::cgroup::{AnchorError, PodUid};
+use crate::attest::pods::{self, Pods};
+use crate::audit::{Audit, Writer};
+use crate::backend::Backends;
+use crate::config::Config;
+use crate::handler::Services;
+use crate::handover::{Found, Listening, Phase, Place};
+use crate::metrics::Metrics;
+use crate::peer::Pinning;
+use crate::preflight::{self, StartError};
+use crate::readiness::Readiness;
+use crate::server::Server;
+use crate::token::SubjectTokens;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// How often the socket's path is dialled, expired values are let go and gauges are set.
+const ROUND: Duration = Duration::from_secs(1);
+
+/// How long the listener must have been quiet before a leaving agent lets go of it.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// How long to look once more into the backlog after the path is gone.
+const LAST_LOOK: Duration = Duration::from_millis(100);
+
+/// How often a kubepods root is looked for that could not be learned at once.
+const LEARN_AGAIN: Duration = Duration::from_millis(250);
+
+/// An agent that listens and does not serve yet.
+pub struct Agent {
+    config: Config,
+    place: Place,
+    listening: Listening,
+    admin: TcpListener,
+    pods: Arc<Pods>,
+    attestor: Arc<Attestor>,
+    services: Arc<Services>,
+    server: Arc<Server>,
+    phase: watch::Sender<Phase>,
+    writer: Writer,
+    started: Instant,
+}
+
+// === impl Agent ===
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Agent {
+    /// Checks the surroundings and binds everything: what can fail at start fails here.
+    ///
+    /// # Errors
+    ///
+    /// Saying what is missing and what to do.
+    pub async fn bind(config: Config) -> Result<Self, StartError> {
+        let started = Instant::now();
+        preflight::host_pids()?;
+        preflight::ca_roots()?;
+        let pinning = Pinning::probe().map_err(StartError::Probe)?;
+        let place = Place::open(&config.listen.socket).map_err(StartError::place)?;
+        place.sweep();
+        let listening = place.listen().map_err(StartError::Listen)?;
+        let admin = admin::bind(config.listen.admin)
+            .map_err(|error| StartError::Admin(config.listen.admin, error))?;
+        let client = preflight::kube_client().await?;
+        let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
+        let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
+        let (audit, writer) =
+            Audit::start(config.audit.queue, std::io::stderr()).map_err(StartError::Audit)?;
+
+        let own_pod = preflight::own_pod(&config)?;
+        let settings = pods::Settings {
+            limits: config.limits.clone(),
+            cache: Arc::new(config.cache.clone()),
+        };
+        let pods = Arc::new(Pods::new(client.clone(), &config.kubernetes.node, settings));
+        let attestor = Arc::new(Attestor::new(
+            pods.clone(),
+            config.kubernetes.node.clone(),
+            own_pod,
+            config.limits.attest_wait,
+        ));
+        match preflight::anchor(&config, own_pod, None) {
+            Ok(anchor) => attestor.anchor(anchor),
+            // The pod's own entry will say it, once the pods are known.
+            Err(AnchorError::UnknownQos) => {}
+            Err(error) => return Err(StartError::Anchor(error)),
+        }
+        let services = Arc::new(Services {
+            accounts: Arc::new(Accounts::new(
+                client.clone(),
+                backends.clone(),
+                config.identity.namespace_annotations,
+            )),
+            audit,
+            backends,
+            metrics,
+            tokens: SubjectTokens::new(client),
+            node: config.kubernetes.node.clone(),
+            require_header: config.listen.require_header.clone(),
+            deadline: config.limits.request_deadline,
+            requests: AtomicU64::new(0),
+            readiness: Readiness::new(pods.synced(), attestor.clone()),
+        });
+        let phase = watch::Sender::new(Phase::Serving);
+        let server = Arc::new(Server::new(
+            services.clone(),
+            attestor.clone(),
+            pinning,
+            config.limits.connections,
+            config.limits.unattested,
+            phase.subscribe(),
+        ));
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            node = config.kubernetes.node,
+            socket = %config.listen.socket.display(),
+            admin = %admin_address(&admin, config.listen.admin),
+            ?pinning,
+            "bound"
+        );
+        if pinning == Pinning::ByNumber {
+            tracing::warn!(
+                "the kernel has no SO_PEERPIDFD (Linux 6.5): pods of the node's own network are refused"
+            );
+        }
+        Ok(Self {
+            config,
+            place,
+            listening,
+            admin,
+            pods,
+            attestor,
+            services,
+            server,
+            phase,
+            writer,
+            started,
+        })
+    }
+
+    /// Serves until `shutdown`, then drains: returns when everything in flight is answered or the drain's time
+    /// is over.
+    ///
+    /// # Errors
+    ///
+    /// If the listener fails, or the path cannot be taken.
+    pub async fn run(self, shutdown: CancellationToken) -> std::io::Result<()> {
+        let Self {
+            config,
+            place,
+            listening,
+            admin,
+            pods,
+            services,
+            server,
+            ..
+        } = self;
+        let mut tasks = JoinSet::new();
+        tasks.spawn({
+            let pods = pods.clone();
+            async move {
+                pods.follow().await;
+                Ok(())
+            }
+        });
+        tasks.spawn({
+            let services = services.clone();
+            async move {
+                admin::serve(admin, services).await;
+                Ok(())
+            }
+        });
+        tasks.spawn(server.clone().accept(listening.listener.clone()));
+        let mut keeper = Keeper {
+            place,
+            current: listening,
+            has_path: false,
+        };
+        // On a cold start pods are better off waiting inside than finding nobody.
+        if keeper.place.look(&keeper.current).await == Found::Nobody {
+            keeper.take().await?;
+        }
+        {
+            let mut ready = std::pin::pin!(ready(&config, &pods, &self.attestor));
+            let mut is_ready = false;
+            let mut rounds = interval(ROUND);
+            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => break,
+                    () = &mut ready, if !is_ready => {
+                        is_ready = true;
+                        if !keeper.has_path {
+                            keeper.take().await?;
+                        }
+                        let took = self.started.elapsed();
+                        tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
+                    }
+                    Some(ended) = tasks.join_next() => ended??,
+                    _ = rounds.tick() => {
+                        round(&services, &pods);
+                        if let Some(listener) = keeper.watch(&self.phase, is_ready).await {
+                            tasks.spawn(server.clone().accept(listener));
+                        }
+                    }
+                }
+            }
+        }
+
+        let deadline = Instant::now() + config.limits.drain;
+        tracing::info!(connections = server.tasks.len(), "draining");
+        self.phase.send_replace(Phase::Draining);
+        // New connections are still answered: the path may lead here, and the backlog may hold some.
+        while Instant::now() < deadline && server.quiet_for() < QUIET {
+            sleep(QUIET / 20).await;
+        }
+        keeper.place.leave(&keeper.current).await;
+        sleep(LAST_LOOK).await;
+        tasks.shutdown().await;
+        server.tasks.close();
+        if timeout_at(deadline, server.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = server.tasks.len(), "the drain's time is over");
+        }
+        tracing::info!("drained");
+        // The audit trail ends when nothing can write to it any more.
+        drop((services, server));
+        let written = tokio::task::spawn_blocking(|| self.writer.finish());
+        let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
+        Ok(())
+    }
+}
+
+/// Holds the socket's path.
+#[derive(Debug)]
+struct Keeper {
+    place: Place,
+    current: Listening,
+    has_path: bool,
+}
+
+impl Keeper {
+    async fn take(&mut self) -> std::io::Result<()> {
+        self.place.take(&self.current).await?;
+        self.has_path = true;
+        Ok(())
+    }
+
+    /// Looks who answers on the path. Nobody: the path is bound again, and the listener for it returned. Another
+    /// agent: ours has been replaced.
+    async fn watch(
+        &mut self,
+        phase: &watch::Sender<Phase>,
+        is_ready: bool,
+    ) -> Option<Arc<tokio::net::UnixListener>> {
+        let found = self.place.look(&self.current).await;
+        let (now, again) = match found {
+            Found::Ours => (Phase::Serving, false),
+            Found::Another if self.has_path => (Phase::Replaced, false),
+            // Not replaced: it has not taken the path yet, because it is not ready.
+            Found::Another => (Phase::Serving, false),
+            Found::Nobody => (Phase::Serving, self.has_path || is_ready),
+        };
+        phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
+        if !again {
+            return None;
+        }
+        tracing::warn!("nobody answers on the socket's path; binding it again");
+        match self.bind_again().await {
+            Ok(listener) => Some(listener),
+            Err(error) => {
+                tracing::error!(%error, "cannot bind the socket's path again");
+                None
+            }
+        }
+    }
+
+    async fn bind_again(&mut self) -> std::io::Result<Arc<tokio::net::UnixListener>> {
+        self.current = self.place.listen()?;
+        self.take().await?;
+        Ok(self.current.listener.clone())
+    }
+}
+
+/// Ends when this node's pods are known and the attestor is anchored.
+async fn ready(config: &Config, pods: &Arc<Pods>, attestor: &Arc<Attestor>) {
+    let mut synced = pods.synced();
+    let _ = synced.wait_for(|synced| *synced).await;
+    let own_pod = config
+        .kubernetes
+        .pod_uid
+        .as_deref()
+        .and_then(|uid| uid.parse::<PodUid>().ok());
+    let mut told = false;
+    while !attestor.is_anchored() {
+        let qos = own_pod
+            .and_then(|uid| pods.by_uid(uid))
+            .and_then(|pod| pod.facts().qos);
+        match preflight::anchor(config, own_pod, qos) {
+            Ok(anchor) => attestor.anchor(anchor),
+            Err(error) if !told => {
+                tracing::error!(%error, "cannot learn the node's kubepods root");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        if !attestor.is_anchored() {
+            sleep(LEARN_AGAIN).await;
+        }
+    }
+}
+
+fn round(services: &Services, pods: &Pods) {
+    let all = pods.all();
+    for pod in &all {
+        pod.values.tidy();
+    }
+    let metrics = &services.metrics;
+    metrics
+        .pods
+        .set(i64::try_from(all.len()).unwrap_or(i64::MAX));
+    metrics
+        .audit_queue
+        .set(i64::try_from(services.audit.waiting()).unwrap_or(i64::MAX));
+    for (number, name) in services.backends.names().enumerate() {
+        let sessions: usize = all.iter().map(|pod| pod.sessions.count(number)).sum();
+        metrics
+            .sessions
+            .with_label_values(&[&**name])
+            .set(i64::try_from(sessions).unwrap_or(i64::MAX));
+    }
+}
+
+fn admin_address(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(configured)
+}

@@ -1,0 +1,235 @@
+//! Peer → workload: which pod of this node is the process at the other end?
+//!
+//! The kernel names the process ([`crate::peer`]), its cgroup names a pod UID ([`cgroup`]), and the API server's
+//! word says what that UID is ([`pods`]). Only all three together make a [`Workload`], which nothing else can make.
+
+pub mod cgroup;
+pub(crate) mod pods;
+
+use crate::peer::{Peer, PeerError, Pinning};
+use cgroup::{Anchor, ContainerId, PodCgroup, PodUid};
+use pods::{ContainerKind, Facts, Pod, Pods};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// An attested pod: the proof that the peer of a connection is a process of one of its containers.
+#[derive(Clone, Debug)]
+pub(crate) struct Workload {
+    pod: Arc<Pod>,
+    facts: Arc<Facts>,
+    place: PodCgroup,
+}
+
+/// Says which pod a peer is.
+#[derive(Debug)]
+pub(crate) struct Attestor {
+    anchor: OnceLock<Anchor>,
+    pods: Arc<Pods>,
+    node: String,
+    own_pod: Option<PodUid>,
+    wait: Duration,
+}
+
+/// Why a peer is no workload. The caller learns nothing of it but the code.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum AttestError {
+    /// It is no pod that may ask here; the word says why.
+    #[error("denied: {0}")]
+    Denied(&'static str),
+    /// The process has exited.
+    #[error("the peer has exited")]
+    Gone,
+    /// It cannot be said yet; the word says what is missing.
+    #[error("cannot be said yet: {0}")]
+    NotYet(&'static str),
+}
+
+// === impl Workload ===
+
+impl Workload {
+    /// The pod's entry, which owns everything that is done in the pod's name.
+    pub(crate) fn pod(&self) -> &Arc<Pod> {
+        &self.pod
+    }
+
+    /// What the API server last said about the pod.
+    pub(crate) fn facts(&self) -> &Arc<Facts> {
+        &self.facts
+    }
+
+    /// The container of the peer, by its cgroup.
+    pub(crate) fn container(&self) -> ContainerId {
+        self.place.container
+    }
+
+    /// Whether the API server has named the container too. One that has just started is not named yet.
+    pub(crate) fn container_confirmed(&self) -> bool {
+        self.facts.containers.contains_key(&self.place.container)
+    }
+
+    /// Whether `other` is the same pod and container, by the same word of the API server.
+    pub(crate) fn is_current(&self) -> bool {
+        !self.pod.is_gone() && Arc::ptr_eq(&self.facts, &self.pod.facts())
+    }
+
+    /// Whether both are the same container of the same pod entry.
+    pub(crate) fn same_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.pod, &other.pod) && self.place.container == other.place.container
+    }
+}
+
+// === impl Attestor ===
+
+impl Attestor {
+    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor).
+    pub(crate) fn new(
+        pods: Arc<Pods>,
+        node: String,
+        own_pod: Option<PodUid>,
+        wait: Duration,
+    ) -> Self {
+        Self {
+            anchor: OnceLock::new(),
+            pods,
+            node,
+            own_pod,
+            wait,
+        }
+    }
+
+    /// Ties the attestor to the node's kubepods root; the first word counts.
+    pub(crate) fn anchor(&self, anchor: Anchor) {
+        let _ = self.anchor.set(anchor);
+    }
+
+    /// Whether the kubepods root is known.
+    pub(crate) fn is_anchored(&self) -> bool {
+        self.anchor.get().is_some()
+    }
+
+    /// Which pod's cgroup the peer is in now.
+    ///
+    /// # Errors
+    ///
+    /// If its cgroup is no pod's, or it has exited.
+    pub(crate) fn locate(&self, peer: &Peer) -> Result<PodCgroup, AttestError> {
+        let anchor = self
+            .anchor
+            .get()
+            .ok_or(AttestError::NotYet("kubepods_root"))?;
+        let mut text = Vec::with_capacity(512);
+        peer.read_cgroup(&mut text)?;
+        let place = anchor
+            .parse(&text)
+            .map_err(|denial| AttestError::Denied(denial.reason()))?;
+        if place.nested_pod {
+            tracing::warn!(
+                pid = peer.pid(),
+                pod_uid = %place.pod,
+                "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
+            );
+        }
+        if self.own_pod == Some(place.pod) {
+            return Err(AttestError::Denied("own_pod"));
+        }
+        Ok(place)
+    }
+
+    /// The workload at `place`, if the API server has already named the pod.
+    ///
+    /// # Errors
+    ///
+    /// If the pod is known and may not ask.
+    pub(crate) fn known(
+        &self,
+        peer: &Peer,
+        place: PodCgroup,
+    ) -> Result<Option<Workload>, AttestError> {
+        let Some(pod) = self.pods.by_uid(place.pod) else {
+            return Ok(None);
+        };
+        let facts = pod.facts();
+        if facts.node != self.node {
+            return Err(AttestError::Denied("other_node"));
+        }
+        if facts.mirror {
+            return Err(AttestError::Denied("static_pod"));
+        }
+        if facts.finished {
+            return Err(AttestError::Denied("pod_finished"));
+        }
+        if facts.grace_ended() {
+            return Err(AttestError::Denied("pod_deleted"));
+        }
+        if facts.host_network && peer.pinning() == Pinning::ByNumber {
+            return Err(AttestError::Denied("host_network_without_pidfd"));
+        }
+        match facts
+            .containers
+            .get(&place.container)
+            .map(|container| container.kind)
+        {
+            Some(ContainerKind::Ephemeral) => {
+                return Err(AttestError::Denied("ephemeral_container"));
+            }
+            // Its image may be anybody's: where there are ephemeral containers, being unnamed is not enough.
+            None if facts.has_ephemeral => return Ok(None),
+            Some(ContainerKind::Ordinary) | None => {}
+        }
+        Ok(Some(Workload { pod, facts, place }))
+    }
+
+    /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch
+    /// and then one look of our own, which all who wait share.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or that cannot be said yet.
+    pub(crate) async fn attest(&self, peer: &Peer) -> Result<Workload, AttestError> {
+        let place = self.locate(peer)?;
+        if let Some(workload) = self.known(peer, place)? {
+            return Ok(workload);
+        }
+        let deadline = Instant::now() + self.wait;
+        let waited = timeout_at(deadline, async {
+            loop {
+                let change = self.pods.changed();
+                if let Some(workload) = self.known(peer, place)? {
+                    return Ok::<_, AttestError>(workload);
+                }
+                change.await;
+            }
+        })
+        .await;
+        if let Ok(outcome) = waited {
+            outcome?;
+        } else {
+            self.pods
+                .look()
+                .await
+                .map_err(|_| AttestError::NotYet("api_server"))?;
+        }
+        // Time has passed: what was read of the peer before the wait is read again.
+        let place = self.locate(peer)?;
+        self.known(peer, place)?.ok_or_else(|| {
+            let known = self.pods.by_uid(place.pod).is_some();
+            AttestError::Denied(if known {
+                "unconfirmed_container"
+            } else {
+                "unknown_pod"
+            })
+        })
+    }
+}
+
+impl From<PeerError> for AttestError {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Gone => Self::Gone,
+            PeerError::OutsidePidNamespace => Self::Denied("outside_pid_namespace"),
+            PeerError::Recycled => Self::Denied("recycled_pid"),
+            PeerError::Io(_) => Self::Denied("unreadable_peer"),
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! How the agent finds out, from its own cgroup file and that of the node's init, where pods are.
+//!
+//! Where the agent sees absolute paths, its own names its own pod, and what stands before that is
+//! the root. In a private cgroup namespace it sees `/` of itself, and only how far above itself
+//! init is; how many of these levels are the pod's and the container's is then known by the pod's
+//! class (cgroup_namespaces(7)).
+
+use super::super::name::{self, Mismatched, Names, QosClass, UidText};
+use super::super::place::{self, View};
+use super::super::text::{self, Line, Path};
+use super::super::{CgroupDenial, PodUid};
+use super::{Anchor, AnchorError};
+
+/// The agent's own cgroup file.
+const OWN: &str = "/proc/self/cgroup";
+
+/// The cgroup file of the node's init, which is process 1 for a pod with `hostPID`.
+const INIT: &str = "/proc/1/cgroup";
+
+impl Anchor {
+    /// Learns the root from the agent's own cgroup file and that of the node's init.
+    ///
+    /// `own_uid` is the agent's own pod's UID, from the downward API, and `own_qos` its
+    /// `status.qosClass`, without which nothing is learned from inside a cgroup namespace.
+    ///
+    /// # Errors
+    ///
+    /// If the root does not follow from the files beyond doubt.
+    pub fn learn(
+        own: &[u8],
+        init: &[u8],
+        own_uid: PodUid,
+        own_qos: Option<QosClass>,
+    ) -> Result<Self, AnchorError> {
+        let own_lines = read(OWN, own)?;
+        let init_lines = read(INIT, init)?;
+        let mut roots = own_lines
+            .iter()
+            .filter_map(|line| root_above(line.path, own_uid));
+        if let Some(root) = roots.next() {
+            if let Some(other) = roots.find(|other| *other != root) {
+                return Err(AnchorError::RootsDisagree(root, other));
+            }
+            let anchor = Self::new(&root, None)?;
+            // What the agent could not attest in itself, it could not attest in others.
+            anchor.parse(own).map_err(AnchorError::OwnCgroup)?;
+            return anchor.unless_init_is_in(own_uid, init);
+        }
+        if let Some(found) = own_lines.iter().find_map(|line| first_uid(line.path)) {
+            return Err(AnchorError::OtherPod {
+                found,
+                own: own_uid,
+            });
+        }
+        let depth = match depth_below(&init_lines)? {
+            0 if own_lines.iter().all(|line| line.path == b"/") => {
+                return Err(AnchorError::NoHostPid);
+            }
+            0 => return Err(AnchorError::NotInPod),
+            // One level above a container is its pod: process 1 is its sandbox's.
+            1 => return Err(AnchorError::NoHostPid),
+            depth => depth,
+        };
+        let climb = match own_qos {
+            // The root, a guaranteed pod and a container are the least.
+            _ if depth < 3 => return Err(AnchorError::TooShallow(depth)),
+            None => return Err(AnchorError::UnknownQos),
+            Some(QosClass::Guaranteed) => 2,
+            Some(QosClass::BestEffort | QosClass::Burstable) => 3,
+        };
+        if depth <= climb {
+            return Err(AnchorError::TooShallow(depth));
+        }
+        Ok(Self {
+            root: None,
+            depth: Some(depth),
+            names: Names::Unknown,
+            view: View::Relative {
+                climb,
+                own: own_qos,
+            },
+        })
+    }
+
+    /// The anchor for a configured root; only the agent's depth below it is learned.
+    ///
+    /// # Errors
+    ///
+    /// If the root does not fit the agent's own cgroup.
+    pub fn with_root(root: &str, own: &[u8], init: &[u8]) -> Result<Self, AnchorError> {
+        read(OWN, own)?;
+        let init_lines = read(INIT, init)?;
+        let absolute = Self::new(root, None)?;
+        let own_place = absolute.parse(own);
+        if let Ok(place) = own_place {
+            return absolute.unless_init_is_in(place.pod, init);
+        }
+        match (depth_below(&init_lines)?, own_place) {
+            (1, _) => Err(AnchorError::NoHostPid),
+            (depth @ 2.., _) => Self::new(root, Some(depth)),
+            (0, Err(CgroupDenial::OutsideRoot)) => {
+                Err(AnchorError::OwnPodElsewhere(root.to_owned()))
+            }
+            // A process of the node, such as a service of systemd.
+            (0, Ok(_) | Err(CgroupDenial::MonitorProcess | CgroupDenial::NotAPod)) => Ok(absolute),
+            (0, Err(denial)) => Err(AnchorError::OwnCgroup(denial)),
+        }
+    }
+
+    fn unless_init_is_in(self, own_uid: PodUid, init: &[u8]) -> Result<Self, AnchorError> {
+        match self.parse(init) {
+            Ok(place) if place.pod == own_uid => Err(AnchorError::NoHostPid),
+            _ => Ok(self),
+        }
+    }
+}
+
+/// All lines of a file, whose paths are known to be well formed.
+fn read<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'a>>, AnchorError> {
+    text::lines(text)
+        .map(|line| line.and_then(|line| Path::parse(line.path).map(|_| line)))
+        .collect::<Result<_, _>>()
+        .map_err(|reason| AnchorError::Unreadable { file, reason })
+}
+
+/// How many levels the reader's cgroup namespace begins below the place of init.
+fn depth_below(init: &[Line<'_>]) -> Result<usize, AnchorError> {
+    let up = |line: &Line<'_>| Path::parse(line.path).map_or(0, |path| path.up);
+    let deepest = init.iter().map(up).max().unwrap_or(0);
+    match init.iter().find(|line| line.unified) {
+        Some(unified) if up(unified) > 0 || deepest == 0 => Ok(up(unified)),
+        // The hierarchies of cgroup v1 each have a depth of their own.
+        None if deepest == 0 => Ok(0),
+        _ => Err(AnchorError::UnknownDepth),
+    }
+}
+
+/// The first UID of a pod that a path names, wherever it stands.
+fn first_uid(path: &[u8]) -> Option<PodUid> {
+    text::names(path).find_map(|name| match name::claimed_uid(name) {
+        Some(UidText::Uid(uid)) => Some(uid),
+        _ => None,
+    })
+}
+
+/// The kubepods root in the agent's own path: what stands before its own pod and the QoS directory.
+///
+/// Here the first pod need not be the own one: the node may itself be a container in a pod.
+fn root_above(path: &[u8], own_uid: PodUid) -> Option<String> {
+    let mut end = 0;
+    let own = text::names(path).find(|name| {
+        let is_own = name::claimed_uid(name) == Some(UidText::Uid(own_uid));
+        end += if is_own { 0 } else { name.len() + 1 };
+        is_own
+    })?;
+    let above = &path[..end];
+    let root = match Mismatched::parse(own) {
+        // The runtime ignores the slices, but their names say what they are.
+        Some(Mismatched { pod, .. }) => {
+            let stem = [
+                QosClass::BestEffort,
+                QosClass::Burstable,
+                QosClass::Guaranteed,
+            ]
+            .into_iter()
+            .find_map(|class| name::strip_qos(pod.slice?, class))?;
+            let base = above.strip_suffix(place::RUNTIME_SERVICE).unwrap_or(above);
+            slices(str::from_utf8(base).ok()?, str::from_utf8(stem).ok()?)
+        }
+        None => {
+            let last = text::names(above).last()?;
+            let qos = if Names::Unknown.qos(last).is_some() {
+                last.len() + 1
+            } else {
+                0
+            };
+            str::from_utf8(&above[..above.len() - qos]).ok()?.to_owned()
+        }
+    };
+    Some(root)
+}
+
+/// The path of the slice `<stem>.slice` below `base`: systemd keeps `a-b.slice` in `a.slice`.
+fn slices(base: &str, stem: &str) -> String {
+    let ends = stem
+        .match_indices('-')
+        .map(|(at, _)| at)
+        .chain([stem.len()]);
+    ends.fold(base.to_owned(), |path, end| {
+        format!("{path}/{}.slice", &stem[..end])
+    })
+}

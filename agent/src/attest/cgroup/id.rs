@@ -1,0 +1,143 @@
+//! The two ids that a cgroup path carries: of the pod, and of the container in it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+use uuid::Uuid;
+
+/// A pod's UID, as the API server wrote it into `metadata.uid`: lower-case, with dashes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PodUid(Uuid);
+
+/// A container's id: 64 lower-case hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ContainerId([u8; 32]);
+
+/// A text that is not the id it was taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("not a {0}")]
+pub struct InvalidId(pub(super) &'static str);
+
+/// Where the four separators of a UUID stand in its text.
+const SEPARATORS: [usize; 4] = [8, 13, 18, 23];
+
+impl PodUid {
+    /// The UID as 32 hex digits without dashes.
+    pub fn simple(&self) -> impl fmt::Display + fmt::Debug + use<> {
+        self.0.simple()
+    }
+
+    #[cfg(test)]
+    pub(super) const fn synthetic(byte: u8) -> Self {
+        Self(Uuid::from_bytes([byte; 16]))
+    }
+
+    /// Reads the UID out of a cgroup name, where a systemd driver writes `_` for `-`.
+    ///
+    /// A kubelet never mixes the two, so a mix was written by somebody else.
+    pub(super) fn from_name(text: &[u8]) -> Option<Self> {
+        if text.len() != 36 || !matches!(text[SEPARATORS[0]], b'-' | b'_') {
+            return None;
+        }
+        let mut digits = [0; 32];
+        let mut filled = 0;
+        for (at, &byte) in text.iter().enumerate() {
+            if SEPARATORS.contains(&at) {
+                if byte != text[SEPARATORS[0]] {
+                    return None;
+                }
+            } else {
+                digits[filled] = byte;
+                filled += 1;
+            }
+        }
+        hex(&digits).map(|bytes| Self(Uuid::from_bytes(bytes)))
+    }
+}
+
+impl FromStr for PodUid {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Some(text)
+            .filter(|text| !text.contains('_'))
+            .and_then(|text| Self::from_name(text.as_bytes()))
+            .ok_or(InvalidId("pod UID (36 lower-case characters with dashes)"))
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0.as_hyphenated(), f)
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl ContainerId {
+    /// Reads the id out of a container status, where the runtime's name stands before it
+    /// (`containerd://<id>`).
+    pub fn from_status(text: &str) -> Option<Self> {
+        let (runtime, id) = text.split_once("://")?;
+        if runtime.is_empty() {
+            None
+        } else {
+            Self::from_name(id.as_bytes())
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) const fn synthetic(byte: u8) -> Self {
+        Self([byte; 32])
+    }
+
+    /// Reads the id out of a cgroup name from which the runtime's decoration is off.
+    pub(super) fn from_name(text: &[u8]) -> Option<Self> {
+        hex(text).map(Self)
+    }
+}
+
+impl FromStr for ContainerId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Self::from_name(text.as_bytes()).ok_or(InvalidId("container id (64 lower-case hex digits)"))
+    }
+}
+
+impl fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ContainerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The `N` bytes that exactly `2 * N` lower-case hex digits stand for.
+pub(super) fn hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
+    if digits.len() != 2 * N {
+        return None;
+    }
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
+    }
+    Some(bytes)
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    match digit {
+        b'0'..=b'9' => Some(digit - b'0'),
+        b'a'..=b'f' => Some(digit - b'a' + 10),
+        _ => None,
+    }
+}

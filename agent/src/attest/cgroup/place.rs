@@ -1,0 +1,190 @@
+//! One path → what it says of its process, given the anchor.
+//!
+//! The lines of one file are put together in `anchor.rs`.
+
+use super::name::{self, Mismatched, Names, PodName, QosClass, UidText};
+use super::text::{self, Path};
+use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
+
+/// What one line says that does not deny the whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// The process is in this pod: the line proves it.
+    Pod(PodCgroup),
+    /// The line names a pod where no kubelet of ours could: no proof, but it may not contradict one.
+    Claim(PodUid, ContainerId),
+    /// The line says nothing of a pod, as is normal for some controllers; alone it denies.
+    Silent(CgroupDenial),
+}
+
+/// The kubepods root as the reader's cgroup namespace shows it.
+#[derive(Clone, Debug)]
+pub(super) enum View {
+    /// Paths begin at the top.
+    Absolute {
+        /// The root's own path.
+        root: Box<[u8]>,
+        /// The path above the outermost of the root's slices, where a container runtime that
+        /// ignores the slices stands too; none with the cgroupfs driver.
+        base: Option<Box<[u8]>>,
+    },
+    /// Paths begin at the reader's container, from where one has to go up.
+    Relative {
+        /// How many levels the reader's container lies below the root: 2 for a guaranteed pod,
+        /// else 3.
+        climb: usize,
+        /// The reader's own class, if it is known.
+        own: Option<QosClass>,
+    },
+}
+
+/// Where containerd stands, and with it every container that it starts with the wrong driver.
+pub(super) const RUNTIME_SERVICE: &[u8] = b"/system.slice/containerd.service";
+
+/// A directory that has pods in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Parent {
+    /// The kubepods root, with guaranteed pods.
+    Root,
+    /// The directory of a class.
+    Qos(QosClass),
+    /// The directory of the reader's own class, which it does not know.
+    OwnQos,
+}
+
+impl View {
+    /// Reads one path of a hierarchy that the root is known to be in.
+    pub(super) fn place(&self, names: &Names, path: &[u8]) -> Result<Place, CgroupDenial> {
+        let parsed = Path::parse(path)?;
+        match self {
+            Self::Absolute { .. } if parsed.up > 0 => outside(&parsed, CgroupDenial::OutsideRoot),
+            Self::Absolute { root, base } => {
+                if let Some(below) = text::below(path, root) {
+                    return in_root(names, below, None);
+                }
+                match base
+                    .as_deref()
+                    .and_then(|base| beside_root(names, path, base))
+                {
+                    Some(place) => place,
+                    None => outside(&parsed, CgroupDenial::NotAPod),
+                }
+            }
+            Self::Relative { climb, own } => match parsed.up {
+                0 | 1 => Err(CgroupDenial::SamePodElided),
+                up if up > *climb => outside(&parsed, CgroupDenial::OutsideRoot),
+                up if up == *climb => in_root(names, parsed.below, *own),
+                // From three levels below the root, two up is the directory of the reader's class.
+                _ => in_class(
+                    names,
+                    parsed.names(),
+                    own.map_or(Parent::OwnQos, Parent::Qos),
+                ),
+            },
+        }
+    }
+}
+
+/// Reads what follows the kubepods root, which a reader of class `own` reached by going up.
+fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Place, CgroupDenial> {
+    let mut rest = text::names(below);
+    let Some(first) = rest.clone().next() else {
+        return Ok(Place::Silent(CgroupDenial::NotAPod));
+    };
+    let Some(class) = names.qos(first) else {
+        return match PodName::parse(first) {
+            Some(_) => in_class(names, rest, Parent::Root),
+            None => Err(CgroupDenial::Malformed),
+        };
+    };
+    if own == Some(class) {
+        // The kernel names the nearest common directory, so it had gone up one level less.
+        return Err(CgroupDenial::Malformed);
+    }
+    rest.next();
+    in_class(names, rest, Parent::Qos(class))
+}
+
+/// Reads what follows a directory with pods in it.
+fn in_class<'a>(
+    names: &Names,
+    mut rest: impl Iterator<Item = &'a [u8]>,
+    parent: Parent,
+) -> Result<Place, CgroupDenial> {
+    let Some(first) = rest.next() else {
+        return Ok(Place::Silent(CgroupDenial::NotAPod));
+    };
+    let pod = PodName::parse(first).ok_or(CgroupDenial::NotAPod)?;
+    let fits = match parent {
+        Parent::Root => names.fits(&pod, QosClass::Guaranteed),
+        Parent::Qos(class) => names.fits(&pod, class),
+        Parent::OwnQos => {
+            names.fits(&pod, QosClass::BestEffort) || names.fits(&pod, QosClass::Burstable)
+        }
+    };
+    if !fits {
+        return Err(CgroupDenial::Malformed);
+    }
+    in_pod(&pod, rest.next().ok_or(CgroupDenial::BadContainerId), rest)
+}
+
+/// Reads a path that lies beside the root as the cgroup of a container whose runtime does not use
+/// the kubelet's driver; none if it is no such path.
+fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Place, CgroupDenial>> {
+    let below = text::below(path, base)?;
+    let mut rest = text::names(text::below(below, RUNTIME_SERVICE).unwrap_or(below));
+    let Mismatched { pod, container } = Mismatched::parse(rest.next()?)?;
+    [
+        QosClass::BestEffort,
+        QosClass::Burstable,
+        QosClass::Guaranteed,
+    ]
+    .into_iter()
+    .any(|class| names.fits(&pod, class))
+    .then(|| in_pod(&pod, Ok(container), rest))
+}
+
+/// Reads a pod, the container in it, and what the container may have put below itself.
+fn in_pod<'a>(
+    pod: &PodName<'_>,
+    container: Result<&[u8], CgroupDenial>,
+    mut rest: impl Iterator<Item = &'a [u8]>,
+) -> Result<Place, CgroupDenial> {
+    let pod = match pod.uid {
+        UidText::Invalid => return Err(CgroupDenial::Malformed),
+        UidText::Static => return Err(CgroupDenial::StaticPod),
+        UidText::Uid(uid) => uid,
+    };
+    let container = name::container(container?)?;
+    let nested_pod = rest.any(|name| name::claimed_uid(name).is_some());
+    Ok(Place::Pod(PodCgroup {
+        pod,
+        container,
+        nested_pod,
+    }))
+}
+
+/// Reads a path that is not known to begin at the root; `otherwise` is why it denies if it claims
+/// no pod.
+pub(super) fn outside(path: &Path<'_>, otherwise: CgroupDenial) -> Result<Place, CgroupDenial> {
+    let mut names = path.names();
+    let mut silent = otherwise;
+    while let Some(name) = names.next() {
+        match name::claimed_uid(name) {
+            None if name::is_monitor(name) => silent = CgroupDenial::MonitorProcess,
+            None => {}
+            Some(UidText::Uid(pod)) => {
+                let container = match Mismatched::parse(name) {
+                    Some(mismatched) => Some(mismatched.container),
+                    None => names.next(),
+                };
+                return match container.map(name::container) {
+                    Some(Ok(container)) => Ok(Place::Claim(pod, container)),
+                    _ => Err(CgroupDenial::OutsideRoot),
+                };
+            }
+            Some(_) => return Err(CgroupDenial::OutsideRoot),
+        }
+    }
+    Ok(Place::Silent(silent))
+}

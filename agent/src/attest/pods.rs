@@ -1,0 +1,389 @@
+//! This node's pods by UID, as the API server last told.
+//!
+//! A [`Pod`] owns everything that is done in its name: quota, sessions, reads in flight, cached values. Its
+//! deletion is one drop, and there is no key across pods that could be got wrong. Pods are known by UID only:
+//! a name can be given to another pod, a UID cannot.
+
+use super::cgroup::{ContainerId, PodUid, QosClass};
+use crate::cache::Values;
+use crate::config;
+use crate::quota::Quota;
+use crate::session::Sessions;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, ListParams};
+use kube::runtime::watcher::{self, Event, watcher};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+
+/// How long an authoritative look may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the server lets one watch run, in seconds. A connection that died without a word is noticed
+/// a few seconds later: a shorter watch means fewer minutes on old news, and a resumed watch costs little.
+const WATCH_SECONDS: u32 = 120;
+
+/// The waits after a watch failed: the first, and the longest.
+const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+
+/// How far a node's clock may be behind the API server's before a deleted pod's grace ends late.
+const GRACE_SLACK: Duration = Duration::from_secs(2);
+
+/// The annotation of a pod that stands for a static pod (kubernetes.io/config.mirror). Its processes carry
+/// another UID; anything that claims this one is refused.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// One pod of this node, and all that is done in its name.
+#[derive(Debug)]
+pub(crate) struct Pod {
+    pub(crate) uid: PodUid,
+    facts: RwLock<Arc<Facts>>,
+    gone: CancellationToken,
+    since: Instant,
+    pub(crate) quota: Quota,
+    pub(crate) sessions: Sessions,
+    pub(crate) values: Values,
+}
+
+/// What the API server says about a pod, cut down to what is needed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Facts {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) service_account: Arc<str>,
+    pub(crate) node: String,
+    pub(crate) host_network: bool,
+    pub(crate) mirror: bool,
+    pub(crate) finished: bool,
+    pub(crate) qos: Option<QosClass>,
+    pub(crate) has_ephemeral: bool,
+    pub(crate) containers: HashMap<ContainerId, Container>,
+    /// Those annotations of the pod that say which containers get no role.
+    pub(crate) annotations: BTreeMap<String, String>,
+    grace_ends: Option<Timestamp>,
+}
+
+/// A container that the API server has named.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) kind: ContainerKind,
+}
+
+/// How a container came into its pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ContainerKind {
+    /// By `kubectl debug`: any image, under the pod's service account.
+    Ephemeral,
+    /// As part of the pod's specification.
+    Ordinary,
+}
+
+/// The settings that every new pod entry is made by.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    pub(crate) limits: config::Limits,
+    pub(crate) cache: Arc<config::Cache>,
+}
+
+/// The pods of this node.
+#[derive(Debug)]
+pub(crate) struct Pods {
+    api: Api<k8s::Pod>,
+    selector: String,
+    settings: Settings,
+    by_uid: RwLock<HashMap<PodUid, Arc<Pod>>>,
+    changed: Notify,
+    synced: watch::Sender<bool>,
+    looks: Looks,
+}
+
+/// Counts the looks, so that everybody who asks gets one that began after the question, and no more of them
+/// are made than that takes.
+#[derive(Debug, Default)]
+struct Looks {
+    begun: AtomicU64,
+    last: tokio::sync::Mutex<(u64, bool)>,
+}
+
+/// No authoritative look could be had: the API server does not answer, or not sensibly.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the API server cannot be asked")]
+pub(crate) struct LookError;
+
+// === impl Pod ===
+
+impl Pod {
+    /// What the API server last said.
+    pub(crate) fn facts(&self) -> Arc<Facts> {
+        self.facts
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether the API server has said that the pod is deleted.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.is_cancelled()
+    }
+
+    /// Ends when the pod is deleted.
+    pub(crate) fn gone(&self) -> &CancellationToken {
+        &self.gone
+    }
+
+    fn learn(&self, facts: Facts) {
+        let mut current = self.facts.write().unwrap_or_else(PoisonError::into_inner);
+        // The same word again is no change: nobody needs to be attested anew for a status update.
+        if **current != facts {
+            *current = Arc::new(facts);
+        }
+    }
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// Whether the pod has been deleted and the time it was given to end has passed.
+    pub(crate) fn grace_ended(&self) -> bool {
+        self.grace_ends
+            .is_some_and(|end| crate::time::now() > end + GRACE_SLACK)
+    }
+
+    fn of(pod: k8s::Pod) -> Option<(PodUid, Self)> {
+        let uid = pod.metadata.uid?.parse().ok()?;
+        let spec = pod.spec?;
+        let status = pod.status.unwrap_or_default();
+        let annotations = pod.metadata.annotations.unwrap_or_default();
+        let mut containers = HashMap::new();
+        let ordinary = [status.container_statuses, status.init_container_statuses];
+        for (statuses, kind) in ordinary
+            .into_iter()
+            .map(|statuses| (statuses, ContainerKind::Ordinary))
+            .chain([(
+                status.ephemeral_container_statuses,
+                ContainerKind::Ephemeral,
+            )])
+        {
+            for status in statuses.unwrap_or_default() {
+                // The container before a restart may still have processes that end.
+                let last = [status.state, status.last_state].into_iter().flatten();
+                let ids = last
+                    .filter_map(|state| state.terminated.and_then(|state| state.container_id))
+                    .chain(status.container_id);
+                for id in ids.filter_map(|id| ContainerId::from_status(&id)) {
+                    containers.insert(
+                        id,
+                        Container {
+                            name: status.name.clone(),
+                            kind,
+                        },
+                    );
+                }
+            }
+        }
+        let facts = Self {
+            namespace: pod.metadata.namespace?.into(),
+            name: pod.metadata.name?.into(),
+            service_account: spec
+                .service_account_name
+                .unwrap_or_else(|| "default".into())
+                .into(),
+            node: spec.node_name.unwrap_or_default(),
+            host_network: spec.host_network.unwrap_or_default(),
+            mirror: annotations.contains_key(MIRROR),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            qos: status.qos_class.and_then(|class| class.parse().ok()),
+            has_ephemeral: spec
+                .ephemeral_containers
+                .is_some_and(|list| !list.is_empty()),
+            containers,
+            annotations: annotations
+                .into_iter()
+                .filter(|(key, _)| crate::role::POD_ANNOTATIONS.contains(&key.as_str()))
+                .collect(),
+            grace_ends: pod.metadata.deletion_timestamp.map(|time| time.0),
+        };
+        Some((uid, facts))
+    }
+}
+
+// === impl Pods ===
+
+impl Pods {
+    /// The pods of `node`, none known yet.
+    pub(crate) fn new(client: kube::Client, node: &str, settings: Settings) -> Self {
+        Self {
+            api: Api::all(client),
+            selector: format!("spec.nodeName={node}"),
+            settings,
+            by_uid: RwLock::default(),
+            changed: Notify::new(),
+            synced: watch::Sender::new(false),
+            looks: Looks::default(),
+        }
+    }
+
+    /// The pod with that UID, if it is known.
+    pub(crate) fn by_uid(&self, uid: PodUid) -> Option<Arc<Pod>> {
+        self.by_uid
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&uid)
+            .cloned()
+    }
+
+    /// Every known pod.
+    pub(crate) fn all(&self) -> Vec<Arc<Pod>> {
+        self.by_uid
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
+    }
+
+    /// Whether the first list has been read to its end.
+    pub(crate) fn synced(&self) -> watch::Receiver<bool> {
+        self.synced.subscribe()
+    }
+
+    /// Ends at the next change after the call.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
+    }
+
+    /// Lists this node's pods, beginning after the call, and adds those that the watch has not told yet. All who
+    /// ask while a list is under way share the next one.
+    ///
+    /// # Errors
+    ///
+    /// If the API server cannot be asked.
+    pub(crate) async fn look(&self) -> Result<(), LookError> {
+        let before = self.looks.begun.load(Ordering::SeqCst);
+        let mut last = self.looks.last.lock().await;
+        if last.0 <= before {
+            let number = self.looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let parameters = ListParams::default().fields(&self.selector);
+            let answer = timeout(LOOK_TIMEOUT, self.api.list(&parameters)).await;
+            let found = match answer {
+                Ok(Ok(list)) => {
+                    for pod in list.items {
+                        self.learn(pod);
+                    }
+                    true
+                }
+                Ok(Err(error)) => {
+                    tracing::warn!(error = %error, "cannot list this node's pods");
+                    false
+                }
+                Err(_) => {
+                    tracing::warn!("the API server does not answer a list of this node's pods");
+                    false
+                }
+            };
+            *last = (number, found);
+        }
+        if last.1 { Ok(()) } else { Err(LookError) }
+    }
+
+    /// Follows the API server until the task is dropped. While it is away the pods stay as last told.
+    pub(crate) async fn follow(&self) {
+        let config = watcher::Config::default()
+            .fields(&self.selector)
+            .timeout(WATCH_SECONDS);
+        let mut events = std::pin::pin!(watcher(self.api.clone(), config));
+        let mut listed = HashSet::new();
+        let mut listing_since = Instant::now();
+        let mut wait = RETRY_WAITS.0;
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    wait = RETRY_WAITS.0;
+                    match event {
+                        Event::Init => {
+                            listed.clear();
+                            listing_since = Instant::now();
+                        }
+                        Event::InitApply(pod) => listed.extend(self.learn(pod)),
+                        Event::InitDone => {
+                            self.keep(&listed, listing_since);
+                            self.synced.send_replace(true);
+                        }
+                        Event::Apply(pod) => {
+                            self.learn(pod);
+                        }
+                        Event::Delete(pod) => self.forget(pod),
+                    }
+                    self.changed.notify_waiters();
+                }
+                Err(error) => {
+                    tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(RETRY_WAITS.1);
+                }
+            }
+        }
+    }
+
+    fn learn(&self, pod: k8s::Pod) -> Option<PodUid> {
+        let (uid, facts) = Facts::of(pod)?;
+        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pod) = by_uid.get(&uid) {
+            pod.learn(facts);
+        } else {
+            let limits = &self.settings.limits;
+            let pod = Pod {
+                uid,
+                facts: RwLock::new(Arc::new(facts)),
+                gone: CancellationToken::new(),
+                since: Instant::now(),
+                quota: Quota::new(
+                    limits.connections_per_pod,
+                    limits.in_flight_per_pod,
+                    limits.requests_per_second_per_pod,
+                ),
+                sessions: Sessions::default(),
+                values: Values::new(self.settings.cache.clone()),
+            };
+            by_uid.insert(uid, Arc::new(pod));
+        }
+        Some(uid)
+    }
+
+    fn forget(&self, pod: k8s::Pod) {
+        let Some(uid) = pod.metadata.uid.and_then(|uid| uid.parse().ok()) else {
+            return;
+        };
+        let gone = self
+            .by_uid
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&uid);
+        if let Some(pod) = gone {
+            pod.gone.cancel();
+        }
+    }
+
+    /// Drops every pod that a complete list did not name, so that a deletion nobody told us about is noticed. A
+    /// pod that a look of our own found after that list began is younger news than the list.
+    fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) {
+        self.by_uid
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, pod| {
+                let keep = listed.contains(uid) || pod.since > listing_since;
+                if !keep {
+                    pod.gone.cancel();
+                }
+                keep
+            });
+    }
+}

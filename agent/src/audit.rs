@@ -1,0 +1,277 @@
+//! The audit trail: one JSON line on stderr for each secret asked for. No secret leaves without its line.
+//!
+//! A request takes a place in a bounded queue before it reads, and fills it before it answers; a thread of its own
+//! writes. When the queue is full requests wait, and by their deadline give up with 503. If lines cannot be
+//! written any more, nothing is read any more.
+
+use crate::error::RequestError;
+use serde::Serialize;
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use tokio::sync::mpsc::{self, OwnedPermit};
+
+/// How many lines one write to stderr may hold.
+const BATCH: usize = 256;
+
+/// The queue's entrance. Cloning it gives another one.
+#[derive(Clone, Debug)]
+pub(crate) struct Audit {
+    lines: mpsc::Sender<Vec<u8>>,
+    seq: Arc<AtomicU64>,
+    boot_id: Arc<str>,
+}
+
+/// A place in the queue: the right to answer with a secret.
+#[derive(Debug)]
+pub(crate) struct Place {
+    place: OwnedPermit<Vec<u8>>,
+    seq: Arc<AtomicU64>,
+    boot_id: Arc<str>,
+}
+
+/// The thread that writes; it ends when every entrance is gone and the queue is empty.
+#[derive(Debug)]
+pub(crate) struct Writer(JoinHandle<()>);
+
+/// What happened, in the words of the contract.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Line<'a> {
+    /// The trail's own fields, which it fills in itself.
+    pub(crate) time: &'a str,
+    pub(crate) target: &'a str,
+    pub(crate) boot_id: &'a str,
+    pub(crate) seq: u64,
+    pub(crate) request_id: &'a str,
+    pub(crate) namespace: Option<&'a str>,
+    pub(crate) service_account: Option<&'a str>,
+    pub(crate) pod: Option<&'a str>,
+    pub(crate) pod_uid: Option<&'a str>,
+    pub(crate) container_id: Option<&'a str>,
+    pub(crate) container_confirmed: bool,
+    pub(crate) pid: i32,
+    pub(crate) uid: u32,
+    pub(crate) backend: Option<&'a str>,
+    pub(crate) role: Option<&'a str>,
+    pub(crate) secret: &'a str,
+    pub(crate) version: Option<&'a str>,
+    pub(crate) outcome: &'a str,
+    pub(crate) code: Option<&'a str>,
+    /// Why the peer is no workload; only here, never in the answer.
+    pub(crate) reason: Option<&'a str>,
+    pub(crate) cache: &'a str,
+    pub(crate) shared_with: Option<&'a str>,
+    pub(crate) cloud_request_id: Option<&'a str>,
+    pub(crate) duration_ms: f64,
+}
+
+// === impl Audit ===
+
+impl Audit {
+    /// An empty trail whose queue holds `queue` lines, and the thread that writes it to `out`.
+    ///
+    /// # Errors
+    ///
+    /// If no thread can be had.
+    pub(crate) fn start(
+        queue: usize,
+        out: impl Write + Send + 'static,
+    ) -> std::io::Result<(Self, Writer)> {
+        let (sender, lines) = mpsc::channel(queue);
+        let thread = std::thread::Builder::new()
+            .name("audit".into())
+            .spawn(move || write(lines, out))?;
+        let boot_id = uuid::Uuid::new_v4().to_string().into();
+        Ok((
+            Self {
+                lines: sender,
+                seq: Arc::default(),
+                boot_id,
+            },
+            Writer(thread),
+        ))
+    }
+
+    /// A place in the queue, as soon as there is one.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` if the trail can no longer be written.
+    pub(crate) async fn place(&self) -> Result<Place, RequestError> {
+        let place = self.lines.clone().reserve_owned().await.map_err(|_| {
+            RequestError::unavailable("the agent cannot write its audit trail, so it reads nothing")
+        })?;
+        Ok(Place {
+            place,
+            seq: self.seq.clone(),
+            boot_id: self.boot_id.clone(),
+        })
+    }
+
+    /// How many lines wait to be written.
+    pub(crate) fn waiting(&self) -> usize {
+        self.lines.max_capacity() - self.lines.capacity()
+    }
+
+    /// What tells this run of the agent from every other.
+    pub(crate) fn boot_id(&self) -> &Arc<str> {
+        &self.boot_id
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    /// Puts the line in its place.
+    ///
+    /// # Errors
+    ///
+    /// `internal` if it cannot be written as JSON.
+    pub(crate) fn fill(self, line: Line<'_>) -> Result<(), RequestError> {
+        let now = crate::time::now_rfc3339();
+        let line = Line {
+            time: now.as_str(),
+            target: "audit",
+            boot_id: &self.boot_id,
+            seq: self.seq.fetch_add(1, Ordering::Relaxed),
+            ..line
+        };
+        let mut text = Vec::with_capacity(768);
+        serde_json::to_writer(&mut text, &line).map_err(|e| RequestError::internal(&e))?;
+        text.push(b'\n');
+        self.place.send(text);
+        Ok(())
+    }
+}
+
+// === impl Writer ===
+
+impl Writer {
+    /// Waits until everything is written. Every [`Audit`] must be gone by then.
+    pub(crate) fn finish(self) {
+        let _ = self.0.join();
+    }
+}
+
+/// Writes until the queue is closed and empty, or a write fails: the receiver goes then, and with it every
+/// further place in the queue.
+fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
+    let mut batch = Vec::with_capacity(BATCH);
+    let mut text = Vec::new();
+    while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
+        text.clear();
+        batch
+            .drain(..)
+            .for_each(|line| text.extend_from_slice(&line));
+        if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {
+            tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0
+                .lock()
+                .expect("nobody panics with it")
+                .extend_from_slice(text);
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// A reader that never reads.
+    struct Full(std::sync::mpsc::Receiver<()>);
+
+    impl Write for Full {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    struct Broken;
+
+    impl Write for Broken {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn every_line_is_written_and_numbered_without_a_gap() {
+        let page = Page::default();
+        let (audit, writer) = Audit::start(4, page.clone()).expect("a thread");
+        for _ in 0..100 {
+            let place = audit.place().await.expect("a place");
+            place
+                .fill(Line {
+                    secret: "prod/db",
+                    ..Line::default()
+                })
+                .expect("a line");
+        }
+        drop(audit);
+        tokio::task::spawn_blocking(|| writer.finish())
+            .await
+            .expect("it ends");
+        let text = String::from_utf8(page.0.lock().expect("written").clone()).expect("text");
+        let numbers: Vec<u64> = text
+            .lines()
+            .map(|line| {
+                let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+                assert_eq!(line["target"], "audit");
+                line["seq"].as_u64().expect("a number")
+            })
+            .collect();
+        assert_eq!(numbers, (0..100).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_makes_requests_wait() {
+        let (release, hold) = std::sync::mpsc::channel();
+        let (audit, _writer) = Audit::start(1, Full(hold)).expect("a thread");
+        let mut held = Vec::new();
+        let full = loop {
+            match tokio::time::timeout(Duration::from_millis(200), audit.place()).await {
+                Ok(place) => held.push(place.expect("a place")),
+                Err(elapsed) => break elapsed,
+            }
+        };
+        drop(full);
+        assert_eq!(held.len(), 1);
+        drop(release);
+    }
+
+    #[tokio::test]
+    async fn a_trail_that_cannot_be_written_ends_all_reading() {
+        let (audit, writer) = Audit::start(4, Broken).expect("a thread");
+        let place = audit.place().await.expect("a place");
+        place.fill(Line::default()).expect("a line");
+        tokio::task::spawn_blocking(|| writer.finish())
+            .await
+            .expect("it ends");
+        let refused = audit.place().await.expect_err("no place");
+        assert_eq!(refused.code, latchkey_client::protocol::Code::Unavailable);
+    }
+}

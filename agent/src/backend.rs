@@ -1,0 +1,276 @@
+//! The seam to the clouds: a [`Backend`] turns a role and a subject token into a [`Session`], and a session
+//! reads. Credentials stay inside the backend's own file.
+
+mod aws;
+
+use crate::account::Annotations;
+use crate::config::{BackendConfig, Config};
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use crate::secret::{SecretName, SecretValue, SubjectToken};
+use async_trait::async_trait;
+use bytes::Bytes;
+use latchkey_client::protocol::Code;
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// One cloud's store, and the exchange that opens it.
+#[async_trait]
+pub(crate) trait Backend: fmt::Debug + Send + Sync {
+    /// The role that the annotations ask for.
+    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole>;
+
+    /// What it is and where, for the operator.
+    fn describe(&self) -> String;
+
+    /// The pod annotation that keeps containers from a role here, if there is one.
+    fn skip_annotation(&self) -> Option<&'static str>;
+
+    /// Whether this backend can hold a secret of that name under that role.
+    ///
+    /// # Errors
+    ///
+    /// `invalid_request`, saying what is wrong with the name.
+    fn check(
+        &self,
+        role: &Role,
+        name: &SecretName,
+        selector: &Selector,
+    ) -> Result<(), RequestError>;
+
+    /// Exchanges the subject token for a session.
+    ///
+    /// # Errors
+    ///
+    /// If the cloud refuses or cannot be reached.
+    async fn exchange(
+        &self,
+        role: &Role,
+        token: SubjectToken,
+        caller: &Caller,
+    ) -> Result<Arc<dyn Session>, BackendError>;
+}
+
+/// A role taken on, until it ends.
+#[async_trait]
+pub(crate) trait Session: fmt::Debug + Send + Sync {
+    /// How long the session lives from now.
+    fn lives_for(&self) -> Duration;
+
+    /// Reads one version of one secret.
+    ///
+    /// # Errors
+    ///
+    /// If the cloud refuses, has no such secret, or cannot be reached.
+    async fn read(&self, name: &SecretName, selector: &Selector) -> Result<Secret, BackendError>;
+
+    /// Lists up to `limit` names, as the application writes them, from `cursor` on.
+    ///
+    /// # Errors
+    ///
+    /// If the cloud refuses or cannot be reached.
+    async fn list(&self, limit: usize, cursor: Option<String>) -> Result<Page, BackendError>;
+}
+
+/// In whose name a session is asked for; the cloud's own log shows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    /// The pod's UID, 32 hexadecimal digits.
+    pub(crate) pod_uid: String,
+    /// The pod's namespace.
+    pub(crate) namespace: Arc<str>,
+    /// The pod's service account.
+    pub(crate) service_account: Arc<str>,
+}
+
+/// Which version of a secret is meant; neither means the latest.
+#[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
+pub(crate) struct Selector {
+    /// The backend's id of a version.
+    pub(crate) version: Option<Arc<str>>,
+    /// A stage or label (AWS).
+    pub(crate) stage: Option<Arc<str>>,
+}
+
+/// A secret as a backend gave it.
+#[derive(Debug)]
+pub(crate) struct Secret {
+    /// The value.
+    pub(crate) value: SecretValue,
+    /// Whether the backend holds it as text.
+    pub(crate) is_text: bool,
+    /// The backend's id of the version.
+    pub(crate) version: Arc<str>,
+    /// What else AWS tells, for its own answer shape.
+    pub(crate) details: Details,
+    /// Under which id the cloud's log knows the read.
+    pub(crate) cloud_request_id: Option<Arc<str>>,
+    /// The answer in JSON, written by the first who needs it.
+    pub(crate) json: OnceLock<Bytes>,
+}
+
+/// What a backend tells about a secret beside its value.
+#[derive(Debug, Default)]
+pub(crate) struct Details {
+    /// The full name of the resource.
+    pub(crate) arn: Option<String>,
+    /// The stages or labels of the version.
+    pub(crate) stages: Vec<String>,
+    /// When the version was made, in seconds of Unix time.
+    pub(crate) created: Option<f64>,
+}
+
+/// One page of names.
+#[derive(Debug, Default)]
+pub(crate) struct Page {
+    /// Names, as the application writes them.
+    pub(crate) names: Vec<String>,
+    /// Where the next page begins; none after the last.
+    pub(crate) next: Option<String>,
+}
+
+/// A failed call to a backend, and what follows from it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct BackendError {
+    /// What the caller is told.
+    pub(crate) error: RequestError,
+    /// What the agent does about it.
+    pub(crate) fault: Fault,
+    /// Under which id the cloud's log knows the call.
+    pub(crate) cloud_request_id: Option<Arc<str>>,
+}
+
+/// What a failed call says about role, session and cloud.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Fault {
+    /// Nothing beyond the one call.
+    Call,
+    /// The cloud says no to this principal.
+    Refused,
+    /// The session has ended before its time; a new one may do.
+    SessionEnded,
+    /// The cloud could not be reached.
+    Unreachable,
+}
+
+/// The configured backends, in the order of their names.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    rows: Vec<Row>,
+    default: usize,
+}
+
+#[derive(Debug)]
+struct Row {
+    name: Arc<str>,
+    backend: Arc<dyn Backend>,
+}
+
+// === impl BackendError ===
+
+impl BackendError {
+    /// A failure of the kind `fault`.
+    pub(crate) fn new(fault: Fault, error: RequestError) -> Self {
+        Self {
+            error,
+            fault,
+            cloud_request_id: None,
+        }
+    }
+
+    /// The task that made the call died.
+    pub(crate) fn died() -> Self {
+        let error = RequestError::new(
+            Code::Internal,
+            "the agent failed; its log knows the request id",
+        );
+        Self::new(Fault::Call, error)
+    }
+
+    /// Whether the cloud said no.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.fault == Fault::Refused
+    }
+}
+
+impl From<RequestError> for BackendError {
+    fn from(error: RequestError) -> Self {
+        Self::new(Fault::Call, error)
+    }
+}
+
+// === impl Backends ===
+
+impl Backends {
+    /// The table of backends: every kind stands here, once.
+    ///
+    /// # Errors
+    ///
+    /// If one lacks what it needs, naming the key of the configuration.
+    pub(crate) async fn open(config: &Config) -> Result<Self, String> {
+        let mut rows = Vec::new();
+        for (name, settings) in &config.backends {
+            let name: Arc<str> = name.as_str().into();
+            let backend: Arc<dyn Backend> = match settings {
+                BackendConfig::Aws(settings) => {
+                    Arc::new(aws::Aws::open(&name, settings, config.sessions.duration).await?)
+                }
+            };
+            rows.push(Row { name, backend });
+        }
+        let default = rows
+            .iter()
+            .position(|row| *row.name == *config.default_backend)
+            .ok_or("default_backend names no configured backend")?;
+        Ok(Self { rows, default })
+    }
+
+    /// The number of the backend `name`, or of the default one.
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<usize> {
+        match name {
+            None => Some(self.default),
+            Some(name) => self.rows.iter().position(|row| *row.name == *name),
+        }
+    }
+
+    /// The backends in a line, for the operator.
+    pub(crate) fn describe(&self) -> String {
+        self.rows
+            .iter()
+            .map(|row| format!("{} ({})", row.name, row.backend.describe()))
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    /// The name of the default backend.
+    pub(crate) fn default_name(&self) -> &str {
+        &self.rows[self.default].name
+    }
+
+    /// The name of the backend with that number.
+    pub(crate) fn name(&self, number: usize) -> &Arc<str> {
+        &self.rows[number].name
+    }
+
+    /// The names of all, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.rows.iter().map(|row| &row.name)
+    }
+
+    /// The backend with that number.
+    pub(crate) fn at(&self, number: usize) -> &Arc<dyn Backend> {
+        &self.rows[number].backend
+    }
+
+    /// All backends, in order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
+        self.rows.iter().map(|row| &row.backend)
+    }
+
+    /// The pod annotation that exempts containers from that backend.
+    pub(crate) fn skip_annotation(&self, number: usize) -> Option<&'static str> {
+        self.rows[number].backend.skip_annotation()
+    }
+}

@@ -1,0 +1,396 @@
+//! AWS: `AssumeRoleWithWebIdentity` with the pod's own token, then Secrets Manager with the session's credentials.
+//!
+//! The agent has no credentials of its own and the clients are told so: neither environment keys nor the machine's
+//! metadata service are ever asked for any. Each session has its own Secrets Manager clients, so no credential can
+//! be used for another pod; they share one pool of connections.
+
+mod errors;
+mod role;
+
+use super::{Backend, BackendError, Caller, Details, Fault, Page, Secret, Selector, Session};
+use crate::account::Annotations;
+use crate::config::AwsConfig;
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use crate::secret::{SecretName, SecretValue, SubjectToken};
+use async_trait::async_trait;
+use aws_config::retry::RetryConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_secretsmanager as secretsmanager;
+use aws_sdk_secretsmanager::config::Credentials;
+use aws_sdk_secretsmanager::operation::RequestId;
+use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
+use aws_sdk_sts as sts;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::time::{Instant, timeout};
+
+/// How often a call is tried in one region. More would outlast the request's deadline.
+const ATTEMPTS: u32 = 2;
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long the machine's metadata service may take to name the region, once, at start.
+const REGION_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a region that could not be reached is asked after the others.
+const DOWN_FOR: Duration = Duration::from_secs(10);
+
+/// The most names that `ListSecrets` gives at once (its `MaxResults`).
+const PAGE_NAMES: usize = 100;
+
+/// The most calls that one page of ours may take.
+const PAGE_CALLS: usize = 10;
+
+/// The region whose token service is the global one, `sts.amazonaws.com`, in the SDK's endpoint rules.
+const GLOBAL_REGION: &str = "aws-global";
+
+/// The longest session name (`RoleSessionName` of `AssumeRoleWithWebIdentity`), in characters.
+const SESSION_NAME: usize = 64;
+
+/// AWS Secrets Manager, entered by STS.
+#[derive(Debug)]
+pub(super) struct Aws {
+    settings: AwsConfig,
+    /// The region where a role says nothing else.
+    region: Arc<str>,
+    /// Asked of the token service, in seconds.
+    duration: i32,
+    sts: sts::Client,
+    store: secretsmanager::Config,
+    health: Arc<Health>,
+}
+
+/// The regions that could not be reached lately.
+#[derive(Debug, Default)]
+struct Health(Mutex<Vec<(Arc<str>, Instant)>>);
+
+/// A role taken on.
+#[derive(Debug)]
+struct AwsSession {
+    role: Role,
+    ends: SystemTime,
+    credentials: Credentials,
+    store: secretsmanager::Config,
+    /// One client for each region to be asked, the role's own first.
+    clients: Vec<(Arc<str>, secretsmanager::Client)>,
+    health: Arc<Health>,
+}
+
+// === impl Aws ===
+
+impl Aws {
+    /// Clients for the settings of `backends.<name>`.
+    pub(super) async fn open(
+        name: &str,
+        settings: &AwsConfig,
+        duration: Duration,
+    ) -> Result<Self, String> {
+        let tries = if settings.fallback_regions.is_empty() {
+            ATTEMPTS
+        } else {
+            1
+        };
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .no_credentials()
+            .retry_config(RetryConfig::standard().with_max_attempts(tries))
+            .timeout_config(
+                TimeoutConfig::builder()
+                    .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
+                    .operation_attempt_timeout(settings.timeout)
+                    .operation_timeout(settings.timeout * tries + CONNECT_TIMEOUT)
+                    .build(),
+            );
+        if let Some(region) = &settings.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        let base = timeout(REGION_TIMEOUT, loader.load())
+            .await
+            .map_err(|_| no_region(name))?;
+        let region = base
+            .region()
+            .ok_or_else(|| no_region(name))?
+            .to_string()
+            .into();
+        let mut sts = sts::config::Builder::from(&base);
+        if let Some(endpoint) = &settings.sts_endpoint {
+            sts = sts.endpoint_url(endpoint);
+        }
+        let mut store = secretsmanager::config::Builder::from(&base);
+        if let Some(endpoint) = &settings.endpoint {
+            store = store.endpoint_url(endpoint);
+        }
+        Ok(Self {
+            settings: settings.clone(),
+            region,
+            duration: i32::try_from(duration.as_secs()).unwrap_or(i32::MAX),
+            sts: sts::Client::from_conf(sts.build()),
+            store: store.build(),
+            health: Arc::default(),
+        })
+    }
+
+    /// The role's own region, then those to fall back to; those that were not reached lately come last.
+    fn regions(&self, role: &Role) -> Vec<Arc<str>> {
+        let mut regions = vec![role.region.clone()];
+        for region in &self.settings.fallback_regions {
+            let same_cloud = role::partition_of(region) == role::partition_of(&role.region);
+            if same_cloud && !regions.iter().any(|other| **other == **region) {
+                regions.push(region.as_str().into());
+            }
+        }
+        regions
+    }
+
+    async fn assume(
+        &self,
+        role: &Role,
+        region: &str,
+        token: &SubjectToken,
+        session_name: &str,
+    ) -> Result<Credentials, BackendError> {
+        // The call is not signed: the region only names the endpoint.
+        let region = if role.global_exchange {
+            GLOBAL_REGION
+        } else {
+            region
+        };
+        let config = sts::config::Builder::new().region(Region::new(region.to_owned()));
+        let answer = self
+            .sts
+            .assume_role_with_web_identity()
+            .role_arn(&*role.name)
+            .role_session_name(session_name)
+            .web_identity_token(token.expose())
+            .duration_seconds(self.duration)
+            .customize()
+            .config_override(config)
+            .send()
+            .await
+            .map_err(|error| errors::of_exchange(&error, role))?;
+        let credentials = answer.credentials.ok_or_else(errors::garbage)?;
+        let ends = SystemTime::try_from(credentials.expiration).map_err(|_| errors::garbage())?;
+        Ok(Credentials::new(
+            credentials.access_key_id,
+            credentials.secret_access_key,
+            Some(credentials.session_token),
+            Some(ends),
+            "latchkey",
+        ))
+    }
+}
+
+#[async_trait]
+impl Backend for Aws {
+    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
+        role::of(annotations, &self.settings, &self.region)
+    }
+
+    fn describe(&self) -> String {
+        format!("AWS Secrets Manager in {}", self.region)
+    }
+
+    fn skip_annotation(&self) -> Option<&'static str> {
+        Some(crate::role::aws_skip_annotation())
+    }
+
+    fn check(
+        &self,
+        role: &Role,
+        name: &SecretName,
+        selector: &Selector,
+    ) -> Result<(), RequestError> {
+        role::check_name(&self.settings, role, name, selector)
+    }
+
+    async fn exchange(
+        &self,
+        role: &Role,
+        token: SubjectToken,
+        caller: &Caller,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let mut session_name = format!(
+            "{}.{}.{}",
+            caller.pod_uid, caller.namespace, caller.service_account
+        );
+        session_name.truncate(SESSION_NAME);
+        let regions = self.regions(role);
+        let mut outcome = Err(errors::garbage());
+        for region in self.health.ordered(&regions) {
+            outcome = self.assume(role, &region, &token, &session_name).await;
+            if !self.health.note(&region, &outcome) {
+                break;
+            }
+        }
+        let credentials = outcome?;
+        let clients = regions
+            .into_iter()
+            .map(|region| (region.clone(), client(&self.store, &credentials, &region)))
+            .collect();
+        Ok(Arc::new(AwsSession {
+            role: role.clone(),
+            ends: credentials.expiry().unwrap_or(SystemTime::UNIX_EPOCH),
+            credentials,
+            store: self.store.clone(),
+            clients,
+            health: self.health.clone(),
+        }))
+    }
+}
+
+// === impl AwsSession ===
+
+impl AwsSession {
+    async fn read_in(
+        &self,
+        client: &secretsmanager::Client,
+        id: &str,
+        selector: &Selector,
+    ) -> Result<Secret, BackendError> {
+        let answer = client
+            .get_secret_value()
+            .secret_id(id)
+            .set_version_id(selector.version.as_deref().map(str::to_owned))
+            .set_version_stage(selector.stage.as_deref().map(str::to_owned))
+            .send()
+            .await
+            .map_err(|error| errors::of_read(&error, &self.role))?;
+        let cloud_request_id = answer.request_id().map(Into::into);
+        let (value, is_text) = match (answer.secret_string, answer.secret_binary) {
+            (Some(text), _) => (SecretValue::from(text), true),
+            (None, Some(bytes)) => (SecretValue::from(bytes.into_inner()), false),
+            (None, None) => return Err(errors::garbage()),
+        };
+        Ok(Secret {
+            value,
+            is_text,
+            version: answer.version_id.ok_or_else(errors::garbage)?.into(),
+            details: Details {
+                arn: answer.arn,
+                stages: answer.version_stages.unwrap_or_default(),
+                created: answer.created_date.map(|date| date.as_secs_f64()),
+            },
+            cloud_request_id,
+            json: OnceLock::new(),
+        })
+    }
+}
+
+#[async_trait]
+impl Session for AwsSession {
+    fn lives_for(&self) -> Duration {
+        self.ends
+            .duration_since(crate::time::system_now())
+            .unwrap_or_default()
+    }
+
+    async fn read(&self, name: &SecretName, selector: &Selector) -> Result<Secret, BackendError> {
+        if let Some(region) = role::region_of_arn(name.as_str()) {
+            // An ARN says where it is: it is read there and nowhere else.
+            let client = client(&self.store, &self.credentials, region);
+            return self.read_in(&client, name.as_str(), selector).await;
+        }
+        let id = format!("{}{name}", self.role.prefix);
+        let mut outcome = Err(errors::garbage());
+        let regions: Vec<_> = self
+            .clients
+            .iter()
+            .map(|(region, _)| region.clone())
+            .collect();
+        for region in self.health.ordered(&regions) {
+            let Some((_, client)) = self.clients.iter().find(|(other, _)| *other == region) else {
+                continue;
+            };
+            outcome = self.read_in(client, &id, selector).await;
+            if !self.health.note(&region, &outcome) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    async fn list(&self, limit: usize, cursor: Option<String>) -> Result<Page, BackendError> {
+        let (_, client) = self.clients.first().ok_or_else(errors::garbage)?;
+        let mut page = Page {
+            names: Vec::new(),
+            next: cursor,
+        };
+        for _ in 0..PAGE_CALLS {
+            let wanted = (limit - page.names.len()).min(PAGE_NAMES);
+            let mut call = client
+                .list_secrets()
+                .max_results(i32::try_from(wanted).unwrap_or(i32::MAX))
+                .set_next_token(page.next.take());
+            if !self.role.prefix.is_empty() {
+                let prefix = Filter::builder()
+                    .key(FilterNameStringType::Name)
+                    .values(&*self.role.prefix)
+                    .build();
+                call = call.filters(prefix);
+            }
+            let answer = call
+                .send()
+                .await
+                .map_err(|error| errors::of_read(&error, &self.role))?;
+            let names = answer
+                .secret_list
+                .unwrap_or_default()
+                .into_iter()
+                .filter_map(|s| s.name);
+            page.names.extend(names.filter_map(|name| {
+                let name = name.strip_prefix(&*self.role.prefix)?;
+                // A name that cannot be asked for is not shown.
+                SecretName::parse(name).ok().map(|name| name.to_string())
+            }));
+            page.next = answer.next_token;
+            if page.next.is_none() || page.names.len() >= limit {
+                break;
+            }
+        }
+        Ok(page)
+    }
+}
+
+// === impl Health ===
+
+impl Health {
+    /// `regions` in their order, those not reached lately last.
+    fn ordered(&self, regions: &[Arc<str>]) -> Vec<Arc<str>> {
+        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
+        let is_down = |region: &Arc<str>| down.iter().any(|(other, _)| other == region);
+        let mut ordered = regions.to_vec();
+        ordered.sort_by_key(is_down);
+        ordered
+    }
+
+    /// Notes how a call to `region` ended; whether the next region is to be asked.
+    fn note<T>(&self, region: &Arc<str>, outcome: &Result<T, BackendError>) -> bool {
+        let unreachable = matches!(outcome, Err(error) if error.fault == Fault::Unreachable);
+        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        down.retain(|(other, _)| other != region);
+        if unreachable {
+            down.push((region.clone(), Instant::now()));
+        }
+        unreachable
+    }
+}
+
+fn client(
+    store: &secretsmanager::Config,
+    credentials: &Credentials,
+    region: &str,
+) -> secretsmanager::Client {
+    let config = store
+        .to_builder()
+        .region(Region::new(region.to_owned()))
+        .credentials_provider(credentials.clone())
+        .build();
+    secretsmanager::Client::from_conf(config)
+}
+
+fn no_region(name: &str) -> String {
+    format!("backends.{name}.region is not set and cannot be found out: set it, or AWS_REGION")
+}

@@ -1,0 +1,195 @@
+//! The program: arguments, hygiene, logging, configuration, runtime, exit codes.
+
+use crate::agent::Agent;
+use crate::config::{self, Config};
+use crate::preflight;
+use clap::{Parser, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, filter, fmt};
+
+/// Exit codes, as sysexits(3) numbers them.
+mod exit {
+    pub(super) const USAGE: u8 = 64;
+    pub(super) const UNAVAILABLE: u8 = 69;
+    pub(super) const SOFTWARE: u8 = 70;
+    pub(super) const CONFIG: u8 = 78;
+}
+
+/// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own and never are.
+const LOG_QUEUE: usize = 4096;
+
+/// Node-local secrets agent: each pod reads its own cloud secrets over a Unix socket.
+#[derive(Debug, Parser)]
+#[command(name = "latchkey-agent", version, about)]
+struct Arguments {
+    /// The configuration file [default: /etc/latchkey/config.toml, if it is there].
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Sets one key of the configuration over file and environment, such as listen.admin=127.0.0.1:9642.
+    #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
+    set: Vec<(String, String)>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Validates the configuration and the surroundings, and says what is wrong.
+    Check,
+}
+
+/// Runs the program that the arguments ask for.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                exit::USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    keep_secrets_in();
+    let config = match Config::load(
+        arguments.config.as_deref(),
+        config::environment(),
+        arguments.set,
+    ) {
+        Ok(config) => config,
+        Err(faults) => return fail(exit::CONFIG, &faults),
+    };
+    // One provider for all of TLS. A dependency that brought another would otherwise make rustls' choice panic.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("blocking")
+        .max_blocking_threads(16)
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(exit::UNAVAILABLE, &format!("cannot start: {error}")),
+    };
+    match arguments.command {
+        Some(Command::Check) => runtime.block_on(check(&config)),
+        None => {
+            let _logs = log_to_stderr(&config.log.level);
+            runtime.block_on(serve(config))
+        }
+    }
+}
+
+async fn serve(config: Config) -> ExitCode {
+    let agent = match Agent::bind(config).await {
+        Ok(agent) => agent,
+        Err(error) => return fail(exit::UNAVAILABLE, &error),
+    };
+    let shutdown = CancellationToken::new();
+    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    for kind in signals {
+        let mut kind = match kind {
+            Ok(kind) => kind,
+            Err(error) => {
+                return fail(
+                    exit::UNAVAILABLE,
+                    &format!("cannot wait for signals: {error}"),
+                );
+            }
+        };
+        let shutdown = shutdown.clone();
+        tokio::spawn(async move {
+            kind.recv().await;
+            shutdown.cancel();
+        });
+    }
+    match agent.run(shutdown).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(exit::SOFTWARE, &error),
+    }
+}
+
+async fn check(config: &Config) -> ExitCode {
+    let findings = preflight::check(config).await;
+    let mut out = std::io::stdout().lock();
+    for finding in &findings {
+        let _ = match &finding.outcome {
+            Ok(found) => writeln!(out, "ok       {}: {found}", finding.subject),
+            Err(missing) => writeln!(out, "missing  {}: {missing}", finding.subject),
+        };
+    }
+    if findings.iter().all(|finding| finding.outcome.is_ok()) {
+        ExitCode::SUCCESS
+    } else {
+        exit::UNAVAILABLE.into()
+    }
+}
+
+/// Keeps what is in memory out of core dumps, other processes and swap, as far as the kernel lets us.
+fn keep_secrets_in() {
+    let _ = nix::sys::prctl::set_dumpable(false);
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    // Each connection takes three descriptors; the soft limit is often a thousand.
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    // Under a limit, locking pages to come would make later allocations fail.
+    let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK)
+        .is_ok_and(|(soft, _)| soft == nix::sys::resource::RLIM_INFINITY);
+    if unlimited {
+        use rustix::mm::{MlockAllFlags, mlockall};
+        let pages = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
+        let _ = mlockall(pages);
+    }
+    // A panic's message may hold what was being formatted: only where it happened is told.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        tracing::error!(place, "panicked");
+    }));
+}
+
+/// Logs go to stderr by way of a thread, so that a slow reader of stderr slows nothing down.
+fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::WorkerGuard {
+    let (out, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
+        .buffered_lines_limit(LOG_QUEUE)
+        .lossy(true)
+        .thread_name("log")
+        .finish(std::io::stderr());
+    // What libraries trace may hold requests and answers, so no level makes them say more than this.
+    let ours = filter::filter_fn(|event| {
+        event.target().starts_with("latchkey") || *event.level() <= LevelFilter::INFO
+    });
+    let lines = fmt::layer()
+        .json()
+        .flatten_event(true)
+        .with_writer(out)
+        .with_filter(ours);
+    let filter = EnvFilter::builder().parse_lossy(level);
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init();
+    guard
+}
+
+fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "latchkey-agent: {why}");
+    code.into()
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("KEY=VALUE is missing its =")?;
+    Ok((key.to_owned(), value.to_owned()))
+}

@@ -1,0 +1,88 @@
+//! What a request ends with when it does not succeed: a code and a text for the caller, and the chain of causes
+//! for the operator, under the same request id.
+
+use latchkey_client::protocol::Code;
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What clients are told to wait when nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// A failed request. Cloning is cheap, because requests that shared one vault call share its error.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct RequestError {
+    /// The stable word for programs.
+    pub(crate) code: Code,
+    /// The sentence for people: never a secret, a token, or another workload's identity.
+    pub(crate) message: Cow<'static, str>,
+    /// When to come back, for the codes that say so.
+    pub(crate) retry_after: Option<Duration>,
+    /// The causes, for the agent's log only.
+    pub(crate) cause: Option<Arc<str>>,
+    /// Why attestation failed, for the audit line only.
+    pub(crate) reason: Option<&'static str>,
+}
+
+impl RequestError {
+    /// An error with the code and the sentence.
+    pub(crate) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        let retry_after =
+            matches!(code, Code::Busy | Code::Throttled | Code::Unavailable).then_some(RETRY_AFTER);
+        Self {
+            code,
+            message: message.into(),
+            retry_after,
+            cause: None,
+            reason: None,
+        }
+    }
+
+    /// A bad request.
+    pub(crate) fn invalid(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::InvalidRequest, message)
+    }
+
+    /// Something the answer depends on cannot be reached.
+    pub(crate) fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Unavailable, message)
+    }
+
+    /// A bug of ours; what it was stands in the log.
+    pub(crate) fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
+        Self::new(
+            Code::Internal,
+            "the agent failed; its log knows the request id",
+        )
+        .because(cause)
+    }
+
+    /// The same error with the chain of causes that `error` has.
+    #[must_use]
+    pub(crate) fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(error) = source {
+            let _ = write!(text, ": {error}");
+            source = error.source();
+        }
+        self.cause = Some(text.into());
+        self
+    }
+
+    /// The same error with the time that somebody else asked to be left alone.
+    #[must_use]
+    pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {
+        self.retry_after = wait.or(self.retry_after);
+        self
+    }
+
+    /// The same error with the reason of the attestor, for the audit line.
+    #[must_use]
+    pub(crate) fn reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+}

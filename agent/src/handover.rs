@@ -1,0 +1,289 @@
+//! The socket's path: made safe, taken over without a gap, watched, and given back.
+//!
+//! A new agent listens on a name of its own, becomes ready, and then renames that name over the socket's: from that
+//! moment new connections are its own, and what queued before is the old agent's to answer. The old one leaves
+//! only when it is told to. Whoever finds that nobody answers on the path binds it again, so the end of either
+//! agent, at any moment, leaves a served socket.
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Everybody may connect: who may ask is decided by who they are, and a pod with a user namespace of its own
+/// is nobody's uid here.
+const SOCKET_MODE: Mode = Mode::from_bits_truncate(0o666);
+
+/// The directory that pods mount: theirs to enter, ours alone to change.
+const DIRECTORY_MODE: u32 = 0o755;
+
+/// The bits of a directory's mode that let others put something in the socket's place.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// How long to wait for the directory's lock. A pod can hold a lock on what it can open, so the lock orders well-behaved
+/// agents and can stop nobody.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
+
+/// How long a dial of the own path may take.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Connections that the kernel queues (listen(2)); beyond it a connect fails at once.
+const BACKLOG: i32 = 4096;
+
+/// What the agent is doing with its connections.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Phase {
+    /// They may stay.
+    Serving,
+    /// Another agent has the path: each is closed after its next answer.
+    Replaced,
+    /// The agent leaves: each is closed as soon as what it sent is answered.
+    Draining,
+}
+
+/// The directory of the socket, held open so that nothing can be put in its place.
+#[derive(Debug)]
+pub(crate) struct Place {
+    directory: OwnedFd,
+    name: String,
+    path: PathBuf,
+}
+
+/// A listener and the inode that its name has.
+#[derive(Clone, Debug)]
+pub(crate) struct Listening {
+    pub(crate) listener: Arc<UnixListener>,
+    inode: u64,
+    temporary: String,
+}
+
+/// What is found on the path.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Found {
+    /// Nobody answers there.
+    Nobody,
+    /// The listener itself.
+    Ours,
+    /// Another listener, which answers.
+    Another,
+}
+
+/// Why the socket's directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PlaceError {
+    #[error("listen.socket {0} has no directory: give an absolute path")]
+    NoDirectory(PathBuf),
+    #[error("the socket's directory {0} is reached through a symbolic link: give its real path")]
+    Symlink(PathBuf),
+    #[error(
+        "the socket's directory {0} belongs to uid {1}: it must belong to root or to the agent"
+    )]
+    Foreign(PathBuf, u32),
+    #[error("the socket's directory {0} can be written by others (mode {1:o}): chmod it to 0755")]
+    Writable(PathBuf, u32),
+    #[error("listen.socket {0} is there and is no socket: move it away")]
+    NoSocket(PathBuf),
+    #[error("cannot use the socket's directory {0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+}
+
+// === impl Place ===
+
+impl Place {
+    /// The directory of `socket`, checked: reached without symbolic links, owned by root or us, and ours alone to
+    /// write. It is made if it is missing.
+    ///
+    /// # Errors
+    ///
+    /// Saying what to change.
+    pub(crate) fn open(socket: &Path) -> Result<Self, PlaceError> {
+        let no_directory = || PlaceError::NoDirectory(socket.to_owned());
+        let path = socket
+            .parent()
+            .filter(|path| path.is_absolute())
+            .ok_or_else(no_directory)?;
+        let name = socket
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(no_directory)?;
+        let failed = |error: io::Error| PlaceError::Io(path.to_owned(), error);
+        make(path).map_err(failed)?;
+        let how = OpenHow::new()
+            .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+        let directory = match openat2(nix::fcntl::AT_FDCWD, path, how) {
+            Err(Errno::ELOOP) => return Err(PlaceError::Symlink(path.to_owned())),
+            outcome => outcome.map_err(|errno| failed(errno.into()))?,
+        };
+        let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;
+        if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
+            return Err(PlaceError::Foreign(path.to_owned(), stat.st_uid));
+        }
+        if stat.st_mode & WRITABLE_BY_OTHERS != 0 {
+            return Err(PlaceError::Writable(path.to_owned(), stat.st_mode & 0o7777));
+        }
+        let place = Self {
+            directory,
+            name: name.to_owned(),
+            path: path.to_owned(),
+        };
+        if let Some(stat) = place.stat(name)
+            && stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits()
+        {
+            return Err(PlaceError::NoSocket(socket.to_owned()));
+        }
+        Ok(place)
+    }
+
+    /// Listens on a name of its own beside the socket's.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(crate) fn listen(&self) -> io::Result<Listening> {
+        let temporary = format!(".{}.{}", self.name, uuid::Uuid::new_v4().simple());
+        // By way of the open directory: it cannot be replaced meanwhile, and the path stays short (unix(7): 107 bytes).
+        let address = std::os::unix::net::SocketAddr::from_pathname(self.through(&temporary))?;
+        let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+        fchmodat(
+            &self.directory,
+            temporary.as_str(),
+            SOCKET_MODE,
+            FchmodatFlags::FollowSymlink,
+        )?;
+        // std's own backlog is shorter.
+        nix::sys::socket::listen(
+            &listener,
+            nix::sys::socket::Backlog::new(BACKLOG).unwrap_or(nix::sys::socket::Backlog::MAXCONN),
+        )?;
+        listener.set_nonblocking(true)?;
+        let inode = self
+            .stat(&temporary)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
+            .st_ino;
+        Ok(Listening {
+            listener: Arc::new(UnixListener::from_std(listener)?),
+            inode,
+            temporary,
+        })
+    }
+
+    /// Gives the listener the socket's path, whoever had it before.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(crate) async fn take(&self, listening: &Listening) -> io::Result<()> {
+        let _lock = self.lock().await;
+        renameat(
+            &self.directory,
+            listening.temporary.as_str(),
+            &self.directory,
+            self.name.as_str(),
+        )?;
+        Ok(())
+    }
+
+    /// Looks who answers on the path.
+    pub(crate) async fn look(&self, listening: &Listening) -> Found {
+        let answers = timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await;
+        match answers {
+            // A full backlog, or one that does not move: somebody is there.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(Err(_)) => return Found::Nobody,
+            Ok(Ok(_)) | Err(_) => {}
+        }
+        match self.stat(&self.name) {
+            Some(stat) if stat.st_ino == listening.inode => Found::Ours,
+            Some(_) => Found::Another,
+            None => Found::Nobody,
+        }
+    }
+
+    /// Removes the listener's name, if it is still its own.
+    pub(crate) async fn leave(&self, listening: &Listening) {
+        let _lock = self.lock().await;
+        for name in [&self.name, &listening.temporary] {
+            if self
+                .stat(name)
+                .is_some_and(|stat| stat.st_ino == listening.inode)
+            {
+                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        }
+    }
+
+    /// Removes names that agents which died left behind.
+    pub(crate) fn sweep(&self) {
+        let beginning = format!(".{}.", self.name);
+        let Ok(entries) = std::fs::read_dir(self.through(".")) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else {
+                continue;
+            };
+            if !name.starts_with(&beginning) {
+                continue;
+            }
+            // A connect to a name that nobody listens on is refused; an agent that is about to start listens.
+            let dead = std::os::unix::net::UnixStream::connect(self.through(&name))
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if dead {
+                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        }
+    }
+
+    /// The lock under which agents change the path, or none if somebody sits on it.
+    async fn lock(&self) -> Option<Flock<OwnedFd>> {
+        let deadline = Instant::now() + LOCK_WAIT;
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut file = openat(&self.directory, ".", flags, Mode::empty()).ok()?;
+        loop {
+            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => return Some(lock),
+                Err((file, _)) => file,
+            };
+            if Instant::now() >= deadline {
+                tracing::warn!(
+                    directory = %self.path.display(),
+                    "somebody holds a lock on the socket's directory; going on without it"
+                );
+                return None;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn stat(&self, name: &str) -> Option<nix::sys::stat::FileStat> {
+        fstatat(
+            &self.directory,
+            name,
+            nix::fcntl::AtFlags::AT_SYMLINK_NOFOLLOW,
+        )
+        .ok()
+    }
+
+    fn through(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
+    }
+}
+
+/// Makes the directory if it is missing; its parent must be there.
+fn make(path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    match std::fs::create_dir(path) {
+        // The umask may have taken away what pods need to enter.
+        Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(DIRECTORY_MODE)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,45 @@
+//! The node agent: proves which pod is calling, takes on that pod's own cloud role, and reads the secret.
+//!
+//! connection → peer → workload → role → session → secret → response: the modules stand in the order in which
+//! a request meets them, and [`handler`] names every step in one function.
+
+pub mod cli;
+pub mod config;
+pub mod preflight;
+
+mod agent;
+mod handover;
+mod server;
+
+mod handler;
+mod request;
+
+pub mod peer;
+
+pub mod attest;
+
+mod account;
+mod role;
+
+mod token;
+
+mod session;
+
+mod cache;
+mod flight;
+
+pub mod backend;
+pub mod secret;
+
+mod audit;
+mod error;
+mod response;
+
+mod admin;
+mod metrics;
+mod quota;
+mod readiness;
+mod time;
+
+pub use agent::Agent;
+pub use preflight::StartError;

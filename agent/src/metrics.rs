@@ -1,0 +1,279 @@
+//! What is counted and timed, in Prometheus' form. No label names a secret, a pod or a namespace.
+
+use crate::error::RequestError;
+use latchkey_client::protocol::Code;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// The upper bounds of a request's time, in seconds: from a cached answer to the deadline.
+const REQUEST_BUCKETS: [f64; 12] = [
+    0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
+];
+
+/// The upper bounds of a cloud call's time, in seconds.
+const BACKEND_BUCKETS: [f64; 10] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 3.0, 10.0];
+
+/// A route of the workload socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Route {
+    Batch,
+    Compatible,
+    Health,
+    Identity,
+    List,
+    Other,
+    Ready,
+    Secret,
+}
+
+/// Everything that `/metrics` shows.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    /// The two above by route and code, looked up once: this is the hot path.
+    hot: [RouteMetrics; Route::ALL.len()],
+    backend_seconds: HistogramVec,
+    backend_errors: IntCounterVec,
+    attestations: IntCounterVec,
+    exchanges: IntCounterVec,
+    cache: IntCounterVec,
+    pub(crate) sessions: IntGaugeVec,
+    pub(crate) connections: IntGauge,
+    pub(crate) connections_refused: IntCounterVec,
+    pub(crate) pods: IntGauge,
+    pub(crate) audit_queue: IntGauge,
+}
+
+#[derive(Debug, Default)]
+struct RouteMetrics {
+    seconds: OnceLock<Histogram>,
+    ok: OnceLock<IntCounter>,
+    by_code: [OnceLock<IntCounter>; Code::ALL.len()],
+}
+
+// === impl Route ===
+
+impl Route {
+    const ALL: [Self; 8] = [
+        Self::Batch,
+        Self::Compatible,
+        Self::Health,
+        Self::Identity,
+        Self::List,
+        Self::Other,
+        Self::Ready,
+        Self::Secret,
+    ];
+
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Batch => "batch",
+            Self::Compatible => "compatible",
+            Self::Health => "health",
+            Self::Identity => "identity",
+            Self::List => "list",
+            Self::Other => "other",
+            Self::Ready => "ready",
+            Self::Secret => "secret",
+        }
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Everything at zero.
+    ///
+    /// # Errors
+    ///
+    /// If a name is registered twice, which is a bug.
+    pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        #[cfg(target_os = "linux")]
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(counters.clone()))?;
+            Ok::<_, prometheus::Error>(counters)
+        };
+        let times = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
+            let times = HistogramVec::new(options, labels)?;
+            registry.register(Box::new(times.clone()))?;
+            Ok::<_, prometheus::Error>(times)
+        };
+        let gauge = |name: &str, help: &str| {
+            let gauge = IntGauge::new(name, help)?;
+            registry.register(Box::new(gauge.clone()))?;
+            Ok::<_, prometheus::Error>(gauge)
+        };
+        let build = IntGaugeVec::new(
+            Opts::new("latchkey_build_info", "The version that runs; always 1."),
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        registry.register(Box::new(build))?;
+        let sessions = IntGaugeVec::new(
+            Opts::new("latchkey_sessions", "Cloud sessions at hand."),
+            &["backend"],
+        )?;
+        registry.register(Box::new(sessions.clone()))?;
+        Ok(Self {
+            requests: counters(
+                "latchkey_requests_total",
+                "Requests on the workload socket by route and by how they ended.",
+                &["route", "code"],
+            )?,
+            request_seconds: times(
+                "latchkey_request_seconds",
+                "Time from a request's head to its answer.",
+                &REQUEST_BUCKETS,
+                &["route"],
+            )?,
+            hot: Default::default(),
+            backend_seconds: times(
+                "latchkey_backend_seconds",
+                "Time of the calls to a cloud.",
+                &BACKEND_BUCKETS,
+                &["backend", "operation"],
+            )?,
+            backend_errors: counters(
+                "latchkey_backend_errors_total",
+                "Calls to a cloud that did not succeed, by what the caller was told.",
+                &["backend", "code"],
+            )?,
+            attestations: counters(
+                "latchkey_attestations_total",
+                "Peers attested, or why not.",
+                &["outcome"],
+            )?,
+            exchanges: counters(
+                "latchkey_exchanges_total",
+                "Subject tokens exchanged for sessions.",
+                &["backend", "outcome"],
+            )?,
+            cache: counters(
+                "latchkey_cache_total",
+                "What the value cache did for a read.",
+                &["outcome"],
+            )?,
+            sessions,
+            connections: gauge("latchkey_connections", "Open connections of workloads.")?,
+            connections_refused: counters(
+                "latchkey_connections_refused_total",
+                "Connections closed at once, and why.",
+                &["reason"],
+            )?,
+            pods: gauge("latchkey_pods", "Pods of this node that are known.")?,
+            audit_queue: gauge(
+                "latchkey_audit_queue",
+                "Audit lines that wait to be written.",
+            )?,
+            registry,
+        })
+    }
+
+    /// Counts and times an answered request.
+    pub(crate) fn request(&self, route: Route, code: Option<Code>, took: Duration) {
+        let hot = &self.hot[route as usize];
+        let counter = |code: &str| self.requests.with_label_values(&[route.as_str(), code]);
+        match code {
+            None => hot.ok.get_or_init(|| counter("ok")).inc(),
+            Some(code) => {
+                hot.by_code[code as usize]
+                    .get_or_init(|| counter(code.as_str()))
+                    .inc();
+            }
+        }
+        hot.seconds
+            .get_or_init(|| self.request_seconds.with_label_values(&[route.as_str()]))
+            .observe(took.as_secs_f64());
+    }
+
+    /// Counts and times a call to a cloud.
+    pub(crate) fn backend_call(
+        &self,
+        backend: &str,
+        operation: &str,
+        took: Duration,
+        error: Option<&RequestError>,
+    ) {
+        self.backend_seconds
+            .with_label_values(&[backend, operation])
+            .observe(took.as_secs_f64());
+        if let Some(error) = error {
+            self.backend_errors
+                .with_label_values(&[backend, error.code.as_str()])
+                .inc();
+        }
+    }
+
+    /// Counts an exchange.
+    pub(crate) fn exchange(&self, backend: &str, error: Option<&RequestError>) {
+        let outcome = error.map_or("ok", |error| error.code.as_str());
+        self.exchanges.with_label_values(&[backend, outcome]).inc();
+    }
+
+    /// Counts an attestation by the word for how it ended.
+    pub(crate) fn attestation(&self, outcome: &str) {
+        self.attestations.with_label_values(&[outcome]).inc();
+    }
+
+    /// Counts what the value cache did.
+    pub(crate) fn cache(&self, outcome: &str) {
+        self.cache.with_label_values(&[outcome]).inc();
+    }
+
+    /// The text that Prometheus reads.
+    pub(crate) fn text(&self) -> Vec<u8> {
+        let mut text = Vec::new();
+        // Writing into memory fails only for a metric without a name.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_of_the_contract_is_shown() {
+        let metrics = Metrics::new().expect("no name twice");
+        metrics.request(Route::Secret, None, Duration::from_micros(20));
+        metrics.request(Route::Secret, Some(Code::Denied), Duration::from_micros(20));
+        let error = RequestError::new(Code::Denied, "no");
+        metrics.backend_call("aws", "read", Duration::from_millis(5), Some(&error));
+        metrics.exchange("aws", None);
+        metrics.attestation("ok");
+        metrics.cache("hit");
+        metrics.sessions.with_label_values(&["aws"]).set(1);
+        let text = String::from_utf8(metrics.text()).expect("text");
+        for line in [
+            "latchkey_requests_total{code=\"ok\",route=\"secret\"} 1",
+            "latchkey_requests_total{code=\"denied\",route=\"secret\"} 1",
+            "latchkey_request_seconds_count{route=\"secret\"} 2",
+            "latchkey_backend_seconds_count{backend=\"aws\",operation=\"read\"} 1",
+            "latchkey_backend_errors_total{backend=\"aws\",code=\"denied\"} 1",
+            "latchkey_attestations_total{outcome=\"ok\"} 1",
+            "latchkey_sessions{backend=\"aws\"} 1",
+            "latchkey_exchanges_total{backend=\"aws\",outcome=\"ok\"} 1",
+            "latchkey_cache_total{outcome=\"hit\"} 1",
+            "latchkey_connections 0",
+            "latchkey_pods 0",
+            "latchkey_audit_queue 0",
+            "latchkey_build_info{version=",
+            "process_resident_memory_bytes",
+        ] {
+            assert!(text.contains(line), "{line} is missing in:\n{text}");
+        }
+    }
+}

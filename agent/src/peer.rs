@@ -1,0 +1,232 @@
+//! The process at the other end of a connection, pinned so that its number cannot come to mean another process.
+//!
+//! A PID is only a number: while a connection waits in the backlog its process may exit and the number may be
+//! given to another pod's process. `SO_PEERPIDFD` (Linux 6.5) refers to the process that called `connect(2)`
+//! itself, so everything that is read about the peer counts only if that pidfd still polls alive *afterwards*.
+//! Where the kernel has no such option, [`Pinning::ByNumber`] is the fallback.
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair};
+use nix::sys::stat::{Mode, fstat};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// The longest cgroup file that is read, in bytes. The longest seen on a real node has under 4 KiB.
+const CGROUP_LIMIT: u64 = 64 * 1024;
+
+/// The longest `/proc/PID/net/unix` that the fallback reads, in bytes: some 40,000 sockets in one pod.
+const NET_UNIX_LIMIT: u64 = 4 * 1024 * 1024;
+
+/// How a peer's PID is tied to the process that connected.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Pinning {
+    /// `SO_PEERPIDFD`: the kernel hands out the very process. Nothing can come between.
+    ByPidfd,
+    /// `pidfd_open(2)` on the number, and then the connection's own socket must be listed in that process's
+    /// network namespace: whoever has the number now is in the pod that connected. It cannot tell pods of the
+    /// node's own network apart, so those are denied.
+    ByNumber,
+}
+
+/// A connected process that could be pinned.
+#[derive(Debug)]
+pub struct Peer {
+    pid: i32,
+    uid: u32,
+    pidfd: OwnedFd,
+    proc: OwnedFd,
+    pinning: Pinning,
+}
+
+/// Why a peer could not be pinned.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    /// It has exited, or exited while it was looked at.
+    #[error("the peer has exited")]
+    Gone,
+    /// The kernel names PID 0: the peer is outside the agent's PID namespace.
+    #[error("the peer is outside the agent's PID namespace: run the agent with hostPID: true")]
+    OutsidePidNamespace,
+    /// The process that has the peer's number now does not own the connection.
+    #[error("the process under the peer's number is not in the pod that connected")]
+    Recycled,
+    /// The kernel refused a look at the peer.
+    #[error("cannot look at the peer: {0}")]
+    Io(#[from] io::Error),
+}
+
+// === impl Pinning ===
+
+impl Pinning {
+    /// Finds out what this kernel offers by asking it, on a socket pair; distributions backport, so the
+    /// version says nothing.
+    ///
+    /// # Errors
+    ///
+    /// If no socket pair can be made, or the kernel answers neither with a pidfd nor with `ENOPROTOOPT`.
+    pub fn probe() -> io::Result<Self> {
+        let (one, _other) = socketpair(
+            AddressFamily::Unix,
+            SockType::Stream,
+            None,
+            SockFlag::SOCK_CLOEXEC,
+        )?;
+        match getsockopt(&one, PeerPidfd) {
+            Ok(_) => Ok(Self::ByPidfd),
+            Err(Errno::ENOPROTOOPT) => Ok(Self::ByNumber),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+// === impl Peer ===
+
+impl Peer {
+    /// The process that connected `stream`, by `SO_PEERCRED` and `SO_PEERPIDFD` (unix(7)).
+    ///
+    /// # Errors
+    ///
+    /// If the process has exited, is outside the agent's PID namespace, or cannot be tied to the connection.
+    pub fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+        // The pidfd first: with it in hand, what the number means can be checked.
+        let by_kernel = match pinning {
+            Pinning::ByPidfd => Some(peer_pidfd(stream)?),
+            Pinning::ByNumber => None,
+        };
+        let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
+        let pid = credentials.pid();
+        let number = rustix::process::Pid::from_raw(pid).ok_or(PeerError::OutsidePidNamespace)?;
+        let pidfd = match by_kernel {
+            Some(pidfd) => pidfd,
+            None => rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())
+                .map_err(|errno| gone_or(errno.into()))?,
+        };
+        let proc = open(
+            format!("/proc/{pid}").as_str(),
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| gone_or(errno.into()))?;
+        let peer = Self {
+            pid,
+            uid: credentials.uid(),
+            pidfd,
+            proc,
+            pinning,
+        };
+        if pinning == Pinning::ByNumber {
+            peer.must_own(stream)?;
+        }
+        // Alive now: so `proc` is the directory of the process that the pidfd refers to.
+        if peer.is_alive() {
+            Ok(peer)
+        } else {
+            Err(PeerError::Gone)
+        }
+    }
+
+    /// The number of the process in the agent's PID namespace.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The uid under which it connected, as the agent's user namespace sees it. Never a ground to allow.
+    #[must_use]
+    pub fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    /// How the process is tied to the connection.
+    #[must_use]
+    pub fn pinning(&self) -> Pinning {
+        self.pinning
+    }
+
+    /// A descriptor that becomes readable when the process exits (`pidfd_open(2)`).
+    #[must_use]
+    pub fn pidfd(&self) -> &OwnedFd {
+        &self.pidfd
+    }
+
+    /// Whether the process that connected still runs. A zombie does not: only `poll(2)` tells that, a signal
+    /// 0 would still reach it.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+    }
+
+    /// Appends the text of the process's cgroup file to `text`, which is proved to be that of the process
+    /// that connected: it is read through the pinned directory, and the process is alive afterwards.
+    ///
+    /// # Errors
+    ///
+    /// If the process has exited or the file cannot be read.
+    pub fn read_cgroup(&self, text: &mut Vec<u8>) -> Result<(), PeerError> {
+        self.read("cgroup", CGROUP_LIMIT, text)?;
+        if self.is_alive() {
+            Ok(())
+        } else {
+            Err(PeerError::Gone)
+        }
+    }
+
+    /// Whether the process is in the user namespace of the agent; anything that hinders the look counts as no.
+    fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
+        let file = openat(
+            &self.proc,
+            file,
+            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|errno| gone_or(errno.into()))?;
+        let read = std::fs::File::from(file)
+            .take(limit)
+            .read_to_end(into)
+            .map_err(gone_or)?;
+        if read as u64 == limit {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+        }
+        Ok(())
+    }
+
+    /// An accepted `AF_UNIX` socket lives in the network namespace of the process that connected it, so its
+    /// inode stands in that process's `/proc/PID/net/unix` (proc_pid_net(5)) and in no other pod's.
+    fn must_own(&self, stream: &impl AsFd) -> Result<(), PeerError> {
+        let inode = fstat(stream).map_err(io::Error::from)?.st_ino.to_string();
+        let mut table = Vec::new();
+        self.read("net/unix", NET_UNIX_LIMIT, &mut table)?;
+        // Num RefCount Protocol Flags Type St Inode Path
+        let listed = table.split(|byte| *byte == b'\n').skip(1).any(|line| {
+            let mut columns = line
+                .split(|byte| *byte == b' ')
+                .filter(|column| !column.is_empty());
+            columns.nth(6) == Some(inode.as_bytes())
+        });
+        if listed {
+            Ok(())
+        } else {
+            Err(PeerError::Recycled)
+        }
+    }
+}
+
+fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, PeerError> {
+    match getsockopt(stream, PeerPidfd) {
+        Ok(pidfd) => Ok(pidfd),
+        // Before Linux 6.16 the pidfd of a reaped peer is refused.
+        Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(PeerError::Gone),
+        Err(errno) => Err(io::Error::from(errno).into()),
+    }
+}
+
+fn gone_or(error: io::Error) -> PeerError {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ESRCH) => PeerError::Gone,
+        _ => PeerError::Io(error),
+    }
+}

@@ -1,0 +1,76 @@
+//! What one pod may have of the node's agent at once. A pod over its quota is told so; nobody else notices.
+
+use crate::error::RequestError;
+use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
+use latchkey_client::protocol::Code;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// A pod's connections, requests in flight and request rate.
+#[derive(Debug)]
+pub(crate) struct Quota {
+    connections: Arc<Semaphore>,
+    in_flight: Arc<Semaphore>,
+    rate: DefaultDirectRateLimiter,
+}
+
+impl Quota {
+    /// A quota of so many connections, requests in flight, and requests a second with a burst of twice that.
+    pub(crate) fn new(connections: usize, in_flight: usize, per_second: u32) -> Self {
+        let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
+        let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(TWO));
+        Self {
+            connections: Arc::new(Semaphore::new(connections)),
+            in_flight: Arc::new(Semaphore::new(in_flight)),
+            rate: RateLimiter::direct(rate),
+        }
+    }
+
+    /// The right to one more connection, until it is dropped.
+    pub(crate) fn connection(&self) -> Option<OwnedSemaphorePermit> {
+        self.connections.clone().try_acquire_owned().ok()
+    }
+
+    /// The right to one request, until it is dropped.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if the pod sends too many at once or too fast.
+    pub(crate) fn request(&self) -> Result<OwnedSemaphorePermit, RequestError> {
+        let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| {
+            RequestError::new(
+                Code::Busy,
+                "this pod has too many requests in flight; wait for answers",
+            )
+        })?;
+        self.spend(1)?;
+        Ok(permit)
+    }
+
+    /// Takes `count` requests from the pod's rate.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if there are not so many left.
+    pub(crate) fn spend(&self, count: u32) -> Result<(), RequestError> {
+        let Some(count) = NonZeroU32::new(count) else {
+            return Ok(());
+        };
+        match self.rate.check_n(count) {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(too_fast().retry_after(Some(Duration::from_secs(1)))),
+            Err(_) => Err(too_fast()),
+        }
+    }
+}
+
+const TWO: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
+
+fn too_fast() -> RequestError {
+    RequestError::new(
+        Code::Busy,
+        "this pod asks faster than its limit allows; ask less often",
+    )
+}

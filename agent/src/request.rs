@@ -1,0 +1,388 @@
+//! Bytes → ask: what a request on the workload socket wants, or why it is refused before anybody looks who sent it.
+//!
+//! We are an origin, never a relay: nothing that a client sent is sent on, and whatever shows that a request
+//! was relayed to us is refused.
+
+use crate::backend::Selector;
+use crate::error::RequestError;
+use crate::metrics::Route;
+use crate::secret::SecretName;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Version};
+use latchkey_client::protocol::{Code, LIST_LIMIT};
+use percent_encoding::percent_decode_str;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// The longest request target, in bytes.
+pub(crate) const TARGET_LIMIT: usize = 8 * 1024;
+
+/// The longest `backend`, `version`, `stage` or `key`, in bytes.
+const PARAMETER_LIMIT: usize = 1024;
+
+/// How many names a list holds when nothing is said.
+const LIST_DEFAULT: usize = 100;
+
+/// Headers that only a relay or a browser sends; `x-forwarded-*` is refused by its beginning.
+const RELAYED: [HeaderName; 4] = [
+    header::ORIGIN,
+    header::REFERER,
+    header::FORWARDED,
+    header::VIA,
+];
+
+/// What a request wants.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// Many secrets by name; the body is still to be read.
+    Batch,
+    /// One secret.
+    Secret(SecretAsk),
+    /// Who the agent says the peer is.
+    Identity,
+    /// What the role may list.
+    List(ListAsk),
+}
+
+/// An ask for one secret.
+#[derive(Debug)]
+pub(crate) struct SecretAsk {
+    pub(crate) name: SecretName,
+    pub(crate) backend: Option<String>,
+    pub(crate) selector: Selector,
+    pub(crate) key: Option<String>,
+    /// Past cache and reads that began before.
+    pub(crate) latest: bool,
+    pub(crate) shape: Shape,
+    pub(crate) if_none_match: Option<HeaderValue>,
+}
+
+/// In which form a secret is answered.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Shape {
+    /// As AWS' `GetSecretValue` answers.
+    Aws,
+    /// As the contract says.
+    Json,
+    /// The bare value.
+    Raw,
+}
+
+/// An ask for names.
+#[derive(Debug)]
+pub(crate) struct ListAsk {
+    pub(crate) backend: Option<String>,
+    pub(crate) limit: usize,
+    pub(crate) cursor: Option<String>,
+}
+
+/// A route and what it was asked, or which methods it knows.
+#[derive(Debug)]
+pub(crate) enum Target {
+    /// Answered to anybody.
+    Open(Route),
+    /// Answered to workloads.
+    Attested(Ask),
+}
+
+// === impl SecretAsk ===
+
+impl SecretAsk {
+    /// An ask for the latest version from the default backend, as the contract's JSON.
+    pub(crate) fn plain(name: SecretName) -> Self {
+        Self {
+            name,
+            backend: None,
+            selector: Selector::default(),
+            key: None,
+            latest: false,
+            shape: Shape::Json,
+            if_none_match: None,
+        }
+    }
+}
+
+/// Refuses what must not be answered, whatever it asks for.
+///
+/// # Errors
+///
+/// `invalid_request`, or 414 for a long target.
+pub(crate) fn admit(
+    head: &Parts,
+    has_body: bool,
+    required: Option<&HeaderName>,
+) -> Result<(), RequestError> {
+    if head
+        .uri
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > TARGET_LIMIT)
+    {
+        return Err(RequestError::new(
+            Code::TooLarge,
+            format!("the request's target is longer than {TARGET_LIMIT} bytes"),
+        ));
+    }
+    if head.method == Method::CONNECT
+        || head.uri.scheme().is_some()
+        || head.uri.authority().is_some()
+    {
+        return Err(RequestError::invalid(
+            "this is no proxy: ask for a path, such as /v1/secrets/NAME",
+        ));
+    }
+    for (name, _) in &head.headers {
+        if RELAYED.contains(name) || name.as_str().starts_with("x-forwarded-") {
+            return Err(RequestError::invalid(format!(
+                "a request with the header {name} was relayed; ask the socket directly"
+            )));
+        }
+    }
+    let bodyless = head.method == Method::GET || head.method == Method::HEAD;
+    if bodyless && (has_body || head.headers.contains_key(header::TRANSFER_ENCODING)) {
+        return Err(RequestError::invalid(format!(
+            "a {} request has no body",
+            head.method
+        )));
+    }
+    if head.version == Version::HTTP_10 && head.headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(RequestError::invalid("HTTP/1.0 knows no Transfer-Encoding"));
+    }
+    if let Some(required) = required
+        && !head.headers.contains_key(required)
+    {
+        return Err(RequestError::invalid(format!(
+            "every request must carry the header {required}"
+        )));
+    }
+    Ok(())
+}
+
+/// What the request wants. The route is named even where the ask is wrong, for the metrics.
+pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
+    let path = head.uri.path();
+    let reads: &[Method] = &[Method::GET, Method::HEAD];
+    let with = |route, methods: &[Method], target: &dyn Fn() -> Result<Target, RequestError>| {
+        let outcome = if methods.contains(&head.method) {
+            target()
+        } else {
+            Err(RequestError::new(
+                Code::MethodNotAllowed,
+                not_allowed(route),
+            ))
+        };
+        (route, outcome)
+    };
+    match path {
+        "/health" | "/ping" => with(Route::Health, reads, &|| Ok(Target::Open(Route::Health))),
+        "/ready" => with(Route::Ready, reads, &|| Ok(Target::Open(Route::Ready))),
+        "/v1/identity" => with(Route::Identity, reads, &|| {
+            Query::of(head, &[])?;
+            Ok(Target::Attested(Ask::Identity))
+        }),
+        "/v1/secrets:batchGet" => with(Route::Batch, &[Method::POST], &|| {
+            Query::of(head, &[])?;
+            Ok(Target::Attested(Ask::Batch))
+        }),
+        "/v1/secrets" | "/v1/secrets/" => with(Route::List, reads, &|| {
+            Ok(Target::Attested(Ask::List(list(head)?)))
+        }),
+        "/secretsmanager/get" => with(Route::Compatible, reads, &|| {
+            Ok(Target::Attested(Ask::Secret(compatible(head)?)))
+        }),
+        _ => match path.strip_prefix("/v1/secrets/") {
+            Some(name) => with(Route::Secret, reads, &|| {
+                Ok(Target::Attested(Ask::Secret(secret(head, name)?)))
+            }),
+            None => (
+                Route::Other,
+                Err(RequestError::new(
+                    Code::NoSuchRoute,
+                    "there is no such route; try /v1/secrets/NAME",
+                )),
+            ),
+        },
+    }
+}
+
+/// The methods that a route knows, as `Allow` lists them.
+pub(crate) const fn allowed(route: Route) -> &'static str {
+    match route {
+        Route::Batch => "POST",
+        _ => "GET, HEAD",
+    }
+}
+
+fn not_allowed(route: Route) -> &'static str {
+    match route {
+        Route::Batch => "this route is asked with POST",
+        Route::Secret | Route::List => "the agent only reads: use GET or HEAD",
+        _ => "this route is asked with GET or HEAD",
+    }
+}
+
+fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
+    let query = Query::of(head, &["backend", "key", "stage", "version"])?;
+    Ok(SecretAsk {
+        name: name_of(name)?,
+        selector: query.selector("version", "stage"),
+        backend: query.owned("backend"),
+        key: query.owned("key"),
+        latest: asks_for_latest(&head.headers),
+        shape: if prefers_raw(&head.headers) {
+            Shape::Raw
+        } else {
+            Shape::Json
+        },
+        if_none_match: head.headers.get(header::IF_NONE_MATCH).cloned(),
+    })
+}
+
+fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
+    let query = Query::of(
+        head,
+        &["refreshNow", "secretId", "versionId", "versionStage"],
+    )?;
+    let id = query
+        .owned("secretId")
+        .ok_or(RequestError::invalid("secretId is missing"))?;
+    let refresh = match query.owned("refreshNow").as_deref() {
+        None | Some("false" | "0") => false,
+        Some("true" | "1") => true,
+        Some(_) => return Err(RequestError::invalid("refreshNow is true or false")),
+    };
+    Ok(SecretAsk {
+        name: SecretName::parse(&id).map_err(|e| RequestError::invalid(e.to_string()))?,
+        selector: query.selector("versionId", "versionStage"),
+        backend: None,
+        key: None,
+        latest: refresh || asks_for_latest(&head.headers),
+        shape: Shape::Aws,
+        if_none_match: None,
+    })
+}
+
+fn list(head: &Parts) -> Result<ListAsk, RequestError> {
+    let query = Query::of(head, &["backend", "cursor", "limit"])?;
+    let limit = match query.owned("limit") {
+        None => LIST_DEFAULT,
+        Some(limit) => limit
+            .parse()
+            .ok()
+            .filter(|limit| (1..=LIST_LIMIT).contains(limit))
+            .ok_or_else(|| RequestError::invalid(format!("limit is 1 to {LIST_LIMIT}")))?,
+    };
+    Ok(ListAsk {
+        backend: query.owned("backend"),
+        limit,
+        cursor: query.owned("cursor"),
+    })
+}
+
+/// The name in the rest of the path; `%2F` is `/`.
+fn name_of(rest: &str) -> Result<SecretName, RequestError> {
+    let name = percent_decode_str(rest)
+        .decode_utf8()
+        .map_err(|_| RequestError::invalid("the secret's name is not UTF-8"))?;
+    SecretName::parse(&name).map_err(|e| RequestError::invalid(e.to_string()))
+}
+
+/// The query's parameters, each at most once.
+struct Query(HashMap<String, String>);
+
+impl Query {
+    fn of(head: &Parts, known: &[&str]) -> Result<Self, RequestError> {
+        let mut parameters = HashMap::new();
+        let Some(query) = head.uri.query() else {
+            return Ok(Self(parameters));
+        };
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            if !known.contains(&&*name) {
+                return Err(RequestError::invalid(format!(
+                    "unknown query parameter {name:?}"
+                )));
+            }
+            if value.len() > PARAMETER_LIMIT && name != "cursor" || value.contains(char::is_control)
+            {
+                return Err(RequestError::invalid(format!(
+                    "the query parameter {name} is no good"
+                )));
+            }
+            if parameters
+                .insert(name.to_string(), value.into_owned())
+                .is_some()
+            {
+                return Err(RequestError::invalid(format!(
+                    "the query parameter {name} stands twice"
+                )));
+            }
+        }
+        Ok(Self(parameters))
+    }
+
+    /// The parameter, where it is there and not empty.
+    fn owned(&self, name: &str) -> Option<String> {
+        self.0.get(name).filter(|value| !value.is_empty()).cloned()
+    }
+
+    fn selector(&self, version: &str, stage: &str) -> Selector {
+        Selector {
+            version: self.owned(version).map(Arc::from),
+            stage: self.owned(stage).map(Arc::from),
+        }
+    }
+}
+
+fn asks_for_latest(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CACHE_CONTROL).iter().any(|value| {
+        value.to_str().is_ok_and(|value| {
+            value
+                .split(',')
+                .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"))
+        })
+    })
+}
+
+/// Whether the bare value is preferred: only when JSON is not acceptable at the same or a higher quality
+/// (RFC 9110 section 12.5.1).
+fn prefers_raw(headers: &HeaderMap) -> bool {
+    if !headers.contains_key(header::ACCEPT) {
+        return false;
+    }
+    let ranges: Vec<(String, u16)> = headers
+        .get_all(header::ACCEPT)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let media = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let quality = parts
+                .find_map(|part| part.strip_prefix("q=").or_else(|| part.strip_prefix("Q=")))
+                .map_or(1000, thousandths);
+            (media, quality)
+        })
+        .collect();
+    // The most specific range that matches decides.
+    let quality = |media: &str| {
+        let family = format!("{}/*", media.split('/').next().unwrap_or_default());
+        [media, &family, "*/*"]
+            .iter()
+            .find_map(|range| ranges.iter().find(|(other, _)| other == range))
+            .map_or(0, |(_, quality)| *quality)
+    };
+    quality("text/plain").max(quality("application/octet-stream")) > quality("application/json")
+}
+
+/// A quality as thousandths; what is no quality counts as none.
+fn thousandths(quality: &str) -> u16 {
+    match quality.parse::<f32>() {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "0 to 1000"
+        )]
+        Ok(quality) if (0.0..=1.0).contains(&quality) => (quality * 1000.0) as u16,
+        _ => 0,
+    }
+}

@@ -1,0 +1,424 @@
+//! Secret → answer: the JSON shapes, the bare value, and the headers of every answer.
+
+use crate::backend::Secret;
+use crate::cache::Read;
+use crate::error::RequestError;
+use crate::metrics::Route;
+use crate::request::{SecretAsk, Shape, allowed};
+use crate::secret::SecretBytes;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{self, HeaderValue};
+use hyper::{Response, StatusCode};
+use latchkey_client::protocol::{Code, Encoding, ErrorBody};
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io;
+use zeroize::Zeroizing;
+
+/// An answer, whole before it is sent.
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+/// The contract's shape of a secret. The owned one is in the client crate; this one borrows the value.
+#[derive(Serialize)]
+struct SecretBody<'a> {
+    name: &'a str,
+    value: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<Encoding>,
+    version: &'a str,
+    backend: &'a str,
+}
+
+/// AWS' shape of the same (Secrets Manager API Reference, `GetSecretValue`).
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct AwsBody<'a> {
+    #[serde(rename = "ARN", skip_serializing_if = "Option::is_none")]
+    arn: Option<&'a str>,
+    name: &'a str,
+    version_id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_string: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret_binary: Option<&'a str>,
+    version_stages: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_date: Option<f64>,
+}
+
+/// AWS' shape of an error, with our own code and request id beside it.
+#[derive(Serialize)]
+struct AwsError<'a> {
+    #[serde(rename = "__type")]
+    kind: &'a str,
+    message: &'a str,
+    code: Code,
+    request_id: &'a str,
+}
+
+/// The answer to an ask for one secret: 200, or 304 where the caller has that version already.
+///
+/// # Errors
+///
+/// `key_not_found` and `not_json` where a member was asked for.
+pub(crate) fn secret(
+    read: &Read,
+    ask: &SecretAsk,
+    backend: &str,
+    request_id: &str,
+) -> Result<Answer, RequestError> {
+    let secret = &read.secret;
+    let etag = etag(&secret.version, ask)?;
+    let unchanged = ask
+        .if_none_match
+        .as_ref()
+        .is_some_and(|seen| matches(seen, &etag));
+    let mut answer = if unchanged {
+        let mut answer = empty(request_id);
+        *answer.status_mut() = StatusCode::NOT_MODIFIED;
+        answer
+    } else {
+        let (kind, body) = body(secret, ask, backend)?;
+        let mut answer = whole(body, request_id);
+        answer.headers_mut().insert(header::CONTENT_TYPE, kind);
+        answer
+    };
+    let headers = answer.headers_mut();
+    headers.insert(header::ETAG, etag);
+    if let Some(age) = read.age {
+        headers.insert(header::AGE, HeaderValue::from(age.as_secs()));
+    }
+    Ok(answer)
+}
+
+/// The secret as a JSON object of the contract, for a batch.
+///
+/// # Errors
+///
+/// `internal` if it cannot be written.
+pub(crate) fn secret_json(
+    secret: &Secret,
+    name: &str,
+    backend: &str,
+) -> Result<Bytes, RequestError> {
+    // Equal reads have equal names and backends, so what one of them wrote is right for all.
+    if let Some(body) = secret.json.get() {
+        return Ok(body.clone());
+    }
+    let encoded;
+    let (value, encoding) = match secret.value.expose_str() {
+        Some(text) if secret.is_text => (text, None),
+        _ => {
+            encoded = base64(secret.value.expose());
+            (encoded.as_str(), Some(Encoding::Base64))
+        }
+    };
+    let body = SecretBody {
+        name,
+        value,
+        encoding,
+        version: &secret.version,
+        backend,
+    };
+    Ok(secret.json.get_or_init(|| sealed_json(&body)).clone())
+}
+
+/// The body of a batch: secrets as [`secret_json`] wrote them, and the errors, already written too.
+pub(crate) fn batch(secrets: &[Bytes], errors: &[u8]) -> Bytes {
+    const PARTS: [&[u8]; 3] = [b"{\"secrets\":[", b"],\"errors\":", b"}"];
+    let size = secrets.iter().map(|secret| secret.len() + 1).sum::<usize>() + errors.len();
+    let mut body = Zeroizing::new(Vec::with_capacity(
+        size + PARTS.iter().map(|part| part.len()).sum::<usize>(),
+    ));
+    body.extend_from_slice(PARTS[0]);
+    for (number, secret) in secrets.iter().enumerate() {
+        if number > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(secret);
+    }
+    body.extend_from_slice(PARTS[1]);
+    body.extend_from_slice(errors);
+    body.extend_from_slice(PARTS[2]);
+    SecretBytes::from(body).into_bytes()
+}
+
+/// A successful answer in JSON that holds no secret.
+///
+/// # Errors
+///
+/// `internal` if it cannot be written.
+pub(crate) fn json(value: &impl Serialize, request_id: &str) -> Result<Answer, RequestError> {
+    let body = serde_json::to_vec(value).map_err(|e| RequestError::internal(&e))?;
+    Ok(json_bytes(body.into(), request_id))
+}
+
+/// An answer whose JSON is already written.
+pub(crate) fn json_bytes(body: Bytes, request_id: &str) -> Answer {
+    let mut answer = whole(body, request_id);
+    answer.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    answer
+}
+
+/// The answer to a failed request.
+pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Answer {
+    let body = if route == Route::Compatible {
+        serde_json::to_vec(&AwsError {
+            kind: aws_type(error.code),
+            message: &error.message,
+            code: error.code,
+            request_id,
+        })
+    } else {
+        serde_json::to_vec(&ErrorBody {
+            error: error.message.to_string(),
+            code: error.code,
+            request_id: request_id.to_owned(),
+        })
+    };
+    let mut answer = json_bytes(body.unwrap_or_default().into(), request_id);
+    *answer.status_mut() =
+        StatusCode::from_u16(error.code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = answer.headers_mut();
+    if let Some(wait) = error.retry_after {
+        headers.insert(
+            header::RETRY_AFTER,
+            HeaderValue::from(wait.as_secs().max(1)),
+        );
+    }
+    if error.code == Code::MethodNotAllowed {
+        headers.insert(header::ALLOW, HeaderValue::from_static(allowed(route)));
+    }
+    answer
+}
+
+fn whole(body: Bytes, request_id: &str) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    let headers = answer.headers_mut();
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers.insert(header::VARY, HeaderValue::from_static("Accept"));
+    if let Ok(id) = HeaderValue::from_str(request_id) {
+        headers.insert("x-request-id", id);
+    }
+    answer
+}
+
+fn empty(request_id: &str) -> Answer {
+    whole(Bytes::new(), request_id)
+}
+
+fn body(
+    secret: &Secret,
+    ask: &SecretAsk,
+    backend: &str,
+) -> Result<(HeaderValue, Bytes), RequestError> {
+    let name = ask.name.as_str();
+    let Some(key) = &ask.key else {
+        return match ask.shape {
+            Shape::Json => Ok((JSON, secret_json(secret, name, backend)?)),
+            Shape::Raw => {
+                let kind = if secret.is_text { TEXT } else { BINARY };
+                Ok((kind, copy(secret.value.expose())))
+            }
+            Shape::Aws => Ok((JSON, aws(secret, name))),
+        };
+    };
+    let text = secret.value.expose_str().filter(|_| secret.is_text);
+    let member = member(text.ok_or_else(not_json)?, key)?;
+    if ask.shape == Shape::Raw {
+        return Ok((TEXT, copy(member.as_bytes())));
+    }
+    let body = SecretBody {
+        name,
+        value: &member,
+        encoding: None,
+        version: &secret.version,
+        backend,
+    };
+    Ok((JSON, sealed_json(&body)))
+}
+
+fn aws(secret: &Secret, name: &str) -> Bytes {
+    let encoded = (!secret.is_text).then(|| base64(secret.value.expose()));
+    sealed_json(&AwsBody {
+        arn: secret.details.arn.as_deref(),
+        name,
+        version_id: &secret.version,
+        secret_string: secret.value.expose_str().filter(|_| secret.is_text),
+        secret_binary: encoded.as_ref().map(|text| text.as_str()),
+        version_stages: &secret.details.stages,
+        created_date: secret.details.created,
+    })
+}
+
+/// The member of a JSON object: by its name, or by a pointer (RFC 6901) if the key starts with `/`. Only what was
+/// asked for is copied.
+fn member(text: &str, key: &str) -> Result<Zeroizing<String>, RequestError> {
+    let object: BTreeMap<Member<'_>, &RawValue> =
+        serde_json::from_str(text).map_err(|_| not_json())?;
+    let found = if let Some(pointer) = key.strip_prefix('/') {
+        let mut steps = pointer
+            .split('/')
+            .map(|step| step.replace("~1", "/").replace("~0", "~"));
+        let first = steps
+            .next()
+            .and_then(|step| object.get(step.as_str()).copied());
+        steps.fold(first, |value, step| {
+            value.and_then(|value| child(value, &step))
+        })
+    } else {
+        object.get(key).copied()
+    };
+    let found = found.ok_or_else(|| {
+        RequestError::new(Code::KeyNotFound, "the secret's JSON has no such member")
+    })?;
+    let member = match serde_json::from_str::<Text<'_>>(found.get()) {
+        Ok(text) => Zeroizing::new(text.0.into_owned()),
+        Err(_) => Zeroizing::new(found.get().to_owned()),
+    };
+    Ok(member)
+}
+
+fn child<'a>(value: &'a RawValue, step: &str) -> Option<&'a RawValue> {
+    if let Ok(object) = serde_json::from_str::<BTreeMap<Member<'a>, &'a RawValue>>(value.get()) {
+        return object.get(step).copied();
+    }
+    // An index has no sign and no leading zero.
+    let index: usize = step
+        .parse()
+        .ok()
+        .filter(|index: &usize| index.to_string() == step)?;
+    serde_json::from_str::<Vec<&'a RawValue>>(value.get())
+        .ok()?
+        .get(index)
+        .copied()
+}
+
+/// A member's name, borrowed where it needs no unescaping.
+#[derive(Eq, Ord, PartialEq, PartialOrd, serde::Deserialize)]
+struct Member<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+impl std::borrow::Borrow<str> for Member<'_> {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A JSON string, borrowed where it needs no unescaping.
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
+
+fn not_json() -> RequestError {
+    RequestError::new(
+        Code::NotJson,
+        "the secret is no JSON object, so it has no members",
+    )
+}
+
+/// The tag of the representation, not of the secret alone (RFC 9110 section 8.8.3).
+fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
+    let mut tag = String::with_capacity(version.len() + 2);
+    tag.push('"');
+    let _ = write!(tag, "{}", opaque(version));
+    if let Some(key) = &ask.key {
+        let _ = write!(tag, ";key={}", opaque(key));
+    }
+    match ask.shape {
+        Shape::Json => {}
+        Shape::Raw => tag.push_str(";raw"),
+        Shape::Aws => tag.push_str(";aws"),
+    }
+    tag.push('"');
+    HeaderValue::try_from(tag).map_err(|e| RequestError::internal(&e))
+}
+
+/// A text as it may stand in a tag.
+fn opaque(text: &str) -> percent_encoding::PercentEncode<'_> {
+    const NOT_IN_A_TAG: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
+        .add(b'"')
+        .add(b'%')
+        .add(b';')
+        .add(b' ');
+    percent_encoding::utf8_percent_encode(text, NOT_IN_A_TAG)
+}
+
+/// Whether `If-None-Match` names the tag; weakness does not matter (RFC 9110 section 13.1.2).
+fn matches(seen: &HeaderValue, etag: &HeaderValue) -> bool {
+    let (Ok(seen), Ok(etag)) = (seen.to_str(), etag.to_str()) else {
+        return false;
+    };
+    // A tag may hold a comma, so the list is not simply split.
+    let mut rest = seen.trim();
+    if rest == "*" {
+        return true;
+    }
+    while let Some(start) = rest.find('"') {
+        let Some(length) = rest[start + 1..].find('"') else {
+            return false;
+        };
+        let end = start + length + 2;
+        if &rest[start..end] == etag {
+            return true;
+        }
+        rest = &rest[end..];
+    }
+    false
+}
+
+/// The nearest of AWS' error types.
+const fn aws_type(code: Code) -> &'static str {
+    match code {
+        Code::Denied | Code::NoRole | Code::NotAttested => "AccessDeniedException",
+        Code::NotFound => "ResourceNotFoundException",
+        Code::InvalidRequest | Code::TooLarge => "InvalidParameterException",
+        Code::Busy | Code::Throttled => "ThrottlingException",
+        Code::Timeout => "TimeoutError",
+        Code::Unavailable => "ConnectionError",
+        _ => "InternalFailure",
+    }
+}
+
+fn base64(value: &[u8]) -> Zeroizing<String> {
+    // Reserved whole, so that no half-written copy is left behind by growing.
+    let mut text = Zeroizing::new(String::with_capacity(value.len().div_ceil(3) * 4));
+    BASE64.encode_string(value, &mut text);
+    text
+}
+
+fn copy(value: &[u8]) -> Bytes {
+    SecretBytes::from(Zeroizing::new(value.to_vec())).into_bytes()
+}
+
+/// JSON in memory that is wiped when its last reader lets go. It is measured first and then written into room
+/// of that size, so that no copy is left behind by growing.
+fn sealed_json(value: &impl Serialize) -> Bytes {
+    struct Measure(usize);
+    impl io::Write for Measure {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0 += text.len();
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut measure = Measure(0);
+    // Strings and numbers into memory: there is nothing that could fail.
+    let _ = serde_json::to_writer(&mut measure, value);
+    let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
+    let _ = serde_json::to_writer(&mut *text, value);
+    SecretBytes::from(text).into_bytes()
+}

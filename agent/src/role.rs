@@ -1,0 +1,84 @@
+//! Workload → role: what the pod would become in a cloud, by its service account's annotations.
+
+use crate::account::Account;
+use crate::attest::Workload;
+use crate::backend::Backends;
+use crate::error::RequestError;
+use latchkey_client::protocol::Code;
+use std::borrow::Cow;
+use std::sync::Arc;
+
+/// The annotation of a pod that names the containers which are to get no AWS role, separated by commas, as EKS'
+/// own webhook reads it.
+const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers";
+
+/// The annotations of a pod that matter here.
+pub(crate) const POD_ANNOTATIONS: [&str; 1] = [EKS_SKIP_CONTAINERS];
+
+/// What a workload asks to become at one backend. It is part of every key under which a pod keeps sessions and
+/// values, so each field that changes what is read stands here.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct Role {
+    /// As the cloud writes it, for people and for the audit line: an AWS role's ARN.
+    pub(crate) name: Arc<str>,
+    /// Whom the subject token is made out to.
+    pub(crate) audience: Arc<str>,
+    /// Where secrets are read.
+    pub(crate) region: Arc<str>,
+    /// What stands before each name at the backend.
+    pub(crate) prefix: Arc<str>,
+    /// Whether the exchange is asked of the cloud's global endpoint instead of the region's.
+    pub(crate) global_exchange: bool,
+}
+
+/// Why an account has no role for a backend.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct NoRole(pub(crate) Cow<'static, str>);
+
+impl NoRole {
+    pub(crate) const UNKNOWN_BACKEND: Self = Self(Cow::Borrowed("there is no such backend"));
+}
+
+/// The role of `workload` for the backend with that number in the table.
+///
+/// # Errors
+///
+/// `no_role` if its service account names none or its container is exempt, `unavailable` if a container that
+/// could be exempt has not been named by the API server yet.
+pub(crate) fn of(
+    workload: &Workload,
+    account: &Account,
+    backends: &Backends,
+    backend: usize,
+) -> Result<Arc<Role>, RequestError> {
+    let role = account
+        .role(backend)
+        .map_err(|none| RequestError::new(Code::NoRole, none.0.clone()))?;
+    let facts = workload.facts();
+    let skipped = backends
+        .skip_annotation(backend)
+        .and_then(|key| facts.annotations.get(key));
+    if let Some(skipped) = skipped {
+        let Some(container) = facts.containers.get(&workload.container()) else {
+            return Err(RequestError::unavailable(
+                "the pod exempts containers from its role, and which container this is, is not known yet",
+            ));
+        };
+        if skipped
+            .split([',', ';'])
+            .any(|name| name.trim() == container.name)
+        {
+            return Err(RequestError::new(
+                Code::NoRole,
+                "the pod's skip-containers annotation exempts this container from the role",
+            ));
+        }
+    }
+    Ok(role.clone())
+}
+
+/// The annotation that keeps containers of a pod away from AWS roles.
+pub(crate) const fn aws_skip_annotation() -> &'static str {
+    EKS_SKIP_CONTAINERS
+}

@@ -1,0 +1,232 @@
+//! The workload socket: connections in, identity pinned, HTTP/1.1 over them, until they end or must end.
+//!
+//! The accept loop never waits for identity. A peer of a known pod is attested at once and takes a permit of its
+//! pod; everybody else takes one of a small pool of their own, so that no pod and no stranger can starve the rest.
+
+mod connection;
+mod stream;
+
+pub(crate) use connection::Connection;
+
+use crate::attest::Attestor;
+use crate::handler::{Services, handle};
+use crate::handover::Phase;
+use crate::peer::{Peer, PeerError, Pinning};
+use connection::Doorman;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use nix::errno::Errno;
+use nix::sys::socket::{Shutdown, shutdown};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use stream::Metered;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio_util::task::TaskTracker;
+
+/// The largest block of headers, in bytes; hyper answers 431 beyond it.
+const HEAD_LIMIT: usize = 16 * 1024;
+
+/// How long a request's head may take from its first byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a connection may stand idle between requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How often a connection's times are looked at.
+const TICK: Duration = Duration::from_secs(5);
+
+/// How long the accept loop rests when the machine has run out of descriptors or memory.
+const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+
+/// Serves workloads.
+pub(crate) struct Server {
+    pub(crate) services: Arc<Services>,
+    pub(crate) attestor: Arc<Attestor>,
+    pub(crate) pinning: Pinning,
+    pub(crate) connections: Arc<Semaphore>,
+    pub(crate) doorman: Arc<Doorman>,
+    pub(crate) phase: watch::Receiver<Phase>,
+    pub(crate) tasks: TaskTracker,
+    last_accept: Mutex<Instant>,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A server that lets `unattested` peers wait while at most `connections` are open in all.
+    pub(crate) fn new(
+        services: Arc<Services>,
+        attestor: Arc<Attestor>,
+        pinning: Pinning,
+        connections: usize,
+        unattested: usize,
+        phase: watch::Receiver<Phase>,
+    ) -> Self {
+        Self {
+            services,
+            attestor,
+            pinning,
+            connections: Arc::new(Semaphore::new(connections)),
+            doorman: Arc::new(Doorman::new(unattested)),
+            phase,
+            tasks: TaskTracker::new(),
+            last_accept: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// How long ago the last connection came.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        self.accepted().elapsed()
+    }
+
+    fn accepted(&self) -> std::sync::MutexGuard<'_, Instant> {
+        self.last_accept
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Accepts from `listener` for ever. A permit comes first: a connection that could not be served stays in the
+    /// backlog.
+    ///
+    /// # Errors
+    ///
+    /// If the listener itself has failed.
+    pub(crate) async fn accept(self: Arc<Self>, listener: Arc<UnixListener>) -> io::Result<()> {
+        loop {
+            let Ok(permit) = self.connections.clone().acquire_owned().await else {
+                return Ok(());
+            };
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    *self.accepted() = Instant::now();
+                    let server = self.clone();
+                    self.tasks.spawn(async move {
+                        server.services.metrics.connections.inc();
+                        server.connection(stream).await;
+                        server.services.metrics.connections.dec();
+                        drop(permit);
+                    });
+                }
+                Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                    Some(Errno::ECONNABORTED | Errno::EINTR) => {}
+                    Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                        tracing::error!(%error, "cannot accept a connection now");
+                        tokio::time::sleep(EXHAUSTED_REST).await;
+                    }
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Serves one connection until its peer, its pod, or the agent ends it.
+    async fn connection(self: &Arc<Self>, stream: UnixStream) {
+        let peer = match Peer::of(&stream, self.pinning) {
+            Ok(peer) => peer,
+            Err(error) => return self.refuse(&error),
+        };
+        let Ok(exit) = watch_exit(&peer) else { return };
+        let Some(connection) = Connection::open(
+            peer,
+            self.attestor.clone(),
+            &self.services.metrics,
+            &self.doorman,
+        ) else {
+            return;
+        };
+        let connection = Arc::new(connection);
+        let fd = stream.as_raw_fd();
+        let service = {
+            let (services, connection) = (self.services.clone(), connection.clone());
+            service_fn(move |request| handle(services.clone(), connection.clone(), request))
+        };
+        let http = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(None)
+            .half_close(true)
+            .max_buf_size(HEAD_LIMIT)
+            .serve_connection(Metered::new(stream, connection.clone()), service);
+        let mut http = std::pin::pin!(http);
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut phase = self.phase.clone();
+        // Its read side is shut at most once; what was sent before that is still read and answered.
+        let mut reading = true;
+        if *phase.borrow_and_update() != Phase::Serving {
+            connection.close_after_answer();
+        }
+        loop {
+            tokio::select! {
+                biased;
+                // Its work in flight ends with it: nobody is left to read the answer.
+                _ = exit.readable() => return,
+                () = connection.pod_gone() => return,
+                // An error here is the peer's: it left, or sent what is no HTTP.
+                ended = &mut http => {
+                    if let Err(error) = ended {
+                        tracing::debug!(pid = connection.pid(), %error, "a connection ended");
+                    }
+                    return;
+                }
+                changed = phase.changed(), if reading => {
+                    let phase = *phase.borrow_and_update();
+                    connection.close_after_answer();
+                    if changed.is_err() || phase == Phase::Draining {
+                        reading = shut_reading(fd);
+                    }
+                }
+                _ = ticks.tick() => {
+                    if connection.head_is_late(HEAD_TIMEOUT) || connection.waits_too_long() {
+                        return;
+                    }
+                    if reading && connection.is_idle(IDLE_TIMEOUT) {
+                        reading = shut_reading(fd);
+                    }
+                }
+            }
+        }
+    }
+
+    fn refuse(&self, error: &PeerError) {
+        let reason = match error {
+            PeerError::Gone => "peer_gone",
+            PeerError::OutsidePidNamespace => "outside_pid_namespace",
+            PeerError::Recycled => "recycled_pid",
+            PeerError::Io(_) => "unreadable_peer",
+        };
+        self.services
+            .metrics
+            .connections_refused
+            .with_label_values(&[reason])
+            .inc();
+        match error {
+            PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
+            _ => tracing::warn!(%error, reason, "a connection was refused"),
+        }
+    }
+}
+
+/// Says when the process behind the pidfd exits.
+#[expect(
+    deprecated,
+    reason = "its successor is an unsafe fn; what that one demands holds for an owned descriptor"
+)]
+fn watch_exit(peer: &Peer) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
+    AsyncFd::with_interest(peer.pidfd().try_clone()?, Interest::READABLE)
+}
+
+/// Tells the peer that nothing more is read. What it has sent before stays readable, a write of its after this
+/// fails at once, so no request is taken and then lost (unix(7), shutdown(2)). Always false: it is done.
+fn shut_reading(fd: std::os::fd::RawFd) -> bool {
+    if let Err(error) = shutdown(fd, Shutdown::Read) {
+        tracing::debug!(%error, "cannot shut a connection's read side");
+    }
+    false
+}

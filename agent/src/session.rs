@@ -1,0 +1,199 @@
+//! A pod's sessions: one for each role it takes on, exchanged once, renewed before it ends, gone with the pod.
+
+use crate::backend::{BackendError, Session};
+use crate::flight::Flights;
+use crate::role::Role;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// A session this close to its end is not used any more, so that no read starts with dying credentials.
+const RENEW_BEFORE: Duration = Duration::from_secs(60);
+
+/// How long a refused exchange is remembered, so that a pod whose trust policy is wrong does not use up
+/// the account's rate at the token service.
+const REFUSAL_STANDS: Duration = Duration::from_secs(2);
+
+/// How long after a failed renewal the next one is tried, while the old session still serves.
+const RENEWAL_RETRY: Duration = Duration::from_secs(10);
+
+/// A session younger than this is kept when the cloud refuses a read with it: a pod that asks for what it may
+/// not have, over and over, must not cause an exchange each time.
+const YOUNG: Duration = Duration::from_secs(30);
+
+/// How many sessions a pod keeps: a change of annotation makes a new one, and the oldest goes.
+const KEPT: usize = 8;
+
+/// What a session is for.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct SessionKey {
+    /// The backend's number in the table.
+    pub(crate) backend: usize,
+    /// The role taken on.
+    pub(crate) role: Arc<Role>,
+    /// The UID of the service account: a new account under an old name shares nothing with it.
+    pub(crate) account: Arc<str>,
+}
+
+/// The sessions of one pod.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    slots: Mutex<Vec<(SessionKey, Arc<Slot>)>>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    state: Mutex<State>,
+    exchanges: Flights<(), Result<Held, BackendError>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Option<Held>,
+    refused: Option<(Instant, BackendError)>,
+    no_renewal_before: Option<Instant>,
+}
+
+/// A session with the times that matter.
+#[derive(Clone, Debug)]
+struct Held {
+    session: Arc<dyn Session>,
+    begun: Instant,
+    renew_at: Instant,
+    unusable_at: Instant,
+}
+
+// === impl Sessions ===
+
+impl Sessions {
+    /// The session for `key`: the one at hand, or a new one by `exchange`. All who need a new one share one
+    /// exchange; past three quarters of its life the one at hand is renewed behind the answer.
+    ///
+    /// # Errors
+    ///
+    /// What the exchange ended with.
+    pub(crate) async fn open<F>(
+        &self,
+        key: &SessionKey,
+        asker: &Arc<str>,
+        exchange: impl FnOnce() -> F,
+    ) -> Result<Arc<dyn Session>, BackendError>
+    where
+        F: Future<Output = Result<Arc<dyn Session>, BackendError>> + Send + 'static,
+    {
+        let slot = self.slot(key);
+        let now = Instant::now();
+        let at_hand = {
+            let mut state = slot.lock();
+            match &state.held {
+                Some(held) if now < held.renew_at => return Ok(held.session.clone()),
+                Some(held) if now < held.unusable_at => {
+                    let session = held.session.clone();
+                    if state.no_renewal_before.is_some_and(|until| now < until) {
+                        return Ok(session);
+                    }
+                    state.no_renewal_before = Some(now + RENEWAL_RETRY);
+                    Some(session)
+                }
+                _ => {
+                    if let Some((at, refusal)) = &state.refused
+                        && now < *at + REFUSAL_STANDS
+                    {
+                        return Err(refusal.clone());
+                    }
+                    None
+                }
+            }
+        };
+        let seat = {
+            let (slot, exchange) = (slot.clone(), exchange());
+            let landing = slot.clone();
+            slot.exchanges.join(
+                &(),
+                false,
+                asker,
+                async move { landing.fill(exchange.await) },
+            )
+        };
+        if let Some(session) = at_hand {
+            // Nobody waits for a renewal; it lands by itself.
+            tokio::spawn(seat.result);
+            return Ok(session);
+        }
+        match seat.result.await {
+            Some(outcome) => outcome.map(|held| held.session),
+            None => Err(BackendError::died()),
+        }
+    }
+
+    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young.
+    pub(crate) fn put_away(&self, key: &SessionKey, session: &Arc<dyn Session>, ended: bool) {
+        let slot = self.slot(key);
+        let mut state = slot.lock();
+        let stale = state.held.as_ref().is_some_and(|held| {
+            Arc::ptr_eq(&held.session, session) && (ended || held.begun.elapsed() >= YOUNG)
+        });
+        if stale {
+            state.held = None;
+        }
+    }
+
+    /// The number of sessions at hand.
+    pub(crate) fn count(&self, backend: usize) -> usize {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots
+            .iter()
+            .filter(|(key, slot)| key.backend == backend && slot.lock().held.is_some())
+            .count()
+    }
+
+    fn slot(&self, key: &SessionKey) -> Arc<Slot> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, slot)) = slots.iter().find(|(other, _)| other == key) {
+            return slot.clone();
+        }
+        if slots.len() >= KEPT {
+            slots.remove(0);
+        }
+        let slot = Arc::new(Slot::default());
+        slots.push((key.clone(), slot.clone()));
+        slot
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill(&self, outcome: Result<Arc<dyn Session>, BackendError>) -> Result<Held, BackendError> {
+        let now = Instant::now();
+        let mut state = self.lock();
+        match outcome {
+            Ok(session) => {
+                let life = session.lives_for();
+                let held = Held {
+                    session,
+                    begun: now,
+                    renew_at: now + life * 3 / 4,
+                    unusable_at: now + life.saturating_sub(RENEW_BEFORE.min(life / 8)),
+                };
+                *state = State {
+                    held: Some(held.clone()),
+                    ..State::default()
+                };
+                Ok(held)
+            }
+            Err(error) => {
+                if error.is_refusal() {
+                    // The role itself is refused now: what was got under it before goes too.
+                    state.held = None;
+                    state.refused = Some((now, error.clone()));
+                }
+                Err(error)
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Workload → subject token: the pod's own service account token, for one audience.
+
+use crate::attest::Workload;
+use crate::error::RequestError;
+use crate::secret::SubjectToken;
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{Api, PostParams};
+use latchkey_client::protocol::Code;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// The shortest life that the API server gives a token (TokenRequest v1), in seconds. Clouds verify tokens
+/// offline, so a stolen one outlives its pod by up to this long.
+const TOKEN_SECONDS: i64 = 600;
+
+/// How long the API server may take to issue one.
+const ISSUE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Issues subject tokens.
+#[derive(Clone)]
+pub(crate) struct SubjectTokens {
+    client: kube::Client,
+}
+
+impl SubjectTokens {
+    /// Tokens by the API server's TokenRequest.
+    pub(crate) fn new(client: kube::Client) -> Self {
+        Self { client }
+    }
+
+    /// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
+    /// tokens are reviewed online, and its claims name the pod.
+    ///
+    /// # Errors
+    ///
+    /// `not_attested` if the API server no longer knows the pod, `denied` if the agent may not issue tokens
+    /// for that account, else `unavailable`.
+    pub(crate) async fn issue(
+        &self,
+        workload: &Workload,
+        audience: &str,
+    ) -> Result<SubjectToken, RequestError> {
+        let facts = workload.facts();
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: vec![audience.to_owned()],
+                expiration_seconds: Some(TOKEN_SECONDS),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: Some(facts.name.to_string()),
+                    uid: Some(workload.pod().uid.to_string()),
+                }),
+            },
+            ..TokenRequest::default()
+        };
+        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), &facts.namespace);
+        let parameters = PostParams::default();
+        let call = accounts.create_token_request(&facts.service_account, &parameters, &request);
+        let status = match timeout(ISSUE_TIMEOUT, call).await {
+            Ok(Ok(answer)) => answer.status,
+            Ok(Err(error)) => return Err(refusal(&error)),
+            Err(elapsed) => return Err(unavailable().because(&elapsed)),
+        };
+        let status = status.ok_or_else(unavailable)?;
+        if status.expiration_timestamp.0 <= crate::time::now() {
+            return Err(RequestError::unavailable(
+                "the API server issued a token that has expired: the clocks of node and API server differ",
+            ));
+        }
+        Ok(SubjectToken::from(status.token))
+    }
+}
+
+fn refusal(error: &kube::Error) -> RequestError {
+    match error {
+        kube::Error::Api(status) if status.code == 403 => RequestError::new(
+            Code::Denied,
+            "the agent may not issue tokens for this pod's service account: the namespace has to allow it",
+        ),
+        kube::Error::Api(status) if matches!(status.code, 404 | 409) => RequestError::new(
+            Code::NotAttested,
+            "the API server no longer knows this pod or its service account",
+        )
+        .reason("pod_deleted"),
+        kube::Error::Api(status) if matches!(status.code, 400 | 422) => RequestError::new(
+            Code::Denied,
+            "the API server refused a token for this pod's service account",
+        ),
+        _ => unavailable(),
+    }
+    .because(error)
+}
+
+fn unavailable() -> RequestError {
+    RequestError::unavailable("no token for the pod's service account can be had now; try again")
+}

@@ -1,0 +1,313 @@
+//! The agent as a real process: its configuration, its output, its end.
+
+use crate::binaries::sibling_binary;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+/// How long anything that an agent does may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How an agent is to be run; changed by the tests before it starts.
+#[derive(Clone, Debug)]
+pub struct AgentSettings {
+    /// Dotted keys of the configuration and their values, as `--set` takes them.
+    pub keys: BTreeMap<String, String>,
+    /// Its environment, beside nothing else.
+    pub environment: BTreeMap<String, String>,
+    /// A program and its arguments that start it, such as one that takes something away from it.
+    pub wrapper: Vec<String>,
+    /// The program itself; `sandbox-agent` of this build unless a benchmark says otherwise.
+    pub program: Option<PathBuf>,
+    /// Whether nobody reads its stderr, so that it fills up.
+    pub deaf_stderr: bool,
+}
+
+/// A running agent. Dropping it kills it.
+#[derive(Debug)]
+pub struct AgentProcess {
+    child: Child,
+    pid: u32,
+    socket: PathBuf,
+    admin: SocketAddr,
+    lines: Arc<Mutex<Vec<String>>>,
+    grown: watch::Receiver<usize>,
+}
+
+// === impl AgentSettings ===
+
+impl AgentSettings {
+    /// Sets one key.
+    #[must_use]
+    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+        self.keys.insert(key.to_owned(), value.to_string());
+        self
+    }
+
+    /// Sets one variable of its environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.environment.insert(name.to_owned(), value.to_string());
+        self
+    }
+
+    /// Has it started by another program.
+    #[must_use]
+    pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
+        self.wrapper = wrapper.iter().map(|part| (*part).to_owned()).collect();
+        self
+    }
+
+    /// Starts it; it may not be ready yet.
+    ///
+    /// # Errors
+    ///
+    /// If the program is missing or cannot be started.
+    pub async fn start(&self) -> io::Result<AgentProcess> {
+        let mut command = self.command()?;
+        command.stderr(if self.deaf_stderr { full_pipe()? } else { Stdio::piped() });
+        let mut child = command.kill_on_drop(true).spawn()?;
+        let pid = child.id().ok_or_else(|| io::Error::other("it has ended already"))?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (grow, grown) = watch::channel(0);
+        if let Some(stderr) = child.stderr.take() {
+            let lines = lines.clone();
+            tokio::spawn(async move {
+                let mut stderr = BufReader::new(stderr).lines();
+                while let Ok(Some(line)) = stderr.next_line().await {
+                    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
+                    lines.push(line);
+                    grow.send_replace(lines.len());
+                }
+            });
+        }
+        let key = |name: &str| self.keys.get(name).cloned().unwrap_or_default();
+        let admin = key("listen.admin").parse().map_err(io::Error::other)?;
+        Ok(AgentProcess { child, pid, socket: key("listen.socket").into(), admin, lines, grown })
+    }
+
+    /// Runs it, or one of its sub-commands, to its end: its exit status, stdout and stderr.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started or does not end.
+    pub async fn run_to_end(&self, arguments: &[&str]) -> io::Result<(ExitStatus, String, String)> {
+        let mut command = self.command()?;
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        let output = timeout(PATIENCE, command.output()).await.map_err(io::Error::other)??;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((output.status, text(&output.stdout), text(&output.stderr)))
+    }
+
+    fn command(&self) -> io::Result<Command> {
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => sibling_binary("sandbox-agent")?,
+        };
+        let mut command = match self.wrapper.split_first() {
+            Some((wrapper, arguments)) => {
+                let mut command = Command::new(wrapper);
+                command.args(arguments).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
+        command.env_clear().envs(&self.environment).stdin(Stdio::null()).stdout(Stdio::null());
+        for (key, value) in &self.keys {
+            command.arg("--set").arg(format!("{key}={value}"));
+        }
+        Ok(command)
+    }
+}
+
+// === impl AgentProcess ===
+
+impl AgentProcess {
+    /// The socket that workloads use.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// With what it said instead, if it ends or takes too long.
+    pub async fn until_ready(&mut self) -> io::Result<()> {
+        self.until_line("\"message\":\"ready\"").await.map(drop)
+    }
+
+    /// Waits for a line on its stderr that contains `text`.
+    ///
+    /// # Errors
+    ///
+    /// With everything it said, if it ends or takes too long.
+    pub async fn until_line(&mut self, text: &str) -> io::Result<String> {
+        let lines = self.lines.clone();
+        let mut grown = self.grown.clone();
+        let found = async {
+            loop {
+                grown.borrow_and_update();
+                if let Some(line) = lock(&lines).iter().find(|line| line.contains(text)) {
+                    return Some(line.clone());
+                }
+                if grown.changed().await.is_err() {
+                    return lock(&lines).iter().find(|line| line.contains(text)).cloned();
+                }
+            }
+        };
+        let found = timeout(PATIENCE, found).await.ok().flatten();
+        found.ok_or_else(|| {
+            let said = lock(&self.lines).join("\n");
+            io::Error::other(format!("the agent did not say {text:?}; it said:\n{said}"))
+        })
+    }
+
+    /// Everything that it has written to stderr so far.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<String> {
+        lock(&self.lines).clone()
+    }
+
+    /// The audit lines so far.
+    #[must_use]
+    pub fn audit(&self) -> Vec<Value> {
+        let is_audit = |line: &Value| line["target"] == "audit";
+        let lines = lock(&self.lines);
+        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).filter(is_audit).collect()
+    }
+
+    /// Waits for the audit line that `wanted` accepts.
+    ///
+    /// # Errors
+    ///
+    /// With the audit lines that there are, if it does not come.
+    pub async fn until_audit(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
+        let mut grown = self.grown.clone();
+        let found = async {
+            loop {
+                grown.borrow_and_update();
+                if let Some(line) = self.audit().into_iter().find(|line| wanted(line)) {
+                    return Some(line);
+                }
+                if grown.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        let found = timeout(PATIENCE, found).await.ok().flatten();
+        found.ok_or_else(|| io::Error::other(format!("no such audit line in {:#?}", self.audit())))
+    }
+
+    /// Asks the admin port; its status and body.
+    ///
+    /// # Errors
+    ///
+    /// If it does not answer.
+    pub async fn admin(&self, path: &str) -> io::Result<(u16, String)> {
+        let answer = async {
+            let mut stream = TcpStream::connect(self.admin).await?;
+            let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await?;
+            let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+            Ok((status.unwrap_or_default(), body.to_owned()))
+        };
+        timeout(PATIENCE, answer).await.map_err(io::Error::other)?
+    }
+
+    /// The value of the metric whose line begins with `name`, labels included; 0 if there is none yet.
+    ///
+    /// # Errors
+    ///
+    /// If the admin port does not answer.
+    pub async fn metric(&self, name: &str) -> io::Result<f64> {
+        let (_, text) = self.admin("/metrics").await?;
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        Ok(value.unwrap_or_default())
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// If it is no more.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
+        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub async fn until_ended(&mut self) -> io::Result<ExitStatus> {
+        timeout(PATIENCE * 2, self.child.wait()).await.map_err(io::Error::other)?
+    }
+
+    /// Asks it to leave, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub async fn stop(&mut self) -> io::Result<ExitStatus> {
+        self.signal(nix::sys::signal::Signal::SIGTERM)?;
+        self.until_ended().await
+    }
+
+    /// Waits until the socket answers anybody.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub async fn until_served(&self) -> io::Result<()> {
+        let served = async {
+            while tokio::net::UnixStream::connect(&self.socket).await.is_err() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, served).await.map_err(io::Error::other)
+    }
+}
+
+/// A loopback address that nobody uses at the moment.
+///
+/// # Errors
+///
+/// If there is none.
+pub fn free_address() -> io::Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+}
+
+/// A pipe that nobody reads and that is full already.
+fn full_pipe() -> io::Result<Stdio> {
+    let (reader, writer) = nix::unistd::pipe()?;
+    // Whoever ends last closes it: a pipe without a reader would fail, not fill.
+    std::mem::forget(reader);
+    Ok(Stdio::from(writer))
+}
+
+fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+    lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
