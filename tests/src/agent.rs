@@ -19,7 +19,7 @@ use tokio::time::{sleep, timeout};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an agent is to be run; changed by the tests before it starts.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct AgentSettings {
     /// Dotted keys of the configuration and their values, as `--set` takes them.
     pub keys: BTreeMap<String, String>,

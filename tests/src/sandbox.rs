@@ -1,0 +1,183 @@
+//! A node in small: the fake cluster, the fake AWS that trusts its tokens, an agent between them, and pods.
+
+use crate::agent::{AgentProcess, AgentSettings, free_address};
+use crate::aws::{
+    FakeAws, FakeAwsConfig, RoleSpec, SecretInput, read_and_list_policy, secret_arn, trust_policy,
+};
+use crate::kube::{AGENT, FakeKube, FakeKubeConfig};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use tempfile::TempDir;
+
+/// The node's name.
+pub const NODE: &str = "n1";
+
+/// The region of the sandbox's secrets.
+pub const REGION: &str = "eu-central-1";
+
+/// The cluster's issuer, where a test does not name another.
+const ISSUER: &str = "https://cluster.example";
+
+/// The service account that [`Sandbox::namespace`] makes.
+pub const ACCOUNT: &str = "app";
+
+/// What `database-password` holds in a namespace made by [`Sandbox::namespace`] begins with this word, so that it can
+/// be looked for where it must not be.
+pub const CANARY: &str = "canary-3f9c1d";
+
+/// A node without its agent, which [`Sandbox::agent`] starts.
+#[derive(Debug)]
+pub struct Sandbox {
+    /// The API server.
+    pub kube: FakeKube,
+    /// The cloud.
+    pub aws: FakeAws,
+    provider: String,
+    directory: TempDir,
+    cgroup: String,
+}
+
+impl Sandbox {
+    /// Starts cluster and cloud.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses a port or a directory.
+    pub async fn start() -> io::Result<Self> {
+        Self::with(FakeKubeConfig::default(), FakeAwsConfig::default()).await
+    }
+
+    /// Starts a cluster and a cloud that are not the plain ones.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses a port or a directory.
+    pub async fn with(kube: FakeKubeConfig, aws: FakeAwsConfig) -> io::Result<Self> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        // AWS takes no issuer whose URL is not https.
+        let issuer = kube.issuer.or_else(|| Some(ISSUER.to_owned()));
+        let kube = FakeKube::start(FakeKubeConfig { issuer, ..kube }).await?;
+        let aws = FakeAws::start(aws).await?;
+        let issuer = kube.issuer();
+        let provider = aws.add_oidc_provider(issuer.url(), &["sts.amazonaws.com"], &issuer.jwks());
+        let directory = tempfile::Builder::new().prefix("latchkey-").tempdir()?;
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("/latchkey-{}-{number}", std::process::id());
+        Ok(Self { kube, aws, provider, directory, cgroup })
+    }
+
+    /// Makes a namespace as the documentation tells: a service account with a role of its own, which may list and read
+    /// what is under the namespace's name, and the secret `NAMESPACE/database-password`. Gives the role's ARN.
+    ///
+    /// # Panics
+    ///
+    /// If the fake AWS does not take the policies, which are its own.
+    pub fn namespace(&self, name: &str) -> String {
+        let role = self.role(name, ACCOUNT, &format!("{name}/*"));
+        self.kube.create_namespace(name, &[]);
+        self.kube.create_service_account(name, ACCOUNT, &[("eks.amazonaws.com/role-arn", &role)]);
+        self.secret(&format!("{name}/database-password"), &password(name));
+        role
+    }
+
+    /// Makes a role that one service account may take on, and that may list all and read the secrets whose names match
+    /// `secrets`. Gives its ARN.
+    ///
+    /// # Panics
+    ///
+    /// If the fake AWS does not take the policies, which are its own.
+    pub fn role(&self, namespace: &str, account: &str, secrets: &str) -> String {
+        let arn = self.aws.role_arn(&format!("{namespace}-{account}"));
+        let subject = format!("system:serviceaccount:{namespace}:{account}");
+        let resource = secret_arn("*", self.aws.account(), secrets);
+        self.aws
+            .create_role(RoleSpec::new(
+                &arn,
+                trust_policy(&self.provider, &subject, "sts.amazonaws.com"),
+                read_and_list_policy(&[resource]),
+            ))
+            .expect("the policies are well formed");
+        arn
+    }
+
+    /// The ARN of the OIDC provider that stands for this cluster in the cloud.
+    #[must_use]
+    pub fn provider(&self) -> &str {
+        &self.provider
+    }
+
+    /// Puts a text secret, or a new version of it, into the sandbox's region. Gives its version.
+    pub fn secret(&self, name: &str, value: &str) -> String {
+        self.aws.put_secret(REGION, name, SecretInput::text(value))
+    }
+
+    /// What lies above `kubepods` in this sandbox's cgroup tree.
+    #[must_use]
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// A directory of this sandbox's own.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Where the agent's socket is.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("run/agent.sock")
+    }
+
+    /// How an agent of this sandbox is run.
+    ///
+    /// # Errors
+    ///
+    /// If there is no port for it.
+    pub fn settings(&self) -> io::Result<AgentSettings> {
+        let kubeconfig = self.kube.kubeconfig_file(self.directory.path(), AGENT)?;
+        let path = std::env::var("PATH").unwrap_or_default();
+        let settings = AgentSettings::default()
+            .set("listen.socket", self.socket().display())
+            .set("listen.admin", free_address()?)
+            .set("kubernetes.node", NODE)
+            .set("identity.kubepods_root", format!("{}/kubepods", self.cgroup))
+            .set("backends.aws.region", REGION)
+            .set("backends.aws.endpoint", self.aws.endpoint())
+            .set("backends.aws.sts_endpoint", self.aws.endpoint())
+            .env("KUBECONFIG", kubeconfig.display())
+            .env("AWS_EC2_METADATA_DISABLED", "true")
+            .env("PATH", path);
+        Ok(settings)
+    }
+
+    /// Starts an agent with the plain settings and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// With what it said, if it does not become ready.
+    pub async fn agent(&self) -> io::Result<AgentProcess> {
+        self.agent_with(|settings| settings).await
+    }
+
+    /// Starts an agent with changed settings and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// With what it said, if it does not become ready.
+    pub async fn agent_with(
+        &self,
+        change: impl FnOnce(AgentSettings) -> AgentSettings,
+    ) -> io::Result<AgentProcess> {
+        let mut agent = change(self.settings()?).start().await?;
+        agent.until_ready().await?;
+        Ok(agent)
+    }
+}
+
+/// The value of `NAMESPACE/database-password`.
+#[must_use]
+pub fn password(namespace: &str) -> String {
+    format!("{CANARY}-{namespace}")
+}
