@@ -75,9 +75,15 @@ impl AgentSettings {
     /// If the program is missing or cannot be started.
     pub async fn start(&self) -> io::Result<AgentProcess> {
         let mut command = self.command()?;
-        command.stderr(if self.deaf_stderr { full_pipe()? } else { Stdio::piped() });
+        command.stderr(if self.deaf_stderr {
+            full_pipe()?
+        } else {
+            Stdio::piped()
+        });
         let mut child = command.kill_on_drop(true).spawn()?;
-        let pid = child.id().ok_or_else(|| io::Error::other("it has ended already"))?;
+        let pid = child
+            .id()
+            .ok_or_else(|| io::Error::other("it has ended already"))?;
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (grow, grown) = watch::channel(0);
         if let Some(stderr) = child.stderr.take() {
@@ -93,7 +99,14 @@ impl AgentSettings {
         }
         let key = |name: &str| self.keys.get(name).cloned().unwrap_or_default();
         let admin = key("listen.admin").parse().map_err(io::Error::other)?;
-        Ok(AgentProcess { child, pid, socket: key("listen.socket").into(), admin, lines, grown })
+        Ok(AgentProcess {
+            child,
+            pid,
+            socket: key("listen.socket").into(),
+            admin,
+            lines,
+            grown,
+        })
     }
 
     /// Runs it, or one of its sub-commands, to its end: its exit status, stdout and stderr.
@@ -103,8 +116,14 @@ impl AgentSettings {
     /// If it cannot be started or does not end.
     pub async fn run_to_end(&self, arguments: &[&str]) -> io::Result<(ExitStatus, String, String)> {
         let mut command = self.command()?;
-        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let output = timeout(PATIENCE, command.output()).await.map_err(io::Error::other)??;
+        command
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let output = timeout(PATIENCE, command.output())
+            .await
+            .map_err(io::Error::other)??;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         Ok((output.status, text(&output.stdout), text(&output.stderr)))
     }
@@ -122,7 +141,11 @@ impl AgentSettings {
             }
             None => Command::new(program),
         };
-        command.env_clear().envs(&self.environment).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+            .env_clear()
+            .envs(&self.environment)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
         for (key, value) in &self.keys {
             command.arg("--set").arg(format!("{key}={value}"));
         }
@@ -169,7 +192,10 @@ impl AgentProcess {
                     return Some(line.clone());
                 }
                 if grown.changed().await.is_err() {
-                    return lock(&lines).iter().find(|line| line.contains(text)).cloned();
+                    return lock(&lines)
+                        .iter()
+                        .find(|line| line.contains(text))
+                        .cloned();
                 }
             }
         };
@@ -191,7 +217,11 @@ impl AgentProcess {
     pub fn audit(&self) -> Vec<Value> {
         let is_audit = |line: &Value| line["target"] == "audit";
         let lines = lock(&self.lines);
-        lines.iter().filter_map(|line| serde_json::from_str(line).ok()).filter(is_audit).collect()
+        lines
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .filter(is_audit)
+            .collect()
     }
 
     /// Waits for the audit line that `wanted` accepts.
@@ -229,7 +259,10 @@ impl AgentProcess {
             let mut answer = String::new();
             stream.read_to_string(&mut answer).await?;
             let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
-            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+            let status = head
+                .split(' ')
+                .nth(1)
+                .and_then(|status| status.parse().ok());
             Ok((status.unwrap_or_default(), body.to_owned()))
         };
         timeout(PATIENCE, answer).await.map_err(io::Error::other)?
@@ -254,7 +287,10 @@ impl AgentProcess {
     /// If it is no more.
     pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
         let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
-        Ok(nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal)?)
+        Ok(nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            signal,
+        )?)
     }
 
     /// Waits until it has ended.
@@ -263,7 +299,9 @@ impl AgentProcess {
     ///
     /// If it does not.
     pub async fn until_ended(&mut self) -> io::Result<ExitStatus> {
-        timeout(PATIENCE * 2, self.child.wait()).await.map_err(io::Error::other)?
+        timeout(PATIENCE * 2, self.child.wait())
+            .await
+            .map_err(io::Error::other)?
     }
 
     /// Asks it to leave, and waits until it has.

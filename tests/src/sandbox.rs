@@ -4,7 +4,8 @@ use crate::agent::{AgentProcess, AgentSettings, free_address};
 use crate::aws::{
     FakeAws, FakeAwsConfig, RoleSpec, SecretInput, read_and_list_policy, secret_arn, trust_policy,
 };
-use crate::kube::{AGENT, FakeKube, FakeKubeConfig};
+use crate::kube::{AGENT, Container, FakeKube, FakeKubeConfig, Pod, PodSpec};
+use crate::workload::{PodCgroup, Request, Response, Workload, WorkloadSpec};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,6 +39,19 @@ pub struct Sandbox {
     cgroup: String,
 }
 
+/// A pod of the sandbox: its object at the API server, and the process in its container.
+#[derive(Debug)]
+pub struct SandboxPod {
+    /// The object.
+    pub object: Pod,
+    /// The process.
+    pub workload: Workload,
+    /// The container's id.
+    pub container: String,
+}
+
+// === impl Sandbox ===
+
 impl Sandbox {
     /// Starts cluster and cloud.
     ///
@@ -64,7 +78,13 @@ impl Sandbox {
         let directory = tempfile::Builder::new().prefix("latchkey-").tempdir()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/latchkey-{}-{number}", std::process::id());
-        Ok(Self { kube, aws, provider, directory, cgroup })
+        Ok(Self {
+            kube,
+            aws,
+            provider,
+            directory,
+            cgroup,
+        })
     }
 
     /// Makes a namespace as the documentation tells: a service account with a role of its own, which may list and read
@@ -76,7 +96,8 @@ impl Sandbox {
     pub fn namespace(&self, name: &str) -> String {
         let role = self.role(name, ACCOUNT, &format!("{name}/*"));
         self.kube.create_namespace(name, &[]);
-        self.kube.create_service_account(name, ACCOUNT, &[("eks.amazonaws.com/role-arn", &role)]);
+        self.kube
+            .create_service_account(name, ACCOUNT, &[("eks.amazonaws.com/role-arn", &role)]);
         self.secret(&format!("{name}/database-password"), &password(name));
         role
     }
@@ -112,6 +133,49 @@ impl Sandbox {
         self.aws.put_secret(REGION, name, SecretInput::text(value))
     }
 
+    /// Starts a pod of the service account [`ACCOUNT`] in a namespace made by [`Sandbox::namespace`].
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses its cgroup or its namespaces.
+    pub async fn pod(&self, namespace: &str, name: &str) -> io::Result<SandboxPod> {
+        self.pod_of(PodSpec {
+            namespace: namespace.into(),
+            name: name.into(),
+            service_account: ACCOUNT.into(),
+            ..PodSpec::default()
+        })
+        .await
+    }
+
+    /// Starts a pod with the object that the test says; its only container gets an id.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses its cgroup or its namespaces.
+    pub async fn pod_of(&self, spec: PodSpec) -> io::Result<SandboxPod> {
+        let container = container_id();
+        let object = self.kube.create_pod(PodSpec {
+            containers: vec![Container::running("app", &container)],
+            ..spec
+        });
+        let workload = Workload::start(self.place(object.uid(), &container)).await?;
+        Ok(SandboxPod {
+            object,
+            workload,
+            container,
+        })
+    }
+
+    /// Where a process of that pod's container is, whether or not there is such a pod.
+    #[must_use]
+    pub fn place(&self, pod_uid: &str, container: &str) -> WorkloadSpec {
+        WorkloadSpec::pod(
+            PodCgroup::new(&self.cgroup, pod_uid, container),
+            &self.socket(),
+        )
+    }
+
     /// What lies above `kubepods` in this sandbox's cgroup tree.
     #[must_use]
     pub fn cgroup(&self) -> &str {
@@ -142,7 +206,10 @@ impl Sandbox {
             .set("listen.socket", self.socket().display())
             .set("listen.admin", free_address()?)
             .set("kubernetes.node", NODE)
-            .set("identity.kubepods_root", format!("{}/kubepods", self.cgroup))
+            .set(
+                "identity.kubepods_root",
+                format!("{}/kubepods", self.cgroup),
+            )
             .set("backends.aws.region", REGION)
             .set("backends.aws.endpoint", self.aws.endpoint())
             .set("backends.aws.sts_endpoint", self.aws.endpoint())
@@ -174,6 +241,44 @@ impl Sandbox {
         agent.until_ready().await?;
         Ok(agent)
     }
+}
+
+// === impl SandboxPod ===
+
+impl SandboxPod {
+    /// Asks for `path` on a new connection.
+    ///
+    /// # Errors
+    ///
+    /// If there is no response.
+    pub async fn get(&self, path: &str) -> io::Result<Response> {
+        self.workload.get(path).await
+    }
+
+    /// Asks for a secret on a new connection.
+    ///
+    /// # Errors
+    ///
+    /// If there is no response.
+    pub async fn secret(&self, name: &str) -> io::Result<Response> {
+        self.workload.get(&format!("/v1/secrets/{name}")).await
+    }
+
+    /// Makes a request on a new connection.
+    ///
+    /// # Errors
+    ///
+    /// If there is no response.
+    pub async fn request(&self, request: Request) -> io::Result<Response> {
+        self.workload.request(request).await
+    }
+}
+
+/// A container id that no other container has.
+#[must_use]
+pub fn container_id() -> String {
+    let half = || uuid::Uuid::new_v4().simple().to_string();
+    half() + &half()
 }
 
 /// The value of `NAMESPACE/database-password`.
