@@ -1,5 +1,6 @@
 //! Black-box tests: real processes ask a real agent over a real socket, between strict fakes.
 
+mod handover;
 mod slice;
 
 /// Says once, visibly, that the workloads' tests need root, and whether they can run.

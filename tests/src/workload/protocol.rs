@@ -1,0 +1,320 @@
+//! What a test and the program `pod` say to each other: JSON lines over a socket that is the pod's standard input.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// A task with the number that its outcome will carry.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Order {
+    pub(super) id: u64,
+    pub(super) task: Task,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Task {
+    /// Closes a named connection.
+    Close { name: String },
+    /// Opens a connection and keeps it under a name.
+    Connect { name: String, socket: PathBuf },
+    /// Runs a program to its end.
+    Execute {
+        program: String,
+        arguments: Vec<String>,
+    },
+    /// Makes many requests.
+    Flood { socket: PathBuf, flood: Flood },
+    /// Sends the descriptor of a named connection to whoever listens at `to`, and keeps its own.
+    Pass { name: String, to: PathBuf },
+    /// Writes bytes and reads what comes.
+    Raw { socket: PathBuf, raw: Raw },
+    /// Takes a descriptor that another pod passes to `at`, as a named connection.
+    Receive { name: String, at: PathBuf },
+    /// One request, on a new connection or on a named one.
+    Request {
+        socket: PathBuf,
+        connection: Option<String>,
+        request: Request,
+    },
+    /// What the process knows of itself.
+    Status,
+}
+
+/// What the pod says.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Line {
+    /// A task is done.
+    Done {
+        id: u64,
+        result: Result<Outcome, Failure>,
+    },
+    /// The process in the new PID namespace has this PID in the old one.
+    Launched { pid: u32 },
+    /// It has a user namespace and waits for its maps, and for one line that says they are there.
+    MapUsers,
+    /// It takes tasks; this is its PID in its own namespace.
+    Ready { pid: u32 },
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) enum Outcome {
+    Executed(Executed),
+    Flooded(Flooded),
+    Nothing,
+    Received(Received),
+    Response(Response),
+    Status(Status),
+}
+
+/// An `io::Error` on the wire.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct Failure {
+    kind: String,
+    text: String,
+}
+
+/// An HTTP request.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Request {
+    /// The method.
+    pub method: String,
+    /// The target, path and query.
+    pub path: String,
+    /// The headers; `Host` is added if it is not among them.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    #[serde(with = "base64_text")]
+    pub body: Vec<u8>,
+}
+
+/// An HTTP response.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Response {
+    /// The status code.
+    pub status: u16,
+    /// The headers, names in lower case.
+    pub headers: Vec<(String, String)>,
+    /// The body.
+    #[serde(with = "base64_text")]
+    pub body: Vec<u8>,
+}
+
+/// Bytes to write as they are.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Raw {
+    /// A named connection that nothing has been asked on as HTTP; none is a new one.
+    pub connection: Option<String>,
+    /// What to write.
+    #[serde(with = "base64_text")]
+    pub bytes: Vec<u8>,
+    /// Descriptors (of `/dev/null`) to send along with the bytes.
+    pub descriptors: usize,
+    /// Whether to shut the writing side down afterwards.
+    pub shut: bool,
+    /// How long to read, in milliseconds, unless the other side closes before.
+    pub read_millis: u64,
+}
+
+/// What came back for a [`Raw`].
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Received {
+    /// The bytes.
+    #[serde(with = "base64_text")]
+    pub bytes: Vec<u8>,
+    /// Whether the other side closed.
+    pub closed: bool,
+}
+
+/// Many `GET`s of one path.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Flood {
+    /// The target.
+    pub path: String,
+    /// How many connections at once.
+    pub connections: usize,
+    /// How many requests on each.
+    pub requests: usize,
+    /// Whether each request has a connection of its own.
+    pub reconnect: bool,
+    /// The time from the start of one request to the next on the same connection, in microseconds; 0 is at once.
+    pub interval_micros: u64,
+    /// What every body of a 200 must contain.
+    pub expect: Option<String>,
+}
+
+/// What became of a [`Flood`].
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct Flooded {
+    /// Responses by status code.
+    pub statuses: BTreeMap<u16, usize>,
+    /// Requests that got no response.
+    pub failures: usize,
+    /// What those failed with, in words.
+    pub errors: BTreeMap<String, usize>,
+    /// Requests that a kept connection did not take, and that a new one did.
+    pub retried: usize,
+    /// Responses of 200 without the text that was expected.
+    pub wrong: usize,
+    /// How long each response took, in microseconds, sorted.
+    pub micros: Vec<u64>,
+}
+
+/// A program that has ended.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Executed {
+    /// The exit code; none if a signal ended it.
+    pub code: Option<i32>,
+    /// Its standard output.
+    pub stdout: String,
+    /// Its standard error.
+    pub stderr: String,
+}
+
+/// What a process sees of itself.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Status {
+    /// Its PID in its own namespace.
+    pub pid: u32,
+    /// Its effective user id in its own namespace.
+    pub uid: u32,
+    /// `/proc/self/cgroup` as it reads it.
+    pub cgroup: String,
+    /// The network interfaces it sees.
+    pub interfaces: Vec<String>,
+}
+
+impl Request {
+    /// A `GET` without headers.
+    #[must_use]
+    pub fn get(path: &str) -> Self {
+        Self::new("GET", path)
+    }
+
+    /// A request without headers and body.
+    #[must_use]
+    pub fn new(method: &str, path: &str) -> Self {
+        Self {
+            method: method.to_owned(),
+            path: path.to_owned(),
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
+    }
+
+    /// The same with one more header.
+    #[must_use]
+    pub fn header(mut self, name: &str, value: &str) -> Self {
+        self.headers.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The same with a body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Self {
+        self.body = body.into();
+        self
+    }
+}
+
+impl Response {
+    /// The body as text.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    /// The body as JSON; `null` if it is none.
+    #[must_use]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// The first header of that name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let found = self
+            .headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+}
+
+impl Raw {
+    /// These bytes on a new connection, and five seconds to answer them.
+    #[must_use]
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
+        Self {
+            bytes: bytes.into(),
+            read_millis: 5000,
+            ..Self::default()
+        }
+    }
+}
+
+impl Flooded {
+    /// The latency below which this share of the responses came, in microseconds.
+    #[must_use]
+    pub fn percentile(&self, percent: usize) -> u64 {
+        let index = (self.micros.len() * percent / 100).min(self.micros.len().saturating_sub(1));
+        self.micros.get(index).copied().unwrap_or_default()
+    }
+
+    /// How many responses had this status.
+    #[must_use]
+    pub fn count(&self, status: u16) -> usize {
+        self.statuses.get(&status).copied().unwrap_or_default()
+    }
+}
+
+/// The kinds of failure that tests tell apart.
+const KINDS: &[io::ErrorKind] = &[
+    io::ErrorKind::AddrInUse,
+    io::ErrorKind::BrokenPipe,
+    io::ErrorKind::ConnectionAborted,
+    io::ErrorKind::ConnectionRefused,
+    io::ErrorKind::ConnectionReset,
+    io::ErrorKind::NotFound,
+    io::ErrorKind::PermissionDenied,
+    io::ErrorKind::TimedOut,
+    io::ErrorKind::UnexpectedEof,
+    io::ErrorKind::WouldBlock,
+];
+
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        Self {
+            kind: format!("{:?}", error.kind()),
+            text: error.to_string(),
+        }
+    }
+}
+
+impl From<Failure> for io::Error {
+    fn from(failure: Failure) -> Self {
+        let kind = KINDS
+            .iter()
+            .find(|kind| format!("{kind:?}") == failure.kind);
+        Self::new(kind.copied().unwrap_or(io::ErrorKind::Other), failure.text)
+    }
+}
+
+/// Bytes as base64, so that a line stays a line and short.
+mod base64_text {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map_err(D::Error::custom)
+    }
+}

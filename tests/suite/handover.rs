@@ -1,0 +1,285 @@
+//! One agent follows another on the same socket: nothing is lost, and whoever dies, the socket is served.
+
+use crate::can_run;
+use std::time::{Duration, Instant};
+use testkit::agent::AgentProcess;
+use testkit::sandbox::{Sandbox, SandboxPod};
+use testkit::workload::{Flood, Flooded, Request, Signal};
+use tokio::time::sleep;
+
+/// How long a socket may stay unserved after an agent died.
+const BACK_WITHIN: Duration = Duration::from_secs(2);
+
+/// So many requests on so many connections, at a pace that spreads them over the hand-over.
+fn flood(connections: usize, requests: usize, reconnect: bool) -> Flood {
+    Flood {
+        path: "/v1/secrets/test/database-password".into(),
+        connections,
+        requests,
+        reconnect,
+        interval_micros: 2_000,
+        expect: Some(testkit::sandbox::password("test")),
+    }
+}
+
+/// 10,000 requests, half on kept connections and half on new ones, while `meanwhile` happens.
+async fn under_load<T>(
+    pod: &SandboxPod,
+    meanwhile: impl Future<Output = T>,
+) -> (Flooded, Flooded, T) {
+    let kept = pod.workload.flood(flood(5, 1_000, false));
+    let new = pod.workload.flood(flood(5, 1_000, true));
+    let (kept, new, outcome) = tokio::join!(kept, new, meanwhile);
+    (
+        kept.expect("the pod lives"),
+        new.expect("the pod lives"),
+        outcome,
+    )
+}
+
+/// An agent that takes a cached value, so that the load is on the socket and not on the fake cloud.
+async fn agent(sandbox: &Sandbox) -> AgentProcess {
+    let quick = |settings: testkit::agent::AgentSettings| {
+        settings
+            .set("cache.ttl", "5m")
+            .set("limits.requests_per_second_per_pod", 100_000)
+    };
+    sandbox.agent_with(quick).await.expect("an agent")
+}
+
+async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    (sandbox, pod)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_requests_over_a_hand_over_are_all_answered() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let (kept, new, _successor) = under_load(&pod, async {
+        sleep(Duration::from_millis(300)).await;
+        let successor = agent(&sandbox).await;
+        let ended = old.stop().await.expect("it leaves");
+        assert!(ended.success(), "{ended}");
+        successor
+    })
+    .await;
+    for flooded in [&kept, &new] {
+        assert_eq!(
+            flooded.count(200),
+            5_000,
+            "{:?} {:?}",
+            flooded.statuses,
+            flooded.errors
+        );
+        assert_eq!(
+            (flooded.failures, flooded.wrong),
+            (0, 0),
+            "{:?}",
+            flooded.errors
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_old_agents_crash_in_a_hand_over_answers_nothing_wrongly_and_the_socket_is_back() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let (kept, new, _successor) = under_load(&pod, async {
+        sleep(Duration::from_millis(300)).await;
+        let successor = agent(&sandbox).await;
+        old.signal(Signal::SIGKILL).expect("it was there");
+        old.until_ended().await.expect("it is killed");
+        successor
+    })
+    .await;
+    assert_eq!((kept.wrong, new.wrong), (0, 0));
+    // At most what each of the five kept connections had under way.
+    assert!(kept.failures <= 5, "{:?}", kept.errors);
+    assert!(new.failures <= 5, "{:?}", new.errors);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_that_is_started_again_is_back_at_once() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let (kept, new, (_again, away)) = under_load(&pod, async {
+        sleep(Duration::from_millis(300)).await;
+        old.signal(Signal::SIGKILL).expect("it was there");
+        old.until_ended().await.expect("it is killed");
+        let killed = Instant::now();
+        let again = agent(&sandbox).await;
+        let answer = pod
+            .secret("test/database-password")
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status, 200);
+        (again, killed.elapsed())
+    })
+    .await;
+    assert_eq!((kept.wrong, new.wrong), (0, 0));
+    assert!(away < BACK_WITHIN, "it took {away:?}");
+}
+
+#[tokio::test]
+async fn an_agent_whose_successor_dies_binds_the_path_again() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let mut successor = agent(&sandbox).await;
+    successor.signal(Signal::SIGKILL).expect("it was there");
+    successor.until_ended().await.expect("it is killed");
+    let killed = Instant::now();
+    old.until_line("binding it again")
+        .await
+        .expect("it notices");
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200);
+    assert!(
+        killed.elapsed() < BACK_WITHIN,
+        "it took {:?}",
+        killed.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    pod.workload.connect("kept").await.expect("a connection");
+    let request = || Request::get("/v1/secrets/test/database-password");
+    let first = pod
+        .workload
+        .send_on("kept", request())
+        .await
+        .expect("an answer");
+    assert_eq!(first.header("connection"), None);
+    let _successor = agent(&sandbox).await;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let answer = pod
+            .workload
+            .send_on("kept", request())
+            .await
+            .expect("an answer");
+        assert_eq!(answer.status, 200);
+        if answer.header("connection") == Some("close") {
+            break;
+        }
+        assert!(Instant::now() < deadline, "it has not noticed");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert!(old.signal(Signal::SIGCONT).is_ok(), "it is still there");
+    assert!(old.stop().await.expect("it leaves").success());
+}
+
+#[tokio::test]
+async fn a_stale_socket_is_no_obstacle() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    old.signal(Signal::SIGKILL).expect("it was there");
+    old.until_ended().await.expect("it is killed");
+    assert!(sandbox.socket().exists(), "it left its socket behind");
+    let _again = agent(&sandbox).await;
+    assert_eq!(
+        pod.secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let _old = agent(&sandbox).await;
+    assert_eq!(
+        pod.secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+    sandbox.kube.hang();
+    let mut late = sandbox
+        .settings()
+        .expect("settings")
+        .start()
+        .await
+        .expect("a process");
+    late.until_line("\"message\":\"bound\"")
+        .await
+        .expect("it starts");
+    sleep(Duration::from_secs(2)).await;
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    sandbox.kube.heal();
+    late.until_ready().await.expect("it becomes ready");
+}
+
+#[tokio::test]
+async fn an_agent_that_leaves_takes_its_socket_along() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let mut agent = agent(&sandbox).await;
+    assert!(agent.stop().await.expect("it leaves").success());
+    let left: Vec<_> = std::fs::read_dir(sandbox.socket().parent().expect("a directory"))
+        .expect("it is there")
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_sits_on_stops_no_hand_over() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let directory = std::fs::File::open(sandbox.socket().parent().expect("a directory"));
+    let _sat_on = nix::fcntl::Flock::lock(
+        directory.expect("it is there"),
+        nix::fcntl::FlockArg::LockExclusive,
+    )
+    .expect("a lock");
+    let _successor = agent(&sandbox).await;
+    assert!(old.stop().await.expect("it leaves").success());
+    assert_eq!(
+        pod.secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+}
