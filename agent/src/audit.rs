@@ -194,19 +194,6 @@ mod tests {
         }
     }
 
-    /// A reader that never reads.
-    struct Full(std::sync::mpsc::Receiver<()>);
-
-    impl Write for Full {
-        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-            let _ = self.0.recv();
-            Ok(text.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-
     struct Broken;
 
     impl Write for Broken {
@@ -247,20 +234,14 @@ mod tests {
         assert_eq!(numbers, (0..100).collect::<Vec<_>>());
     }
 
-    #[tokio::test]
+    #[tokio::test(start_paused = true)]
     async fn a_full_queue_makes_requests_wait() {
-        let (release, hold) = std::sync::mpsc::channel();
-        let (audit, _writer) = Audit::start(1, Full(hold)).expect("a thread");
-        let mut held = Vec::new();
-        let full = loop {
-            match tokio::time::timeout(Duration::from_millis(200), audit.place()).await {
-                Ok(place) => held.push(place.expect("a place")),
-                Err(elapsed) => break elapsed,
-            }
-        };
-        drop(full);
-        assert_eq!(held.len(), 1);
-        drop(release);
+        let (audit, _writer) = Audit::start(1, Page::default()).expect("a thread");
+        let held = audit.place().await.expect("a place");
+        let next = tokio::time::timeout(Duration::from_secs(1), audit.place()).await;
+        assert!(next.is_err(), "there was a second place in a queue of one");
+        drop(held);
+        audit.place().await.expect("the place is free again");
     }
 
     #[tokio::test]

@@ -34,6 +34,7 @@ impl Client {
     /// A client for the socket that `LATCHKEY_SOCKET` names, else `/run/latchkey/agent.sock`, else
     /// `$XDG_RUNTIME_DIR/latchkey/agent.sock`.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "a client's only configuration is where the socket is")]
     pub fn from_env() -> Self {
         if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
             return Self::new(path);
