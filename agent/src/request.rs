@@ -11,7 +11,6 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Version};
 use latchkey_client::protocol::{Code, LIST_LIMIT};
-use percent_encoding::percent_decode_str;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -224,7 +223,7 @@ fn not_allowed(route: Route) -> &'static str {
 fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
     let query = Query::of(head, &["backend", "key", "stage", "version"])?;
     Ok(SecretAsk {
-        name: name_of(name)?,
+        name: SecretName::from_path(name).map_err(|e| RequestError::invalid(e.to_string()))?,
         selector: query.selector("version", "stage"),
         backend: query.owned("backend"),
         key: query.owned("key"),
@@ -277,14 +276,6 @@ fn list(head: &Parts) -> Result<ListAsk, RequestError> {
         limit,
         cursor: query.owned("cursor"),
     })
-}
-
-/// The name in the rest of the path; `%2F` is `/`.
-fn name_of(rest: &str) -> Result<SecretName, RequestError> {
-    let name = percent_decode_str(rest)
-        .decode_utf8()
-        .map_err(|_| RequestError::invalid("the secret's name is not UTF-8"))?;
-    SecretName::parse(&name).map_err(|e| RequestError::invalid(e.to_string()))
 }
 
 /// The query's parameters, each at most once.
