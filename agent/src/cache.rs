@@ -228,3 +228,6 @@ impl Kept {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

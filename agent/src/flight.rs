@@ -80,3 +80,98 @@ impl<K, T: Clone> std::fmt::Debug for Flights<K, T> {
         f.debug_struct("Flights").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+    use tokio::time::sleep;
+
+    type Reads = Flights<&'static str, usize>;
+
+    fn asker(name: &str) -> Arc<str> {
+        name.into()
+    }
+
+    /// A call that takes a second and gives its number.
+    fn call(calls: &Arc<AtomicUsize>) -> impl Future<Output = usize> + Send + use<> {
+        let calls = calls.clone();
+        async move {
+            let number = calls.fetch_add(1, Ordering::SeqCst) + 1;
+            sleep(Duration::from_secs(1)).await;
+            number
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn equal_asks_at_the_same_time_share_one_call_and_know_whose() {
+        let (reads, calls) = (Reads::default(), Arc::default());
+        let first = reads.join(&"a", false, &asker("1"), call(&calls));
+        let second = reads.join(&"a", false, &asker("2"), call(&calls));
+        let other = reads.join(&"b", false, &asker("3"), call(&calls));
+        assert_eq!(first.leader, None);
+        assert_eq!(second.leader.as_deref(), Some("1"));
+        assert_eq!(other.leader, None);
+        assert_eq!(first.result.await, Some(1));
+        assert_eq!(second.result.await, Some(1));
+        assert_eq!(other.result.await, Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_ask_for_the_latest_joins_nothing_older_and_is_joined_itself() {
+        let (reads, calls) = (Reads::default(), Arc::default());
+        let old = reads.join(&"a", false, &asker("1"), call(&calls));
+        let fresh = reads.join(&"a", true, &asker("2"), call(&calls));
+        let later = reads.join(&"a", false, &asker("3"), call(&calls));
+        assert_eq!(fresh.leader, None);
+        assert_eq!(later.leader.as_deref(), Some("2"));
+        assert_eq!((old.result.await, fresh.result.await), (Some(1), Some(2)));
+        assert_eq!(later.result.await, Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_has_ended_is_not_joined() {
+        let (reads, calls) = (Reads::default(), Arc::default());
+        let first = reads.join(&"a", false, &asker("1"), call(&calls));
+        assert_eq!(first.result.clone().await, Some(1));
+        let second = reads.join(&"a", false, &asker("2"), call(&calls));
+        assert_eq!(second.leader, None);
+        assert_eq!(second.result.await, Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_began_a_call_may_leave_without_harm_to_the_others() {
+        let (reads, calls) = (Reads::default(), Arc::default());
+        let first = reads.join(&"a", false, &asker("1"), call(&calls));
+        let second = reads.join(&"a", false, &asker("2"), call(&calls));
+        drop(first);
+        assert_eq!(second.result.await, Some(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_nobody_waits_for_is_cancelled() {
+        let (reads, ended) = (Reads::default(), Arc::new(AtomicUsize::new(0)));
+        let counted = ended.clone();
+        let seat = reads.join(&"a", false, &asker("1"), async move {
+            sleep(Duration::from_secs(1)).await;
+            counted.fetch_add(1, Ordering::SeqCst)
+        });
+        tokio::task::yield_now().await;
+        drop(seat);
+        sleep(Duration::from_secs(5)).await;
+        assert_eq!(ended.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_has_ended_does_not_pile_up() {
+        let (reads, calls) = (Flights::<usize, usize>::default(), Arc::default());
+        for key in 0..10 * SWEEP {
+            reads
+                .join(&key, false, &asker("1"), call(&calls))
+                .result
+                .await;
+        }
+        assert!(reads.0.lock().expect("nobody panicked").len() <= SWEEP);
+    }
+}

@@ -151,6 +151,9 @@ impl Services {
                     .metrics
                     .backend_call(name, "exchange", started.elapsed(), error);
                 services.metrics.exchange(name, error);
+                if outcome.as_ref().is_err_and(BackendError::is_refusal) {
+                    exchanged.pod().values.forget(&role);
+                }
                 outcome
             })
             .await
@@ -171,15 +174,7 @@ impl Services {
         let mut tries = 2;
         loop {
             tries -= 1;
-            let session = match self.session(&workload, &sessions, &asker).await {
-                Ok(session) => session,
-                Err(error) => {
-                    if error.is_refusal() {
-                        workload.pod().values.forget(&key.role);
-                    }
-                    return Err(error);
-                }
-            };
+            let session = self.session(&workload, &sessions, &asker).await?;
             let started = Instant::now();
             let outcome = session.read(&key.name, &key.selector).await;
             let error = outcome.as_ref().err().map(|failed| &failed.error);

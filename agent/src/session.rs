@@ -197,3 +197,6 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,331 @@
+use super::*;
+use crate::backend::Details;
+use crate::error::RequestError;
+use crate::secret::SecretValue;
+use latchkey_client::protocol::Code;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::time::{advance, sleep};
+
+const TTL: Duration = Duration::from_secs(60);
+
+/// A vault that counts its reads and answers as it is told.
+#[derive(Clone, Default)]
+struct Vault {
+    reads: Arc<AtomicUsize>,
+    fails_with: Arc<std::sync::Mutex<Option<BackendError>>>,
+}
+
+impl Vault {
+    fn fail(&self, fault: Fault, code: Code) {
+        let error = BackendError::new(fault, RequestError::new(code, "no"));
+        *self.fails_with.lock().expect("nobody panicked") = Some(error);
+    }
+
+    fn reads(&self) -> usize {
+        self.reads.load(Ordering::SeqCst)
+    }
+
+    async fn fetch(self) -> Result<Arc<Secret>, BackendError> {
+        let number = self.reads.fetch_add(1, Ordering::SeqCst) + 1;
+        sleep(Duration::from_millis(10)).await;
+        if let Some(error) = &*self.fails_with.lock().expect("nobody panicked") {
+            return Err(error.clone());
+        }
+        Ok(Arc::new(Secret {
+            value: SecretValue::from(format!("value {number}")),
+            is_text: true,
+            version: number.to_string().into(),
+            details: Details::default(),
+            cloud_request_id: None,
+            json: OnceLock::new(),
+        }))
+    }
+
+    async fn read(
+        &self,
+        values: &Values,
+        key: &ReadKey,
+        latest: bool,
+    ) -> Result<(String, &'static str), (Code, &'static str)> {
+        match values
+            .read(key, latest, &"request".into(), || self.clone().fetch())
+            .await
+        {
+            Ok(read) => Ok((read.secret.version.to_string(), read.cache.as_str())),
+            Err((error, cache)) => Err((error.error.code, cache.as_str())),
+        }
+    }
+}
+
+fn values(change: impl FnOnce(&mut config::Cache)) -> Values {
+    let mut settings = config::Cache {
+        ttl: TTL,
+        ..config::Cache::default()
+    };
+    change(&mut settings);
+    Values::new(Arc::new(settings))
+}
+
+fn key(name: &str) -> ReadKey {
+    ReadKey {
+        backend: 0,
+        role: Arc::new(Role {
+            name: "role".into(),
+            audience: "sts.amazonaws.com".into(),
+            region: "eu-central-1".into(),
+            prefix: "".into(),
+            global_exchange: false,
+        }),
+        account: "account".into(),
+        name: SecretName::parse(name).expect("a name"),
+        selector: Selector::default(),
+    }
+}
+
+fn found(
+    version: usize,
+    cache: &'static str,
+) -> Result<(String, &'static str), (Code, &'static str)> {
+    Ok((version.to_string(), cache))
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_ttl_every_read_asks_the_vault() {
+    let (vault, values) = (
+        Vault::default(),
+        values(|settings| settings.ttl = Duration::ZERO),
+    );
+    assert_eq!(vault.read(&values, &key("a"), false).await, found(1, "off"));
+    assert_eq!(vault.read(&values, &key("a"), false).await, found(2, "off"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_serves_until_its_time_is_over_and_says_its_age() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    assert_eq!(
+        vault.read(&values, &key("a"), false).await,
+        found(1, "miss")
+    );
+    advance(TTL - Duration::from_secs(1)).await;
+    let hit = values
+        .read(&key("a"), false, &"request".into(), || {
+            vault.clone().fetch()
+        })
+        .await
+        .expect("a hit");
+    assert_eq!(hit.cache, CacheUse::Hit);
+    // Its age counts from before the vault was asked, ten milliseconds earlier.
+    assert_eq!(
+        hit.age,
+        Some(TTL - Duration::from_secs(1) + Duration::from_millis(10))
+    );
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(
+        vault.read(&values, &key("a"), false).await,
+        found(2, "miss")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn everything_that_changes_what_is_read_is_in_the_key() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    let one = key("a");
+    let role = |change: &dyn Fn(&mut Role)| {
+        let mut role = (*one.role).clone();
+        change(&mut role);
+        ReadKey {
+            role: Arc::new(role),
+            ..one.clone()
+        }
+    };
+    let stage = Selector {
+        stage: Some("AWSPREVIOUS".into()),
+        ..Selector::default()
+    };
+    let version = Selector {
+        version: Some("1".into()),
+        ..Selector::default()
+    };
+    let keys = [
+        one.clone(),
+        key("b"),
+        ReadKey {
+            backend: 1,
+            ..one.clone()
+        },
+        ReadKey {
+            account: "younger".into(),
+            ..one.clone()
+        },
+        ReadKey {
+            selector: stage,
+            ..one.clone()
+        },
+        ReadKey {
+            selector: version,
+            ..one.clone()
+        },
+        role(&|role| role.name = "other".into()),
+        role(&|role| role.region = "us-east-1".into()),
+        role(&|role| role.prefix = "team/".into()),
+        role(&|role| role.audience = "other".into()),
+    ];
+    for (number, key) in keys.iter().enumerate() {
+        assert_eq!(
+            vault.read(&values, key, false).await,
+            found(number + 1, "miss")
+        );
+    }
+    for (number, key) in keys.iter().enumerate() {
+        assert_eq!(
+            vault.read(&values, key, false).await,
+            found(number + 1, "hit")
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_names_that_begin_as_configured_are_kept() {
+    let values = values(|settings| settings.only = vec!["public/".into()]);
+    let vault = Vault::default();
+    assert_eq!(
+        vault.read(&values, &key("private/a"), false).await,
+        found(1, "off")
+    );
+    assert_eq!(
+        vault.read(&values, &key("private/a"), false).await,
+        found(2, "off")
+    );
+    assert_eq!(
+        vault.read(&values, &key("public/a"), false).await,
+        found(3, "miss")
+    );
+    assert_eq!(
+        vault.read(&values, &key("public/a"), false).await,
+        found(3, "hit")
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ask_for_the_latest_passes_the_cache_and_refreshes_it() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    vault
+        .read(&values, &key("a"), false)
+        .await
+        .expect("a value");
+    assert_eq!(vault.read(&values, &key("a"), true).await, found(2, "miss"));
+    assert_eq!(vault.read(&values, &key("a"), false).await, found(2, "hit"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_value_stands_in_only_where_allowed_and_only_so_long() {
+    let vault = Vault::default();
+    let strict = values(|_| {});
+    let lenient = values(|settings| settings.stale_if_error = TTL);
+    vault
+        .read(&strict, &key("a"), false)
+        .await
+        .expect("a value");
+    vault
+        .read(&lenient, &key("a"), false)
+        .await
+        .expect("a value");
+    vault.fail(Fault::Unreachable, Code::Unavailable);
+    advance(TTL + Duration::from_secs(1)).await;
+    let away = Err((Code::Unavailable, "miss"));
+    assert_eq!(vault.read(&strict, &key("a"), false).await, away);
+    assert_eq!(
+        vault.read(&lenient, &key("a"), false).await,
+        found(2, "stale")
+    );
+    advance(TTL).await;
+    assert_eq!(vault.read(&lenient, &key("a"), false).await, away);
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_a_refusal_or_a_deletion_no_older_value_comes_back() {
+    for (fault, code) in [
+        (Fault::Refused, Code::Denied),
+        (Fault::Call, Code::NotFound),
+    ] {
+        let vault = Vault::default();
+        let values = values(|settings| settings.stale_if_error = TTL);
+        vault
+            .read(&values, &key("a"), false)
+            .await
+            .expect("a value");
+        vault.fail(fault, code);
+        assert_eq!(
+            vault.read(&values, &key("a"), true).await,
+            Err((code, "miss"))
+        );
+        vault.fail(Fault::Unreachable, Code::Unavailable);
+        let away = Err((Code::Unavailable, "miss"));
+        assert_eq!(vault.read(&values, &key("a"), false).await, away);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_throttled_read_does_not_bring_an_expired_value_back() {
+    let vault = Vault::default();
+    let values = values(|settings| settings.stale_if_error = TTL);
+    vault
+        .read(&values, &key("a"), false)
+        .await
+        .expect("a value");
+    advance(TTL).await;
+    vault.fail(Fault::Call, Code::Throttled);
+    let throttled = Err((Code::Throttled, "miss"));
+    assert_eq!(vault.read(&values, &key("a"), false).await, throttled);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_role_loses_its_values_and_no_other_does() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    let one = key("a");
+    let mut role = (*one.role).clone();
+    role.name = "other".into();
+    let other = ReadKey {
+        role: Arc::new(role),
+        ..one.clone()
+    };
+    vault.read(&values, &one, false).await.expect("a value");
+    vault.read(&values, &other, false).await.expect("a value");
+    values.forget(&one.role);
+    assert_eq!(vault.read(&values, &other, false).await, found(2, "hit"));
+    assert_eq!(vault.read(&values, &one, false).await, found(3, "miss"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_reads_share_one_call_and_one_value() {
+    let (vault, values) = (
+        Vault::default(),
+        values(|settings| settings.ttl = Duration::ZERO),
+    );
+    let one = key("a");
+    let reads = (0..64).map(|_| vault.read(&values, &one, false));
+    for read in futures::future::join_all(reads).await {
+        assert_eq!(read, found(1, "off"));
+    }
+    assert_eq!(vault.reads(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_cache_holds_no_more_bytes_than_it_may() {
+    let room = 10 * ENTRY_COST as u64;
+    let (vault, values) = (
+        Vault::default(),
+        values(|settings| settings.max_bytes = room),
+    );
+    for number in 0..100 {
+        vault
+            .read(&values, &key(&format!("name-{number}")), false)
+            .await
+            .expect("a value");
+    }
+    values.tidy();
+    let kept = values.kept.get().expect("it is on");
+    assert!(kept.weighted_size() <= room, "{}", kept.weighted_size());
+    assert!(kept.entry_count() > 0);
+}

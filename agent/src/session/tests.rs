@@ -1,0 +1,278 @@
+use super::*;
+use crate::backend::{Fault, Page, Secret, Selector};
+use crate::error::RequestError;
+use crate::secret::SecretName;
+use async_trait::async_trait;
+use latchkey_client::protocol::Code;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::time::{advance, sleep};
+
+const LIFE: Duration = Duration::from_secs(3600);
+
+#[derive(Debug)]
+struct Numbered(usize);
+
+#[async_trait]
+impl Session for Numbered {
+    fn lives_for(&self) -> Duration {
+        LIFE
+    }
+    async fn read(&self, _: &SecretName, _: &Selector) -> Result<Secret, BackendError> {
+        Err(BackendError::died())
+    }
+    async fn list(&self, _: usize, _: Option<String>) -> Result<Page, BackendError> {
+        Ok(Page {
+            names: vec![self.0.to_string()],
+            next: None,
+        })
+    }
+}
+
+/// A token service that counts, and refuses when it is told to.
+#[derive(Clone, Default)]
+struct Service {
+    exchanges: Arc<AtomicUsize>,
+    refuses: Arc<std::sync::atomic::AtomicBool>,
+    away: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Service {
+    fn exchanges(&self) -> usize {
+        self.exchanges.load(Ordering::SeqCst)
+    }
+
+    async fn exchange(self) -> Result<Arc<dyn Session>, BackendError> {
+        let number = self.exchanges.fetch_add(1, Ordering::SeqCst) + 1;
+        sleep(Duration::from_millis(50)).await;
+        if self.refuses.load(Ordering::SeqCst) {
+            let error = RequestError::new(Code::Denied, "no");
+            return Err(BackendError::new(Fault::Refused, error));
+        }
+        if self.away.load(Ordering::SeqCst) {
+            return Err(BackendError::new(
+                Fault::Unreachable,
+                RequestError::unavailable("away"),
+            ));
+        }
+        Ok(Arc::new(Numbered(number)))
+    }
+
+    async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
+        let session = sessions
+            .open(key, &"request".into(), || self.clone().exchange())
+            .await?;
+        number(&session).await
+    }
+}
+
+async fn number(session: &Arc<dyn Session>) -> Result<usize, BackendError> {
+    let page = session.list(1, None).await?;
+    Ok(page
+        .names
+        .first()
+        .and_then(|name| name.parse().ok())
+        .unwrap_or_default())
+}
+
+fn key(role: &str) -> SessionKey {
+    SessionKey {
+        backend: 0,
+        role: Arc::new(Role {
+            name: role.into(),
+            audience: "sts.amazonaws.com".into(),
+            region: "eu-central-1".into(),
+            prefix: "".into(),
+            global_exchange: false,
+        }),
+        account: "account".into(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_who_ask_at_once_share_one_exchange() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    let asks = (0..32).map(|_| service.open(&sessions, &key));
+    for number in futures::future::join_all(asks).await {
+        assert_eq!(number.expect("a session"), 1);
+    }
+    assert_eq!(service.exchanges(), 1);
+    assert_eq!((sessions.count(0), sessions.count(1)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_is_renewed_at_three_quarters_behind_the_answer() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.open(&sessions, &key).await.expect("a session");
+    advance(LIFE * 3 / 4 - Duration::from_secs(1)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("a session"), 1);
+    assert_eq!(service.exchanges(), 1);
+    advance(Duration::from_secs(2)).await;
+    assert_eq!(
+        service
+            .open(&sessions, &key)
+            .await
+            .expect("the old one still serves"),
+        1
+    );
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("the new one"), 2);
+    assert_eq!(service.exchanges(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_renewal_is_not_repeated_at_once_and_the_old_session_serves() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.open(&sessions, &key).await.expect("a session");
+    advance(LIFE * 3 / 4 + Duration::from_secs(1)).await;
+    service.away.store(true, Ordering::SeqCst);
+    for _ in 0..10 {
+        assert_eq!(service.open(&sessions, &key).await.expect("the old one"), 1);
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(service.exchanges(), 2);
+    advance(RENEWAL_RETRY).await;
+    service.open(&sessions, &key).await.expect("the old one");
+    sleep(Duration::from_millis(100)).await;
+    assert_eq!(service.exchanges(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn dying_credentials_are_not_used() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.open(&sessions, &key).await.expect("a session");
+    advance(LIFE - RENEW_BEFORE - Duration::from_secs(1)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("still good"), 1);
+    let (sessions, service) = (Sessions::default(), Service::default());
+    service.open(&sessions, &key).await.expect("a session");
+    advance(LIFE - RENEW_BEFORE + Duration::from_secs(1)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
+    service.away.store(true, Ordering::SeqCst);
+    advance(LIFE).await;
+    assert!(service.open(&sessions, &key).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_exchange_is_remembered_for_a_moment() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.refuses.store(true, Ordering::SeqCst);
+    for _ in 0..5 {
+        let refused = service.open(&sessions, &key).await.expect_err("refused");
+        assert_eq!(refused.error.code, Code::Denied);
+    }
+    assert_eq!(service.exchanges(), 1);
+    service.refuses.store(false, Ordering::SeqCst);
+    advance(REFUSAL_STANDS).await;
+    service.open(&sessions, &key).await.expect("a session");
+    assert_eq!(service.exchanges(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_unreachable_service_is_asked_again_at_once() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.away.store(true, Ordering::SeqCst);
+    service.open(&sessions, &key).await.expect_err("away");
+    service.away.store(false, Ordering::SeqCst);
+    service.open(&sessions, &key).await.expect("back");
+    assert_eq!(service.exchanges(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_that_is_refused_at_its_renewal_loses_its_session() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.open(&sessions, &key).await.expect("a session");
+    advance(LIFE * 3 / 4 + Duration::from_secs(1)).await;
+    service.refuses.store(true, Ordering::SeqCst);
+    service
+        .open(&sessions, &key)
+        .await
+        .expect("the old one, for the last time");
+    sleep(Duration::from_millis(100)).await;
+    service.open(&sessions, &key).await.expect_err("revoked");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_not_young() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    let first = sessions
+        .open(&key, &"request".into(), || service.clone().exchange())
+        .await
+        .expect("a session");
+    sessions.put_away(&key, &first, false);
+    assert_eq!(service.open(&sessions, &key).await.expect("young"), 1);
+    advance(YOUNG).await;
+    sessions.put_away(&key, &first, false);
+    assert_eq!(sessions.count(0), 0);
+    let asker = "request".into();
+    let second = sessions
+        .open(&key, &asker, || service.clone().exchange())
+        .await
+        .expect("a session");
+    sessions.put_away(&key, &first, true);
+    assert_eq!(number(&second).await.expect("a number"), 2);
+    assert_eq!(
+        service
+            .open(&sessions, &key)
+            .await
+            .expect("another's end is not its own"),
+        2
+    );
+    sessions.put_away(&key, &second, true);
+    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_role_or_another_account_is_another_session() {
+    let (sessions, service) = (Sessions::default(), Service::default());
+    let one = key("role");
+    assert_eq!(service.open(&sessions, &one).await.expect("a session"), 1);
+    assert_eq!(
+        service
+            .open(&sessions, &key("other"))
+            .await
+            .expect("a session"),
+        2
+    );
+    let recreated = SessionKey {
+        account: "younger".into(),
+        ..one.clone()
+    };
+    assert_eq!(
+        service
+            .open(&sessions, &recreated)
+            .await
+            .expect("a session"),
+        3
+    );
+    let elsewhere = SessionKey {
+        backend: 1,
+        ..one.clone()
+    };
+    assert_eq!(
+        service
+            .open(&sessions, &elsewhere)
+            .await
+            .expect("a session"),
+        4
+    );
+    assert_eq!(service.open(&sessions, &one).await.expect("the first"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_keeps_few_sessions_and_the_oldest_goes() {
+    let (sessions, service) = (Sessions::default(), Service::default());
+    for number in 0..=KEPT {
+        service
+            .open(&sessions, &key(&number.to_string()))
+            .await
+            .expect("a session");
+    }
+    assert_eq!(sessions.count(0), KEPT);
+    assert_eq!(service.open(&sessions, &key("1")).await.expect("kept"), 2);
+    assert_eq!(
+        service
+            .open(&sessions, &key("0"))
+            .await
+            .expect("exchanged again"),
+        KEPT + 2
+    );
+}
