@@ -175,7 +175,7 @@ impl Peer {
         }
     }
 
-    /// Whether the process is in the user namespace of the agent; anything that hinders the look counts as no.
+    /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.
     fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
         let file = openat(
             &self.proc,
@@ -228,5 +228,117 @@ fn gone_or(error: io::Error) -> PeerError {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ESRCH) => PeerError::Gone,
         _ => PeerError::Io(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::process::{Child, Command};
+
+    /// Names the socket to the child.
+    const CHILD: &str = "LATCHKEY_TEST_CHILD";
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is how the parent tells the child"
+    )]
+    fn connects_and_waits_where_it_is_the_child() {
+        if let Some(path) = std::env::var_os(CHILD) {
+            let _connected = UnixStream::connect(path).expect("the parent listens");
+            std::thread::sleep(std::time::Duration::from_secs(60));
+        }
+    }
+
+    /// A listener, and a child that connects to it and lives until it is killed.
+    fn connected_child() -> (UnixStream, Child) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("socket");
+        let listener = UnixListener::bind(&path).expect("a listener");
+        // This very test program, told to be the child.
+        let child = Command::new(std::env::current_exe().expect("it runs"))
+            .args([
+                "--exact",
+                "peer::tests::connects_and_waits_where_it_is_the_child",
+            ])
+            .env(CHILD, &path)
+            .spawn()
+            .expect("a child");
+        let (stream, _) = listener.accept().expect("a connection");
+        (stream, child)
+    }
+
+    #[test]
+    fn the_peer_is_the_process_that_connected() {
+        for pinning in [Pinning::ByPidfd, Pinning::ByNumber] {
+            let (stream, mut child) = connected_child();
+            let peer = Peer::of(&stream, pinning).expect("it lives");
+            assert_eq!(u32::try_from(peer.pid()), Ok(child.id()));
+            assert_eq!(peer.uid(), nix::unistd::getuid().as_raw());
+            assert_eq!(peer.pinning(), pinning);
+            assert!(peer.is_alive());
+            let mut text = Vec::new();
+            peer.read_cgroup(&mut text).expect("it can be read");
+            let own = std::fs::read(format!("/proc/{}/cgroup", child.id())).expect("it lives");
+            assert_eq!(text, own);
+            child.kill().expect("it lives");
+            child.wait().expect("it ends");
+        }
+    }
+
+    #[test]
+    fn a_peer_that_has_exited_is_gone_even_before_it_is_reaped() {
+        let (stream, mut child) = connected_child();
+        let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+        child.kill().expect("it lives");
+        let mut fds = [PollFd::new(peer.pidfd().as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(5000_u16)).expect("it exits");
+        // A zombie: its cgroup file can still be read, and must not count.
+        assert!(!peer.is_alive());
+        assert!(matches!(
+            peer.read_cgroup(&mut Vec::new()),
+            Err(PeerError::Gone)
+        ));
+        assert!(matches!(
+            Peer::of(&stream, Pinning::ByPidfd),
+            Err(PeerError::Gone)
+        ));
+        assert!(matches!(Peer::of(&stream, Pinning::ByNumber), Err(_)));
+        child.wait().expect("it ends");
+        assert!(matches!(
+            Peer::of(&stream, Pinning::ByPidfd),
+            Err(PeerError::Gone)
+        ));
+        assert!(matches!(
+            peer.read_cgroup(&mut Vec::new()),
+            Err(PeerError::Gone)
+        ));
+    }
+
+    #[test]
+    fn by_number_the_connection_must_be_listed_in_the_peers_network_namespace() {
+        let (stream, mut child) = connected_child();
+        let peer = Peer::of(&stream, Pinning::ByNumber).expect("it lives");
+        peer.must_own(&stream).expect("the connection is its own");
+        // A socket that is listed nowhere: it is no socket of the Unix family.
+        let foreign = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+        assert!(matches!(peer.must_own(&foreign), Err(PeerError::Recycled)));
+        child.kill().expect("it lives");
+        child.wait().expect("it ends");
+    }
+
+    #[test]
+    fn a_file_that_is_too_long_is_not_read_in_part() {
+        let (stream, mut child) = connected_child();
+        let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+        let mut text = Vec::new();
+        assert!(matches!(
+            peer.read("cgroup", 4, &mut text),
+            Err(PeerError::Io(_))
+        ));
+        child.kill().expect("it lives");
+        child.wait().expect("it ends");
     }
 }
