@@ -216,8 +216,8 @@ impl Agent {
                     }
                     Some(ended) = tasks.join_next() => ended??,
                     _ = rounds.tick() => {
-                        round(&services, &pods);
-                        if let Some(listener) = keeper.watch(&self.phase, is_ready).await {
+                        round(&services, &pods, &server);
+                        if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
                             tasks.spawn(server.clone().accept(listener));
                         }
                     }
@@ -226,7 +226,7 @@ impl Agent {
         }
 
         let deadline = Instant::now() + config.limits.drain;
-        tracing::info!(connections = server.tasks.len(), "draining");
+        tracing::info!(connections = server.open_connections(), "draining");
         self.phase.send_replace(Phase::Draining);
         // New connections are still answered: the path may lead here, and the backlog may hold some.
         while Instant::now() < deadline && server.quiet_for() < QUIET {
@@ -237,7 +237,10 @@ impl Agent {
         tasks.shutdown().await;
         server.tasks.close();
         if timeout_at(deadline, server.tasks.wait()).await.is_err() {
-            tracing::warn!(connections = server.tasks.len(), "the drain's time is over");
+            tracing::warn!(
+                connections = server.open_connections(),
+                "the drain's time is over"
+            );
         }
         tracing::info!("drained");
         // The audit trail ends when nothing can write to it any more.
@@ -264,12 +267,12 @@ impl Keeper {
     }
 
     /// Looks who answers on the path. Nobody: the path is bound again, and the listener for it returned. Another
-    /// agent: ours has been replaced.
+    /// agent: ours has been replaced. Fails when the directory itself has been removed.
     async fn watch(
         &mut self,
         phase: &watch::Sender<Phase>,
         is_ready: bool,
-    ) -> Option<Arc<tokio::net::UnixListener>> {
+    ) -> std::io::Result<Option<Arc<tokio::net::UnixListener>>> {
         let found = self.place.look(&self.current).await;
         let (now, again) = match found {
             Found::Ours => (Phase::Serving, false),
@@ -280,14 +283,16 @@ impl Keeper {
         };
         phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
         if !again {
-            return None;
+            return Ok(None);
         }
         tracing::warn!("nobody answers on the socket's path; binding it again");
         match self.bind_again().await {
-            Ok(listener) => Some(listener),
+            Ok(listener) => Ok(Some(listener)),
+            // Started anew, the agent's mount leads to the directory that is there now.
+            Err(error) if self.place.is_gone() => Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot bind the socket's path again");
-                None
+                Ok(None)
             }
         }
     }
@@ -327,12 +332,15 @@ async fn ready(config: &Config, pods: &Arc<Pods>, attestor: &Arc<Attestor>) {
     }
 }
 
-fn round(services: &Services, pods: &Pods) {
+fn round(services: &Services, pods: &Pods, server: &Server) {
     let all = pods.all();
     for pod in &all {
         pod.values.tidy();
     }
     let metrics = &services.metrics;
+    metrics
+        .connections
+        .set(i64::try_from(server.open_connections()).unwrap_or(i64::MAX));
     metrics
         .pods
         .set(i64::try_from(all.len()).unwrap_or(i64::MAX));

@@ -123,13 +123,6 @@ impl Attestor {
         let place = anchor
             .parse(&text)
             .map_err(|denial| AttestError::Denied(denial.reason()))?;
-        if place.nested_pod {
-            tracing::warn!(
-                pid = peer.pid(),
-                pod_uid = %place.pod,
-                "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
-            );
-        }
         if self.own_pod == Some(place.pod) {
             return Err(AttestError::Denied("own_pod"));
         }

@@ -220,6 +220,11 @@ impl Place {
         }
     }
 
+    /// Whether the directory has been removed, so that nobody can reach what is bound in it.
+    pub(crate) fn is_gone(&self) -> bool {
+        fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     /// Removes names that agents which died left behind.
     pub(crate) fn sweep(&self) {
         let beginning = format!(".{}.", self.name);

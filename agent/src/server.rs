@@ -81,6 +81,11 @@ impl Server {
         }
     }
 
+    /// How many connections are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.tasks.len()
+    }
+
     /// How long ago the last connection came.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.accepted().elapsed()
@@ -108,9 +113,7 @@ impl Server {
                     *self.accepted() = Instant::now();
                     let server = self.clone();
                     self.tasks.spawn(async move {
-                        server.services.metrics.connections.inc();
                         server.connection(stream).await;
-                        server.services.metrics.connections.dec();
                         drop(permit);
                     });
                 }

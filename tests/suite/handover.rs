@@ -283,3 +283,27 @@ async fn a_lock_that_somebody_sits_on_stops_no_hand_over() {
         200
     );
 }
+
+#[tokio::test]
+async fn an_agent_whose_directory_is_removed_ends_so_that_it_is_started_anew() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let mut agent = agent(&sandbox).await;
+    std::fs::remove_dir_all(sandbox.socket().parent().expect("a directory")).expect("it is there");
+    let ended = agent.until_ended().await.expect("it ends by itself");
+    assert_eq!(ended.code(), Some(70));
+}
+
+#[tokio::test]
+async fn an_agent_whose_socket_is_removed_binds_it_again() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut agent = agent(&sandbox).await;
+    std::fs::remove_file(sandbox.socket()).expect("it is there");
+    agent.until_line("binding it again").await.expect("it notices");
+    assert_eq!(pod.secret("test/database-password").await.expect("an answer").status, 200);
+}

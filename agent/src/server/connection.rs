@@ -99,7 +99,17 @@ impl Connection {
         doorman: &Arc<Doorman>,
     ) -> Option<Self> {
         let (origin, verdict) = match attestor.locate(&peer) {
-            Ok(place) => (Origin::Pod(place.pod), attestor.known(&peer, place)),
+            Ok(place) => {
+                if place.nested_pod {
+                    metrics.attestation("nested_pod_seen");
+                    tracing::warn!(
+                        pid = peer.pid(),
+                        pod_uid = %place.pod,
+                        "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
+                    );
+                }
+                (Origin::Pod(place.pod), attestor.known(&peer, place))
+            }
             Err(error) => (Origin::elsewhere(&peer), Err(error)),
         };
         let place = || {
