@@ -285,9 +285,11 @@ impl Keeper {
         if !again {
             return Ok(None);
         }
-        tracing::warn!("nobody answers on the socket's path; binding it again");
         match self.bind_again().await {
-            Ok(listener) => Ok(Some(listener)),
+            Ok(listener) => {
+                tracing::warn!("nobody answered on the socket's path; bound it again");
+                Ok(Some(listener))
+            }
             // Started anew, the agent's mount leads to the directory that is there now.
             Err(error) if self.place.is_gone() => Err(error),
             Err(error) => {

@@ -143,7 +143,7 @@ async fn an_agent_whose_successor_dies_binds_the_path_again() {
     successor.signal(Signal::SIGKILL).expect("it was there");
     successor.until_ended().await.expect("it is killed");
     let killed = Instant::now();
-    old.until_line("binding it again")
+    old.until_line("bound it again")
         .await
         .expect("it notices");
     let answer = pod
@@ -304,6 +304,6 @@ async fn an_agent_whose_socket_is_removed_binds_it_again() {
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     std::fs::remove_file(sandbox.socket()).expect("it is there");
-    agent.until_line("binding it again").await.expect("it notices");
+    agent.until_line("bound it again").await.expect("it notices");
     assert_eq!(pod.secret("test/database-password").await.expect("an answer").status, 200);
 }
