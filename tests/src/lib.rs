@@ -6,4 +6,9 @@ pub mod aws;
 pub mod binaries;
 pub mod jwt;
 pub mod kube;
+pub mod pid_namespace;
 pub mod sandbox;
+pub mod workload;
+
+#[cfg(test)]
+mod docs;

@@ -1,0 +1,35 @@
+//! Where the sandbox's own programs are.
+
+use std::path::{Path, PathBuf};
+use std::{env, io};
+
+/// The program `name` of this build, found beside the running one: a test lies in `deps`, below its siblings.
+///
+/// # Errors
+///
+/// If it has not been built; the text says by which command it is.
+pub fn sibling_binary(name: &str) -> io::Result<PathBuf> {
+    let running = env::current_exe()?;
+    let places = running.ancestors().skip(1).take(2);
+    let found = places
+        .map(|place| place.join(name))
+        .find(|path| is_program(path));
+    found.ok_or_else(|| {
+        let package = match name {
+            "latchkey" => "latchkey-client",
+            "latchkey-agent" => "latchkey-agent",
+            _ => "testkit",
+        };
+        let text = format!(
+            "{name} is not beside {}: run `cargo build -p {package} --bins`",
+            running.display()
+        );
+        io::Error::new(io::ErrorKind::NotFound, text)
+    })
+}
+
+fn is_program(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,452 @@
+//! The documentation held against the tree: what a page names is there, and what is there is explained.
+
+use latchkey_client::protocol::Code;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file by its path below the project's root.
+#[derive(Debug)]
+struct File {
+    path: String,
+    text: String,
+}
+
+/// The project as it is checked out.
+#[derive(Debug)]
+struct Tree {
+    root: PathBuf,
+    files: Vec<File>,
+}
+
+/// A row of a table, by the names of its columns.
+type Row = BTreeMap<String, String>;
+
+// === impl Tree ===
+
+impl Tree {
+    fn read() -> Self {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .expect("the project is above its package")
+            .to_owned();
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&root).expect("the root") {
+            let path = entry.expect("an entry").path();
+            if path.extension().is_some_and(|extension| extension == "md") {
+                files.push(File::read(&root, &path));
+            }
+        }
+        for directory in ["agent/src", "client/src", "deploy", "docs", "tests"] {
+            collect(&root, &root.join(directory), &mut files);
+        }
+        Self { root, files }
+    }
+
+    fn text(&self, path: &str) -> &str {
+        let file = self.files.iter().find(|file| file.path == path);
+        &file.unwrap_or_else(|| panic!("there is no {path}")).text
+    }
+
+    fn ending<'a>(&'a self, ending: &'a str) -> impl Iterator<Item = &'a File> {
+        self.files
+            .iter()
+            .filter(move |file| file.path.ends_with(ending))
+    }
+
+    /// All Rust of the agent in one text, on one line, without the breaks in its strings.
+    fn agent(&self) -> String {
+        let mut text = String::new();
+        for file in self.ending(".rs") {
+            if file.path.starts_with("agent/src/") {
+                // A string that goes on in the next line leaves out the break and the blanks after it.
+                let whole: Vec<&str> = file.text.split("\\\n").map(str::trim_start).collect();
+                text.push_str(&whole.concat());
+            }
+        }
+        text
+    }
+
+    /// The names of all tests: functions with an attribute that says so, and acts of the run on a cluster.
+    fn tests(&self) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        for file in self.ending(".rs") {
+            let lines: Vec<&str> = file.text.lines().map(str::trim).collect();
+            for (number, line) in lines.iter().enumerate() {
+                let declared = line.strip_prefix("async ").unwrap_or(line);
+                let Some(rest) = declared.strip_prefix("fn ") else {
+                    continue;
+                };
+                let marked = lines[..number]
+                    .iter()
+                    .rev()
+                    .take_while(|line| !line.is_empty() && !line.ends_with('}'))
+                    .any(|line| line.starts_with("#[") && line.contains("test"));
+                if marked {
+                    names.insert(word(rest).to_owned());
+                }
+            }
+        }
+        for file in self.ending(".bash") {
+            let acts = file.text.lines().filter(|line| line.starts_with("act_"));
+            names.extend(acts.map(|line| word(line).to_owned()));
+        }
+        names
+    }
+}
+
+// === impl File ===
+
+impl File {
+    fn read(root: &Path, path: &Path) -> Self {
+        let below = path.strip_prefix(root).expect("below the root");
+        Self {
+            path: below.to_string_lossy().into_owned(),
+            // Not every file is text.
+            text: String::from_utf8_lossy(&fs::read(path).expect("a file")).into_owned(),
+        }
+    }
+
+    /// The rows of those tables that have a column of that name.
+    fn rows_with(&self, column: &str) -> Vec<Row> {
+        let mut rows = Vec::new();
+        let mut header: Vec<String> = Vec::new();
+        for line in self.text.lines() {
+            let cells = cells(line);
+            if cells.is_empty() {
+                header.clear();
+            } else if header.is_empty() {
+                header = cells;
+            } else if !cells[0].starts_with("---") && header.iter().any(|name| name == column) {
+                assert_eq!(cells.len(), header.len(), "{}: {line}", self.path);
+                rows.push(header.iter().cloned().zip(cells).collect());
+            }
+        }
+        rows
+    }
+
+    /// What stands between single backticks outside of blocks of code.
+    fn spans(&self) -> Vec<&str> {
+        let mut spans = Vec::new();
+        let mut in_block = false;
+        for line in self.text.lines() {
+            if line.starts_with("```") {
+                in_block = !in_block;
+            } else if !in_block {
+                spans.extend(line.split('`').skip(1).step_by(2));
+            }
+        }
+        spans
+    }
+
+    /// The anchors of the headings, as forges make them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.text.lines().filter(|line| line.starts_with('#'));
+        headings
+            .map(|line| {
+                let heading = line.trim_start_matches('#').trim().to_lowercase();
+                heading
+                    .chars()
+                    .filter(|c| c.is_alphanumeric() || *c == ' ' || *c == '-' || *c == '_')
+                    .map(|c| if c == ' ' { '-' } else { c })
+                    .collect()
+            })
+            .collect()
+    }
+
+    /// The targets of the links.
+    fn links(&self) -> Vec<&str> {
+        let ends = self.text.split("](").skip(1);
+        ends.filter_map(|rest| rest.split_once(')').map(|(target, _)| target))
+            .collect()
+    }
+}
+
+fn collect(root: &Path, directory: &Path, files: &mut Vec<File>) {
+    for entry in fs::read_dir(directory).unwrap_or_else(|e| panic!("{directory:?}: {e}")) {
+        let path = entry.expect("an entry").path();
+        let known = ["bash", "md", "rs", "toml", "yaml"];
+        if path.is_dir() {
+            collect(root, &path, files);
+        } else if path
+            .extension()
+            .is_some_and(|is| known.iter().any(|name| is == *name))
+        {
+            files.push(File::read(root, &path));
+        }
+    }
+}
+
+/// The cells of a table's line; a bar between backticks is none of the table's.
+fn cells(line: &str) -> Vec<String> {
+    let Some(inner) = line
+        .trim()
+        .strip_prefix('|')
+        .and_then(|rest| rest.strip_suffix('|'))
+    else {
+        return Vec::new();
+    };
+    let mut cells = vec![String::new()];
+    let mut in_code = false;
+    for c in inner.chars() {
+        in_code ^= c == '`';
+        if c == '|' && !in_code {
+            cells.push(String::new());
+        } else if let Some(cell) = cells.last_mut() {
+            cell.push(c);
+        }
+    }
+    cells.iter().map(|cell| cell.trim().to_owned()).collect()
+}
+
+/// The first word of letters, digits and underscores.
+fn word(text: &str) -> &str {
+    let end = text.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+    &text[..end.unwrap_or(text.len())]
+}
+
+/// The words that follow `mark` in `text`.
+fn words_after<'a>(text: &'a str, mark: &str) -> BTreeSet<&'a str> {
+    text.split(mark).skip(1).map(word).collect()
+}
+
+fn spans_of(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_test_that_a_page_names_is_there() {
+    let tree = Tree::read();
+    let tests = tree.tests();
+    for path in ["docs/threat-model.md", "docs/past-vulnerabilities.md"] {
+        let page = tree.files.iter().find(|file| file.path == path);
+        let rows = page.expect("the page").rows_with("test");
+        assert!(rows.len() > 20, "{path} has lost its rows");
+        for row in rows {
+            let named = spans_of(&row["test"]);
+            assert!(
+                !named.is_empty() || row["test"].starts_with('–'),
+                "{path}: no test and no dash in {row:?}"
+            );
+            for name in named {
+                assert!(
+                    tests.contains(name),
+                    "{path} names {name}, which is no test"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_function_that_a_page_names_is_there() {
+    let tree = Tree::read();
+    let mut seen = 0;
+    for page in tree.ending(".md") {
+        for span in page.spans() {
+            let Some((file, name)) = span.split_once(": ") else {
+                continue;
+            };
+            if !file.ends_with(".rs") {
+                continue;
+            }
+            let text = tree.text(&format!("agent/src/{file}"));
+            let last = name.rsplit("::").next().unwrap_or(name);
+            let declared = ["fn", "struct", "enum", "const", "trait"]
+                .iter()
+                .any(|kind| words_after(text, &format!("{kind} ")).contains(last));
+            assert!(declared, "{} names {span}, which is not there", page.path);
+            seen += 1;
+        }
+    }
+    assert!(seen > 40, "only {seen} functions were found in the pages");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    let tree = Tree::read();
+    for page in tree.ending(".md") {
+        let directory = tree.root.join(&page.path);
+        let directory = directory.parent().expect("a directory");
+        for link in page.links() {
+            if link.contains("://") {
+                continue;
+            }
+            let (target, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let anchors = if target.is_empty() {
+                page.anchors()
+            } else {
+                let path = directory.join(target);
+                assert!(path.exists(), "{} links to {link}", page.path);
+                if path.is_dir() {
+                    continue;
+                }
+                File::read(&tree.root, &path.canonicalize().expect("a path")).anchors()
+            };
+            assert!(
+                anchor.is_empty() || anchors.contains(anchor),
+                "{} links to {link}, and there is no such heading",
+                page.path
+            );
+        }
+    }
+}
+
+#[test]
+fn every_metric_is_explained_and_none_is_made_up() {
+    let tree = Tree::read();
+    let marked = |text| -> BTreeSet<String> {
+        let words = words_after(text, "latchkey_").into_iter();
+        words.map(|word| format!("latchkey_{word}")).collect()
+    };
+    let source = tree.text("agent/src/metrics.rs");
+    let source = source.split("#[cfg(test)]").next().unwrap_or(source);
+    let shown: BTreeSet<String> = source
+        .split('"')
+        .skip(1)
+        .step_by(2)
+        .filter(|text| text.starts_with("latchkey_"))
+        .map(str::to_owned)
+        .collect();
+    let explained = marked(tree.text("docs/operations.md"));
+    assert!(shown.is_subset(&explained), "{shown:?} and {explained:?}");
+    let crates = ["latchkey_agent", "latchkey_client"];
+    for page in tree.ending(".md") {
+        for name in marked(&page.text) {
+            assert!(
+                shown.contains(&name) || crates.contains(&&*name),
+                "{} names {name}, which is no metric",
+                page.path
+            );
+        }
+    }
+}
+
+#[test]
+fn every_code_is_explained_with_its_status() {
+    let tree = Tree::read();
+    let page = tree.text("docs/protocol.md");
+    for code in Code::ALL {
+        let row = format!("| {} | `{code}` |", code.status());
+        assert!(page.contains(&row), "no line of the table has {row}");
+    }
+}
+
+#[test]
+fn every_reason_of_a_refusal_is_explained() {
+    let tree = Tree::read();
+    let operations = tree.ending("docs/operations.md").next().expect("the page");
+    let explained: BTreeSet<&str> = operations.spans().into_iter().collect();
+    let agent = tree.agent();
+    let mut reasons = BTreeSet::new();
+    for mark in ["Denied(\"", "NotYet(\"", ".reason(\"", "not_attested(\""] {
+        reasons.extend(words_after(&agent, mark));
+    }
+    let cgroup = tree.text("agent/src/attest/cgroup.rs");
+    reasons.extend(words_after(cgroup, "=> \""));
+    assert!(reasons.len() > 20, "{reasons:?}");
+    for reason in reasons {
+        assert!(explained.contains(reason), "{reason} is not explained");
+    }
+}
+
+#[test]
+fn every_field_of_an_audit_line_is_explained() {
+    let tree = Tree::read();
+    let operations = tree.ending("docs/operations.md").next().expect("the page");
+    let explained: BTreeSet<&str> = operations.spans().into_iter().collect();
+    let source = tree.text("agent/src/audit.rs");
+    let line = source.split("struct Line").nth(1).expect("the line");
+    let line = line.split('}').next().unwrap_or(line);
+    let fields = words_after(line, "pub(crate) ");
+    assert!(fields.len() > 20, "{fields:?}");
+    for field in fields {
+        assert!(explained.contains(field), "{field} is not explained");
+    }
+}
+
+#[test]
+fn every_error_that_a_page_quotes_is_one_of_the_agents() {
+    let tree = Tree::read();
+    let agent = tree.agent();
+    let page = tree.ending("docs/clouds/aws.md").next().expect("the page");
+    let rows = page.rows_with("text");
+    assert!(rows.len() > 25, "the page has lost its rows");
+    for row in rows {
+        let quoted = spans_of(&row["text"]).concat();
+        // What stands in angle brackets is filled in, in the agent by braces.
+        let pieces = quoted.split(['<', '>']).step_by(2);
+        for piece in pieces.flat_map(|text| text.split(" service ")) {
+            let piece = piece.trim_matches(|c: char| c == '"' || c == ' ' || c == ',');
+            let whose = [
+                "the AWS token",
+                "the AWS token service",
+                "AWS Secrets Manager",
+            ];
+            let rest = whose.iter().find_map(|whose| piece.strip_prefix(whose));
+            let piece = rest.unwrap_or(piece).trim().trim_end_matches("; try again");
+            assert!(agent.contains(piece), "no error has the text {piece:?}");
+        }
+    }
+}
+
+#[test]
+fn every_key_that_a_page_names_is_one_of_the_configuration() {
+    let tree = Tree::read();
+    let mut keys = BTreeSet::new();
+    let mut section = String::new();
+    for line in tree.text("deploy/config.toml").lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = name.trim_end_matches(']').to_owned();
+            keys.insert(section.clone());
+        } else if let Some((key, _)) = line.split_once(" = ")
+            && !line.starts_with('#')
+        {
+            let dot = if section.is_empty() { "" } else { "." };
+            keys.insert(format!("{section}{dot}{key}"));
+        }
+    }
+    let sections: Vec<String> = keys
+        .iter()
+        .filter_map(|key| key.split_once('.'))
+        .map(|(section, _)| format!("{section}."))
+        .collect();
+    for page in tree.ending(".md") {
+        for span in page.spans() {
+            let names_a_key = sections.iter().any(|section| span.starts_with(section))
+                && span
+                    .bytes()
+                    .all(|b| b.is_ascii_lowercase() || b == b'_' || b == b'.')
+                && ![".rs", ".md", ".toml"]
+                    .iter()
+                    .any(|end| span.ends_with(end));
+            assert!(
+                !names_a_key || keys.contains(span),
+                "{} names {span}, which is no key",
+                page.path
+            );
+        }
+    }
+}
+
+#[test]
+fn every_annotation_that_a_page_names_is_read() {
+    let tree = Tree::read();
+    let agent = tree.agent();
+    for page in tree.ending(".md") {
+        for span in page.spans() {
+            let key = span.split(':').next().unwrap_or(span);
+            if ["eks.amazonaws.com/", "latchkey.dev/"]
+                .iter()
+                .any(|owner| key.starts_with(owner))
+            {
+                let key = key.split(' ').next().unwrap_or(key);
+                assert!(
+                    agent.contains(&format!("\"{key}\"")),
+                    "{} names {key}",
+                    page.path
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! A PID namespace whose numbers a test chooses: agent and workloads run inside, and a PID can be given out again.
+
+mod init;
+
+use std::os::unix::net::UnixStream as StdStream;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+
+pub use init::run_init;
+
+use crate::binaries::sibling_binary;
+use crate::workload::Signal;
+
+/// How long the init process may take to answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often a child's end is looked for.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A handle on the namespace; the end of the last one is the end of every process inside.
+#[derive(Clone, Debug)]
+pub struct PidNamespace {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    line: tokio::sync::Mutex<(tokio::io::Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf)>,
+    /// PID of the namespace's init, in the test's namespace.
+    init: u32,
+    /// The process that waits for init's end.
+    _launcher: tokio::process::Child,
+    directory: tempfile::TempDir,
+}
+
+/// A program to run inside; `Program { pid: Some(300), ..Program::new(path) }`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Program {
+    /// The file.
+    pub file: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Its environment, over the test's or (`clear`) alone.
+    pub environment: Vec<(String, String)>,
+    /// Whether it gets nothing of the test's environment.
+    pub clear: bool,
+    /// The file that its standard output and standard error are appended to; the test's own if none.
+    pub output: Option<PathBuf>,
+    /// The PID that it must get.
+    pub pid: Option<u32>,
+}
+
+/// What the test says to init.
+#[derive(Debug, Deserialize, Serialize)]
+enum Order {
+    Signal {
+        pid: u32,
+        signal: i32,
+    },
+    /// `line` is a socket to connect its standard input to.
+    Spawn {
+        program: Program,
+        line: Option<PathBuf>,
+    },
+    /// Whether it has ended; if so, it is reaped.
+    Wait {
+        pid: u32,
+    },
+}
+
+/// What init says.
+#[derive(Debug, Deserialize, Serialize)]
+enum Answer {
+    Done,
+    /// With the exit code; none if a signal ended it.
+    Ended {
+        code: Option<i32>,
+    },
+    Failed(String),
+    /// The first word of init, with its PID outside.
+    Launched {
+        pid: u32,
+    },
+    Running,
+    Spawned {
+        pid: u32,
+    },
+}
+
+impl Program {
+    /// A program without arguments.
+    #[must_use]
+    pub fn new(file: &Path) -> Self {
+        Self {
+            file: file.to_owned(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            clear: false,
+            output: None,
+            pid: None,
+        }
+    }
+}
+
+impl PidNamespace {
+    /// Starts an empty namespace, with its own `/proc`; `pid_max` limits its PIDs where the kernel can do that for one
+    /// namespace (Linux 6.14).
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses, or cannot limit the PIDs of one namespace.
+    pub async fn start(pid_max: Option<u32>) -> io::Result<Self> {
+        if pid_max.is_some() && !limits_its_pids() {
+            let text = "kernel.pid_max belongs to a PID namespace only since Linux 6.14";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let (ours, theirs) = StdStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut command = tokio::process::Command::new(sibling_binary("pidns-init")?);
+        command
+            .arg("enter")
+            .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
+            .kill_on_drop(true);
+        if let Some(pid_max) = pid_max {
+            command.args(["--pid-max", &pid_max.to_string()]);
+        }
+        let launcher = command.spawn()?;
+        drop(command);
+        let (reader, writer) = UnixStream::from_std(ours)?.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        let mut launched = None;
+        loop {
+            match answer(&mut lines).await? {
+                Answer::Launched { pid } => launched = Some(pid),
+                Answer::Done => {}
+                Answer::Failed(text) => return Err(io::Error::other(text)),
+                other => return Err(io::Error::other(format!("init began with {other:?}"))),
+            }
+            if let Some(init) = launched {
+                let line = tokio::sync::Mutex::new((lines, writer));
+                let directory = tempfile::tempdir()?;
+                let inner = Inner {
+                    line,
+                    init,
+                    _launcher: launcher,
+                    directory,
+                };
+                return Ok(Self {
+                    inner: Arc::new(inner),
+                });
+            }
+        }
+    }
+
+    /// Starts a program inside, and gives its PID there.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started, or the PID that it must get is taken.
+    pub async fn spawn(&self, program: Program) -> io::Result<u32> {
+        self.order_spawn(program, None).await
+    }
+
+    /// Starts a program whose standard input is one end of a socket, and gives the other end.
+    pub(crate) async fn spawn_with_line(&self, program: Program) -> io::Result<(u32, UnixStream)> {
+        let path = self
+            .inner
+            .directory
+            .path()
+            .join(uuid::Uuid::new_v4().simple().to_string());
+        let listener = UnixListener::bind(&path)?;
+        let pid = self.order_spawn(program, Some(path.clone())).await?;
+        let (stream, _) = tokio::time::timeout(PATIENCE, listener.accept()).await??;
+        fs::remove_file(path)?;
+        Ok((pid, stream))
+    }
+
+    /// Sends a signal to a program that was started here.
+    ///
+    /// # Errors
+    ///
+    /// If there is none of that PID.
+    pub async fn signal(&self, pid: u32, signal: Signal) -> io::Result<()> {
+        match self
+            .order(&Order::Signal {
+                pid,
+                signal: signal as i32,
+            })
+            .await?
+        {
+            Answer::Done => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Waits for a program's end and reaps it: when this returns, its PID is free. Gives its exit code, or none if a
+    /// signal ended it.
+    ///
+    /// # Errors
+    ///
+    /// If no such program was started here, or it has been reaped.
+    pub async fn wait(&self, pid: u32) -> io::Result<Option<i32>> {
+        loop {
+            match self.order(&Order::Wait { pid }).await? {
+                Answer::Ended { code } => return Ok(code),
+                Answer::Running => tokio::time::sleep(LOOK).await,
+                other => return Err(unexpected(&other)),
+            }
+        }
+    }
+
+    /// Reads a file as init sees it, for `/proc` of the inside.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be read.
+    pub fn read(&self, path: &str) -> io::Result<String> {
+        fs::read_to_string(format!("/proc/{}/root{path}", self.inner.init))
+    }
+
+    async fn order_spawn(&self, program: Program, line: Option<PathBuf>) -> io::Result<u32> {
+        match self.order(&Order::Spawn { program, line }).await? {
+            Answer::Spawned { pid } => Ok(pid),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn order(&self, order: &Order) -> io::Result<Answer> {
+        let mut text = serde_json::to_vec(order)?;
+        text.push(b'\n');
+        let mut line = self.inner.line.lock().await;
+        line.1.write_all(&text).await?;
+        match answer(&mut line.0).await? {
+            Answer::Failed(text) => Err(io::Error::other(text)),
+            answer => Ok(answer),
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let (reader, _) = self.line.get_mut();
+        // Init ends with its line, and everything inside with it; the cut makes that now and not some time.
+        let stream: &UnixStream = reader.get_ref().get_ref().as_ref();
+        let _closed = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
+    }
+}
+
+async fn answer(lines: &mut tokio::io::Lines<BufReader<OwnedReadHalf>>) -> io::Result<Answer> {
+    let line = tokio::time::timeout(PATIENCE, lines.next_line()).await??;
+    let line = line
+        .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "the PID namespace is gone"))?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn unexpected(answer: &Answer) -> io::Error {
+    io::Error::other(format!("init answered {answer:?}"))
+}
+
+/// Whether a write to `kernel.pid_max` is for the writer's namespace alone; before, it would be the whole machine's.
+fn limits_its_pids() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|word| word.parse::<u32>().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 14)
+}
+
+#[cfg(test)]
+mod tests;
