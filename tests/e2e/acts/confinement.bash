@@ -1,0 +1,58 @@
+# What the agent's container and its service account can do, which is little.
+
+act_confinement() {
+  note 'confinement: the container of the agent, seen from the node'
+  local pid pod
+  pod=$(agent_pod)
+  pid=$(agent_process)
+  check_equal 'the agent has no capability, in any set' 0000000000000000 \
+    "$(awk '/^Cap/ {print $2}' "/proc/$pid/status" | sort -u)"
+  check_equal 'it cannot gain privileges, and is under a seccomp filter' '1 2' \
+    "$(awk '/^(NoNewPrivs|Seccomp):/ {print $2}' "/proc/$pid/status" | paste -sd ' ')"
+  check_equal 'its root filesystem is read-only' ro \
+    "$(awk '$5 == "/" {split($6, option, ","); print option[1]}' "/proc/$pid/mountinfo")"
+  check_equal 'it leaves no core dump' '0 0' "$(awk '/^Max core file size/ {print $5, $6}' "/proc/$pid/limits")"
+  check_equal 'the only place it can write to is the directory of the socket' /run/latchkey \
+    "$(awk '$6 ~ /^rw/ && $5 !~ "^/(proc|dev|sys)(/|$)" && $5 !~ "/termination-log$" {print $5}' "/proc/$pid/mountinfo" |
+      grep -vE '^/(etc/(hosts|hostname|resolv.conf)|(var/)?run/secrets/kubernetes.io/serviceaccount)$' | paste -sd ' ')"
+  check_equal 'the directory of the socket is for root alone to write in' 'root 755' "$(stat -c '%U %a' "${socket%/*}")"
+  check_equal 'the socket is for everybody to connect to' 'root 666 socket' "$(stat -c '%U %a %F' "$socket")"
+  if kubectl -n latchkey exec "$pod" -- sh -c true >/dev/null 2>&1; then
+    not_ok 'the image holds no shell'
+  else
+    ok 'the image holds no shell'
+  fi
+  check_less 'from the start of the process to ready, in ms' "$(start_to_ready "$pod" "$pid")" 200
+}
+
+start_to_ready() { # POD PID: when the agent said that it is ready, less the start of its process
+  local ready stat now uptime
+  ready=$(agent_log "$pod" | jq -Rr 'fromjson? | select((.message // .fields.message // "") | startswith("ready")) | .time // .timestamp' | head -n 1)
+  [[ -n $ready ]] || { echo 'no line that says so'; return; }
+  read -r -a stat <"/proc/$2/stat"
+  read -r uptime _ </proc/uptime
+  now=$(milliseconds)
+  echo $(($(date -d "$ready" +%s%3N) - (now - (${uptime/./}0 - ${stat[21]}0))))
+}
+
+act_rights() {
+  note "rights: the agent's service account"
+  local agent=--as=system:serviceaccount:latchkey:latchkey-agent
+  check 'it may create tokens for the accounts that a namespace names' \
+    kubectl auth can-i "$agent" -n test create serviceaccounts/app --subresource=token --quiet
+  check_cannot 'it may not create tokens for other accounts of that namespace' -n test create serviceaccounts/default --subresource=token
+  check_cannot 'it may not create tokens in any other namespace' -n kube-system create serviceaccounts/default --subresource=token
+  check_cannot 'it may not read Secrets' -n test get secrets
+  check_cannot 'it may not exec into pods' -n test create pods --subresource=exec
+  check_cannot 'it may not reach the kubelets through the API server' get nodes --subresource=proxy
+}
+
+check_cannot() { # SENTENCE CAN-I-ARGUMENT...
+  local sentence=$1
+  shift
+  if kubectl auth can-i --as=system:serviceaccount:latchkey:latchkey-agent --quiet "$@" 2>/dev/null; then
+    not_ok "$sentence"
+  else
+    ok "$sentence"
+  fi
+}

@@ -1,0 +1,80 @@
+# One agent after another, by all the ways in which it happens, with requests going on all the time.
+
+act_handover() {
+  note 'hand-over: a second DaemonSet takes the socket, the first is deleted'
+  start_streams
+  sleep 2
+  start_agent latchkey-agent-next
+  follow_log latchkey-agent-next
+  sleep 2
+  stop_agent latchkey-agent
+  sleep 2
+  stop_streams
+  check_equal 'over a hand-over no request is lost, refused or answered wrongly' '0 0 0' "$lost $unavailable $wrong"
+  check_less 'at least 2,000 requests were made; missing' $((right < 2000 ? 2000 - right : 0)) 1
+  note "$right requests, half of them each on a new connection"
+}
+
+act_crash_in_handover() {
+  note 'hand-over with a crash: the new agent is killed after it took the socket'
+  local began
+  start_streams
+  start_agent latchkey-agent
+  follow_log latchkey-agent
+  sleep 1
+  began=$(milliseconds)
+  kill -9 "$(agent_process latchkey-agent)"
+  sleep 8 # the old agent notices and binds again; then kubelet starts the new one again, which takes over
+  tally_watched watcher "$began" "$(milliseconds)"
+  check_equal 'after the crash of one of two agents nothing is answered wrongly' 0 "$wrong"
+  check_less 'the other one serves within 2 s; longest time without an answer, in ms' "$gap" 2200
+  follow_log latchkey-agent
+  kubectl -n latchkey rollout status daemonset latchkey-agent --timeout=60s >/dev/null
+  stop_agent latchkey-agent-next
+  sleep 2
+  stop_streams
+  check_equal 'over the whole hand-over no request is answered wrongly' 0 "$wrong"
+  note "$right right, $unavailable unavailable, $lost lost"
+}
+
+act_kill() {
+  note 'kill -9 of the only agent'
+  local began
+  start_streams
+  sleep 1
+  began=$(milliseconds)
+  kill -9 "$(agent_process)"
+  sleep 8
+  stop_streams
+  check_equal 'over a kill -9 no request is answered wrongly' 0 "$wrong"
+  note "$right right, $unavailable unavailable, $lost lost"
+  tally_watched watcher "$began" "$(milliseconds)"
+  check_less "kubelet's restart included, it serves again in less than 5 s; in ms" "$gap" 5000
+  follow_log latchkey-agent
+  kubectl -n latchkey rollout status daemonset latchkey-agent --timeout=60s >/dev/null
+}
+
+# A rollout that stops the old agent before it starts the new one, as clusters without maxSurge do it. The new
+# one logs at the most talkative level: the last act looks for secrets in what it wrote.
+act_rollout() {
+  note 'rollout without surge, to an agent that logs at trace level'
+  local began
+  began=$(milliseconds)
+  start_streams
+  kubectl -n latchkey set env daemonset/latchkey-agent RUST_LOG=trace >/dev/null
+  kubectl -n latchkey rollout status daemonset latchkey-agent --timeout=120s >/dev/null
+  follow_log latchkey-agent
+  sleep 2
+  stop_streams
+  check_equal 'over a rollout no request is answered wrongly' 0 "$wrong"
+  tally_watched watcher "$began" "$(milliseconds)"
+  note "$right right, $unavailable unavailable, $lost lost by the watcher; longest time without an answer: $gap ms"
+  check_value 'the new agent serves' test/reader test/database-password "$test_value"
+}
+
+stop_agent() { # NAME
+  local pod
+  pod=$(agent_pod "$1")
+  kubectl -n latchkey delete daemonset "$1" >/dev/null
+  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=60s >/dev/null
+}

@@ -1,0 +1,34 @@
+# Who may read what.
+
+act_reads() {
+  note 'reads: each pod gets what its own role may read'
+  check_value 'a pod in test reads its own secret' test/reader test/database-password "$test_value"
+  check_refused 'a pod in test is denied prod/database-password' test/reader prod/database-password denied
+  check_value 'a pod in prod reads its own secret' prod/reader prod/database-password "$prod_value"
+  check_refused 'a pod in prod is denied test/database-password' prod/reader test/database-password denied
+  check_refused 'a pod whose service account has no annotation has no role' test/stranger test/database-password no_role
+
+  body=$(curl --silent --max-time 15 --unix-socket "$socket" http://localhost/v1/secrets/test/database-password)
+  check_equal 'a process on the node is not attested' not_attested "$(field code)"
+}
+
+# A pod that asks as the first thing it does is answered at once: nothing retries in it.
+act_first_request() {
+  note 'first request: ten pods that ask as soon as they start'
+  local n asked answered answer status slowest=0 latest=0 right=0
+  for n in {0..9}; do pod test "early-$n" app Never early secrets/test/database-password; done
+  for n in {0..9}; do
+    eventually 60 test_succeeded "early-$n" || note "early-$n did not end"
+    IFS=$'\t' read -r asked answered answer status < <(kubectl -n test logs "early-$n") || true
+    [[ $status == 200 && $(jq -r .value <<<"$answer") == "$test_value" ]] && right=$((right + 1))
+    ((asked <= latest)) || latest=$asked
+    ((answered - asked <= slowest)) || slowest=$((answered - asked))
+  done
+  check_equal 'ten pods that ask once, as the first thing they do, all read their secret' 10 "$right"
+  check_less 'each of them asked within its first 100 ms; the latest, in ms' "$latest" 110
+  note "slowest first answer: $slowest ms, the start of curl included; by the agent's audit lines: $(
+    agent_audit | jq -rs '[.[] | select(.pod | tostring | startswith("early-")) | .duration_ms | round] | sort | @text') ms"
+  kubectl -n test delete pod early-{0..9} --wait=false >/dev/null
+}
+
+test_succeeded() { [[ $(kubectl -n test get pod "$1" -o jsonpath='{.status.phase}') == Succeeded ]]; }

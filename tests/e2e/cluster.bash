@@ -1,0 +1,142 @@
+# The cluster: images, the agent's DaemonSet, the fake AWS, pods, and the processes of pods on this node.
+
+socket=/run/latchkey/agent.sock
+
+# === images ===
+
+lay_out() { # ROOT PROGRAM...: copies programs into a folder, each with the libraries that it names
+  local root=$1 program library
+  shift
+  mkdir -p "$root/usr/bin" "$root/tmp"
+  [[ -e $root/bin ]] || ln -s usr/bin "$root/bin"
+  for program in "$@"; do
+    cp -L "$program" "$root/usr/bin/"
+    { ldd "$program" 2>/dev/null | grep -o '/[^ ]*' || true; } | while read -r library; do # a static one has none
+      mkdir -p "$root$(dirname "$library")"
+      cp -Ln "$library" "$root$library"
+    done
+  done
+}
+
+build_images() {
+  "$here/../../deploy/image/rootfs" "$E2E_AGENT" "$work/agent"
+  $E2E_PACK "$work/agent.tar" docker.io/library/latchkey-agent:e2e "$work/agent" /usr/bin/latchkey-agent
+
+  lay_out "$work/fake" "$E2E_FAKE_AWS"
+  $E2E_PACK "$work/fake.tar" docker.io/library/latchkey-fake-aws:e2e "$work/fake" "/usr/bin/$(basename "$E2E_FAKE_AWS")"
+
+  lay_out "$work/client" "$(command -v bash)" "$(command -v curl)" "$(command -v busybox)" "$here"/client/*
+  local applet
+  for applet in cat rm sleep touch; do ln -s busybox "$work/client/usr/bin/$applet"; done
+  $E2E_PACK "$work/client.tar" docker.io/library/latchkey-client:e2e "$work/client" /bin/bash
+
+  $E2E_LOAD "$work"/{agent,fake,client}.tar
+}
+
+# === what is installed ===
+
+install_fake_aws() { # trusts the keys with which this cluster signs its tokens
+  local issuer
+  issuer=$(kubectl get --raw /.well-known/openid-configuration | jq -r .issuer)
+  kubectl get --raw /openid/v1/jwks >"$work/jwks.json"
+  jq -n --arg issuer "$issuer" --arg test "$test_value" --arg prod "$prod_value" --arg batch "$batch_value" \
+    -f "$here/fake-aws.jq" >"$work/config.json"
+  kubectl create namespace latchkey-e2e >/dev/null
+  kubectl -n latchkey-e2e create configmap fake-aws --from-file="$work/config.json" --from-file="$work/jwks.json" >/dev/null
+  kubectl apply -f "$here/fake-aws.yaml" >/dev/null
+  kubectl -n latchkey-e2e wait --for=condition=Ready pod/fake-aws --timeout=60s >/dev/null
+}
+
+daemonset() { # NAME: the shipped DaemonSet with this run's patch, under another name if need be
+  kubectl patch --local -f "$manifests/40-daemonset.yaml" -p "$(<"$here/agent.patch.yaml")" -o json |
+    jq --arg name "$1" '.metadata.name = $name
+      | .spec.selector.matchLabels["app.kubernetes.io/instance"] = $name
+      | .spec.template.metadata.labels["app.kubernetes.io/instance"] = $name'
+}
+
+start_agent() { # NAME
+  daemonset "$1" | kubectl apply -f - >/dev/null
+  kubectl -n latchkey rollout status daemonset "$1" --timeout=90s >/dev/null
+}
+
+install_agent() {
+  local manifest
+  for manifest in "$manifests"/[123]*.yaml; do kubectl apply -f "$manifest" >/dev/null; done
+  start_agent latchkey-agent
+}
+
+uninstall() {
+  kubectl delete --ignore-not-found --timeout=90s namespace test prod latchkey latchkey-e2e >/dev/null 2>&1 || true
+  kubectl delete --ignore-not-found clusterrole,clusterrolebinding latchkey-agent >/dev/null 2>&1 || true
+}
+
+# === pods ===
+
+agent_pod() { # [NAME]: the pod of that DaemonSet on this node
+  kubectl -n latchkey get pods -l "app.kubernetes.io/instance=${1:-latchkey-agent}" \
+    --field-selector "spec.nodeName=$E2E_NODE" -o json |
+    jq -r '[.items[] | select(.metadata.deletionTimestamp == null)][0].metadata.name'
+}
+
+uid_of() { kubectl -n "$1" get pod "$2" -o jsonpath='{.metadata.uid}'; } # NAMESPACE POD
+
+pod() { # NAMESPACE NAME ACCOUNT RESTART-POLICY COMMAND...: a pod as an application would write it
+  local namespace=$1 name=$2 account=$3 policy=$4
+  shift 4
+  jq -n --arg namespace "$namespace" --arg name "$name" --arg account "$account" --arg policy "$policy" \
+    --arg node "$E2E_NODE" '{
+      apiVersion: "v1", kind: "Pod", metadata: {$namespace, $name},
+      spec: {
+        serviceAccountName: $account, restartPolicy: $policy, terminationGracePeriodSeconds: 1,
+        automountServiceAccountToken: false, enableServiceLinks: false, nodeSelector: {"kubernetes.io/hostname": $node},
+        containers: [{
+          name: "main", image: "docker.io/library/latchkey-client:e2e", imagePullPolicy: "Never", command: $ARGS.positional,
+          volumeMounts: [{name: "latchkey", mountPath: "/run/latchkey", readOnly: true}]}],
+        volumes: [{name: "latchkey", hostPath: {path: "/run/latchkey", type: "Directory"}}]}}' --args "$@" |
+    kubectl apply -f - >/dev/null
+}
+
+running() { # NAMESPACE POD...
+  local namespace=$1
+  shift
+  kubectl -n "$namespace" wait --for=condition=Ready "${@/#/pod/}" --timeout=60s >/dev/null
+}
+
+remove() { # NAMESPACE POD...
+  local namespace=$1
+  shift
+  kubectl -n "$namespace" delete pod "$@" --wait=true >/dev/null
+}
+
+# === asking ===
+
+ask() { # NAMESPACE/POD PATH: sets `status` and `body`
+  local answer
+  answer=$(kubectl exec -n "${1%/*}" "${1#*/}" -- ask "$2") || true
+  status=${answer##*$'\t'} body=${answer%$'\t'*}
+}
+
+field() { jq -r ".$1 // empty" <<<"$body" 2>/dev/null || true; } # NAME, of the last answer's body
+
+check_value() { # SENTENCE NAMESPACE/POD SECRET VALUE
+  ask "$2" "secrets/$3"
+  check_equal "$1" "200 $4" "$status $(field value)"
+}
+
+check_refused() { # SENTENCE NAMESPACE/POD SECRET CODE
+  ask "$2" "secrets/$3"
+  check_equal "$1" "403 $4" "$status $(field code)"
+}
+
+# === processes on this node ===
+
+process_of() { # POD-UID PROGRAM: the pid of the pod's process by that name
+  local file directory
+  for file in $(grep -lsE "pod${1//-/[-_]}" /proc/[0-9]*/cgroup); do
+    directory=${file%/cgroup}
+    [[ $(<"$directory/comm") != "$2" ]] || { echo "${directory#/proc/}"; return; }
+  done 2>/dev/null
+  return 1
+}
+
+agent_process() { process_of "$(uid_of latchkey "$(agent_pod "${1:-}")")" latchkey-agent; } # [DAEMONSET]
