@@ -1,8 +1,11 @@
 //! The pipeline: what a request meets, step by step.
 
+mod batch;
+mod record;
+
 use crate::account::Accounts;
 use crate::attest::Workload;
-use crate::audit::{Audit, Line, Place};
+use crate::audit::Audit;
 use crate::backend::{BackendError, Backends, Caller, Fault, Secret, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
@@ -11,34 +14,20 @@ use crate::readiness::Readiness;
 use crate::request::{self, Ask, ListAsk, SecretAsk, Target};
 use crate::response::{self, Answer};
 use crate::role;
-use crate::secret::SecretName;
 use crate::server::Connection;
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
-use bytes::Bytes;
-use futures::{StreamExt, stream};
-use http_body_util::{BodyExt, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use latchkey_client::protocol::{
-    BATCH_NAMES, BatchError, BatchRequest, Code, Health, Identity, SecretList,
-};
-use std::collections::{BTreeMap, HashSet};
+use latchkey_client::protocol::{Code, Health, Identity, SecretList};
+use record::Record;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-
-/// The longest body of a batch, in bytes.
-const BATCH_BODY: usize = 64 * 1024;
-
-/// How many names of a batch are read at once.
-const BATCH_WIDTH: usize = 8;
-
-/// The most bytes of values, as answered, that one batch may hold.
-const BATCH_VALUES: usize = 4 * 1024 * 1024;
 
 /// What every request is answered with.
 pub(crate) struct Services {
@@ -305,74 +294,6 @@ impl Exchange {
         }
     }
 
-    async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
-        let (workload, _permit, names) = self
-            .within_deadline(async {
-                let workload = self.connection.workload().await?;
-                let permit = workload.pod().quota.request()?;
-                let names = batch_names(body).await?;
-                let more = u32::try_from(names.len())
-                    .unwrap_or(u32::MAX)
-                    .saturating_sub(1);
-                workload.pod().quota.spend(more)?;
-                Ok((workload, permit, names))
-            })
-            .await?;
-        let workload = &workload;
-        let mut reads = stream::iter(names)
-            .map(|name| async move {
-                let outcome = self.batched(workload, &name).await;
-                (name, outcome)
-            })
-            .buffered(BATCH_WIDTH);
-        let mut bodies: Vec<Bytes> = Vec::new();
-        let mut size = 0;
-        let mut errors = Vec::new();
-        while let Some((name, outcome)) = reads.next().await {
-            let outcome = outcome.and_then(|body| {
-                size += body.len();
-                if size > BATCH_VALUES {
-                    return Err(RequestError::new(
-                        Code::TooLarge,
-                        "the values of this batch are too large together: ask for this one alone",
-                    ));
-                }
-                Ok(body)
-            });
-            match outcome {
-                Ok(body) => bodies.push(body),
-                Err(error) => errors.push(BatchError {
-                    name,
-                    error: error.message.to_string(),
-                    code: error.code,
-                    status: error.code.status(),
-                }),
-            }
-        }
-        let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
-        Ok(response::json_bytes(
-            response::batch(&bodies, &errors),
-            &self.id,
-        ))
-    }
-
-    /// One name of a batch, with a line of its own.
-    async fn batched(&self, workload: &Workload, name: &str) -> Result<Bytes, RequestError> {
-        let ask = SecretAsk::plain(
-            SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?,
-        );
-        let mut record = self.record(name).await?;
-        record.workload = Some(workload.clone());
-        let outcome = self
-            .within_deadline(async {
-                let (read, backend) = self.read(workload, &ask, &mut record).await?;
-                response::secret_json(&read.secret, name, self.services.backends.name(backend))
-            })
-            .await;
-        record.close(outcome.as_ref().err())?;
-        outcome
-    }
-
     async fn list(&self, ask: &ListAsk) -> Result<Answer, RequestError> {
         let workload = self.connection.workload().await?;
         let _permit = workload.pod().quota.request()?;
@@ -475,32 +396,6 @@ impl Exchange {
             })
     }
 
-    /// A record of the ask, with its place in the audit trail.
-    async fn record(&self, secret: &str) -> Result<Record<'_>, RequestError> {
-        let place = self
-            .within_deadline(self.services.audit.place())
-            .await
-            .map_err(|error| match error.code {
-                Code::Timeout => RequestError::unavailable(
-                    "the agent cannot write its audit trail fast enough; try again",
-                ),
-                _ => error,
-            })?;
-        Ok(Record {
-            exchange: self,
-            place: Some(place),
-            secret: secret.to_owned(),
-            started: Instant::now(),
-            workload: None,
-            backend: None,
-            role: None,
-            version: None,
-            cache: "off",
-            shared_with: None,
-            cloud_request_id: None,
-        })
-    }
-
     fn log(&self, method: &Method, route: Route, error: &RequestError) {
         let request_id = &*self.id;
         let cause = error.cause.as_deref();
@@ -521,107 +416,4 @@ impl Exchange {
             }
         }
     }
-}
-
-/// What is known of an ask, line by line as the pipeline finds it out. It ends in the audit trail however
-/// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
-struct Record<'a> {
-    exchange: &'a Exchange,
-    place: Option<Place>,
-    secret: String,
-    started: Instant,
-    workload: Option<Workload>,
-    backend: Option<Arc<str>>,
-    role: Option<Arc<str>>,
-    version: Option<Arc<str>>,
-    cache: &'static str,
-    shared_with: Option<Arc<str>>,
-    cloud_request_id: Option<Arc<str>>,
-}
-
-impl Record<'_> {
-    fn close(mut self, error: Option<&RequestError>) -> Result<(), RequestError> {
-        match error {
-            None => self.write("ok", None, None),
-            Some(error) => self.write("error", Some(error.code.as_str()), error.reason),
-        }
-    }
-
-    fn write(
-        &mut self,
-        outcome: &str,
-        code: Option<&str>,
-        reason: Option<&str>,
-    ) -> Result<(), RequestError> {
-        let Some(place) = self.place.take() else {
-            return Ok(());
-        };
-        let workload = self.workload.as_ref();
-        let facts = workload.map(|workload| workload.facts());
-        let connection = &self.exchange.connection;
-        place.fill(Line {
-            request_id: &self.exchange.id,
-            namespace: facts.map(|facts| &*facts.namespace),
-            service_account: facts.map(|facts| &*facts.service_account),
-            pod: facts.map(|facts| &*facts.name),
-            pod_uid: workload
-                .map(|workload| workload.pod().uid.to_string())
-                .as_deref(),
-            container_id: workload
-                .map(|workload| workload.container().to_string())
-                .as_deref(),
-            container_confirmed: workload.is_some_and(Workload::container_confirmed),
-            pid: connection.pid(),
-            uid: connection.uid(),
-            backend: self.backend.as_deref(),
-            role: self.role.as_deref(),
-            secret: &self.secret,
-            version: self.version.as_deref(),
-            outcome,
-            code,
-            reason,
-            cache: self.cache,
-            shared_with: self.shared_with.as_deref(),
-            cloud_request_id: self.cloud_request_id.as_deref(),
-            duration_ms: self.started.elapsed().as_secs_f64() * 1000.0,
-            ..Line::default()
-        })
-    }
-}
-
-impl Drop for Record<'_> {
-    fn drop(&mut self) {
-        if self.place.is_some() {
-            let _ = self.write("cancelled", None, None);
-        }
-    }
-}
-
-/// The names of a batch, each once, in the order asked for.
-async fn batch_names(body: Incoming) -> Result<Vec<String>, RequestError> {
-    let body = Limited::new(body, BATCH_BODY)
-        .collect()
-        .await
-        .map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                RequestError::new(
-                    Code::TooLarge,
-                    format!("the body is longer than {BATCH_BODY} bytes"),
-                )
-            } else {
-                RequestError::invalid("the body did not arrive whole")
-            }
-        })?;
-    let request: BatchRequest = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
-        RequestError::invalid(format!("the body is not {{\"names\": [...]}}: {error}"))
-    })?;
-    let mut seen = HashSet::new();
-    let mut names = request.names;
-    if names.is_empty() || names.len() > BATCH_NAMES {
-        return Err(RequestError::invalid(format!(
-            "a batch has 1 to {BATCH_NAMES} names"
-        )));
-    }
-    names.retain(|name| seen.insert(name.clone()));
-    Ok(names)
 }

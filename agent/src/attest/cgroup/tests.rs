@@ -51,6 +51,7 @@ fn a_pod_uid_is_read_in_its_canonical_form_only() {
         text.to_uppercase(),
         text.replace('-', "_"),
         text.replace('-', ""),
+        text.replace('-', "0"),
         format!("{{{text}}}"),
         String::new(),
     ] {
@@ -72,6 +73,7 @@ fn a_root_is_an_absolute_path_with_the_name_of_a_kubepods_root() {
         "",
         "/",
         "kubepods",
+        "x/kubepods",
         "/kubepods/",
         "//kubepods",
         "/../kubepods",
@@ -156,6 +158,70 @@ fn a_mismatched_driver_is_looked_for_beside_the_outermost_slice_only() {
 }
 
 #[test]
+fn a_mismatched_driver_is_containerds_only() {
+    let uid = A.pod.to_string().replace('-', "_");
+    for runtime in ["crio", "docker", "", "cri-containerd:x"] {
+        let text = format!("0::/kubepods-pod{uid}.slice:{runtime}:{}\n", A.container);
+        assert!(parse("/kubepods.slice", &text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn a_name_in_the_way_of_another_driver_or_kubelet_is_malformed() {
+    let uid = A.pod.to_string().replace('-', "_");
+    for (root, name) in [
+        ("/kubepods", format!("kubepods-pod{uid}.slice")),
+        (
+            "/kubepods",
+            format!("kubepods-besteffort.slice/kubepods-besteffort-pod{uid}.slice"),
+        ),
+        ("/kubepods.slice", format!("pod{}", A.pod)),
+        ("/kubepods.slice", format!("besteffort/pod{}", A.pod)),
+        ("/kubepods.slice", format!("x-kubepods-pod{uid}.slice")),
+        (
+            "/x.slice/x-kubepods.slice",
+            format!("kubepods-pod{uid}.slice"),
+        ),
+    ] {
+        let text = format!("0::{root}/{name}/{}\n", A.container);
+        assert_eq!(parse(root, &text), Err(CgroupDenial::Malformed), "{text}");
+    }
+}
+
+#[test]
+fn a_static_pods_name_outside_the_root_denies_a_pod_inside() {
+    let inside = format!("2:cpu:/kubepods/pod{}/{}\n", A.pod, A.container);
+    let text = format!("{inside}1:pids:/x/pod{}/{}\n", B.pod.simple(), B.container);
+    assert_eq!(parse("/kubepods", &text), Err(CgroupDenial::OutsideRoot));
+}
+
+#[test]
+fn a_spoof_in_one_hierarchy_is_noticed_whatever_the_others_say() {
+    let path = format!("/kubepods/pod{}/{}", A.pod, A.container);
+    let spoof = format!("3:cpu:{path}/pod{}/{}\n2:pids:{path}\n", B.pod, B.container);
+    assert!(parse("/kubepods", &spoof).is_ok_and(|it| it.pod == A.pod && it.nested_pod));
+}
+
+#[test]
+fn a_reader_of_absolute_paths_knows_nothing_above_them() {
+    let text = format!("0::/../kubepods/pod{}/{}\n", A.pod, A.container);
+    assert_eq!(parse("/kubepods", &text), Err(CgroupDenial::OutsideRoot));
+    assert_eq!(
+        parse("/kubepods", "0::/..\n"),
+        Err(CgroupDenial::OutsideRoot)
+    );
+}
+
+#[test]
+fn a_reader_is_two_or_three_levels_below_the_root() {
+    let fits = |depth| Anchor::new("/a/kubepods", Some(depth)).is_ok();
+    assert_eq!(
+        (0..9).filter(|depth| fits(*depth)).collect::<Vec<_>>(),
+        [4, 5]
+    );
+}
+
+#[test]
 fn a_bad_line_denies_the_whole_file() {
     let good = format!("1:cpu:/kubepods/pod{}/{}\n", A.pod, A.container);
     assert!(parse("/kubepods", &good).is_ok());
@@ -185,10 +251,12 @@ fn in_a_cgroup_namespace_the_unified_line_alone_proves_a_pod() {
     let anchor = Anchor::new("/kubepods", Some(3)).expect("a guaranteed pod's depth");
     let path = format!("/../../pod{}/{}", A.pod, A.container);
     let parse = |text: String| anchor.parse(text.as_bytes());
-    assert_eq!(
-        parse(format!("4:cpu:/..\n0::{path}\n")).map(|it| it.pod),
-        Ok(A.pod)
-    );
+    for other in ["/", "/..", "/../../..", &path] {
+        assert_eq!(
+            parse(format!("4:cpu:{other}\n0::{path}\n")).map(|it| it.pod),
+            Ok(A.pod)
+        );
+    }
     assert_eq!(
         parse(format!("4:cpu:{path}\n0::/../../..\n")),
         Err(CgroupDenial::OutsideRoot)

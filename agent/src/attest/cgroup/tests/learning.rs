@@ -51,14 +51,24 @@ fn in_the_hosts_cgroup_namespace_the_root_stands_before_the_own_pod() {
 
 #[test]
 fn a_slice_that_begins_like_a_pods_directory_is_no_pod() {
-    let node = Node {
-        cgroup_root: Some("pods"),
-        ..Node::PLAIN
-    };
-    let own = v2(&node.path(A, QosClass::Burstable));
-    let anchor = Anchor::learn(&own, &v2(INIT), A.pod, None).expect("learned");
-    assert_eq!(anchor.root(), Some("/pods.slice/pods-kubepods.slice"));
-    assert_eq!(anchor.parse(&own).map(|it| it.pod), Ok(A.pod));
+    for (prefix, cgroup_root, root) in [
+        ("", "pods", "/pods.slice/pods-kubepods.slice"),
+        (
+            "/my.slice",
+            "my-pods",
+            "/my.slice/my-pods.slice/my-pods-kubepods.slice",
+        ),
+    ] {
+        let node = Node {
+            prefix,
+            cgroup_root: Some(cgroup_root),
+            ..Node::PLAIN
+        };
+        let own = v2(&node.path(A, QosClass::Burstable));
+        let anchor = Anchor::learn(&own, &v2(INIT), A.pod, None).expect("learned");
+        assert_eq!(anchor.root(), Some(root));
+        assert_eq!(anchor.parse(&own).map(|it| it.pod), Ok(A.pod));
+    }
 }
 
 #[test]

@@ -1,0 +1,122 @@
+//! Many names in one request: each goes through the pipeline by itself and leaves a line of its own.
+
+use super::Exchange;
+use crate::attest::Workload;
+use crate::error::RequestError;
+use crate::request::SecretAsk;
+use crate::response::{self, Answer};
+use crate::secret::SecretName;
+use bytes::Bytes;
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
+use std::collections::HashSet;
+
+/// The longest body of a batch, in bytes.
+const BATCH_BODY: usize = 64 * 1024;
+
+/// How many names of a batch are read at once.
+const BATCH_WIDTH: usize = 8;
+
+/// The most bytes of values, as answered, that one batch may hold.
+const BATCH_VALUES: usize = 4 * 1024 * 1024;
+
+impl Exchange {
+    pub(super) async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
+        let (workload, _permit, names) = self
+            .within_deadline(async {
+                let workload = self.connection.workload().await?;
+                let permit = workload.pod().quota.request()?;
+                let names = batch_names(body).await?;
+                let more = u32::try_from(names.len())
+                    .unwrap_or(u32::MAX)
+                    .saturating_sub(1);
+                workload.pod().quota.spend(more)?;
+                Ok((workload, permit, names))
+            })
+            .await?;
+        let workload = &workload;
+        let mut reads = stream::iter(names)
+            .map(|name| async move {
+                let outcome = self.batched(workload, &name).await;
+                (name, outcome)
+            })
+            .buffered(BATCH_WIDTH);
+        let mut bodies: Vec<Bytes> = Vec::new();
+        let mut size = 0;
+        let mut errors = Vec::new();
+        while let Some((name, outcome)) = reads.next().await {
+            let outcome = outcome.and_then(|body| {
+                size += body.len();
+                if size > BATCH_VALUES {
+                    return Err(RequestError::new(
+                        Code::TooLarge,
+                        "the values of this batch are too large together: ask for this one alone",
+                    ));
+                }
+                Ok(body)
+            });
+            match outcome {
+                Ok(body) => bodies.push(body),
+                Err(error) => errors.push(BatchError {
+                    name,
+                    error: error.message.to_string(),
+                    code: error.code,
+                    status: error.code.status(),
+                }),
+            }
+        }
+        let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
+        Ok(response::json_bytes(
+            response::batch(&bodies, &errors),
+            &self.id,
+        ))
+    }
+
+    /// One name of a batch, with a line of its own.
+    async fn batched(&self, workload: &Workload, name: &str) -> Result<Bytes, RequestError> {
+        let ask = SecretAsk::plain(
+            SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?,
+        );
+        let mut record = self.record(name).await?;
+        record.workload = Some(workload.clone());
+        let outcome = self
+            .within_deadline(async {
+                let (read, backend) = self.read(workload, &ask, &mut record).await?;
+                response::secret_json(&read.secret, name, self.services.backends.name(backend))
+            })
+            .await;
+        record.close(outcome.as_ref().err())?;
+        outcome
+    }
+}
+
+/// The names of a batch, each once, in the order asked for.
+async fn batch_names(body: Incoming) -> Result<Vec<String>, RequestError> {
+    let body = Limited::new(body, BATCH_BODY)
+        .collect()
+        .await
+        .map_err(|error| {
+            if error.is::<http_body_util::LengthLimitError>() {
+                RequestError::new(
+                    Code::TooLarge,
+                    format!("the body is longer than {BATCH_BODY} bytes"),
+                )
+            } else {
+                RequestError::invalid("the body did not arrive whole")
+            }
+        })?;
+    let request: BatchRequest = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
+        RequestError::invalid(format!("the body is not {{\"names\": [...]}}: {error}"))
+    })?;
+    let mut seen = HashSet::new();
+    let mut names = request.names;
+    if names.is_empty() || names.len() > BATCH_NAMES {
+        return Err(RequestError::invalid(format!(
+            "a batch has 1 to {BATCH_NAMES} names"
+        )));
+    }
+    names.retain(|name| seen.insert(name.clone()));
+    Ok(names)
+}

@@ -1,0 +1,112 @@
+//! What is known of an ask, on its way to the audit trail.
+
+use super::Exchange;
+use crate::attest::Workload;
+use crate::audit::{Line, Place};
+use crate::error::RequestError;
+use latchkey_client::protocol::Code;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What is known of an ask, line by line as the pipeline finds it out. It ends in the audit trail however
+/// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
+pub(super) struct Record<'a> {
+    exchange: &'a Exchange,
+    place: Option<Place>,
+    secret: String,
+    started: Instant,
+    pub(super) workload: Option<Workload>,
+    pub(super) backend: Option<Arc<str>>,
+    pub(super) role: Option<Arc<str>>,
+    pub(super) version: Option<Arc<str>>,
+    pub(super) cache: &'static str,
+    pub(super) shared_with: Option<Arc<str>>,
+    pub(super) cloud_request_id: Option<Arc<str>>,
+}
+
+impl Record<'_> {
+    /// Writes the line of an ask that has been answered.
+    pub(super) fn close(mut self, error: Option<&RequestError>) -> Result<(), RequestError> {
+        match error {
+            None => self.write("ok", None, None),
+            Some(error) => self.write("error", Some(error.code.as_str()), error.reason),
+        }
+    }
+
+    fn write(
+        &mut self,
+        outcome: &str,
+        code: Option<&str>,
+        reason: Option<&str>,
+    ) -> Result<(), RequestError> {
+        let Some(place) = self.place.take() else {
+            return Ok(());
+        };
+        let workload = self.workload.as_ref();
+        let facts = workload.map(|workload| workload.facts());
+        let connection = &self.exchange.connection;
+        place.fill(Line {
+            request_id: &self.exchange.id,
+            namespace: facts.map(|facts| &*facts.namespace),
+            service_account: facts.map(|facts| &*facts.service_account),
+            pod: facts.map(|facts| &*facts.name),
+            pod_uid: workload
+                .map(|workload| workload.pod().uid.to_string())
+                .as_deref(),
+            container_id: workload
+                .map(|workload| workload.container().to_string())
+                .as_deref(),
+            container_confirmed: workload.is_some_and(Workload::container_confirmed),
+            pid: connection.pid(),
+            uid: connection.uid(),
+            backend: self.backend.as_deref(),
+            role: self.role.as_deref(),
+            secret: &self.secret,
+            version: self.version.as_deref(),
+            outcome,
+            code,
+            reason,
+            cache: self.cache,
+            shared_with: self.shared_with.as_deref(),
+            cloud_request_id: self.cloud_request_id.as_deref(),
+            duration_ms: self.started.elapsed().as_secs_f64() * 1000.0,
+            ..Line::default()
+        })
+    }
+}
+
+impl Drop for Record<'_> {
+    fn drop(&mut self) {
+        if self.place.is_some() {
+            let _ = self.write("cancelled", None, None);
+        }
+    }
+}
+
+impl Exchange {
+    /// A record of the ask, with its place in the audit trail.
+    pub(super) async fn record(&self, secret: &str) -> Result<Record<'_>, RequestError> {
+        let place = self
+            .within_deadline(self.services.audit.place())
+            .await
+            .map_err(|error| match error.code {
+                Code::Timeout => RequestError::unavailable(
+                    "the agent cannot write its audit trail fast enough; try again",
+                ),
+                _ => error,
+            })?;
+        Ok(Record {
+            exchange: self,
+            place: Some(place),
+            secret: secret.to_owned(),
+            started: Instant::now(),
+            workload: None,
+            backend: None,
+            role: None,
+            version: None,
+            cache: "off",
+            shared_with: None,
+            cloud_request_id: None,
+        })
+    }
+}
