@@ -1,5 +1,7 @@
 //! Every row of the corpus, each with the anchor that it names (`tests/data/README.md`).
 
+use std::path::Path;
+
 use serde::Deserialize;
 
 use super::super::{Anchor, AnchorError, CgroupDenial, PodCgroup};
@@ -7,7 +9,10 @@ use super::super::{Anchor, AnchorError, CgroupDenial, PodCgroup};
 /// Where another corpus of the same form can be named, to be used instead.
 const OTHER_CORPUS: &str = "CGROUP_CORPUS";
 
-const CORPUS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/cgroup.jsonl");
+/// What paths of corpora are relative to: the workspace, and not the package that tests run in.
+const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+const CORPUS: &str = "tests/data/cgroup.jsonl";
 
 #[derive(Deserialize)]
 struct Row {
@@ -74,7 +79,7 @@ impl Row {
 fn corpus() -> (String, bool) {
     let other = std::env::var_os(OTHER_CORPUS).filter(|path| !path.is_empty());
     let is_ours = other.is_none();
-    let path = other.unwrap_or_else(|| CORPUS.into());
+    let path = Path::new(WORKSPACE).join(other.unwrap_or_else(|| CORPUS.into()));
     let text = std::fs::read_to_string(&path)
         .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     (text, is_ours)
