@@ -135,28 +135,28 @@ impl PidNamespace {
         drop(command);
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
         let mut lines = BufReader::new(reader).lines();
-        let mut launched = None;
-        loop {
+        // The launcher and init speak on one line, in either order.
+        let (mut launched, mut ready) = (None, false);
+        let init = loop {
             match answer(&mut lines).await? {
                 Answer::Launched { pid } => launched = Some(pid),
-                Answer::Done => {}
+                Answer::Done => ready = true,
                 Answer::Failed(text) => return Err(io::Error::other(text)),
-                other => return Err(io::Error::other(format!("init began with {other:?}"))),
+                other => return Err(unexpected(&other)),
             }
-            if let Some(init) = launched {
-                let line = tokio::sync::Mutex::new((lines, writer));
-                let directory = tempfile::tempdir()?;
-                let inner = Inner {
-                    line,
-                    init,
-                    _launcher: launcher,
-                    directory,
-                };
-                return Ok(Self {
-                    inner: Arc::new(inner),
-                });
+            if let (Some(init), true) = (launched, ready) {
+                break init;
             }
-        }
+        };
+        let inner = Inner {
+            line: tokio::sync::Mutex::new((lines, writer)),
+            init,
+            _launcher: launcher,
+            directory: tempfile::tempdir()?,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Starts a program inside, and gives its PID there.

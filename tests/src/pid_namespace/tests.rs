@@ -136,16 +136,16 @@ async fn a_small_namespace_runs_its_pids_around() {
         return;
     }
     let before = fs::read_to_string("/proc/sys/kernel/pid_max").expect("the machine's own");
-    let namespace = PidNamespace::start(Some(400)).await.expect("a namespace");
+    let namespace = PidNamespace::start(Some(320)).await.expect("a namespace");
     let mut seen = std::collections::BTreeSet::new();
     let mut again = 0;
-    for _ in 0..150 {
+    for _ in 0..350 {
         let pid = namespace
             .spawn(Program::new(Path::new("/bin/true")))
             .await
             .expect("a program");
         namespace.wait(pid).await.expect("its end");
-        assert!(pid < 400, "{pid}");
+        assert!(pid < 320, "{pid}");
         again += usize::from(!seen.insert(pid));
     }
     // RESERVED_PIDS: once around, the numbers begin at 300 (kernel/pid.c).
