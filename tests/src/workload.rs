@@ -3,6 +3,7 @@
 //! A [`Workload`] runs the program `pod` where a kubelet would have put it. What it asks of the agent it asks over a
 //! real socket, and who it is the kernel says. Its end kills everything in its cgroup and removes it.
 
+mod ask;
 mod cgroup;
 mod channel;
 mod enter;
@@ -23,7 +24,7 @@ pub use protocol::{Executed, Flood, Flooded, Raw, Received, Request, Response, S
 use cgroup::Cgroup;
 use channel::{Channel, Opening};
 use enter::{Become, Enter};
-use protocol::{Line, Outcome, Task};
+use protocol::Line;
 
 use crate::binaries::sibling_binary;
 use crate::pid_namespace::{PidNamespace, Program};
@@ -299,174 +300,6 @@ impl Workload {
         self.cgroup.as_ref()?.entrances().next()
     }
 
-    /// Asks for `path` on a new connection.
-    ///
-    /// # Errors
-    ///
-    /// If there is no response.
-    pub async fn get(&self, path: &str) -> io::Result<Response> {
-        self.request(Request::get(path)).await
-    }
-
-    /// Makes a request on a new connection.
-    ///
-    /// # Errors
-    ///
-    /// If there is no response.
-    pub async fn request(&self, request: Request) -> io::Result<Response> {
-        self.ask(None, request).await
-    }
-
-    /// Opens a connection and keeps it under a name.
-    ///
-    /// # Errors
-    ///
-    /// If nobody listens.
-    pub async fn connect(&self, name: &str) -> io::Result<()> {
-        let task = Task::Connect {
-            name: name.to_owned(),
-            socket: self.socket(),
-        };
-        self.channel.ask(task).await.map(drop)
-    }
-
-    /// Closes a named connection.
-    ///
-    /// # Errors
-    ///
-    /// If there is none of that name, or it is in use.
-    pub async fn close(&self, name: &str) -> io::Result<()> {
-        self.channel
-            .ask(Task::Close {
-                name: name.to_owned(),
-            })
-            .await
-            .map(drop)
-    }
-
-    /// Makes a request on a named connection, which stays open.
-    ///
-    /// # Errors
-    ///
-    /// If there is no response; the connection is gone then.
-    pub async fn send_on(&self, name: &str, request: Request) -> io::Result<Response> {
-        self.ask(Some(name.to_owned()), request).await
-    }
-
-    /// Writes bytes as they are and reads what comes back.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot connect, or the connection breaks.
-    pub async fn raw(&self, raw: Raw) -> io::Result<Received> {
-        match self
-            .channel
-            .ask(Task::Raw {
-                socket: self.socket(),
-                raw,
-            })
-            .await?
-        {
-            Outcome::Received(received) => Ok(received),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Makes many requests.
-    ///
-    /// # Errors
-    ///
-    /// If the workload is gone.
-    pub async fn flood(&self, flood: Flood) -> io::Result<Flooded> {
-        match self
-            .channel
-            .ask(Task::Flood {
-                socket: self.socket(),
-                flood,
-            })
-            .await?
-        {
-            Outcome::Flooded(flooded) => Ok(flooded),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Runs a program in the workload to its end.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be started.
-    pub async fn execute(&self, program: &str, arguments: &[&str]) -> io::Result<Executed> {
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
-        match self
-            .channel
-            .ask(Task::Execute {
-                program: program.to_owned(),
-                arguments,
-            })
-            .await?
-        {
-            Outcome::Executed(executed) => Ok(executed),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Runs `curl` on the agent's socket, with what else it needs, such as the URL `http://localhost/v1/secrets/x`.
-    ///
-    /// # Errors
-    ///
-    /// If there is no curl.
-    pub async fn curl(&self, arguments: &[&str]) -> io::Result<Executed> {
-        let socket = self.spec.socket.display().to_string();
-        let arguments = [
-            &["--silent", "--show-error", "--unix-socket", &socket],
-            arguments,
-        ]
-        .concat();
-        self.execute("curl", &arguments).await
-    }
-
-    /// Waits for another workload to [`pass`](Self::pass) a connection to the socket `at`, and keeps it under a name.
-    ///
-    /// # Errors
-    ///
-    /// If `at` cannot be bound, or no descriptor comes.
-    pub async fn receive(&self, name: &str, at: &Path) -> io::Result<()> {
-        let task = Task::Receive {
-            name: name.to_owned(),
-            at: at.to_owned(),
-        };
-        self.channel.ask(task).await.map(drop)
-    }
-
-    /// Passes a named connection, not yet used, to the workload that waits at the socket `to`.
-    ///
-    /// # Errors
-    ///
-    /// If nobody waits there.
-    pub async fn pass(&self, name: &str, to: &Path) -> io::Result<()> {
-        let task = Task::Pass {
-            name: name.to_owned(),
-            to: to.to_owned(),
-        };
-        self.channel.ask(task).await.map(drop)
-    }
-
-    /// What the process sees of itself.
-    ///
-    /// # Errors
-    ///
-    /// If it is gone.
-    pub async fn status(&self) -> io::Result<Status> {
-        match self.channel.ask(Task::Status).await? {
-            Outcome::Status(status) => Ok(status),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// Moves the process into another workload's cgroup.
     ///
     /// # Errors
@@ -536,25 +369,6 @@ impl Workload {
             Process::Ended => Ok(()),
         }
     }
-
-    fn socket(&self) -> PathBuf {
-        self.spec.socket.clone()
-    }
-
-    async fn ask(&self, connection: Option<String>, request: Request) -> io::Result<Response> {
-        match self
-            .channel
-            .ask(Task::Request {
-                socket: self.socket(),
-                connection,
-                request,
-            })
-            .await?
-        {
-            Outcome::Response(response) => Ok(response),
-            other => Err(unexpected(&other)),
-        }
-    }
 }
 
 impl Drop for Workload {
@@ -583,10 +397,6 @@ fn map_users(pid: u32) -> io::Result<()> {
     let map = format!("0 {first} {number}");
     fs::write(format!("/proc/{pid}/uid_map"), &map)?;
     fs::write(format!("/proc/{pid}/gid_map"), &map)
-}
-
-fn unexpected(outcome: &Outcome) -> io::Error {
-    io::Error::other(format!("the pod answered something else: {outcome:?}"))
 }
 
 #[cfg(test)]

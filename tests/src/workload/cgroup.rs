@@ -188,13 +188,15 @@ impl Cgroup {
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.kill();
+        let deadline = Instant::now() + EMPTYING;
         for (directory, mount) in self.directories.iter().zip(&self.mounts) {
-            remove_below(directory);
+            // A process that is on its way out is no longer listed and still keeps the cgroup busy for a moment.
+            while remove(directory).is_err() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(1));
+            }
             // Up to the first that others still use; the kernel refuses to remove one that is not empty.
-            for ancestor in directory
-                .ancestors()
-                .take_while(|ancestor| ancestor != mount)
-            {
+            let ancestors = directory.ancestors().skip(1);
+            for ancestor in ancestors.take_while(|ancestor| ancestor != mount) {
                 if fs::remove_dir(ancestor).is_err() && ancestor.exists() {
                     break;
                 }
@@ -241,10 +243,14 @@ fn kill_in(directory: &Path) -> bool {
     empty
 }
 
-fn remove_below(directory: &Path) {
+/// Removes a cgroup with those below it.
+fn remove(directory: &Path) -> io::Result<()> {
     for child in children(directory) {
-        remove_below(&child);
-        let _still_used = fs::remove_dir(child);
+        remove(&child)?;
+    }
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result,
     }
 }
 

@@ -368,8 +368,13 @@ async fn pour_one(socket: &Path, flood: &Flood) -> Flooded {
             Ok(Ok((used, response))) => {
                 sender = Some(used);
                 *flooded.statuses.entry(response.status).or_default() += 1;
-                flooded.micros.push(u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX));
-                let expected = flood.expect.as_ref().is_none_or(|text| response.text().contains(text));
+                flooded
+                    .micros
+                    .push(u64::try_from(begin.elapsed().as_micros()).unwrap_or(u64::MAX));
+                let expected = flood
+                    .expect
+                    .as_ref()
+                    .is_none_or(|text| response.text().contains(text));
                 flooded.wrong += usize::from(response.status == 200 && !expected);
             }
             Ok(Err(error)) => {
@@ -378,7 +383,10 @@ async fn pour_one(socket: &Path, flood: &Flood) -> Flooded {
             }
             Err(_) => {
                 flooded.failures += 1;
-                *flooded.errors.entry("no answer in time".to_owned()).or_default() += 1;
+                *flooded
+                    .errors
+                    .entry("no answer in time".to_owned())
+                    .or_default() += 1;
             }
         }
         if flood.interval_micros > 0 {
@@ -404,7 +412,10 @@ async fn pour_once(
 /// Whether the request never left: the kept connection was closed before, or refused the write. Every client asks
 /// again then; what was written and not answered is lost.
 fn unsent(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted)
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted
+    )
 }
 
 fn status() -> io::Result<Status> {
