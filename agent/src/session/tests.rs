@@ -10,12 +10,12 @@ use tokio::time::{advance, sleep};
 const LIFE: Duration = Duration::from_secs(3600);
 
 #[derive(Debug)]
-struct Numbered(usize);
+struct Numbered(usize, Duration);
 
 #[async_trait]
 impl Session for Numbered {
     fn lives_for(&self) -> Duration {
-        LIFE
+        self.1
     }
     async fn read(&self, _: &SecretName, _: &Selector) -> Result<Secret, BackendError> {
         Err(BackendError::died())
@@ -31,6 +31,7 @@ impl Session for Numbered {
 /// A token service that counts, and refuses when it is told to.
 #[derive(Clone, Default)]
 struct Service {
+    life: Option<Duration>,
     exchanges: Arc<AtomicUsize>,
     refuses: Arc<std::sync::atomic::AtomicBool>,
     away: Arc<std::sync::atomic::AtomicBool>,
@@ -54,7 +55,7 @@ impl Service {
                 RequestError::unavailable("away"),
             ));
         }
-        Ok(Arc::new(Numbered(number)))
+        Ok(Arc::new(Numbered(number, self.life.unwrap_or(LIFE))))
     }
 
     async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
@@ -105,8 +106,9 @@ async fn a_session_is_renewed_at_three_quarters_behind_the_answer() {
     service.open(&sessions, &key).await.expect("a session");
     advance(LIFE * 3 / 4 - Duration::from_secs(1)).await;
     assert_eq!(service.open(&sessions, &key).await.expect("a session"), 1);
+    sleep(Duration::from_millis(900)).await;
     assert_eq!(service.exchanges(), 1);
-    advance(Duration::from_secs(2)).await;
+    advance(Duration::from_millis(100)).await;
     assert_eq!(
         service
             .open(&sessions, &key)
@@ -117,6 +119,25 @@ async fn a_session_is_renewed_at_three_quarters_behind_the_answer() {
     sleep(Duration::from_millis(100)).await;
     assert_eq!(service.open(&sessions, &key).await.expect("the new one"), 2);
     assert_eq!(service.exchanges(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_session_is_used_for_seven_eighths_of_its_life() {
+    let short = Duration::from_secs(80);
+    let (sessions, key) = (Sessions::default(), key("role"));
+    let service = Service {
+        life: Some(short),
+        ..Service::default()
+    };
+    service.open(&sessions, &key).await.expect("a session");
+    service.away.store(true, Ordering::SeqCst);
+    advance(short * 7 / 8 - Duration::from_secs(1)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("still good"), 1);
+    advance(Duration::from_secs(1)).await;
+    service
+        .open(&sessions, &key)
+        .await
+        .expect_err("too close to its end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -144,7 +165,7 @@ async fn dying_credentials_are_not_used() {
     assert_eq!(service.open(&sessions, &key).await.expect("still good"), 1);
     let (sessions, service) = (Sessions::default(), Service::default());
     service.open(&sessions, &key).await.expect("a session");
-    advance(LIFE - RENEW_BEFORE + Duration::from_secs(1)).await;
+    advance(LIFE - RENEW_BEFORE).await;
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
     service.away.store(true, Ordering::SeqCst);
     advance(LIFE).await;
