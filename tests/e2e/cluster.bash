@@ -1,6 +1,7 @@
 # The cluster: images, the agent's DaemonSet, the fake AWS, pods, and the processes of pods on this node.
 
 socket=/run/latchkey/agent.sock
+agent=latchkey-agent # the DaemonSet that serves; a hand-over changes it
 
 # === images ===
 
@@ -56,13 +57,27 @@ daemonset() { # NAME: the shipped DaemonSet with this run's patch, under another
 
 start_agent() { # NAME
   daemonset "$1" | kubectl apply -f - >/dev/null
-  kubectl -n latchkey rollout status daemonset "$1" --timeout=90s >/dev/null
+  await_agent "$1"
 }
+
+await_agent() { # NAME: until it is ready; its log is kept from then on, since that of a deleted pod is gone
+  kubectl -n latchkey rollout status daemonset "$1" --timeout=120s >/dev/null
+  kubectl -n latchkey logs --follow "$(agent_pod "$1")" >"$(mktemp "$work/logs/$1.XXXX")" 2>/dev/null &
+}
+
+stop_agent() { # NAME: returns when it has left
+  local pod
+  pod=$(agent_pod "$1")
+  kubectl -n latchkey delete daemonset "$1" >/dev/null
+  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=60s >/dev/null
+}
+
+other_agent() { if [[ $agent == latchkey-agent ]]; then echo latchkey-agent-next; else echo latchkey-agent; fi; }
 
 install_agent() {
   local manifest
   for manifest in "$manifests"/[123]*.yaml; do kubectl apply -f "$manifest" >/dev/null; done
-  start_agent latchkey-agent
+  start_agent "$agent"
 }
 
 uninstall() {
@@ -72,8 +87,8 @@ uninstall() {
 
 # === pods ===
 
-agent_pod() { # [NAME]: the pod of that DaemonSet on this node
-  kubectl -n latchkey get pods -l "app.kubernetes.io/instance=${1:-latchkey-agent}" \
+agent_pod() { # [DAEMONSET]: its pod on this node; default: of the one that serves
+  kubectl -n latchkey get pods -l "app.kubernetes.io/instance=${1:-$agent}" \
     --field-selector "spec.nodeName=$E2E_NODE" -o json |
     jq -r '[.items[] | select(.metadata.deletionTimestamp == null)][0].metadata.name'
 }
@@ -116,6 +131,10 @@ ask() { # NAMESPACE/POD PATH: sets `status` and `body`
   status=${answer##*$'\t'} body=${answer%$'\t'*}
 }
 
+ask_from_node() { # SECRET: as a process that is in no pod; sets `body`
+  body=$(curl --silent --max-time 15 --unix-socket "$socket" "http://localhost/v1/secrets/$1") || true
+}
+
 field() { jq -r ".$1 // empty" <<<"$body" 2>/dev/null || true; } # NAME, of the last answer's body
 
 check_value() { # SENTENCE NAMESPACE/POD SECRET VALUE
@@ -139,4 +158,4 @@ process_of() { # POD-UID PROGRAM: the pid of the pod's process by that name
   return 1
 }
 
-agent_process() { process_of "$(uid_of latchkey "$(agent_pod "${1:-}")")" latchkey-agent; } # [DAEMONSET]
+agent_process() { process_of "$(uid_of latchkey "$(agent_pod)")" latchkey-agent; }

@@ -1,13 +1,5 @@
 # What is left behind: the agent's audit lines, its logs, and the cloud's own log.
 
-# Logs are followed from the start of each agent, since those of a deleted pod are gone.
-follow_log() { # DAEMONSET: into a file of its own
-  local pod file
-  pod=$(agent_pod "$1")
-  file=$(mktemp "$work/logs/$pod.XXXX")
-  kubectl -n latchkey logs --follow "$pod" >"$file" 2>/dev/null &
-}
-
 agent_log() { kubectl -n latchkey logs "$1"; } # POD
 
 agent_audit() { cat "$work"/logs/* | jq -Rc 'fromjson? | select(.target == "audit")'; }
@@ -16,8 +8,10 @@ cloud_log() { kubectl -n latchkey-e2e logs fake-aws | jq -Rc 'fromjson?'; }
 
 act_trail() {
   note 'trail: audit lines, logs, and the log of the cloud'
-  follow_log latchkey-agent
-  sleep 2
+  ask test/reader secrets/test/database-password
+  ask test/reader secrets/prod/database-password
+  ask_from_node test/database-password
+  sleep 1 # for the last lines to be written and followed
   agent_audit >"$work/audit"
   cloud_log >"$work/cloud"
   local uid role=arn:aws:iam::111122223333:role/test
