@@ -66,7 +66,12 @@ pub(crate) async fn handle(
     let (head, body) = request.into_parts();
     let (route, parsed) = request::parse(&head);
     let required = exchange.services.require_header.as_ref();
-    let parsed = request::admit(&head, !body.is_end_stream(), required).and(parsed);
+    let admitted = request::admit(&head, !body.is_end_stream(), required);
+    if admitted.is_err() {
+        // Whoever sends such a request may see its end elsewhere than we do.
+        exchange.connection.close_after_answer();
+    }
+    let parsed = admitted.and(parsed);
     let outcome = match parsed {
         Ok(Target::Open(route)) => exchange.health(route),
         Ok(Target::Attested(ask)) => exchange.answer(ask, body).await,

@@ -210,7 +210,7 @@ impl Connection {
     }
 
     /// Lets the next answer be the last.
-    pub(super) fn close_after_answer(&self) {
+    pub(crate) fn close_after_answer(&self) {
         self.closing.store(true, Ordering::Relaxed);
     }
 
