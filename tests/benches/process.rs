@@ -1,0 +1,111 @@
+//! What the kernel says about processes and processors.
+
+use crate::Outcome;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::{Pid, SysconfVar, sysconf};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::time::Duration;
+
+/// Processor time, in microseconds.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Cpu {
+    pub(crate) user: f64,
+    pub(crate) system: f64,
+}
+
+impl Cpu {
+    /// What a process, threads that have ended included, has used so far (proc_pid_stat(5), fields 14 and 15).
+    pub(crate) fn of(pid: u32) -> Outcome<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let after_name = stat
+            .rsplit_once(") ")
+            .map(|(_, rest)| rest)
+            .unwrap_or_default();
+        let mut fields = after_name.split(' ').skip(11).map(str::parse::<f64>);
+        let mut next = || fields.next().ok_or("/proc/PID/stat is too short");
+        let tick = 1e6 / ticks_per_second();
+        Ok(Self {
+            user: next()?? * tick,
+            system: next()?? * tick,
+        })
+    }
+
+    /// What all processors together were busy with so far (proc_stat(5)), time stolen by the host included.
+    pub(crate) fn of_machine() -> Outcome<f64> {
+        let stat = fs::read_to_string("/proc/stat")?;
+        let line = stat.lines().next().unwrap_or_default();
+        let fields: Vec<f64> = line
+            .split_whitespace()
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields[..] else {
+            return Err("/proc/stat is too short".into());
+        };
+        Ok((user + nice + system + irq + softirq + steal) * 1e6 / ticks_per_second())
+    }
+
+    pub(crate) fn since(self, before: Self) -> Self {
+        Self {
+            user: self.user - before.user,
+            system: self.system - before.system,
+        }
+    }
+
+    pub(crate) fn total(self) -> f64 {
+        self.user + self.system
+    }
+}
+
+/// A process's resident memory, in bytes.
+pub(crate) fn resident(pid: u32) -> Outcome<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kilobytes = line
+        .and_then(|line| line.trim().strip_suffix(" kB"))
+        .unwrap_or_default();
+    Ok(kilobytes.parse::<f64>()? * 1024.0)
+}
+
+/// The number of processors that this process may use.
+pub(crate) fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// Keeps this process, and what it starts from now on, on one processor.
+pub(crate) fn pin(processor: usize) -> Outcome<()> {
+    let mut set = CpuSet::new();
+    set.set(processor)?;
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// Lets this process use all processors.
+pub(crate) fn unpin() -> Outcome<()> {
+    let mut set = CpuSet::new();
+    // Those beyond the machine's are ignored.
+    for processor in 0..CpuSet::count().min(64) {
+        set.set(processor)?;
+    }
+    Ok(sched_setaffinity(Pid::from_raw(0), &set)?)
+}
+
+/// Waits, but not for long, until others leave the machine alone.
+pub(crate) async fn until_quiet() -> Outcome<()> {
+    const LOOK: Duration = Duration::from_millis(150);
+    for _ in 0..8 {
+        let before = Cpu::of_machine()?;
+        tokio::time::sleep(LOOK).await;
+        if Cpu::of_machine()? - before < LOOK.as_secs_f64() * 1e6 / 4.0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn ticks_per_second() -> f64 {
+    let ticks = sysconf(SysconfVar::CLK_TCK)
+        .ok()
+        .flatten()
+        .and_then(|ticks| u32::try_from(ticks).ok());
+    ticks.map_or(100.0, f64::from)
+}

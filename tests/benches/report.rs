@@ -1,0 +1,332 @@
+//! The figures: as a table for people, as JSON for programs, and against what must be reached.
+
+use crate::Outcome;
+use crate::load::Load;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+/// One run of the load.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figure {
+    pub(crate) what: String,
+    pub(crate) connections: usize,
+    pub(crate) server: String,
+    #[serde(flatten)]
+    pub(crate) load: Load,
+}
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    program: String,
+    processors: usize,
+    figures: Vec<Figure>,
+    numbers: BTreeMap<&'static str, f64>,
+    spreads: BTreeMap<&'static str, [f64; 3]>,
+    notes: Vec<String>,
+    goals: Vec<Goal>,
+}
+
+/// Something that must be reached.
+#[derive(Debug, Serialize)]
+struct Goal {
+    what: &'static str,
+    must: String,
+    measured: String,
+    reached: bool,
+}
+
+impl Report {
+    pub(crate) fn new(program: &Path) -> Self {
+        Self {
+            program: program.display().to_string(),
+            processors: crate::process::processors(),
+            figures: Vec::new(),
+            numbers: BTreeMap::new(),
+            spreads: BTreeMap::new(),
+            notes: vec![
+                "the agent attests every connection, checks it on every request, and writes its audit lines into a pipe that is read"
+                    .to_owned(),
+                "for load by one pod the agent's per-pod limits are raised; memory and neighbour have those that ship"
+                    .to_owned(),
+            ],
+            goals: Vec::new(),
+        }
+    }
+
+    pub(crate) fn add(&mut self, figure: Figure) {
+        self.figures.push(figure);
+    }
+
+    pub(crate) fn number(&mut self, name: &'static str, number: f64) {
+        self.numbers.insert(name, number);
+    }
+
+    /// Keeps median, least and most.
+    pub(crate) fn spread(&mut self, name: &'static str, numbers: Vec<f64>) {
+        self.spreads.insert(name, spread(numbers));
+    }
+
+    pub(crate) fn note(&mut self, note: &str) {
+        self.notes.push(note.to_owned());
+    }
+
+    /// Prints the table and writes the JSON.
+    pub(crate) fn end(mut self, took: Duration, json: &Path) -> Outcome<()> {
+        self.judge();
+        self.number("took_seconds", took.as_secs_f64());
+        let mut out = std::io::stdout().lock();
+        let head = [
+            "what",
+            "conns",
+            "server",
+            "requests/s [min-max]",
+            "p50 us",
+            "p99",
+            "p99.9",
+            "CPU us/req (user/sys)",
+        ];
+        writeln!(
+            out,
+            "\n{:<15} {:>5} {:<9} {:>26} {:>8} {:>8} {:>8} {:>22} {:>5} {:>6} {:>6}",
+            head[0],
+            head[1],
+            head[2],
+            head[3],
+            head[4],
+            head[5],
+            head[6],
+            head[7],
+            "CPU%",
+            "other%",
+            "failed"
+        )?;
+        for (what, connections, server) in self.rows() {
+            let of = |pick: fn(&Load) -> f64| self.spread_of(&what, connections, &server, pick);
+            let (rate, cpu) = (of(|l| l.per_second), of(|l| l.cpu.total()));
+            writeln!(
+                out,
+                "{what:<15} {connections:>5} {server:<9} {:>26} {:>8.1} {:>8.1} {:>8.1} {:>22} {:>5.0} {:>6.0} {:>6.0}",
+                format!("{:.0} [{:.0}-{:.0}]", rate[0], rate[1], rate[2]),
+                of(|l| l.latency.p50)[0],
+                of(|l| l.latency.p99)[0],
+                of(|l| l.latency.p999)[0],
+                format!(
+                    "{:.2} ({:.2}/{:.2})",
+                    cpu[0],
+                    of(|l| l.cpu.user)[0],
+                    of(|l| l.cpu.system)[0]
+                ),
+                of(|l| l.server_share * 100.0)[0],
+                of(|l| l.foreign_share * 100.0)[2],
+                of(|l| crate::load::exact(l.failed))[2],
+            )?;
+        }
+        writeln!(out)?;
+        for (name, number) in &self.numbers {
+            writeln!(out, "{name:<26} {number:.1}")?;
+        }
+        for (name, [median, least, most]) in &self.spreads {
+            writeln!(out, "{name:<26} {median:.1} [{least:.1}-{most:.1}]")?;
+        }
+        writeln!(out)?;
+        for goal in &self.goals {
+            let mark = if goal.reached { "reached" } else { "MISSED" };
+            writeln!(
+                out,
+                "{mark:<8} {:<44} must: {:<34} measured: {}",
+                goal.what, goal.must, goal.measured
+            )?;
+        }
+        for note in &self.notes {
+            writeln!(out, "note: {note}")?;
+        }
+        if let Some(directory) = json.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        std::fs::write(json, serde_json::to_vec_pretty(&self)?)?;
+        writeln!(out, "JSON: {}", json.display())?;
+        Ok(())
+    }
+
+    /// What was measured, in the order in which it came first.
+    fn rows(&self) -> Vec<(String, usize, String)> {
+        let mut rows = Vec::new();
+        for figure in &self.figures {
+            let row = (
+                figure.what.clone(),
+                figure.connections,
+                figure.server.clone(),
+            );
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+        rows.sort_by_key(|(what, connections, _)| {
+            let first = self.figures.iter().position(|figure| figure.what == *what);
+            (first, *connections)
+        });
+        rows
+    }
+
+    /// Median, least and most over the rounds.
+    fn spread_of(
+        &self,
+        what: &str,
+        connections: usize,
+        server: &str,
+        pick: fn(&Load) -> f64,
+    ) -> [f64; 3] {
+        let of_row = |figure: &&Figure| {
+            figure.what == what && figure.connections == connections && figure.server == server
+        };
+        spread(
+            self.figures
+                .iter()
+                .filter(of_row)
+                .map(|figure| pick(&figure.load))
+                .collect(),
+        )
+    }
+
+    fn judge(&mut self) {
+        let cpu = |what: &str, connections, server: &str| {
+            self.spread_of(what, connections, server, |load| load.cpu.total())[0]
+        };
+        let p50 =
+            |server: &str| self.spread_of("uncached, kept", 1, server, |load| load.latency.p50)[0];
+        let number = |name: &str| self.numbers.get(name).copied().unwrap_or(f64::NAN);
+        let median = |name: &str| self.spreads.get(name).map_or(f64::NAN, |spread| spread[0]);
+        let mebi = 1024.0 * 1024.0;
+        let (warm, floor) = (
+            cpu("warm, kept", 64, "agent"),
+            cpu("warm, kept", 64, "hyper"),
+        );
+        let (large, large_floor) = (
+            cpu("64 KiB, kept", 16, "agent"),
+            cpu("64 KiB, kept", 16, "hyper"),
+        );
+        let (vault, bare) = (
+            cpu("uncached, kept", 16, "agent"),
+            cpu("uncached, kept", 16, "bare SDK"),
+        );
+        let new = cpu("new connection", 16, "agent");
+        let new_floor = cpu("new connection", 16, "hyper");
+        let (quiet, noisy) = (median("polite_quiet_p99_us"), median("polite_noisy_p99_us"));
+        let allowed = (2.0 * quiet).max(quiet + 1000.0);
+        let mut goals = Vec::new();
+        let mut goal = |what, must: String, measured: f64, limit: f64, text: String| {
+            // A part that was not asked for has no figure.
+            if measured.is_finite() && limit.is_finite() {
+                goals.push(Goal {
+                    what,
+                    must,
+                    measured: text,
+                    reached: measured <= limit,
+                });
+            }
+        };
+        goal(
+            "warm read, CPU, 64 connections",
+            "<= 6 us".into(),
+            warm,
+            6.0,
+            format!("{warm:.2} us"),
+        );
+        goal(
+            "the same, against bare hyper",
+            "<= 2 x".into(),
+            warm / floor,
+            2.0,
+            format!("{:.2} x {floor:.2} us", warm / floor),
+        );
+        goal(
+            "64 KiB, CPU, against bare hyper",
+            "<= 1.3 x".into(),
+            large / large_floor,
+            1.3,
+            format!("{:.2} x {large_floor:.1} us", large / large_floor),
+        );
+        goal(
+            "new connection, CPU, 16 clients",
+            "<= 30 us".into(),
+            new,
+            30.0,
+            format!("{new:.1} us; bare hyper {new_floor:.1} us"),
+        );
+        goal(
+            "uncached read, CPU over the bare SDK",
+            "<= 20 %".into(),
+            vault / bare,
+            1.2,
+            format!("{:+.0} % of {bare:.0} us", (vault / bare - 1.0) * 100.0),
+        );
+        goal(
+            "uncached read, latency over it, median",
+            "<= 100 us".into(),
+            p50("agent") - p50("bare SDK"),
+            100.0,
+            format!(
+                "{:.0} us over {:.0} us",
+                p50("agent") - p50("bare SDK"),
+                p50("bare SDK")
+            ),
+        );
+        goal(
+            "64 miss one secret at once: calls",
+            "1".into(),
+            number("at_once_reads"),
+            1.0,
+            format!("{:.0}", number("at_once_reads")),
+        );
+        goal(
+            "memory, idle",
+            "<= 20 MB".into(),
+            number("rss_start_bytes"),
+            20.0 * mebi,
+            format!("{:.1} MiB", number("rss_start_bytes") / mebi),
+        );
+        goal(
+            "memory, 110 pods and 1,000 connections",
+            "<= 40 MB".into(),
+            number("rss_full_bytes"),
+            40.0 * mebi,
+            format!("{:.1} MiB", number("rss_full_bytes") / mebi),
+        );
+        goal(
+            "start to socket",
+            "<= 20 ms".into(),
+            median("start_to_socket_ms"),
+            20.0,
+            format!("{:.1} ms", median("start_to_socket_ms")),
+        );
+        goal(
+            "start to ready",
+            "<= 100 ms".into(),
+            median("start_to_ready_ms"),
+            100.0,
+            format!("{:.1} ms", median("start_to_ready_ms")),
+        );
+        goal(
+            "noisy neighbour: polite p99",
+            format!("<= {allowed:.0} us (quiet {quiet:.0} us)"),
+            noisy,
+            allowed,
+            format!("{noisy:.0} us"),
+        );
+        self.goals = goals;
+    }
+}
+
+fn spread(mut numbers: Vec<f64>) -> [f64; 3] {
+    numbers.sort_by(f64::total_cmp);
+    let at = |place: usize| numbers.get(place).copied().unwrap_or(f64::NAN);
+    [
+        at(numbers.len() / 2),
+        at(0),
+        at(numbers.len().saturating_sub(1)),
+    ]
+}
