@@ -28,13 +28,19 @@ impl Client {
     /// A client for the agent behind `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
         let http = HttpClient::builder(TokioExecutor::new()).build(UnixConnector);
-        Self { socket: socket.into(), http }
+        Self {
+            socket: socket.into(),
+            http,
+        }
     }
 
     /// A client for the socket that `LATCHKEY_SOCKET` names, else `/run/latchkey/agent.sock`, else
     /// `$XDG_RUNTIME_DIR/latchkey/agent.sock`.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "a client's only configuration is where the socket is")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a client's only configuration is where the socket is"
+    )]
     pub fn from_env() -> Self {
         if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
             return Self::new(path);
@@ -53,7 +59,8 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn get(&self, name: &str) -> Result<Secret, ClientError> {
-        self.ask(Method::GET, &format!("/v1/secrets/{name}"), Bytes::new()).await
+        self.ask(Method::GET, &format!("/v1/secrets/{name}"), Bytes::new())
+            .await
     }
 
     /// Lists the names that the workload's role may see; `cursor` is the `next` of the page before.
@@ -77,7 +84,8 @@ impl Client {
     pub async fn batch_get(&self, names: Vec<String>) -> Result<BatchResponse, ClientError> {
         let body = serde_json::to_vec(&BatchRequest { names })
             .map_err(|e| ClientError::Unreadable(e.to_string()))?;
-        self.ask(Method::POST, "/v1/secrets:batchGet", body.into()).await
+        self.ask(Method::POST, "/v1/secrets:batchGet", body.into())
+            .await
     }
 
     /// Asks who the agent says this process is.
@@ -102,8 +110,11 @@ impl Client {
             .header(hyper::header::HOST, "localhost")
             .body(Full::new(body))
             .map_err(|e| ClientError::Unreadable(e.to_string()))?;
-        let response =
-            self.http.request(request).await.map_err(|e| ClientError::Unreachable(e.into()))?;
+        let response = self
+            .http
+            .request(request)
+            .await
+            .map_err(|e| ClientError::Unreachable(e.into()))?;
         let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_LIMIT)
             .collect()
@@ -116,7 +127,9 @@ impl Client {
         }
         match serde_json::from_slice::<ErrorBody>(&body) {
             Ok(refusal) => Err(ClientError::Refused(refusal)),
-            Err(_) => Err(ClientError::Unreadable(format!("status {status} without a reason"))),
+            Err(_) => Err(ClientError::Unreadable(format!(
+                "status {status} without a reason"
+            ))),
         }
     }
 }

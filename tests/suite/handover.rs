@@ -143,9 +143,7 @@ async fn an_agent_whose_successor_dies_binds_the_path_again() {
     successor.signal(Signal::SIGKILL).expect("it was there");
     successor.until_ended().await.expect("it is killed");
     let killed = Instant::now();
-    old.until_line("bound it again")
-        .await
-        .expect("it notices");
+    old.until_line("bound it again").await.expect("it notices");
     let answer = pod
         .secret("test/database-password")
         .await
@@ -304,6 +302,15 @@ async fn an_agent_whose_socket_is_removed_binds_it_again() {
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     std::fs::remove_file(sandbox.socket()).expect("it is there");
-    agent.until_line("bound it again").await.expect("it notices");
-    assert_eq!(pod.secret("test/database-password").await.expect("an answer").status, 200);
+    agent
+        .until_line("bound it again")
+        .await
+        .expect("it notices");
+    assert_eq!(
+        pod.secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
 }

@@ -19,5 +19,8 @@ fn can_run() -> bool {
 
 /// The error's code in an answer.
 fn code(answer: &testkit::workload::Response) -> String {
-    answer.json()["code"].as_str().unwrap_or_default().to_owned()
+    answer.json()["code"]
+        .as_str()
+        .unwrap_or_default()
+        .to_owned()
 }

@@ -65,7 +65,8 @@ act_rollout() {
   sleep 2
   stop_streams
   check_equal 'over a rollout no request is answered wrongly' 0 "$wrong"
+  note "$right right, $unavailable unavailable, $lost lost"
   tally_watched watcher "$began" "$(milliseconds)"
-  note "$right right, $unavailable unavailable, $lost lost by the watcher; longest time without an answer: $gap ms"
+  note "longest time without an answer: $gap ms, between the end of the old pod and the start of the new one"
   check_value 'the new agent serves' test/reader test/database-password "$test_value"
 }
