@@ -2,6 +2,7 @@
 
 mod handover;
 mod slice;
+mod watch;
 
 /// Says once, visibly, that the workloads' tests need root, and whether they can run.
 ///

@@ -296,6 +296,14 @@ impl Pods {
 
     /// Follows the API server until the task is dropped. While it is away the pods stay as last told.
     pub(crate) async fn follow(&self) {
+        loop {
+            self.follow_until_gone().await;
+        }
+    }
+
+    /// Follows until the server says 410 Gone to a watch's start. The watcher itself would ask for the same, forgotten
+    /// version again and again; a new one begins with a list.
+    async fn follow_until_gone(&self) {
         let config = watcher::Config::default()
             .fields(&self.selector)
             .timeout(WATCH_SECONDS);
@@ -328,6 +336,12 @@ impl Pods {
                     tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_WAITS.1);
+                    if matches!(
+                        error,
+                        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410
+                    ) {
+                        return;
+                    }
                 }
             }
         }

@@ -41,6 +41,7 @@ async fn main() -> ExitCode {
 }
 
 /// Builds the programs that the demo starts beside itself: `cargo run` builds only the one that it runs.
+#[expect(clippy::disallowed_methods, reason = "cargo tells so where it is")]
 fn build_the_rest() -> io::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else {
         return Ok(());

@@ -1,0 +1,72 @@
+//! The watch of the node's pods: whatever the API server does to it, the agent comes to know what is true.
+
+use crate::{can_run, code};
+use testkit::aws::FakeAwsConfig;
+use testkit::kube::FakeKubeConfig;
+use testkit::sandbox::Sandbox;
+
+/// The versions that a watch asks for are gone: told as an event within the watch, or as the answer to its start.
+async fn recovers_from_gone(gone_as_status: bool) {
+    let kube = FakeKubeConfig {
+        gone_as_status,
+        ..FakeKubeConfig::default()
+    };
+    let sandbox = Sandbox::with(kube, FakeAwsConfig::default())
+        .await
+        .expect("a sandbox");
+    sandbox.namespace("test");
+    let agent = sandbox
+        .agent_with(|settings| settings.set("limits.attest_wait", "8s"))
+        .await;
+    let _agent = agent.expect("an agent");
+    let known = sandbox.pod("test", "known").await.expect("a pod");
+    assert_eq!(
+        known
+            .secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+
+    // A pod is deleted while nobody watches, and what happened meanwhile is forgotten.
+    sandbox.kube.stop().await;
+    known.object.delete();
+    sandbox.kube.compact();
+    sandbox
+        .kube
+        .start_again()
+        .await
+        .expect("the port is its own");
+    sandbox
+        .kube
+        .until(|kube| kube.watches() > 0 && kube.count("list", "pods") >= 2)
+        .await;
+    let refused = known
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+    let new = sandbox.pod("test", "new").await.expect("a pod");
+    assert_eq!(
+        new.secret("test/database-password")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+}
+
+#[tokio::test]
+async fn a_watch_whose_versions_are_gone_begins_anew_with_a_list() {
+    if can_run() {
+        recovers_from_gone(false).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_whose_start_is_refused_as_gone_begins_anew_with_a_list() {
+    if can_run() {
+        recovers_from_gone(true).await;
+    }
+}
