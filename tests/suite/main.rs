@@ -1,7 +1,11 @@
 //! Black-box tests: real processes ask a real agent over a real socket, between strict fakes.
 
 mod handover;
+mod operations;
+mod http;
+mod recycled;
 mod slice;
+mod trail;
 mod watch;
 
 /// Says once, visibly, that the workloads' tests need root, and whether they can run.

@@ -1,0 +1,131 @@
+//! A PID is only a number: while a connection waits to be accepted its process may end, and the number may go to a
+//! process of another pod. That process must not lend its identity to the connection.
+
+use crate::{can_run, code};
+use std::time::{Duration, Instant};
+use testkit::binaries::sibling_binary;
+use testkit::kube::{Container, PodSpec};
+use testkit::pid_namespace::{PidNamespace, Program};
+use testkit::sandbox::{ACCOUNT, NODE, Sandbox, container_id, password};
+use testkit::workload::{Request, Signal, Workload};
+use tokio::time::sleep;
+
+/// The attacker connects as one process, hands the connection to an accomplice, and ends; the victim's pod is given
+/// its number; only then does the agent come to look. `wrapper` starts the agent.
+async fn a_recycled_number_lends_no_identity(wrapper: Option<&str>) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("attacker");
+    sandbox.namespace("victim");
+    let namespace = PidNamespace::start(None).await.expect("a PID namespace");
+
+    let settings = sandbox.settings().expect("settings");
+    let output = sandbox.directory().join("agent.log");
+    let agent = sibling_binary("sandbox-agent").expect("it is built");
+    let keys = settings
+        .keys
+        .iter()
+        .flat_map(|(key, value)| ["--set".to_owned(), format!("{key}={value}")]);
+    let mut program = Program {
+        arguments: keys.collect(),
+        environment: settings.environment.clone().into_iter().collect(),
+        clear: true,
+        output: Some(output.clone()),
+        ..Program::new(&agent)
+    };
+    if let Some(wrapper) = wrapper {
+        program.file = sibling_binary(wrapper).expect("it is built");
+        program.arguments.insert(0, agent.display().to_string());
+    }
+    let agent = namespace.spawn(program).await.expect("an agent");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !std::fs::read_to_string(&output)
+        .unwrap_or_default()
+        .contains("\"ready\"")
+    {
+        assert!(Instant::now() < deadline, "it does not become ready");
+        sleep(Duration::from_millis(20)).await;
+    }
+
+    let pod = |name: &str, namespace: &str| {
+        let container = container_id();
+        let object = sandbox.kube.create_pod(PodSpec {
+            namespace: namespace.into(),
+            name: name.into(),
+            service_account: ACCOUNT.into(),
+            node: NODE.into(),
+            containers: vec![Container::running("app", &container)],
+            ..PodSpec::default()
+        });
+        sandbox.place(object.uid(), &container)
+    };
+    let start = |spec, pid| Workload::start_in(&namespace, spec, pid);
+    let attackers = pod("attacker", "attacker");
+    let mut attacker = start(attackers.clone(), Some(500))
+        .await
+        .expect("the attacker");
+    let accomplice = start(attackers, None).await.expect("the accomplice");
+    let own = attacker
+        .get("/v1/secrets/attacker/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (own.status, own.json()["value"].as_str()),
+        (200, Some(&*password("attacker")))
+    );
+
+    namespace
+        .signal(agent, Signal::SIGSTOP)
+        .await
+        .expect("it stops");
+    attacker
+        .connect("waiting")
+        .await
+        .expect("the kernel takes connections for a stopped agent");
+    let meeting = sandbox.directory().join("meeting");
+    let (received, passed) = tokio::join!(accomplice.receive("waiting", &meeting), async {
+        while !meeting.exists() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        attacker.pass("waiting", &meeting).await
+    });
+    received.and(passed).expect("the connection changes hands");
+    attacker.kill().await.expect("the attacker ends");
+    let victim = start(pod("victim", "victim"), Some(500))
+        .await
+        .expect("the victim gets the number");
+    assert_eq!(victim.pid(), 500);
+    namespace
+        .signal(agent, Signal::SIGCONT)
+        .await
+        .expect("it goes on");
+
+    let request = Request::get("/v1/secrets/victim/database-password");
+    match accomplice.send_on("waiting", request).await {
+        // Closed without a word is as good.
+        Err(_) => {}
+        Ok(answer) => assert_eq!((answer.status, &*code(&answer)), (403, "not_attested")),
+    }
+    // And the victim itself is served, so nothing else was in the way.
+    let own = victim
+        .get("/v1/secrets/victim/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (own.status, own.json()["value"].as_str()),
+        (200, Some(&*password("victim")))
+    );
+}
+
+#[tokio::test]
+async fn a_number_recycled_in_the_backlog_lends_no_identity() {
+    if can_run() {
+        a_recycled_number_lends_no_identity(None).await;
+    }
+}
+
+#[tokio::test]
+async fn a_number_recycled_in_the_backlog_lends_no_identity_without_peer_pidfds_either() {
+    if can_run() {
+        a_recycled_number_lends_no_identity(Some("without-peerpidfd")).await;
+    }
+}
