@@ -173,8 +173,14 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         (route, outcome)
     };
     match path {
-        "/health" | "/ping" => with(Route::Health, reads, &|| Ok(Target::Open(Route::Health))),
-        "/ready" => with(Route::Ready, reads, &|| Ok(Target::Open(Route::Ready))),
+        "/health" | "/ping" => with(Route::Health, reads, &|| {
+            Query::of(head, &[])?;
+            Ok(Target::Open(Route::Health))
+        }),
+        "/ready" => with(Route::Ready, reads, &|| {
+            Query::of(head, &[])?;
+            Ok(Target::Open(Route::Ready))
+        }),
         "/v1/identity" => with(Route::Identity, reads, &|| {
             Query::of(head, &[])?;
             Ok(Target::Attested(Ask::Identity))
