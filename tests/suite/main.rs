@@ -1,6 +1,10 @@
 //! Black-box tests: real processes ask a real agent over a real socket, between strict fakes.
 
+mod attacks;
+mod aws;
+mod disguises;
 mod handover;
+mod hygiene;
 mod operations;
 mod http;
 mod recycled;

@@ -1,0 +1,371 @@
+//! Processes that would pass for another pod, or for a pod at all.
+
+use crate::{can_run, code};
+use testkit::kube::{Container, PodSpec};
+use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
+use testkit::workload::{
+    Driver, Hierarchies, Place, PodCgroup, Qos, Request, Response, Runtime, Volume, Workload,
+    WorkloadSpec,
+};
+
+const OWN: &str = "/v1/secrets/test/database-password";
+const FOREIGN: &str = "/v1/secrets/prod/database-password";
+
+/// A node with an agent, a pod in `test` and one in `prod`.
+struct Scene {
+    sandbox: Sandbox,
+    agent: testkit::agent::AgentProcess,
+    test: SandboxPod,
+    prod: SandboxPod,
+}
+
+impl Scene {
+    async fn set(wrapper: &[&str]) -> Self {
+        let sandbox = Sandbox::start().await.expect("a sandbox");
+        sandbox.namespace("test");
+        sandbox.namespace("prod");
+        let wrapper: Vec<String> = wrapper
+            .iter()
+            .map(|name| testkit::binaries::sibling_binary(name).expect("it is built"))
+            .map(|path| path.display().to_string())
+            .collect();
+        let agent = sandbox
+            .agent_with(|settings| {
+                let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
+                settings.wrapped(&wrapper).set("limits.attest_wait", "1s")
+            })
+            .await
+            .expect("an agent");
+        let test = sandbox.pod("test", "web").await.expect("a pod");
+        let prod = sandbox.pod("prod", "web").await.expect("a pod");
+        Self {
+            sandbox,
+            agent,
+            test,
+            prod,
+        }
+    }
+}
+
+fn is_own(answer: &Response) -> bool {
+    answer.status == 200 && answer.json()["value"] == password("test")
+}
+
+fn is_no_workload(answer: &Response) -> bool {
+    answer.status == 403 && code(answer) == "not_attested"
+}
+
+#[tokio::test]
+async fn a_cgroup_below_the_container_that_is_named_like_another_pod_changes_nothing() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let (victim, container) = (scene.prod.object.uid(), &scene.prod.container);
+    scene
+        .test
+        .workload
+        .nest(&format!("kubepods/besteffort/pod{victim}/{container}"))
+        .expect("cgroup2 is writable for root");
+    let identity = scene.test.get("/v1/identity").await.expect("an answer");
+    assert_eq!(identity.json()["pod_uid"], scene.test.object.uid());
+    assert!(is_own(&scene.test.get(OWN).await.expect("an answer")));
+    assert_eq!(
+        scene.test.get(FOREIGN).await.expect("an answer").status,
+        403
+    );
+    let seen = scene
+        .agent
+        .metric("latchkey_attestations_total{outcome=\"nested_pod_seen\"}")
+        .await;
+    assert!(seen.expect("metrics") >= 1.0);
+}
+
+#[tokio::test]
+async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let workload = &scene.test.workload;
+    workload.connect("kept").await.expect("a connection");
+    assert!(is_own(
+        &workload
+            .send_on("kept", Request::get(OWN))
+            .await
+            .expect("an answer")
+    ));
+    workload.move_into(&scene.prod.workload).expect("root may");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        let answer = workload
+            .send_on("kept", Request::get(FOREIGN))
+            .await
+            .expect("an answer");
+        assert_ne!(answer.status, 200, "{}", answer.text());
+        if is_no_workload(&answer) {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "it was not noticed");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    let after = workload.send_on("kept", Request::get(OWN)).await;
+    assert!(after.is_err(), "the connection is closed: {after:?}");
+    let line = scene
+        .agent
+        .until_audit(|line| line["reason"] == "identity_changed")
+        .await;
+    line.expect("why is in the trail");
+}
+
+#[tokio::test]
+async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_it() {
+    if !can_run() {
+        return;
+    }
+    let mut scene = Scene::set(&[]).await;
+    scene
+        .test
+        .workload
+        .connect("gift")
+        .await
+        .expect("a connection");
+    let meeting = scene.sandbox.directory().join("meeting");
+    let (received, passed) = tokio::join!(scene.prod.workload.receive("gift", &meeting), async {
+        while !meeting.exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        scene.test.workload.pass("gift", &meeting).await
+    });
+    received.and(passed).expect("the connection changes hands");
+    let prod = &scene.prod.workload;
+    assert!(is_own(
+        &prod
+            .send_on("gift", Request::get(OWN))
+            .await
+            .expect("an answer")
+    ));
+    let foreign = prod
+        .send_on("gift", Request::get(FOREIGN))
+        .await
+        .expect("an answer");
+    assert_eq!(foreign.status, 403);
+    scene.test.workload.kill().await.expect("it ends");
+    let after = prod.send_on("gift", Request::get(OWN)).await;
+    assert!(after.as_ref().map_or(true, is_no_workload), "{after:?}");
+}
+
+#[tokio::test]
+async fn every_driver_runtime_and_class_of_service_is_read() {
+    if !can_run() {
+        return;
+    }
+    for (driver, runtime, qos) in [
+        (Driver::Cgroupfs, Runtime::Containerd, Qos::Guaranteed),
+        (Driver::Cgroupfs, Runtime::Crio, Qos::Burstable),
+        (Driver::Systemd, Runtime::Containerd, Qos::BestEffort),
+        (Driver::Systemd, Runtime::Crio, Qos::Guaranteed),
+        (Driver::Systemd, Runtime::Docker, Qos::Burstable),
+    ] {
+        let sandbox = Sandbox::start().await.expect("a sandbox");
+        sandbox.namespace("test");
+        let container = container_id();
+        let object = sandbox.kube.create_pod(PodSpec {
+            namespace: "test".into(),
+            service_account: ACCOUNT.into(),
+            node: NODE.into(),
+            containers: vec![Container::running("app", &container)],
+            ..PodSpec::default()
+        });
+        let cgroup = PodCgroup {
+            driver,
+            runtime,
+            qos,
+            ..PodCgroup::new(sandbox.cgroup(), object.uid(), &container)
+        };
+        let root = cgroup.kubepods_root();
+        let _agent = sandbox
+            .agent_with(|settings| settings.set("identity.kubepods_root", root))
+            .await
+            .expect("an agent");
+        let spec = WorkloadSpec::pod(cgroup, &sandbox.socket());
+        let workload = Workload::start(spec).await.expect("a process");
+        let answer = workload.get(OWN).await.expect("an answer");
+        assert!(
+            is_own(&answer),
+            "{driver:?} {runtime:?} {qos:?}: {}",
+            answer.text()
+        );
+    }
+}
+
+#[tokio::test]
+async fn hierarchies_that_name_two_pods_name_none() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let place = |pod: &SandboxPod, hierarchies| {
+        let cgroup = PodCgroup::new(scene.sandbox.cgroup(), pod.object.uid(), &pod.container);
+        Place::Pod(PodCgroup {
+            hierarchies,
+            ..cgroup
+        })
+    };
+    let spec = WorkloadSpec {
+        place: place(&scene.test, Hierarchies::Hybrid),
+        ..WorkloadSpec::host(&scene.sandbox.socket())
+    };
+    let hybrid = Workload::start(spec).await.expect("a process");
+    assert!(is_own(&hybrid.get(OWN).await.expect("an answer")));
+    // The unified hierarchy alone follows into the other pod.
+    hybrid.move_into(&scene.prod.workload).expect("root may");
+    for path in [OWN, FOREIGN] {
+        assert!(is_no_workload(&hybrid.get(path).await.expect("an answer")));
+    }
+}
+
+#[tokio::test]
+async fn a_pod_with_users_of_its_own_and_a_read_only_mount_is_served() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let directory = scene
+        .sandbox
+        .socket()
+        .parent()
+        .expect("a directory")
+        .to_owned();
+    // What leads there is the test's own, and closed to everybody else.
+    std::fs::set_permissions(
+        scene.sandbox.directory(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .expect("it is ours");
+    let volume = Volume {
+        directory,
+        at: "/mnt".into(),
+    };
+    let spec = WorkloadSpec {
+        own_users: true,
+        volume: Some(volume),
+        socket: "/mnt/agent.sock".into(),
+        ..scene
+            .sandbox
+            .place(scene.test.object.uid(), &scene.test.container)
+    };
+    let workload = Workload::start(spec).await.expect("a process");
+    assert!(is_own(&workload.get(OWN).await.expect("an answer")));
+    let removed = workload
+        .execute("rm", &["-f", "/mnt/agent.sock"])
+        .await
+        .expect("there is rm");
+    assert_ne!(removed.code, Some(0), "the mount is read-only");
+    let line = scene.agent.until_audit(|line| line["uid"] == 200_000).await;
+    line.expect("the trail has the node's uid");
+}
+
+#[tokio::test]
+async fn without_peer_pidfds_an_ordinary_pod_is_served_and_one_of_the_nodes_network_is_not() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&["without-peerpidfd"]).await;
+    assert!(
+        scene
+            .agent
+            .stderr()
+            .iter()
+            .any(|line| line.contains("ByNumber"))
+    );
+    assert!(is_own(&scene.test.get(OWN).await.expect("an answer")));
+    let container = container_id();
+    let object = scene.sandbox.kube.create_pod(PodSpec {
+        namespace: "test".into(),
+        name: "on-the-nodes-network".into(),
+        service_account: ACCOUNT.into(),
+        host_network: true,
+        containers: vec![Container::running("app", &container)],
+        ..PodSpec::default()
+    });
+    let spec = WorkloadSpec {
+        own_network: false,
+        ..scene.sandbox.place(object.uid(), &container)
+    };
+    let workload = Workload::start(spec).await.expect("a process");
+    assert!(is_no_workload(&workload.get(OWN).await.expect("an answer")));
+    let line = scene
+        .agent
+        .until_audit(|line| line["reason"] == "host_network_without_pidfd")
+        .await;
+    line.expect("why is in the trail");
+}
+
+#[tokio::test]
+async fn a_pod_of_the_nodes_network_is_served_where_peers_are_pinned_by_pidfd() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let object = scene.sandbox.kube.create_pod(PodSpec {
+        namespace: "test".into(),
+        name: "on-the-nodes-network".into(),
+        service_account: ACCOUNT.into(),
+        host_network: true,
+        ..PodSpec::default()
+    });
+    let spec = WorkloadSpec {
+        own_network: false,
+        ..scene.sandbox.place(object.uid(), &container_id())
+    };
+    let workload = Workload::start(spec).await.expect("a process");
+    assert!(is_own(&workload.get(OWN).await.expect("an answer")));
+}
+
+#[tokio::test]
+async fn cgroups_that_only_look_like_pods_are_none() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let (uid, container) = (scene.test.object.uid(), &scene.test.container);
+    let parent = scene.sandbox.cgroup();
+    for (path, reason) in [
+        (
+            format!("{parent}/user.slice/kubepods/besteffort/pod{uid}/{container}"),
+            "outside_root",
+        ),
+        (
+            format!("{parent}/kubepods/besteffort/pod{uid}/crio-conmon-{container}"),
+            "monitor_process",
+        ),
+        (
+            format!(
+                "{parent}/kubepods/besteffort/pod{}/{container}",
+                "0".repeat(32)
+            ),
+            "static_pod",
+        ),
+        (
+            format!("{parent}/kubepods/besteffort/pod{uid}/{container} (deleted)"),
+            "deleted",
+        ),
+        (format!("{parent}/system.slice/cron.service"), "not_a_pod"),
+    ] {
+        let spec = WorkloadSpec {
+            place: Place::Path(path.clone(), Hierarchies::V2),
+            ..WorkloadSpec::host(&scene.sandbox.socket())
+        };
+        let workload = Workload::start(spec).await.expect("a process");
+        assert!(
+            is_no_workload(&workload.get(OWN).await.expect("an answer")),
+            "{path}"
+        );
+        let line = scene
+            .agent
+            .until_audit(|line| line["reason"] == reason)
+            .await;
+        line.unwrap_or_else(|error| panic!("{path}: {reason}: {error}"));
+    }
+}
