@@ -281,7 +281,11 @@ impl Keeper {
             Found::Another => (Phase::Serving, false),
             Found::Nobody => (Phase::Serving, self.has_path || is_ready),
         };
-        phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
+        let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
+        if changed && now == Phase::Replaced {
+            // In a hand-over this is expected; at any other time somebody has put a socket of theirs in its place.
+            tracing::warn!("another process answers on the socket's path");
+        }
         if !again {
             return Ok(None);
         }

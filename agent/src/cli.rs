@@ -80,13 +80,16 @@ pub fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(exit::UNAVAILABLE, &format!("cannot start: {error}")),
     };
-    match arguments.command {
+    let code = match arguments.command {
         Some(Command::Check) => runtime.block_on(check(&config)),
         None => {
             let _logs = log_to_stderr(&config.log.level);
             runtime.block_on(serve(config))
         }
-    }
+    };
+    // A thread that waits for a stderr nobody reads must not keep the process: the drain has its time, and it is over.
+    runtime.shutdown_background();
+    code
 }
 
 async fn serve(config: Config) -> ExitCode {
