@@ -5,11 +5,12 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ pub struct AgentProcess {
     admin: SocketAddr,
     lines: Arc<Mutex<Vec<String>>>,
     grown: watch::Receiver<usize>,
+    /// The end of its stderr that nobody reads.
+    unread: Option<OwnedFd>,
 }
 
 // === impl AgentSettings ===
@@ -75,8 +78,11 @@ impl AgentSettings {
     /// If the program is missing or cannot be started.
     pub async fn start(&self) -> io::Result<AgentProcess> {
         let mut command = self.command()?;
+        let mut unread = None;
         command.stderr(if self.deaf_stderr {
-            full_pipe()?
+            let (reader, writer) = full_pipe()?;
+            unread = Some(reader);
+            Stdio::from(writer)
         } else {
             Stdio::piped()
         });
@@ -87,15 +93,7 @@ impl AgentSettings {
         let lines = Arc::new(Mutex::new(Vec::new()));
         let (grow, grown) = watch::channel(0);
         if let Some(stderr) = child.stderr.take() {
-            let lines = lines.clone();
-            tokio::spawn(async move {
-                let mut stderr = BufReader::new(stderr).lines();
-                while let Ok(Some(line)) = stderr.next_line().await {
-                    let mut lines = lines.lock().unwrap_or_else(PoisonError::into_inner);
-                    lines.push(line);
-                    grow.send_replace(lines.len());
-                }
-            });
+            tokio::spawn(keep_lines(stderr, lines.clone(), grow));
         }
         let key = |name: &str| self.keys.get(name).cloned().unwrap_or_default();
         let admin = key("listen.admin").parse().map_err(io::Error::other)?;
@@ -106,6 +104,7 @@ impl AgentSettings {
             admin,
             lines,
             grown,
+            unread,
         })
     }
 
@@ -204,6 +203,34 @@ impl AgentProcess {
             let said = lock(&self.lines).join("\n");
             io::Error::other(format!("the agent did not say {text:?}; it said:\n{said}"))
         })
+    }
+
+    /// Reads the stderr that nobody has read so far ([`AgentSettings::deaf_stderr`]).
+    ///
+    /// # Errors
+    ///
+    /// If it is read already.
+    pub fn hear(&mut self) -> io::Result<()> {
+        let unread = self.unread.take().ok_or(io::ErrorKind::NotFound)?;
+        let unread = tokio::net::unix::pipe::Receiver::from_owned_fd(unread)?;
+        let (grow, grown) = watch::channel(0);
+        self.grown = grown;
+        tokio::spawn(keep_lines(unread, self.lines.clone(), grow));
+        Ok(())
+    }
+
+    /// Waits until it says on its admin port that it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub async fn until_readyz(&self) -> io::Result<()> {
+        let ready = async {
+            while !matches!(self.admin("/readyz").await, Ok((200, _))) {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(PATIENCE, ready).await.map_err(io::Error::other)
     }
 
     /// Everything that it has written to stderr so far.
@@ -338,12 +365,31 @@ pub fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind(("127.0.0.1", 0))?.local_addr()
 }
 
-/// A pipe that nobody reads and that is full already.
-fn full_pipe() -> io::Result<Stdio> {
-    let (reader, writer) = nix::unistd::pipe()?;
-    // Whoever ends last closes it: a pipe without a reader would fail, not fill.
-    std::mem::forget(reader);
-    Ok(Stdio::from(writer))
+/// A pipe that is full already, and whose writers wait.
+fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    // Empty lines: whoever reads them later reads nothing.
+    for step in [[b'\n'; 4096].as_slice(), b"\n"] {
+        while nix::unistd::write(&writer, step).is_ok() {}
+    }
+    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
+    Ok((reader, writer))
+}
+
+/// Keeps what is written to `stderr`, line by line, until it is closed.
+async fn keep_lines(
+    stderr: impl AsyncRead + Unpin,
+    lines: Arc<Mutex<Vec<String>>>,
+    grow: watch::Sender<usize>,
+) {
+    let mut stderr = BufReader::new(stderr).lines();
+    while let Ok(Some(line)) = stderr.next_line().await {
+        let mut lines = lock(&lines);
+        lines.push(line);
+        grow.send_replace(lines.len());
+    }
 }
 
 fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {

@@ -179,6 +179,14 @@ impl Iam {
         self.sessions.insert(session.access_key.clone(), session);
     }
 
+    /// Access key id, secret key and session token of every session.
+    pub(super) fn credentials(&self) -> Vec<[String; 3]> {
+        let parts = |session: &Arc<Session>| {
+            [&session.access_key, &session.secret_key, &session.token].map(Clone::clone)
+        };
+        self.sessions.values().map(parts).collect()
+    }
+
     /// Ends all sessions of a role, and says how many there were.
     pub(super) fn end_sessions(&self, role: &str, now: Timestamp) -> usize {
         let sessions = self.sessions.values();

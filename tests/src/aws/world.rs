@@ -97,6 +97,13 @@ impl FakeAws {
         self.change_role(arn, |role| role.revoked_until = Some(now));
     }
 
+    /// Access key id, secret key and session token of every session that was given out, so that a test can look for
+    /// them where they must not be.
+    #[must_use]
+    pub fn credentials(&self) -> Vec<[String; 3]> {
+        self.inner.state.iam_read().credentials()
+    }
+
     /// Ends the sessions of a role now, as if their time were over; says how many there were.
     pub fn expire_role_sessions(&self, arn: &str) -> usize {
         let now = self.inner.state.now();

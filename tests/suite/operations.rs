@@ -1,0 +1,401 @@
+//! What an operator sees: how the agent starts, what it says is missing, its admin port, and how it leaves.
+
+use crate::can_run;
+use std::fs;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+use testkit::agent::AgentSettings;
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::kube::{AGENT, Rule};
+use testkit::sandbox::{Sandbox, SandboxPod, password};
+use testkit::workload::{Request, Signal};
+
+/// How long a start may take on a busy machine; what it takes on an idle one is in the line that says "ready".
+const START_WITHIN_MS: f64 = 2_000.0;
+
+/// Starts the agent with nothing but its user id, all else read-only but the socket's directory, `$1`.
+const CONFINED: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro / && shift && \
+     exec setpriv --bounding-set -all --inh-caps -all --no-new-privs \"$@\"";
+
+async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    (sandbox, pod)
+}
+
+/// The path of a directory that holds no more than the listener's name and what is beside it.
+fn names(sandbox: &Sandbox) -> Vec<String> {
+    let directory = sandbox.socket().parent().expect("a directory").to_owned();
+    let entries = fs::read_dir(directory).expect("it is there");
+    entries
+        .flatten()
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect()
+}
+
+/// Runs an agent that is not to start: its exit code and the lines on its stderr.
+async fn refused(settings: &AgentSettings, arguments: &[&str]) -> (Option<i32>, Vec<String>) {
+    let (status, _, stderr) = settings.run_to_end(arguments).await.expect("it ends");
+    (status.code(), stderr.lines().map(str::to_owned).collect())
+}
+
+#[tokio::test]
+async fn a_leaving_agent_answers_what_is_in_flight() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    let gate = Gate::new();
+    let _held = sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::Hold(gate.clone()),
+    ));
+    let asked = pod.secret("test/database-password");
+    let told = async {
+        gate.reached(1).await;
+        agent.signal(Signal::SIGTERM).expect("it runs");
+        agent.until_line("\"draining\"").await.expect("it leaves");
+        gate.open();
+        agent.until_ended().await.expect("it ends")
+    };
+    let (answer, ended) = tokio::join!(asked, told);
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["value"], password("test"));
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let short = |settings: AgentSettings| settings.set("limits.drain", "2s");
+    let mut agent = sandbox.agent_with(short).await.expect("an agent");
+    let gate = Gate::new();
+    let _held = sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::Hold(gate.clone()),
+    ));
+    let told = async {
+        gate.reached(1).await;
+        let told = Instant::now();
+        let ended = agent.stop().await.expect("it ends");
+        (ended, told.elapsed())
+    };
+    let (answer, (ended, took)) = tokio::join!(pod.secret("test/database-password"), told);
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(ended.code(), Some(0));
+    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    let line = agent
+        .until_audit(|line| line["outcome"] == "cancelled")
+        .await;
+    line.expect("what was cut is in the trail");
+}
+
+#[tokio::test]
+async fn a_leaving_agent_removes_no_socket_but_its_own() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    let beside = sandbox.socket().with_extension("other");
+    let _other = UnixListener::bind(&beside).expect("a listener");
+    fs::rename(&beside, sandbox.socket()).expect("it takes the path");
+    assert!(agent.stop().await.expect("it leaves").success());
+    UnixStream::connect(sandbox.socket()).expect("the other still listens on the path");
+}
+
+#[tokio::test]
+async fn what_dead_agents_left_beside_the_socket_is_removed() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let directory = sandbox.socket().parent().expect("a directory").to_owned();
+    fs::create_dir(&directory).expect("a directory");
+    drop(UnixListener::bind(directory.join(".agent.sock.dead")).expect("a listener"));
+    let _starting = UnixListener::bind(directory.join(".agent.sock.starting")).expect("a listener");
+    let _agent = sandbox.agent().await.expect("an agent");
+    let mut left = names(&sandbox);
+    left.sort();
+    assert_eq!(left, [".agent.sock.starting", "agent.sock"]);
+}
+
+#[tokio::test]
+async fn a_wrong_configuration_is_told_whole_with_file_line_and_key() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("config.toml");
+    let text = "[listen]\nsocket = \"@latchkey\"\n[limits]\nconections = 5\ndrain = \"soon\"\n\
+                [backends.aws]\ntype = \"aws\"\n";
+    fs::write(&file, text).expect("a file");
+    let file = file.display().to_string();
+    let (code, lines) = refused(&AgentSettings::default(), &["--config", &file]).await;
+    assert_eq!(code, Some(78), "{lines:#?}");
+    for (line, key) in [
+        (2, "listen.socket"),
+        (4, "limits.conections"),
+        (5, "limits.drain"),
+    ] {
+        let place = format!("{file}:{line}:");
+        let told = lines.iter().any(|l| l.contains(&place) && l.contains(key));
+        assert!(told, "{place} {key} is not in {lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn wrong_usage_is_64_and_help_and_version_are_0() {
+    let agent = AgentSettings::default();
+    for wrong in [&["--unknown"][..], &["serve"], &["--set", "novalue"]] {
+        let (code, lines) = refused(&agent, wrong).await;
+        assert_eq!(code, Some(64), "{wrong:?}: {lines:#?}");
+    }
+    let (status, version, _) = agent.run_to_end(&["--version"]).await.expect("it ends");
+    assert!(status.success());
+    assert!(version.starts_with("latchkey-agent "), "{version}");
+    let (status, help, _) = agent.run_to_end(&["--help"]).await.expect("it ends");
+    assert!(status.success());
+    assert!(
+        help.contains("--config") && help.contains("check"),
+        "{help}"
+    );
+}
+
+#[tokio::test]
+async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let settings = sandbox.settings().expect("settings");
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let taken = taken
+        .local_addr()
+        .map(|address| (address, taken))
+        .expect("an address");
+    let mut nowhere = settings.clone();
+    nowhere.environment.remove("KUBECONFIG");
+    let cases = [
+        (
+            settings.clone().env("SSL_CERT_FILE", "/dev/null"),
+            "no CA roots",
+        ),
+        (
+            settings.clone().set("listen.admin", taken.0),
+            "listen.admin",
+        ),
+        (nowhere, "no Kubernetes API server"),
+        (
+            settings
+                .clone()
+                .set("listen.socket", "/nonexistent/latchkey/agent.sock"),
+            "socket's directory",
+        ),
+    ];
+    for (settings, what) in cases {
+        let (code, lines) = refused(&settings, &[]).await;
+        assert_eq!(code, Some(69), "{what}: {lines:#?}");
+        assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
+        assert!(lines[0].contains(what), "{what}: {lines:#?}");
+    }
+}
+
+#[tokio::test]
+async fn check_finds_nothing_wrong_in_good_surroundings() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let settings = sandbox.settings().expect("settings");
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{found}{stderr}");
+    assert!(found.lines().all(|line| line.starts_with("ok ")), "{found}");
+    assert!(found.contains("right to watch pods"), "{found}");
+}
+
+#[tokio::test]
+async fn check_names_every_right_that_is_missing() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let rules = vec![
+        Rule::allow("get list", "pods"),
+        Rule::allow("get", "namespaces"),
+    ];
+    sandbox.kube.grant(AGENT, rules);
+    let settings = sandbox.settings().expect("settings");
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{found}{stderr}");
+    let missing: Vec<&str> = found
+        .lines()
+        .filter_map(|line| line.strip_prefix("missing  ")?.split(':').next())
+        .collect();
+    let rights = ["right to watch pods", "right to get serviceaccounts"];
+    for right in rights {
+        assert!(missing.contains(&right), "{right} is not in:\n{found}");
+    }
+    assert!(!missing.contains(&"right to list pods"), "{found}");
+    assert!(!missing.contains(&"right to get namespaces"), "{found}");
+}
+
+#[tokio::test]
+async fn check_goes_on_without_roots_to_trust() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let settings = sandbox.settings().expect("settings");
+    let settings = settings.env("SSL_CERT_FILE", "/dev/null");
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{found}{stderr}");
+    assert!(found.contains("missing  CA roots: "), "{found}");
+    assert!(found.contains("API server: "), "{found}");
+}
+
+#[tokio::test]
+async fn the_admin_port_tells_alive_ready_and_what_is_missing() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    sandbox.kube.hang();
+    let settings = sandbox.settings().expect("settings");
+    let mut agent = settings.start().await.expect("a process");
+    agent.until_line("\"bound\"").await.expect("it starts");
+    agent.until_served().await.expect("it listens");
+    let livez = agent.admin("/livez").await.expect("an answer");
+    assert_eq!(livez, (200, "ok\n".to_owned()));
+    let (status, text) = agent.admin("/readyz").await.expect("an answer");
+    assert_eq!(status, 503);
+    assert!(text.contains("the list of this node's pods"), "{text}");
+    sandbox.kube.heal();
+    agent.until_ready().await.expect("it becomes ready");
+    assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
+    assert_eq!(
+        agent.admin("/v1/secrets/x").await.expect("an answer").0,
+        404
+    );
+}
+
+#[tokio::test]
+async fn every_metric_of_the_contract_counts_what_happened() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    sandbox.namespace("prod");
+    let cached = |settings: AgentSettings| settings.set("cache.ttl", "5m");
+    let agent = sandbox.agent_with(cached).await.expect("an agent");
+    for _ in 0..2 {
+        let own = pod
+            .secret("test/database-password")
+            .await
+            .expect("an answer");
+        assert_eq!(own.status, 200);
+    }
+    pod.workload.connect("kept").await.expect("a connection");
+    let other = Request::get("/v1/secrets/prod/database-password");
+    let other = pod
+        .workload
+        .send_on("kept", other)
+        .await
+        .expect("an answer");
+    assert_eq!(other.status, 403);
+    let wanted = [
+        "latchkey_requests_total{code=\"ok\",route=\"secret\"} 2",
+        "latchkey_requests_total{code=\"denied\",route=\"secret\"} 1",
+        "latchkey_request_seconds_count{route=\"secret\"} 3",
+        "latchkey_backend_seconds_count{backend=\"aws\",operation=\"read\"} 2",
+        "latchkey_backend_seconds_count{backend=\"aws\",operation=\"exchange\"} ",
+        "latchkey_backend_errors_total{backend=\"aws\",code=\"denied\"} 1",
+        "latchkey_attestations_total{outcome=\"ok\"} 3",
+        "latchkey_sessions{backend=\"aws\"} ",
+        "latchkey_exchanges_total{backend=\"aws\",outcome=\"ok\"} ",
+        "latchkey_cache_total{outcome=\"hit\"} 1",
+        "latchkey_cache_total{outcome=\"miss\"} 2",
+        "latchkey_connections 1",
+        "latchkey_pods 1",
+        "latchkey_audit_queue 0",
+        "latchkey_build_info{version=\"",
+        "process_resident_memory_bytes ",
+        "process_open_fds ",
+    ];
+    // Gauges are set once a second.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let (_, text) = agent.admin("/metrics").await.expect("metrics");
+        let missing: Vec<_> = wanted
+            .iter()
+            .filter(|line| !text.contains(**line))
+            .collect();
+        for hidden in ["database-password", pod.object.uid(), "\"test\"", "canary"] {
+            assert!(!text.contains(hidden), "{hidden} is in:\n{text}");
+        }
+        if missing.is_empty() {
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{missing:#?} are not in:\n{text}"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_agent_is_ready_at_once() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    let line = agent
+        .until_line("\"message\":\"ready\"")
+        .await
+        .expect("it is ready");
+    let line: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+    let took = line["took_ms"].as_f64().expect("a number");
+    eprintln!("ready after {took} ms");
+    assert!(took < START_WITHIN_MS, "it took {took} ms");
+}
+
+#[tokio::test]
+async fn an_agent_without_capabilities_and_with_a_read_only_root_serves() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let run = sandbox.socket().parent().expect("a directory").to_owned();
+    fs::create_dir(&run).expect("a directory");
+    let run = run.display().to_string();
+    let wrapper = ["unshare", "--mount", "sh", "-c", CONFINED, "sh", &run];
+    let confined = |settings: AgentSettings| settings.wrapped(&wrapper);
+    let mut agent = sandbox.agent_with(confined).await.expect("an agent");
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("it runs");
+    for line in [
+        "CapEff:\t0000000000000000",
+        "CapBnd:\t0000000000000000",
+        "NoNewPrivs:\t1",
+    ] {
+        assert!(status.contains(line), "{status}");
+    }
+    let mounts = fs::read_to_string(format!("/proc/{}/mounts", agent.pid())).expect("it runs");
+    let root = mounts
+        .lines()
+        .rfind(|line| line.split(' ').nth(1) == Some("/"));
+    let root = root
+        .and_then(|line| line.split(' ').nth(3))
+        .expect("a root");
+    assert!(root.split(',').any(|option| option == "ro"), "{root}");
+    assert!(agent.stop().await.expect("it leaves").success());
+}

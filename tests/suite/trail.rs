@@ -1,0 +1,325 @@
+//! The audit trail: one line for each secret asked for, with every field, and no secret without its line.
+
+use crate::{can_run, code};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use testkit::agent::{AgentProcess, AgentSettings};
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::sandbox::{Sandbox, SandboxPod};
+use testkit::workload::{Request, Workload, WorkloadSpec};
+
+/// Every field of the contract.
+const FIELDS: [&str; 23] = [
+    "time",
+    "target",
+    "boot_id",
+    "seq",
+    "request_id",
+    "namespace",
+    "service_account",
+    "pod",
+    "pod_uid",
+    "container_id",
+    "container_confirmed",
+    "pid",
+    "uid",
+    "backend",
+    "role",
+    "secret",
+    "version",
+    "outcome",
+    "code",
+    "cache",
+    "shared_with",
+    "cloud_request_id",
+    "duration_ms",
+];
+
+/// How many lines the queue holds in the test that fills it.
+const QUEUE: usize = 2;
+
+async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod, String) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    (sandbox, pod, role)
+}
+
+async fn line_of(agent: &AgentProcess, outcome: &str, secret: &str) -> Value {
+    let line = agent.until_audit(|line| line["outcome"] == outcome && line["secret"] == secret);
+    let line = line.await.expect("a line");
+    for field in FIELDS {
+        assert!(line.get(field).is_some(), "{field} is missing in {line:#}");
+    }
+    line
+}
+
+/// What a line says of who asked.
+fn asker(line: &Value) -> [&Value; 8] {
+    [
+        "namespace",
+        "service_account",
+        "pod",
+        "pod_uid",
+        "container_id",
+        "pid",
+        "uid",
+        "backend",
+    ]
+    .map(|field| &line[field])
+}
+
+#[tokio::test]
+async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, role) = sandbox_with_a_pod().await;
+    sandbox.namespace("prod");
+    let version = sandbox.secret("test/api-key", "k");
+    let agent = sandbox.agent().await.expect("an agent");
+    let answer = pod.secret("test/api-key").await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    let refused = pod
+        .secret("prod/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(refused.status, 403);
+
+    let ok = line_of(&agent, "ok", "test/api-key").await;
+    let pid = json!(pod.workload.pid());
+    let who = [
+        json!("test"),
+        json!("app"),
+        json!("web"),
+        json!(pod.object.uid()),
+        json!(pod.container),
+        pid,
+        json!(0),
+        json!("aws"),
+    ];
+    assert_eq!(asker(&ok), who.each_ref());
+    assert_eq!(
+        (&ok["role"], &ok["version"]),
+        (&json!(role), &json!(version))
+    );
+    assert_eq!((&ok["code"], &ok["cache"]), (&Value::Null, &json!("off")));
+    assert_eq!(ok["container_confirmed"], true);
+    assert_eq!(
+        ok["request_id"],
+        answer.header("x-request-id").unwrap_or_default()
+    );
+    let read =
+        |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue && call.succeeded();
+    let calls = sandbox.aws.calls_where(read);
+    assert_eq!(ok["cloud_request_id"], calls[0].request_id);
+    assert!(
+        ok["duration_ms"].as_f64().is_some_and(|took| took > 0.0),
+        "{ok:#}"
+    );
+    let time: jiff::Timestamp = ok["time"]
+        .as_str()
+        .unwrap_or_default()
+        .parse()
+        .expect("a time");
+    assert!(
+        time.duration_until(jiff::Timestamp::now()).as_secs() < 60,
+        "{ok:#}"
+    );
+
+    let denied = line_of(&agent, "error", "prod/database-password").await;
+    assert_eq!(asker(&denied), who.each_ref());
+    assert_eq!(
+        (&denied["code"], &denied["role"]),
+        (&json!("denied"), &json!(role))
+    );
+    assert_eq!(denied["version"], Value::Null);
+    assert_eq!(denied["boot_id"], ok["boot_id"]);
+    assert!(denied["cloud_request_id"].is_string(), "{denied:#}");
+}
+
+#[tokio::test]
+async fn a_caller_that_is_no_pod_is_named_by_its_process_only() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod, _) = sandbox_with_a_pod().await;
+    let agent = sandbox.agent().await.expect("an agent");
+    let spec = WorkloadSpec::host(&sandbox.socket());
+    let host = Workload::start(spec).await.expect("a process");
+    let answer = host
+        .get("/v1/secrets/test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(code(&answer), "not_attested");
+    let line = line_of(&agent, "error", "test/database-password").await;
+    assert_eq!(
+        (&line["code"], &line["reason"]),
+        (&json!("not_attested"), &json!("not_a_pod"))
+    );
+    assert_eq!(
+        (&line["pid"], &line["uid"]),
+        (&json!(host.pid()), &json!(0))
+    );
+    for field in [
+        "namespace",
+        "service_account",
+        "pod",
+        "pod_uid",
+        "container_id",
+        "role",
+        "version",
+    ] {
+        assert_eq!(line[field], Value::Null, "{line:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, mut pod, _) = sandbox_with_a_pod().await;
+    let agent = sandbox.agent().await.expect("an agent");
+    let gate = Gate::new();
+    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = sandbox.aws.fault(held);
+    tokio::select! {
+        answer = pod.secret("test/database-password") => panic!("{answer:?}"),
+        () = gate.reached(1) => {}
+    }
+    let (pid, uid) = (pod.workload.pid(), pod.object.uid().to_owned());
+    pod.workload.kill().await.expect("it was there");
+    let line = line_of(&agent, "cancelled", "test/database-password").await;
+    assert_eq!((&line["pid"], &line["pod_uid"]), (&json!(pid), &json!(uid)));
+    assert_eq!(
+        (&line["version"], &line["code"]),
+        (&Value::Null, &Value::Null)
+    );
+}
+
+#[tokio::test]
+async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    sandbox.namespace("prod");
+    let agent = sandbox.agent().await.expect("an agent");
+    let names = [
+        "test/database-password",
+        "prod/database-password",
+        "test/nothing",
+    ];
+    let body = json!({ "names": names }).to_string();
+    let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
+    let answer = pod.request(batch).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    for (name, outcome, code) in [
+        (names[0], "ok", Value::Null),
+        (names[1], "error", json!("denied")),
+        (names[2], "error", json!("not_found")),
+    ] {
+        let line = line_of(&agent, outcome, name).await;
+        assert_eq!(line["code"], code, "{line:#}");
+        assert_eq!(
+            line["request_id"],
+            answer.header("x-request-id").unwrap_or_default()
+        );
+    }
+    for _ in 0..5 {
+        pod.secret("test/database-password")
+            .await
+            .expect("an answer");
+    }
+    agent
+        .until_audit(|line| line["seq"] == 7)
+        .await
+        .expect("eight lines");
+    let lines = agent.audit();
+    let numbers: Vec<_> = lines
+        .iter()
+        .filter_map(|line| line["seq"].as_u64())
+        .collect();
+    assert_eq!(numbers, (0..8).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let deaf = AgentSettings {
+        deaf_stderr: true,
+        ..sandbox.settings().expect("settings")
+    };
+    let deaf = deaf
+        .set("audit.queue", QUEUE)
+        .set("limits.attest_wait", "1s")
+        .set("backends.aws.timeout", "1s")
+        .set("limits.request_deadline", "2s");
+    let mut agent = deaf.start().await.expect("a process");
+    agent.until_readyz().await.expect("it is ready");
+    let asks = (0..12).map(|_| pod.secret("test/database-password"));
+    let answers = futures::future::join_all(asks).await;
+    let mut given = 0;
+    for answer in answers {
+        let answer = answer.expect("an answer");
+        if answer.status == 200 {
+            given += 1;
+        } else {
+            assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+            assert!(answer.header("retry-after").is_some());
+        }
+    }
+    // One batch in the writer's hands, and as many in the queue.
+    assert!(
+        (1..=2 * QUEUE).contains(&given),
+        "{given} secrets were given"
+    );
+    agent.hear().expect("nobody reads it yet");
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let last = answer.header("x-request-id").unwrap_or_default().to_owned();
+    agent
+        .until_audit(|line| line["request_id"] == *last)
+        .await
+        .expect("its line");
+    let lines = agent
+        .audit()
+        .iter()
+        .filter(|line| line["outcome"] == "ok")
+        .count();
+    assert_eq!(lines, given + 1, "secrets and lines");
+}
+
+#[tokio::test]
+async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let deaf = AgentSettings {
+        deaf_stderr: true,
+        ..sandbox.settings().expect("settings")
+    };
+    let deaf = deaf.set("limits.drain", "2s");
+    let mut agent = deaf.start().await.expect("a process");
+    agent.until_readyz().await.expect("it is ready");
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200);
+    let told = Instant::now();
+    agent.stop().await.expect("it leaves");
+    assert!(
+        told.elapsed() < Duration::from_secs(8),
+        "it took {:?}",
+        told.elapsed()
+    );
+}
