@@ -10,10 +10,14 @@ use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use tokio::sync::mpsc::{self, OwnedPermit};
 
 /// How many lines one write to stderr may hold.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
+
+/// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
+const GATHER: Duration = Duration::from_millis(1);
 
 /// The queue's entrance. Cloning it gives another one.
 #[derive(Clone, Debug)]
@@ -160,6 +164,11 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut text = Vec::new();
     while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
+        if batch.len() < BATCH {
+            std::thread::sleep(GATHER);
+            let more = std::iter::from_fn(|| lines.try_recv().ok());
+            batch.extend(more.take(BATCH - batch.len()));
+        }
         text.clear();
         batch
             .drain(..)
@@ -176,7 +185,6 @@ mod tests {
     use super::*;
     use std::io;
     use std::sync::Mutex;
-    use std::time::Duration;
 
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
