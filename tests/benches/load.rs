@@ -26,6 +26,8 @@ pub(crate) enum Use {
     Keep,
     /// A new one for each request.
     New,
+    /// Every third is new for each request, the others are kept.
+    Mixed,
     /// One request on each, all at the same time.
     Once,
 }
@@ -34,6 +36,7 @@ pub(crate) enum Use {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Plan {
     pub(crate) socket: PathBuf,
+    /// What is asked for; `{}` stands for the connection's number.
     pub(crate) path: String,
     pub(crate) mode: Use,
     pub(crate) connections: usize,
@@ -127,8 +130,10 @@ pub(crate) fn main(plan: &str) -> Outcome<()> {
 }
 
 fn run(plan: &Plan) -> Outcome<Load> {
-    let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\n\r\n", plan.path);
-    let request = request.as_bytes();
+    let requests: Vec<Vec<u8>> = (0..plan.connections)
+        .map(|number| plan.path.replace("{}", &number.to_string()))
+        .map(|path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes())
+        .collect();
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1024);
     let mut lines = Vec::with_capacity(plan.connections);
@@ -149,7 +154,7 @@ fn run(plan: &Plan) -> Outcome<Load> {
     let mut before = usage()?;
     let mut began = Instant::now();
     let mut warming = !plan.warm_up.is_zero();
-    for line in &mut lines {
+    for (line, request) in lines.iter_mut().zip(&requests) {
         line.send(request)?;
     }
     loop {
@@ -182,16 +187,19 @@ fn run(plan: &Plan) -> Outcome<Load> {
             } else {
                 failed += 1;
             }
+            let request = &requests[number];
+            let keep = plan.mode == Use::Keep || plan.mode == Use::Mixed && number % 3 != 0;
             match plan.mode {
-                Use::Keep if ok => {
+                Use::Once => waiting -= 1,
+                // A refusal may leave the connection open; a new one is as good.
+                _ if keep && ok => {
                     line.since = Instant::now();
                     line.send(request)?;
                 }
-                Use::Keep | Use::New => {
+                _ => {
                     *line = Line::open(plan, &poll, number)?;
                     line.send(request)?;
                 }
-                Use::Once => waiting -= 1,
             }
         }
     }

@@ -86,11 +86,9 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
         )?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let noisy = asked(&plan, &entrances.0).await?;
-        for child in flood {
-            let output = child.wait_with_output().await?;
-            let load: load::Load = serde_json::from_slice(&output.stdout)?;
-            flooded += load::exact(load.answered + load.failed);
-        }
+        let output = flood.wait_with_output().await?;
+        let load: load::Load = serde_json::from_slice(&output.stdout)?;
+        flooded += load::exact(load.answered + load.failed);
         failed += quiet.failed + noisy.failed;
         let all = [quiet.kept.p99, noisy.kept.p99, quiet.new.p99, noisy.new.p99];
         for (figures, p99) in figures.iter_mut().zip(all) {
@@ -118,34 +116,22 @@ fn flood(
     entrance: &Path,
     half: &Half,
     run: Duration,
-) -> Outcome<Vec<tokio::process::Child>> {
+) -> Outcome<tokio::process::Child> {
     let plan = Plan {
         socket: agent.socket().to_owned(),
         path: SMALL.to_owned(),
-        mode: Use::Keep,
-        connections: 40,
+        mode: Use::Mixed,
+        connections: 60,
         warm_up: Duration::ZERO,
         run,
         server: agent.pid(),
     };
-    let mut floods = Vec::new();
-    for (mode, connections) in [(Use::Keep, 40), (Use::New, 20)] {
-        let child = load::spawn(
-            load::PART,
-            &Plan {
-                mode,
-                connections,
-                ..plan.clone()
-            },
-            Some(entrance),
-        )?;
-        fs::write(
-            &half.entrance,
-            child.id().ok_or("the flood has ended")?.to_string(),
-        )?;
-        floods.push(child);
-    }
-    Ok(floods)
+    let child = load::spawn(load::PART, &plan, Some(entrance))?;
+    fs::write(
+        &half.entrance,
+        child.id().ok_or("the flood has ended")?.to_string(),
+    )?;
+    Ok(child)
 }
 
 async fn asked(plan: &Polite, entrance: &Path) -> Outcome<Answered> {

@@ -17,6 +17,7 @@ pub(crate) struct Plan {
     pub(crate) endpoint: String,
     pub(crate) region: String,
     pub(crate) credentials: [String; 3],
+    /// The secret's name; `{}` stands for the task's number.
     pub(crate) secret: String,
     pub(crate) connections: usize,
     pub(crate) warm_up: Duration,
@@ -68,15 +69,12 @@ async fn run(plan: &Plan) -> Outcome<Load> {
 /// Reads one after the other, on so many tasks, for so long.
 async fn calls(client: &Client, plan: &Plan, run: Duration) -> Outcome<Vec<u32>> {
     let end = Instant::now() + run;
-    let tasks = (0..plan.connections).map(|_| async {
+    let tasks = (0..plan.connections).map(|number| async move {
         let mut times = Vec::new();
+        let secret = plan.secret.replace("{}", &number.to_string());
         while Instant::now() < end {
             let began = Instant::now();
-            client
-                .get_secret_value()
-                .secret_id(&plan.secret)
-                .send()
-                .await?;
+            client.get_secret_value().secret_id(&secret).send().await?;
             times.push(u32::try_from(began.elapsed().as_nanos()).unwrap_or(u32::MAX));
         }
         Ok::<_, Box<dyn std::error::Error + Send + Sync>>(times)

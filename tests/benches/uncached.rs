@@ -22,6 +22,12 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
         .agent(stage.unlimited("uncached", false)?, true)
         .await?;
     stage.canned(&agent, SMALL).await?;
+    // One secret for each connection: equal reads of one pod would share one call.
+    for number in 0..16 {
+        stage
+            .sandbox
+            .secret(&format!("bench/own-{number}"), &"s".repeat(64));
+    }
     let session = session(stage).await?;
     for round in 0..pace.rounds {
         for connections in [1, 16] {
@@ -30,7 +36,7 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
                 let (server, load) = if (round + turn) % 2 == 0 {
                     let plan = Plan {
                         socket: agent.socket().to_owned(),
-                        path: SMALL.to_owned(),
+                        path: "/v1/secrets/bench/own-{}".to_owned(),
                         mode: Use::Keep,
                         connections,
                         warm_up: pace.warm_up,
@@ -134,7 +140,7 @@ async fn session(stage: &Stage) -> Outcome<sdk::Plan> {
             credentials.secret_access_key,
             credentials.session_token,
         ],
-        secret: "bench/small".to_owned(),
+        secret: "bench/own-{}".to_owned(),
         connections: 1,
         warm_up: Duration::ZERO,
         run: Duration::ZERO,
