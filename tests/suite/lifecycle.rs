@@ -1,0 +1,421 @@
+//! What a pod may ask for from its first moment to after its last, and what the agent knows while the API server is away.
+
+use crate::{can_run, code};
+use std::time::{Duration, Instant};
+use testkit::kube::{Fault, PodSpec};
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
+use testkit::workload::{Request, Response, Workload};
+use tokio::time::sleep;
+
+const OWN: &str = "/v1/secrets/test/database-password";
+
+async fn scene() -> (Sandbox, testkit::agent::AgentProcess) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let agent = sandbox
+        .agent_with(|settings| settings.set("limits.attest_wait", "1s"))
+        .await;
+    (sandbox, agent.expect("an agent"))
+}
+
+fn is_own(answer: &Response) -> bool {
+    answer.status == 200 && answer.json()["value"] == password("test")
+}
+
+fn is_no_workload(answer: &Response) -> bool {
+    answer.status == 403 && code(answer) == "not_attested"
+}
+
+/// Asks until the answer is as wanted.
+async fn until(pod: &SandboxPod, wanted: impl Fn(&Response) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = pod.get(OWN).await.expect("an answer");
+        if wanted(&answer) {
+            return;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still {} {}",
+            answer.status,
+            answer.text()
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_the_api_server_has_not_named_yet_is_served_at_once() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, agent) = scene().await;
+    let object = sandbox.kube.create_pod(PodSpec {
+        namespace: "test".into(),
+        service_account: ACCOUNT.into(),
+        phase: "Pending".into(),
+        ..PodSpec::default()
+    });
+    sandbox.kube.until_requested("watch", "pods", 1).await;
+    let spec = sandbox.place(object.uid(), &container_id());
+    let workload = Workload::start(spec).await.expect("a process");
+    assert!(is_own(&workload.get(OWN).await.expect("an answer")));
+    let line = agent
+        .until_audit(|line| line["outcome"] == "ok")
+        .await
+        .expect("a line");
+    assert_eq!(line["container_confirmed"], false);
+    assert_eq!(
+        sandbox.kube.count("list", "pods"),
+        1,
+        "only the first list was needed"
+    );
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_is_refused_and_the_ordinary_one_is_not() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let ephemeral = container_id();
+    pod.object.add_ephemeral("debug", Some(&ephemeral));
+    let spec = sandbox.place(pod.object.uid(), &ephemeral);
+    let debugger = Workload::start(spec).await.expect("a process");
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !is_no_workload(&debugger.get(OWN).await.expect("an answer")) {
+        assert!(Instant::now() < deadline, "it is still served");
+    }
+    let line = agent
+        .until_audit(|line| line["reason"] == "ephemeral_container")
+        .await;
+    line.expect("why is in the trail");
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    // One that is not named at all could be another of that kind.
+    let spec = sandbox.place(pod.object.uid(), &container_id());
+    let unnamed = Workload::start(spec).await.expect("a process");
+    assert!(is_no_workload(&unnamed.get(OWN).await.expect("an answer")));
+}
+
+#[tokio::test]
+async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_refused() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    pod.workload.connect("kept").await.expect("a connection");
+    let first = pod
+        .workload
+        .send_on("kept", Request::get(OWN))
+        .await
+        .expect("an answer");
+    assert!(is_own(&first));
+    pod.object.delete();
+    let deleted = Instant::now();
+    while let Ok(answer) = pod
+        .workload
+        .send_on("kept", Request::get("/v1/identity"))
+        .await
+    {
+        assert!(
+            deleted.elapsed() < Duration::from_secs(1),
+            "still {}",
+            answer.status
+        );
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
+}
+
+#[tokio::test]
+async fn a_pod_that_ends_is_served_in_its_grace_and_not_after_it() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    pod.object.terminate(3600);
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    pod.object.terminate(-60);
+    until(&pod, is_no_workload).await;
+    agent
+        .until_audit(|line| line["reason"] == "pod_deleted")
+        .await
+        .expect("a line");
+}
+
+#[tokio::test]
+async fn a_finished_pod_is_refused() {
+    if !can_run() {
+        return;
+    }
+    for phase in ["Succeeded", "Failed"] {
+        let (sandbox, agent) = scene().await;
+        let pod = sandbox.pod("test", "web").await.expect("a pod");
+        pod.object.set_phase(phase);
+        until(&pod, is_no_workload).await;
+        agent
+            .until_audit(|line| line["reason"] == "pod_finished")
+            .await
+            .expect("a line");
+    }
+}
+
+#[tokio::test]
+async fn the_mirror_of_a_static_pod_and_a_pod_of_another_node_are_refused() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, agent) = scene().await;
+    let mirror = PodSpec {
+        namespace: "test".into(),
+        mirror: true,
+        ..PodSpec::default()
+    };
+    let pod = sandbox.pod_of(mirror).await.expect("a pod");
+    assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
+    agent
+        .until_audit(|line| line["reason"] == "static_pod")
+        .await
+        .expect("a line");
+    let elsewhere = PodSpec {
+        namespace: "test".into(),
+        name: "elsewhere".into(),
+        service_account: ACCOUNT.into(),
+        node: "n2".into(),
+        ..PodSpec::default()
+    };
+    let pod = sandbox.pod_of(elsewhere).await.expect("a pod");
+    assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
+}
+
+#[tokio::test]
+async fn an_unknown_pod_waits_and_then_one_list_answers_for_all_who_wait() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, agent) = scene().await;
+    sandbox.kube.watch_hold();
+    let pod = sandbox.pod("test", "late").await.expect("a pod");
+    let others: Vec<SandboxPod> = {
+        let mut others = Vec::new();
+        for name in ["a", "b", "c", "d"] {
+            others.push(sandbox.pod("test", name).await.expect("a pod"));
+        }
+        others
+    };
+    let before = sandbox.kube.count("list", "pods");
+    let asks = others.iter().chain([&pod]).map(|pod| pod.get(OWN));
+    for answer in futures::future::join_all(asks).await {
+        let answer = answer.expect("an answer");
+        assert!(is_own(&answer), "{}", answer.text());
+    }
+    let lists = sandbox.kube.count("list", "pods") - before;
+    assert!((1..=2).contains(&lists), "{lists} lists");
+    // A UID that is nobody's is refused after the same look.
+    let nobody = uuid::Uuid::new_v4().to_string();
+    let spec = sandbox.place(&nobody, &container_id());
+    let workload = Workload::start(spec).await.expect("a process");
+    assert!(is_no_workload(&workload.get(OWN).await.expect("an answer")));
+    agent
+        .until_audit(|line| line["reason"] == "unknown_pod")
+        .await
+        .expect("a line");
+}
+
+#[tokio::test]
+async fn a_pod_that_cannot_be_looked_up_is_told_to_come_back() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    sandbox.kube.watch_hold();
+    sandbox.kube.fail("list", "pods", Fault::Answer(500, None));
+    let pod = sandbox.pod("test", "late").await.expect("a pod");
+    let answer = pod.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert!(answer.header("retry-after").is_some());
+    sandbox.kube.heal();
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+}
+
+#[tokio::test]
+async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was_missed() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    sandbox.kube.create_service_account("test", "other", &[]);
+    let old = sandbox.pod("test", "web").await.expect("a pod");
+    assert!(is_own(&old.get(OWN).await.expect("an answer")));
+    old.object.delete_unseen();
+    let new = sandbox
+        .pod_of(PodSpec {
+            namespace: "test".into(),
+            name: "web".into(),
+            service_account: "other".into(),
+            ..PodSpec::default()
+        })
+        .await
+        .expect("a pod");
+    let answer = new.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    let identity = new.get("/v1/identity").await.expect("an answer").json();
+    assert_eq!(identity["service_account"], "other");
+    // A list tells what the watch did not.
+    sandbox.kube.compact();
+    sandbox.kube.restart().await.expect("it comes back");
+    until(&old, is_no_workload).await;
+}
+
+#[tokio::test]
+async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let known = sandbox.pod("test", "known").await.expect("a pod");
+    assert!(is_own(&known.get(OWN).await.expect("an answer")));
+    sandbox.kube.stop().await;
+    assert!(is_own(&known.get(OWN).await.expect("an answer")));
+    // Its container restarts: another id, which nobody can name now.
+    let spec = sandbox.place(known.object.uid(), &container_id());
+    let restarted = Workload::start(spec).await.expect("a process");
+    assert!(is_own(&restarted.get(OWN).await.expect("an answer")));
+    let new = sandbox.pod("test", "new").await.expect("a pod");
+    let answer = new.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    // Past the age at which the account is looked up before it is used.
+    sleep(Duration::from_secs(26)).await;
+    assert!(is_own(&known.get(OWN).await.expect("an answer")));
+    sandbox
+        .kube
+        .start_again()
+        .await
+        .expect("the port is its own");
+    let back = Instant::now();
+    until(&new, is_own).await;
+    assert!(
+        back.elapsed() < Duration::from_secs(5),
+        "it took {:?}",
+        back.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_back() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox.kube.stop().await;
+    let mut agent = sandbox
+        .settings()
+        .expect("settings")
+        .start()
+        .await
+        .expect("a process");
+    agent.until_served().await.expect("pods find somebody");
+    let (status, text) = agent.admin("/readyz").await.expect("an answer");
+    assert_eq!(status, 503);
+    assert!(text.contains("pods"), "{text}");
+    sandbox
+        .kube
+        .start_again()
+        .await
+        .expect("the port is its own");
+    agent.until_ready().await.expect("it becomes ready");
+    assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
+}
+
+#[tokio::test]
+async fn a_changed_annotation_takes_effect_within_thirty_seconds() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    sandbox.kube.annotate_service_account("test", ACCOUNT, &[]);
+    let changed = Instant::now();
+    loop {
+        let answer = pod.get(OWN).await.expect("an answer");
+        if code(&answer) == "no_role" {
+            break;
+        }
+        assert!(
+            changed.elapsed() < Duration::from_secs(30),
+            "still {}",
+            answer.status
+        );
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_service_account_made_anew_shares_no_session_with_the_one_before() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    let role = sandbox.aws.role_arn("test-app");
+    let annotations = [("eks.amazonaws.com/role-arn", &*role)];
+    sandbox
+        .kube
+        .create_service_account("test", ACCOUNT, &annotations);
+    let sessions = || {
+        let exchanges = sandbox.aws.calls_where(|call| call.secret.is_none());
+        exchanges.len()
+    };
+    assert_eq!(sessions(), 1);
+    let changed = Instant::now();
+    while sessions() < 2 {
+        assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+        assert!(
+            changed.elapsed() < Duration::from_secs(30),
+            "still the old session"
+        );
+        sleep(Duration::from_millis(500)).await;
+    }
+}
+
+#[tokio::test]
+async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accounts() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let exempting = PodSpec {
+        namespace: "test".into(),
+        name: "exempt".into(),
+        service_account: ACCOUNT.into(),
+        annotations: vec![(
+            "eks.amazonaws.com/skip-containers".into(),
+            "proxy, app".into(),
+        )],
+        ..PodSpec::default()
+    };
+    let pod = sandbox.pod_of(exempting).await.expect("a pod");
+    let answer = pod.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    // Which container it is has to be known for that.
+    let spec = sandbox.place(pod.object.uid(), &container_id());
+    let unnamed = Workload::start(spec).await.expect("a process");
+    let answer = unnamed.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+
+    let role = sandbox.role("wide", ACCOUNT, "wide/*");
+    sandbox
+        .kube
+        .create_namespace("wide", &[("eks.amazonaws.com/role-arn", &role)]);
+    sandbox.kube.create_service_account("wide", ACCOUNT, &[]);
+    sandbox.secret("wide/a", "value");
+    let pod = sandbox.pod("wide", "web").await.expect("a pod");
+    assert_eq!(pod.secret("wide/a").await.expect("an answer").status, 200);
+}
