@@ -3,11 +3,14 @@
 mod attacks;
 mod aws;
 mod disguises;
+mod cache;
 mod handover;
 mod hygiene;
 mod operations;
 mod http;
+mod lifecycle;
 mod recycled;
+mod limits;
 mod slice;
 mod trail;
 mod watch;
