@@ -16,7 +16,7 @@ use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
@@ -45,6 +45,8 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 pub(crate) struct Pod {
     pub(crate) uid: PodUid,
     facts: RwLock<Arc<Facts>>,
+    /// The `resourceVersion` of the facts.
+    version: AtomicU64,
     gone: CancellationToken,
     since: Instant,
     pub(crate) quota: Quota,
@@ -100,9 +102,20 @@ pub(crate) struct Pods {
     selector: String,
     settings: Settings,
     by_uid: RwLock<HashMap<PodUid, Arc<Pod>>>,
+    /// The pods that were deleted while a look of our own is under way, whose answer may still name them.
+    deleted: Mutex<Option<HashSet<PodUid>>>,
     changed: Notify,
     synced: watch::Sender<bool>,
     looks: Looks,
+}
+
+/// Who tells about a pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Source {
+    /// A look of our own, which may be older than what the watch has told meanwhile.
+    Look,
+    /// The watch, whose words come in order.
+    Watch,
 }
 
 /// Counts the looks, so that everybody who asks gets one that began after the question, and no more of them
@@ -225,6 +238,7 @@ impl Pods {
             selector: format!("spec.nodeName={node}"),
             settings,
             by_uid: RwLock::default(),
+            deleted: Mutex::default(),
             changed: Notify::new(),
             synced: watch::Sender::new(false),
             looks: Looks::default(),
@@ -271,12 +285,13 @@ impl Pods {
         let mut last = self.looks.last.lock().await;
         if last.0 <= before {
             let number = self.looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            *self.deleted() = Some(HashSet::new());
             let parameters = ListParams::default().fields(&self.selector);
             let answer = timeout(LOOK_TIMEOUT, self.api.list(&parameters)).await;
             let found = match answer {
                 Ok(Ok(list)) => {
                     for pod in list.items {
-                        self.learn(pod);
+                        self.learn(pod, Source::Look);
                     }
                     true
                 }
@@ -289,6 +304,7 @@ impl Pods {
                     false
                 }
             };
+            *self.deleted() = None;
             *last = (number, found);
         }
         if last.1 { Ok(()) } else { Err(LookError) }
@@ -320,13 +336,13 @@ impl Pods {
                             listed.clear();
                             listing_since = Instant::now();
                         }
-                        Event::InitApply(pod) => listed.extend(self.learn(pod)),
+                        Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
                         Event::InitDone => {
                             self.keep(&listed, listing_since);
                             self.synced.send_replace(true);
                         }
                         Event::Apply(pod) => {
-                            self.learn(pod);
+                            self.learn(pod, Source::Watch);
                         }
                         Event::Delete(pod) => self.forget(pod),
                     }
@@ -347,16 +363,29 @@ impl Pods {
         }
     }
 
-    fn learn(&self, pod: k8s::Pod) -> Option<PodUid> {
+    fn learn(&self, pod: k8s::Pod, source: Source) -> Option<PodUid> {
+        let version = pod.metadata.resource_version.as_ref();
+        let version = version.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (uid, facts) = Facts::of(pod)?;
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        if source == Source::Look {
+            // The watch may have overtaken the list: what it has told meanwhile is younger.
+            let is_deleted = self.deleted().as_ref().is_some_and(|d| d.contains(&uid));
+            let known = by_uid.get(&uid);
+            if is_deleted || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
+            {
+                return Some(uid);
+            }
+        }
         if let Some(pod) = by_uid.get(&uid) {
+            pod.version.store(version, Ordering::Relaxed);
             pod.learn(facts);
         } else {
             let limits = &self.settings.limits;
             let pod = Pod {
                 uid,
                 facts: RwLock::new(Arc::new(facts)),
+                version: AtomicU64::new(version),
                 gone: CancellationToken::new(),
                 since: Instant::now(),
                 quota: Quota::new(
@@ -376,14 +405,23 @@ impl Pods {
         let Some(uid) = pod.metadata.uid.and_then(|uid| uid.parse().ok()) else {
             return;
         };
-        let gone = self
-            .by_uid
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&uid);
+        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        let gone = by_uid.remove(&uid);
+        self.note_deleted(uid);
+        drop(by_uid);
         if let Some(pod) = gone {
             pod.gone.cancel();
         }
+    }
+
+    fn note_deleted(&self, uid: PodUid) {
+        if let Some(deleted) = &mut *self.deleted() {
+            deleted.insert(uid);
+        }
+    }
+
+    fn deleted(&self) -> MutexGuard<'_, Option<HashSet<PodUid>>> {
+        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops every pod that a complete list did not name, so that a deletion nobody told us about is noticed. A
@@ -395,9 +433,75 @@ impl Pods {
             .retain(|uid, pod| {
                 let keep = listed.contains(uid) || pod.since > listing_since;
                 if !keep {
+                    self.note_deleted(*uid);
                     pod.gone.cancel();
                 }
                 keep
             });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+
+    fn pods() -> Pods {
+        let client = client();
+        let settings = Settings {
+            limits: config::Limits::default(),
+            cache: Arc::new(config::Cache::default()),
+        };
+        Pods::new(client, "node", settings)
+    }
+
+    /// A client that asks nobody.
+    fn client() -> kube::Client {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
+        kube::Client::try_from(kube::Config::new(nowhere)).expect("a client")
+    }
+
+    fn pod(version: &str, host_network: bool) -> k8s::Pod {
+        let mut pod = k8s::Pod::default();
+        pod.metadata.uid = Some(UID.into());
+        pod.metadata.name = Some("web".into());
+        pod.metadata.namespace = Some("test".into());
+        pod.metadata.resource_version = Some(version.into());
+        pod.spec = Some(k8s::PodSpec {
+            host_network: Some(host_network),
+            ..k8s::PodSpec::default()
+        });
+        pod
+    }
+
+    fn host_network(pods: &Pods) -> Option<bool> {
+        let uid = UID.parse().expect("a UID");
+        pods.by_uid(uid).map(|pod| pod.facts().host_network)
+    }
+
+    #[tokio::test]
+    async fn a_look_that_the_watch_has_overtaken_changes_nothing() {
+        let pods = pods();
+        pods.learn(pod("20", true), Source::Watch);
+        pods.learn(pod("19", false), Source::Look);
+        assert_eq!(host_network(&pods), Some(true));
+        pods.learn(pod("21", false), Source::Look);
+        assert_eq!(host_network(&pods), Some(false));
+        // The watch is never behind itself, whatever the numbers say.
+        pods.learn(pod("3", true), Source::Watch);
+        assert_eq!(host_network(&pods), Some(true));
+    }
+
+    #[tokio::test]
+    async fn a_pod_deleted_during_a_look_does_not_come_back_with_it() {
+        let pods = pods();
+        pods.learn(pod("20", true), Source::Watch);
+        *pods.deleted() = Some(HashSet::new());
+        pods.forget(pod("21", true));
+        pods.learn(pod("20", true), Source::Look);
+        assert_eq!(host_network(&pods), None);
     }
 }
