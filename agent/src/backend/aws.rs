@@ -18,7 +18,7 @@ use aws_config::retry::RetryConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_secretsmanager as secretsmanager;
-use aws_sdk_secretsmanager::config::Credentials;
+use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
@@ -387,6 +387,8 @@ fn client(
         .to_builder()
         .region(Region::new(region.to_owned()))
         .credentials_provider(credentials.clone())
+        // The clients' common cache would keep the credentials of every session that there has been.
+        .identity_cache(IdentityCache::no_cache())
         .build();
     secretsmanager::Client::from_conf(config)
 }
