@@ -150,7 +150,9 @@ where
             } else if status >= 500 {
                 unreachable("has trouble of its own")
             } else {
-                unreachable("gave an unexpected answer")
+                // It is there and says no in a way of its own: what one pod asks must not take a region from the others.
+                let text = format!("{whose} gave an unexpected answer; try again");
+                (Fault::Call, RequestError::unavailable(text))
             }
         }
         _ => unreachable("gave an answer that cannot be read"),
