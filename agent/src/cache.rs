@@ -126,7 +126,6 @@ impl Values {
         } else {
             CacheUse::Off
         };
-        let began = Instant::now();
         let seat = self.reads.join(key, latest, asker, fetch());
         let outcome = seat
             .result
@@ -134,13 +133,18 @@ impl Values {
             .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
-                if let Some(kept) = kept {
+                // A read that began later may have ended before: what it found is newer.
+                let is_newest = |kept: &Cache<ReadKey, Kept>| {
+                    kept.get(key)
+                        .is_none_or(|value| value.read_at <= seat.began)
+                };
+                if let Some(kept) = kept.filter(|kept| is_newest(kept)) {
                     // Its age counts from before the vault was asked, so it is never older than it says.
                     kept.insert(
                         key.clone(),
                         Kept {
                             secret: secret.clone(),
-                            read_at: began,
+                            read_at: seat.began,
                         },
                     );
                 }
@@ -157,7 +161,9 @@ impl Values {
                 };
                 if error.fault == Fault::Unreachable {
                     let longest = self.settings.ttl + self.settings.stale_if_error;
-                    if !self.settings.stale_if_error.is_zero()
+                    // Whoever asked for the latest is better off without an answer than with an old one.
+                    if !latest
+                        && !self.settings.stale_if_error.is_zero()
                         && let Some(value) = kept.get(key)
                         && value.read_at.elapsed() < longest
                     {

@@ -5,6 +5,7 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Calls in flight by what they fetch. A call is a task of its own, so whoever began it may leave without
@@ -16,6 +17,7 @@ const SWEEP: usize = 64;
 
 struct Flight<T: Clone> {
     leader: Arc<str>,
+    began: Instant,
     result: WeakShared<Landing<T>>,
 }
 
@@ -26,6 +28,8 @@ type Landing<T> = BoxFuture<'static, Option<T>>;
 pub(crate) struct Seat<T: Clone> {
     /// The request that began the flight, if it is another one.
     pub(crate) leader: Option<Arc<str>>,
+    /// When the flight began, which for who joins is before the ask.
+    pub(crate) began: Instant,
     /// The result, or nothing if the task died.
     pub(crate) result: Shared<Landing<T>>,
 }
@@ -45,12 +49,14 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         {
             return Seat {
                 leader: Some(flight.leader.clone()),
+                began: flight.began,
                 result,
             };
         }
         if flights.len() >= SWEEP {
             flights.retain(|_, flight| flight.result.upgrade().is_some());
         }
+        let began = Instant::now();
         let task = AbortOnDropHandle::new(tokio::spawn(start));
         let result = async move { task.await.ok() }.boxed().shared();
         if let Some(weak) = result.downgrade() {
@@ -58,12 +64,14 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
                 key.clone(),
                 Flight {
                     leader: asker.clone(),
+                    began,
                     result: weak,
                 },
             );
         }
         Seat {
             leader: None,
+            began,
             result,
         }
     }

@@ -330,3 +330,56 @@ async fn the_cache_holds_no_more_bytes_than_it_may() {
     assert!(kept.weighted_size() <= room, "{}", kept.weighted_size());
     assert!(kept.entry_count() > 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_for_the_latest_gets_no_expired_value() {
+    let (vault, key) = (Vault::default(), key("prod/db"));
+    let values = values(|settings| settings.stale_if_error = TTL);
+    vault.read(&values, &key, false).await.expect("a value");
+    vault.fail(Fault::Unreachable, Code::Unavailable);
+    let latest = vault.read(&values, &key, true).await;
+    assert_eq!(latest, Err((Code::Unavailable, "miss")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_read_does_not_put_an_older_value_over_a_newer_one() {
+    let (vault, key) = (Vault::default(), key("prod/db"));
+    let values = values(|_| {});
+    let asker = "request".into();
+    let slow = values.read(&key, false, &asker, || {
+        let fetch = vault.clone().fetch();
+        async move {
+            let found = fetch.await;
+            sleep(Duration::from_secs(1)).await;
+            found
+        }
+    });
+    let fresh = async {
+        sleep(Duration::from_millis(20)).await;
+        vault.read(&values, &key, true).await
+    };
+    let (slow, fresh) = tokio::join!(slow, fresh);
+    assert_eq!(&*slow.expect("a value").secret.version, "1");
+    assert_eq!(fresh.expect("a value").0, "2");
+    let kept = vault.read(&values, &key, false).await.expect("a value");
+    assert_eq!(kept, ("2".to_owned(), "hit"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_age_of_a_shared_read_counts_from_its_beginning() {
+    let (vault, key) = (Vault::default(), key("prod/db"));
+    let values = values(|_| {});
+    let first = vault.read(&values, &key, false);
+    let joined = async {
+        sleep(Duration::from_millis(8)).await;
+        vault.read(&values, &key, false).await
+    };
+    let (first, joined) = tokio::join!(first, joined);
+    assert_eq!((first.is_ok(), joined.is_ok()), (true, true));
+    assert_eq!(vault.reads(), 1);
+    let kept = values
+        .read(&key, false, &"request".into(), || vault.clone().fetch())
+        .await
+        .expect("a value");
+    assert_eq!(kept.age, Some(Duration::from_millis(10)));
+}
