@@ -36,6 +36,9 @@ const HEAD_LIMIT: usize = 16 * 1024;
 /// How long a request's head may take from its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// How long a connection may stand idle between requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
@@ -186,7 +189,10 @@ impl Server {
                     }
                 }
                 _ = ticks.tick() => {
-                    if connection.head_is_late(HEAD_TIMEOUT) || connection.waits_too_long() {
+                    if connection.head_is_late(HEAD_TIMEOUT)
+                        || connection.write_is_late(WRITE_TIMEOUT)
+                        || connection.waits_too_long()
+                    {
                         return;
                     }
                     if reading && connection.is_idle(IDLE_TIMEOUT) {

@@ -63,6 +63,8 @@ struct Times {
     /// How many requests are being answered.
     answering: usize,
     quiet_since: Instant,
+    /// Since when the peer has taken nothing of an answer.
+    stuck_since: Option<Instant>,
 }
 
 /// Lets peers wait that are not attested: so many in all, and few from one cgroup.
@@ -161,6 +163,7 @@ impl Connection {
                 head_since: None,
                 answering: 0,
                 quiet_since: Instant::now(),
+                stuck_since: None,
             }),
         })
     }
@@ -255,6 +258,18 @@ impl Connection {
     pub(super) fn head_is_late(&self, limit: Duration) -> bool {
         self.times()
             .head_since
+            .is_some_and(|since| since.elapsed() >= limit)
+    }
+
+    /// Notes that the peer takes nothing of an answer, or takes some again.
+    pub(super) fn write_is_stuck(&self, stuck: bool) {
+        self.times().stuck_since = stuck.then(Instant::now);
+    }
+
+    /// Whether the peer has taken nothing of an answer for that long.
+    pub(super) fn write_is_late(&self, limit: Duration) -> bool {
+        self.times()
+            .stuck_since
             .is_some_and(|since| since.elapsed() >= limit)
     }
 

@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::net::UnixStream;
 
-/// A stream that tells its connection when bytes have come in. It reads with plain `read(2)`: descriptors that a peer
+/// A stream that tells its connection when bytes have come in, and when the peer takes none. It reads with plain `read(2)`: descriptors that a peer
 /// sends along are closed by the kernel.
 pub(super) struct Metered {
     stream: TokioIo<UnixStream>,
     connection: Arc<Connection>,
+    /// Whether the last write found no room.
+    stuck: bool,
 }
 
 impl Metered {
@@ -21,6 +23,14 @@ impl Metered {
         Self {
             stream: TokioIo::new(stream),
             connection,
+            stuck: false,
+        }
+    }
+
+    fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
+        if self.stuck != outcome.is_pending() {
+            self.stuck = !self.stuck;
+            self.connection.write_is_stuck(self.stuck);
         }
     }
 }
@@ -46,7 +56,9 @@ impl Write for Metered {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.wrote(&outcome);
+        outcome
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -66,6 +78,8 @@ impl Write for Metered {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(&outcome);
+        outcome
     }
 }
