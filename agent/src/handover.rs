@@ -193,12 +193,12 @@ impl Place {
 
     /// Looks who answers on the path.
     pub(crate) async fn look(&self, listening: &Listening) -> Found {
+        use io::ErrorKind::{ConnectionRefused as Refused, NotFound};
         let answers = timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await;
         match answers {
-            // A full backlog, or one that does not move: somebody is there.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(Err(_)) => return Found::Nobody,
-            Ok(Ok(_)) | Err(_) => {}
+            Ok(Err(error)) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
+            // A full backlog, one that does not move, or no descriptor left to dial with: somebody may be there.
+            Ok(_) | Err(_) => {}
         }
         match self.stat(&self.name) {
             Some(stat) if stat.st_ino == listening.inode => Found::Ours,
