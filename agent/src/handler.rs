@@ -315,26 +315,34 @@ impl Exchange {
             role,
             account: account.uid.clone(),
         };
-        let session = services
-            .session(&workload, &key, &self.id)
-            .await
-            .map_err(|failed| failed.error)?;
-        let started = Instant::now();
-        let outcome = session.list(ask.limit, ask.cursor.clone()).await;
-        let error = outcome.as_ref().err().map(|failed| &failed.error);
-        services.metrics.backend_call(
-            services.backends.name(backend),
-            "list",
-            started.elapsed(),
-            error,
-        );
-        let page = outcome.map_err(|failed| {
+        let mut tries = 2;
+        let page = loop {
+            tries -= 1;
+            let session = services
+                .session(&workload, &key, &self.id)
+                .await
+                .map_err(|failed| failed.error)?;
+            let started = Instant::now();
+            let outcome = session.list(ask.limit, ask.cursor.clone()).await;
+            let error = outcome.as_ref().err().map(|failed| &failed.error);
+            services.metrics.backend_call(
+                services.backends.name(backend),
+                "list",
+                started.elapsed(),
+                error,
+            );
+            let failed = match outcome {
+                Ok(page) => break page,
+                Err(failed) => failed,
+            };
             let ended = failed.fault == Fault::SessionEnded;
             if ended || failed.is_refusal() {
                 workload.pod().sessions.put_away(&key, &session, ended);
             }
-            failed.error
-        })?;
+            if !ended || tries == 0 {
+                return Err(failed.error);
+            }
+        };
         response::json(
             &SecretList {
                 secrets: page.names,

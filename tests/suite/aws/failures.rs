@@ -1,0 +1,287 @@
+//! What the cloud's refusals and failures become for the caller, and what the agent forgets over them.
+
+use super::{SECRET, exchanges, reads};
+use crate::{can_run, code};
+use std::time::{Duration, Instant};
+use testkit::aws::{Behaviour, Fault, Operation, read_policy, secret_arn, trust_policy};
+use testkit::sandbox::{REGION, Sandbox};
+use testkit::workload::Response;
+
+#[tokio::test]
+async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_named() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let own = sandbox.namespace("test");
+    let prod = sandbox.namespace("prod");
+    let provider = sandbox.provider().to_owned();
+    let trust = |subject: &str, audience: &str| trust_policy(&provider, subject, audience);
+    let of = |name: &str| sandbox.aws.role_arn(name);
+    for (role, subject, audience) in [
+        (
+            "bad-sub",
+            "system:serviceaccount:prod:app",
+            "sts.amazonaws.com",
+        ),
+        ("bad-aud", "system:serviceaccount:test:app", "somebody-else"),
+    ] {
+        let policy = read_policy(&[secret_arn("*", sandbox.aws.account(), "*")]);
+        let spec = testkit::aws::RoleSpec::new(of(role), trust(subject, audience), policy);
+        sandbox
+            .aws
+            .create_role(spec)
+            .expect("the policies are well formed");
+    }
+    let _agent = sandbox.agent().await.expect("an agent");
+    let cases = [
+        (prod.clone(), "denied"),
+        (of("bad-sub"), "denied"),
+        (of("bad-aud"), "denied"),
+        (of("nobody"), "denied"),
+        ("arn:aws:iam::444455556666:role/foreign".into(), "denied"),
+        ("test-app".into(), "no_role"),
+        ("arn:aws:iam::1111:role/x".into(), "no_role"),
+        ("arn:aws:iam::111122223333:user/x".into(), "no_role"),
+        ("arn:aws:iam::111122223333:role/".into(), "no_role"),
+        ("arn:gcp:iam::111122223333:role/x".into(), "no_role"),
+    ];
+    for (number, (role, word)) in cases.iter().enumerate() {
+        // Another account for each, as what is known of one is good for some seconds.
+        let account = format!("app-{number}");
+        sandbox.kube.create_service_account(
+            "test",
+            &account,
+            &[("eks.amazonaws.com/role-arn", role)],
+        );
+        let spec = testkit::kube::PodSpec {
+            namespace: "test".into(),
+            name: account.clone(),
+            service_account: account,
+            ..testkit::kube::PodSpec::default()
+        };
+        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let answer = pod
+            .secret("prod/database-password")
+            .await
+            .expect("an answer");
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (403, *word),
+            "{role}: {}",
+            answer.text()
+        );
+        for other in [&own, &prod].into_iter().filter(|other| *other != role) {
+            assert!(
+                !answer.text().contains(&**other),
+                "{role}: {}",
+                answer.text()
+            );
+        }
+        assert!(
+            !answer.text().contains("system:serviceaccount:prod"),
+            "{}",
+            answer.text()
+        );
+    }
+    sandbox.aws.remove_oidc_provider(&provider);
+    let pod = sandbox.pod("test", "late").await.expect("a pod");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    assert!(reads(&sandbox).is_empty());
+}
+
+#[tokio::test]
+async fn a_namespace_that_allows_no_tokens_is_denied() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox.kube.forbid("create", "serviceaccounts/token");
+    let _agent = sandbox.agent().await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    assert!(sandbox.aws.calls().is_empty());
+}
+
+#[tokio::test]
+async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let with = [
+        ("eks.amazonaws.com/role-arn", &*role),
+        ("eks.amazonaws.com/audience", "vault"),
+    ];
+    sandbox.kube.annotate_service_account("test", "app", &with);
+    let agent = sandbox.agent().await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    assert!(sandbox.kube.tokens().is_empty());
+    drop(agent);
+    let audiences = r#"["sts.amazonaws.com", "vault"]"#;
+    let _agent = sandbox
+        .agent_with(|settings| settings.set("backends.aws.audiences", audiences))
+        .await
+        .expect("an agent");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    // The fake's provider does not know it; the token was made out to it and to nobody else.
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    assert_eq!(sandbox.kube.tokens()[0].audiences, ["vault"]);
+}
+
+#[tokio::test]
+async fn a_refused_role_takes_its_session_and_cached_values_with_it() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    sandbox.secret("test/kept", "kept");
+    let cached = |s: testkit::agent::AgentSettings| {
+        s.set("cache.ttl", "1h").set("cache.stale_if_error", "1h")
+    };
+    let _agent = sandbox.agent_with(cached).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert_eq!(
+        pod.secret("test/kept").await.expect("an answer").status,
+        200
+    );
+    sandbox.aws.revoke_role_sessions(&role);
+    // Still from the cache; the next that asks the vault is refused, and nothing of the role is served after it.
+    assert_eq!(
+        pod.secret("test/kept").await.expect("an answer").status,
+        200
+    );
+    assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 403);
+    let answer = pod.secret("test/kept").await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+}
+
+#[tokio::test]
+async fn each_answer_of_the_vault_has_its_own_code() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox.namespace("prod");
+    sandbox.secret("test/doomed", "x");
+    assert!(sandbox.aws.mark_for_deletion(REGION, "test/doomed"));
+    let agent = sandbox
+        .agent_with(|s| s.set("backends.aws.timeout", "300ms"))
+        .await
+        .expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
+    let ask = async |name: &str| -> Response { pod.secret(name).await.expect("an answer") };
+    for (name, status, word) in [
+        ("prod/database-password", 403, "denied"),
+        ("test/missing", 404, "not_found"),
+        ("test/doomed", 404, "not_found"),
+    ] {
+        let answer = ask(name).await;
+        assert_eq!((answer.status, &*code(&answer)), (status, word), "{name}");
+    }
+    let faults = [
+        (Behaviour::KmsDenied, 403, "denied", None),
+        (Behaviour::DecryptionFailure, 403, "denied", None),
+        (Behaviour::Throttle(Some(7)), 429, "throttled", Some("7")),
+        (Behaviour::Throttle(None), 429, "throttled", Some("1")),
+        (Behaviour::InternalError, 503, "unavailable", Some("1")),
+        (Behaviour::ServiceUnavailable, 503, "unavailable", Some("1")),
+        (Behaviour::Html, 503, "unavailable", Some("1")),
+        (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
+        (Behaviour::CutBody, 503, "unavailable", Some("1")),
+        (Behaviour::Disconnect, 503, "unavailable", Some("1")),
+        (Behaviour::Hang, 503, "unavailable", Some("1")),
+    ];
+    for (behaviour, status, word, wait) in faults {
+        let what = format!("{behaviour:?}");
+        let _fault = sandbox
+            .aws
+            .fault(Fault::on(Operation::GetSecretValue, behaviour));
+        let begun = Instant::now();
+        let answer = ask(SECRET).await;
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (status, word),
+            "{what}: {}",
+            answer.text()
+        );
+        assert_eq!(answer.header("retry-after"), wait, "{what}");
+        assert!(begun.elapsed() < Duration::from_secs(8), "{what}");
+        assert!(!answer.text().contains("canary"), "{what}");
+    }
+    sandbox.aws.stop_listening().await.expect("it stops");
+    let answer = ask(SECRET).await;
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    sandbox.aws.resume_listening().await.expect("it resumes");
+    assert_eq!(ask(SECRET).await.status, 200);
+    let line = agent
+        .until_audit(|line| line["code"] == "throttled")
+        .await
+        .expect("its line");
+    assert!(line["cloud_request_id"].is_string());
+    drop(agent);
+
+    // The token service fails in the same words.
+    let _agent = sandbox
+        .agent_with(|s| s.set("backends.aws.timeout", "300ms"))
+        .await
+        .expect("an agent");
+    for behaviour in [
+        Behaviour::InternalError,
+        Behaviour::Html,
+        Behaviour::TruncatedBody,
+        Behaviour::Hang,
+    ] {
+        let what = format!("{behaviour:?}");
+        let _fault = sandbox
+            .aws
+            .fault(Fault::on(Operation::AssumeRoleWithWebIdentity, behaviour));
+        let answer = ask(SECRET).await;
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (503, "unavailable"),
+            "{what}"
+        );
+    }
+    let throttle = Fault::on(
+        Operation::AssumeRoleWithWebIdentity,
+        Behaviour::Throttle(None),
+    );
+    let throttled = sandbox.aws.fault(throttle);
+    assert_eq!(code(&ask(SECRET).await), "throttled");
+    drop(throttled);
+    assert_eq!(ask(SECRET).await.status, 200);
+}
+
+#[tokio::test]
+async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let _agent = sandbox
+        .agent_with(|s| {
+            s.set("limits.request_deadline", "1s")
+                .set("limits.attest_wait", "1s")
+                .set("backends.aws.timeout", "1s")
+        })
+        .await
+        .expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let _fault = sandbox.aws.fault(Fault::everywhere(Behaviour::Hang));
+    let begun = Instant::now();
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (504, "timeout"));
+    assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(3));
+    assert!(exchanges(&sandbox).len() <= 1);
+}

@@ -1,0 +1,184 @@
+//! Where secrets are read: the role's partition, the annotations' region and prefix, and what is fallen back to.
+
+use super::{SECRET, reads};
+use crate::{can_run, code};
+use testkit::agent::AgentSettings;
+use testkit::aws::{
+    Behaviour, Fault, Operation, RoleSpec, SecretInput, provider_arn, read_and_list_policy,
+    secret_arn, trust_policy,
+};
+use testkit::sandbox::{REGION, Sandbox};
+
+const FALLBACK: &str = "eu-west-1";
+
+fn with_fallback(settings: AgentSettings) -> AgentSettings {
+    settings
+        .set("backends.aws.fallback_regions", format!("[{FALLBACK:?}]"))
+        .set("backends.aws.timeout", "300ms")
+}
+
+#[tokio::test]
+async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox
+        .aws
+        .put_secret(FALLBACK, SECRET, SecretInput::text("replica"));
+    sandbox
+        .aws
+        .put_secret(FALLBACK, "test/only-there", SecretInput::text("x"));
+    sandbox
+        .aws
+        .put_secret(FALLBACK, "prod/x", SecretInput::text("x"));
+    let _agent = sandbox.agent_with(with_fallback).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    for (name, status) in [(SECRET, 200), ("test/only-there", 404), ("prod/x", 403)] {
+        assert_eq!(
+            pod.secret(name).await.expect("an answer").status,
+            status,
+            "{name}"
+        );
+    }
+    let throttled = sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::Throttle(None),
+    ));
+    assert_eq!(
+        code(&pod.secret(SECRET).await.expect("an answer")),
+        "throttled"
+    );
+    drop(throttled);
+    assert!(
+        reads(&sandbox)
+            .iter()
+            .all(|read| read.region.as_deref() == Some(REGION))
+    );
+
+    sandbox.aws.clear_calls();
+    let down = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, Behaviour::Hang).in_region(REGION));
+    for _ in 0..3 {
+        let answer = pod.secret(SECRET).await.expect("an answer");
+        assert_eq!(
+            (answer.status, answer.json()["value"].as_str()),
+            (200, Some("replica"))
+        );
+    }
+    let asked: Vec<_> = reads(&sandbox)
+        .into_iter()
+        .filter_map(|read| read.region)
+        .collect();
+    // The one that is down is asked once, and then not for a while.
+    assert_eq!(
+        asked.iter().filter(|region| *region == REGION).count(),
+        1,
+        "{asked:?}"
+    );
+    // When the other one is down too, the first is asked after all.
+    let both = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, Behaviour::InternalError).in_region(FALLBACK));
+    drop(down);
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!(
+        (answer.status, answer.json()["value"].as_str()),
+        (200, Some(&*testkit::sandbox::password("test")))
+    );
+    drop(both);
+}
+
+#[tokio::test]
+async fn the_roles_partition_says_where_it_is_used() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.kube.create_namespace("test", &[]);
+    let issuer = sandbox.kube.issuer();
+    let account = sandbox.aws.account().to_owned();
+    let cases = [
+        ("aws-us-gov", "us-gov-west-1", None),
+        ("aws-us-gov", "us-gov-east-1", Some("us-gov-east-1")),
+        ("aws-cn", "cn-north-1", None),
+        ("aws", "us-west-2", Some("us-west-2")),
+        ("aws", REGION, None),
+    ];
+    let _agent = sandbox.agent().await.expect("an agent");
+    for (number, (partition, region, asked)) in cases.into_iter().enumerate() {
+        let (name, provider) = (
+            format!("app-{number}"),
+            provider_arn(partition, &account, issuer.url()),
+        );
+        sandbox
+            .aws
+            .add_oidc_provider_at(&provider, &["sts.amazonaws.com"], &issuer.jwks());
+        let arn = format!("arn:{partition}:iam::{account}:role/{name}");
+        let subject = format!("system:serviceaccount:test:{name}");
+        let resource = secret_arn(region, &account, "test/*");
+        let spec = RoleSpec::new(
+            &arn,
+            trust_policy(&provider, &subject, "sts.amazonaws.com"),
+            read_and_list_policy(&[resource]),
+        );
+        sandbox
+            .aws
+            .create_role(spec)
+            .expect("the policies are well formed");
+        sandbox
+            .aws
+            .put_secret(region, "test/x", SecretInput::text(region));
+        let mut annotations = vec![("eks.amazonaws.com/role-arn", &*arn)];
+        annotations.extend(asked.map(|region| ("latchkey.dev/aws-region", region)));
+        sandbox
+            .kube
+            .create_service_account("test", &name, &annotations);
+        let spec = testkit::kube::PodSpec {
+            namespace: "test".into(),
+            name: name.clone(),
+            service_account: name,
+            ..testkit::kube::PodSpec::default()
+        };
+        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let answer = pod.secret("test/x").await.expect("an answer");
+        assert_eq!(
+            (answer.status, answer.json()["value"].as_str()),
+            (200, Some(region)),
+            "{}",
+            answer.text()
+        );
+    }
+    let bad = [
+        ("aws-us-gov", "eu-west-1"),
+        ("aws", "cn-north-1"),
+        ("aws", "evil.example/x-1"),
+        ("aws", "nowhere"),
+    ];
+    for (number, (partition, region)) in bad.into_iter().enumerate() {
+        let name = format!("bad-{number}");
+        let arn = format!("arn:{partition}:iam::{account}:role/x");
+        let annotations = [
+            ("eks.amazonaws.com/role-arn", &*arn),
+            ("latchkey.dev/aws-region", region),
+        ];
+        sandbox
+            .kube
+            .create_service_account("test", &name, &annotations);
+        let spec = testkit::kube::PodSpec {
+            namespace: "test".into(),
+            name: name.clone(),
+            service_account: name,
+            ..testkit::kube::PodSpec::default()
+        };
+        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let answer = pod.secret("test/x").await.expect("an answer");
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (403, "no_role"),
+            "{region}"
+        );
+    }
+}
