@@ -2,6 +2,7 @@
 
 mod attacks;
 mod aws;
+mod churn;
 mod disguises;
 mod cache;
 mod handover;
