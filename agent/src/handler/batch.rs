@@ -12,6 +12,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
+use tokio::time::{Instant, timeout_at};
 
 /// The longest body of a batch, in bytes.
 const BATCH_BODY: usize = 64 * 1024;
@@ -24,6 +25,8 @@ const BATCH_VALUES: usize = 4 * 1024 * 1024;
 
 impl Exchange {
     pub(super) async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
+        // One deadline for the whole request, however many names it has.
+        let deadline = Instant::now() + self.services.deadline;
         let (workload, _permit, names) = self
             .within_deadline(async {
                 let workload = self.connection.workload().await?;
@@ -39,7 +42,7 @@ impl Exchange {
         let workload = &workload;
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name).await;
+                let outcome = self.batched(workload, &name, deadline).await;
                 (name, outcome)
             })
             .buffered(BATCH_WIDTH);
@@ -75,21 +78,37 @@ impl Exchange {
     }
 
     /// One name of a batch, with a line of its own.
-    async fn batched(&self, workload: &Workload, name: &str) -> Result<Bytes, RequestError> {
+    async fn batched(
+        &self,
+        workload: &Workload,
+        name: &str,
+        deadline: Instant,
+    ) -> Result<Bytes, RequestError> {
         let ask = SecretAsk::plain(
             SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?,
         );
-        let mut record = self.record(name).await?;
+        let mut record = by(deadline, self.record(name)).await?;
         record.workload = Some(workload.clone());
-        let outcome = self
-            .within_deadline(async {
-                let (read, backend) = self.read(workload, &ask, &mut record).await?;
-                response::secret_json(&read.secret, name, self.services.backends.name(backend))
-            })
-            .await;
+        let outcome = by(deadline, async {
+            let (read, backend) = self.read(workload, &ask, &mut record).await?;
+            response::secret_json(&read.secret, name, self.services.backends.name(backend))
+        })
+        .await;
         record.close(outcome.as_ref().err())?;
         outcome
     }
+}
+
+async fn by<T>(
+    deadline: Instant,
+    work: impl Future<Output = Result<T, RequestError>>,
+) -> Result<T, RequestError> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| {
+        Err(RequestError::new(
+            Code::Timeout,
+            "the request's deadline passed; ask for fewer names at once",
+        ))
+    })
 }
 
 /// The names of a batch, each once, in the order asked for.
