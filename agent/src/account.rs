@@ -25,6 +25,9 @@ const MUST_REFRESH: Duration = Duration::from_secs(25);
 /// After a failed look the last word is used for so long before the next try.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How long the outcome of a failed look stands for those who ask next, where there is no last word.
+const FAILURE_STANDS: Duration = Duration::from_secs(1);
+
 /// How long the API server may take for one object.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -61,6 +64,8 @@ pub(crate) struct Accounts {
 #[derive(Debug, Default)]
 struct Entry {
     last: Mutex<Option<Last>>,
+    /// How the last look failed, and when it ended.
+    failed: Mutex<Option<(Instant, RequestError)>>,
     look: Arc<tokio::sync::Mutex<()>>,
 }
 
@@ -172,6 +177,12 @@ impl Accounts {
         {
             return Ok(last.account);
         }
+        // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of his own.
+        if let Some((at, error)) = entry.failed()
+            && now < at + FAILURE_STANDS
+        {
+            return Err(error);
+        }
         match self.refresh(&entry, namespace, name).await {
             Err(error) if error.code == Code::Unavailable => {
                 last.map(|last| last.account).ok_or(error)
@@ -190,6 +201,7 @@ impl Accounts {
         match self.look(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
+                entry.fail(None);
                 entry.set(Some(Last {
                     account: account.clone(),
                     at,
@@ -198,6 +210,7 @@ impl Accounts {
                 Ok(account)
             }
             Err(error) => {
+                entry.fail(Some((Instant::now(), error.clone())));
                 match error.code {
                     Code::Unavailable => entry.postpone(Instant::now() + RETRY),
                     // The account is gone: so is what was known of it.
@@ -252,6 +265,17 @@ impl Entry {
 
     fn set(&self, last: Option<Last>) {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
+    }
+
+    fn failed(&self) -> Option<(Instant, RequestError)> {
+        self.failed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    fn fail(&self, failed: Option<(Instant, RequestError)>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
     }
 
     fn postpone(&self, until: Instant) {
