@@ -8,15 +8,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 
-/// Scrapers and probes that may be connected at once.
+/// Scrapers and probes that may be connected at once; of more, the oldest goes.
 const CONNECTIONS: usize = 64;
 
 /// How long one of them may take to ask.
@@ -42,17 +43,21 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves until it is dropped.
 pub(crate) async fn serve(listener: TcpListener, services: Arc<Services>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut open: VecDeque<AbortHandle> = VecDeque::new();
     loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
         let services = services.clone();
-        tokio::spawn(async move {
+        open.retain(|connection| !connection.is_finished());
+        // Whoever holds connections without asking must not keep the kubelet's probe out.
+        if open.len() >= CONNECTIONS
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+        let connection = tokio::spawn(async move {
             let service = service_fn(|request| {
                 let answer = answer(&services, &request);
                 async { Ok::<_, Infallible>(answer) }
@@ -62,8 +67,8 @@ pub(crate) async fn serve(listener: TcpListener, services: Arc<Services>) {
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
-            drop(permit);
         });
+        open.push_back(connection.abort_handle());
     }
 }
 
