@@ -27,6 +27,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
 
+/// How deep a pointer may go. Each step reads what is left of the value once more, and one thread serves everybody.
+const POINTER_STEPS: usize = 32;
+
 /// The contract's shape of a secret. The owned one is in the client crate; this one borrows the value.
 #[derive(Serialize)]
 struct SecretBody<'a> {
@@ -269,6 +272,11 @@ fn aws(secret: &Secret, name: &str) -> Bytes {
 fn member(text: &str, key: &str) -> Result<Zeroizing<String>, RequestError> {
     let object: BTreeMap<Member<'_>, &RawValue> =
         serde_json::from_str(text).map_err(|_| not_json())?;
+    if key.matches('/').count() > POINTER_STEPS {
+        return Err(RequestError::invalid(format!(
+            "a key has at most {POINTER_STEPS} steps"
+        )));
+    }
     let found = if let Some(pointer) = key.strip_prefix('/') {
         let mut steps = pointer
             .split('/')
