@@ -59,8 +59,12 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn get(&self, name: &str) -> Result<Secret, ClientError> {
-        self.ask(Method::GET, &format!("/v1/secrets/{name}"), Bytes::new())
-            .await
+        self.ask(
+            Method::GET,
+            &format!("/v1/secrets/{}", encoded(name)),
+            Bytes::new(),
+        )
+        .await
     }
 
     /// Lists the names that the workload's role may see; `cursor` is the `next` of the page before.
@@ -70,7 +74,7 @@ impl Client {
     /// If the agent cannot be reached or refuses.
     pub async fn list(&self, cursor: Option<&str>) -> Result<SecretList, ClientError> {
         let target = match cursor {
-            Some(cursor) => format!("/v1/secrets?cursor={cursor}"),
+            Some(cursor) => format!("/v1/secrets?cursor={}", encoded(cursor)),
             None => "/v1/secrets".to_owned(),
         };
         self.ask(Method::GET, &target, Bytes::new()).await
@@ -131,5 +135,35 @@ impl Client {
                 "status {status} without a reason"
             ))),
         }
+    }
+}
+
+/// A text as it may stand in a target: whatever is neither unreserved nor a slash is encoded.
+fn encoded(text: &str) -> percent_encoding::PercentEncode<'_> {
+    const RESERVED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'/')
+        .remove(b'_')
+        .remove(b'~');
+    percent_encoding::utf8_percent_encode(text, RESERVED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_name_or_cursor_holds_the_target_says_that_and_no_more() {
+        assert_eq!(encoded("prod/db_1.x-y~z").to_string(), "prod/db_1.x-y~z");
+        assert_eq!(
+            encoded("a b?version=1#c%2F+=").to_string(),
+            "a%20b%3Fversion%3D1%23c%252F%2B%3D"
+        );
+        // An unencoded one would make this panic.
+        let _ = Uri::new(
+            "/run/x.sock",
+            &format!("/v1/secrets/{}", encoded("a b\u{e9}\n")),
+        );
     }
 }
