@@ -26,6 +26,9 @@ mod exit {
 /// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own and never are.
 const LOG_QUEUE: usize = 4096;
 
+/// How long the last audit lines may take to be written.
+const LAST_LINES: std::time::Duration = std::time::Duration::from_secs(1);
+
 /// Node-local secrets agent: each pod reads its own cloud secrets over a Unix socket.
 #[derive(Debug, Parser)]
 #[command(name = "latchkey-agent", version, about)]
@@ -87,8 +90,14 @@ pub fn main() -> ExitCode {
             runtime.block_on(serve(config))
         }
     };
-    // What was cut leaves its audit lines now. A stderr that nobody reads must not keep the process for ever.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    // Its end drops what the drain cut, whose audit lines are then written. A stderr that nobody reads would hold it
+    // up for ever, so it has a thread of its own and a limit.
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        drop(runtime);
+        let _ = ended.send(());
+    });
+    let _ = end.recv_timeout(LAST_LINES);
     code
 }
 
