@@ -27,7 +27,11 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long the answer to one that is no workload, or over its pod's limit, is held back. Each has left an audit
+/// line: without a rest, one pod could write the trail faster than anybody keeps it.
+const REFUSED_REST: Duration = Duration::from_millis(50);
 
 /// What every request is answered with.
 pub(crate) struct Services {
@@ -99,6 +103,9 @@ pub(crate) async fn handle(
         .services
         .metrics
         .request(route, code, started.elapsed());
+    if matches!(code, Some(Code::Busy | Code::NotAttested)) {
+        sleep(REFUSED_REST).await;
+    }
     exchange.connection.request_ended();
     Ok(answer)
 }
