@@ -76,7 +76,6 @@ impl Agent {
         let pinning = Pinning::probe().map_err(StartError::Probe)?;
         let place = Place::open(&config.listen.socket).map_err(StartError::place)?;
         place.sweep();
-        let listening = place.listen().map_err(StartError::Listen)?;
         let admin = admin::bind(config.listen.admin)
             .map_err(|error| StartError::Admin(config.listen.admin, error))?;
         let client = preflight::kube_client().await?;
@@ -119,6 +118,8 @@ impl Agent {
             requests: AtomicU64::new(0),
             readiness: Readiness::new(pods.synced(), attestor.clone()),
         });
+        // Last, so that a start that fails leaves nothing behind.
+        let listening = place.listen().map_err(StartError::Listen)?;
         let phase = watch::Sender::new(Phase::Serving);
         let server = Arc::new(Server::new(
             services.clone(),

@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("blocking")
-        .max_blocking_threads(16)
+        .max_blocking_threads(64)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
@@ -102,11 +102,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    let agent = match Agent::bind(config).await {
-        Ok(agent) => agent,
-        Err(error) => return fail(exit::UNAVAILABLE, &error),
-    };
     let shutdown = CancellationToken::new();
+    // First, so that an agent that is told to leave while it starts does so.
     let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
     for kind in signals {
         let mut kind = match kind {
@@ -124,6 +121,10 @@ async fn serve(config: Config) -> ExitCode {
             shutdown.cancel();
         });
     }
+    let agent = match Agent::bind(config).await {
+        Ok(agent) => agent,
+        Err(error) => return fail(exit::UNAVAILABLE, &error),
+    };
     match agent.run(shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(exit::SOFTWARE, &error),

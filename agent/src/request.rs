@@ -189,7 +189,7 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
             Query::of(head, &[])?;
             Ok(Target::Attested(Ask::Batch))
         }),
-        "/v1/secrets" | "/v1/secrets/" => with(Route::List, reads, &|| {
+        "/v1/secrets" => with(Route::List, reads, &|| {
             Ok(Target::Attested(Ask::List(list(head)?)))
         }),
         "/secretsmanager/get" => with(Route::Compatible, reads, &|| {

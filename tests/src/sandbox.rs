@@ -199,7 +199,10 @@ impl Sandbox {
     /// # Errors
     ///
     /// If there is no port for it.
-    #[expect(clippy::disallowed_methods, reason = "wrappers are looked up where the test's own are")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "wrappers are looked up where the test's own are"
+    )]
     pub fn settings(&self) -> io::Result<AgentSettings> {
         let kubeconfig = self.kube.kubeconfig_file(self.directory.path(), AGENT)?;
         let path = std::env::var("PATH").unwrap_or_default();

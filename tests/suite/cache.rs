@@ -231,7 +231,11 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
         assert_eq!(reader.read().await.status, 200);
         tokio::time::sleep(Duration::from_millis(150)).await;
     };
-    for behaviour in [Behaviour::InternalError, Behaviour::Hang, Behaviour::CutBody] {
+    for behaviour in [
+        Behaviour::InternalError,
+        Behaviour::Hang,
+        Behaviour::CutBody,
+    ] {
         expired().await;
         let fault = reader.breaks(behaviour.clone());
         let answer = reader.read().await;

@@ -2,16 +2,16 @@
 
 mod attacks;
 mod aws;
+mod cache;
 mod churn;
 mod disguises;
-mod cache;
 mod handover;
-mod hygiene;
-mod operations;
 mod http;
+mod hygiene;
 mod lifecycle;
-mod recycled;
 mod limits;
+mod operations;
+mod recycled;
 mod slice;
 mod trail;
 mod watch;

@@ -84,12 +84,12 @@ impl Exchange {
         name: &str,
         deadline: Instant,
     ) -> Result<Bytes, RequestError> {
-        let ask = SecretAsk::plain(
-            SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?,
-        );
         let mut record = by(deadline, self.record(name)).await?;
         record.workload = Some(workload.clone());
         let outcome = by(deadline, async {
+            let name_asked =
+                SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
+            let ask = SecretAsk::plain(name_asked);
             let (read, backend) = self.read(workload, &ask, &mut record).await?;
             response::secret_json(&read.secret, name, self.services.backends.name(backend))
         })

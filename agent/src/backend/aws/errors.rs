@@ -149,6 +149,9 @@ where
                 (Fault::Call, RequestError::unavailable(text))
             } else if status >= 500 {
                 unreachable("has trouble of its own")
+            } else if code.is_empty() {
+                // A proxy's page, or half an answer: nobody who is AWS has spoken.
+                unreachable("gave an answer that cannot be read")
             } else {
                 // It is there and says no in a way of its own: what one pod asks must not take a region from the others.
                 let text = format!("{whose} gave an unexpected answer; try again");
