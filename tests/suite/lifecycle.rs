@@ -419,3 +419,23 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     let pod = sandbox.pod("wide", "web").await.expect("a pod");
     assert_eq!(pod.secret("wide/a").await.expect("an answer").status, 200);
 }
+
+#[tokio::test]
+async fn the_agents_own_pod_may_not_ask_it() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let own = sandbox.pod("test", "agent").await.expect("a pod");
+    let uid = own.object.uid().to_owned();
+    let agent = sandbox
+        .agent_with(|settings| settings.set("kubernetes.pod_uid", uid))
+        .await;
+    let agent = agent.expect("an agent");
+    assert!(is_no_workload(&own.get(OWN).await.expect("an answer")));
+    agent
+        .until_audit(|line| line["reason"] == "own_pod")
+        .await
+        .expect("a line");
+}

@@ -139,7 +139,7 @@ async fn a_batch_answers_each_name_once_and_for_itself() {
     let id = answer.header("x-request-id").expect("an id").to_owned();
     served
         .agent
-        .until_audit(|line| line["request_id"] == *id && line["secret"] == "prod/database-password")
+        .until_audit(|line| line["request_id"] == *id && line["secret"] == "a//b")
         .await
         .expect("its line");
     let is_ours = |line: &serde_json::Value| line["request_id"] == *id;
@@ -147,6 +147,7 @@ async fn a_batch_answers_each_name_once_and_for_itself() {
     let mut asked: Vec<_> = lines.map(|line| line["secret"].to_string()).collect();
     asked.sort_unstable();
     let expected = [
+        "a//b",
         "prod/database-password",
         "test/binary",
         "test/database-password",
