@@ -9,6 +9,7 @@ use crate::flight::Flights;
 use crate::role::Role;
 use crate::secret::SecretName;
 use moka::sync::Cache;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 const ENTRY_COST: usize = 512;
 
 /// What a read is of: the whole of what can change its result.
-#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ReadKey {
     /// The backend's number in the table.
     pub(crate) backend: usize,
@@ -74,6 +75,9 @@ pub(crate) enum CacheUse {
 // === impl CacheUse ===
 
 impl CacheUse {
+    /// Every use, in the order of the declaration.
+    pub(crate) const ALL: [Self; 4] = [Self::Hit, Self::Miss, Self::Off, Self::Stale];
+
     /// The word in the audit line and the metrics.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
@@ -82,6 +86,17 @@ impl CacheUse {
             Self::Off => "off",
             Self::Stale => "stale",
         }
+    }
+}
+
+// === impl ReadKey ===
+
+/// Equal keys hash alike; what a pod hardly ever has two of is left to the comparison, which is by pointer first.
+impl Hash for ReadKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.backend.hash(state);
+        self.name.hash(state);
+        self.selector.hash(state);
     }
 }
 

@@ -290,7 +290,7 @@ impl Exchange {
             .await
         {
             Ok(read) => {
-                services.metrics.cache(read.cache.as_str());
+                services.metrics.cache(read.cache);
                 record.cache = read.cache.as_str();
                 record.shared_with = read.shared_with.clone();
                 record.version = Some(read.secret.version.clone());
@@ -298,7 +298,7 @@ impl Exchange {
                 Ok((read, backend))
             }
             Err((error, cache)) => {
-                services.metrics.cache(cache.as_str());
+                services.metrics.cache(cache);
                 record.cache = cache.as_str();
                 record.cloud_request_id = error.cloud_request_id;
                 Err(error.error)

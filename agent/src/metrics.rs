@@ -1,5 +1,6 @@
 //! What is counted and timed, in Prometheus' form. No label names a secret, a pod or a namespace.
 
+use crate::cache::CacheUse;
 use crate::error::RequestError;
 use latchkey_client::protocol::Code;
 use prometheus::{
@@ -42,7 +43,7 @@ pub(crate) struct Metrics {
     backend_errors: IntCounterVec,
     attestations: IntCounterVec,
     exchanges: IntCounterVec,
-    cache: IntCounterVec,
+    cache: [IntCounter; CacheUse::ALL.len()],
     pub(crate) sessions: IntGaugeVec,
     pub(crate) connections: IntGauge,
     pub(crate) connections_refused: IntCounterVec,
@@ -160,11 +161,14 @@ impl Metrics {
                 "Subject tokens exchanged for sessions.",
                 &["backend", "outcome"],
             )?,
-            cache: counters(
-                "latchkey_cache_total",
-                "What the value cache did for a read.",
-                &["outcome"],
-            )?,
+            cache: {
+                let cache = counters(
+                    "latchkey_cache_total",
+                    "What the value cache did for a read.",
+                    &["outcome"],
+                )?;
+                CacheUse::ALL.map(|outcome| cache.with_label_values(&[outcome.as_str()]))
+            },
             sessions,
             connections: gauge("latchkey_connections", "Open connections of workloads.")?,
             connections_refused: counters(
@@ -228,8 +232,8 @@ impl Metrics {
     }
 
     /// Counts what the value cache did.
-    pub(crate) fn cache(&self, outcome: &str) {
-        self.cache.with_label_values(&[outcome]).inc();
+    pub(crate) fn cache(&self, outcome: CacheUse) {
+        self.cache[outcome as usize].inc();
     }
 
     /// The text that Prometheus reads.
@@ -254,7 +258,7 @@ mod tests {
         metrics.backend_call("aws", "read", Duration::from_millis(5), Some(&error));
         metrics.exchange("aws", None);
         metrics.attestation("ok");
-        metrics.cache("hit");
+        metrics.cache(CacheUse::Hit);
         metrics.sessions.with_label_values(&["aws"]).set(1);
         let text = String::from_utf8(metrics.text()).expect("text");
         for line in [

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use latchkey_client::protocol::{Code, Encoding, ErrorBody};
 use serde::Serialize;
@@ -26,6 +26,11 @@ pub(crate) type Answer = Response<Full<Bytes>>;
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream");
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Room for the headers of any answer, so that their table is made once.
+const HEADERS: usize = 12;
 
 /// How deep a pointer may go. Each step reads what is left of the value once more, and one thread serves everybody.
 const POINTER_STEPS: usize = 32;
@@ -207,6 +212,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
 fn whole(body: Bytes, request_id: &str) -> Answer {
     let mut answer = Response::new(Full::new(body));
     let headers = answer.headers_mut();
+    headers.reserve(HEADERS);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(
         header::X_CONTENT_TYPE_OPTIONS,
@@ -214,7 +220,7 @@ fn whole(body: Bytes, request_id: &str) -> Answer {
     );
     headers.insert(header::VARY, HeaderValue::from_static("Accept"));
     if let Ok(id) = HeaderValue::from_str(request_id) {
-        headers.insert("x-request-id", id);
+        headers.insert(REQUEST_ID, id);
     }
     answer
 }
