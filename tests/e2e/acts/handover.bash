@@ -69,4 +69,7 @@ act_rollout() {
   tally_watched watcher "$began" "$(milliseconds)"
   note "longest time without an answer: $gap ms, between the end of the old pod and the start of the new one"
   check_value 'the new agent serves' test/reader test/database-password "$test_value"
+  ask test/reader secrets/test/no-such-secret
+  check_equal 'a secret that is not there is not found' '404 not_found' "$status $(field code)"
+  check 'the new agent says more than others do' eventually 5 grep -q '"level":"DEBUG"' --recursive "$work/logs"
 }
