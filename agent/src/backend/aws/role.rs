@@ -416,4 +416,59 @@ mod tests {
         role.prefix = "abc".into();
         assert!(check_name(&settings(), &role, &name, &Selector::default()).is_err());
     }
+
+    #[test]
+    fn without_the_usual_audience_the_first_that_is_allowed_is_asked_for() {
+        let annotations = Annotations::of(&[("eks.amazonaws.com/role-arn", ARN)], &[]);
+        let only = AwsConfig {
+            audiences: vec!["internal".into(), "other".into()],
+            ..AwsConfig::default()
+        };
+        let asked = of(&annotations, &only, "eu-central-1").expect("a role");
+        assert_eq!(&*asked.audience, "internal");
+        let last = AwsConfig {
+            audiences: vec!["internal".into(), DEFAULT_AUDIENCE.into()],
+            ..AwsConfig::default()
+        };
+        let asked = of(&annotations, &last, "eu-central-1").expect("a role");
+        assert_eq!(&*asked.audience, DEFAULT_AUDIENCE);
+    }
+
+    #[test]
+    fn names_versions_and_stages_have_the_lengths_and_characters_that_aws_allows() {
+        let mut role = role(&[("eks.amazonaws.com/role-arn", ARN)], &[]).expect("a role");
+        role.prefix = "ab".into();
+        let check = |name: &str, version: Option<usize>, stage: Option<usize>| {
+            let selector = Selector {
+                version: version.map(|length| "v".repeat(length).into()),
+                stage: stage.map(|length| "s".repeat(length).into()),
+            };
+            let name = SecretName::parse(name).expect("a name");
+            check_name(&settings(), &role, &name, &selector).is_ok()
+        };
+        assert!(check(&"n".repeat(NAME_LIMIT - 2), None, None));
+        assert!(!check(&"n".repeat(NAME_LIMIT - 1), None, None));
+        assert!(check("a/b_c+d=e.f@g-h", None, None));
+        assert!(
+            !check("a b", None, None) && !check("a:b", None, None) && !check("\u{e4}", None, None)
+        );
+        assert!(check("a", Some(32), None) && check("a", Some(64), None));
+        assert!(!check("a", Some(31), None) && !check("a", Some(65), None));
+        assert!(check("a", None, Some(1)) && check("a", None, Some(256)));
+        assert!(!check("a", None, Some(257)));
+    }
+
+    #[test]
+    fn only_a_whole_arn_of_a_secret_has_a_region() {
+        let arn = "arn:aws:secretsmanager:us-east-1:111122223333:secret:prod/db-AbCdEf";
+        assert_eq!(region_of_arn(arn), Some("us-east-1"));
+        for wrong in [
+            "arn:aws:secretsmanager:us-east-1:1111:secret:prod/db",
+            "arn:aws:secretsmanager:us-east-1:11112222333x:secret:prod/db",
+            "arn:aws:secretsmanager:us-east-1:111122223333:secret:",
+            "arn:aws:secretsmanager:us-east-1:111122223333:secret:prod db",
+        ] {
+            assert_eq!(region_of_arn(wrong), None, "{wrong}");
+        }
+    }
 }
