@@ -4,7 +4,7 @@
 //! known is used at once and brought up to date behind it, so that a change takes effect within
 //! [`MUST_REFRESH`] and an API server that is away costs nobody anything.
 
-use crate::backend::Backends;
+use crate::backend::{BackendId, Backends};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
@@ -80,9 +80,9 @@ struct Last {
 // === impl Account ===
 
 impl Account {
-    /// The role for the backend with that number in the table.
-    pub(crate) fn role(&self, backend: usize) -> Result<&Arc<Role>, &NoRole> {
-        match self.roles.get(backend) {
+    /// The role for `backend`.
+    pub(crate) fn role(&self, backend: BackendId) -> Result<&Arc<Role>, &NoRole> {
+        match self.roles.get(backend.index()) {
             Some(Ok(role)) => Ok(role),
             Some(Err(none)) => Err(none),
             None => Err(&NoRole::UNKNOWN_BACKEND),

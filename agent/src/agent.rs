@@ -354,8 +354,8 @@ fn round(services: &Services, pods: &Pods, server: &Server) {
     metrics
         .audit_queue
         .set(i64::try_from(services.audit.waiting()).unwrap_or(i64::MAX));
-    for (number, name) in services.backends.names().enumerate() {
-        let sessions: usize = all.iter().map(|pod| pod.sessions.count(number)).sum();
+    for (backend, name) in services.backends.names() {
+        let sessions: usize = all.iter().map(|pod| pod.sessions.count(backend)).sum();
         metrics
             .sessions
             .with_label_values(&[&**name])

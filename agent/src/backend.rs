@@ -155,11 +155,15 @@ pub(crate) enum Fault {
     Unreachable,
 }
 
+/// One of the configured backends. Only the [table](Backends) hands it out, so it is always one that is there.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) struct BackendId(usize);
+
 /// The configured backends, in the order of their names.
 #[derive(Debug)]
 pub(crate) struct Backends {
     rows: Vec<Row>,
-    default: usize,
+    default: BackendId,
 }
 
 #[derive(Debug)]
@@ -201,6 +205,20 @@ impl From<RequestError> for BackendError {
     }
 }
 
+// === impl BackendId ===
+
+impl BackendId {
+    /// Its place in the order of the table.
+    pub(crate) const fn index(self) -> usize {
+        self.0
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn synthetic(index: usize) -> Self {
+        Self(index)
+    }
+}
+
 // === impl Backends ===
 
 impl Backends {
@@ -223,15 +241,20 @@ impl Backends {
         let default = rows
             .iter()
             .position(|row| *row.name == *config.default_backend)
+            .map(BackendId)
             .ok_or("default_backend names no configured backend")?;
         Ok(Self { rows, default })
     }
 
-    /// The number of the backend `name`, or of the default one.
-    pub(crate) fn find(&self, name: Option<&str>) -> Option<usize> {
+    /// The backend `name`, or the default one.
+    pub(crate) fn find(&self, name: Option<&str>) -> Option<BackendId> {
         match name {
             None => Some(self.default),
-            Some(name) => self.rows.iter().position(|row| *row.name == *name),
+            Some(name) => self
+                .rows
+                .iter()
+                .position(|row| *row.name == *name)
+                .map(BackendId),
         }
     }
 
@@ -246,22 +269,24 @@ impl Backends {
 
     /// The name of the default backend.
     pub(crate) fn default_name(&self) -> &str {
-        &self.rows[self.default].name
+        self.name(self.default)
     }
 
-    /// The name of the backend with that number.
-    pub(crate) fn name(&self, number: usize) -> &Arc<str> {
-        &self.rows[number].name
+    /// Its name.
+    pub(crate) fn name(&self, id: BackendId) -> &Arc<str> {
+        &self.rows[id.0].name
     }
 
-    /// The names of all, in order.
-    pub(crate) fn names(&self) -> impl Iterator<Item = &Arc<str>> {
-        self.rows.iter().map(|row| &row.name)
+    /// All with their names, in order.
+    pub(crate) fn names(&self) -> impl Iterator<Item = (BackendId, &Arc<str>)> {
+        (0..)
+            .map(BackendId)
+            .zip(self.rows.iter().map(|row| &row.name))
     }
 
-    /// The backend with that number.
-    pub(crate) fn at(&self, number: usize) -> &Arc<dyn Backend> {
-        &self.rows[number].backend
+    /// The backend itself.
+    pub(crate) fn at(&self, id: BackendId) -> &Arc<dyn Backend> {
+        &self.rows[id.0].backend
     }
 
     /// All backends, in order.
@@ -270,7 +295,7 @@ impl Backends {
     }
 
     /// The pod annotation that exempts containers from that backend.
-    pub(crate) fn skip_annotation(&self, number: usize) -> Option<&'static str> {
-        self.rows[number].backend.skip_annotation()
+    pub(crate) fn skip_annotation(&self, id: BackendId) -> Option<&'static str> {
+        self.rows[id.0].backend.skip_annotation()
     }
 }

@@ -3,7 +3,7 @@
 //! Both belong to the pod's entry, so no key can reach another pod's value. Off by default: the promise is that
 //! every read is the latest.
 
-use crate::backend::{BackendError, Fault, Secret, Selector};
+use crate::backend::{BackendError, BackendId, Fault, Secret, Selector};
 use crate::config;
 use crate::flight::Flights;
 use crate::role::Role;
@@ -20,8 +20,8 @@ const ENTRY_COST: usize = 512;
 /// What a read is of: the whole of what can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ReadKey {
-    /// The backend's number in the table.
-    pub(crate) backend: usize,
+    /// Where it is read.
+    pub(crate) backend: BackendId,
     /// The role read as, with its region and prefix.
     pub(crate) role: Arc<Role>,
     /// The UID of the service account.

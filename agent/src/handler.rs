@@ -6,7 +6,7 @@ mod record;
 use crate::account::Accounts;
 use crate::attest::Workload;
 use crate::audit::Audit;
-use crate::backend::{BackendError, Backends, Caller, Fault, Secret, Session};
+use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Secret, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Route};
@@ -256,7 +256,7 @@ impl Exchange {
         workload: &Workload,
         ask: &SecretAsk,
         record: &mut Record<'_>,
-    ) -> Result<(Read, usize), RequestError> {
+    ) -> Result<(Read, BackendId), RequestError> {
         let services = &self.services;
         let backend = self.backend(ask.backend.as_deref())?;
         record.backend = Some(services.backends.name(backend).clone());
@@ -369,8 +369,8 @@ impl Exchange {
             .find(&facts.namespace, &facts.service_account)
             .await?;
         let mut roles = BTreeMap::new();
-        for (number, name) in services.backends.names().enumerate() {
-            let role = role::of(&workload, &account, &services.backends, number);
+        for (backend, name) in services.backends.names() {
+            let role = role::of(&workload, &account, &services.backends, backend);
             roles.insert(
                 name.to_string(),
                 role.ok().map(|role| role.name.to_string()),
@@ -395,7 +395,7 @@ impl Exchange {
         Ok(workload)
     }
 
-    fn backend(&self, name: Option<&str>) -> Result<usize, RequestError> {
+    fn backend(&self, name: Option<&str>) -> Result<BackendId, RequestError> {
         self.services
             .backends
             .find(name)

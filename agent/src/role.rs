@@ -2,7 +2,7 @@
 
 use crate::account::Account;
 use crate::attest::Workload;
-use crate::backend::Backends;
+use crate::backend::{BackendId, Backends};
 use crate::error::RequestError;
 use latchkey_client::protocol::Code;
 use std::borrow::Cow;
@@ -40,7 +40,7 @@ impl NoRole {
     pub(crate) const UNKNOWN_BACKEND: Self = Self(Cow::Borrowed("there is no such backend"));
 }
 
-/// The role of `workload` for the backend with that number in the table.
+/// The role of `workload` for `backend`.
 ///
 /// # Errors
 ///
@@ -50,7 +50,7 @@ pub(crate) fn of(
     workload: &Workload,
     account: &Account,
     backends: &Backends,
-    backend: usize,
+    backend: BackendId,
 ) -> Result<Arc<Role>, RequestError> {
     let role = account
         .role(backend)

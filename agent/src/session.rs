@@ -1,6 +1,6 @@
 //! A pod's sessions: one for each role it takes on, exchanged once, renewed before it ends, gone with the pod.
 
-use crate::backend::{BackendError, Session};
+use crate::backend::{BackendError, BackendId, Session};
 use crate::flight::Flights;
 use crate::role::Role;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,8 +27,8 @@ const KEPT: usize = 8;
 /// What a session is for.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct SessionKey {
-    /// The backend's number in the table.
-    pub(crate) backend: usize,
+    /// Where it reads.
+    pub(crate) backend: BackendId,
     /// The role taken on.
     pub(crate) role: Arc<Role>,
     /// The UID of the service account: a new account under an old name shares nothing with it.
@@ -139,7 +139,7 @@ impl Sessions {
     }
 
     /// The number of sessions at hand.
-    pub(crate) fn count(&self, backend: usize) -> usize {
+    pub(crate) fn count(&self, backend: BackendId) -> usize {
         let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         slots
             .iter()

@@ -69,7 +69,7 @@ fn values(change: impl FnOnce(&mut config::Cache)) -> Values {
 
 fn key(name: &str) -> ReadKey {
     ReadKey {
-        backend: 0,
+        backend: BackendId::synthetic(0),
         role: Arc::new(Role {
             name: "role".into(),
             audience: "sts.amazonaws.com".into(),
@@ -151,7 +151,7 @@ async fn everything_that_changes_what_is_read_is_in_the_key() {
         one.clone(),
         key("b"),
         ReadKey {
-            backend: 1,
+            backend: BackendId::synthetic(1),
             ..one.clone()
         },
         ReadKey {

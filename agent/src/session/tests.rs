@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::{Fault, Page, Secret, Selector};
+use crate::backend::{BackendId, Fault, Page, Secret, Selector};
 use crate::error::RequestError;
 use crate::secret::SecretName;
 use async_trait::async_trait;
@@ -77,7 +77,7 @@ async fn number(session: &Arc<dyn Session>) -> Result<usize, BackendError> {
 
 fn key(role: &str) -> SessionKey {
     SessionKey {
-        backend: 0,
+        backend: BackendId::synthetic(0),
         role: Arc::new(Role {
             name: role.into(),
             audience: "sts.amazonaws.com".into(),
@@ -97,7 +97,13 @@ async fn all_who_ask_at_once_share_one_exchange() {
         assert_eq!(number.expect("a session"), 1);
     }
     assert_eq!(service.exchanges(), 1);
-    assert_eq!((sessions.count(0), sessions.count(1)), (1, 0));
+    assert_eq!(
+        (
+            sessions.count(BackendId::synthetic(0)),
+            sessions.count(BackendId::synthetic(1))
+        ),
+        (1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -222,7 +228,7 @@ async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_n
     assert_eq!(service.open(&sessions, &key).await.expect("young"), 1);
     advance(YOUNG).await;
     sessions.put_away(&key, &first, false);
-    assert_eq!(sessions.count(0), 0);
+    assert_eq!(sessions.count(BackendId::synthetic(0)), 0);
     let asker = "request".into();
     let second = sessions
         .open(&key, &asker, || service.clone().exchange())
@@ -265,7 +271,7 @@ async fn another_role_or_another_account_is_another_session() {
         3
     );
     let elsewhere = SessionKey {
-        backend: 1,
+        backend: BackendId::synthetic(1),
         ..one.clone()
     };
     assert_eq!(
@@ -287,7 +293,7 @@ async fn a_pod_keeps_few_sessions_and_the_oldest_goes() {
             .await
             .expect("a session");
     }
-    assert_eq!(sessions.count(0), KEPT);
+    assert_eq!(sessions.count(BackendId::synthetic(0)), KEPT);
     assert_eq!(service.open(&sessions, &key("1")).await.expect("kept"), 2);
     assert_eq!(
         service
