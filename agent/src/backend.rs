@@ -39,7 +39,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
         selector: &Selector,
     ) -> Result<(), RequestError>;
 
-    /// Exchanges the subject token for a session.
+    /// Exchanges what is offered for a session.
     ///
     /// # Errors
     ///
@@ -47,7 +47,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     async fn exchange(
         &self,
         role: &Role,
-        token: SubjectToken,
+        offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError>;
 }
@@ -58,19 +58,37 @@ pub(crate) trait Session: fmt::Debug + Send + Sync {
     /// How long the session lives from now.
     fn lives_for(&self) -> Duration;
 
-    /// Reads one version of one secret.
+    /// Reads one version of one secret, for the request with that id.
     ///
     /// # Errors
     ///
     /// If the cloud refuses, has no such secret, or cannot be reached.
-    async fn read(&self, name: &SecretName, selector: &Selector) -> Result<Secret, BackendError>;
+    async fn read(
+        &self,
+        name: &SecretName,
+        selector: &Selector,
+        request_id: &str,
+    ) -> Result<Secret, BackendError>;
 
-    /// Lists up to `limit` names, as the application writes them, from `cursor` on.
+    /// Lists up to `limit` names, as the application writes them, from `cursor` on, for the request with that id.
     ///
     /// # Errors
     ///
     /// If the cloud refuses or cannot be reached.
-    async fn list(&self, limit: usize, cursor: Option<String>) -> Result<Page, BackendError>;
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        request_id: &str,
+    ) -> Result<Page, BackendError>;
+}
+
+/// What is shown to a backend so that it lets a role be taken on: what the role's
+/// [`Proof`](crate::role::Proof) asks for.
+#[derive(Debug)]
+pub(crate) enum Offer {
+    /// The pod's own token.
+    Token(SubjectToken),
 }
 
 /// In whose name a session is asked for; the cloud's own log shows it.

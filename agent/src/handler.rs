@@ -6,14 +6,14 @@ mod record;
 use crate::account::Accounts;
 use crate::attest::Workload;
 use crate::audit::Audit;
-use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Secret, Session};
+use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Offer, Secret, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Route};
 use crate::readiness::Readiness;
 use crate::request::{self, Ask, ListAsk, SecretAsk, Target};
 use crate::response::{self, Answer};
-use crate::role;
+use crate::role::{self, Proof};
 use crate::server::Connection;
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
@@ -133,7 +133,11 @@ impl Services {
             .pod()
             .sessions
             .open(key, asker, || async move {
-                let token = services.tokens.issue(&exchanged, &role.audience).await?;
+                let offer = match &role.proof {
+                    Proof::Token(audience) => {
+                        Offer::Token(services.tokens.issue(&exchanged, audience).await?)
+                    }
+                };
                 let facts = exchanged.facts();
                 let caller = Caller {
                     pod_uid: exchanged.pod().uid.simple().to_string(),
@@ -144,7 +148,7 @@ impl Services {
                 let outcome = services
                     .backends
                     .at(backend)
-                    .exchange(&role, token, &caller)
+                    .exchange(&role, offer, &caller)
                     .await;
                 let error = outcome.as_ref().err().map(|failed| &failed.error);
                 let name = services.backends.name(backend);
@@ -177,7 +181,7 @@ impl Services {
             tries -= 1;
             let session = self.session(&workload, &sessions, &asker).await?;
             let started = Instant::now();
-            let outcome = session.read(&key.name, &key.selector).await;
+            let outcome = session.read(&key.name, &key.selector, &asker).await;
             let error = outcome.as_ref().err().map(|failed| &failed.error);
             let name = self.backends.name(key.backend);
             self.metrics
@@ -330,7 +334,7 @@ impl Exchange {
                 .await
                 .map_err(|failed| failed.error)?;
             let started = Instant::now();
-            let outcome = session.list(ask.limit, ask.cursor.clone()).await;
+            let outcome = session.list(ask.limit, ask.cursor.clone(), &self.id).await;
             let error = outcome.as_ref().err().map(|failed| &failed.error);
             services.metrics.backend_call(
                 services.backends.name(backend),

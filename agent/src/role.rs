@@ -10,10 +10,13 @@ use std::sync::Arc;
 
 /// The annotation of a pod that names the containers which are to get no AWS role, separated by commas, as EKS'
 /// own webhook reads it.
-const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers";
+pub(crate) const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers";
+
+/// The same for Azure, separated by semicolons, as its workload identity webhook reads it.
+pub(crate) const AZURE_SKIP_CONTAINERS: &str = "azure.workload.identity/skip-containers";
 
 /// The annotations of a pod that matter here.
-pub(crate) const POD_ANNOTATIONS: [&str; 1] = [EKS_SKIP_CONTAINERS];
+pub(crate) const POD_ANNOTATIONS: [&str; 2] = [EKS_SKIP_CONTAINERS, AZURE_SKIP_CONTAINERS];
 
 /// What a workload asks to become at one backend. It is part of every key under which a pod keeps sessions and
 /// values, so each field that changes what is read stands here.
@@ -21,14 +24,22 @@ pub(crate) const POD_ANNOTATIONS: [&str; 1] = [EKS_SKIP_CONTAINERS];
 pub(crate) struct Role {
     /// As the cloud writes it, for people and for the audit line: an AWS role's ARN.
     pub(crate) name: Arc<str>,
-    /// Whom the subject token is made out to.
-    pub(crate) audience: Arc<str>,
-    /// Where secrets are read.
-    pub(crate) region: Arc<str>,
+    /// What the backend wants to be shown before it lets anybody take on the role.
+    pub(crate) proof: Proof,
     /// What stands before each name at the backend.
     pub(crate) prefix: Arc<str>,
-    /// Whether the exchange is asked of the cloud's global endpoint instead of the region's.
-    pub(crate) global_exchange: bool,
+    /// Where secrets are read: an AWS region, a GCP project, the URL of a Key Vault.
+    pub(crate) place: Arc<str>,
+    /// By what the role is taken on, where that is not the backend's usual way: AWS' global token service, an Azure
+    /// tenant, GCP's chain of delegates.
+    pub(crate) via: Option<Arc<str>>,
+}
+
+/// By what a role is taken on.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum Proof {
+    /// The pod's own subject token, made out to this audience.
+    Token(Arc<str>),
 }
 
 /// Why an account has no role for a backend.
@@ -76,9 +87,4 @@ pub(crate) fn of(
         }
     }
     Ok(role.clone())
-}
-
-/// The annotation that keeps containers of a pod away from AWS roles.
-pub(crate) const fn aws_skip_annotation() -> &'static str {
-    EKS_SKIP_CONTAINERS
 }

@@ -7,7 +7,9 @@
 mod errors;
 mod role;
 
-use super::{Backend, BackendError, Caller, Details, Fault, Page, Secret, Selector, Session};
+use super::{
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
+};
 use crate::account::Annotations;
 use crate::config::AwsConfig;
 use crate::error::RequestError;
@@ -43,9 +45,6 @@ const PAGE_NAMES: usize = 100;
 
 /// The most calls that one page of ours may take.
 const PAGE_CALLS: usize = 10;
-
-/// The region whose token service is the global one, `sts.amazonaws.com`, in the SDK's endpoint rules.
-const GLOBAL_REGION: &str = "aws-global";
 
 /// The longest session name (`RoleSessionName` of `AssumeRoleWithWebIdentity`), in characters.
 const SESSION_NAME: usize = 64;
@@ -134,9 +133,9 @@ impl Aws {
 
     /// The role's own region, then those to fall back to; those that were not reached lately come last.
     fn regions(&self, role: &Role) -> Vec<Arc<str>> {
-        let mut regions = vec![role.region.clone()];
+        let mut regions = vec![role.place.clone()];
         for region in &self.settings.fallback_regions {
-            let same_cloud = role::partition_of(region) == role::partition_of(&role.region);
+            let same_cloud = role::partition_of(region) == role::partition_of(&role.place);
             if same_cloud && !regions.iter().any(|other| **other == **region) {
                 regions.push(region.as_str().into());
             }
@@ -152,11 +151,7 @@ impl Aws {
         session_name: &str,
     ) -> Result<Credentials, BackendError> {
         // The call is not signed: the region only names the endpoint.
-        let region = if role.global_exchange {
-            GLOBAL_REGION
-        } else {
-            region
-        };
+        let region = role.via.as_deref().unwrap_or(region);
         let config = sts::config::Builder::new().region(Region::new(region.to_owned()));
         let answer = self
             .sts
@@ -193,7 +188,7 @@ impl Backend for Aws {
     }
 
     fn skip_annotation(&self) -> Option<&'static str> {
-        Some(crate::role::aws_skip_annotation())
+        Some(crate::role::EKS_SKIP_CONTAINERS)
     }
 
     fn check(
@@ -208,9 +203,10 @@ impl Backend for Aws {
     async fn exchange(
         &self,
         role: &Role,
-        token: SubjectToken,
+        offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
+        let Offer::Token(token) = offer;
         let mut session_name = format!(
             "{}.{}.{}",
             caller.pod_uid, caller.namespace, caller.service_account
@@ -286,7 +282,12 @@ impl Session for AwsSession {
             .unwrap_or_default()
     }
 
-    async fn read(&self, name: &SecretName, selector: &Selector) -> Result<Secret, BackendError> {
+    async fn read(
+        &self,
+        name: &SecretName,
+        selector: &Selector,
+        _request_id: &str,
+    ) -> Result<Secret, BackendError> {
         if let Some(region) = role::region_of_arn(name.as_str()) {
             // An ARN says where it is: it is read there and nowhere else.
             let client = client(&self.store, &self.credentials, region);
@@ -311,7 +312,12 @@ impl Session for AwsSession {
         outcome
     }
 
-    async fn list(&self, limit: usize, cursor: Option<String>) -> Result<Page, BackendError> {
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        _request_id: &str,
+    ) -> Result<Page, BackendError> {
         let (_, client) = self.clients.first().ok_or_else(errors::garbage)?;
         let mut page = Page {
             names: Vec::new(),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::Details;
 use crate::error::RequestError;
+use crate::role::Proof;
 use crate::secret::SecretValue;
 use latchkey_client::protocol::Code;
 use std::sync::OnceLock;
@@ -72,10 +73,10 @@ fn key(name: &str) -> ReadKey {
         backend: BackendId::synthetic(0),
         role: Arc::new(Role {
             name: "role".into(),
-            audience: "sts.amazonaws.com".into(),
-            region: "eu-central-1".into(),
+            proof: Proof::Token("sts.amazonaws.com".into()),
+            place: "eu-central-1".into(),
+            via: None,
             prefix: "".into(),
-            global_exchange: false,
         }),
         account: "account".into(),
         name: SecretName::parse(name).expect("a name"),
@@ -167,9 +168,10 @@ async fn everything_that_changes_what_is_read_is_in_the_key() {
             ..one.clone()
         },
         role(&|role| role.name = "other".into()),
-        role(&|role| role.region = "us-east-1".into()),
+        role(&|role| role.place = "us-east-1".into()),
         role(&|role| role.prefix = "team/".into()),
-        role(&|role| role.audience = "other".into()),
+        role(&|role| role.proof = Proof::Token("other".into())),
+        role(&|role| role.via = Some("other".into())),
     ];
     for (number, key) in keys.iter().enumerate() {
         assert_eq!(

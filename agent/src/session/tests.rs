@@ -1,6 +1,7 @@
 use super::*;
 use crate::backend::{BackendId, Fault, Page, Secret, Selector};
 use crate::error::RequestError;
+use crate::role::Proof;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use latchkey_client::protocol::Code;
@@ -17,10 +18,10 @@ impl Session for Numbered {
     fn lives_for(&self) -> Duration {
         self.1
     }
-    async fn read(&self, _: &SecretName, _: &Selector) -> Result<Secret, BackendError> {
+    async fn read(&self, _: &SecretName, _: &Selector, _: &str) -> Result<Secret, BackendError> {
         Err(BackendError::died())
     }
-    async fn list(&self, _: usize, _: Option<String>) -> Result<Page, BackendError> {
+    async fn list(&self, _: usize, _: Option<String>, _: &str) -> Result<Page, BackendError> {
         Ok(Page {
             names: vec![self.0.to_string()],
             next: None,
@@ -67,7 +68,7 @@ impl Service {
 }
 
 async fn number(session: &Arc<dyn Session>) -> Result<usize, BackendError> {
-    let page = session.list(1, None).await?;
+    let page = session.list(1, None, "request").await?;
     Ok(page
         .names
         .first()
@@ -80,10 +81,10 @@ fn key(role: &str) -> SessionKey {
         backend: BackendId::synthetic(0),
         role: Arc::new(Role {
             name: role.into(),
-            audience: "sts.amazonaws.com".into(),
-            region: "eu-central-1".into(),
+            proof: Proof::Token("sts.amazonaws.com".into()),
+            place: "eu-central-1".into(),
+            via: None,
             prefix: "".into(),
-            global_exchange: false,
         }),
         account: "account".into(),
     }

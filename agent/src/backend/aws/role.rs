@@ -4,7 +4,7 @@ use crate::account::Annotations;
 use crate::backend::Selector;
 use crate::config::AwsConfig;
 use crate::error::RequestError;
-use crate::role::{NoRole, Role};
+use crate::role::{NoRole, Proof, Role};
 use crate::secret::SecretName;
 
 /// Where the role stands: ours for applications whose own SDK is to have another one, else that of IRSA.
@@ -16,6 +16,9 @@ const REGIONAL_STS_KEY: &str = "eks.amazonaws.com/sts-regional-endpoints";
 
 /// The audience of IRSA where nothing else is said.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
+
+/// The region whose token service is the global one, `sts.amazonaws.com`, in the SDK's endpoint rules.
+const GLOBAL_REGION: &str = "aws-global";
 
 /// The longest secret name of Secrets Manager, in characters.
 const NAME_LIMIT: usize = 512;
@@ -94,12 +97,12 @@ pub(super) fn of(
     }
     Ok(Role {
         name: arn.into(),
-        audience: audience.into(),
-        region: region.into(),
+        proof: Proof::Token(audience.into()),
         prefix: prefix.into(),
+        place: region.into(),
         // Only the oldest partition has a global endpoint.
-        global_exchange: partition == "aws"
-            && annotations.first(&[REGIONAL_STS_KEY]) == Some("false"),
+        via: (partition == "aws" && annotations.first(&[REGIONAL_STS_KEY]) == Some("false"))
+            .then(|| GLOBAL_REGION.into()),
     })
 }
 
@@ -250,13 +253,17 @@ mod tests {
         )
     }
 
+    fn token_for(audience: &str) -> Proof {
+        Proof::Token(audience.into())
+    }
+
     #[test]
     fn the_role_of_irsa_is_used_as_it_is() {
         let role = role(&[("eks.amazonaws.com/role-arn", ARN)], &[]).expect("a role");
         assert_eq!(&*role.name, ARN);
-        assert_eq!(&*role.audience, "sts.amazonaws.com");
-        assert_eq!(&*role.region, "eu-central-1");
-        assert!(!role.global_exchange);
+        assert_eq!(role.proof, token_for("sts.amazonaws.com"));
+        assert_eq!(&*role.place, "eu-central-1");
+        assert_eq!(role.via, None);
     }
 
     #[test]
@@ -307,7 +314,7 @@ mod tests {
         let region = |arn: &str| {
             role(&[("eks.amazonaws.com/role-arn", arn)], &[])
                 .expect("a role")
-                .region
+                .place
                 .to_string()
         };
         assert_eq!(region("arn:aws-cn:iam::111122223333:role/x"), "cn-north-1");
@@ -335,7 +342,7 @@ mod tests {
             (REGION_KEY, "ap-southeast-2"),
         ];
         assert_eq!(
-            &*role(&annotations, &[]).expect("a role").region,
+            &*role(&annotations, &[]).expect("a role").place,
             "ap-southeast-2"
         );
     }
@@ -351,7 +358,10 @@ mod tests {
                 &[],
             )
         };
-        assert_eq!(&*with("internal").expect("a role").audience, "internal");
+        assert_eq!(
+            with("internal").expect("a role").proof,
+            token_for("internal")
+        );
         assert!(with("https://kubernetes.default.svc").is_err());
     }
 
@@ -362,7 +372,7 @@ mod tests {
                 ("eks.amazonaws.com/role-arn", arn),
                 (REGIONAL_STS_KEY, value),
             ];
-            role(&annotations, &[]).expect("a role").global_exchange
+            role(&annotations, &[]).expect("a role").via.is_some()
         };
         assert!(with(ARN, "false"));
         assert!(!with(ARN, "true"));
@@ -425,13 +435,13 @@ mod tests {
             ..AwsConfig::default()
         };
         let asked = of(&annotations, &only, "eu-central-1").expect("a role");
-        assert_eq!(&*asked.audience, "internal");
+        assert_eq!(asked.proof, token_for("internal"));
         let last = AwsConfig {
             audiences: vec!["internal".into(), DEFAULT_AUDIENCE.into()],
             ..AwsConfig::default()
         };
         let asked = of(&annotations, &last, "eu-central-1").expect("a role");
-        assert_eq!(&*asked.audience, DEFAULT_AUDIENCE);
+        assert_eq!(asked.proof, token_for(DEFAULT_AUDIENCE));
     }
 
     #[test]
