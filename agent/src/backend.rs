@@ -2,6 +2,7 @@
 //! reads. Credentials stay inside the backend's own file.
 
 mod aws;
+pub mod dashes;
 
 use crate::account::Annotations;
 use crate::config::{BackendConfig, Config};

@@ -1,0 +1,266 @@
+//! Names at vaults that have no slash, Google Cloud's and Azure's: there a slash is written `--`.
+//!
+//! So that no two names meet in one secret, no segment may begin or end with a dash or hold two of them: then each
+//! `--` at the vault is a slash, and nothing else is.
+
+use crate::secret::SecretName;
+
+/// How names are written at one kind of vault.
+#[derive(Clone, Copy, Debug)]
+pub struct Dashes {
+    /// Whose vault it is, for people.
+    pub whose: &'static str,
+    /// The characters that a name may hold beside letters, digits and dashes.
+    pub others: &'static str,
+    /// Whether the vault takes large and small letters for the same; then all are written small.
+    pub ignores_case: bool,
+    /// The most characters of a name at the vault, with its prefix.
+    pub limit: usize,
+}
+
+/// Google Cloud Secret Manager (its API's `secretId`).
+pub const GCP: Dashes = Dashes {
+    whose: "Google Cloud",
+    others: "_",
+    ignores_case: false,
+    limit: 255,
+};
+
+/// Azure Key Vault (its "object identifiers").
+pub const AZURE: Dashes = Dashes {
+    whose: "Azure",
+    others: "",
+    ignores_case: true,
+    limit: 127,
+};
+
+/// Why a name cannot be written at a vault.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum DashError {
+    /// The vault has no such character.
+    #[error(
+        "a secret's name at {whose} has letters, digits, - {others}and / only, not {character:?}"
+    )]
+    Character {
+        /// Whose vault it is.
+        whose: &'static str,
+        /// Other characters that it has, with a blank behind each.
+        others: String,
+        /// The first that it has not.
+        character: char,
+    },
+    /// A dash that could be taken for half of a slash.
+    #[error(
+        "at {0} a slash is written --, so no part of a name may begin or end with - or hold --"
+    )]
+    Dash(&'static str),
+    /// Too long with its prefix.
+    #[error("with its prefix the name is longer than the {1} characters that {0} allows, / as two")]
+    Length(&'static str, usize),
+}
+
+impl Dashes {
+    /// `name` behind `prefix`, both as the application writes them, in the words of the vault.
+    ///
+    /// # Errors
+    ///
+    /// If the vault can hold no secret of that name.
+    pub fn write(&self, prefix: &str, name: &SecretName) -> Result<String, DashError> {
+        self.check_characters(name.as_str())?;
+        let mistakable =
+            |part: &str| part.starts_with('-') || part.ends_with('-') || part.contains("--");
+        if name.as_str().split('/').any(mistakable) {
+            return Err(DashError::Dash(self.whose));
+        }
+        let written = self.write_prefix(prefix)? + &self.with_dashes(name.as_str());
+        if written.len() > self.limit {
+            return Err(DashError::Length(self.whose, self.limit));
+        }
+        Ok(written)
+    }
+
+    /// `prefix` in the words of the vault.
+    ///
+    /// # Errors
+    ///
+    /// If the vault has not all of its characters.
+    pub fn write_prefix(&self, prefix: &str) -> Result<String, DashError> {
+        self.check_characters(prefix)?;
+        Ok(self.with_dashes(prefix))
+    }
+
+    /// The name that is written as `written` behind `prefix`, if there is one: not every secret has a name here.
+    #[must_use]
+    pub fn read(&self, prefix: &str, written: &str) -> Option<SecretName> {
+        let rest = written.strip_prefix(&*self.write_prefix(prefix).ok()?)?;
+        let name = SecretName::parse(&rest.replace("--", "/")).ok()?;
+        // Only what leads back: `a---b` would be read in one way and written in another.
+        (self.write(prefix, &name).ok()? == written).then_some(name)
+    }
+
+    fn with_dashes(&self, text: &str) -> String {
+        let text = text.replace('/', "--");
+        if self.ignores_case {
+            text.to_ascii_lowercase()
+        } else {
+            text
+        }
+    }
+
+    fn check_characters(&self, text: &str) -> Result<(), DashError> {
+        let fits =
+            |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '/' || self.others.contains(c);
+        match text.chars().find(|c| !fits(*c)) {
+            None => Ok(()),
+            Some(character) => Err(DashError::Character {
+                whose: self.whose,
+                others: self.others.chars().flat_map(|c| [c, ' ']).collect(),
+                character,
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn name(text: &str) -> SecretName {
+        SecretName::parse(text).expect("a name")
+    }
+
+    /// Names full of what could be mistaken for something else.
+    fn names() -> impl Strategy<Value = SecretName> {
+        let text = proptest::string::string_regex("[abA_/.-]{1,9}|[ -~é]{1,12}");
+        text.expect("an expression")
+            .prop_filter_map("no name", |text| SecretName::parse(&text).ok())
+    }
+
+    #[test]
+    fn a_slash_is_two_dashes() {
+        assert_eq!(
+            GCP.write("", &name("test/db_Password-1")).as_deref(),
+            Ok("test--db_Password-1")
+        );
+        assert_eq!(
+            GCP.write("team/", &name("a/b")).as_deref(),
+            Ok("team--a--b")
+        );
+        assert_eq!(
+            AZURE.write("Team/", &name("A/b")).as_deref(),
+            Ok("team--a--b")
+        );
+        assert_eq!(GCP.read("team/", "team--a--b"), Some(name("a/b")));
+    }
+
+    #[test]
+    fn a_dash_that_could_be_half_of_a_slash_is_refused() {
+        for wrong in ["-a", "a-", "a/-b", "a-/b", "a--b", "a/b--c", "-"] {
+            assert_eq!(
+                GCP.write("", &name(wrong)),
+                Err(DashError::Dash("Google Cloud")),
+                "{wrong}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_vault_has_no_character_for_is_refused() {
+        for wrong in [
+            "a.b",
+            "a b",
+            "é",
+            "a:b",
+            "a?b",
+            "a#b",
+            "a%2fb",
+            "a@b",
+            "versions/1:access",
+        ] {
+            assert!(GCP.write("", &name(wrong)).is_err(), "{wrong}");
+            assert!(AZURE.write("", &name(wrong)).is_err(), "{wrong}");
+        }
+        assert!(GCP.write("", &name("a_b")).is_ok());
+        let error = AZURE.write("", &name("a_b")).expect_err("no underscore");
+        assert_eq!(
+            error.to_string(),
+            "a secret's name at Azure has letters, digits, - and / only, not '_'"
+        );
+    }
+
+    #[test]
+    fn the_length_counts_as_it_is_written() {
+        let of = |length: usize| name(&format!("a/{}", "b".repeat(length - 3)));
+        assert_eq!(
+            GCP.write("", &of(255)).map(|written| written.len()),
+            Ok(255)
+        );
+        assert_eq!(
+            GCP.write("", &of(256)),
+            Err(DashError::Length("Google Cloud", 255))
+        );
+        assert_eq!(
+            GCP.write("p/", &of(253)),
+            Err(DashError::Length("Google Cloud", 255))
+        );
+        assert!(AZURE.write("", &of(127)).is_ok() && AZURE.write("", &of(128)).is_err());
+    }
+
+    #[test]
+    fn a_secret_that_nobody_could_ask_for_has_no_name() {
+        for foreign in ["a---b", "-a", "a-", "--a", "a--", "a----b", ""] {
+            assert_eq!(GCP.read("", foreign), None, "{foreign}");
+        }
+        assert_eq!(GCP.read("team/", "other--x"), None);
+        assert_eq!(GCP.read("team/", "team--"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_names_meet_in_one_secret(all in proptest::collection::vec(names(), 2..40)) {
+            for dashes in [GCP, AZURE] {
+                let mut seen = HashMap::new();
+                for name in &all {
+                    let Ok(written) = dashes.write("pre/", name) else { continue };
+                    let folded = if dashes.ignores_case {
+                        name.as_str().to_ascii_lowercase()
+                    } else {
+                        name.as_str().to_owned()
+                    };
+                    let before = seen.entry(written).or_insert_with(|| folded.clone());
+                    prop_assert_eq!(&*before, &folded);
+                }
+            }
+        }
+
+        #[test]
+        fn what_is_written_is_within_the_vaults_rules_and_read_as_the_same_name(
+            name in names(),
+            prefix in "([ab]{1,3}/){0,2}[ab]?",
+        ) {
+            for dashes in [GCP, AZURE] {
+                let Ok(written) = dashes.write(&prefix, &name) else { continue };
+                let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || dashes.others.contains(c);
+                prop_assert!(!written.is_empty() && written.len() <= dashes.limit);
+                prop_assert!(written.chars().all(fits));
+                let read = dashes.read(&prefix, &written).expect("a name");
+                if dashes.ignores_case {
+                    prop_assert!(read.as_str().eq_ignore_ascii_case(name.as_str()));
+                } else {
+                    prop_assert_eq!(&read, &name);
+                }
+            }
+        }
+
+        #[test]
+        fn every_name_that_is_shown_can_be_asked_for(written in "[abA_-]{0,12}") {
+            for dashes in [GCP, AZURE] {
+                if let Some(name) = dashes.read("", &written) {
+                    prop_assert_eq!(dashes.write("", &name), Ok(written.clone()));
+                }
+            }
+        }
+    }
+}
