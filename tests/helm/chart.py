@@ -1,0 +1,42 @@
+"""The chart as its tests see it: rendered with some values, and taken apart."""
+
+import pathlib
+import re
+
+import helm as cli
+import helm_python as helm
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CHART = ROOT / "deploy" / "helm" / "latchkey"
+
+
+def text(values=None, *expressions):
+    """What `helm template` prints for these values and --set expressions."""
+    merged = cli.merged({}, values or {})
+    for expression in expressions:
+        cli.merged(merged, helm.parse_set_string(expression))
+    return cli.rendered(CHART, "latchkey", "latchkey", merged)
+
+
+def documents(rendered):
+    """The objects in a stream of YAML documents."""
+    parts = re.split(r"^---$", rendered, flags=re.MULTILINE)
+    objects = [helm.values_from_yaml(part) for part in parts if re.sub(r"(?m)^\s*#.*$", "", part).strip()]
+    return [found for found in objects if found]
+
+
+def objects(values=None, *expressions):
+    return documents(text(values, *expressions))
+
+
+def one(kind, values=None, *expressions, name=None):
+    found = [
+        document for document in objects(values, *expressions)
+        if document["kind"] == kind and name in (None, document["metadata"]["name"])
+    ]
+    assert len(found) == 1, f"{len(found)} objects of kind {kind}"
+    return found[0]
+
+
+def pod(values=None, *expressions):
+    return one("DaemonSet", values, *expressions)["spec"]["template"]

@@ -1,0 +1,187 @@
+"""The rendered objects: always the same, the same as deploy/manifests, and as confined as they say."""
+
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+import helm_python as helm
+
+import chart
+
+HERE = pathlib.Path(__file__).resolve().parent
+MANIFESTS = chart.ROOT / "deploy" / "manifests"
+
+EVERYTHING = {
+    "metrics": {part: {"enabled": True} for part in ("podMonitor", "serviceMonitor", "prometheusRule")},
+    "networkPolicy": {"enabled": True},
+    "priorityQuota": {"create": True},
+    "namespace": {"create": True},
+    "caBundle": {"configMap": "roots"},
+}
+
+
+class Same(unittest.TestCase):
+    def test_the_chart_is_without_fault_to_helm_lint(self):
+        for values in (None, EVERYTHING):
+            report = helm.lint(chart.CHART, values, strict=True, namespace="latchkey")
+            self.assertEqual([], [message for message in report["messages"] if message["severity"] > 1])
+            self.assertEqual([], report["errors"])
+
+    def test_two_renders_of_two_processes_are_byte_identical(self):
+        def run():
+            return subprocess.run(
+                [HERE / "helm", "template", "latchkey", chart.CHART, "--namespace", "latchkey",
+                 "--set", "metrics.prometheusRule.enabled=true", "--set", "config.backends.b.type=aws",
+                 "--set", "config.backends.a.type=aws"],
+                check=True, capture_output=True,
+            ).stdout
+
+        first = run()
+        self.assertGreater(len(first), 5000)
+        self.assertEqual(first, run())
+
+    def test_no_template_asks_the_cluster_the_clock_or_chance(self):
+        forbidden = re.compile(
+            r"\b(lookup|now|date\w*|rand\w+|uuidv4|gen[A-Z]\w+|htpasswd|env|getHostByName)\b|Capabilities"
+            r"|helm\.sh/hook|\.Release\.(Revision|IsInstall|IsUpgrade)"
+        )
+        for template in (chart.CHART / "templates").iterdir():
+            for line in template.read_text().splitlines():
+                for action in re.findall(r"{{.*?}}", line) + re.findall(r"helm\.sh/hook", line):
+                    self.assertIsNone(forbidden.search(action), f"{template.name}: {line}")
+
+    def test_the_plain_manifests_are_the_rendered_chart(self):
+        with tempfile.TemporaryDirectory() as out:
+            subprocess.run([chart.CHART.parent / "render", out], check=True, env={**os.environ, "HELM": str(HERE / "helm")})
+            fresh = {file.name: file.read_text() for file in pathlib.Path(out).iterdir()}
+        there = {file.name: file.read_text() for file in MANIFESTS.iterdir()}
+        self.assertEqual(sorted(fresh), sorted(there))
+        for name, content in fresh.items():
+            self.assertEqual(content, there[name], f"{name} is behind the chart: run deploy/helm/render")
+
+    def test_the_plain_manifests_are_all_that_is_rendered(self):
+        whole = chart.objects({"namespace": {"create": True}})
+        parts = [found for file in sorted(MANIFESTS.iterdir()) for found in chart.documents(file.read_text())]
+        names = sorted((found["kind"], found["metadata"]["name"]) for found in whole)
+        self.assertEqual(names, sorted((found["kind"], found["metadata"]["name"]) for found in parts))
+
+
+class Confined(unittest.TestCase):
+    """Pod Security's level restricted, rule by rule; what breaks it is listed here and explained in the manifest."""
+
+    ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+    def violations(self, template):
+        spec = template["spec"]
+        found = {f"{key}: true" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)}
+        for volume in spec["volumes"]:
+            if not self.ALLOWED_VOLUMES & volume.keys():
+                found.add(f"volume {volume['name']}: hostPath {volume['hostPath']['path']}")
+        for container in spec.get("initContainers", []) + spec["containers"]:
+            name = container["name"]
+            security = {**spec["securityContext"], **container.get("securityContext", {})}
+            if security.get("privileged"):
+                found.add(f"{name}: privileged")
+            if security.get("allowPrivilegeEscalation") is not False:
+                found.add(f"{name}: allowPrivilegeEscalation")
+            if security.get("capabilities", {}).get("drop") != ["ALL"] or "add" in security["capabilities"]:
+                found.add(f"{name}: capabilities")
+            if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+                found.add(f"{name}: seccomp")
+            if security.get("runAsNonRoot") is not True:
+                found.add(f"{name}: root")
+            if any("hostPort" in port for port in container.get("ports", [])):
+                found.add(f"{name}: hostPort")
+            if security.get("readOnlyRootFilesystem") is not True:  # not of the level, but ours
+                found.add(f"{name}: writable root")
+        return found
+
+    def test_the_agent_keeps_to_restricted_but_for_three_documented_lines(self):
+        self.assertEqual(
+            {"hostPID: true", "volume socket: hostPath /run/latchkey", "agent: root"}, self.violations(chart.pod(EVERYTHING))
+        )
+
+    def test_each_line_that_restricted_forbids_has_its_reason_beside_it(self):
+        lines = (MANIFESTS / "40-daemonset.yaml").read_text().splitlines()
+        seen = 0
+        for number, line in enumerate(lines):
+            if not re.match(r"\s*(hostPID: true|runAsUser: 0|privileged: true|hostPath:)$", line):
+                continue
+            seen += 1
+            before = number - 1
+            while re.match(r"\s*(- name:|runAs|securityContext:)", lines[before]):
+                before -= 1
+            self.assertRegex(lines[before], r"^\s*# \S", f"nothing explains line {number + 1}: {line}")
+        self.assertGreaterEqual(seen, 3)
+
+    def test_only_the_agents_container_has_its_token(self):
+        pod = chart.pod()
+        self.assertFalse(pod["spec"]["automountServiceAccountToken"])
+        self.assertFalse(chart.one("ServiceAccount")["automountServiceAccountToken"])
+        with_token = [
+            container["name"] for container in pod["spec"]["containers"]
+            if any(mount["name"] == "token" for mount in container["volumeMounts"])
+        ]
+        self.assertEqual(["agent"], with_token)
+        token = next(volume for volume in pod["spec"]["volumes"] if volume["name"] == "token")
+        lives = [source["serviceAccountToken"]["expirationSeconds"] for source in token["projected"]["sources"] if "serviceAccountToken" in source]
+        self.assertEqual([3600], lives)
+
+
+class Placed(unittest.TestCase):
+    def test_the_agent_does_not_hang_on_the_cluster_it_serves(self):
+        pod = chart.pod()["spec"]
+        self.assertEqual("Default", pod["dnsPolicy"])
+        self.assertEqual("system-node-critical", pod["priorityClassName"])
+        self.assertEqual([{"operator": "Exists"}], pod["tolerations"])
+        self.assertNotIn("hostNetwork", pod)
+        update = chart.one("DaemonSet")["spec"]["updateStrategy"]["rollingUpdate"]
+        self.assertEqual({"maxSurge": 1, "maxUnavailable": 0}, update)
+
+    def test_it_is_outside_of_every_mesh(self):
+        template = chart.pod()["metadata"]
+        marks = {**template["labels"], **template["annotations"]}
+        for key, value in {
+            "sidecar.istio.io/inject": "false", "istio.io/dataplane-mode": "none", "linkerd.io/inject": "disabled",
+            "kuma.io/sidecar-injection": "disabled", "consul.hashicorp.com/connect-inject": "false",
+        }.items():
+            self.assertEqual(value, marks[key])
+
+    def test_the_probes_ask_for_what_the_agent_itself_knows(self):
+        agent = chart.pod()["spec"]["containers"][0]
+        self.assertEqual("/readyz", agent["readinessProbe"]["httpGet"]["path"])
+        self.assertEqual("/livez", agent["livenessProbe"]["httpGet"]["path"])
+
+    def test_the_limit_of_memory_is_its_request_and_cpu_has_none(self):
+        resources = chart.pod()["spec"]["containers"][0]["resources"]
+        self.assertEqual(resources["requests"]["memory"], resources["limits"]["memory"])
+        self.assertNotIn("cpu", resources["limits"])
+
+
+class Watched(unittest.TestCase):
+    def test_every_alert_is_about_a_metric_that_is_there_and_explained_in_the_guide(self):
+        rules = chart.one("PrometheusRule", EVERYTHING)["spec"]["groups"][0]["rules"]
+        source = (chart.ROOT / "agent" / "src" / "metrics.rs").read_text()
+        guide = (chart.ROOT / "docs" / "operations.md").read_text()
+        self.assertGreater(len(rules), 8)
+        for rule in rules:
+            metrics = re.findall(r"latchkey_[a-z_]+", rule["expr"])
+            for metric in metrics:
+                self.assertIn(f'"{metric.removesuffix("_bucket")}"', source, rule["alert"])
+            self.assertTrue(metrics or "process_start_time_seconds" in rule["expr"])
+            self.assertTrue(f"| `{rule['alert']}` |" in guide, f"docs/operations.md does not say what to do at {rule['alert']}")
+
+    def test_the_limits_in_alerts_are_those_that_are_configured(self):
+        def rule(*expressions):
+            rules = chart.one("PrometheusRule", EVERYTHING, *expressions)["spec"]["groups"][0]["rules"]
+            return next(rule["expr"] for rule in rules if rule["alert"] == "LatchkeyConnectionsHigh")
+
+        self.assertEqual("latchkey_connections > 3276", rule())
+        self.assertEqual("latchkey_connections > 8000", rule("config.limits.connections=10000"))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,160 @@
+"""Values: what is refused, what is documented, and what becomes of them."""
+
+import re
+import subprocess
+import tomllib
+import unittest
+
+import helm_python as helm
+
+import chart
+
+VALUES = (chart.CHART / "values.yaml").read_text()
+
+
+def refusal(*expressions):
+    try:
+        chart.text(None, *expressions)
+    except helm.HelmError as error:
+        return str(error)
+    raise AssertionError(f"{expressions} were taken")
+
+
+def config(values=None, *expressions):
+    return tomllib.loads(chart.one("ConfigMap", values, *expressions)["data"]["config.toml"])
+
+
+class Refused(unittest.TestCase):
+    def test_a_key_that_does_not_exist_is_refused_by_its_name(self):
+        for expression, where, key in (
+            ("foo=1", "''", "foo"),
+            ("image.tagg=1", "'/image'", "tagg"),
+            ("rbac.token=namespace", "'/rbac'", "token"),
+            ("config.limit.drain=1s", "'/config'", "limit"),
+            ("config.limits.drian=1s", "'/config/limits'", "drian"),
+            ("config.backends.aws.regin=x", "'/config/backends/aws'", "regin"),
+            ("metrics.podMonitor.on=true", "'/metrics/podMonitor'", "on"),
+        ):
+            self.assertIn(f"at {where}: additional properties '{key}' not allowed", refusal(expression))
+
+    def test_a_value_of_the_wrong_kind_is_refused_with_its_key(self):
+        for expression, where in (
+            ("delivery=socket", "/delivery"),
+            ("rbac.tokens=cluster", "/rbac/tokens"),
+            ("image.digest=latest", "/image/digest"),
+            ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
+            ("admin.port=70000", "/admin/port"),
+            ("config.cache.ttl=30", "/config/cache/ttl"),
+            ("config.limits.connections=many", "/config/limits/connections"),
+            ("config.backends.aws.type=vault", "/config/backends/aws/type"),
+            ("extraEnv=none", "/extraEnv"),
+            ("extraEnv[0].value=x", "/extraEnv/0"),
+            ("updateStrategy.rollingUpdate.maxSurge=some", "/updateStrategy/rollingUpdate/maxSurge"),
+        ):
+            self.assertIn(f"at '{where}'", refusal(expression))
+
+    def test_what_the_chart_sets_itself_is_not_for_config_to_set(self):
+        for key in ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n"):
+            self.assertIn("not allowed", refusal(f"config.{key}"))
+
+    def test_no_table_of_the_schema_is_open_but_those_of_kubernetes(self):
+        schema = helm.values_from_yaml((chart.CHART / "values.schema.json").read_text())
+        self.assertFalse(schema["additionalProperties"])
+        is_open = set()
+
+        def walk(path, part):
+            if part.get("type") == "object" and "additionalProperties" not in part:
+                is_open.add(path)
+            for name, inner in part.get("properties", {}).items():
+                walk(f"{path}.{name}".lstrip("."), inner)
+            for inner in (part.get("items"), part.get("additionalProperties")):
+                if isinstance(inner, dict):
+                    walk(path, inner)
+
+        walk("", schema)
+        self.assertEqual(
+            {
+                "global", "affinity.nodeAffinity", "affinity.podAffinity", "affinity.podAntiAffinity", "extraEnv.valueFrom",
+                "extraVolumes", "metrics.podMonitor.metricRelabelings", "metrics.podMonitor.relabelings",
+                "metrics.serviceMonitor.metricRelabelings", "metrics.serviceMonitor.relabelings",
+                "networkPolicy.egress", "networkPolicy.metricsFrom",
+            },
+            is_open,
+        )
+
+    def test_the_schema_of_config_follows_the_agents_own_file(self):
+        subprocess.run([chart.CHART.parent / "schema", "--check"], check=True)
+
+    def test_a_hostpath_install_without_tokens_is_refused_with_what_to_do(self):
+        said = refusal("delivery=hostPath", "rbac.tokens=none")
+        self.assertIn("set rbac.tokens to namespace", said)
+
+
+class Documented(unittest.TestCase):
+    def test_every_value_has_a_comment_before_it_and_a_place_in_the_schema(self):
+        schema = helm.values_from_yaml((chart.CHART / "values.schema.json").read_text())
+        leaves = {}
+        path = []
+        comment = False
+        for line in VALUES.splitlines():
+            if re.match(r"\s*#", line):
+                comment = comment or "# --" in line
+                continue
+            if found := re.match(r"(\s*)([A-Za-z]+):(.*)", line):
+                depth = len(found[1]) // 2
+                path = [*path[:depth], found[2]]
+                if comment or found[3].strip() and depth <= 2:
+                    leaves[".".join(path)] = comment
+            comment = False
+        kubernetes = ("resources.", "nodeSelector.", "affinity.", "updateStrategy.")
+        bare = [key for key, has in leaves.items() if not has and not key.startswith(kubernetes)]
+        self.assertEqual([], bare)
+        self.assertGreater(len(leaves), 40)
+        for key in leaves:
+            part = schema
+            for name in key.split("."):
+                part = part.get("properties", {}).get(name) or part.get("additionalProperties")
+                self.assertTrue(part, f"{key} is not in the schema")
+
+
+class Configuration(unittest.TestCase):
+    def test_every_key_of_the_agents_file_can_be_set_and_arrives_as_it_was(self):
+        whole = tomllib.loads((chart.ROOT / "deploy" / "config.toml").read_text())
+        for key in ("socket", "admin"):
+            del whole["listen"][key]
+        del whole["identity"]["mode"], whole["kubernetes"]
+        whole.pop("local", None)
+        seen = config({"config": whole})
+        self.assertEqual("[::]:9642", seen["listen"].pop("admin"))
+        self.assertEqual(whole, {key: value for key, value in seen.items() if key in whole})
+
+    def test_text_that_toml_would_read_otherwise_arrives_as_it_was(self):
+        odd = ['a"b', "c\\d", "e\nf", "<&>", "${x}"]
+        self.assertEqual(odd, config({"config": {"cache": {"only": odd}}})["cache"]["only"])
+
+    def test_without_backends_there_is_one_for_aws_and_the_only_backend_is_the_default(self):
+        self.assertEqual("aws", config()["default_backend"])
+        self.assertEqual({"aws": {"type": "aws"}}, config()["backends"])
+        self.assertEqual("eu", config(None, "config.backends.eu.type=aws")["default_backend"])
+
+    def test_a_change_of_the_configuration_rolls_the_pods_and_nothing_else_does(self):
+        def checksum(*expressions):
+            return chart.pod(None, *expressions)["metadata"]["annotations"]["checksum/config"]
+
+        self.assertEqual(checksum(), checksum("podLabels.a=b"))
+        self.assertNotEqual(checksum(), checksum("config.cache.ttl=1s"))
+
+    def test_an_older_cluster_can_do_without_surge(self):
+        strategy = chart.one("DaemonSet", {"updateStrategy": {"rollingUpdate": {"maxSurge": None, "maxUnavailable": 1}}})
+        self.assertEqual({"maxUnavailable": 1}, strategy["spec"]["updateStrategy"]["rollingUpdate"])
+
+    def test_an_image_can_come_from_a_mirror_and_be_pinned(self):
+        digest = "sha256:" + "0" * 64
+        image = chart.pod(None, "image.registry=mirror.example.com", f"image.digest={digest}", "image.tag=v1")
+        self.assertEqual(
+            f"mirror.example.com/latchkey-agent:v1@{digest}", image["spec"]["containers"][0]["image"]
+        )
+
+
+if __name__ == "__main__":
+    unittest.main()
