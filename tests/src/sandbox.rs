@@ -5,7 +5,7 @@ use crate::aws::{
     FakeAws, FakeAwsConfig, RoleSpec, SecretInput, read_and_list_policy, secret_arn, trust_policy,
 };
 use crate::kube::{AGENT, Container, FakeKube, FakeKubeConfig, Pod, PodSpec};
-use crate::workload::{PodCgroup, Request, Response, Workload, WorkloadSpec};
+use crate::workload::{PodCgroup, Request, Response, Volume, Workload, WorkloadSpec};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -154,12 +154,47 @@ impl Sandbox {
     ///
     /// If this machine refuses its cgroup or its namespaces.
     pub async fn pod_of(&self, spec: PodSpec) -> io::Result<SandboxPod> {
+        self.start_pod(spec, None).await
+    }
+
+    /// Starts a pod of the service account [`ACCOUNT`] as the documentation tells: the directory of the agent's socket
+    /// is mounted at `/run/latchkey`, where every client looks for it, and there is a loopback interface.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses its cgroup or its namespaces, or the agent has not made the directory yet.
+    pub async fn application(&self, namespace: &str, name: &str) -> io::Result<SandboxPod> {
+        let spec = PodSpec {
+            namespace: namespace.into(),
+            name: name.into(),
+            service_account: ACCOUNT.into(),
+            ..PodSpec::default()
+        };
+        let volume = Volume {
+            directory: self.directory.path().join("run"),
+            at: "/run/latchkey".into(),
+        };
+        let pod = self.start_pod(spec, Some(volume)).await?;
+        let up = ["link", "set", "lo", "up"];
+        let said = pod.workload.execute("ip", &up).await?;
+        if said.code != Some(0) {
+            return Err(io::Error::other(said.stderr));
+        }
+        Ok(pod)
+    }
+
+    async fn start_pod(&self, spec: PodSpec, volume: Option<Volume>) -> io::Result<SandboxPod> {
         let container = container_id();
         let object = self.kube.create_pod(PodSpec {
             containers: vec![Container::running("app", &container)],
             ..spec
         });
-        let workload = Workload::start(self.place(object.uid(), &container)).await?;
+        let mut place = self.place(object.uid(), &container);
+        if let Some(volume) = volume {
+            place.socket = volume.at.join("agent.sock");
+            place.volume = Some(volume);
+        }
+        let workload = Workload::start(place).await?;
         Ok(SandboxPod {
             object,
             workload,

@@ -6,8 +6,10 @@
 mod ask;
 mod cgroup;
 mod channel;
+mod child;
 mod enter;
 mod protocol;
+mod run;
 mod serve;
 
 use std::os::fd::OwnedFd;
@@ -19,7 +21,8 @@ use std::{fs, io};
 pub use cgroup::{Driver, Hierarchies, PodCgroup, Qos, Runtime};
 pub use enter::run_pod;
 pub use nix::sys::signal::Signal;
-pub use protocol::{Executed, Flood, Flooded, Raw, Received, Request, Response, Status};
+pub use protocol::{Command, Executed, Flood, Flooded, Raw, Received, Request, Response, Status};
+pub use run::Running;
 
 use cgroup::Cgroup;
 use channel::{Channel, Opening};

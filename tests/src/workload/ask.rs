@@ -101,29 +101,6 @@ impl Workload {
         }
     }
 
-    /// Runs a program in the workload to its end.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be started.
-    pub async fn execute(&self, program: &str, arguments: &[&str]) -> io::Result<Executed> {
-        let arguments = arguments
-            .iter()
-            .map(|&argument| argument.to_owned())
-            .collect();
-        match self
-            .channel
-            .ask(Task::Execute {
-                program: program.to_owned(),
-                arguments,
-            })
-            .await?
-        {
-            Outcome::Executed(executed) => Ok(executed),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// Runs `curl` on the agent's socket, with what else it needs, such as the URL `http://localhost/v1/secrets/x`.
     ///
     /// # Errors
@@ -197,6 +174,6 @@ impl Workload {
     }
 }
 
-fn unexpected(outcome: &Outcome) -> io::Error {
+pub(super) fn unexpected(outcome: &Outcome) -> io::Error {
     io::Error::other(format!("the pod answered something else: {outcome:?}"))
 }

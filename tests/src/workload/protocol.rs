@@ -15,15 +15,14 @@ pub(super) struct Order {
 
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) enum Task {
+    /// Waits for a program's end.
+    AwaitEnd { pid: u32 },
+    /// Waits until a program has said something.
+    AwaitText { pid: u32, text: String },
     /// Closes a named connection.
     Close { name: String },
     /// Opens a connection and keeps it under a name.
     Connect { name: String, socket: PathBuf },
-    /// Runs a program to its end.
-    Execute {
-        program: String,
-        arguments: Vec<String>,
-    },
     /// Makes many requests.
     Flood { socket: PathBuf, flood: Flood },
     /// Sends the descriptor of a named connection to whoever listens at `to`, and keeps its own.
@@ -38,6 +37,10 @@ pub(super) enum Task {
         connection: Option<String>,
         request: Request,
     },
+    /// Sends a program a signal, by its number.
+    Signal { pid: u32, signal: i32 },
+    /// Starts a program.
+    Spawn { command: Command },
     /// What the process knows of itself.
     Status,
 }
@@ -65,6 +68,8 @@ pub(super) enum Outcome {
     Nothing,
     Received(Received),
     Response(Response),
+    /// The PID of a program.
+    Spawned(u32),
     Status(Status),
 }
 
@@ -161,11 +166,31 @@ pub struct Flooded {
     pub micros: Vec<u64>,
 }
 
-/// A program that has ended.
+/// A program to run; `Command::new("latchkey").args(&["get", "x"]).env("LATCHKEY_SOCKET", path)`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Command {
+    /// The program, by its path or by a name in `PATH`.
+    pub program: String,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Variables that it has beside the test's own.
+    pub environment: Vec<(String, String)>,
+    /// Whether it has none of the test's own variables.
+    pub bare: bool,
+    /// Where it starts; none is where the test did.
+    pub directory: Option<PathBuf>,
+    /// What it can read on its standard input.
+    #[serde(with = "base64_text")]
+    pub input: Vec<u8>,
+}
+
+/// A program that has ended, or what a running one has said so far.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Executed {
-    /// The exit code; none if a signal ended it.
+    /// The exit code; none if a signal ended it, or it has not ended.
     pub code: Option<i32>,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
     /// Its standard output.
     pub stdout: String,
     /// Its standard error.
@@ -183,6 +208,57 @@ pub struct Status {
     pub cgroup: String,
     /// The network interfaces it sees.
     pub interfaces: Vec<String>,
+}
+
+impl Command {
+    /// A program without arguments and input, in the test's environment.
+    #[must_use]
+    pub fn new(program: impl Into<String>) -> Self {
+        Self {
+            program: program.into(),
+            arguments: Vec::new(),
+            environment: Vec::new(),
+            bare: false,
+            directory: None,
+            input: Vec::new(),
+        }
+    }
+
+    /// The same with more arguments.
+    #[must_use]
+    pub fn args(mut self, arguments: &[&str]) -> Self {
+        let more = arguments.iter().map(|&argument| argument.to_owned());
+        self.arguments.extend(more);
+        self
+    }
+
+    /// The same with one more variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.environment.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// The same with only the variables that are given, `PATH` not among them unless it is.
+    #[must_use]
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    /// The same, started in a directory.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// The same with something to read.
+    #[must_use]
+    pub fn input(mut self, input: impl Into<Vec<u8>>) -> Self {
+        self.input = input.into();
+        self
+    }
 }
 
 impl Request {

@@ -6,7 +6,6 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, process};
@@ -21,12 +20,12 @@ use rustix::net::{
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::process::Command;
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
+use super::child::Children;
 use super::protocol::{
-    Executed, Flood, Flooded, Line, Order, Outcome, Raw, Received, Request, Response, Status, Task,
+    Flood, Flooded, Line, Order, Outcome, Raw, Received, Request, Response, Status, Task,
 };
 
 /// How long one request may take: longer than any deadline of the agent's.
@@ -56,6 +55,7 @@ async fn serve(control: StdStream) -> io::Result<()> {
     let (reader, writer) = UnixStream::from_std(control)?.into_split();
     let writer = Arc::new(tokio::sync::Mutex::new(writer));
     let connections = Connections::default();
+    let children = Children::default();
     let say = async |line: Line| -> io::Result<()> {
         let mut text = serde_json::to_vec(&line)?;
         text.push(b'\n');
@@ -66,8 +66,11 @@ async fn serve(control: StdStream) -> io::Result<()> {
     while let Some(line) = lines.next_line().await? {
         let Order { id, task } = serde_json::from_str(&line)?;
         let (connections, writer) = (Arc::clone(&connections), Arc::clone(&writer));
+        let children = children.clone();
         tokio::spawn(async move {
-            let result = perform(task, &connections).await.map_err(Into::into);
+            let result = perform(task, &connections, &children)
+                .await
+                .map_err(Into::into);
             let mut text = serde_json::to_vec(&Line::Done { id, result }).unwrap_or_default();
             text.push(b'\n');
             // The test has gone if this fails, and the loop above sees it too.
@@ -77,16 +80,19 @@ async fn serve(control: StdStream) -> io::Result<()> {
     Ok(())
 }
 
-async fn perform(task: Task, connections: &Connections) -> io::Result<Outcome> {
+async fn perform(
+    task: Task,
+    connections: &Connections,
+    children: &Children,
+) -> io::Result<Outcome> {
     match task {
+        Task::AwaitEnd { pid } => children.ended(pid).await.map(Outcome::Executed),
+        Task::AwaitText { pid, text } => children.said(pid, &text).await.map(Outcome::Executed),
         Task::Close { name } => take(connections, &name).map(|_closed| Outcome::Nothing),
         Task::Connect { name, socket } => {
             let stream = UnixStream::connect(socket).await?;
             keep(connections, name, Connection::Fresh(stream));
             Ok(Outcome::Nothing)
-        }
-        Task::Execute { program, arguments } => {
-            execute(&program, &arguments).await.map(Outcome::Executed)
         }
         Task::Flood { socket, flood } => Ok(Outcome::Flooded(pour(&socket, flood).await)),
         Task::Pass { name, to } => pass(connections, name, &to).map(|()| Outcome::Nothing),
@@ -107,6 +113,8 @@ async fn perform(task: Task, connections: &Connections) -> io::Result<Outcome> {
                 .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?;
             answer.map(Outcome::Response)
         }
+        Task::Signal { pid, signal } => children.signal(pid, signal).map(|()| Outcome::Nothing),
+        Task::Spawn { command } => children.spawn(&command).map(Outcome::Spawned),
         Task::Status => status().map(Outcome::Status),
     }
 }
@@ -311,20 +319,6 @@ async fn receive(connections: &Connections, name: String, at: &Path) -> io::Resu
         Connection::Fresh(UnixStream::from_std(stream)?),
     );
     Ok(())
-}
-
-async fn execute(program: &str, arguments: &[String]) -> io::Result<Executed> {
-    let output = Command::new(program)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .output()
-        .await?;
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Executed {
-        code: output.status.code(),
-        stdout: text(&output.stdout),
-        stderr: text(&output.stderr),
-    })
 }
 
 async fn pour(socket: &Path, flood: Flood) -> Flooded {

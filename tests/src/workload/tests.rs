@@ -397,3 +397,50 @@ async fn without_peerpidfd_the_kernel_says_that_it_does_not_know_the_option() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "12\n");
     assert!(stderr.contains("Protocol not available"), "{stderr}");
 }
+
+#[tokio::test]
+async fn a_program_runs_in_the_container_with_what_it_is_given() {
+    if skipped() {
+        return;
+    }
+    let server = Server::start();
+    let workload = start(&container(), &server.socket()).await;
+    let script = r#"cat; echo "$LK_WORD $# $PWD"; cat /proc/self/cgroup >&2; exit 7"#;
+    let command = Command::new("/bin/sh")
+        .args(&["-c", script, "sh", "one", "two"])
+        .bare()
+        .env("LK_WORD", "quoted 'so'")
+        .directory("/usr")
+        .input("given\n");
+    let executed = workload.run(command).await.expect("a shell");
+    assert_eq!((executed.code, executed.signal), (Some(7), None));
+    assert_eq!(executed.stdout, "given\nquoted 'so' 2 /usr\n");
+    let own = workload.status().await.expect("a status").cgroup;
+    assert_eq!(executed.stderr, own);
+}
+
+#[tokio::test]
+async fn a_program_is_watched_signalled_and_reaped() {
+    if skipped() {
+        return;
+    }
+    let server = Server::start();
+    let workload = start(&container(), &server.socket()).await;
+    let script = "trap 'echo bye; kill -9 $$' TERM; echo ready; while :; do sleep 0.01; done";
+    let command = Command::new("sh").args(&["-c", script]);
+    let running = workload.spawn(command).await.expect("a shell");
+    running.until("ready").await.expect("it says so");
+    running.signal(Signal::SIGTERM).await.expect("it runs");
+    let ended = running.end().await.expect("its end");
+    assert_eq!((ended.code, ended.signal), (None, Some(9)));
+    assert_eq!(ended.stdout, "ready\nbye\n");
+    running
+        .signal(Signal::SIGTERM)
+        .await
+        .expect_err("its PID may be another's");
+    running.until("more").await.expect_err("it is silent");
+    workload
+        .spawn(Command::new("no-such-program"))
+        .await
+        .expect_err("there is none");
+}
