@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 /// How often the socket's path is dialled, expired values are let go and gauges are set.
 const ROUND: Duration = Duration::from_secs(1);
@@ -121,14 +122,16 @@ impl Agent {
         // Last, so that a start that fails leaves nothing behind.
         let listening = place.listen().map_err(StartError::Listen)?;
         let phase = watch::Sender::new(Phase::Serving);
-        let server = Arc::new(Server::new(
+        let server = Server::new(
             services.clone(),
             attestor.clone(),
             pinning,
             config.limits.connections,
             config.limits.unattested,
             phase.subscribe(),
-        ));
+        )
+        .map_err(StartError::Listen)?;
+        let server = Arc::new(server);
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             node = config.kubernetes.node,
@@ -190,6 +193,11 @@ impl Agent {
             }
         });
         tasks.spawn(server.clone().accept(listening.listener.clone()));
+        // Not one of those: it looks after the connections until the last has ended.
+        let mut roll = AbortOnDropHandle::new(tokio::spawn({
+            let (roll, pods, phase) = (server.roll.clone(), pods.clone(), self.phase.subscribe());
+            async move { roll.look_after(&pods, phase).await }
+        }));
         let mut keeper = Keeper {
             place,
             current: listening,
@@ -216,6 +224,7 @@ impl Agent {
                         tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
                     }
                     Some(ended) = tasks.join_next() => ended??,
+                    ended = &mut roll => ended??,
                     _ = rounds.tick() => {
                         round(&services, &pods, &server);
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
@@ -245,7 +254,7 @@ impl Agent {
         }
         tracing::info!("drained");
         // The audit trail ends when nothing can write to it any more.
-        drop((services, server));
+        drop((services, server, roll));
         let written = tokio::task::spawn_blocking(|| self.writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
         Ok(())

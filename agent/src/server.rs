@@ -3,7 +3,10 @@
 //! The accept loop never waits for identity. A peer of a known pod is attested at once and takes a permit of its
 //! pod; everybody else takes one of a small pool of their own, so that no pod and no stranger can starve the rest.
 
+mod clock;
 mod connection;
+mod doorman;
+mod roll;
 mod stream;
 
 pub(crate) use connection::Connection;
@@ -12,38 +15,25 @@ use crate::attest::Attestor;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning};
-use connection::Doorman;
+use doorman::Doorman;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
+use roll::Roll;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stream::Metered;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// The largest block of headers, in bytes; hyper answers 431 beyond it.
 const HEAD_LIMIT: usize = 16 * 1024;
-
-/// How long a request's head may take from its first byte.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection may stand idle between requests.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// How often a connection's times are looked at.
-const TICK: Duration = Duration::from_secs(5);
 
 /// How long the accept loop rests when the machine has run out of descriptors or memory.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -55,6 +45,7 @@ pub(crate) struct Server {
     pub(crate) pinning: Pinning,
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) doorman: Arc<Doorman>,
+    pub(crate) roll: Arc<Roll>,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
     last_accept: Mutex<Instant>,
@@ -64,6 +55,10 @@ pub(crate) struct Server {
 
 impl Server {
     /// A server that lets `unattested` peers wait while at most `connections` are open in all.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no descriptor left.
     pub(crate) fn new(
         services: Arc<Services>,
         attestor: Arc<Attestor>,
@@ -71,17 +66,18 @@ impl Server {
         connections: usize,
         unattested: usize,
         phase: watch::Receiver<Phase>,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             services,
             attestor,
             pinning,
             connections: Arc::new(Semaphore::new(connections)),
             doorman: Arc::new(Doorman::new(unattested)),
+            roll: Arc::new(Roll::new()?),
             phase,
             tasks: TaskTracker::new(),
             last_accept: Mutex::new(Instant::now()),
-        }
+        })
     }
 
     /// How many connections are open.
@@ -142,16 +138,22 @@ impl Server {
         if u32::try_from(peer.pid()) == Ok(std::process::id()) {
             return;
         }
-        let Ok(exit) = watch_exit(&peer) else { return };
         let Some(connection) = Connection::open(
             peer,
             self.attestor.clone(),
             &self.services.metrics,
             &self.doorman,
+            &self.roll.clock,
         ) else {
             return;
         };
         let connection = Arc::new(connection);
+        let Ok(_entry) = self.roll.enter(&connection) else {
+            return;
+        };
+        if *self.phase.borrow() != Phase::Serving {
+            connection.close_after_answer();
+        }
         let fd = stream.as_raw_fd();
         let service = {
             let (services, connection) = (self.services.clone(), connection.clone());
@@ -164,44 +166,28 @@ impl Server {
             .max_buf_size(HEAD_LIMIT)
             .serve_connection(Metered::new(stream, connection.clone()), service);
         let mut http = std::pin::pin!(http);
-        let mut ticks = interval_at(Instant::now() + TICK, TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut phase = self.phase.clone();
+        let mut told = std::pin::pin!(connection.told());
         // Its read side is shut at most once; what was sent before that is still read and answered.
         let mut reading = true;
-        if *phase.borrow_and_update() != Phase::Serving {
-            connection.close_after_answer();
-        }
         loop {
             tokio::select! {
                 biased;
-                // Its work in flight ends with it: nobody is left to read the answer.
-                _ = exit.readable() => return,
-                () = connection.pod_gone() => return,
+                () = &mut told => {
+                    // Its work in flight ends with it: nobody is left to read the answer.
+                    if connection.is_over() {
+                        return;
+                    }
+                    if std::mem::take(&mut reading) {
+                        shut_reading(fd);
+                    }
+                    told.set(connection.told());
+                }
                 // An error here is the peer's: it left, or sent what is no HTTP.
                 ended = &mut http => {
                     if let Err(error) = ended {
                         tracing::debug!(pid = connection.pid(), %error, "a connection ended");
                     }
                     return;
-                }
-                changed = phase.changed(), if reading => {
-                    let phase = *phase.borrow_and_update();
-                    connection.close_after_answer();
-                    if changed.is_err() || phase == Phase::Draining {
-                        reading = shut_reading(fd);
-                    }
-                }
-                _ = ticks.tick() => {
-                    if connection.head_is_late(HEAD_TIMEOUT)
-                        || connection.write_is_late(WRITE_TIMEOUT)
-                        || connection.waits_too_long()
-                    {
-                        return;
-                    }
-                    if reading && connection.is_idle(IDLE_TIMEOUT) {
-                        reading = shut_reading(fd);
-                    }
                 }
             }
         }
@@ -226,20 +212,10 @@ impl Server {
     }
 }
 
-/// Says when the process behind the pidfd exits.
-#[expect(
-    deprecated,
-    reason = "its successor is an unsafe fn; what that one demands holds for an owned descriptor"
-)]
-fn watch_exit(peer: &Peer) -> io::Result<AsyncFd<std::os::fd::OwnedFd>> {
-    AsyncFd::with_interest(peer.pidfd().try_clone()?, Interest::READABLE)
-}
-
 /// Tells the peer that nothing more is read. What it has sent before stays readable, a write of its after this
-/// fails at once, so no request is taken and then lost (unix(7), shutdown(2)). Always false: it is done.
-fn shut_reading(fd: std::os::fd::RawFd) -> bool {
+/// fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
+fn shut_reading(fd: std::os::fd::RawFd) {
     if let Err(error) = shutdown(fd, Shutdown::Read) {
         tracing::debug!(%error, "cannot shut a connection's read side");
     }
-    false
 }

@@ -4,7 +4,7 @@ use crate::{can_run, code};
 use testkit::kube::{Container, PodSpec};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
 use testkit::workload::{
-    Driver, Hierarchies, Place, PodCgroup, Qos, Request, Response, Runtime, Volume, Workload,
+    Driver, Hierarchies, Place, PodCgroup, Qos, Raw, Request, Response, Runtime, Volume, Workload,
     WorkloadSpec,
 };
 
@@ -124,20 +124,18 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
         return;
     }
     let mut scene = Scene::set(&[]).await;
-    scene
-        .test
-        .workload
-        .connect("gift")
-        .await
-        .expect("a connection");
-    let meeting = scene.sandbox.directory().join("meeting");
-    let (received, passed) = tokio::join!(scene.prod.workload.receive("gift", &meeting), async {
-        while !meeting.exists() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-        scene.test.workload.pass("gift", &meeting).await
-    });
-    received.and(passed).expect("the connection changes hands");
+    for gift in ["gift", "silent"] {
+        let maker = &scene.test.workload;
+        maker.connect(gift).await.expect("a connection");
+        let meeting = scene.sandbox.directory().join(gift);
+        let (received, passed) = tokio::join!(scene.prod.workload.receive(gift, &meeting), async {
+            while !meeting.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            maker.pass(gift, &meeting).await
+        });
+        received.and(passed).expect("the connection changes hands");
+    }
     let prod = &scene.prod.workload;
     assert!(is_own(
         &prod
@@ -151,6 +149,14 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
         .expect("an answer");
     assert_eq!(foreign.status, 403);
     scene.test.workload.kill().await.expect("it ends");
+    // Nothing is asked: the agent itself has heard of the exit.
+    let silent = Raw {
+        connection: Some("silent".into()),
+        read_millis: 2_000,
+        ..Raw::new("")
+    };
+    let received = prod.raw(silent).await.expect("it can be read");
+    assert!(received.closed && received.bytes.is_empty(), "{received:?}");
     let after = prod.send_on("gift", Request::get(OWN)).await;
     assert!(after.as_ref().map_or(true, is_no_workload), "{after:?}");
 }

@@ -15,13 +15,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
-use tokio_util::sync::CancellationToken;
 
 /// How long an authoritative look may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -47,7 +46,7 @@ pub(crate) struct Pod {
     facts: RwLock<Arc<Facts>>,
     /// The `resourceVersion` of the facts.
     version: AtomicU64,
-    gone: CancellationToken,
+    gone: AtomicBool,
     since: Instant,
     pub(crate) quota: Quota,
     pub(crate) sessions: Sessions,
@@ -144,12 +143,7 @@ impl Pod {
 
     /// Whether the API server has said that the pod is deleted.
     pub(crate) fn is_gone(&self) -> bool {
-        self.gone.is_cancelled()
-    }
-
-    /// Ends when the pod is deleted.
-    pub(crate) fn gone(&self) -> &CancellationToken {
-        &self.gone
+        self.gone.load(Ordering::Relaxed)
     }
 
     fn learn(&self, facts: Facts) {
@@ -386,7 +380,7 @@ impl Pods {
                 uid,
                 facts: RwLock::new(Arc::new(facts)),
                 version: AtomicU64::new(version),
-                gone: CancellationToken::new(),
+                gone: AtomicBool::new(false),
                 since: Instant::now(),
                 quota: Quota::new(
                     limits.connections_per_pod,
@@ -410,7 +404,7 @@ impl Pods {
         self.note_deleted(uid);
         drop(by_uid);
         if let Some(pod) = gone {
-            pod.gone.cancel();
+            pod.gone.store(true, Ordering::Relaxed);
         }
     }
 
@@ -434,7 +428,7 @@ impl Pods {
                 let keep = listed.contains(uid) || pod.since > listing_since;
                 if !keep {
                     self.note_deleted(*uid);
-                    pod.gone.cancel();
+                    pod.gone.store(true, Ordering::Relaxed);
                 }
                 keep
             });

@@ -1,28 +1,35 @@
 //! One connection: who is behind it, and whether that still holds.
 
-use crate::attest::cgroup::PodUid;
+use super::clock::{Clock, Mark};
+use super::doorman::{Doorman, Origin, Waiting};
 use crate::attest::{AttestError, Attestor, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use latchkey_client::protocol::Code;
-use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::futures::Notified;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::Instant;
 
 /// An identity older than this is made sure of again before it is used: the peer may have been moved into another
 /// cgroup.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How many connections one cgroup may have waiting to be attested.
-const WAITING_PER_CGROUP: usize = 4;
-
 /// How long a connection that is not attested may stay open.
 const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request's head may take from its first byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may stand idle between requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// A connection whose peer is pinned.
 #[derive(Debug)]
@@ -31,11 +38,11 @@ pub(crate) struct Connection {
     attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
-    /// The identity has come to be known, so its pod can be watched.
-    attested: Notify,
     closing: AtomicBool,
-    opened: Instant,
-    times: Mutex<Times>,
+    ended: AtomicBool,
+    told: Notify,
+    clock: Arc<Clock>,
+    times: Times,
 }
 
 /// What the peer has been found to be, and the permit that it holds.
@@ -58,36 +65,26 @@ enum Standing {
 /// When bytes came and requests went.
 #[derive(Debug)]
 struct Times {
+    opened: Mark,
     /// When the head that is being read began.
-    head_since: Option<Instant>,
-    /// How many requests are being answered.
-    answering: usize,
-    quiet_since: Instant,
+    head: Mark,
+    /// When the request that is being answered began; HTTP/1 answers one at a time.
+    answering: Mark,
+    /// When the last request was answered.
+    quiet: Mark,
     /// Since when the peer has taken nothing of an answer.
-    stuck_since: Option<Instant>,
+    stuck: Mark,
 }
 
-/// Lets peers wait that are not attested: so many in all, and few from one cgroup.
-#[derive(Debug)]
-pub(crate) struct Doorman {
-    all: Arc<Semaphore>,
-    by_cgroup: Mutex<HashMap<Origin, usize>>,
-}
-
-/// Where a waiting peer comes from.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
-enum Origin {
-    Pod(PodUid),
-    /// A cgroup that is no pod's, by a hash of its text.
-    Elsewhere(u64),
-}
-
-/// A place at the door, free again when it is dropped.
-#[derive(Debug)]
-struct Waiting {
-    doorman: Arc<Doorman>,
-    origin: Origin,
-    _permit: OwnedSemaphorePermit,
+/// What is to become of a connection that has been looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// It ends at once, with what it has in flight.
+    End,
+    /// It goes on.
+    GoOn,
+    /// It has been idle: what was sent before it is told is still answered.
+    StopReading,
 }
 
 // === impl Connection ===
@@ -99,6 +96,7 @@ impl Connection {
         attestor: Arc<Attestor>,
         metrics: &Arc<Metrics>,
         doorman: &Arc<Doorman>,
+        clock: &Arc<Clock>,
     ) -> Option<Self> {
         let (origin, verdict) = match attestor.locate(&peer) {
             Ok(place) => {
@@ -156,15 +154,17 @@ impl Connection {
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
-            attested: Notify::new(),
             closing: AtomicBool::new(false),
-            opened: Instant::now(),
-            times: Mutex::new(Times {
-                head_since: None,
-                answering: 0,
-                quiet_since: Instant::now(),
-                stuck_since: None,
-            }),
+            ended: AtomicBool::new(false),
+            told: Notify::new(),
+            clock: clock.clone(),
+            times: Times {
+                opened: Mark::now(clock),
+                head: Mark::default(),
+                answering: Mark::default(),
+                quiet: Mark::now(clock),
+                stuck: Mark::default(),
+            },
         })
     }
 
@@ -217,73 +217,81 @@ impl Connection {
         self.closing.store(true, Ordering::Relaxed);
     }
 
-    /// Ends when the peer's pod is deleted; never while the pod is not known.
-    pub(super) async fn pod_gone(&self) {
-        loop {
-            let attested = self.attested.notified();
-            let gone = match &*self.standing() {
-                Standing::Attested { workload, .. } => Some(workload.pod().gone().clone()),
-                _ => None,
-            };
-            match gone {
-                Some(gone) => return gone.cancelled().await,
-                None => attested.await,
-            }
+    /// Becomes readable when the peer's process exits.
+    pub(super) fn pidfd(&self) -> &OwnedFd {
+        self.peer.pidfd()
+    }
+
+    /// What is to become of the connection now.
+    pub(super) fn look(&self) -> Verdict {
+        let (times, clock) = (&self.times, &*self.clock);
+        let (is_attested, is_deleted) = match &*self.standing() {
+            Standing::Attested { workload, .. } => (true, workload.pod().is_gone()),
+            _ => (false, false),
+        };
+        let is_answering = times.answering.is_set();
+        let waits_too_long =
+            !is_attested && !is_answering && times.opened.is_past(WAITING_TIMEOUT, clock);
+        if is_deleted
+            || waits_too_long
+            || times.head.is_past(HEAD_TIMEOUT, clock)
+            || times.stuck.is_past(WRITE_TIMEOUT, clock)
+        {
+            Verdict::End
+        } else if !is_answering && times.quiet.is_past(IDLE_TIMEOUT, clock) {
+            Verdict::StopReading
+        } else {
+            Verdict::GoOn
         }
+    }
+
+    /// Ends the connection with all that it has in flight.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.told.notify_one();
+    }
+
+    /// Whether it is to end at once.
+    pub(super) fn is_over(&self) -> bool {
+        self.ended.load(Ordering::Relaxed)
+    }
+
+    /// Lets the connection read no more than what was sent before.
+    pub(super) fn stop_reading(&self) {
+        self.told.notify_one();
+    }
+
+    /// Ends when the connection is told to end, or else to stop reading.
+    pub(super) fn told(&self) -> Notified<'_> {
+        self.told.notified()
     }
 
     /// Notes that bytes have come in.
     pub(super) fn bytes_came(&self) {
-        let mut times = self.times();
-        if times.answering == 0 {
-            times.head_since.get_or_insert_with(Instant::now);
+        if !self.times.answering.is_set() {
+            self.times.head.begin(&self.clock);
         }
     }
 
     /// Notes that a request's head is complete.
     pub(crate) fn request_began(&self) {
-        let mut times = self.times();
-        times.head_since = None;
-        times.answering += 1;
+        self.times.head.clear();
+        self.times.answering.set(&self.clock);
     }
 
     /// Notes that a request is answered.
     pub(crate) fn request_ended(&self) {
-        let mut times = self.times();
-        times.answering = times.answering.saturating_sub(1);
-        times.quiet_since = Instant::now();
-    }
-
-    /// Whether a head has been begun that long ago and is not complete.
-    pub(super) fn head_is_late(&self, limit: Duration) -> bool {
-        self.times()
-            .head_since
-            .is_some_and(|since| since.elapsed() >= limit)
+        self.times.answering.clear();
+        self.times.quiet.set(&self.clock);
     }
 
     /// Notes that the peer takes nothing of an answer, or takes some again.
     pub(super) fn write_is_stuck(&self, stuck: bool) {
-        self.times().stuck_since = stuck.then(Instant::now);
-    }
-
-    /// Whether the peer has taken nothing of an answer for that long.
-    pub(super) fn write_is_late(&self, limit: Duration) -> bool {
-        self.times()
-            .stuck_since
-            .is_some_and(|since| since.elapsed() >= limit)
-    }
-
-    /// Whether nothing has been asked or answered for that long.
-    pub(super) fn is_idle(&self, limit: Duration) -> bool {
-        let times = self.times();
-        times.answering == 0 && times.quiet_since.elapsed() >= limit
-    }
-
-    /// Whether a peer that is not attested has stayed too long.
-    pub(super) fn waits_too_long(&self) -> bool {
-        self.opened.elapsed() >= WAITING_TIMEOUT
-            && self.times().answering == 0
-            && !matches!(&*self.standing(), Standing::Attested { .. })
+        if stuck {
+            self.times.stuck.set(&self.clock);
+        } else {
+            self.times.stuck.clear();
+        }
     }
 
     /// Attests a peer whose pod was not known, and lets it in.
@@ -306,7 +314,6 @@ impl Connection {
             checked: Instant::now(),
             _permit: permit,
         };
-        self.attested.notify_waiters();
         Ok(workload)
     }
 
@@ -364,10 +371,6 @@ impl Connection {
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn times(&self) -> std::sync::MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Why is for the audit trail; the caller may be trying things out.
@@ -377,63 +380,4 @@ fn not_attested(reason: &'static str) -> RequestError {
         "the caller is no pod of this node that may ask here",
     )
     .reason(reason)
-}
-
-// === impl Origin ===
-
-impl Origin {
-    fn elsewhere(peer: &Peer) -> Self {
-        let mut text = Vec::new();
-        // A peer that cannot be read shares its places with all of its kind.
-        let _ = peer.read_cgroup(&mut text);
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        Self::Elsewhere(hasher.finish())
-    }
-}
-
-// === impl Doorman ===
-
-impl Doorman {
-    /// Room for so many.
-    pub(super) fn new(places: usize) -> Self {
-        Self {
-            all: Arc::new(Semaphore::new(places)),
-            by_cgroup: Mutex::default(),
-        }
-    }
-
-    fn let_in(self: &Arc<Self>, origin: Origin) -> Option<Waiting> {
-        let permit = self.all.clone().try_acquire_owned().ok()?;
-        let mut by_cgroup = self
-            .by_cgroup
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let waiting = by_cgroup.entry(origin).or_default();
-        if *waiting >= WAITING_PER_CGROUP {
-            return None;
-        }
-        *waiting += 1;
-        Some(Waiting {
-            doorman: self.clone(),
-            origin,
-            _permit: permit,
-        })
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut by_cgroup = self
-            .doorman
-            .by_cgroup
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(waiting) = by_cgroup.get_mut(&self.origin) {
-            *waiting -= 1;
-            if *waiting == 0 {
-                by_cgroup.remove(&self.origin);
-            }
-        }
-    }
 }

@@ -1,0 +1,95 @@
+//! Who may wait at the door: peers that are not attested, so many in all and few from one cgroup.
+
+use crate::attest::cgroup::PodUid;
+use crate::peer::Peer;
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// How many connections one cgroup may have waiting to be attested.
+const WAITING_PER_CGROUP: usize = 4;
+
+/// Lets peers wait that are not attested: so many in all, and few from one cgroup.
+#[derive(Debug)]
+pub(crate) struct Doorman {
+    all: Arc<Semaphore>,
+    by_cgroup: Mutex<HashMap<Origin, usize>>,
+}
+
+/// Where a waiting peer comes from.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(super) enum Origin {
+    Pod(PodUid),
+    /// A cgroup that is no pod's, by a hash of its text.
+    Elsewhere(u64),
+}
+
+/// A place at the door, free again when it is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    doorman: Arc<Doorman>,
+    origin: Origin,
+    _permit: OwnedSemaphorePermit,
+}
+
+// === impl Origin ===
+
+impl Origin {
+    /// Where a peer comes from that is in no pod's cgroup.
+    pub(super) fn elsewhere(peer: &Peer) -> Self {
+        let mut text = Vec::new();
+        // A peer that cannot be read shares its places with all of its kind.
+        let _ = peer.read_cgroup(&mut text);
+        let mut hasher = DefaultHasher::new();
+        text.hash(&mut hasher);
+        Self::Elsewhere(hasher.finish())
+    }
+}
+
+// === impl Doorman ===
+
+impl Doorman {
+    /// Room for so many.
+    pub(super) fn new(places: usize) -> Self {
+        Self {
+            all: Arc::new(Semaphore::new(places)),
+            by_cgroup: Mutex::default(),
+        }
+    }
+
+    /// A place for one more from there, if there is one.
+    pub(super) fn let_in(self: &Arc<Self>, origin: Origin) -> Option<Waiting> {
+        let permit = self.all.clone().try_acquire_owned().ok()?;
+        let mut by_cgroup = self
+            .by_cgroup
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let waiting = by_cgroup.entry(origin).or_default();
+        if *waiting >= WAITING_PER_CGROUP {
+            return None;
+        }
+        *waiting += 1;
+        Some(Waiting {
+            doorman: self.clone(),
+            origin,
+            _permit: permit,
+        })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut by_cgroup = self
+            .doorman
+            .by_cgroup
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(waiting) = by_cgroup.get_mut(&self.origin) {
+            *waiting -= 1;
+            if *waiting == 0 {
+                by_cgroup.remove(&self.origin);
+            }
+        }
+    }
+}

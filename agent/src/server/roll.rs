@@ -1,0 +1,177 @@
+//! The roll of open connections, and what ends them from outside.
+//!
+//! A connection itself waits for nothing but its bytes. One task looks after them all: it hears of peers that exit,
+//! of pods that are deleted and of an agent that leaves, and each second it looks who is late.
+
+use super::clock::{Clock, TICK};
+use super::connection::{Connection, Verdict};
+use crate::attest::pods::Pods;
+use crate::handover::Phase;
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+/// How many exits are taken at once.
+const EXITS: usize = 64;
+
+/// The open connections.
+#[derive(Debug)]
+pub(crate) struct Roll {
+    /// The peers' pidfds (epoll(7)). The runtime's own reactor would cost each connection several calls more.
+    exits: AsyncFd<OwnedFd>,
+    open: Mutex<Open>,
+    pub(super) clock: Arc<Clock>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    connections: HashMap<u64, Arc<Connection>>,
+    /// Never used again, so that an exit that is told late means nobody else.
+    next: u64,
+}
+
+/// A connection's line on the roll, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Entry<'a> {
+    roll: &'a Roll,
+    number: u64,
+}
+
+// === impl Roll ===
+
+impl Roll {
+    /// An empty roll.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel has no descriptor left.
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            exits: readable(epoll::create(epoll::CreateFlags::CLOEXEC)?)?,
+            open: Mutex::default(),
+            clock: Arc::default(),
+        })
+    }
+
+    /// Enters a connection: from now on it is told what happens.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell when its peer exits.
+    pub(super) fn enter(&self, connection: &Arc<Connection>) -> io::Result<Entry<'_>> {
+        let mut open = self.open();
+        let number = open.next;
+        // Told once, also if it has exited before. Closing the pidfd, of which there is one, takes it out again.
+        epoll::add(
+            self.exits.get_ref(),
+            connection.pidfd(),
+            epoll::EventData::new_u64(number),
+            epoll::EventFlags::IN | epoll::EventFlags::ONESHOT,
+        )?;
+        open.next += 1;
+        open.connections.insert(number, connection.clone());
+        Ok(Entry { roll: self, number })
+    }
+
+    /// Tells the connections what happens, for ever.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel does not tell any more who exits.
+    pub(crate) async fn look_after(
+        &self,
+        pods: &Pods,
+        mut phase: watch::Receiver<Phase>,
+    ) -> io::Result<()> {
+        let mut ticks = interval_at(Instant::now() + TICK, TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut changed = std::pin::pin!(pods.changed());
+        loop {
+            tokio::select! {
+                () = &mut changed => {
+                    // Before the look, so that no change falls between.
+                    changed.set(pods.changed());
+                    self.look();
+                }
+                _ = ticks.tick() => {
+                    self.clock.tick();
+                    self.look();
+                }
+                told = self.exits.readable() => {
+                    told?.clear_ready();
+                    self.end_exited()?;
+                }
+                Ok(()) = phase.changed() => {
+                    let phase = *phase.borrow_and_update();
+                    for connection in self.open().connections.values() {
+                        connection.close_after_answer();
+                        if phase == Phase::Draining {
+                            connection.stop_reading();
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn look(&self) {
+        for connection in self.open().connections.values() {
+            match connection.look() {
+                Verdict::End => connection.end(),
+                Verdict::GoOn => {}
+                Verdict::StopReading => connection.stop_reading(),
+            }
+        }
+    }
+
+    /// Ends the connections whose peers have exited.
+    fn end_exited(&self) -> io::Result<()> {
+        const AT_ONCE: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let mut exits = Vec::with_capacity(EXITS);
+        loop {
+            exits.clear();
+            epoll::wait(
+                self.exits.get_ref(),
+                spare_capacity(&mut exits),
+                Some(&AT_ONCE),
+            )?;
+            let open = self.open();
+            for exit in &exits {
+                if let Some(connection) = open.connections.get(&{ exit.data }.u64()) {
+                    connection.end();
+                }
+            }
+            if exits.len() < EXITS {
+                return Ok(());
+            }
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Entry<'_> {
+    fn drop(&mut self) {
+        self.roll.open().connections.remove(&self.number);
+    }
+}
+
+#[expect(
+    deprecated,
+    reason = "its successor is an unsafe fn; what that one demands holds for an owned descriptor"
+)]
+fn readable(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::with_interest(descriptor, Interest::READABLE)
+}
