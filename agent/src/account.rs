@@ -4,15 +4,15 @@
 //! known is used at once and brought up to date behind it, so that a change takes effect within
 //! [`MUST_REFRESH`] and an API server that is away costs nobody anything.
 
+use crate::attest::Workload;
 use crate::backend::{BackendId, Backends};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
 use latchkey_client::protocol::Code;
-use moka::sync::Cache;
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -30,12 +30,6 @@ const FAILURE_STANDS: Duration = Duration::from_secs(1);
 
 /// How long the API server may take for one object.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// An account that no pod has asked for is forgotten after this time.
-const FORGET_AFTER: Duration = Duration::from_secs(3600);
-
-/// More service accounts than any node has in use.
-const ACCOUNTS: u64 = 10_000;
 
 /// A service account as the API server last told.
 #[derive(Debug)]
@@ -58,11 +52,18 @@ pub(crate) struct Accounts {
     client: kube::Client,
     backends: Arc<Backends>,
     with_namespace: bool,
-    known: Cache<(Arc<str>, Arc<str>), Arc<Entry>>,
+    /// The pods keep them: the last one's end is theirs.
+    known: Mutex<HashMap<FullName, Weak<Principal>>>,
 }
 
-#[derive(Debug, Default)]
-struct Entry {
+/// Namespace and name.
+type FullName = (Arc<str>, Arc<str>);
+
+/// A service account by its name, and what is known of it. All pods of the account share it.
+#[derive(Debug)]
+pub(crate) struct Principal {
+    namespace: Arc<str>,
+    name: Arc<str>,
     last: Mutex<Option<Last>>,
     /// How the last look failed, and when it ended.
     failed: Mutex<Option<(Instant, RequestError)>>,
@@ -126,19 +127,15 @@ impl Annotations {
 impl Accounts {
     /// No accounts yet.
     pub(crate) fn new(client: kube::Client, backends: Arc<Backends>, with_namespace: bool) -> Self {
-        let known = Cache::builder()
-            .max_capacity(ACCOUNTS)
-            .time_to_idle(FORGET_AFTER)
-            .build();
         Self {
             client,
             backends,
             with_namespace,
-            known,
+            known: Mutex::default(),
         }
     }
 
-    /// The service account `name` in `namespace`.
+    /// The service account of `workload`, as it is known at `now`.
     ///
     /// # Errors
     ///
@@ -146,44 +143,73 @@ impl Accounts {
     /// be asked.
     pub(crate) async fn find(
         self: &Arc<Self>,
-        namespace: &Arc<str>,
-        name: &Arc<str>,
+        workload: &Workload,
+        now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
-        let entry = self
-            .known
-            .get_with_by_ref(&(namespace.clone(), name.clone()), Arc::default);
-        let now = Instant::now();
-        let last = entry.last();
-        if let Some(last) = &last {
-            if now < last.at + MAY_REFRESH || now < last.not_before {
-                return Ok(last.account.clone());
+        let principal = workload.pod().principal.get_or_init(|| {
+            let facts = workload.facts();
+            self.principal(&facts.namespace, &facts.service_account)
+        });
+        let last = principal.last();
+        match &last {
+            Some(last) if now < last.at + MAY_REFRESH || now < last.not_before => {
+                Ok(last.account.clone())
             }
-            if now < last.at + MUST_REFRESH {
-                if let Ok(look) = entry.look.clone().try_lock_owned() {
-                    let (this, namespace, name) = (self.clone(), namespace.clone(), name.clone());
-                    let entry = entry.clone();
+            Some(last) if now < last.at + MUST_REFRESH => {
+                if let Ok(look) = principal.look.clone().try_lock_owned() {
+                    let (this, principal) = (self.clone(), principal.clone());
                     tokio::spawn(async move {
                         let _look = look;
-                        let _ = this.refresh(&entry, &namespace, &name).await;
+                        let _ = this.refresh(&principal).await;
                     });
                 }
-                return Ok(last.account.clone());
+                Ok(last.account.clone())
             }
+            // Boxed, because hardly any request comes here and each would carry it.
+            _ => Box::pin(self.look_first(principal, last, now)).await,
         }
-        let _look = entry.look.lock().await;
+    }
+
+    /// What is known of an account, shared by the pods that ask for it.
+    fn principal(&self, namespace: &Arc<str>, name: &Arc<str>) -> Arc<Principal> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (namespace.clone(), name.clone());
+        if let Some(principal) = known.get(&key).and_then(Weak::upgrade) {
+            return principal;
+        }
+        known.retain(|_, principal| principal.strong_count() > 0);
+        let principal = Arc::new(Principal {
+            namespace: namespace.clone(),
+            name: name.clone(),
+            last: Mutex::default(),
+            failed: Mutex::default(),
+            look: Arc::default(),
+        });
+        known.insert(key, Arc::downgrade(&principal));
+        principal
+    }
+
+    /// Looks the account up before it is used; all who need that share one look.
+    async fn look_first(
+        &self,
+        principal: &Principal,
+        last: Option<Last>,
+        now: Instant,
+    ) -> Result<Arc<Account>, RequestError> {
+        let _look = principal.look.lock().await;
         // Somebody may have looked while we waited.
-        if let Some(last) = entry.last()
+        if let Some(last) = principal.last()
             && (last.at >= now || Instant::now() < last.not_before)
         {
             return Ok(last.account);
         }
         // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of his own.
-        if let Some((at, error)) = entry.failed()
+        if let Some((at, error)) = principal.failed()
             && now < at + FAILURE_STANDS
         {
             return Err(error);
         }
-        match self.refresh(&entry, namespace, name).await {
+        match self.refresh(principal).await {
             Err(error) if error.code == Code::Unavailable => {
                 last.map(|last| last.account).ok_or(error)
             }
@@ -191,18 +217,14 @@ impl Accounts {
         }
     }
 
-    async fn refresh(
-        &self,
-        entry: &Entry,
-        namespace: &str,
-        name: &str,
-    ) -> Result<Arc<Account>, RequestError> {
+    async fn refresh(&self, principal: &Principal) -> Result<Arc<Account>, RequestError> {
         let at = Instant::now();
+        let (namespace, name) = (&*principal.namespace, &*principal.name);
         match self.look(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
-                entry.fail(None);
-                entry.set(Some(Last {
+                principal.fail(None);
+                principal.set(Some(Last {
                     account: account.clone(),
                     at,
                     not_before: at,
@@ -210,11 +232,11 @@ impl Accounts {
                 Ok(account)
             }
             Err(error) => {
-                entry.fail(Some((Instant::now(), error.clone())));
+                principal.fail(Some((Instant::now(), error.clone())));
                 match error.code {
-                    Code::Unavailable => entry.postpone(Instant::now() + RETRY),
+                    Code::Unavailable => principal.postpone(Instant::now() + RETRY),
                     // The account is gone: so is what was known of it.
-                    _ => entry.set(None),
+                    _ => principal.set(None),
                 }
                 tracing::warn!(
                     namespace, service_account = name, error = %error,
@@ -253,9 +275,9 @@ impl Accounts {
     }
 }
 
-// === impl Entry ===
+// === impl Principal ===
 
-impl Entry {
+impl Principal {
     fn last(&self) -> Option<Last> {
         self.last
             .lock()

@@ -70,7 +70,7 @@ impl Workload {
 
     /// Whether `other` is the same pod and container, by the same word of the API server.
     pub(crate) fn is_current(&self) -> bool {
-        !self.pod.is_gone() && Arc::ptr_eq(&self.facts, &self.pod.facts())
+        !self.pod.is_gone() && self.pod.is_told(&self.facts)
     }
 
     /// Whether both are the same container of the same pod entry.

@@ -4,14 +4,16 @@
 //! writes. When the queue is full requests wait, and by their deadline give up with 503. If lines cannot be
 //! written any more, nothing is read any more.
 
+use crate::attest::cgroup::{ContainerId, PodUid};
 use crate::error::RequestError;
 use serde::Serialize;
 use std::io::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::{self, Permit};
+use tokio::time::{Instant, timeout_at};
 
 /// How many lines one write to stderr may hold.
 const BATCH: usize = 512;
@@ -19,23 +21,22 @@ const BATCH: usize = 512;
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
 const GATHER: Duration = Duration::from_millis(1);
 
-/// The queue's entrance. Cloning it gives another one.
-#[derive(Clone, Debug)]
+/// The queue's entrance.
+#[derive(Debug)]
 pub(crate) struct Audit {
     lines: mpsc::Sender<Vec<u8>>,
-    seq: Arc<AtomicU64>,
-    boot_id: Arc<str>,
+    seq: AtomicU64,
+    boot_id: Box<str>,
 }
 
 /// A place in the queue: the right to answer with a secret.
 #[derive(Debug)]
-pub(crate) struct Place {
-    place: OwnedPermit<Vec<u8>>,
-    seq: Arc<AtomicU64>,
-    boot_id: Arc<str>,
+pub(crate) struct Place<'a> {
+    place: Permit<'a, Vec<u8>>,
+    audit: &'a Audit,
 }
 
-/// The thread that writes; it ends when every entrance is gone and the queue is empty.
+/// The thread that writes; it ends when the entrance is gone and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct Writer(JoinHandle<()>);
 
@@ -51,8 +52,8 @@ pub(crate) struct Line<'a> {
     pub(crate) namespace: Option<&'a str>,
     pub(crate) service_account: Option<&'a str>,
     pub(crate) pod: Option<&'a str>,
-    pub(crate) pod_uid: Option<&'a str>,
-    pub(crate) container_id: Option<&'a str>,
+    pub(crate) pod_uid: Option<PodUid>,
+    pub(crate) container_id: Option<ContainerId>,
     pub(crate) container_confirmed: bool,
     pub(crate) pid: i32,
     pub(crate) uid: u32,
@@ -90,27 +91,34 @@ impl Audit {
         Ok((
             Self {
                 lines: sender,
-                seq: Arc::default(),
+                seq: AtomicU64::default(),
                 boot_id,
             },
             Writer(thread),
         ))
     }
 
-    /// A place in the queue, as soon as there is one.
+    /// A place in the queue, as soon as there is one and by `deadline`.
     ///
     /// # Errors
     ///
-    /// `unavailable` if the trail can no longer be written.
-    pub(crate) async fn place(&self) -> Result<Place, RequestError> {
-        let place = self.lines.clone().reserve_owned().await.map_err(|_| {
+    /// `unavailable` if the trail can no longer be written, or not fast enough.
+    pub(crate) async fn place(&self, deadline: Instant) -> Result<Place<'_>, RequestError> {
+        let place = match self.lines.try_reserve() {
+            Err(TrySendError::Full(())) => timeout_at(deadline, self.lines.reserve())
+                .await
+                .map_err(|_| {
+                    RequestError::unavailable(
+                        "the agent cannot write its audit trail fast enough; try again",
+                    )
+                })?
+                .ok(),
+            place => place.ok(),
+        };
+        let place = place.ok_or_else(|| {
             RequestError::unavailable("the agent cannot write its audit trail, so it reads nothing")
         })?;
-        Ok(Place {
-            place,
-            seq: self.seq.clone(),
-            boot_id: self.boot_id.clone(),
-        })
+        Ok(Place { place, audit: self })
     }
 
     /// How many lines wait to be written.
@@ -119,14 +127,14 @@ impl Audit {
     }
 
     /// What tells this run of the agent from every other.
-    pub(crate) fn boot_id(&self) -> &Arc<str> {
+    pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
     }
 }
 
 // === impl Place ===
 
-impl Place {
+impl Place<'_> {
     /// Puts the line in its place.
     ///
     /// # Errors
@@ -137,8 +145,8 @@ impl Place {
         let line = Line {
             time: now.as_str(),
             target: "audit",
-            boot_id: &self.boot_id,
-            seq: self.seq.fetch_add(1, Ordering::Relaxed),
+            boot_id: &self.audit.boot_id,
+            seq: self.audit.seq.fetch_add(1, Ordering::Relaxed),
             ..line
         };
         let mut text = Vec::with_capacity(768);
@@ -152,7 +160,7 @@ impl Place {
 // === impl Writer ===
 
 impl Writer {
-    /// Waits until everything is written. Every [`Audit`] must be gone by then.
+    /// Waits until everything is written. The [`Audit`] must be gone by then.
     pub(crate) fn finish(self) {
         let _ = self.0.join();
     }
@@ -184,7 +192,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
 mod tests {
     use super::*;
     use std::io;
-    use std::sync::Mutex;
+    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Page(Arc<Mutex<Vec<u8>>>);
@@ -204,6 +212,10 @@ mod tests {
 
     struct Broken;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
+
     impl Write for Broken {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
             Err(io::ErrorKind::BrokenPipe.into())
@@ -218,7 +230,7 @@ mod tests {
         let page = Page::default();
         let (audit, writer) = Audit::start(4, page.clone()).expect("a thread");
         for _ in 0..100 {
-            let place = audit.place().await.expect("a place");
+            let place = audit.place(soon()).await.expect("a place");
             place
                 .fill(Line {
                     secret: "prod/db",
@@ -245,22 +257,23 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_makes_requests_wait() {
         let (audit, _writer) = Audit::start(1, Page::default()).expect("a thread");
-        let held = audit.place().await.expect("a place");
-        let next = tokio::time::timeout(Duration::from_secs(1), audit.place()).await;
-        assert!(next.is_err(), "there was a second place in a queue of one");
+        let held = audit.place(soon()).await.expect("a place");
+        let next = audit.place(soon()).await;
+        let error = next.expect_err("there was a second place in a queue of one");
+        assert_eq!(error.code, latchkey_client::protocol::Code::Unavailable);
         drop(held);
-        audit.place().await.expect("the place is free again");
+        audit.place(soon()).await.expect("the place is free again");
     }
 
     #[tokio::test]
     async fn a_trail_that_cannot_be_written_ends_all_reading() {
         let (audit, writer) = Audit::start(4, Broken).expect("a thread");
-        let place = audit.place().await.expect("a place");
+        let place = audit.place(soon()).await.expect("a place");
         place.fill(Line::default()).expect("a line");
         tokio::task::spawn_blocking(|| writer.finish())
             .await
             .expect("it ends");
-        let refused = audit.place().await.expect_err("no place");
+        let refused = audit.place(soon()).await.expect_err("no place");
         assert_eq!(refused.code, latchkey_client::protocol::Code::Unavailable);
     }
 }

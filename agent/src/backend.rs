@@ -224,6 +224,30 @@ impl From<RequestError> for BackendError {
     }
 }
 
+// === impl Secret ===
+
+impl Secret {
+    /// The bytes that the value takes, together with the answer in JSON that may yet be written of it.
+    pub(crate) fn footprint(&self) -> usize {
+        let value = self.value.expose();
+        let written: usize = if self.is_text {
+            value.iter().map(|byte| json_length(*byte)).sum()
+        } else {
+            value.len().div_ceil(3) * 4
+        };
+        value.len() + written
+    }
+}
+
+/// How many bytes a byte of text becomes in a JSON string (RFC 8259 section 7).
+const fn json_length(byte: u8) -> usize {
+    match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 2,
+        0..0x20 => 6,
+        _ => 1,
+    }
+}
+
 // === impl BackendId ===
 
 impl BackendId {

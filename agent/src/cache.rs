@@ -3,19 +3,19 @@
 //! Both belong to the pod's entry, so no key can reach another pod's value. Off by default: the promise is that
 //! every read is the latest.
 
+mod shelf;
+
 use crate::backend::{BackendError, BackendId, Fault, Secret, Selector};
 use crate::config;
 use crate::flight::Flights;
+use crate::request::RequestId;
 use crate::role::Role;
 use crate::secret::SecretName;
-use moka::sync::Cache;
+use shelf::Shelf;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// What an entry costs beside its value, in bytes: key, bookkeeping and the moka node, rounded up.
-const ENTRY_COST: usize = 512;
 
 /// What a read is of: the whole of what can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -36,14 +36,8 @@ pub(crate) struct ReadKey {
 #[derive(Debug)]
 pub(crate) struct Values {
     settings: Arc<config::Cache>,
-    kept: OnceLock<Cache<ReadKey, Kept>>,
+    shelf: Mutex<Shelf>,
     reads: Flights<ReadKey, Result<Arc<Secret>, BackendError>>,
-}
-
-#[derive(Clone, Debug)]
-struct Kept {
-    secret: Arc<Secret>,
-    read_at: Instant,
 }
 
 /// A value, and how it was come by.
@@ -56,7 +50,7 @@ pub(crate) struct Read {
     /// How old the value is, if it came from the cache.
     pub(crate) age: Option<Duration>,
     /// The request whose call to the vault answered this one too.
-    pub(crate) shared_with: Option<Arc<str>>,
+    pub(crate) shared_with: Option<RequestId>,
 }
 
 /// What the cache did for a read.
@@ -107,13 +101,20 @@ impl Values {
     pub(crate) fn new(settings: Arc<config::Cache>) -> Self {
         Self {
             settings,
-            kept: OnceLock::new(),
+            shelf: Mutex::default(),
             reads: Flights::default(),
         }
     }
 
-    /// The value for `key`: from the cache where that is on, else by `fetch`, which equal reads share. With
-    /// `latest` the cache is passed by and no read is joined that began before.
+    /// The value for `key` that is at hand, where the cache is on and the value still fresh at `now`.
+    pub(crate) fn at_hand(&self, key: &ReadKey, now: Instant) -> Option<Read> {
+        if !self.keeps(&key.name) {
+            return None;
+        }
+        self.kept(key, CacheUse::Hit, now, self.settings.ttl)
+    }
+
+    /// The value for `key` by `fetch`, which equal reads share. With `latest` no read is joined that began before.
     ///
     /// # Errors
     ///
@@ -122,25 +123,14 @@ impl Values {
         &self,
         key: &ReadKey,
         latest: bool,
-        asker: &Arc<str>,
+        asker: RequestId,
         fetch: impl FnOnce() -> F,
     ) -> Result<Read, (BackendError, CacheUse)>
     where
         F: Future<Output = Result<Arc<Secret>, BackendError>> + Send + 'static,
     {
-        let kept = self.kept_for(&key.name);
-        if !latest
-            && let Some(kept) = kept
-            && let Some(value) = kept.get(key)
-            && value.read_at.elapsed() < self.settings.ttl
-        {
-            return Ok(value.as_read(CacheUse::Hit));
-        }
-        let cache = if kept.is_some() {
-            CacheUse::Miss
-        } else {
-            CacheUse::Off
-        };
+        let keeps = self.keeps(&key.name);
+        let cache = if keeps { CacheUse::Miss } else { CacheUse::Off };
         let seat = self.reads.join(key, latest, asker, fetch());
         let outcome = seat
             .result
@@ -148,22 +138,11 @@ impl Values {
             .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
-                // A read that began later may have ended before: what it found is newer.
-                let is_newest = |kept: &Cache<ReadKey, Kept>| {
-                    kept.get(key)
-                        .is_none_or(|value| value.read_at <= seat.began)
-                };
-                if let Some(kept) = kept.filter(|kept| is_newest(kept)) {
+                // A read that began later knows better, even if it ended before and found nothing.
+                if keeps && self.reads.is_last(key, seat.number) {
                     // Its age counts from before the vault was asked, so it is never older than it says.
-                    kept.insert(
-                        key.clone(),
-                        Kept {
-                            secret: secret.clone(),
-                            read_at: seat.began,
-                        },
-                    );
-                    // moka evicts when it has time; the bound is to hold at once.
-                    kept.run_pending_tasks();
+                    let room = usize::try_from(self.settings.max_bytes).unwrap_or(usize::MAX);
+                    self.shelf().put(key, &secret, seat.began, room);
                 }
                 Ok(Read {
                     secret,
@@ -172,83 +151,66 @@ impl Values {
                     shared_with: seat.leader,
                 })
             }
+            Err(error) if error.fault == Fault::Unreachable => {
+                // Whoever asked for the latest is better off without an answer than with an old one.
+                let may_be_stale = keeps && !latest && !self.settings.stale_if_error.is_zero();
+                may_be_stale
+                    .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
+                    .flatten()
+                    .ok_or((error, cache))
+            }
             Err(error) => {
-                let Some(kept) = kept else {
-                    return Err((error, cache));
-                };
-                if error.fault == Fault::Unreachable {
-                    let longest = self.settings.ttl + self.settings.stale_if_error;
-                    // Whoever asked for the latest is better off without an answer than with an old one.
-                    if !latest
-                        && !self.settings.stale_if_error.is_zero()
-                        && let Some(value) = kept.get(key)
-                        && value.read_at.elapsed() < longest
-                    {
-                        return Ok(value.as_read(CacheUse::Stale));
-                    }
-                } else if matches!(error.error.code.status(), 403 | 404) {
+                if matches!(error.error.code.status(), 403 | 404) {
                     // Gone or forbidden: an older value must not come back.
-                    kept.invalidate(key);
+                    self.shelf().remove(key);
                 }
                 Err((error, cache))
             }
         }
     }
 
-    /// Drops every value that was read as `role`.
+    /// Drops every value that was read as `role`, also those that are being read now.
     pub(crate) fn forget(&self, role: &Role) {
-        if let Some(kept) = self.kept.get() {
-            for (key, _) in kept {
-                if *key.role == *role {
-                    kept.invalidate(&*key);
-                }
-            }
-            kept.run_pending_tasks();
-        }
+        self.shelf().refuse(role, Instant::now());
     }
 
-    /// Lets go of what has expired. moka evicts only when it is used or told to, and a value that is not evicted
-    /// is not wiped.
+    /// Lets go of what has expired.
     pub(crate) fn tidy(&self) {
-        if let Some(kept) = self.kept.get() {
-            kept.run_pending_tasks();
+        if let Some(since) = Instant::now().checked_sub(self.life()) {
+            self.shelf().expire(since);
         }
     }
 
-    fn kept_for(&self, name: &SecretName) -> Option<&Cache<ReadKey, Kept>> {
+    fn kept(&self, key: &ReadKey, cache: CacheUse, now: Instant, life: Duration) -> Option<Read> {
+        let shelf = self.shelf();
+        let (secret, read_at) = shelf.get(key)?;
+        let age = now.saturating_duration_since(read_at);
+        (age < life).then(|| Read {
+            secret: secret.clone(),
+            cache,
+            age: Some(age),
+            shared_with: None,
+        })
+    }
+
+    /// How long a value is kept.
+    fn life(&self) -> Duration {
+        self.settings.ttl + self.settings.stale_if_error
+    }
+
+    /// Whether values of that name are kept.
+    fn keeps(&self, name: &SecretName) -> bool {
         let settings = &self.settings;
-        let cached = !settings.ttl.is_zero()
+        !settings.ttl.is_zero()
             && (settings.only.is_empty()
                 || settings
                     .only
                     .iter()
-                    .any(|prefix| name.as_str().starts_with(prefix.as_str())));
-        cached.then(|| {
-            self.kept.get_or_init(|| {
-                Cache::builder()
-                    .max_capacity(settings.max_bytes)
-                    .weigher(|key: &ReadKey, kept: &Kept| {
-                        let bytes =
-                            ENTRY_COST + key.name.as_str().len() + 2 * kept.secret.value.len();
-                        u32::try_from(bytes).unwrap_or(u32::MAX)
-                    })
-                    .time_to_live(settings.ttl + settings.stale_if_error)
-                    .build()
-            })
-        })
+                    .any(|prefix| name.as_str().starts_with(prefix.as_str())))
     }
-}
 
-// === impl Kept ===
-
-impl Kept {
-    fn as_read(&self, cache: CacheUse) -> Read {
-        Read {
-            secret: self.secret.clone(),
-            cache,
-            age: Some(self.read_at.elapsed()),
-            shared_with: None,
-        }
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

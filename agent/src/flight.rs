@@ -1,22 +1,29 @@
 //! One call for all who ask for the same thing at the same time.
 
+use crate::request::RequestId;
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 /// Calls in flight by what they fetch. A call is a task of its own, so whoever began it may leave without
 /// harm to those who joined; when nobody waits any more it is cancelled.
-pub(crate) struct Flights<K, T: Clone>(Mutex<HashMap<K, Flight<T>>>);
+pub(crate) struct Flights<K, T: Clone>(Mutex<Board<K, T>>);
 
 /// How many finished flights may lie about before they are swept.
 const SWEEP: usize = 64;
 
+struct Board<K, T: Clone> {
+    flights: HashMap<K, Flight<T>>,
+    next: u64,
+}
+
 struct Flight<T: Clone> {
-    leader: Arc<str>,
+    leader: RequestId,
+    number: u64,
     began: Instant,
     result: WeakShared<Landing<T>>,
 }
@@ -27,7 +34,9 @@ type Landing<T> = BoxFuture<'static, Option<T>>;
 /// A seat on a flight.
 pub(crate) struct Seat<T: Clone> {
     /// The request that began the flight, if it is another one.
-    pub(crate) leader: Option<Arc<str>>,
+    pub(crate) leader: Option<RequestId>,
+    /// Which flight it is: a later one has a higher number.
+    pub(crate) number: u64,
     /// When the flight began, which for who joins is before the ask.
     pub(crate) began: Instant,
     /// The result, or nothing if the task died.
@@ -37,18 +46,20 @@ pub(crate) struct Seat<T: Clone> {
 impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Flights<K, T> {
     /// Joins the flight for `key`, or begins one with `start`. With `fresh`, what began before is not
     /// good enough: a new flight begins, which later askers join.
-    pub(crate) fn join<F>(&self, key: &K, fresh: bool, asker: &Arc<str>, start: F) -> Seat<T>
+    pub(crate) fn join<F>(&self, key: &K, fresh: bool, asker: RequestId, start: F) -> Seat<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut board = self.board();
+        let Board { flights, next } = &mut *board;
         if !fresh
             && let Some(flight) = flights.get(key)
             && let Some(result) = flight.result.upgrade()
             && result.peek().is_none()
         {
             return Seat {
-                leader: Some(flight.leader.clone()),
+                leader: Some(flight.leader),
+                number: flight.number,
                 began: flight.began,
                 result,
             };
@@ -56,14 +67,16 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         if flights.len() >= SWEEP {
             flights.retain(|_, flight| flight.result.upgrade().is_some());
         }
-        let began = Instant::now();
+        let (number, began) = (*next, Instant::now());
+        *next += 1;
         let task = AbortOnDropHandle::new(tokio::spawn(start));
         let result = async move { task.await.ok() }.boxed().shared();
         if let Some(weak) = result.downgrade() {
             flights.insert(
                 key.clone(),
                 Flight {
-                    leader: asker.clone(),
+                    leader: asker,
+                    number,
                     began,
                     result: weak,
                 },
@@ -71,15 +84,32 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         }
         Seat {
             leader: None,
+            number,
             began,
             result,
         }
+    }
+
+    /// Whether no flight for `key` has begun after the one with that number. One that is forgotten cannot say.
+    pub(crate) fn is_last(&self, key: &K, number: u64) -> bool {
+        let board = self.board();
+        board
+            .flights
+            .get(key)
+            .is_some_and(|flight| flight.number == number)
+    }
+
+    fn board(&self) -> MutexGuard<'_, Board<K, T>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<K, T: Clone> Default for Flights<K, T> {
     fn default() -> Self {
-        Self(Mutex::default())
+        Self(Mutex::new(Board {
+            flights: HashMap::new(),
+            next: 0,
+        }))
     }
 }
 
@@ -92,14 +122,15 @@ impl<K, T: Clone> std::fmt::Debug for Flights<K, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
     use tokio::time::sleep;
 
     type Reads = Flights<&'static str, usize>;
 
-    fn asker(name: &str) -> Arc<str> {
-        name.into()
+    fn asker(number: u64) -> RequestId {
+        RequestId::new("00000000", number)
     }
 
     /// A call that takes a second and gives its number.
@@ -115,11 +146,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn equal_asks_at_the_same_time_share_one_call_and_know_whose() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, &asker("1"), call(&calls));
-        let second = reads.join(&"a", false, &asker("2"), call(&calls));
-        let other = reads.join(&"b", false, &asker("3"), call(&calls));
+        let first = reads.join(&"a", false, asker(1), call(&calls));
+        let second = reads.join(&"a", false, asker(2), call(&calls));
+        let other = reads.join(&"b", false, asker(3), call(&calls));
         assert_eq!(first.leader, None);
-        assert_eq!(second.leader.as_deref(), Some("1"));
+        assert_eq!(second.leader, Some(asker(1)));
         assert_eq!(other.leader, None);
         assert_eq!(first.result.await, Some(1));
         assert_eq!(second.result.await, Some(1));
@@ -129,11 +160,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_ask_for_the_latest_joins_nothing_older_and_is_joined_itself() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let old = reads.join(&"a", false, &asker("1"), call(&calls));
-        let fresh = reads.join(&"a", true, &asker("2"), call(&calls));
-        let later = reads.join(&"a", false, &asker("3"), call(&calls));
+        let old = reads.join(&"a", false, asker(1), call(&calls));
+        let fresh = reads.join(&"a", true, asker(2), call(&calls));
+        let later = reads.join(&"a", false, asker(3), call(&calls));
         assert_eq!(fresh.leader, None);
-        assert_eq!(later.leader.as_deref(), Some("2"));
+        assert_eq!(later.leader, Some(asker(2)));
         assert_eq!((old.result.await, fresh.result.await), (Some(1), Some(2)));
         assert_eq!(later.result.await, Some(2));
     }
@@ -141,9 +172,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_that_has_ended_is_not_joined() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, &asker("1"), call(&calls));
+        let first = reads.join(&"a", false, asker(1), call(&calls));
         assert_eq!(first.result.clone().await, Some(1));
-        let second = reads.join(&"a", false, &asker("2"), call(&calls));
+        let second = reads.join(&"a", false, asker(2), call(&calls));
         assert_eq!(second.leader, None);
         assert_eq!(second.result.await, Some(2));
     }
@@ -151,8 +182,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_began_a_call_may_leave_without_harm_to_the_others() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, &asker("1"), call(&calls));
-        let second = reads.join(&"a", false, &asker("2"), call(&calls));
+        let first = reads.join(&"a", false, asker(1), call(&calls));
+        let second = reads.join(&"a", false, asker(2), call(&calls));
         drop(first);
         assert_eq!(second.result.await, Some(1));
     }
@@ -161,7 +192,7 @@ mod tests {
     async fn a_call_that_nobody_waits_for_is_cancelled() {
         let (reads, ended) = (Reads::default(), Arc::new(AtomicUsize::new(0)));
         let counted = ended.clone();
-        let seat = reads.join(&"a", false, &asker("1"), async move {
+        let seat = reads.join(&"a", false, asker(1), async move {
             sleep(Duration::from_secs(1)).await;
             counted.fetch_add(1, Ordering::SeqCst)
         });
@@ -175,11 +206,8 @@ mod tests {
     async fn what_has_ended_does_not_pile_up() {
         let (reads, calls) = (Flights::<usize, usize>::default(), Arc::default());
         for key in 0..10 * SWEEP {
-            reads
-                .join(&key, false, &asker("1"), call(&calls))
-                .result
-                .await;
+            reads.join(&key, false, asker(1), call(&calls)).result.await;
         }
-        assert!(reads.0.lock().expect("nobody panicked").len() <= SWEEP);
+        assert!(reads.board().flights.len() <= SWEEP);
     }
 }

@@ -11,12 +11,13 @@ use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Route};
 use crate::readiness::Readiness;
-use crate::request::{self, Ask, ListAsk, SecretAsk, Target};
+use crate::request::{self, Ask, ListAsk, RequestId, SecretAsk, Target};
 use crate::response::{self, Answer};
 use crate::role::{self, Proof};
 use crate::server::Connection;
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
+use futures::FutureExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -27,11 +28,14 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long the answer to one that is no workload, or over its pod's limit, is held back. Each has left an audit
 /// line: without a rest, one pod could write the trail faster than anybody keeps it.
 const REFUSED_REST: Duration = Duration::from_millis(50);
+
+/// What is said to who asked for something that took too long.
+const AGAIN: &str = "the request's deadline passed; try again";
 
 /// What every request is answered with.
 pub(crate) struct Services {
@@ -49,9 +53,10 @@ pub(crate) struct Services {
 
 /// One request, on its connection.
 struct Exchange {
-    id: Arc<str>,
+    id: RequestId,
     services: Arc<Services>,
     connection: Arc<Connection>,
+    began: Instant,
 }
 
 /// Answers a request. It cannot fail: a failure is an answer too.
@@ -60,12 +65,12 @@ pub(crate) async fn handle(
     connection: Arc<Connection>,
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
-    let started = Instant::now();
     connection.request_began();
     let exchange = Exchange {
         id: services.next_id(),
         services,
         connection,
+        began: Instant::now(),
     };
     let (head, body) = request.into_parts();
     let (route, parsed) = request::parse(&head);
@@ -76,6 +81,8 @@ pub(crate) async fn handle(
         exchange.connection.close_after_answer();
     }
     let parsed = admitted.and(parsed);
+    let is_long = request::is_long(&head.uri);
+    let method = head.method;
     let outcome = match parsed {
         Ok(Target::Open(route)) => exchange.health(route),
         Ok(Target::Attested(ask)) => exchange.answer(ask, body).await,
@@ -83,13 +90,9 @@ pub(crate) async fn handle(
     };
     let code = outcome.as_ref().err().map(|error| error.code);
     let mut answer = outcome.unwrap_or_else(|error| {
-        exchange.log(&head.method, route, &error);
-        let mut answer = response::error(&error, route, &exchange.id);
-        if head
-            .uri
-            .path_and_query()
-            .is_some_and(|t| t.as_str().len() > request::TARGET_LIMIT)
-        {
+        exchange.log(&method, route, &error);
+        let mut answer = response::error(&error, route, exchange.id.as_str());
+        if is_long {
             *answer.status_mut() = StatusCode::URI_TOO_LONG;
         }
         answer
@@ -102,7 +105,7 @@ pub(crate) async fn handle(
     exchange
         .services
         .metrics
-        .request(route, code, started.elapsed());
+        .request(route, code, exchange.began.elapsed());
     if matches!(code, Some(Code::Busy | Code::NotAttested)) {
         sleep(REFUSED_REST).await;
     }
@@ -114,10 +117,9 @@ pub(crate) async fn handle(
 
 impl Services {
     /// An id that no other request of this or any other run has.
-    fn next_id(&self) -> Arc<str> {
+    fn next_id(&self) -> RequestId {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
-        let boot = self.audit.boot_id().get(..8).unwrap_or_default();
-        format!("{boot}-{number:08x}").into()
+        RequestId::new(self.audit.boot_id(), number)
     }
 
     /// The session for `key`, exchanged where there is none at hand.
@@ -125,7 +127,7 @@ impl Services {
         self: &Arc<Self>,
         workload: &Workload,
         key: &SessionKey,
-        asker: &Arc<str>,
+        asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
         let (services, exchanged, role) = (self.clone(), workload.clone(), key.role.clone());
         let backend = key.backend;
@@ -164,44 +166,65 @@ impl Services {
             .await
     }
 
-    /// Reads from the vault, with a new session if the one at hand has ended before its time.
+    /// Makes a call with the session for `key`, and again with a new one if that one has ended before its time.
+    async fn call<T, F>(
+        self: &Arc<Self>,
+        workload: &Workload,
+        key: &SessionKey,
+        asker: RequestId,
+        operation: &str,
+        call: impl Fn(Arc<dyn Session>) -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let mut tries = 2;
+        loop {
+            tries -= 1;
+            let session = self.session(workload, key, asker).await?;
+            let began = Instant::now();
+            let outcome = call(session.clone()).await;
+            let error = outcome.as_ref().err().map(|failed| &failed.error);
+            self.metrics.backend_call(
+                self.backends.name(key.backend),
+                operation,
+                began.elapsed(),
+                error,
+            );
+            let Err(failed) = &outcome else {
+                return outcome;
+            };
+            let ended = failed.fault == Fault::SessionEnded;
+            if ended || failed.is_refusal() {
+                workload.pod().sessions.put_away(key, &session, ended);
+            }
+            if !ended || tries == 0 {
+                return outcome;
+            }
+        }
+    }
+
+    /// Reads from the vault.
     async fn fetch(
         self: Arc<Self>,
         workload: Workload,
         key: ReadKey,
-        asker: Arc<str>,
+        asker: RequestId,
     ) -> Result<Arc<Secret>, BackendError> {
-        let sessions = SessionKey {
+        let session = SessionKey {
             backend: key.backend,
             role: key.role.clone(),
             account: key.account.clone(),
         };
-        let mut tries = 2;
-        loop {
-            tries -= 1;
-            let session = self.session(&workload, &sessions, &asker).await?;
-            let started = Instant::now();
-            let outcome = session.read(&key.name, &key.selector, &asker).await;
-            let error = outcome.as_ref().err().map(|failed| &failed.error);
-            let name = self.backends.name(key.backend);
-            self.metrics
-                .backend_call(name, "read", started.elapsed(), error);
-            match outcome {
-                Ok(secret) => return Ok(Arc::new(secret)),
-                Err(error) => {
-                    let ended = error.fault == Fault::SessionEnded;
-                    if ended || error.is_refusal() {
-                        workload.pod().sessions.put_away(&sessions, &session, ended);
-                    }
-                    if error.is_refusal() {
-                        workload.pod().values.forget(&key.role);
-                    }
-                    if !ended || tries == 0 {
-                        return Err(error);
-                    }
-                }
-            }
+        let read = |session: Arc<dyn Session>| {
+            let key = &key;
+            async move { session.read(&key.name, &key.selector, asker.as_str()).await }
+        };
+        let outcome = self.call(&workload, &session, asker, "read", read).await;
+        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
+            workload.pod().values.forget(&key.role);
         }
+        outcome.map(Arc::new)
     }
 }
 
@@ -224,7 +247,7 @@ impl Exchange {
             backend: self.services.backends.default_name().to_owned(),
             missing: missing.iter().map(|what| (*what).to_owned()).collect(),
         };
-        let mut answer = response::json(&health, &self.id)?;
+        let mut answer = response::json(&health, self.id.as_str())?;
         if !missing.is_empty() {
             *answer.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         }
@@ -234,22 +257,24 @@ impl Exchange {
     async fn answer(&self, ask: Ask, body: Incoming) -> Result<Answer, RequestError> {
         match ask {
             Ask::Secret(ask) => self.secret(&ask).await,
-            Ask::Batch => self.batch(body).await,
-            Ask::List(ask) => self.within_deadline(self.list(&ask)).await,
-            Ask::Identity => self.within_deadline(self.identity()).await,
+            // Boxed, because each request would else carry the largest of them.
+            Ask::Batch => Box::pin(self.batch(body)).await,
+            Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
+            Ask::Identity => self.in_time(AGAIN, Box::pin(self.identity())).await,
         }
     }
 
     async fn secret(&self, ask: &SecretAsk) -> Result<Answer, RequestError> {
         let mut record = self.record(ask.name.as_str()).await?;
-        let outcome = self
-            .within_deadline(async {
-                let workload = self.attest(&mut record).await?;
-                let _permit = workload.pod().quota.request()?;
-                let (read, backend) = self.read(&workload, ask, &mut record).await?;
-                response::secret(&read, ask, self.services.backends.name(backend), &self.id)
-            })
-            .await;
+        let work = async {
+            let workload = self.connection.workload(record.began).await?;
+            record.workload = Some(workload.clone());
+            let _permit = workload.pod().quota.request()?;
+            let (read, backend) = self.read(&workload, ask, &mut record).await?;
+            let backend = self.services.backends.name(backend);
+            response::secret(&read, ask, backend, self.id.as_str())
+        };
+        let outcome = self.in_time(AGAIN, work).await;
         record.close(outcome.as_ref().err())?;
         outcome
     }
@@ -261,14 +286,10 @@ impl Exchange {
         ask: &SecretAsk,
         record: &mut Record<'_>,
     ) -> Result<(Read, BackendId), RequestError> {
-        let services = &self.services;
+        let (services, now) = (&self.services, Instant::now());
         let backend = self.backend(ask.backend.as_deref())?;
         record.backend = Some(services.backends.name(backend).clone());
-        let facts = workload.facts();
-        let account = services
-            .accounts
-            .find(&facts.namespace, &facts.service_account)
-            .await?;
+        let account = services.accounts.find(workload, now).await?;
         let role = role::of(workload, &account, &services.backends, backend)?;
         record.role = Some(role.name.clone());
         services
@@ -282,21 +303,24 @@ impl Exchange {
             name: ask.name.clone(),
             selector: ask.selector.clone(),
         };
-        let fetch = || {
-            services
-                .clone()
-                .fetch(workload.clone(), key.clone(), self.id.clone())
+        let values = &workload.pod().values;
+        let at_hand = (!ask.latest).then(|| values.at_hand(&key, now)).flatten();
+        let outcome = match at_hand {
+            Some(read) => Ok(read),
+            None => {
+                let fetch = || {
+                    let (services, key) = (services.clone(), key.clone());
+                    services.fetch(workload.clone(), key, self.id)
+                };
+                // Boxed, because a request that is answered from the cache need not carry it.
+                Box::pin(values.read(&key, ask.latest, self.id, fetch)).await
+            }
         };
-        match workload
-            .pod()
-            .values
-            .read(&key, ask.latest, &self.id, fetch)
-            .await
-        {
+        match outcome {
             Ok(read) => {
                 services.metrics.cache(read.cache);
                 record.cache = read.cache.as_str();
-                record.shared_with = read.shared_with.clone();
+                record.shared_with = read.shared_with;
                 record.version = Some(read.secret.version.clone());
                 record.cloud_request_id = read.secret.cloud_request_id.clone();
                 Ok((read, backend))
@@ -311,67 +335,40 @@ impl Exchange {
     }
 
     async fn list(&self, ask: &ListAsk) -> Result<Answer, RequestError> {
-        let workload = self.connection.workload().await?;
+        let workload = self.connection.workload(self.began).await?;
         let _permit = workload.pod().quota.request()?;
         let services = &self.services;
         let backend = self.backend(ask.backend.as_deref())?;
-        let facts = workload.facts();
-        let account = services
-            .accounts
-            .find(&facts.namespace, &facts.service_account)
-            .await?;
-        let role = role::of(&workload, &account, &services.backends, backend)?;
+        let account = services.accounts.find(&workload, Instant::now()).await?;
         let key = SessionKey {
             backend,
-            role,
+            role: role::of(&workload, &account, &services.backends, backend)?,
             account: account.uid.clone(),
         };
-        let mut tries = 2;
-        let page = loop {
-            tries -= 1;
-            let session = services
-                .session(&workload, &key, &self.id)
+        let list = |session: Arc<dyn Session>| async move {
+            session
+                .list(ask.limit, ask.cursor.clone(), self.id.as_str())
                 .await
-                .map_err(|failed| failed.error)?;
-            let started = Instant::now();
-            let outcome = session.list(ask.limit, ask.cursor.clone(), &self.id).await;
-            let error = outcome.as_ref().err().map(|failed| &failed.error);
-            services.metrics.backend_call(
-                services.backends.name(backend),
-                "list",
-                started.elapsed(),
-                error,
-            );
-            let failed = match outcome {
-                Ok(page) => break page,
-                Err(failed) => failed,
-            };
-            let ended = failed.fault == Fault::SessionEnded;
-            if ended || failed.is_refusal() {
-                workload.pod().sessions.put_away(&key, &session, ended);
-            }
-            if !ended || tries == 0 {
-                return Err(failed.error);
-            }
         };
+        let page = services
+            .call(&workload, &key, self.id, "list", list)
+            .await
+            .map_err(|failed| failed.error)?;
         response::json(
             &SecretList {
                 secrets: page.names,
                 next: page.next,
             },
-            &self.id,
+            self.id.as_str(),
         )
     }
 
     async fn identity(&self) -> Result<Answer, RequestError> {
-        let workload = self.connection.workload().await?;
+        let workload = self.connection.workload(self.began).await?;
         let _permit = workload.pod().quota.request()?;
         let facts = workload.facts();
         let services = &self.services;
-        let account = services
-            .accounts
-            .find(&facts.namespace, &facts.service_account)
-            .await?;
+        let account = services.accounts.find(&workload, Instant::now()).await?;
         let mut roles = BTreeMap::new();
         for (backend, name) in services.backends.names() {
             let role = role::of(&workload, &account, &services.backends, backend);
@@ -390,13 +387,7 @@ impl Exchange {
             node: services.node.clone(),
             roles,
         };
-        response::json(&identity, &self.id)
-    }
-
-    async fn attest(&self, record: &mut Record<'_>) -> Result<Workload, RequestError> {
-        let workload = self.connection.workload().await?;
-        record.workload = Some(workload.clone());
-        Ok(workload)
+        response::json(&identity, self.id.as_str())
     }
 
     fn backend(&self, name: Option<&str>) -> Result<BackendId, RequestError> {
@@ -406,22 +397,24 @@ impl Exchange {
             .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
     }
 
-    async fn within_deadline<T>(
+    /// When the request must be answered; however much it asks for, it has one deadline.
+    fn deadline(&self) -> Instant {
+        self.began + self.services.deadline
+    }
+
+    /// The outcome of `work`, if that ends before the request's deadline; `hint` says what to do otherwise.
+    fn in_time<T>(
         &self,
+        hint: &'static str,
         work: impl Future<Output = Result<T, RequestError>>,
-    ) -> Result<T, RequestError> {
-        timeout(self.services.deadline, work)
-            .await
-            .unwrap_or_else(|_| {
-                Err(RequestError::new(
-                    Code::Timeout,
-                    "the request's deadline passed; try again",
-                ))
-            })
+    ) -> impl Future<Output = Result<T, RequestError>> {
+        timeout_at(self.deadline(), work).map(move |outcome| {
+            outcome.unwrap_or_else(|_| Err(RequestError::new(Code::Timeout, hint)))
+        })
     }
 
     fn log(&self, method: &Method, route: Route, error: &RequestError) {
-        let request_id = &*self.id;
+        let request_id = self.id.as_str();
         let cause = error.cause.as_deref();
         let code = error.code.as_str();
         match error.code {

@@ -6,13 +6,13 @@ use latchkey_client::protocol::Code;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// A pod's connections, requests in flight and request rate.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
-    in_flight: Arc<Semaphore>,
+    in_flight: Semaphore,
     rate: DefaultDirectRateLimiter,
 }
 
@@ -23,7 +23,7 @@ impl Quota {
         let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(TWO));
         Self {
             connections: Arc::new(Semaphore::new(connections)),
-            in_flight: Arc::new(Semaphore::new(in_flight)),
+            in_flight: Semaphore::new(in_flight),
             rate: RateLimiter::direct(rate),
         }
     }
@@ -38,8 +38,8 @@ impl Quota {
     /// # Errors
     ///
     /// `busy` if the pod sends too many at once or too fast.
-    pub(crate) fn request(&self) -> Result<OwnedSemaphorePermit, RequestError> {
-        let permit = self.in_flight.clone().try_acquire_owned().map_err(|_| {
+    pub(crate) fn request(&self) -> Result<SemaphorePermit<'_>, RequestError> {
+        let permit = self.in_flight.try_acquire().map_err(|_| {
             RequestError::new(
                 Code::Busy,
                 "this pod has too many requests in flight; wait for answers",

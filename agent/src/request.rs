@@ -3,19 +3,23 @@
 //! We are an origin, never a relay: nothing that a client sent is sent on, and whatever shows that a request
 //! was relayed to us is refused.
 
+mod id;
+
+pub(crate) use id::RequestId;
+
 use crate::backend::Selector;
 use crate::error::RequestError;
 use crate::metrics::Route;
 use crate::secret::SecretName;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Method, Version};
+use hyper::{Method, Uri, Version};
 use latchkey_client::protocol::{Code, LIST_LIMIT};
 use std::collections::HashMap;
 use std::sync::Arc;
 
 /// The longest request target, in bytes.
-pub(crate) const TARGET_LIMIT: usize = 8 * 1024;
+const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The longest `backend`, `version`, `stage` or `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;
@@ -112,11 +116,7 @@ pub(crate) fn admit(
     has_body: bool,
     required: Option<&HeaderName>,
 ) -> Result<(), RequestError> {
-    if head
-        .uri
-        .path_and_query()
-        .is_some_and(|target| target.as_str().len() > TARGET_LIMIT)
-    {
+    if is_long(&head.uri) {
         return Err(RequestError::new(
             Code::TooLarge,
             format!("the request's target is longer than {TARGET_LIMIT} bytes"),
@@ -155,6 +155,13 @@ pub(crate) fn admit(
         )));
     }
     Ok(())
+}
+
+/// Whether a request's target is longer than is taken.
+pub(crate) fn is_long(target: &Uri) -> bool {
+    target
+        .path_and_query()
+        .is_some_and(|target| target.as_str().len() > TARGET_LIMIT)
 }
 
 /// What the request wants. The route is named even where the ask is wrong, for the metrics.

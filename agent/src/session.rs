@@ -2,6 +2,7 @@
 
 use crate::backend::{BackendError, BackendId, Session};
 use crate::flight::Flights;
+use crate::request::RequestId;
 use crate::role::Role;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -75,7 +76,7 @@ impl Sessions {
     pub(crate) async fn open<F>(
         &self,
         key: &SessionKey,
-        asker: &Arc<str>,
+        asker: RequestId,
         exchange: impl FnOnce() -> F,
     ) -> Result<Arc<dyn Session>, BackendError>
     where

@@ -5,6 +5,7 @@
 //! a name can be given to another pod, a UID cannot.
 
 use super::cgroup::{ContainerId, PodUid, QosClass};
+use crate::account::Principal;
 use crate::cache::Values;
 use crate::config;
 use crate::quota::Quota;
@@ -16,7 +17,7 @@ use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
@@ -48,6 +49,8 @@ pub(crate) struct Pod {
     version: AtomicU64,
     gone: AtomicBool,
     since: Instant,
+    /// The pod's service account, which the API server lets nobody change.
+    pub(crate) principal: OnceLock<Arc<Principal>>,
     pub(crate) quota: Quota,
     pub(crate) sessions: Sessions,
     pub(crate) values: Values,
@@ -139,6 +142,12 @@ impl Pod {
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether `facts` are what the API server said last.
+    pub(crate) fn is_told(&self, facts: &Arc<Facts>) -> bool {
+        let told = self.facts.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::ptr_eq(&told, facts)
     }
 
     /// Whether the API server has said that the pod is deleted.
@@ -382,6 +391,7 @@ impl Pods {
                 version: AtomicU64::new(version),
                 gone: AtomicBool::new(false),
                 since: Instant::now(),
+                principal: OnceLock::new(),
                 quota: Quota::new(
                     limits.connections_per_pod,
                     limits.in_flight_per_pod,

@@ -43,20 +43,35 @@ impl Vault {
         }))
     }
 
+    /// As a request does.
+    async fn ask(
+        &self,
+        values: &Values,
+        key: &ReadKey,
+        latest: bool,
+    ) -> Result<Read, (BackendError, CacheUse)> {
+        if !latest && let Some(read) = values.at_hand(key, Instant::now()) {
+            return Ok(read);
+        }
+        let fetch = || self.clone().fetch();
+        values.read(key, latest, asker(), fetch).await
+    }
+
     async fn read(
         &self,
         values: &Values,
         key: &ReadKey,
         latest: bool,
     ) -> Result<(String, &'static str), (Code, &'static str)> {
-        match values
-            .read(key, latest, &"request".into(), || self.clone().fetch())
-            .await
-        {
+        match self.ask(values, key, latest).await {
             Ok(read) => Ok((read.secret.version.to_string(), read.cache.as_str())),
             Err((error, cache)) => Err((error.error.code, cache.as_str())),
         }
     }
+}
+
+fn asker() -> RequestId {
+    RequestId::new("00000000", 1)
 }
 
 fn values(change: impl FnOnce(&mut config::Cache)) -> Values {
@@ -109,12 +124,7 @@ async fn a_value_serves_until_its_time_is_over_and_says_its_age() {
         found(1, "miss")
     );
     advance(TTL - Duration::from_secs(1)).await;
-    let hit = values
-        .read(&key("a"), false, &"request".into(), || {
-            vault.clone().fetch()
-        })
-        .await
-        .expect("a hit");
+    let hit = vault.ask(&values, &key("a"), false).await.expect("a hit");
     assert_eq!(hit.cache, CacheUse::Hit);
     // Its age counts from before the vault was asked, ten milliseconds earlier.
     assert_eq!(
@@ -316,7 +326,7 @@ async fn equal_reads_share_one_call_and_one_value() {
 
 #[tokio::test(start_paused = true)]
 async fn the_cache_holds_no_more_bytes_than_it_may() {
-    let room = 10 * ENTRY_COST as u64;
+    let room = 10 * shelf::ENTRY_COST as u64;
     let (vault, values) = (
         Vault::default(),
         values(|settings| settings.max_bytes = room),
@@ -327,10 +337,14 @@ async fn the_cache_holds_no_more_bytes_than_it_may() {
             .await
             .expect("a value");
     }
-    values.tidy();
-    let kept = values.kept.get().expect("it is on");
-    assert!(kept.weighted_size() <= room, "{}", kept.weighted_size());
-    assert!(kept.entry_count() > 0);
+    let (kept, bytes) = values.shelf().size();
+    assert!(bytes as u64 <= room, "{bytes}");
+    assert!(kept > 0);
+    // What was read last is what stays.
+    assert_eq!(
+        vault.read(&values, &key("name-99"), false).await,
+        found(100, "hit")
+    );
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,8 +361,7 @@ async fn whoever_asks_for_the_latest_gets_no_expired_value() {
 async fn a_slow_read_does_not_put_an_older_value_over_a_newer_one() {
     let (vault, key) = (Vault::default(), key("prod/db"));
     let values = values(|_| {});
-    let asker = "request".into();
-    let slow = values.read(&key, false, &asker, || {
+    let slow = values.read(&key, false, asker(), || {
         let fetch = vault.clone().fetch();
         async move {
             let found = fetch.await;
@@ -379,9 +392,84 @@ async fn the_age_of_a_shared_read_counts_from_its_beginning() {
     let (first, joined) = tokio::join!(first, joined);
     assert_eq!((first.is_ok(), joined.is_ok()), (true, true));
     assert_eq!(vault.reads(), 1);
-    let kept = values
-        .read(&key, false, &"request".into(), || vault.clone().fetch())
-        .await
-        .expect("a value");
+    let kept = vault.ask(&values, &key, false).await.expect("a value");
     assert_eq!(kept.age, Some(Duration::from_millis(10)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_is_let_go_of_without_being_asked_for() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    let kept = vault.ask(&values, &key("a"), false).await.expect("a value");
+    let secret = Arc::downgrade(&kept.secret);
+    drop(kept);
+    advance(TTL - Duration::from_millis(10)).await;
+    values.tidy();
+    assert!(secret.upgrade().is_some(), "it is still good");
+    advance(Duration::from_millis(1)).await;
+    values.tidy();
+    assert!(secret.upgrade().is_none(), "somebody holds it");
+    assert_eq!(values.shelf().size(), (0, 0));
+}
+
+/// Reads slowly, and meanwhile does something else.
+async fn meanwhile(vault: &Vault, values: &Values, key: &ReadKey, other: impl Future) {
+    let slow = values.read(key, false, asker(), || {
+        let fetch = vault.clone().fetch();
+        async move {
+            let found = fetch.await;
+            sleep(Duration::from_secs(1)).await;
+            found
+        }
+    });
+    let other = async {
+        sleep(Duration::from_millis(20)).await;
+        other.await
+    };
+    let (slow, _) = tokio::join!(slow, other);
+    slow.expect("it began before");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_began_before_a_refusal_does_not_fill_the_cache_after_it() {
+    let (vault, values, key) = (Vault::default(), values(|_| {}), key("a"));
+    meanwhile(&vault, &values, &key, async { values.forget(&key.role) }).await;
+    assert_eq!(vault.read(&values, &key, false).await, found(2, "miss"));
+    // What begins after it does.
+    assert_eq!(vault.read(&values, &key, false).await, found(2, "hit"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_read_that_began_before_a_deletion_does_not_fill_the_cache_after_it() {
+    let (vault, values, key) = (Vault::default(), values(|_| {}), key("a"));
+    meanwhile(&vault, &values, &key, async {
+        vault.fail(Fault::Call, Code::NotFound);
+        let gone = vault.read(&values, &key, true).await;
+        assert_eq!(gone, Err((Code::NotFound, "miss")));
+    })
+    .await;
+    let gone = vault.read(&values, &key, false).await;
+    assert_eq!(gone, Err((Code::NotFound, "miss")));
+}
+
+proptest::proptest! {
+    #[test]
+    fn a_secret_with_its_answer_takes_no_more_than_it_is_reckoned_at(
+        value in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+        wild in "[\\x00-\\x1f\"\\\\aé\u{2028}]{0,200}",
+    ) {
+        for (value, is_text) in [(value, false), (wild.into_bytes(), true)] {
+            let secret = Secret {
+                value: SecretValue::from(value),
+                is_text,
+                version: "v".into(),
+                details: Details::default(),
+                cloud_request_id: None,
+                json: OnceLock::new(),
+            };
+            let reckoned = secret.footprint();
+            let empty = r#"{"name":"n","value":"","encoding":"base64","version":"v","backend":"b"}"#.len();
+            let json = crate::response::secret_json(&secret, "n", "b").expect("JSON");
+            proptest::prop_assert!(secret.value.len() + json.len() <= reckoned + empty);
+        }
+    }
 }

@@ -12,7 +12,6 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
-use tokio::time::{Instant, timeout_at};
 
 /// The longest body of a batch, in bytes.
 const BATCH_BODY: usize = 64 * 1024;
@@ -23,26 +22,20 @@ const BATCH_WIDTH: usize = 8;
 /// The most bytes of values, as answered, that one batch may hold.
 const BATCH_VALUES: usize = 4 * 1024 * 1024;
 
+/// What is said to who asked for more than could be read in time.
+const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
+
 impl Exchange {
     pub(super) async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
-        // One deadline for the whole request, however many names it has.
-        let deadline = Instant::now() + self.services.deadline;
-        let (workload, _permit, names) = self
-            .within_deadline(async {
-                let workload = self.connection.workload().await?;
-                let permit = workload.pod().quota.request()?;
-                let names = batch_names(body).await?;
-                let more = u32::try_from(names.len())
-                    .unwrap_or(u32::MAX)
-                    .saturating_sub(1);
-                workload.pod().quota.spend(more)?;
-                Ok((workload, permit, names))
-            })
-            .await?;
-        let workload = &workload;
+        let attest = self.connection.workload(self.began);
+        let workload = &self.in_time(FEWER, attest).await?;
+        let _permit = workload.pod().quota.request()?;
+        let names = self.in_time(FEWER, batch_names(body)).await?;
+        let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        workload.pod().quota.spend(more.saturating_sub(1))?;
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name, deadline).await;
+                let outcome = self.batched(workload, &name).await;
                 (name, outcome)
             })
             .buffered(BATCH_WIDTH);
@@ -73,42 +66,25 @@ impl Exchange {
         let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
         Ok(response::json_bytes(
             response::batch(&bodies, &errors),
-            &self.id,
+            self.id.as_str(),
         ))
     }
 
     /// One name of a batch, with a line of its own.
-    async fn batched(
-        &self,
-        workload: &Workload,
-        name: &str,
-        deadline: Instant,
-    ) -> Result<Bytes, RequestError> {
-        let mut record = by(deadline, self.record(name)).await?;
+    async fn batched(&self, workload: &Workload, name: &str) -> Result<Bytes, RequestError> {
+        let mut record = self.record(name).await?;
         record.workload = Some(workload.clone());
-        let outcome = by(deadline, async {
+        let work = async {
             let name_asked =
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let ask = SecretAsk::plain(name_asked);
             let (read, backend) = self.read(workload, &ask, &mut record).await?;
             response::secret_json(&read.secret, name, self.services.backends.name(backend))
-        })
-        .await;
+        };
+        let outcome = self.in_time(FEWER, work).await;
         record.close(outcome.as_ref().err())?;
         outcome
     }
-}
-
-async fn by<T>(
-    deadline: Instant,
-    work: impl Future<Output = Result<T, RequestError>>,
-) -> Result<T, RequestError> {
-    timeout_at(deadline, work).await.unwrap_or_else(|_| {
-        Err(RequestError::new(
-            Code::Timeout,
-            "the request's deadline passed; ask for fewer names at once",
-        ))
-    })
 }
 
 /// The names of a batch, each once, in the order asked for.

@@ -4,7 +4,7 @@ use super::Exchange;
 use crate::attest::Workload;
 use crate::audit::{Line, Place};
 use crate::error::RequestError;
-use latchkey_client::protocol::Code;
+use crate::request::RequestId;
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -12,15 +12,15 @@ use tokio::time::Instant;
 /// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
 pub(super) struct Record<'a> {
     exchange: &'a Exchange,
-    place: Option<Place>,
-    secret: String,
-    started: Instant,
+    place: Option<Place<'a>>,
+    secret: &'a str,
+    pub(super) began: Instant,
     pub(super) workload: Option<Workload>,
     pub(super) backend: Option<Arc<str>>,
     pub(super) role: Option<Arc<str>>,
     pub(super) version: Option<Arc<str>>,
     pub(super) cache: &'static str,
-    pub(super) shared_with: Option<Arc<str>>,
+    pub(super) shared_with: Option<RequestId>,
     pub(super) cloud_request_id: Option<Arc<str>>,
 }
 
@@ -46,30 +46,26 @@ impl Record<'_> {
         let facts = workload.map(|workload| workload.facts());
         let connection = &self.exchange.connection;
         place.fill(Line {
-            request_id: &self.exchange.id,
+            request_id: self.exchange.id.as_str(),
             namespace: facts.map(|facts| &*facts.namespace),
             service_account: facts.map(|facts| &*facts.service_account),
             pod: facts.map(|facts| &*facts.name),
-            pod_uid: workload
-                .map(|workload| workload.pod().uid.to_string())
-                .as_deref(),
-            container_id: workload
-                .map(|workload| workload.container().to_string())
-                .as_deref(),
+            pod_uid: workload.map(|workload| workload.pod().uid),
+            container_id: workload.map(Workload::container),
             container_confirmed: workload.is_some_and(Workload::container_confirmed),
             pid: connection.pid(),
             uid: connection.uid(),
             backend: self.backend.as_deref(),
             role: self.role.as_deref(),
-            secret: &self.secret,
+            secret: self.secret,
             version: self.version.as_deref(),
             outcome,
             code,
             reason,
             cache: self.cache,
-            shared_with: self.shared_with.as_deref(),
+            shared_with: self.shared_with.as_ref().map(RequestId::as_str),
             cloud_request_id: self.cloud_request_id.as_deref(),
-            duration_ms: self.started.elapsed().as_secs_f64() * 1000.0,
+            duration_ms: self.began.elapsed().as_secs_f64() * 1000.0,
             ..Line::default()
         })
     }
@@ -85,21 +81,13 @@ impl Drop for Record<'_> {
 
 impl Exchange {
     /// A record of the ask, with its place in the audit trail.
-    pub(super) async fn record(&self, secret: &str) -> Result<Record<'_>, RequestError> {
-        let place = self
-            .within_deadline(self.services.audit.place())
-            .await
-            .map_err(|error| match error.code {
-                Code::Timeout => RequestError::unavailable(
-                    "the agent cannot write its audit trail fast enough; try again",
-                ),
-                _ => error,
-            })?;
+    pub(super) async fn record<'a>(&'a self, secret: &'a str) -> Result<Record<'a>, RequestError> {
+        let place = self.services.audit.place(self.deadline()).await?;
         Ok(Record {
             exchange: self,
             place: Some(place),
-            secret: secret.to_owned(),
-            started: Instant::now(),
+            secret,
+            began: Instant::now(),
             workload: None,
             backend: None,
             role: None,

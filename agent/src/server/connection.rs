@@ -168,13 +168,13 @@ impl Connection {
         })
     }
 
-    /// The workload that the peer is, now: alive, in the same container, of a pod that is still ours.
+    /// The workload that the peer is at `now`: alive, in the same container, of a pod that is still ours.
     ///
     /// # Errors
     ///
     /// `not_attested`, `unavailable`, or `busy`; the connection then closes after the answer unless it may still
     /// come to be known.
-    pub(crate) async fn workload(&self) -> Result<Workload, RequestError> {
+    pub(crate) async fn workload(&self, now: Instant) -> Result<Workload, RequestError> {
         if !self.peer.is_alive() {
             return Err(self.close_with(AttestError::Gone));
         }
@@ -182,7 +182,7 @@ impl Connection {
             Standing::Attested {
                 workload, checked, ..
             } => {
-                if workload.is_current() && checked.elapsed() < CHECK_AGAIN {
+                if workload.is_current() && now < *checked + CHECK_AGAIN {
                     return Ok(workload.clone());
                 }
                 Some(workload.clone())
@@ -193,7 +193,8 @@ impl Connection {
         };
         match before {
             Some(before) => self.check_again(&before),
-            None => self.attest().await,
+            // Boxed, because it is once a connection and each request would carry it.
+            None => Box::pin(self.attest()).await,
         }
     }
 

@@ -61,7 +61,7 @@ impl Service {
 
     async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
         let session = sessions
-            .open(key, &"request".into(), || self.clone().exchange())
+            .open(key, RequestId::new("", 1), || self.clone().exchange())
             .await?;
         number(&session).await
     }
@@ -222,7 +222,7 @@ async fn a_role_that_is_refused_at_its_renewal_loses_its_session() {
 async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_not_young() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     let first = sessions
-        .open(&key, &"request".into(), || service.clone().exchange())
+        .open(&key, RequestId::new("", 3), || service.clone().exchange())
         .await
         .expect("a session");
     sessions.put_away(&key, &first, false);
@@ -230,9 +230,8 @@ async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_n
     advance(YOUNG).await;
     sessions.put_away(&key, &first, false);
     assert_eq!(sessions.count(BackendId::synthetic(0)), 0);
-    let asker = "request".into();
     let second = sessions
-        .open(&key, &asker, || service.clone().exchange())
+        .open(&key, RequestId::new("", 2), || service.clone().exchange())
         .await
         .expect("a session");
     sessions.put_away(&key, &first, true);

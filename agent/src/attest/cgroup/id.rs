@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 use uuid::Uuid;
 
@@ -73,6 +74,13 @@ impl fmt::Display for PodUid {
     }
 }
 
+impl Serialize for PodUid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut text = [0; uuid::fmt::Hyphenated::LENGTH];
+        serializer.serialize_str(self.0.as_hyphenated().encode_lower(&mut text))
+    }
+}
+
 impl fmt::Debug for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
@@ -112,14 +120,13 @@ impl FromStr for ContainerId {
 
 impl fmt::Display for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In one piece: it stands in every audit line.
-        let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble & 15)]);
-        let mut text = String::with_capacity(2 * self.0.len());
-        for byte in self.0 {
-            text.push(digit(byte >> 4));
-            text.push(digit(byte));
-        }
-        f.write_str(&text)
+        f.write_str(digits(&mut [0; 64], &self.0))
+    }
+}
+
+impl Serialize for ContainerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(digits(&mut [0; 64], &self.0))
     }
 }
 
@@ -127,6 +134,15 @@ impl fmt::Debug for ContainerId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// The lower-case hex digits of `bytes`, written into `text`, which has room for all of them.
+fn digits<'a>(text: &'a mut [u8; 64], bytes: &[u8; 32]) -> &'a str {
+    let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble & 15)];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
+        pair.copy_from_slice(&[digit(byte >> 4), digit(*byte)]);
+    }
+    std::str::from_utf8(text).unwrap_or_default()
 }
 
 /// The `N` bytes that exactly `2 * N` lower-case hex digits stand for.

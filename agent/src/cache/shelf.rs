@@ -1,0 +1,114 @@
+//! Values kept for a time and within a bound of bytes. Over the bound, what was read longest ago goes first.
+
+use super::ReadKey;
+use crate::backend::Secret;
+use crate::role::Role;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use tokio::time::Instant;
+
+/// What an entry costs beside its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
+pub(super) const ENTRY_COST: usize = 512;
+
+/// The values of one pod. Whatever leaves is wiped when its last reader lets go.
+#[derive(Debug, Default)]
+pub(super) struct Shelf {
+    by_key: HashMap<Arc<ReadKey>, Kept>,
+    by_age: BTreeMap<Age, Arc<ReadKey>>,
+    bytes: usize,
+    /// Tells apart what was read at the same time.
+    next: u64,
+    /// When a role was last refused: what a read found that began before does not come back.
+    refused: Option<Instant>,
+}
+
+type Age = (Instant, u64);
+
+#[derive(Debug)]
+struct Kept {
+    secret: Arc<Secret>,
+    age: Age,
+    bytes: usize,
+}
+
+// === impl Shelf ===
+
+impl Shelf {
+    /// The value for `key`, and when it was read.
+    pub(super) fn get(&self, key: &ReadKey) -> Option<(&Arc<Secret>, Instant)> {
+        let kept = self.by_key.get(key)?;
+        Some((&kept.secret, kept.age.0))
+    }
+
+    /// Puts a value there that was read at `read_at`, unless a refusal came later; `room` is for all values together.
+    pub(super) fn put(
+        &mut self,
+        key: &ReadKey,
+        secret: &Arc<Secret>,
+        read_at: Instant,
+        room: usize,
+    ) {
+        self.remove(key);
+        if self.refused.is_some_and(|refused| read_at <= refused) {
+            return;
+        }
+        let (key, age) = (Arc::new(key.clone()), (read_at, self.next));
+        let bytes = ENTRY_COST + 2 * key.name.as_str().len() + secret.footprint();
+        self.next += 1;
+        self.bytes += bytes;
+        self.by_age.insert(age, key.clone());
+        let secret = secret.clone();
+        self.by_key.insert(key, Kept { secret, age, bytes });
+        while self.bytes > room {
+            self.remove_oldest();
+        }
+    }
+
+    /// Drops the value for `key`.
+    pub(super) fn remove(&mut self, key: &ReadKey) {
+        if let Some(kept) = self.by_key.remove(key) {
+            self.by_age.remove(&kept.age);
+            self.bytes -= kept.bytes;
+        }
+    }
+
+    /// Drops what was read before `since`.
+    pub(super) fn expire(&mut self, since: Instant) {
+        while self
+            .by_age
+            .first_key_value()
+            .is_some_and(|(age, _)| age.0 < since)
+        {
+            self.remove_oldest();
+        }
+    }
+
+    /// Drops what was read as `role`, and lets nothing back that is being read now.
+    pub(super) fn refuse(&mut self, role: &Role, now: Instant) {
+        let refused: Vec<_> = self
+            .by_key
+            .keys()
+            .filter(|key| *key.role == *role)
+            .cloned()
+            .collect();
+        for key in refused {
+            self.remove(&key);
+        }
+        self.refused = Some(now);
+    }
+
+    /// How many there are, and their bytes.
+    #[cfg(test)]
+    pub(super) fn size(&self) -> (usize, usize) {
+        assert_eq!(self.by_key.len(), self.by_age.len());
+        (self.by_key.len(), self.bytes)
+    }
+
+    fn remove_oldest(&mut self) {
+        if let Some((_, key)) = self.by_age.pop_first()
+            && let Some(kept) = self.by_key.remove(&*key)
+        {
+            self.bytes -= kept.bytes;
+        }
+    }
+}
