@@ -10,7 +10,7 @@ use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
-use latchkey_client::protocol::Code;
+use latchkey_client::protocol::{Code, Step};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -313,14 +313,17 @@ async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Req
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(RequestError::new(
             Code::NoRole,
             "the pod's service account or its namespace no longer exists",
-        )),
+        )
+        .at(Step::Role)),
         Ok(Err(error)) => Err(RequestError::unavailable(
             "the pod's service account cannot be looked up now; try again",
         )
+        .at(Step::Role)
         .because(&error)),
         Err(elapsed) => Err(RequestError::unavailable(
             "the Kubernetes API server does not answer; try again",
         )
+        .at(Step::Role)
         .because(&elapsed)),
     }
 }

@@ -11,7 +11,7 @@ use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use bytes::Bytes;
-use latchkey_client::protocol::Code;
+use latchkey_client::protocol::{Code, Step};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -210,6 +210,13 @@ impl BackendError {
             "the agent failed; its log knows the request id",
         );
         Self::new(Fault::Call, error)
+    }
+
+    /// The same failure as one of that step.
+    #[must_use]
+    pub(crate) fn at(mut self, step: Step) -> Self {
+        self.error = self.error.at(step);
+        self
     }
 
     /// Whether the cloud said no.

@@ -1,7 +1,7 @@
 //! What a request ends with when it does not succeed: a code and a text for the caller, and the chain of causes
 //! for the operator, under the same request id.
 
-use latchkey_client::protocol::Code;
+use latchkey_client::protocol::{Code, Step};
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub(crate) struct RequestError {
     pub(crate) cause: Option<Arc<str>>,
     /// Why attestation failed, for the audit line only.
     pub(crate) reason: Option<&'static str>,
+    /// How far the request got.
+    pub(crate) step: Option<Step>,
 }
 
 impl RequestError {
@@ -37,6 +39,7 @@ impl RequestError {
             retry_after,
             cause: None,
             reason: None,
+            step: None,
         }
     }
 
@@ -83,6 +86,13 @@ impl RequestError {
     #[must_use]
     pub(crate) fn reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
+        self
+    }
+
+    /// The same error as one of that step.
+    #[must_use]
+    pub(crate) fn at(mut self, step: Step) -> Self {
+        self.step = Some(step);
         self
     }
 }

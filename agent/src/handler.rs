@@ -2,6 +2,7 @@
 
 mod batch;
 mod record;
+mod wait;
 
 use crate::account::Accounts;
 use crate::attest::Workload;
@@ -21,13 +22,14 @@ use futures::FutureExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
-use latchkey_client::protocol::{Code, Health, Identity, SecretList};
+use latchkey_client::protocol::{Code, Health, Identity, SecretList, Step};
 use record::Record;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long the answer to one that is no workload, or over its pod's limit, is held back. Each has left an audit
@@ -164,6 +166,7 @@ impl Services {
                 outcome
             })
             .await
+            .map_err(|failed| failed.at(Step::Exchange))
     }
 
     /// Makes a call with the session for `key`, and again with a new one if that one has ended before its time.
@@ -183,7 +186,9 @@ impl Services {
             tries -= 1;
             let session = self.session(workload, key, asker).await?;
             let began = Instant::now();
-            let outcome = call(session.clone()).await;
+            let outcome = call(session.clone())
+                .await
+                .map_err(|failed| failed.at(Step::Secret));
             let error = outcome.as_ref().err().map(|failed| &failed.error);
             self.metrics.backend_call(
                 self.backends.name(key.backend),
@@ -265,10 +270,25 @@ impl Exchange {
     }
 
     async fn secret(&self, ask: &SecretAsk) -> Result<Answer, RequestError> {
+        match ask.wait {
+            Some(wait) => Box::pin(self.wait(ask, wait)).await,
+            None => self.read_once(ask, &mut None).await,
+        }
+    }
+
+    /// One read with its line. A wait keeps its place among the pod's waits from its first read on.
+    async fn read_once(
+        &self,
+        ask: &SecretAsk,
+        place: &mut Option<OwnedSemaphorePermit>,
+    ) -> Result<Answer, RequestError> {
         let mut record = self.record(ask.name.as_str()).await?;
         let work = async {
             let workload = self.connection.workload(record.began).await?;
             record.workload = Some(workload.clone());
+            if ask.wait.is_some() && place.is_none() {
+                *place = Some(workload.pod().quota.wait()?);
+            }
             let _permit = workload.pod().quota.request()?;
             let (read, backend) = self.read(&workload, ask, &mut record).await?;
             let backend = self.services.backends.name(backend);

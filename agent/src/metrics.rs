@@ -29,6 +29,7 @@ pub(crate) enum Route {
     Other,
     Ready,
     Secret,
+    Wait,
 }
 
 /// Everything that `/metrics` shows.
@@ -61,7 +62,7 @@ struct RouteMetrics {
 // === impl Route ===
 
 impl Route {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Batch,
         Self::Compatible,
         Self::Health,
@@ -70,6 +71,7 @@ impl Route {
         Self::Other,
         Self::Ready,
         Self::Secret,
+        Self::Wait,
     ];
 
     const fn as_str(self) -> &'static str {
@@ -82,6 +84,7 @@ impl Route {
             Self::Other => "other",
             Self::Ready => "ready",
             Self::Secret => "secret",
+            Self::Wait => "wait",
         }
     }
 }

@@ -8,11 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// A pod's connections, requests in flight and request rate.
+/// How many waits for a change one pod may have.
+const WAITS: usize = 16;
+
+/// A pod's connections, requests in flight, waits and request rate.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
     in_flight: Semaphore,
+    waits: Arc<Semaphore>,
     rate: DefaultDirectRateLimiter,
 }
 
@@ -24,6 +28,7 @@ impl Quota {
         Self {
             connections: Arc::new(Semaphore::new(connections)),
             in_flight: Semaphore::new(in_flight),
+            waits: Arc::new(Semaphore::new(WAITS)),
             rate: RateLimiter::direct(rate),
         }
     }
@@ -47,6 +52,21 @@ impl Quota {
         })?;
         self.spend(1)?;
         Ok(permit)
+    }
+
+    /// The right to one wait for a change, until it is dropped. It is none to a request in flight: each look of a
+    /// wait takes one of those for as long as the look lasts, so waits do not starve the pod's reads.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if the pod has as many as it may.
+    pub(crate) fn wait(&self) -> Result<OwnedSemaphorePermit, RequestError> {
+        self.waits.clone().try_acquire_owned().map_err(|_| {
+            RequestError::new(
+                Code::Busy,
+                format!("this pod has {WAITS} waits for a change already; end one first"),
+            )
+        })
     }
 
     /// Takes `count` requests from the pod's rate.

@@ -14,15 +14,20 @@ use crate::secret::SecretName;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Uri, Version};
+use jiff::fmt::friendly::SpanParser;
 use latchkey_client::protocol::{Code, LIST_LIMIT};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest request target, in bytes.
 const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The longest `backend`, `version`, `stage` or `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;
+
+/// The longest wait for a change.
+const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How many names a list holds when nothing is said.
 const LIST_DEFAULT: usize = 100;
@@ -59,6 +64,8 @@ pub(crate) struct SecretAsk {
     pub(crate) latest: bool,
     pub(crate) shape: Shape,
     pub(crate) if_none_match: Option<HeaderValue>,
+    /// For how long the answer may wait until the tag is no longer right.
+    pub(crate) wait: Option<Duration>,
 }
 
 /// In which form a secret is answered.
@@ -102,6 +109,7 @@ impl SecretAsk {
             latest: false,
             shape: Shape::Json,
             if_none_match: None,
+            wait: None,
         }
     }
 }
@@ -179,7 +187,7 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         };
         (route, outcome)
     };
-    match path {
+    let (route, parsed) = match path {
         "/health" | "/ping" => with(Route::Health, reads, &|| {
             Query::of(head, &[])?;
             Ok(Target::Open(Route::Health))
@@ -214,6 +222,11 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
                 )),
             ),
         },
+    };
+    match &parsed {
+        // Its time says nothing about reads.
+        Ok(Target::Attested(Ask::Secret(ask))) if ask.wait.is_some() => (Route::Wait, parsed),
+        _ => (route, parsed),
     }
 }
 
@@ -234,20 +247,48 @@ fn not_allowed(route: Route) -> &'static str {
 }
 
 fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
-    let query = Query::of(head, &["backend", "key", "stage", "version"])?;
+    let query = Query::of(head, &["backend", "key", "stage", "version", "wait"])?;
+    let wait = wait(head, &query)?;
     Ok(SecretAsk {
         name: SecretName::from_path(name).map_err(|e| RequestError::invalid(e.to_string()))?,
         selector: query.selector("version", "stage"),
         backend: query.owned("backend"),
         key: query.owned("key"),
-        latest: asks_for_latest(&head.headers),
+        // What the cache holds is what the caller has.
+        latest: wait.is_some() || asks_for_latest(&head.headers),
         shape: if prefers_raw(&head.headers) {
             Shape::Raw
         } else {
             Shape::Json
         },
         if_none_match: head.headers.get(header::IF_NONE_MATCH).cloned(),
+        wait,
     })
+}
+
+/// For how long to wait for a change, if that is asked for.
+fn wait(head: &Parts, query: &Query) -> Result<Option<Duration>, RequestError> {
+    let Some(text) = query.owned("wait") else {
+        return Ok(None);
+    };
+    let wait = SpanParser::new()
+        .parse_unsigned_duration(&text)
+        .ok()
+        .filter(|wait| !wait.is_zero() && *wait <= WAIT_LIMIT)
+        .ok_or_else(|| {
+            RequestError::invalid("wait is a duration of at most a minute, such as 30s")
+        })?;
+    if query.owned("version").is_some() {
+        return Err(RequestError::invalid(
+            "a version does not change: wait without version",
+        ));
+    }
+    match head.headers.get(header::IF_NONE_MATCH) {
+        Some(tags) if tags.as_bytes().contains(&b'"') => Ok(Some(wait)),
+        _ => Err(RequestError::invalid(
+            "to wait for a change, say in If-None-Match the ETag of what you have",
+        )),
+    }
 }
 
 fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
@@ -271,6 +312,7 @@ fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
         latest: refresh || asks_for_latest(&head.headers),
         shape: Shape::Aws,
         if_none_match: None,
+        wait: None,
     })
 }
 

@@ -191,6 +191,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
             error: error.message.to_string(),
             code: error.code,
             request_id: request_id.to_owned(),
+            step: error.step,
         })
     };
     let mut answer = json_bytes(body.unwrap_or_default().into(), request_id);

@@ -4,7 +4,7 @@ use crate::account::Account;
 use crate::attest::Workload;
 use crate::backend::{BackendId, Backends};
 use crate::error::RequestError;
-use latchkey_client::protocol::Code;
+use latchkey_client::protocol::{Code, Step};
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -65,7 +65,7 @@ pub(crate) fn of(
 ) -> Result<Arc<Role>, RequestError> {
     let role = account
         .role(backend)
-        .map_err(|none| RequestError::new(Code::NoRole, none.0.clone()))?;
+        .map_err(|none| RequestError::new(Code::NoRole, none.0.clone()).at(Step::Role))?;
     let facts = workload.facts();
     let skipped = backends
         .skip_annotation(backend)
@@ -74,7 +74,8 @@ pub(crate) fn of(
         let Some(container) = facts.containers.get(&workload.container()) else {
             return Err(RequestError::unavailable(
                 "the pod exempts containers from its role, and which container this is, is not known yet",
-            ));
+            )
+            .at(Step::Role));
         };
         if skipped
             .split([',', ';'])
@@ -83,7 +84,8 @@ pub(crate) fn of(
             return Err(RequestError::new(
                 Code::NoRole,
                 "the pod's skip-containers annotation exempts this container from the role",
-            ));
+            )
+            .at(Step::Role));
         }
     }
     Ok(role.clone())

@@ -138,8 +138,10 @@ impl Server {
         if u32::try_from(peer.pid()) == Ok(std::process::id()) {
             return;
         }
+        let fd = stream.as_raw_fd();
         let Some(connection) = Connection::open(
             peer,
+            fd,
             self.attestor.clone(),
             &self.services.metrics,
             &self.doorman,
@@ -154,7 +156,6 @@ impl Server {
         if *self.phase.borrow() != Phase::Serving {
             connection.close_after_answer();
         }
-        let fd = stream.as_raw_fd();
         let service = {
             let (services, connection) = (self.services.clone(), connection.clone());
             service_fn(move |request| handle(services.clone(), connection.clone(), request))

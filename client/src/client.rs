@@ -1,56 +1,130 @@
-//! A client over the agent's Unix socket.
+//! The client: what can be asked of an agent, each with its deadline.
 
-use crate::error::ClientError;
+use crate::ask::{Ask, ListAsk};
+use crate::error::{ClientError, Refusal};
 use crate::protocol::{
-    BatchRequest, BatchResponse, DEFAULT_SOCKET, ErrorBody, Identity, SOCKET_VARIABLE, Secret,
-    SecretList,
+    BATCH_NAMES, BatchRequest, BatchResponse, Code, DEFAULT_SOCKET, HEADER_VARIABLE, Health,
+    Identity, SOCKET_VARIABLE, SecretList,
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::rt::TokioExecutor;
-use hyperlocal::{UnixConnector, Uri};
-use serde::de::DeserializeOwned;
+use crate::retry;
+use crate::secret::{Secret, Tag};
+use crate::transport::{Answer, Call, Transport};
+use hyper::{Method, StatusCode, header};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
-/// The largest answer that the client reads, in bytes: a batch of 4 MiB in base64, with room for its JSON.
-const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
+/// How long a request may take with all its tries. An agent answers within ten seconds unless it is told otherwise.
+const PATIENCE: Duration = Duration::from_secs(15);
 
-/// A connection pool to one agent. Cloning it shares the pool.
+/// A client of one agent. Cloning it shares its connections.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), latchkey_client::ClientError> {
+/// use latchkey_client::{Ask, Client, ListAsk};
+/// use std::time::Duration;
+///
+/// let client = Client::from_env().patience(Duration::from_secs(5));
+///
+/// // One member of a secret that is a JSON object.
+/// let password = client.get_json_key("prod/db", "password").await?;
+///
+/// // Many at once.
+/// let batch = client.batch_get(["prod/db", "prod/api-key"]).await?;
+/// for (name, refusal) in &batch.refused {
+///     eprintln!("{name}: {refusal}");
+/// }
+///
+/// // What there is.
+/// let page = client.list(&ListAsk::default()).await?;
+///
+/// // The next version, when there is one.
+/// let ask = Ask::latest("prod/api-key");
+/// let mut secret = client.read(&ask).await?;
+/// loop {
+///     if let Some(newer) = client.wait(&ask, &secret.tag, Duration::from_secs(60)).await? {
+///         secret = newer;
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Client {
-    socket: PathBuf,
-    http: HttpClient<UnixConnector, Full<Bytes>>,
+    transport: Transport,
+    patience: Duration,
+    /// A header that every request carries.
+    header: Option<(String, String)>,
+    retries: bool,
 }
 
+/// What became of many names.
+#[derive(Debug, Default)]
+#[non_exhaustive]
+pub struct Batch {
+    /// The secrets that were read, in the order asked for, each once.
+    pub secrets: Vec<Secret>,
+    /// The names that were not, in the order asked for, and why.
+    pub refused: Vec<(String, Refusal)>,
+}
+
+// === impl Client ===
+
 impl Client {
-    /// A client for the agent behind `socket`.
+    /// A client of the agent behind `socket`.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
-        let http = HttpClient::builder(TokioExecutor::new()).build(UnixConnector);
         Self {
-            socket: socket.into(),
-            http,
+            transport: Transport::new(socket.into()),
+            patience: PATIENCE,
+            header: None,
+            retries: true,
         }
     }
 
-    /// A client for the socket that `LATCHKEY_SOCKET` names, else `/run/latchkey/agent.sock`, else
-    /// `$XDG_RUNTIME_DIR/latchkey/agent.sock`.
+    /// A client of the agent behind the socket that `LATCHKEY_SOCKET` names, else `/run/latchkey/agent.sock`, else
+    /// `$XDG_RUNTIME_DIR/latchkey/agent.sock`. If `LATCHKEY_HEADER` names a header, every request carries it.
     #[must_use]
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "a client's only configuration is where the socket is"
-    )]
     pub fn from_env() -> Self {
-        if let Some(path) = std::env::var_os(SOCKET_VARIABLE) {
-            return Self::new(path);
+        let client = Self::new(socket_of_env());
+        match variable(HEADER_VARIABLE).and_then(|name| name.into_string().ok()) {
+            Some(name) => client.header(name, "1"),
+            None => client,
         }
-        if !Path::new(DEFAULT_SOCKET).exists()
-            && let Some(runtime) = std::env::var_os("XDG_RUNTIME_DIR")
-        {
-            return Self::new(Path::new(&runtime).join("latchkey/agent.sock"));
-        }
-        Self::new(DEFAULT_SOCKET)
+    }
+
+    /// The same client for another socket.
+    #[must_use]
+    pub fn at(mut self, socket: impl Into<PathBuf>) -> Self {
+        self.transport = Transport::new(socket.into());
+        self
+    }
+
+    /// The same client with another time that each request may take, all its tries included; 15 s if nothing is said.
+    #[must_use]
+    pub fn patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
+    /// The same client with a header on every request, for agents that require one (`listen.require_header`).
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.header = Some((name.into(), value.into()));
+        self
+    }
+
+    /// The same client, which makes each request once: for whoever looks for a fault, or retries by itself.
+    #[must_use]
+    pub fn without_retries(mut self) -> Self {
+        self.retries = false;
+        self
+    }
+
+    /// The socket that is asked.
+    #[must_use]
+    pub fn socket(&self) -> &Path {
+        self.transport.socket()
     }
 
     /// Reads the latest version of a secret.
@@ -59,37 +133,137 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn get(&self, name: &str) -> Result<Secret, ClientError> {
-        self.ask(
-            Method::GET,
-            &format!("/v1/secrets/{}", encoded(name)),
-            Bytes::new(),
-        )
-        .await
+        self.read(&Ask::latest(name)).await
     }
 
-    /// Lists the names that the workload's role may see; `cursor` is the `next` of the page before.
+    /// Reads one member of a secret that is a JSON object.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached or refuses: `key_not_found`, `not_json`.
+    pub async fn get_json_key(&self, name: &str, key: &str) -> Result<Secret, ClientError> {
+        let ask = Ask {
+            key: Some(key),
+            ..Ask::latest(name)
+        };
+        self.read(&ask).await
+    }
+
+    /// Reads a secret as the ask says.
     ///
     /// # Errors
     ///
     /// If the agent cannot be reached or refuses.
-    pub async fn list(&self, cursor: Option<&str>) -> Result<SecretList, ClientError> {
-        let target = match cursor {
-            Some(cursor) => format!("/v1/secrets?cursor={}", encoded(cursor)),
-            None => "/v1/secrets".to_owned(),
-        };
-        self.ask(Method::GET, &target, Bytes::new()).await
+    pub async fn read(&self, ask: &Ask<'_>) -> Result<Secret, ClientError> {
+        let mut call = Call::get(ask.target(None));
+        if ask.fresh {
+            call.add(header::CACHE_CONTROL, "no-cache");
+        }
+        secret(&self.ask(call, Duration::ZERO).await?)
     }
 
-    /// Reads many secrets at once.
+    /// Waits until a secret is no longer the one that has the tag, for `at_most` a minute. The agent looks every ten
+    /// seconds or so. Nothing means that it has not changed, or that the agent is about to leave: wait again.
     ///
     /// # Errors
     ///
-    /// If the agent cannot be reached or refuses the batch; what a single name got is in the answer.
-    pub async fn batch_get(&self, names: Vec<String>) -> Result<BatchResponse, ClientError> {
-        let body = serde_json::to_vec(&BatchRequest { names })
-            .map_err(|e| ClientError::Unreadable(e.to_string()))?;
-        self.ask(Method::POST, "/v1/secrets:batchGet", body.into())
-            .await
+    /// If the agent cannot be reached or refuses.
+    pub async fn wait(
+        &self,
+        ask: &Ask<'_>,
+        known: &Tag,
+        at_most: Duration,
+    ) -> Result<Option<Secret>, ClientError> {
+        let mut call = Call::get(ask.target(Some(at_most)));
+        call.add(header::IF_NONE_MATCH, &known.0);
+        let answer = self.ask(call, at_most).await?;
+        if answer.status == StatusCode::NOT_MODIFIED {
+            return Ok(None);
+        }
+        secret(&answer).map(Some)
+    }
+
+    /// Reads the latest versions of many secrets, a hundred at a time. What a batch has no time or room for is asked
+    /// for once more by itself.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached or refuses a whole batch.
+    pub async fn batch_get<N: Into<String>>(
+        &self,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<Batch, ClientError> {
+        let mut order = HashMap::new();
+        let mut asked = Vec::new();
+        for name in names.into_iter().map(Into::into) {
+            let place = order.len();
+            order.entry(name.clone()).or_insert_with(|| {
+                asked.push(name);
+                place
+            });
+        }
+        let mut batch = Batch::default();
+        for names in asked.chunks(BATCH_NAMES) {
+            self.one_batch(names, &mut batch).await?;
+        }
+        let place = |name: &str| order.get(name).copied();
+        batch.secrets.sort_by_key(|secret| place(&secret.name));
+        batch.refused.sort_by_key(|(name, _)| place(name));
+        Ok(batch)
+    }
+
+    async fn one_batch(&self, names: &[String], batch: &mut Batch) -> Result<(), ClientError> {
+        let request = BatchRequest {
+            names: names.to_vec(),
+        };
+        let mut call = Call {
+            method: Method::POST,
+            body: serde_json::to_vec(&request)
+                .map_err(|error| ClientError::Unreadable(error.to_string()))?
+                .into(),
+            ..Call::get("/v1/secrets:batchGet".to_owned())
+        };
+        call.add(header::CONTENT_TYPE, "application/json");
+        let answer = self.ask(call, Duration::ZERO).await?;
+        let id = answer.header(header::HeaderName::from_static("x-request-id"));
+        let response: BatchResponse = answer.read()?;
+        for wire in response.secrets {
+            batch.secrets.push(Secret::of(wire, None)?);
+        }
+        for error in response.errors {
+            let passes = matches!(
+                error.code,
+                Code::Busy | Code::Throttled | Code::Timeout | Code::TooLarge | Code::Unavailable
+            );
+            if !passes {
+                let refusal = Refusal {
+                    code: error.code,
+                    message: error.error,
+                    request_id: id.clone().unwrap_or_default(),
+                    step: error.step,
+                    retry_after: None,
+                };
+                batch.refused.push((error.name, refusal));
+                continue;
+            }
+            match self.get(&error.name).await {
+                Ok(secret) => batch.secrets.push(secret),
+                Err(ClientError::Refused(refusal)) => batch.refused.push((error.name, refusal)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists names that the workload's role may see; the `next` of a page is the `cursor` of the one after it.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached or refuses.
+    pub async fn list(&self, ask: &ListAsk<'_>) -> Result<SecretList, ClientError> {
+        self.ask(Call::get(ask.target()), Duration::ZERO)
+            .await?
+            .read()
     }
 
     /// Asks who the agent says this process is.
@@ -98,72 +272,83 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn identity(&self) -> Result<Identity, ClientError> {
-        self.ask(Method::GET, "/v1/identity", Bytes::new()).await
+        let call = Call::get("/v1/identity".to_owned());
+        self.ask(call, Duration::ZERO).await?.read()
     }
 
-    async fn ask<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        target: &str,
-        body: Bytes,
-    ) -> Result<T, ClientError> {
-        let uri: hyper::Uri = Uri::new(&self.socket, target).into();
-        let request = Request::builder()
-            .method(method)
-            .uri(uri)
-            .header(hyper::header::HOST, "localhost")
-            .body(Full::new(body))
-            .map_err(|e| ClientError::Unreadable(e.to_string()))?;
-        let response = self
-            .http
-            .request(request)
-            .await
-            .map_err(|e| ClientError::Unreachable(e.into()))?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_LIMIT)
-            .collect()
-            .await
-            .map_err(ClientError::Unreachable)?
-            .to_bytes();
-        if status.is_success() {
-            return serde_json::from_slice(&body)
-                .map_err(|e| ClientError::Unreadable(e.to_string()));
+    /// Asks whether the agent is ready, and what it lacks.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached or says neither.
+    pub async fn readiness(&self) -> Result<Health, ClientError> {
+        let call = Call::get("/ready".to_owned());
+        let mut answer = self
+            .once(&self.headed(call), Instant::now() + self.patience)
+            .await?;
+        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+            // It says what is missing in the same shape.
+            answer.status = StatusCode::OK;
         }
-        match serde_json::from_slice::<ErrorBody>(&body) {
-            Ok(refusal) => Err(ClientError::Refused(refusal)),
-            Err(_) => Err(ClientError::Unreadable(format!(
-                "status {status} without a reason"
-            ))),
+        answer.read()
+    }
+
+    /// Asks, with as many tries as help, for `longer` than the client's patience.
+    async fn ask(&self, call: Call, longer: Duration) -> Result<Answer, ClientError> {
+        let deadline = Instant::now() + self.patience + longer;
+        let call = self.headed(call);
+        let attempt = || async {
+            let answer = self.once(&call, deadline).await?;
+            if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
+                return Ok(answer);
+            }
+            answer.read::<serde::de::IgnoredAny>().map(|_| answer)
+        };
+        if self.retries {
+            retry::until(deadline, attempt).await
+        } else {
+            attempt().await
         }
+    }
+
+    fn headed(&self, mut call: Call) -> Call {
+        call.headers.extend(self.header.clone());
+        call
+    }
+
+    async fn once(&self, call: &Call, deadline: Instant) -> Result<Answer, ClientError> {
+        timeout_at(deadline, self.transport.send(call))
+            .await
+            .map_err(|_| ClientError::TimedOut)?
     }
 }
 
-/// A text as it may stand in a target: whatever is neither unreserved nor a slash is encoded.
-fn encoded(text: &str) -> percent_encoding::PercentEncode<'_> {
-    const RESERVED: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
-        .remove(b'-')
-        .remove(b'.')
-        .remove(b'/')
-        .remove(b'_')
-        .remove(b'~');
-    percent_encoding::utf8_percent_encode(text, RESERVED)
+fn socket_of_env() -> PathBuf {
+    if let Some(path) = variable(SOCKET_VARIABLE) {
+        return path.into();
+    }
+    let default = Path::new(DEFAULT_SOCKET);
+    // The directory stands for the agent: without its socket there is still this agent to wait for.
+    if !default.parent().is_some_and(Path::is_dir)
+        && let Some(runtime) = variable("XDG_RUNTIME_DIR")
+    {
+        let socket = Path::new(&runtime).join("latchkey/agent.sock");
+        if socket.exists() {
+            return socket;
+        }
+    }
+    default.to_owned()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// A variable that is set to something.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a client is configured by nothing else"
+)]
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
 
-    #[test]
-    fn whatever_a_name_or_cursor_holds_the_target_says_that_and_no_more() {
-        assert_eq!(encoded("prod/db_1.x-y~z").to_string(), "prod/db_1.x-y~z");
-        assert_eq!(
-            encoded("a b?version=1#c%2F+=").to_string(),
-            "a%20b%3Fversion%3D1%23c%252F%2B%3D"
-        );
-        // An unencoded one would make this panic.
-        let _ = Uri::new(
-            "/run/x.sock",
-            &format!("/v1/secrets/{}", encoded("a b\u{e9}\n")),
-        );
-    }
+fn secret(answer: &Answer) -> Result<Secret, ClientError> {
+    Secret::of(answer.read()?, answer.header(header::ETAG))
 }

@@ -1,29 +1,149 @@
-//! What a client is told when it gets no answer, or an answer that is no success.
+//! What a program is told when it gets no answer, or an answer that is no success.
 
-use crate::protocol::{Code, ErrorBody};
+use crate::protocol::{Code, Step};
+use serde::Deserialize;
+use serde_json::Value as Json;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a request failed.
+///
+/// ```
+/// # async fn example(client: latchkey_client::Client) -> Result<(), latchkey_client::ClientError> {
+/// use latchkey_client::protocol::Code;
+///
+/// let secret = match client.get("prod/feature-flags").await {
+///     Ok(secret) => Some(secret),
+///     Err(error) if error.code() == Some(Code::NotFound) => None,
+///     Err(error) => return Err(error),
+/// };
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ClientError {
+    /// The connection ended before the answer did.
+    #[error("the agent's answer did not arrive: {0}")]
+    Interrupted(#[source] io::Error),
     /// The agent answered, and refused.
-    #[error("{} ({}, request {})", .0.error, .0.code, .0.request_id)]
-    Refused(ErrorBody),
+    #[error("{0}")]
+    Refused(Refusal),
+    /// There was no answer within the client's patience.
+    #[error("the agent does not answer in time")]
+    TimedOut,
     /// The agent could not be reached on its socket.
-    #[error("cannot reach the agent at its socket: {0}")]
-    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("cannot reach the agent at {}: {reason}", .socket.display())]
+    Unreachable {
+        /// The socket that was tried.
+        socket: PathBuf,
+        /// Why not.
+        #[source]
+        reason: io::Error,
+    },
     /// The agent answered something that is not in the contract.
     #[error("the agent's answer cannot be read: {0}")]
     Unreadable(String),
 }
 
+/// An answer of the agent's that is no success.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message} ({code}, request {request_id})")]
+#[non_exhaustive]
+pub struct Refusal {
+    /// What happened, for a program. A code that this client does not know yet is the nearest that it knows.
+    pub code: Code,
+    /// What happened, for a person.
+    pub message: String,
+    /// The id under which the agent's log knows the request.
+    pub request_id: String,
+    /// On which step of the way the request ended, where the agent says so.
+    pub step: Option<Step>,
+    /// When to come back, where the agent says so.
+    pub retry_after: Option<Duration>,
+}
+
+/// The body of a refusal with its words unread: newer agents may know more of them.
+#[derive(Deserialize)]
+struct Body {
+    error: String,
+    code: Json,
+    #[serde(default)]
+    request_id: String,
+    #[serde(default)]
+    step: Json,
+}
+
+// === impl ClientError ===
+
 impl ClientError {
     /// The agent's code, if it was the agent that refused.
     #[must_use]
     pub fn code(&self) -> Option<Code> {
+        self.refusal().map(|refusal| refusal.code)
+    }
+
+    /// What the agent said, if it was the agent that refused.
+    #[must_use]
+    pub fn refusal(&self) -> Option<&Refusal> {
         match self {
-            Self::Refused(body) => Some(body.code),
+            Self::Refused(refusal) => Some(refusal),
             _ => None,
         }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// The refusal that an answer is, or nothing if its body has no reason in it.
+    pub(crate) fn of(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Option<Self> {
+        let body: Body = serde_json::from_slice(body).ok()?;
+        Some(Self {
+            code: serde_json::from_value(body.code).unwrap_or_else(|_| nearest(status)),
+            message: body.error,
+            request_id: body.request_id,
+            step: serde_json::from_value(body.step).ok(),
+            retry_after,
+        })
+    }
+}
+
+/// The most general of the codes that have that status.
+fn nearest(status: u16) -> Code {
+    match status {
+        401 | 403 => Code::Denied,
+        404 | 410 => Code::NotFound,
+        405 => Code::MethodNotAllowed,
+        408 | 504 => Code::Timeout,
+        413 | 414 | 431 => Code::TooLarge,
+        429 => Code::Throttled,
+        400..500 => Code::InvalidRequest,
+        502 | 503 => Code::Unavailable,
+        _ => Code::Internal,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_with_its_code_and_id() {
+        let body = br#"{"error":"no","code":"denied","request_id":"1-2","step":"exchange"}"#;
+        let refusal = Refusal::of(403, Some(Duration::from_secs(2)), body).expect("a refusal");
+        assert_eq!(refusal.to_string(), "no (denied, request 1-2)");
+        assert_eq!(refusal.step, Some(Step::Exchange));
+        assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
+        assert_eq!(ClientError::Refused(refusal).code(), Some(Code::Denied));
+    }
+
+    #[test]
+    fn words_that_a_newer_agent_says_are_no_failure() {
+        let body = br#"{"error":"x","code":"quota_of_tuesday","step":"dance","more":[]}"#;
+        let refusal = Refusal::of(429, None, body).expect("a refusal");
+        assert_eq!((refusal.code, refusal.step), (Code::Throttled, None));
+        assert!(Refusal::of(502, None, b"<html>").is_none());
     }
 }

@@ -9,6 +9,9 @@ use zeroize::Zeroize;
 /// Where a client looks first for the path of the socket.
 pub const SOCKET_VARIABLE: &str = "LATCHKEY_SOCKET";
 
+/// Where a client looks for the name of a header that every request is to carry, for agents that require one.
+pub const HEADER_VARIABLE: &str = "LATCHKEY_HEADER";
+
 /// Where the agent's socket is unless [`SOCKET_VARIABLE`] says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/latchkey/agent.sock";
 
@@ -54,6 +57,20 @@ pub enum Code {
     Unavailable,
 }
 
+/// On which step of the way from a connection to a secret a request ended.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Step {
+    /// Who is asking.
+    Attestation,
+    /// Which role the service account asks for.
+    Role,
+    /// Taking on that role in the cloud.
+    Exchange,
+    /// Reading the secret as that role.
+    Secret,
+}
+
 /// The body of every answer that is no success.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct ErrorBody {
@@ -63,6 +80,9 @@ pub struct ErrorBody {
     pub code: Code,
     /// The id under which the agent's log knows the request.
     pub request_id: String,
+    /// On which step it happened; absent where the request got to none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
 }
 
 /// How [`Secret::value`] is written when it is not the text itself.
@@ -118,6 +138,9 @@ pub struct BatchError {
     pub code: Code,
     /// The HTTP status that the name alone would have got.
     pub status: u16,
+    /// On which step it happened; absent where the request got to none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<Step>,
 }
 
 /// The answer to `POST /v1/secrets:batchGet`.

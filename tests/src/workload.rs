@@ -303,6 +303,21 @@ impl Workload {
         self.cgroup.as_ref()?.entrances().next()
     }
 
+    /// A command in this container, as `kubectl exec` runs one: what the kernel says of its process is what it says of the
+    /// workload's own. Its namespaces and its environment are the test's.
+    ///
+    /// # Errors
+    ///
+    /// If the workload has no cgroup of its own.
+    pub fn command(&self, program: &Path) -> io::Result<tokio::process::Command> {
+        let entrance = self.entrance().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut command = tokio::process::Command::new("/bin/sh");
+        // The shell enters and then becomes the program, so that the process is the program's from its birth.
+        command.args(["-c", "echo 0 > \"$0\" && exec \"$@\""]);
+        command.arg(entrance).arg(program).kill_on_drop(true);
+        Ok(command)
+    }
+
     /// Moves the process into another workload's cgroup.
     ///
     /// # Errors

@@ -4,6 +4,7 @@ mod attacks;
 mod aws;
 mod cache;
 mod churn;
+mod client;
 mod disguises;
 mod handover;
 mod http;
@@ -14,6 +15,7 @@ mod operations;
 mod recycled;
 mod slice;
 mod trail;
+mod wait;
 mod watch;
 
 /// Says once, visibly, that the workloads' tests need root, and whether they can run.

@@ -60,6 +60,7 @@ impl Exchange {
                     error: error.message.to_string(),
                     code: error.code,
                     status: error.code.status(),
+                    step: error.step,
                 }),
             }
         }

@@ -6,14 +6,16 @@ use crate::attest::{AttestError, Attestor, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
-use latchkey_client::protocol::Code;
-use std::os::fd::OwnedFd;
+use latchkey_client::protocol::{Code, Step};
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, send};
+use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 /// An identity older than this is made sure of again before it is used: the peer may have been moved into another
 /// cgroup.
@@ -31,6 +33,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stand idle between requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// How often a request that takes long looks whether its peer is still there.
+const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
+
 /// A connection whose peer is pinned.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -38,7 +43,11 @@ pub(crate) struct Connection {
     attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
+    /// The socket's number. Who owns it outlives every request on it.
+    fd: RawFd,
     closing: AtomicBool,
+    /// It has come to be known that it closes.
+    closes: Notify,
     ended: AtomicBool,
     told: Notify,
     clock: Arc<Clock>,
@@ -93,6 +102,7 @@ impl Connection {
     /// A connection to serve, or none if there is no room for one whose peer is not attested.
     pub(super) fn open(
         peer: Peer,
+        fd: RawFd,
         attestor: Arc<Attestor>,
         metrics: &Arc<Metrics>,
         doorman: &Arc<Doorman>,
@@ -154,7 +164,9 @@ impl Connection {
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
+            fd,
             closing: AtomicBool::new(false),
+            closes: Notify::new(),
             ended: AtomicBool::new(false),
             told: Notify::new(),
             clock: clock.clone(),
@@ -216,6 +228,30 @@ impl Connection {
     /// Lets the next answer be the last.
     pub(crate) fn close_after_answer(&self) {
         self.closing.store(true, Ordering::Relaxed);
+        self.closes.notify_waiters();
+    }
+
+    /// Ends when the next answer is to be the last, or when nobody is left to take it. For a request that takes long.
+    pub(crate) async fn closes(&self) {
+        let told = self.closes.notified();
+        if self.is_closing() {
+            return;
+        }
+        let mut told = std::pin::pin!(told);
+        while !self.has_hung_up() {
+            tokio::select! {
+                () = &mut told => return,
+                () = sleep(HUNG_UP_LOOK) => {}
+            }
+        }
+    }
+
+    /// Whether the peer has closed its end, and not only said that it sends no more. Only who reads sees either, and
+    /// while a request is answered nobody reads.
+    fn has_hung_up(&self) -> bool {
+        // Nothing is sent, and the kernel still says whether it could be (unix(7)).
+        let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+        send(self.fd, &[], flags) == Err(Errno::EPIPE)
     }
 
     /// Becomes readable when the peer's process exits.
@@ -351,14 +387,15 @@ impl Connection {
 
     fn close_with(&self, error: AttestError) -> RequestError {
         self.close_after_answer();
-        match error {
+        let error = match error {
             AttestError::Denied(reason) => not_attested(reason),
             AttestError::Gone => not_attested("peer_gone"),
             AttestError::NotYet(what) => {
                 RequestError::unavailable("the agent does not know this pod yet; try again")
                     .reason(what)
             }
-        }
+        };
+        error.at(Step::Attestation)
     }
 
     fn close_as_busy(&self) -> RequestError {
@@ -374,11 +411,14 @@ impl Connection {
     }
 }
 
-/// Why is for the audit trail; the caller may be trying things out.
+/// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container,
+/// by the API server's own word, is told that this is why: it is somebody looking for a fault, and knows what it is.
 fn not_attested(reason: &'static str) -> RequestError {
-    RequestError::new(
-        Code::NotAttested,
-        "the caller is no pod of this node that may ask here",
-    )
-    .reason(reason)
+    let text = match reason {
+        "ephemeral_container" => {
+            "an ephemeral container (kubectl debug) gets no secrets; ask from one of the pod's own containers"
+        }
+        _ => "the caller is no pod of this node that may ask here",
+    };
+    RequestError::new(Code::NotAttested, text).reason(reason)
 }

@@ -1,0 +1,141 @@
+//! What can be asked for.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Which secret, and which form of it.
+///
+/// ```
+/// use latchkey_client::Ask;
+///
+/// let previous = Ask { stage: Some("AWSPREVIOUS"), ..Ask::latest("prod/database-password") };
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ask<'a> {
+    /// The secret's name.
+    pub name: &'a str,
+    /// The backend that holds it; the agent's default one if nothing is said.
+    pub backend: Option<&'a str>,
+    /// The backend's id of a version; the latest if neither this nor `stage` is said.
+    pub version: Option<&'a str>,
+    /// A stage or label of AWS', such as `AWSPREVIOUS`.
+    pub stage: Option<&'a str>,
+    /// The member of a secret that is a JSON object; a pointer (RFC 6901) if it begins with `/`.
+    pub key: Option<&'a str>,
+    /// Whether to pass by the agent's cache and every read that has begun before.
+    pub fresh: bool,
+}
+
+/// Which names.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ListAsk<'a> {
+    /// The backend; the agent's default one if nothing is said.
+    pub backend: Option<&'a str>,
+    /// How many at most; the agent decides if nothing is said.
+    pub limit: Option<usize>,
+    /// The `next` of the page before.
+    pub cursor: Option<&'a str>,
+}
+
+// === impl Ask ===
+
+impl<'a> Ask<'a> {
+    /// The latest version of the secret `name`, as the default backend has it.
+    #[must_use]
+    pub fn latest(name: &'a str) -> Self {
+        Self {
+            name,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn target(&self, wait: Option<Duration>) -> String {
+        let mut query = Query(format!("/v1/secrets/{}", encoded(self.name)), '?');
+        query.add("backend", self.backend);
+        query.add("version", self.version);
+        query.add("stage", self.stage);
+        query.add("key", self.key);
+        let wait = wait.map(|wait| format!("{}ms", wait.as_millis()));
+        query.add("wait", wait.as_deref());
+        query.0
+    }
+}
+
+// === impl ListAsk ===
+
+impl ListAsk<'_> {
+    pub(crate) fn target(&self) -> String {
+        let mut query = Query("/v1/secrets".to_owned(), '?');
+        query.add("backend", self.backend);
+        query.add(
+            "limit",
+            self.limit.map(|limit| limit.to_string()).as_deref(),
+        );
+        query.add("cursor", self.cursor);
+        query.0
+    }
+}
+
+/// A target, and what stands before its next parameter.
+struct Query(String, char);
+
+impl Query {
+    fn add(&mut self, name: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            // Writing to a string does not fail.
+            let _ = write!(self.0, "{}{name}={}", self.1, encoded(value));
+            self.1 = '&';
+        }
+    }
+}
+
+/// A text as it may stand in a target: whatever is neither unreserved nor a slash is encoded.
+fn encoded(text: &str) -> PercentEncode<'_> {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'/')
+        .remove(b'_')
+        .remove(b'~');
+    utf8_percent_encode(text, RESERVED)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_a_name_or_cursor_holds_the_target_says_that_and_no_more() {
+        assert_eq!(encoded("prod/db_1.x-y~z").to_string(), "prod/db_1.x-y~z");
+        assert_eq!(
+            encoded("a b?version=1#c%2F+=").to_string(),
+            "a%20b%3Fversion%3D1%23c%252F%2B%3D"
+        );
+        // An unencoded one would make this panic.
+        let target = Ask::latest("a b\u{e9}\n").target(None);
+        let _ = hyperlocal::Uri::new("/run/x.sock", &target);
+    }
+
+    #[test]
+    fn a_target_has_the_parameters_that_were_said() {
+        let ask = Ask {
+            backend: Some("aws"),
+            stage: Some("A B"),
+            key: Some("/a/b"),
+            ..Ask::latest("x")
+        };
+        assert_eq!(
+            ask.target(Some(Duration::from_secs(30))),
+            "/v1/secrets/x?backend=aws&stage=A%20B&key=/a/b&wait=30000ms"
+        );
+        assert_eq!(Ask::latest("x").target(None), "/v1/secrets/x");
+        assert_eq!(ListAsk::default().target(), "/v1/secrets");
+        let page = ListAsk {
+            limit: Some(5),
+            cursor: Some("a&b"),
+            ..ListAsk::default()
+        };
+        assert_eq!(page.target(), "/v1/secrets?limit=5&cursor=a%26b");
+    }
+}

@@ -1,0 +1,159 @@
+//! The command `latchkey`: what a person or a manifest asks of the agent. One file for each sub-command.
+//!
+//! A value goes to stdout or into a file, and nowhere else; everything that is said about it goes to stderr. The exit
+//! codes are in [`failure`](self::failure).
+
+mod completions;
+mod env;
+mod exec;
+mod failure;
+mod get;
+mod healthcheck;
+mod list;
+mod proxy;
+mod render;
+mod sink;
+mod supervisor;
+mod terminal;
+mod variables;
+mod watch;
+mod whoami;
+
+use crate::Client;
+use clap::{Parser, Subcommand};
+use failure::Failure;
+use jiff::fmt::friendly::SpanParser;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// What is the same for every sub-command, after its own help.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 something else; 2 wrong usage; 3 no such secret, version or key; \
+4 denied, or not known as a pod; 5 unavailable or timed out";
+
+/// Reads this pod's cloud secrets from the node's latchkey agent.
+///
+/// The agent knows from the kernel which pod is calling, so there is nothing to log in with. Values go to stdout or
+/// into a file; everything else goes to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "latchkey", version, after_help = EXIT_CODES, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How the agent is reached.
+#[derive(Clone, Debug, clap::Args)]
+struct Reach {
+    /// The agent's socket [default: LATCHKEY_SOCKET, then /run/latchkey/agent.sock, then
+    /// $XDG_RUNTIME_DIR/latchkey/agent.sock]
+    #[arg(long, global = true, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// A header that every request carries, for agents that require one [default: LATCHKEY_HEADER]
+    #[arg(long, global = true, value_name = "NAME")]
+    header: Option<String>,
+    /// How long a request may take, with all its tries, such as 5s or 1m
+    #[arg(long, global = true, value_name = "TIME", default_value = "15s", value_parser = duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Get(get::Get),
+    List(list::List),
+    Exec(exec::Exec),
+    Env(env::Env),
+    Render(render::Render),
+    Whoami(whoami::Whoami),
+    Proxy(proxy::Proxy),
+    Healthcheck(healthcheck::Healthcheck),
+    Completions(completions::Completions),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help is no failure; clap knows which is which.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::OTHER));
+        }
+    };
+    arguments.run().unwrap_or_else(|failure| {
+        failure.say();
+        ExitCode::from(failure.exit)
+    })
+}
+
+impl Arguments {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let reach = self.reach;
+        match self.command {
+            Command::Completions(command) => command.run(),
+            Command::Env(command) => command.run(&reach),
+            Command::Exec(command) => command.run(&reach),
+            Command::Get(command) => command.run(&reach),
+            Command::Healthcheck(command) => command.run(&reach),
+            Command::List(command) => command.run(&reach),
+            Command::Proxy(command) => command.run(&reach),
+            Command::Render(command) => command.run(&reach),
+            Command::Whoami(command) => command.run(&reach),
+        }
+    }
+}
+
+impl Reach {
+    fn client(&self) -> Client {
+        let mut client = Client::from_env();
+        if let Some(socket) = &self.socket {
+            client = client.at(socket);
+        }
+        if let Some(name) = &self.header {
+            client = client.header(name, "1");
+        }
+        client.patience(self.timeout)
+    }
+}
+
+/// A time with its unit, or whole seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    SpanParser::new()
+        .parse_unsigned_duration(text)
+        .map_err(|_| "write a time such as 500ms, 5s or 1m".to_owned())
+}
+
+/// One thread is enough for whoever waits.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::other(format!("cannot start: {error}")))?
+        .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_well_formed() {
+        use clap::CommandFactory as _;
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units_or_are_seconds() {
+        assert_eq!(duration("5"), Ok(Duration::from_secs(5)));
+        assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
+        assert!(duration("soon").is_err());
+        assert!(duration("-1s").is_err());
+    }
+}

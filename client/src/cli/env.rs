@@ -1,0 +1,40 @@
+//! `latchkey env`: secrets as lines for whoever sets variables from a file.
+
+mod format;
+
+use super::failure::Failure;
+use super::sink::Sink;
+use super::variables::{Secrets, Wanted};
+use super::{Reach, block_on};
+use format::Format;
+use std::process::ExitCode;
+use zeroize::Zeroizing;
+
+/// Prints secrets as variables: dotenv, JSON, or what a shell evaluates
+///
+/// For a shell: eval "$(latchkey env prod/db-password=DB_PASSWORD --format shell)"
+#[derive(Debug, clap::Args)]
+pub(crate) struct Env {
+    /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
+    #[arg(value_name = "NAME[=VAR]", required = true)]
+    names: Vec<Wanted>,
+    /// How they are written
+    #[arg(long, value_enum, default_value_t = Format::Dotenv)]
+    format: Format,
+    #[command(flatten)]
+    sink: Sink,
+}
+
+impl Env {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        // What could not be written is not asked for.
+        self.format.check(&self.names)?;
+        let client = reach.client();
+        let secrets = block_on(Secrets::read(&client, &self.names))?;
+        let mut text = Zeroizing::new(Vec::new());
+        self.format
+            .write(&mut text, secrets.variables(&self.names))?;
+        self.sink.write(&text)?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

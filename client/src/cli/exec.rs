@@ -1,0 +1,181 @@
+//! `latchkey exec`: a program with its secrets in its environment, and nothing of this one left.
+
+use super::failure::{Failure, OTHER, USAGE};
+use super::variables::{Secrets, Wanted};
+use super::{Reach, block_on, duration, supervisor};
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{AccessFlags, Pid, access};
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+/// What a variable holds in a manifest to say: I am to be replaced.
+const SENTINEL: &str = "from-latchkey";
+
+/// A program that is not there, as shells say it.
+const NO_SUCH_PROGRAM: u8 = 127;
+
+/// A program that cannot be run, as shells say it.
+const NOT_EXECUTABLE: u8 = 126;
+
+/// Runs a program with secrets in its environment
+///
+/// Everything is read first; then the program takes this process over (execve), so its process id, signals and exit
+/// code are its own. A program that is not there ends with 127, one that cannot be run with 126.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exec {
+    /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
+    #[arg(value_name = "NAME[=VAR]", required = true)]
+    names: Vec<Wanted>,
+    /// Refuses to start if a variable of the environment holds the sentinel and no secret is named for it
+    #[arg(long)]
+    strict: bool,
+    /// The sentinel of --strict
+    #[arg(long, value_name = "VALUE", default_value = SENTINEL, requires = "strict")]
+    sentinel: String,
+    /// Starts from an empty environment
+    #[arg(long)]
+    pristine: bool,
+    /// Stays as a supervisor, and starts the program anew when one of its secrets has changed
+    #[arg(long)]
+    on_change: bool,
+    /// Sends the program that signal instead, such as HUP
+    #[arg(long, value_name = "SIGNAL", requires = "on_change", value_parser = signal)]
+    signal: Option<Signal>,
+    /// How long the program may take to end before it is killed
+    #[arg(long, value_name = "TIME", default_value = "10s", requires = "on_change", value_parser = duration)]
+    grace: Duration,
+    /// The program and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+impl Exec {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        if self.strict {
+            self.check_sentinels()?;
+        }
+        // A program that is not there is said so before anything is read.
+        self.program()?;
+        let client = reach.client();
+        if self.on_change {
+            return block_on(supervisor::run(&self, &client));
+        }
+        let secrets = block_on(Secrets::read(&client, &self.names))?;
+        let mut command = self.command(&secrets)?;
+        // It returns only if it fails.
+        Err(self.not_started(&command.exec()))
+    }
+
+    /// The secrets that the program gets.
+    pub(crate) fn names(&self) -> &[Wanted] {
+        &self.names
+    }
+
+    /// What to send when a secret has changed, instead of starting anew.
+    pub(crate) fn signal(&self) -> Option<Signal> {
+        self.signal
+    }
+
+    /// How long the program may take to end.
+    pub(crate) fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// The program with its secrets, ready to be run.
+    pub(crate) fn command(&self, secrets: &Secrets) -> Result<Command, Failure> {
+        let mut command = Command::new(self.program()?);
+        command.arg0(&self.command[0]).args(&self.command[1..]);
+        if self.pristine {
+            command.env_clear();
+        }
+        for variable in secrets.variables(&self.names) {
+            command.env(variable.name, OsStr::from_bytes(variable.expose()?));
+        }
+        Ok(command)
+    }
+
+    /// Starts the program beside this process.
+    pub(crate) fn start(&self, mut command: Command) -> Result<Pid, Failure> {
+        let child = command.spawn().map_err(|error| self.not_started(&error))?;
+        let pid = i32::try_from(child.id()).map_err(|error| Failure::other(error.to_string()))?;
+        Ok(Pid::from_raw(pid))
+    }
+
+    /// Where the program is: looked for in our own PATH, which a pristine environment does not have.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the program is looked for where whoever wrote the command line would find it"
+    )]
+    fn program(&self) -> Result<PathBuf, Failure> {
+        let name = &self.command[0];
+        if name.as_bytes().contains(&b'/') {
+            return Ok(name.into());
+        }
+        let path =
+            std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
+        let places = std::env::split_paths(&path).map(|directory| directory.join(name));
+        let is_program =
+            |place: &PathBuf| place.is_file() && access(place, AccessFlags::X_OK).is_ok();
+        places
+            .into_iter()
+            .find(is_program)
+            .ok_or_else(|| self.not_started(&io::ErrorKind::NotFound.into()))
+    }
+
+    /// Refuses variables that somebody meant to be replaced and that nothing replaces.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the environment is what is to be checked"
+    )]
+    fn check_sentinels(&self) -> Result<(), Failure> {
+        let is_named = |variable: &OsStr| {
+            self.names
+                .iter()
+                .any(|wanted| wanted.variable.as_bytes() == variable.as_bytes())
+        };
+        let mut left: Vec<String> = std::env::vars_os()
+            .filter(|(variable, value)| *value == *self.sentinel && !is_named(variable))
+            .map(|(variable, _)| String::from_utf8_lossy(&variable.into_vec()).into_owned())
+            .collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        left.sort();
+        Err(Failure::new(
+            USAGE,
+            format!(
+                "no secret is named for {}: add NAME={} for it",
+                left.join(", "),
+                left[0]
+            ),
+        ))
+    }
+
+    fn not_started(&self, error: &io::Error) -> Failure {
+        let exit = match error.kind() {
+            io::ErrorKind::NotFound => NO_SUCH_PROGRAM,
+            io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => NOT_EXECUTABLE,
+            _ if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => NOT_EXECUTABLE,
+            _ => OTHER,
+        };
+        Failure::new(
+            exit,
+            format!("cannot run {}: {error}", self.command[0].display()),
+        )
+    }
+}
+
+/// A signal by its name, with or without SIG.
+pub(crate) fn signal(text: &str) -> Result<Signal, String> {
+    let name = text.to_ascii_uppercase();
+    let name = name.strip_prefix("SIG").unwrap_or(&name);
+    format!("SIG{name}")
+        .parse()
+        .map_err(|_| "write a signal's name, such as HUP or USR1".to_owned())
+}

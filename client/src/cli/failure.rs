@@ -1,0 +1,122 @@
+//! How a command ends that does not succeed: one line on stderr, and a code for scripts.
+
+use super::terminal;
+use crate::error::ClientError;
+use crate::protocol::Code;
+use std::fmt;
+use std::io;
+
+/// Something that has no code of its own.
+pub(crate) const OTHER: u8 = 1;
+
+/// The command line, or what it names, is wrong.
+pub(crate) const USAGE: u8 = 2;
+
+/// There is no such secret, version or key.
+pub(crate) const NOT_FOUND: u8 = 3;
+
+/// Denied, or not known as a pod.
+pub(crate) const DENIED: u8 = 4;
+
+/// Unavailable, or not in time.
+pub(crate) const UNAVAILABLE: u8 = 5;
+
+/// What to say, and the exit code.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) exit: u8,
+    /// Nothing where there is nobody to say it to.
+    text: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: u8, text: impl Into<String>) -> Self {
+        Self {
+            exit,
+            text: Some(text.into()),
+        }
+    }
+
+    pub(crate) fn other(text: impl Into<String>) -> Self {
+        Self::new(OTHER, text)
+    }
+
+    pub(crate) fn usage(text: impl Into<String>) -> Self {
+        Self::new(USAGE, text)
+    }
+
+    /// The same failure, of `what`.
+    #[must_use]
+    pub(crate) fn of(mut self, what: impl fmt::Display) -> Self {
+        self.text = self.text.map(|text| format!("{what}: {text}"));
+        self
+    }
+
+    /// A failure to write to stdout. Whoever has closed it wants no more, and no complaint.
+    pub(crate) fn stdout(error: &io::Error) -> Self {
+        Self {
+            exit: OTHER,
+            text: (error.kind() != io::ErrorKind::BrokenPipe)
+                .then(|| format!("cannot write to stdout: {error}")),
+        }
+    }
+
+    /// Tells it on stderr.
+    pub(crate) fn say(&self) {
+        if let Some(text) = &self.text {
+            terminal::error(text);
+        }
+    }
+
+    /// What is said.
+    pub(crate) fn text(&self) -> &str {
+        self.text.as_deref().unwrap_or_default()
+    }
+}
+
+/// The exit code that goes with a code of the agent's.
+pub(crate) fn exit_of(code: Code) -> u8 {
+    match code {
+        Code::InvalidRequest => USAGE,
+        Code::KeyNotFound | Code::NoSuchRoute | Code::NotFound => NOT_FOUND,
+        Code::Denied | Code::NoRole | Code::NotAttested => DENIED,
+        Code::Busy | Code::Throttled | Code::Timeout | Code::Unavailable => UNAVAILABLE,
+        Code::Internal | Code::MethodNotAllowed | Code::NotJson | Code::TooLarge => OTHER,
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match &error {
+            ClientError::Refused(refusal) => Self::new(exit_of(refusal.code), error.to_string()),
+            ClientError::Unreachable { .. } => Self::new(
+                UNAVAILABLE,
+                format!("{error}; `latchkey doctor` says what is missing"),
+            ),
+            ClientError::Interrupted(_) | ClientError::TimedOut => {
+                Self::new(UNAVAILABLE, error.to_string())
+            }
+            ClientError::Unreadable(_) => Self::other(error.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_exit_code() {
+        let exits: Vec<(u16, u8)> = Code::ALL.map(|code| (code.status(), exit_of(code))).into();
+        for (status, exit) in exits {
+            let right = match status {
+                400 => USAGE,
+                403 => DENIED,
+                404 => NOT_FOUND,
+                429 | 503 | 504 => UNAVAILABLE,
+                _ => OTHER,
+            };
+            assert_eq!(exit, right, "{status}");
+        }
+    }
+}

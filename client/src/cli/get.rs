@@ -1,0 +1,95 @@
+//! `latchkey get`: one secret.
+
+use super::failure::Failure;
+use super::sink::Sink;
+use super::{Reach, block_on};
+use crate::protocol::Encoding;
+use crate::{Ask, Secret};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::Serialize;
+use std::process::ExitCode;
+use zeroize::Zeroizing;
+
+/// Prints one secret
+#[derive(Debug, clap::Args)]
+pub(crate) struct Get {
+    /// The secret's name
+    name: String,
+    /// One member of a secret that is a JSON object; a JSON pointer if it begins with /
+    #[arg(long, value_name = "K")]
+    key: Option<String>,
+    /// That version instead of the latest
+    #[arg(long, value_name = "V", conflicts_with = "stage")]
+    version: Option<String>,
+    /// That stage instead of the latest, such as AWSPREVIOUS
+    #[arg(long)]
+    stage: Option<String>,
+    /// A backend other than the agent's default one
+    #[arg(long)]
+    backend: Option<String>,
+    /// Passes by the agent's cache
+    #[arg(long)]
+    fresh: bool,
+    /// Prints name, value, version and backend as JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    sink: Sink,
+}
+
+/// A secret as `--json` prints it: what the agent's own answer says.
+#[derive(Serialize)]
+struct Printed<'a> {
+    name: &'a str,
+    value: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    encoding: Option<Encoding>,
+    version: &'a str,
+    backend: &'a str,
+}
+
+impl Get {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        let client = reach.client();
+        let ask = Ask {
+            name: &self.name,
+            backend: self.backend.as_deref(),
+            version: self.version.as_deref(),
+            stage: self.stage.as_deref(),
+            key: self.key.as_deref(),
+            fresh: self.fresh,
+        };
+        let secret = block_on(async { Ok(client.read(&ask).await?) })
+            .map_err(|failure| failure.of(&self.name))?;
+        if self.json {
+            self.sink.write(&json(&secret)?)?;
+        } else {
+            self.sink.write_value(secret.value.expose())?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn json(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, Failure> {
+    let encoded;
+    let (value, encoding) = match secret.value.expose_text() {
+        Some(text) => (text, None),
+        None => {
+            encoded = Zeroizing::new(BASE64.encode(secret.value.expose()));
+            (encoded.as_str(), Some(Encoding::Base64))
+        }
+    };
+    let printed = Printed {
+        name: &secret.name,
+        value,
+        encoding,
+        version: &secret.version,
+        backend: &secret.backend,
+    };
+    let mut text = Zeroizing::new(Vec::new());
+    serde_json::to_writer(&mut *text, &printed)
+        .map_err(|error| Failure::other(error.to_string()))?;
+    text.push(b'\n');
+    Ok(text)
+}

@@ -1,0 +1,60 @@
+//! `latchkey list`: names only.
+
+use super::failure::Failure;
+use super::sink::to_stdout;
+use super::{Reach, block_on};
+use crate::ListAsk;
+use crate::protocol::LIST_LIMIT;
+use std::process::ExitCode;
+
+/// Prints the names of the secrets that this pod's role may list
+#[derive(Debug, clap::Args)]
+pub(crate) struct List {
+    /// Only names that begin so
+    #[arg(value_name = "PREFIX", default_value = "")]
+    prefix: String,
+    /// A backend other than the agent's default one
+    #[arg(long)]
+    backend: Option<String>,
+    /// Prints them as a JSON array
+    #[arg(long)]
+    json: bool,
+}
+
+impl List {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        let client = reach.client();
+        block_on(async {
+            let mut all = Vec::new();
+            let mut cursor: Option<String> = None;
+            loop {
+                let ask = ListAsk {
+                    backend: self.backend.as_deref(),
+                    limit: Some(LIST_LIMIT),
+                    cursor: cursor.as_deref(),
+                };
+                let page = client.list(&ask).await?;
+                let mut names = page.secrets;
+                names.retain(|name| name.starts_with(&self.prefix));
+                if self.json {
+                    all.append(&mut names);
+                } else {
+                    // Page by page: the first names are there before the last are known.
+                    let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
+                    to_stdout(lines.as_bytes())?;
+                }
+                match page.next {
+                    Some(next) => cursor = Some(next),
+                    None => break,
+                }
+            }
+            if self.json {
+                let mut text = serde_json::to_string(&all)
+                    .map_err(|error| Failure::other(error.to_string()))?;
+                text.push('\n');
+                to_stdout(text.as_bytes())?;
+            }
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}

@@ -1,0 +1,240 @@
+//! `latchkey proxy`: the socket on a TCP port of this pod's own loopback, for programs that cannot speak Unix sockets.
+//!
+//! Whoever reaches the port speaks with this pod's identity. So it is bound to loopback, it is not opened where the
+//! loopback is the whole node's, and it answers nothing that a browser would send on behalf of a web page.
+
+mod guard;
+
+use super::failure::Failure;
+use super::{Reach, block_on, terminal};
+use crate::Client;
+use bytes::Bytes;
+use guard::Guard;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use hyperlocal::UnixConnector;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+
+/// The longest body that is passed on, in bytes: that of a batch.
+const BODY_LIMIT: usize = 64 * 1024;
+
+/// How long a request's head may take.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How many connections may be open: as many as the agent gives a pod.
+const CONNECTIONS: usize = 64;
+
+/// How long the accept loop rests when there are no descriptors left.
+const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+
+/// How long answers may still take when the proxy is to end.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Serves the agent's HTTP on a loopback TCP port of this pod
+///
+/// For programs that cannot speak Unix sockets: http://localhost:8080/v1/secrets/NAME. Every process that reaches the
+/// port gets this pod's secrets, so it is for pods with a network of their own.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Proxy {
+    /// The address to listen on
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    listen: SocketAddr,
+    /// Answers requests for that host too; may stand more than once
+    #[arg(long, value_name = "HOST")]
+    allow_host: Vec<String>,
+    /// Answers only requests that carry that header, which no web page can send
+    #[arg(long, value_name = "NAME")]
+    require_header: Option<HeaderName>,
+    /// Listens also where others than this pod can reach it
+    #[arg(long)]
+    force: bool,
+}
+
+/// What every connection is served with.
+struct Relay {
+    socket: std::path::PathBuf,
+    http: HttpClient<UnixConnector, Full<Bytes>>,
+    guard: Guard,
+}
+
+type Answer = Response<BoxBody<Bytes, hyper::Error>>;
+
+impl Proxy {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        if !self.listen.ip().is_loopback() && !self.force {
+            return Err(Failure::usage(format!(
+                "{} is no loopback address: whoever reaches it would get this pod's secrets; \
+                 --force listens there all the same",
+                self.listen.ip()
+            )));
+        }
+        block_on(self.serve(&reach.client()))
+    }
+
+    async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {
+        let mut terminate = listen_for(SignalKind::terminate())?;
+        let mut interrupt = listen_for(SignalKind::interrupt())?;
+        self.check_network(client).await?;
+        let relay = Arc::new(Relay {
+            socket: client.socket().to_owned(),
+            http: HttpClient::builder(TokioExecutor::new()).build(UnixConnector),
+            guard: Guard::new(self.allow_host, self.require_header),
+        });
+        let listener = TcpListener::bind(self.listen).await.map_err(|error| {
+            Failure::other(format!("cannot listen on {}: {error}", self.listen))
+        })?;
+        let address = listener.local_addr().unwrap_or(self.listen);
+        terminal::note(&format!("listening on http://{address}"));
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let drain = GracefulShutdown::new();
+        loop {
+            let accepted = async {
+                // A connection for which there is no place waits in the kernel's queue.
+                let place = places.clone().acquire_owned().await;
+                (listener.accept().await, place)
+            };
+            let (accepted, place) = tokio::select! {
+                accepted = accepted => accepted,
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection = drain.watch(connection(stream, relay.clone()));
+                    tokio::spawn(async move {
+                        // An error here is that of whoever asked: it left, or sent what is no HTTP.
+                        let _ = connection.await;
+                        drop(place);
+                    });
+                }
+                Err(_) => sleep(EXHAUSTED_REST).await,
+            }
+        }
+        drop(listener);
+        if timeout(DRAIN, drain.shutdown()).await.is_err() {
+            terminal::note("some requests were not answered in time");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Refuses the node's own network, where every process of the node could ask here.
+    async fn check_network(&self, client: &Client) -> Result<(), Failure> {
+        if self.force {
+            return Ok(());
+        }
+        let identity = client.identity().await?;
+        if identity.host_network {
+            return Err(Failure::usage(
+                "this pod uses the node's network (hostNetwork): every process of the node would \
+                 get this pod's secrets; use the socket, or --force",
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
+    signal(kind).map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))
+}
+
+fn connection(
+    stream: TcpStream,
+    relay: Arc<Relay>,
+) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> + Send {
+    let service = service_fn(move |request| {
+        let relay = relay.clone();
+        async move { Ok::<_, Infallible>(relay.answer(request).await) }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+}
+
+impl Relay {
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        if let Err(reason) = self.guard.admit(&head) {
+            return refusal(StatusCode::BAD_REQUEST, "invalid_request", reason);
+        }
+        let Ok(body) = Limited::new(body, BODY_LIMIT).collect().await else {
+            return refusal(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too_large",
+                "the body is longer than 64 KiB, or did not arrive whole",
+            );
+        };
+        let target = head
+            .uri
+            .path_and_query()
+            .map_or("/", |target| target.as_str());
+        let mut request = Request::new(Full::new(body.to_bytes()));
+        *request.method_mut() = head.method;
+        *request.uri_mut() = hyperlocal::Uri::new(&self.socket, target).into();
+        *request.headers_mut() = head.headers;
+        guard::remove_hop_by_hop(request.headers_mut());
+        request
+            .headers_mut()
+            .insert(header::HOST, HeaderValue::from_static("localhost"));
+        match self.http.request(request).await {
+            Ok(mut answer) => {
+                guard::remove_hop_by_hop(answer.headers_mut());
+                answer.map(BodyExt::boxed)
+            }
+            Err(error) => {
+                let text = unreachable(&self.socket, error.is_connect());
+                refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &text)
+            }
+        }
+    }
+}
+
+fn unreachable(socket: &Path, connect: bool) -> String {
+    if connect {
+        format!(
+            "the proxy cannot reach the agent at {}; try again",
+            socket.display()
+        )
+    } else {
+        "the agent's answer did not arrive; try again".to_owned()
+    }
+}
+
+/// A refusal of the proxy's own, in the shape of the agent's.
+fn refusal(status: StatusCode, code: &str, text: &str) -> Answer {
+    let body = serde_json::json!({"error": text, "code": code, "request_id": ""});
+    let body = Full::new(Bytes::from(body.to_string())).map_err(|never| match never {});
+    let mut answer = Response::new(body.boxed());
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    answer
+}

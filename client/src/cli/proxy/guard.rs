@@ -1,0 +1,210 @@
+//! Which requests are passed on: those of programs in this pod, and none that a web page made a browser send.
+
+use hyper::header::{self, HeaderMap, HeaderName};
+use hyper::http::request::Parts;
+use hyper::http::uri::Authority;
+
+/// The hosts that a program in this pod asks for; a name that resolves to loopback is somebody else's.
+const OWN_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// Headers that only a relay or a browser sends; `x-forwarded-*` is refused by its beginning.
+const RELAYED: [HeaderName; 4] = [
+    header::ORIGIN,
+    header::REFERER,
+    header::FORWARDED,
+    header::VIA,
+];
+
+/// What a browser says of who made it ask.
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Headers that are about one connection (RFC 9110 section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 6] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+/// Says which requests are passed on.
+#[derive(Debug)]
+pub(super) struct Guard {
+    hosts: Vec<String>,
+    required: Option<HeaderName>,
+}
+
+impl Guard {
+    /// A guard that lets in the pod's own hosts and `more`, and only with the header that is required.
+    pub(super) fn new(more: Vec<String>, required: Option<HeaderName>) -> Self {
+        let own = OWN_HOSTS.iter().map(|host| (*host).to_owned());
+        let hosts = own.chain(more.into_iter().map(|host| host.to_ascii_lowercase()));
+        Self {
+            hosts: hosts.collect(),
+            required,
+        }
+    }
+
+    /// Whether the request is passed on, or why not.
+    pub(super) fn admit(&self, head: &Parts) -> Result<(), &'static str> {
+        if head.uri.authority().is_some() || head.uri.scheme().is_some() {
+            return Err(
+                "this is no proxy for other hosts: ask for a path, such as /v1/secrets/NAME",
+            );
+        }
+        if !self.is_own(&head.headers) {
+            return Err(
+                "the proxy answers only the hosts localhost, 127.0.0.1 and [::1], and those of --allow-host",
+            );
+        }
+        for name in head.headers.keys() {
+            if RELAYED.contains(name) || name.as_str().starts_with("x-forwarded-") {
+                return Err("the request was relayed, or sent by a web page");
+            }
+        }
+        let from_elsewhere = head.headers.get_all(FETCH_SITE).iter().any(|site| {
+            // What a person types into the address bar, and what is no browser.
+            !matches!(site.as_bytes(), b"none" | b"same-origin")
+        });
+        if from_elsewhere {
+            return Err("a web page of another site made the browser send this");
+        }
+        match &self.required {
+            Some(required) if !head.headers.contains_key(required) => {
+                Err("the request lacks the header that --require-header names")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the one `Host` is of the pod's own, whatever its port: a web page whose name has been pointed at loopback
+    /// asks for that name.
+    fn is_own(&self, headers: &HeaderMap) -> bool {
+        let mut hosts = headers.get_all(header::HOST).iter();
+        let (Some(host), None) = (hosts.next(), hosts.next()) else {
+            return false;
+        };
+        let Ok(host) = host.as_bytes().try_into() else {
+            return false;
+        };
+        let host: Authority = host;
+        !host.as_str().contains('@')
+            && self
+                .hosts
+                .iter()
+                .any(|own| host.host().eq_ignore_ascii_case(own))
+    }
+}
+
+/// Removes what is about the one connection that it came on.
+pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.into_iter().chain(HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::Request;
+
+    fn admitted(guard: &Guard, target: &str, headers: &[(&str, &str)]) -> bool {
+        let mut request = Request::get(target);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        guard.admit(&head).is_ok()
+    }
+
+    #[test]
+    fn only_the_pods_own_hosts_are_answered() {
+        let guard = Guard::new(vec!["Secrets.Test".to_owned()], None);
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1:1",
+            "[::1]",
+            "[::1]:8080",
+            "secrets.test",
+        ] {
+            assert!(admitted(&guard, "/", &[("host", host)]), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:8080",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "127.0.0.2",
+            "0.0.0.0",
+            "localhost@evil.example",
+            "evil.example@localhost",
+            "localhost/x",
+        ] {
+            assert!(!admitted(&guard, "/", &[("host", host)]), "{host}");
+        }
+        assert!(!admitted(&guard, "/", &[]));
+        let twice = [("host", "localhost"), ("host", "evil.example")];
+        assert!(!admitted(&guard, "/", &twice));
+        let absolute = "http://localhost/v1/identity";
+        assert!(!admitted(&guard, absolute, &[("host", "localhost")]));
+    }
+
+    #[test]
+    fn what_a_browser_sends_for_a_web_page_is_refused() {
+        let guard = Guard::new(Vec::new(), None);
+        for (name, value) in [
+            ("origin", "http://localhost:8080"),
+            ("origin", "null"),
+            ("referer", "http://evil.example/"),
+            ("sec-fetch-site", "cross-site"),
+            ("sec-fetch-site", "same-site"),
+            ("forwarded", "for=1.2.3.4"),
+            ("x-forwarded-for", "1.2.3.4"),
+            ("via", "1.1 x"),
+        ] {
+            let headers = [("host", "localhost"), (name, value)];
+            assert!(!admitted(&guard, "/", &headers), "{name}: {value}");
+        }
+        let typed = [("host", "localhost"), ("sec-fetch-site", "none")];
+        assert!(admitted(&guard, "/", &typed));
+    }
+
+    #[test]
+    fn a_header_may_be_required() {
+        let guard = Guard::new(Vec::new(), Some(HeaderName::from_static("x-latchkey")));
+        assert!(!admitted(&guard, "/", &[("host", "localhost")]));
+        assert!(admitted(
+            &guard,
+            "/",
+            &[("host", "localhost"), ("x-latchkey", "1")]
+        ));
+    }
+
+    #[test]
+    fn what_is_about_one_connection_goes_no_further() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, x-mine"),
+            ("x-mine", "1"),
+            ("keep-alive", "timeout=5"),
+            ("upgrade", "h2c"),
+            ("accept", "*/*"),
+        ] {
+            let name: HeaderName = name.parse().expect("a name");
+            headers.insert(name, value.parse().expect("a value"));
+        }
+        remove_hop_by_hop(&mut headers);
+        let left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["accept"]);
+    }
+}

@@ -1,0 +1,131 @@
+//! `latchkey render`: a template with secrets in it, written whole.
+
+mod template;
+
+use super::exec::signal;
+use super::failure::Failure;
+use super::sink::Sink;
+use super::watch::{SETTLE, Watch};
+use super::{Reach, block_on, terminal};
+use crate::Client;
+use clap::ArgGroup;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use template::Rendered;
+use tokio::signal::unix::{SignalKind, signal as listen_for};
+use tokio::time::sleep;
+
+/// How long to wait before a template that could not be rendered is tried again.
+const REST: Duration = Duration::from_secs(10);
+
+/// Writes a template with secrets in it
+///
+/// The template is in Jinja's language. {{ secret("prod/db") }} stands for a secret's value, {{ secret("prod/db",
+/// key="password") }} for a member of its JSON object; stage= and backend= say which. Nothing is escaped unless the
+/// template says so: {{ secret("prod/db") | tojson }}, {{ secret("prod/db") | urlencode }}.
+#[derive(Debug, clap::Args)]
+#[command(group = ArgGroup::new("whom").args(["pid", "pid_file"]))]
+pub(crate) struct Render {
+    /// The template's file
+    template: PathBuf,
+    #[command(flatten)]
+    sink: Sink,
+    /// Stays, and renders again when one of the secrets has changed
+    #[arg(long, requires = "out")]
+    watch: bool,
+    /// Sends that signal, such as HUP, after the file has changed
+    #[arg(long, value_name = "SIGNAL", requires_all = ["watch", "whom"], value_parser = signal)]
+    signal: Option<Signal>,
+    /// The process to signal
+    #[arg(long, requires = "signal", value_parser = clap::value_parser!(i32).range(1..))]
+    pid: Option<i32>,
+    /// A file with the number of the process to signal, read each time
+    #[arg(long, value_name = "FILE", requires = "signal")]
+    pid_file: Option<PathBuf>,
+}
+
+impl Render {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        let client = reach.client();
+        block_on(async {
+            let rendered = self.render(&client).await?;
+            self.sink.write(rendered.text.as_bytes())?;
+            if !self.watch {
+                return Ok(ExitCode::SUCCESS);
+            }
+            // As process 1 of a container nothing else would end it.
+            let failed = |error| Failure::other(format!("cannot listen for signals: {error}"));
+            let mut terminate = listen_for(SignalKind::terminate()).map_err(failed)?;
+            let mut interrupt = listen_for(SignalKind::interrupt()).map_err(failed)?;
+            tokio::select! {
+                never = self.keep(&client, rendered) => never,
+                _ = terminate.recv() => Ok(ExitCode::SUCCESS),
+                _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+            }
+        })
+    }
+
+    async fn render(&self, client: &Client) -> Result<Rendered, Failure> {
+        let source = fs::read_to_string(&self.template)
+            .map_err(|error| Failure::other(format!("{}: {error}", self.template.display())))?;
+        template::render(client, &self.template.to_string_lossy(), source).await
+    }
+
+    /// Renders whenever a secret has changed, for ever. What fails leaves the file as it was.
+    async fn keep(&self, client: &Client, mut last: Rendered) -> Result<ExitCode, Failure> {
+        let mut watch: Watch = last.watch();
+        loop {
+            let name = watch.changed(client).await;
+            sleep(SETTLE).await;
+            terminal::note(&format!("{name} has changed"));
+            let rendered = loop {
+                match self.render(client).await {
+                    Ok(rendered) => break rendered,
+                    Err(failure) => failure.say(),
+                }
+                sleep(REST).await;
+            };
+            watch = rendered.watch();
+            if rendered.text == last.text {
+                continue;
+            }
+            while let Err(failure) = self.sink.write(rendered.text.as_bytes()) {
+                failure.say();
+                sleep(REST).await;
+            }
+            last = rendered;
+            if let Err(failure) = self.tell() {
+                failure.say();
+            }
+        }
+    }
+
+    /// Signals whoever reads the file.
+    fn tell(&self) -> Result<(), Failure> {
+        let Some(signal) = self.signal else {
+            return Ok(());
+        };
+        let pid = match (&self.pid, &self.pid_file) {
+            (Some(pid), _) => *pid,
+            (None, Some(file)) => pid_in(file)?,
+            (None, None) => return Ok(()),
+        };
+        kill(Pid::from_raw(pid), signal)
+            .map_err(|error| Failure::other(format!("cannot signal process {pid}: {error}")))
+    }
+}
+
+/// The number in the file; 0 and less would be whole groups of processes.
+fn pid_in(file: &Path) -> Result<i32, Failure> {
+    let text = fs::read_to_string(file)
+        .map_err(|error| Failure::other(format!("{}: {error}", file.display())))?;
+    text.trim()
+        .parse()
+        .ok()
+        .filter(|pid| *pid > 0)
+        .ok_or_else(|| Failure::other(format!("{} holds no process id", file.display())))
+}

@@ -1,0 +1,221 @@
+//! `latchkey exec --on-change`: stays with the program, and starts it anew or signals it when a secret has changed.
+//!
+//! It is to the program what a small init is: it passes signals on, reaps what is left to it as process 1 of a
+//! container, and ends as the program ends.
+
+use super::exec::Exec;
+use super::failure::Failure;
+use super::terminal;
+use super::variables::Secrets;
+use super::watch::{SETTLE, Used, Watch};
+use crate::Client;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+use std::collections::HashSet;
+use std::io::{self, IsTerminal as _};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+
+/// What is passed on to the program.
+const PASSED_ON: [Signal; 7] = [
+    Signal::SIGHUP,
+    Signal::SIGINT,
+    Signal::SIGQUIT,
+    Signal::SIGTERM,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+];
+
+/// What a terminal sends to everybody in front of it, the program included.
+const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
+
+/// What asks a program to end.
+const LEAVE: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+
+/// How long to wait before secrets that could not be read anew are tried again.
+const REST: Duration = Duration::from_secs(10);
+
+/// The program, and what happens around it.
+struct Supervisor<'a> {
+    exec: &'a Exec,
+    client: &'a Client,
+    signals: mpsc::Receiver<Signal>,
+    ends: tokio::signal::unix::Signal,
+    child: Pid,
+    /// Whether it has been asked to end.
+    leaving: bool,
+}
+
+/// How it is after a change.
+enum After {
+    Ended(ExitCode),
+    GoesOn(Watch),
+}
+
+/// Runs the program until it ends.
+pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failure> {
+    // Before there is a program whose end could be missed.
+    let ends = signal(SignalKind::child()).map_err(|error| not_possible(&error))?;
+    let signals = listen()?;
+    let secrets = Secrets::read(client, exec.names()).await?;
+    let mut watch = watch_of(&secrets);
+    let child = exec.start(exec.command(&secrets)?)?;
+    drop(secrets);
+    let mut supervisor = Supervisor {
+        exec,
+        client,
+        signals,
+        ends,
+        child,
+        leaving: false,
+    };
+    loop {
+        tokio::select! {
+            code = supervisor.program() => return Ok(code),
+            name = watch.changed(client) => {
+                terminal::note(&format!("{name} has changed"));
+            }
+        }
+        // Signals and the program's end count meanwhile, too.
+        tokio::select! {
+            code = supervisor.program() => return Ok(code),
+            () = sleep(SETTLE) => {}
+        }
+        match supervisor.react().await? {
+            After::Ended(code) => return Ok(code),
+            After::GoesOn(newer) => watch = newer,
+        }
+    }
+}
+
+impl Supervisor<'_> {
+    /// The exit code of the program, when it has ended. Signals are passed on meanwhile.
+    async fn program(&mut self) -> ExitCode {
+        loop {
+            if let Some(code) = self.reap() {
+                return ExitCode::from(code);
+            }
+            tokio::select! {
+                _ = self.ends.recv() => {}
+                Some(signal) = self.signals.recv() => {
+                    self.leaving |= LEAVE.contains(&signal);
+                    self.pass_on(signal);
+                }
+            }
+        }
+    }
+
+    /// Does what is to be done about a change.
+    async fn react(&mut self) -> Result<After, Failure> {
+        // The new values first: the program goes on with the old ones as long as there are no others.
+        let secrets = loop {
+            let read = Secrets::read(self.client, self.exec.names());
+            tokio::select! {
+                code = self.program() => return Ok(After::Ended(code)),
+                outcome = read => match outcome {
+                    Ok(secrets) => break secrets,
+                    Err(failure) => failure.say(),
+                },
+            }
+            tokio::select! {
+                code = self.program() => return Ok(After::Ended(code)),
+                () = sleep(REST) => {}
+            }
+        };
+        let watch = watch_of(&secrets);
+        if let Some(signal) = self.exec.signal() {
+            self.send(signal);
+            return Ok(After::GoesOn(watch));
+        }
+        let command = match self.exec.command(&secrets) {
+            Ok(command) => command,
+            Err(failure) => {
+                failure.say();
+                return Ok(After::GoesOn(watch));
+            }
+        };
+        self.send(Signal::SIGTERM);
+        let grace = self.exec.grace();
+        let code = match timeout(grace, self.program()).await {
+            Ok(code) => code,
+            Err(_) => {
+                terminal::note(&format!("it does not end within {grace:?} and is killed"));
+                self.send(Signal::SIGKILL);
+                self.program().await
+            }
+        };
+        if self.leaving {
+            return Ok(After::Ended(code));
+        }
+        self.child = self.exec.start(command)?;
+        Ok(After::GoesOn(watch))
+    }
+
+    /// Takes in whatever has ended; the code if it was the program. A signal counts 128 and its number, as in shells.
+    fn reap(&self) -> Option<u8> {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) if pid == self.child => {
+                    return Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX));
+                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.child => {
+                    return Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
+                }
+                Ok(WaitStatus::StillAlive) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Passes a signal on, unless a terminal has sent it to the program as well.
+    fn pass_on(&self, signal: Signal) {
+        if !(OF_THE_TERMINAL.contains(&signal) && is_in_front()) {
+            self.send(signal);
+        }
+    }
+
+    fn send(&self, signal: Signal) {
+        // It may have ended just now, which is seen next. Its number is its own until it is reaped.
+        let _ = kill(self.child, signal);
+    }
+}
+
+fn watch_of(secrets: &Secrets) -> Watch {
+    let mut watch = Watch::default();
+    let mut seen = HashSet::new();
+    for secret in secrets.iter() {
+        if seen.insert(&secret.name) {
+            watch.add(Used::latest(&secret.name), secret);
+        }
+    }
+    watch
+}
+
+/// All that is passed on, in one queue.
+fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
+    let (send, signals) = mpsc::channel(16);
+    for number in PASSED_ON {
+        let mut stream =
+            signal(SignalKind::from_raw(number as i32)).map_err(|error| not_possible(&error))?;
+        let send = send.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() && send.send(number).await.is_ok() {}
+        });
+    }
+    Ok(signals)
+}
+
+/// Whether we are what a terminal's keys are for, and the program with us.
+fn is_in_front() -> bool {
+    let stdin = io::stdin();
+    stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp())
+}
+
+fn not_possible(error: &io::Error) -> Failure {
+    Failure::other(format!("cannot watch over a program: {error}"))
+}

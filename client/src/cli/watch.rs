@@ -1,0 +1,123 @@
+//! Which of the secrets in use have become others.
+
+use super::terminal;
+use crate::{Ask, Client, Secret, Tag};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+/// How many waits are open at once: half of what a pod may have, since it may have more containers that wait.
+const AT_ONCE: usize = 8;
+
+/// How long a wait is where each secret has its own.
+const LONG: Duration = Duration::from_secs(60);
+
+/// How long a wait is where secrets take turns: one look of the agent's.
+const SHORT: Duration = Duration::from_secs(10);
+
+/// How long to leave the agent alone after it could not be asked.
+const REST: Duration = Duration::from_secs(10);
+
+/// How long to wait after the first change for those that belong to it: a user's name and its password are two.
+pub(crate) const SETTLE: Duration = Duration::from_secs(2);
+
+/// A secret in use.
+#[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Used {
+    pub(crate) name: String,
+    pub(crate) backend: Option<String>,
+    pub(crate) stage: Option<String>,
+    pub(crate) key: Option<String>,
+}
+
+/// The secrets in use, each with what is known of it.
+#[derive(Debug, Default)]
+pub(crate) struct Watch(Vec<Watched>);
+
+#[derive(Clone, Debug)]
+struct Watched {
+    used: Used,
+    version: String,
+    tag: Tag,
+}
+
+impl Used {
+    /// The latest version of a secret.
+    pub(crate) fn latest(name: &str) -> Self {
+        Self {
+            name: name.to_owned(),
+            backend: None,
+            stage: None,
+            key: None,
+        }
+    }
+
+    pub(crate) fn ask(&self) -> Ask<'_> {
+        Ask {
+            backend: self.backend.as_deref(),
+            stage: self.stage.as_deref(),
+            key: self.key.as_deref(),
+            ..Ask::latest(&self.name)
+        }
+    }
+}
+
+impl Watch {
+    /// Adds a secret in the version that is in use.
+    pub(crate) fn add(&mut self, used: Used, secret: &Secret) {
+        self.0.push(Watched {
+            used,
+            version: secret.version.clone(),
+            tag: secret.tag.clone(),
+        });
+    }
+
+    /// Ends when one of them is another version; its name. What cannot be asked for now is asked for later: whoever has
+    /// the old value goes on with it.
+    pub(crate) async fn changed(&self, client: &Client) -> String {
+        let turns = Arc::new(Semaphore::new(AT_ONCE));
+        let span = if self.0.len() > AT_ONCE { SHORT } else { LONG };
+        let mut waits = JoinSet::new();
+        for watched in &self.0 {
+            let (client, watched, turns) = (client.clone(), watched.clone(), turns.clone());
+            waits.spawn(async move { watched.changed(&client, &turns, span).await });
+        }
+        match waits.join_next().await {
+            Some(Ok(name)) => name,
+            // There is nothing to wait for.
+            None | Some(Err(_)) => std::future::pending().await,
+        }
+    }
+}
+
+impl Watched {
+    async fn changed(mut self, client: &Client, turns: &Semaphore, span: Duration) -> String {
+        let mut told = String::new();
+        loop {
+            let turn = turns.acquire().await;
+            let outcome = client.wait(&self.used.ask(), &self.tag, span).await;
+            drop(turn);
+            match outcome {
+                Ok(None) => told.clear(),
+                Ok(Some(secret)) if secret.version != self.version => return self.used.name,
+                // The same version under another tag: never a reason to do anything, or to ask without a rest.
+                Ok(Some(secret)) => {
+                    self.tag = secret.tag;
+                    sleep(REST).await;
+                }
+                Err(error) => {
+                    let text = format!("cannot watch {}: {error}", self.used.name);
+                    // Request ids differ; what it is about is said once.
+                    let about = text.split(" (").next().unwrap_or_default().to_owned();
+                    if about != told {
+                        terminal::error(&text);
+                        told = about;
+                    }
+                    sleep(REST).await;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! When a request is made again: only where the contract says that this helps, and only until its deadline.
+
+use crate::error::ClientError;
+use crate::protocol::Code;
+use backon::{ExponentialBuilder, Retryable};
+use std::io::ErrorKind;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The waits between two tries, unless the agent says how long: the first, and the longest; up to as much is added at
+/// random.
+const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// For how long a socket at which nobody listens is tried again. Agents hand it over without a gap; one that is being
+/// restarted without its successor is back in that time or has a reason.
+const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Makes a request until it succeeds, it is no use, or the deadline is too near for another try.
+pub(crate) async fn until<T, F>(
+    deadline: Instant,
+    request: impl FnMut() -> F,
+) -> Result<T, ClientError>
+where
+    F: Future<Output = Result<T, ClientError>>,
+{
+    let began = Instant::now();
+    let waits = ExponentialBuilder::new()
+        .with_min_delay(WAITS.0)
+        .with_max_delay(WAITS.1)
+        .with_jitter()
+        .without_max_times();
+    let mut last = None;
+    let outcome = request
+        .retry(waits)
+        .when(|error| may_help(error, began))
+        .adjust(|error, wait| {
+            last = error.refusal().cloned().or(last.take());
+            let asked = error.refusal().and_then(|refusal| refusal.retry_after);
+            let wait = asked.unwrap_or_default().max(wait?);
+            (Instant::now() + wait < deadline).then_some(wait)
+        })
+        .await;
+    match (outcome, last) {
+        // What was said before says more than that the last try had no time.
+        (Err(ClientError::TimedOut), Some(refusal)) => Err(ClientError::Refused(refusal)),
+        (outcome, _) => outcome,
+    }
+}
+
+/// Whether another try may end better. Everything that a client asks is a read, so it is safe to ask twice.
+fn may_help(error: &ClientError, began: Instant) -> bool {
+    match error {
+        ClientError::Refused(refusal) => match refusal.code {
+            Code::Unavailable => true,
+            Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
+            _ => false,
+        },
+        ClientError::Interrupted(_) => began.elapsed() < SOCKET_PATIENCE,
+        ClientError::Unreachable { socket, reason } => match reason.kind() {
+            // Its queue is full.
+            ErrorKind::WouldBlock => true,
+            ErrorKind::ConnectionRefused => began.elapsed() < SOCKET_PATIENCE,
+            // Where the directory is not mounted, no socket will come.
+            ErrorKind::NotFound => {
+                socket.parent().is_some_and(|directory| directory.is_dir())
+                    && began.elapsed() < SOCKET_PATIENCE
+            }
+            _ => false,
+        },
+        ClientError::TimedOut | ClientError::Unreadable(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Refusal;
+    use std::cell::Cell;
+    use std::io;
+
+    fn refused(status: u16, code: Code, retry_after: Option<u64>) -> ClientError {
+        let body = format!(r#"{{"error":"x","code":"{code}"}}"#);
+        let retry_after = retry_after.map(Duration::from_secs);
+        let refusal = Refusal::of(status, retry_after, body.as_bytes());
+        ClientError::Refused(refusal.expect("a refusal"))
+    }
+
+    fn unreachable(kind: ErrorKind) -> ClientError {
+        ClientError::Unreachable {
+            socket: "/run/agent.sock".into(),
+            reason: io::Error::from(kind),
+        }
+    }
+
+    /// How often a request that always fails so is made in ten seconds, and how long that took.
+    async fn tries(error: impl Fn() -> ClientError) -> (usize, Duration) {
+        let began = Instant::now();
+        let count = Cell::new(0);
+        let outcome = until(began + Duration::from_secs(10), async || {
+            count.set(count.get() + 1);
+            Err::<(), _>(error())
+        })
+        .await;
+        assert_eq!(
+            outcome.expect_err("it failed").to_string(),
+            error().to_string()
+        );
+        (count.get(), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_may_pass_is_tried_until_the_deadline_and_no_longer() {
+        let (count, took) = tries(|| refused(503, Code::Unavailable, None)).await;
+        assert!(count > 5, "{count}");
+        assert!(took < Duration::from_secs(10), "{took:?}");
+        let (count, _) = tries(|| refused(429, Code::Busy, Some(3))).await;
+        assert_eq!(count, 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_wait_beyond_the_deadline_is_not_begun() {
+        let (count, took) = tries(|| refused(429, Code::Throttled, Some(60))).await;
+        assert_eq!((count, took), (1, Duration::ZERO));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_try_without_time_does_not_hide_what_was_said_before() {
+        let count = Cell::new(0);
+        let outcome = until(Instant::now() + Duration::from_secs(10), async || {
+            count.set(count.get() + 1);
+            Err::<(), _>(match count.get() {
+                1 => refused(503, Code::Unavailable, None),
+                _ => ClientError::TimedOut,
+            })
+        })
+        .await;
+        let error = outcome.expect_err("it failed");
+        assert_eq!((count.get(), error.code()), (2, Some(Code::Unavailable)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_will_not_change_is_asked_once() {
+        for code in [Code::Denied, Code::NotFound, Code::Internal, Code::Timeout] {
+            let (count, _) = tries(|| refused(code.status(), code, None)).await;
+            assert_eq!(count, 1, "{code}");
+        }
+        assert_eq!(tries(|| refused(429, Code::Busy, None)).await.0, 1);
+        assert_eq!(
+            tries(|| unreachable(ErrorKind::PermissionDenied)).await.0,
+            1
+        );
+        assert_eq!(tries(|| ClientError::Unreadable(String::new())).await.0, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_socket_that_is_being_replaced_is_tried_again_for_a_short_time() {
+        let (count, took) = tries(|| unreachable(ErrorKind::ConnectionRefused)).await;
+        assert!(count > 3, "{count}");
+        assert!(took < SOCKET_PATIENCE + 2 * WAITS.1, "{took:?}");
+        // The directory is there, so the socket may come.
+        let (count, _) = tries(|| unreachable(ErrorKind::NotFound)).await;
+        assert!(count > 3, "{count}");
+        let nowhere = || ClientError::Unreachable {
+            socket: "/nowhere/at/all/agent.sock".into(),
+            reason: io::Error::from(ErrorKind::NotFound),
+        };
+        assert_eq!(tries(nowhere).await.0, 1);
+    }
+}

@@ -1,0 +1,335 @@
+//! One secret, many, names, and who this is; and what each of them says when it cannot.
+
+use super::{Client, can_run, command_in, ended};
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use testkit::aws::{Behaviour, Fault, Operation, SecretInput};
+use testkit::sandbox::{REGION, password};
+use testkit::workload::{Workload, WorkloadSpec};
+
+#[tokio::test]
+async fn a_value_is_printed_as_it_is_and_nothing_else() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let name = "test/database-password";
+    assert_eq!(client.run(&["get", name]).await.printed(), password("test"));
+    let version = client
+        .sandbox
+        .secret("test/json", r#"{"user":"u","port":5432,"pw":"p q"}"#);
+    let key = ["get", "test/json", "--key"];
+    assert_eq!(
+        client.run(&[&key[..], &["pw"]].concat()).await.printed(),
+        "p q"
+    );
+    assert_eq!(
+        client.run(&[&key[..], &["/port"]].concat()).await.printed(),
+        "5432"
+    );
+    let printed = client
+        .run(&["get", "test/json", "--key", "user", "--json"])
+        .await;
+    let json: serde_json::Value = serde_json::from_str(printed.printed()).expect("JSON");
+    let right = serde_json::json!({"name": "test/json", "value": "u", "version": version, "backend": "aws"});
+    assert_eq!(json, right);
+    client.sandbox.secret("test/json", "another");
+    let old = client
+        .run(&["get", "test/json", "--version", &version, "--key", "pw"])
+        .await;
+    assert_eq!(old.printed(), "p q");
+    let old = client
+        .run(&["get", "test/json", "--stage", "AWSPREVIOUS", "--key", "pw"])
+        .await;
+    assert_eq!(old.printed(), "p q");
+    assert_eq!(
+        client.run(&["get", "test/json", "--fresh"]).await.printed(),
+        "another"
+    );
+}
+
+#[tokio::test]
+async fn a_binary_value_is_written_byte_by_byte_into_a_file_of_its_own() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let bytes = [0, 0xff, b'\n', b'\'', 0x80];
+    client
+        .sandbox
+        .aws
+        .put_secret(REGION, "test/key.bin", SecretInput::binary(bytes));
+    let out = client.sandbox.directory().join("key.bin");
+    fs::write(&out, "an old value").expect("a file");
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o644)).expect("its mode");
+    let path = out.to_str().expect("a path");
+    assert_eq!(
+        client
+            .run(&["get", "test/key.bin", "--out", path])
+            .await
+            .printed(),
+        ""
+    );
+    assert_eq!(fs::read(&out).expect("the file"), bytes);
+    let mode = fs::metadata(&out).expect("the file").permissions().mode();
+    assert_eq!(mode & 0o7777, 0o600);
+    let json = client.run(&["get", "test/key.bin", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(json.printed()).expect("JSON");
+    assert_eq!(
+        (&json["value"], &json["encoding"]),
+        (&"AP8KJ4A=".into(), &"base64".into())
+    );
+    // What cannot be read leaves the file as it was, and nothing beside it.
+    client
+        .run(&["get", "test/none", "--out", path])
+        .await
+        .failed(3, "test/none: ");
+    assert_eq!(fs::read(&out).expect("the file"), bytes);
+    client
+        .run(&["get", "test/key.bin", "--out", path, "--mode", "644"])
+        .await
+        .is_usage();
+    client
+        .run(&["get", "test/key.bin", "--out", "/dev/null"])
+        .await
+        .failed(2, "no regular file");
+    client
+        .run(&["get", "test/key.bin", "--out", "/no/such/file"])
+        .await
+        .failed(1, "/no/such/file");
+}
+
+#[tokio::test]
+async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    client.sandbox.namespace("prod");
+    client.sandbox.secret("test/text", "no JSON");
+    for (arguments, code, text) in [
+        (&["get", "test/none"][..], 3, "no such secret"),
+        (&["get", "test/text", "--key", "k"], 1, "no JSON object"),
+        (&["get", "prod/database-password"], 4, "refused"),
+        (&["get", "test/../prod/x"], 2, "invalid_request"),
+        (
+            &["get", "test/text", "--backend", "nope"],
+            2,
+            "no backend of that name",
+        ),
+        (&["env", "test/text", "test/none"], 3, "test/none: "),
+        (&["env", "test/text=1A"], 2, "test/text=VARIABLE"),
+        (
+            &["env", "test/text=A", "test/database-password=A"],
+            2,
+            "both for the variable A",
+        ),
+    ] {
+        client.run(arguments).await.failed(code, text);
+    }
+    for arguments in [
+        &["frobnicate"][..],
+        &["get"],
+        &[],
+        &["get", "x", "--verbose"],
+        &["exec", "A"],
+        &["env"],
+    ] {
+        client.run(arguments).await.is_usage();
+    }
+    // Every one that is refused is named, the first one last.
+    let many = client
+        .run(&["env", "test/none", "test/text", "prod/database-password"])
+        .await;
+    assert_eq!(many.code, Some(3), "{many:?}");
+    let lines: Vec<_> = many.stderr.lines().collect();
+    assert!(
+        lines.len() == 2
+            && lines[0].contains("prod/database-password")
+            && lines[1].contains("test/none"),
+        "{many:?}"
+    );
+    assert_eq!(many.stdout, "");
+    let outage = client.sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::ServiceUnavailable,
+    ));
+    client
+        .run(&["get", "test/text", "--timeout", "9s"])
+        .await
+        .failed(5, "unavailable");
+    drop(outage);
+    assert_eq!(client.run(&["get", "test/text"]).await.printed(), "no JSON");
+}
+
+#[tokio::test]
+async fn who_is_no_pod_is_denied_and_where_no_agent_is_it_says_so() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let missing = client.sandbox.directory().join("nowhere/agent.sock");
+    let without = command_in(&client.pod, &missing, &["get", "x"]);
+    ended(without).await.failed(5, "latchkey doctor");
+    // The directory is there and nobody listens: that is tried for a moment.
+    let silent = client.sandbox.directory().join("agent.sock");
+    let begun = std::time::Instant::now();
+    ended(command_in(&client.pod, &silent, &["whoami"]))
+        .await
+        .failed(5, "cannot reach the agent");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(8));
+    let host = Workload::start(WorkloadSpec::host(&client.sandbox.socket()))
+        .await
+        .expect("a process");
+    let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
+    let socket = client.sandbox.socket();
+    let arguments = ["--socket", socket.to_str().expect("a path"), "whoami"];
+    let denied = host
+        .execute(program.to_str().expect("a path"), &arguments)
+        .await
+        .expect("it runs");
+    assert_eq!(
+        (denied.code, &*denied.stdout),
+        (Some(4), ""),
+        "{}",
+        denied.stderr
+    );
+    assert!(denied.stderr.contains("not_attested"), "{}", denied.stderr);
+}
+
+#[tokio::test]
+async fn names_are_listed_to_the_last_page_and_who_asks_is_told_who_it_is() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let mut names: Vec<String> = (0..230)
+        .map(|number| format!("test/many/{number:03}"))
+        .collect();
+    for name in &names {
+        client.sandbox.secret(name, "x");
+    }
+    names.push("test/database-password".into());
+    names.sort();
+    let listed = client.run(&["list"]).await;
+    let mut lines: Vec<&str> = listed.printed().lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, names);
+    let some = client.run(&["list", "test/d", "--json"]).await;
+    assert_eq!(some.printed(), "[\"test/database-password\"]\n");
+    let who = client.run(&["whoami"]).await;
+    for text in ["test/web", "test-app", "n1", client.pod.object.uid()] {
+        assert!(who.printed().contains(text), "{who:?}");
+    }
+    let who = client.run(&["whoami", "--json"]).await;
+    let who: serde_json::Value = serde_json::from_str(who.printed()).expect("JSON");
+    assert_eq!(
+        (&who["namespace"], &who["pod"]),
+        (&"test".into(), &"web".into())
+    );
+}
+
+#[tokio::test]
+async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
+    if !can_run() {
+        return;
+    }
+    let client =
+        Client::with(|settings| settings.set("limits.requests_per_second_per_pod", "100")).await;
+    let mut arguments = vec!["env".to_owned()];
+    let mut lines = String::new();
+    for number in 0..130 {
+        client
+            .sandbox
+            .secret(&format!("test/s-{number}"), &format!("it's {number}\n"));
+        arguments.push(format!("test/s-{number}"));
+        lines.push_str(&format!("TEST_S_{number}=\"it's {number}\n\"\n"));
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    assert_eq!(client.run(&arguments).await.printed(), lines);
+    let json = client
+        .run(&["env", "test/s-1=A", "test/s-2=B", "--format", "json"])
+        .await;
+    assert_eq!(
+        json.printed(),
+        "{\"A\":\"it's 1\\n\",\"B\":\"it's 2\\n\"}\n"
+    );
+    client.sandbox.secret("test/nul", "a\0b");
+    client
+        .run(&["env", "test/s-1", "test/nul"])
+        .await
+        .failed(1, "NUL");
+}
+
+#[tokio::test]
+async fn a_probe_succeeds_while_the_agent_is_ready() {
+    if !can_run() {
+        return;
+    }
+    let mut client = Client::start().await;
+    assert_eq!(client.run(&["healthcheck"]).await.printed(), "");
+    client.agent.stop().await.expect("it ends");
+    client
+        .run(&["healthcheck"])
+        .await
+        .failed(5, "cannot reach the agent");
+}
+
+#[tokio::test]
+async fn a_secret_that_is_not_there_yet_for_a_moment_is_waited_for() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let throttle = Fault::on(Operation::GetSecretValue, Behaviour::Throttle(Some(1))).times(2);
+    let _throttled = client.sandbox.aws.fault(throttle);
+    let name = "test/database-password";
+    assert_eq!(client.run(&["get", name]).await.printed(), password("test"));
+    // One name of a batch that is throttled is asked for again by itself.
+    let throttle = Fault::on(Operation::GetSecretValue, Behaviour::Throttle(Some(1)));
+    let _throttled = client.sandbox.aws.fault(throttle.for_secret(name).times(1));
+    client.sandbox.secret("test/other", "o");
+    let env = client
+        .run(&["env", &format!("{name}=A"), "test/other=B"])
+        .await;
+    assert_eq!(env.printed(), format!("A='{}'\nB='o'\n", password("test")));
+}
+
+#[tokio::test]
+async fn a_new_agent_takes_over_without_a_command_that_fails() {
+    if !can_run() {
+        return;
+    }
+    let mut client = Client::start().await;
+    let socket = client.sandbox.socket();
+    client.agent.stop().await.expect("it ends");
+    assert!(!socket.exists());
+    let late = async { client.sandbox.agent().await.expect("an agent") };
+    let early = ended(command_in(
+        &client.pod,
+        &socket,
+        &["get", "test/database-password"],
+    ));
+    let (_agent, early) = tokio::join!(late, early);
+    assert_eq!(early.printed(), password("test"));
+}
+
+#[tokio::test]
+async fn completions_are_scripts_of_their_shells() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let script = client.run(&["completions", "bash"]).await;
+    let checked = tokio::process::Command::new("bash")
+        .args(["-n", "-c", script.printed()])
+        .status()
+        .await
+        .expect("bash runs");
+    assert!(checked.success());
+    for shell in ["zsh", "fish"] {
+        let script = client.run(&["completions", shell]).await;
+        assert!(script.printed().contains("healthcheck"), "{shell}");
+    }
+    client.run(&["completions", "cobol"]).await.is_usage();
+}

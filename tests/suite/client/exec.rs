@@ -1,0 +1,204 @@
+//! `latchkey exec`: the program has its secrets and is a process of its own.
+
+use super::{Client, can_run, ended};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::time::Duration;
+use testkit::aws::{Operation, SecretInput};
+use testkit::sandbox::{CANARY, REGION, password};
+use tokio::time::{sleep, timeout};
+
+const DB: &str = "test/database-password=DB";
+
+#[tokio::test]
+async fn a_program_has_its_secrets_in_its_environment_and_none_in_its_arguments() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let script = r#"printf '%s|' "$DB" "$TEST_DATABASE_PASSWORD" "$KEPT" "$1"; tr '\0' ' ' < /proc/$$/cmdline"#;
+    let arguments = [
+        "exec",
+        DB,
+        "test/database-password",
+        "--",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        "a b",
+    ];
+    let mut command = client.command(&arguments);
+    command.env("KEPT", "kept");
+    let ended = ended(command).await;
+    let value = password("test");
+    let begin = format!("{value}|{value}|kept|a b|");
+    let arguments = ended
+        .printed()
+        .strip_prefix(&begin)
+        .unwrap_or_else(|| panic!("{ended:?}"));
+    assert!(arguments.starts_with("sh -c "), "{arguments}");
+    assert!(!arguments.contains(CANARY), "{arguments}");
+}
+
+#[tokio::test]
+async fn every_byte_but_nul_reaches_the_program() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let bytes: Vec<u8> = (1..=255).collect();
+    client
+        .sandbox
+        .aws
+        .put_secret(REGION, "test/bytes", SecretInput::binary(bytes));
+    client
+        .sandbox
+        .secret("test/trouble", "a=b\n'\"$(id)`id`\\ ");
+    let script = "printf %s \"$B\" | od -An -v -tu1 | tr -s ' \\n' ' '; printf %s \"$T\"";
+    let ended = client
+        .run(&[
+            "exec",
+            "test/bytes=B",
+            "test/trouble=T",
+            "--",
+            "sh",
+            "-c",
+            script,
+        ])
+        .await;
+    let numbers: String = (1..=255).map(|byte| format!(" {byte}")).collect();
+    assert_eq!(
+        ended.printed().replace("255 ", "255"),
+        format!("{numbers}a=b\n'\"$(id)`id`\\ ")
+    );
+    client.sandbox.secret("test/nul", "a\0b");
+    client
+        .run(&["exec", "test/nul", "--", "echo", "started"])
+        .await
+        .failed(1, "test/nul: its value holds a NUL byte");
+}
+
+#[tokio::test]
+async fn signals_and_exit_codes_are_the_programs_own() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let exited = client.run(&["exec", DB, "--", "sh", "-c", "exit 43"]).await;
+    assert_eq!((exited.code, &*exited.stderr), (Some(43), ""));
+    let mut child = client
+        .command(&["exec", DB, "--", "sleep", "60"])
+        .spawn()
+        .expect("it starts");
+    let pid = child.id().expect("a pid");
+    // The program is this process, and no child of it.
+    let is_the_program = async {
+        while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default() != "sleep\n"
+        {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), is_the_program)
+        .await
+        .expect("it becomes the program");
+    let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its arguments");
+    assert_eq!(arguments, b"sleep\x0060\0");
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("a signal");
+    let status = timeout(Duration::from_secs(20), child.wait())
+        .await
+        .expect("it ends")
+        .expect("a status");
+    assert_eq!(status.signal(), Some(15));
+    // A program that writes to whom nobody listens dies as it would without us.
+    let script = "yes | head -n 1 > /dev/null; echo ${PIPESTATUS[0]}";
+    let piped = client.run(&["exec", DB, "--", "bash", "-c", script]).await;
+    assert_eq!(piped.printed(), "141\n");
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_run_is_said_so_before_a_secret_is_read() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let file = client.sandbox.directory().join("no-program");
+    std::fs::write(&file, "x").expect("a file");
+    let file = file.to_str().expect("a path");
+    client
+        .run(&["exec", DB, "--", "no-such-program"])
+        .await
+        .failed(127, "no-such-program");
+    let reads = client
+        .sandbox
+        .aws
+        .calls_where(|call| call.operation == Operation::GetSecretValue);
+    assert!(reads.is_empty());
+    client
+        .run(&["exec", DB, "--", "/no/such/program"])
+        .await
+        .failed(127, "/no/such/program");
+    client
+        .run(&["exec", DB, "--", file])
+        .await
+        .failed(126, "no-program");
+    let marker = client.sandbox.directory().join("marker");
+    let marker = marker.to_str().expect("a path");
+    client
+        .run(&["exec", DB, "test/none", "--", "touch", marker])
+        .await
+        .failed(3, "test/none");
+    assert!(
+        !Path::new(marker).exists(),
+        "nothing is started without all of its secrets"
+    );
+}
+
+#[tokio::test]
+async fn strict_refuses_what_was_meant_to_be_replaced_and_is_not() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let with = |variable: &'static str, value: &'static str, arguments: &[&str]| {
+        let mut command = client.command(arguments);
+        command.env(variable, value);
+        ended(command)
+    };
+    let strict = [
+        "exec",
+        "--strict",
+        DB,
+        "--",
+        "sh",
+        "-c",
+        "printf %s \"$DB\"",
+    ];
+    with("API_KEY", "from-latchkey", &strict)
+        .await
+        .failed(2, "API_KEY");
+    assert_eq!(
+        with("DB", "from-latchkey", &strict).await.printed(),
+        password("test")
+    );
+    let other = ["exec", "--strict", "--sentinel", "me", DB, "--", "true"];
+    with("API_KEY", "me", &other).await.failed(2, "API_KEY");
+    assert_eq!(with("API_KEY", "from-latchkey", &other).await.printed(), "");
+    let lax = ["exec", DB, "--", "sh", "-c", "printf %s \"$API_KEY\""];
+    assert_eq!(
+        with("API_KEY", "from-latchkey", &lax).await.printed(),
+        "from-latchkey"
+    );
+}
+
+#[tokio::test]
+async fn pristine_leaves_nothing_but_the_secrets() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    // `env` is found where we would find it, though it gets no PATH.
+    let ended = client.run(&["exec", "--pristine", DB, "--", "env"]).await;
+    assert_eq!(ended.printed(), format!("DB={}\n", password("test")));
+}

@@ -1,0 +1,272 @@
+//! `latchkey proxy`: the socket on loopback, for this pod's programs and nobody's web page.
+
+use super::{Client, can_run, command_in, ended};
+use std::net::SocketAddr;
+use std::process::ExitStatus;
+use std::time::Duration;
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::kube::PodSpec;
+use testkit::sandbox::{ACCOUNT, password};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::TcpStream;
+use tokio::process::{Child, ChildStderr, Command};
+use tokio::time::timeout;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running proxy.
+struct Proxy {
+    child: Child,
+    address: SocketAddr,
+    _stderr: Lines<BufReader<ChildStderr>>,
+}
+
+impl Proxy {
+    async fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("it starts");
+        let mut stderr = BufReader::new(child.stderr.take().expect("its stderr")).lines();
+        let line = timeout(PATIENCE, stderr.next_line())
+            .await
+            .expect("it speaks");
+        let line = line.expect("its stderr").expect("a line");
+        let address = line.strip_prefix("latchkey: listening on http://");
+        let address = address.unwrap_or_else(|| panic!("{line}"));
+        Self {
+            child,
+            address: address.parse().expect("an address"),
+            _stderr: stderr,
+        }
+    }
+
+    /// Sends bytes and reads what comes until the other side closes.
+    async fn raw(&self, request: &str) -> String {
+        let exchange = async {
+            let mut stream = TcpStream::connect(self.address)
+                .await
+                .expect("a connection");
+            stream
+                .write_all(request.as_bytes())
+                .await
+                .expect("it is sent");
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        };
+        timeout(PATIENCE, exchange)
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn get(&self, target: &str, headers: &str) -> String {
+        let request = format!("GET {target} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n");
+        self.raw(&request).await
+    }
+
+    async fn stop(&mut self) -> ExitStatus {
+        let pid = self
+            .child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .expect("a pid");
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("a signal");
+        let ended = timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("it ends").expect("a status")
+    }
+}
+
+const LISTEN: [&str; 3] = ["proxy", "--listen", "127.0.0.1:0"];
+const OWN: &str = "Host: localhost\r\n";
+
+#[track_caller]
+fn is(answer: &str, status: u16, text: &str) {
+    assert!(
+        answer.starts_with(&format!("HTTP/1.1 {status} ")),
+        "{answer}"
+    );
+    assert!(answer.contains(text), "{answer}");
+}
+
+#[tokio::test]
+async fn a_program_without_unix_sockets_asks_on_loopback_and_is_the_pod() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    client.sandbox.namespace("prod");
+    let mut proxy = Proxy::start(client.command(&LISTEN)).await;
+    let secret = "/v1/secrets/test/database-password";
+    let answer = proxy.get(secret, OWN).await;
+    is(&answer, 200, &password("test"));
+    let lower = answer.to_ascii_lowercase();
+    for header in ["etag: \"", "x-request-id: ", "cache-control: no-store"] {
+        assert!(lower.contains(header), "{answer}");
+    }
+    let agents = &answer[lower.find("x-request-id: ").expect("an id") + 14..];
+    let id = agents.split("\r\n").next().expect("an id");
+    let line = client
+        .agent
+        .until_audit(|line| line["request_id"] == id)
+        .await
+        .expect("a line");
+    assert_eq!(
+        (&line["pod"], &line["outcome"]),
+        (&"web".into(), &"ok".into())
+    );
+    is(
+        &proxy.get("/v1/secrets/prod/database-password", OWN).await,
+        403,
+        "denied",
+    );
+    is(
+        &proxy.get("/v1/secrets/test/none", OWN).await,
+        404,
+        "not_found",
+    );
+    is(
+        &proxy
+            .get(secret, &format!("{OWN}Accept: text/plain\r\n"))
+            .await,
+        200,
+        "text/plain",
+    );
+    // The JDK's own client asks to speak HTTP/2.
+    let upgrade =
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n";
+    is(
+        &proxy.get(secret, &format!("{OWN}{upgrade}")).await,
+        200,
+        &password("test"),
+    );
+    let body = r#"{"names":["test/database-password"]}"#;
+    let post = format!(
+        "POST /v1/secrets:batchGet HTTP/1.1\r\nConnection: close\r\nHost: 127.0.0.1\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    is(&proxy.raw(&post).await, 200, &password("test"));
+    let aws = "/secretsmanager/get?secretId=test%2Fdatabase-password";
+    let token = format!("{OWN}X-Aws-Parameters-Secrets-Token: t\r\n");
+    is(&proxy.get(aws, &token).await, 200, "SecretString");
+    assert!(proxy.stop().await.success());
+}
+
+#[tokio::test]
+async fn a_web_page_does_not_reach_the_pods_secrets_through_a_browser() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let arguments = [
+        &LISTEN[..],
+        &[
+            "--require-header",
+            "x-mine",
+            "--allow-host",
+            "secrets.local",
+        ],
+    ]
+    .concat();
+    let proxy = Proxy::start(client.command(&arguments)).await;
+    let target = "/v1/secrets/test/database-password";
+    let mine = "X-Mine: 1\r\n";
+    for host in ["localhost", "127.0.0.1:8080", "[::1]", "secrets.local"] {
+        is(
+            &proxy.get(target, &format!("{mine}Host: {host}\r\n")).await,
+            200,
+            "value",
+        );
+    }
+    for headers in [
+        OWN.to_owned(),
+        format!("{mine}Host: rebound.example\r\n"),
+        format!("{mine}{OWN}Origin: http://evil.example\r\n"),
+        format!("{mine}{OWN}Sec-Fetch-Site: cross-site\r\n"),
+        format!("{mine}{OWN}Sec-Fetch-Site: same-site\r\n"),
+        format!("{mine}{OWN}X-Forwarded-For: 10.0.0.1\r\n"),
+        format!("{mine}{OWN}Referer: http://localhost/\r\n"),
+    ] {
+        let answer = proxy.get(target, &headers).await;
+        is(&answer, 400, "invalid_request");
+        assert!(!answer.contains(&password("test")), "{answer}");
+    }
+    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+    assert_eq!(client.sandbox.aws.calls_where(read).len(), 4);
+}
+
+#[tokio::test]
+async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let everywhere = ["proxy", "--listen", "0.0.0.0:0"];
+    client
+        .run(&everywhere)
+        .await
+        .failed(2, "no loopback address");
+    let spec = PodSpec {
+        namespace: "test".into(),
+        name: "host".into(),
+        service_account: ACCOUNT.into(),
+        host_network: true,
+        ..PodSpec::default()
+    };
+    let pod = client.sandbox.pod_of(spec).await.expect("a pod");
+    let socket = client.sandbox.socket();
+    ended(command_in(&pod, &socket, &LISTEN))
+        .await
+        .failed(2, "hostNetwork");
+    let forced = [&LISTEN[..], &["--force"]].concat();
+    let proxy = Proxy::start(command_in(&pod, &socket, &forced)).await;
+    is(
+        &proxy.get("/v1/identity", OWN).await,
+        200,
+        "\"host_network\":true",
+    );
+}
+
+#[tokio::test]
+async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() {
+    if !can_run() {
+        return;
+    }
+    let mut client = Client::start().await;
+    let mut proxy = Proxy::start(client.command(&LISTEN)).await;
+    is(&proxy.get("/v1/identity", OWN).await, 200, "web");
+    client.agent.stop().await.expect("it ends");
+    is(&proxy.get("/v1/identity", OWN).await, 503, "unavailable");
+    let _agent = client.sandbox.agent().await.expect("an agent");
+    is(&proxy.get("/v1/identity", OWN).await, 200, "web");
+    let gate = Gate::new();
+    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = client.sandbox.aws.fault(hold);
+    let address = proxy.address;
+    let taken = async {
+        let mut stream = TcpStream::connect(address).await.expect("a connection");
+        let request = format!("GET /v1/secrets/test/database-password HTTP/1.1\r\n{OWN}\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("it is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    };
+    let ends = async {
+        gate.reached(1).await;
+        let (status, ()) = tokio::join!(proxy.stop(), async {
+            // The listener has gone before the answer has come.
+            let refused = async { while TcpStream::connect(address).await.is_ok() {} };
+            timeout(PATIENCE, refused)
+                .await
+                .expect("it listens no more");
+            gate.open();
+        });
+        status
+    };
+    let (answer, status) = timeout(PATIENCE, async { tokio::join!(taken, ends) })
+        .await
+        .expect("in time");
+    is(&answer, 200, &password("test"));
+    assert!(status.success());
+}
