@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
-use tokio::task::AbortHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 /// Scrapers and probes that may be connected at once; of more, the oldest goes.
 const CONNECTIONS: usize = 64;
@@ -41,25 +41,27 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(128)
 }
 
-/// Serves until it is dropped.
-pub(crate) async fn serve(listener: TcpListener, services: Arc<Services>) {
-    let mut open: VecDeque<AbortHandle> = VecDeque::new();
+/// Serves until it is dropped. `gauge` sets what is not counted as it happens, just before it is shown.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    services: Arc<Services>,
+    gauge: Arc<dyn Fn() + Send + Sync>,
+) {
+    let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let services = services.clone();
+        let (services, gauge) = (services.clone(), gauge.clone());
         open.retain(|connection| !connection.is_finished());
         // Whoever holds connections without asking must not keep the kubelet's probe out.
-        if open.len() >= CONNECTIONS
-            && let Some(oldest) = open.pop_front()
-        {
-            oldest.abort();
+        if open.len() >= CONNECTIONS {
+            open.pop_front();
         }
         let connection = tokio::spawn(async move {
             let service = service_fn(|request| {
-                let answer = answer(&services, &request);
+                let answer = answer(&services, &*gauge, &request);
                 async { Ok::<_, Infallible>(answer) }
             });
             let _ = http1::Builder::new()
@@ -68,11 +70,15 @@ pub(crate) async fn serve(listener: TcpListener, services: Arc<Services>) {
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
-        open.push_back(connection.abort_handle());
+        open.push_back(AbortOnDropHandle::new(connection));
     }
 }
 
-fn answer(services: &Services, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+fn answer(
+    services: &Services,
+    gauge: &dyn Fn(),
+    request: &Request<Incoming>,
+) -> Response<Full<Bytes>> {
     let text = |status, text: String| {
         let mut answer = Response::new(Full::new(Bytes::from(text)));
         *answer.status_mut() = status;
@@ -100,6 +106,7 @@ fn answer(services: &Services, request: &Request<Incoming>) -> Response<Full<Byt
             }
         }
         "/metrics" => {
+            gauge();
             let metrics = services.metrics.text();
             text(
                 StatusCode::OK,

@@ -27,7 +27,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the socket's path is dialled, expired values are let go and gauges are set.
+/// How often the socket's path is dialled and expired values are let go.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// How long the listener must have been quiet before a leaving agent lets go of it.
@@ -186,9 +186,11 @@ impl Agent {
             }
         });
         tasks.spawn({
-            let services = services.clone();
+            let (services, pods, server) = (services.clone(), pods.clone(), server.clone());
             async move {
-                admin::serve(admin, services).await;
+                let gauged = services.clone();
+                let gauge = Arc::new(move || gauge(&gauged, &pods, &server));
+                admin::serve(admin, services, gauge).await;
                 Ok(())
             }
         });
@@ -226,7 +228,9 @@ impl Agent {
                     Some(ended) = tasks.join_next() => ended??,
                     ended = &mut roll => ended??,
                     _ = rounds.tick() => {
-                        round(&services, &pods, &server);
+                        for pod in pods.all() {
+                            pod.values.tidy();
+                        }
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
                             tasks.spawn(server.clone().accept(listener));
                         }
@@ -348,11 +352,9 @@ async fn ready(config: &Config, pods: &Arc<Pods>, attestor: &Arc<Attestor>) {
     }
 }
 
-fn round(services: &Services, pods: &Pods, server: &Server) {
+/// Sets the gauges to what is so now.
+fn gauge(services: &Services, pods: &Pods, server: &Server) {
     let all = pods.all();
-    for pod in &all {
-        pod.values.tidy();
-    }
     let metrics = &services.metrics;
     metrics
         .connections

@@ -151,7 +151,7 @@ async fn check(config: &Config) -> ExitCode {
 fn keep_secrets_in() {
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    // Each connection takes three descriptors; the soft limit is often a thousand.
+    // Each connection takes two descriptors; the soft limit is often a thousand.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }

@@ -2,15 +2,16 @@
 //!
 //! A PID is only a number: while a connection waits in the backlog its process may exit and the number may be
 //! given to another pod's process. `SO_PEERPIDFD` (Linux 6.5) refers to the process that called `connect(2)`
-//! itself, so everything that is read about the peer counts only if that pidfd still polls alive *afterwards*.
+//! itself, and a number is given to nobody else while its process lives, so everything that is read about the peer
+//! by its number counts only if that pidfd still polls alive *afterwards*.
 //! Where the kernel has no such option, [`Pinning::ByNumber`] is the fallback.
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::fstat;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -37,7 +38,6 @@ pub struct Peer {
     pid: i32,
     uid: u32,
     pidfd: OwnedFd,
-    proc: OwnedFd,
     pinning: Pinning,
 }
 
@@ -104,23 +104,15 @@ impl Peer {
             None => rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())
                 .map_err(|errno| gone_or(errno.into()))?,
         };
-        let proc = open(
-            format!("/proc/{pid}").as_str(),
-            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| gone_or(errno.into()))?;
         let peer = Self {
             pid,
             uid: credentials.uid(),
             pidfd,
-            proc,
             pinning,
         };
         if pinning == Pinning::ByNumber {
             peer.must_own(stream)?;
         }
-        // Alive now: so `proc` is the directory of the process that the pidfd refers to.
         if peer.is_alive() {
             Ok(peer)
         } else {
@@ -161,7 +153,7 @@ impl Peer {
     }
 
     /// Appends the text of the process's cgroup file to `text`, which is proved to be that of the process
-    /// that connected: it is read through the pinned directory, and the process is alive afterwards.
+    /// that connected: that process is alive afterwards, so nobody else has had its number before.
     ///
     /// # Errors
     ///
@@ -177,14 +169,8 @@ impl Peer {
 
     /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.
     fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
-        let file = openat(
-            &self.proc,
-            file,
-            OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|errno| gone_or(errno.into()))?;
-        let read = std::fs::File::from(file)
+        let read = File::open(format!("/proc/{}/{file}", self.pid))
+            .map_err(gone_or)?
             .take(limit)
             .read_to_end(into)
             .map_err(gone_or)?;

@@ -8,6 +8,7 @@ mod connection;
 mod doorman;
 mod roll;
 mod stream;
+mod warnings;
 
 pub(crate) use connection::Connection;
 
@@ -31,9 +32,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
+use warnings::Warnings;
 
 /// The largest block of headers, in bytes; hyper answers 431 beyond it.
 const HEAD_LIMIT: usize = 16 * 1024;
+
+/// How many tables of sockets may be read at the same time (see [`Pinning::ByNumber`]), each up to 4 MiB.
+const TABLES: usize = 4;
 
 /// How long the accept loop rests when the machine has run out of descriptors or memory.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -46,6 +51,9 @@ pub(crate) struct Server {
     pub(crate) connections: Arc<Semaphore>,
     pub(crate) doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
+    warnings: Warnings,
+    /// Peers of whom a whole table is read at the same time, where the kernel has no pidfd for them.
+    tables: Semaphore,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
     last_accept: Mutex<Instant>,
@@ -74,6 +82,8 @@ impl Server {
             connections: Arc::new(Semaphore::new(connections)),
             doorman: Arc::new(Doorman::new(unattested)),
             roll: Arc::new(Roll::new()?),
+            warnings: Warnings::default(),
+            tables: Semaphore::new(TABLES),
             phase,
             tasks: TaskTracker::new(),
             last_accept: Mutex::new(Instant::now()),
@@ -130,7 +140,8 @@ impl Server {
 
     /// Serves one connection until its peer, its pod, or the agent ends it.
     async fn connection(self: &Arc<Self>, stream: UnixStream) {
-        let peer = match Peer::of(&stream, self.pinning) {
+        let (stream, peer) = self.pin(stream).await;
+        let peer = match peer {
             Ok(peer) => peer,
             Err(error) => return self.refuse(&error),
         };
@@ -146,6 +157,7 @@ impl Server {
             &self.services.metrics,
             &self.doorman,
             &self.roll.clock,
+            &self.warnings,
         ) else {
             return;
         };
@@ -194,6 +206,26 @@ impl Server {
         }
     }
 
+    /// Pins the peer of `stream`. The fallback may read megabytes for it, so it has a thread of its own and few may
+    /// do so at the same time.
+    async fn pin(&self, stream: UnixStream) -> (UnixStream, Result<Peer, PeerError>) {
+        let pinning = self.pinning;
+        let pin = move || {
+            let peer = Peer::of(&stream, pinning);
+            (stream, peer)
+        };
+        match pinning {
+            Pinning::ByPidfd => pin(),
+            Pinning::ByNumber => {
+                let _table = self.tables.acquire().await;
+                match tokio::task::spawn_blocking(pin).await {
+                    Ok(pinned) => pinned,
+                    Err(died) => std::panic::resume_unwind(died.into_panic()),
+                }
+            }
+        }
+    }
+
     fn refuse(&self, error: &PeerError) {
         let reason = match error {
             PeerError::Gone => "peer_gone",
@@ -208,6 +240,7 @@ impl Server {
             .inc();
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
+            _ if !self.warnings.is_due(reason, None) => {}
             _ => tracing::warn!(%error, reason, "a connection was refused"),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::clock::{Clock, Mark};
 use super::doorman::{Doorman, Origin, Waiting};
+use super::warnings::Warnings;
 use crate::attest::{AttestError, Attestor, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
@@ -107,16 +108,19 @@ impl Connection {
         metrics: &Arc<Metrics>,
         doorman: &Arc<Doorman>,
         clock: &Arc<Clock>,
+        warnings: &Warnings,
     ) -> Option<Self> {
         let (origin, verdict) = match attestor.locate(&peer) {
             Ok(place) => {
                 if place.nested_pod {
                     metrics.attestation("nested_pod_seen");
-                    tracing::warn!(
-                        pid = peer.pid(),
-                        pod_uid = %place.pod,
-                        "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
-                    );
+                    if warnings.is_due("nested_pod_seen", Some(place.pod)) {
+                        tracing::warn!(
+                            pid = peer.pid(),
+                            pod_uid = %place.pod,
+                            "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
+                        );
+                    }
                 }
                 (Origin::Pod(place.pod), attestor.known(&peer, place))
             }

@@ -1,0 +1,57 @@
+//! What has been warned of lately: whoever opens connections must not be able to fill the log.
+
+use crate::attest::cgroup::PodUid;
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the same is not said again; the metrics count every time.
+const QUIET: Duration = Duration::from_secs(60);
+
+/// Reasons and pods, and when they were last warned of.
+#[derive(Debug, Default)]
+pub(super) struct Warnings(Mutex<HashMap<Subject, Instant>>);
+
+/// Why, and because of which pod, where that is known.
+type Subject = (&'static str, Option<PodUid>);
+
+// === impl Warnings ===
+
+impl Warnings {
+    /// Whether it is time to warn of that.
+    pub(super) fn is_due(&self, reason: &'static str, pod: Option<PodUid>) -> bool {
+        let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if said.get(&(reason, pod)).is_some_and(|at| now < *at + QUIET) {
+            return false;
+        }
+        said.retain(|_, at| now < *at + QUIET);
+        said.insert((reason, pod), now);
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_is_said_once_a_minute_and_nothing_else_is_kept_from_being_said() {
+        let warnings = Warnings::default();
+        let pod = |last| {
+            let uid = format!("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f{last}");
+            Some(uid.parse().expect("a UID"))
+        };
+        assert!(warnings.is_due("nested_pod", pod(0)));
+        assert!(!warnings.is_due("nested_pod", pod(0)));
+        assert!(warnings.is_due("nested_pod", pod(1)));
+        assert!(warnings.is_due("recycled_pid", None));
+        advance(QUIET).await;
+        assert!(warnings.is_due("nested_pod", pod(0)));
+        assert!(!warnings.is_due("nested_pod", pod(0)));
+        let said = warnings.0.lock().expect("nobody panicked").len();
+        assert_eq!(said, 1, "what is long past is forgotten");
+    }
+}
