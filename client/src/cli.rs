@@ -4,6 +4,7 @@
 //! codes are in [`failure`](self::failure).
 
 mod completions;
+mod doctor;
 mod env;
 mod exec;
 mod failure;
@@ -68,6 +69,7 @@ enum Command {
     Env(env::Env),
     Render(render::Render),
     Whoami(whoami::Whoami),
+    Doctor(doctor::Doctor),
     Proxy(proxy::Proxy),
     Healthcheck(healthcheck::Healthcheck),
     Completions(completions::Completions),
@@ -95,6 +97,7 @@ impl Arguments {
         let reach = self.reach;
         match self.command {
             Command::Completions(command) => command.run(),
+            Command::Doctor(command) => command.run(&reach),
             Command::Env(command) => command.run(&reach),
             Command::Exec(command) => command.run(&reach),
             Command::Get(command) => command.run(&reach),

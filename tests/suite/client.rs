@@ -1,8 +1,11 @@
 //! The command `latchkey` in a pod, between the sandbox's agent and the fake AWS.
 
 mod basics;
+mod change;
+mod doctor;
 mod exec;
 mod proxy;
+mod workstation;
 
 use crate::can_run;
 use std::path::Path;

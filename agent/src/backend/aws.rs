@@ -164,7 +164,7 @@ impl Aws {
             .config_override(config)
             .send()
             .await
-            .map_err(|error| errors::of_exchange(&error, role))?;
+            .map_err(|error| errors::of_exchange(&error, role, region))?;
         let credentials = answer.credentials.ok_or_else(errors::garbage)?;
         let ends = SystemTime::try_from(credentials.expiration).map_err(|_| errors::garbage())?;
         Ok(Credentials::new(
@@ -242,6 +242,7 @@ impl AwsSession {
     async fn read_in(
         &self,
         client: &secretsmanager::Client,
+        region: &str,
         id: &str,
         selector: &Selector,
     ) -> Result<Secret, BackendError> {
@@ -252,7 +253,7 @@ impl AwsSession {
             .set_version_stage(selector.stage.as_deref().map(str::to_owned))
             .send()
             .await
-            .map_err(|error| errors::of_read(&error, &self.role))?;
+            .map_err(|error| errors::of_read(&error, &self.role, region))?;
         let cloud_request_id = answer.request_id().map(Into::into);
         let (value, is_text) = match (answer.secret_string, answer.secret_binary) {
             (Some(text), _) => (SecretValue::from(text), true),
@@ -291,7 +292,7 @@ impl Session for AwsSession {
         if let Some(region) = role::region_of_arn(name.as_str()) {
             // An ARN says where it is: it is read there and nowhere else.
             let client = client(&self.store, &self.credentials, region);
-            return self.read_in(&client, name.as_str(), selector).await;
+            return self.read_in(&client, region, name.as_str(), selector).await;
         }
         let id = format!("{}{name}", self.role.prefix);
         let mut outcome = Err(errors::garbage());
@@ -304,7 +305,7 @@ impl Session for AwsSession {
             let Some((_, client)) = self.clients.iter().find(|(other, _)| *other == region) else {
                 continue;
             };
-            outcome = self.read_in(client, &id, selector).await;
+            outcome = self.read_in(client, &region, &id, selector).await;
             if !self.health.note(&region, &outcome) {
                 break;
             }
@@ -318,7 +319,7 @@ impl Session for AwsSession {
         cursor: Option<String>,
         _request_id: &str,
     ) -> Result<Page, BackendError> {
-        let (_, client) = self.clients.first().ok_or_else(errors::garbage)?;
+        let (region, client) = self.clients.first().ok_or_else(errors::garbage)?;
         let mut page = Page {
             names: Vec::new(),
             next: cursor,
@@ -339,7 +340,7 @@ impl Session for AwsSession {
             let answer = call
                 .send()
                 .await
-                .map_err(|error| errors::of_read(&error, &self.role))?;
+                .map_err(|error| errors::of_read(&error, &self.role, region))?;
             let names = answer
                 .secret_list
                 .unwrap_or_default()

@@ -9,6 +9,11 @@ const MANY: usize = 20;
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 
+/// The colours of a report.
+pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
+pub(crate) const BAD: Style = RED;
+pub(crate) const DIM: Style = Style::new().dimmed();
+
 /// One line of trouble on stderr.
 pub(crate) fn error(text: &str) {
     // anstream leaves the colours out where there is no terminal, and where NO_COLOR says so. Nobody can be told of a

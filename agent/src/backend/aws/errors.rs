@@ -2,7 +2,7 @@
 
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
-use crate::role::Role;
+use crate::role::{Proof, Role};
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -36,49 +36,76 @@ pub(super) fn garbage() -> BackendError {
     )
 }
 
-/// A failed `AssumeRoleWithWebIdentity` (AWS STS API Reference, "Errors").
-pub(super) fn of_exchange<E>(error: &SdkError<E, HttpResponse>, role: &Role) -> BackendError
+/// A failed `AssumeRoleWithWebIdentity` in `region` (AWS STS API Reference, "Errors").
+pub(super) fn of_exchange<E>(
+    error: &SdkError<E, HttpResponse>,
+    role: &Role,
+    region: &str,
+) -> BackendError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
+    let message = error.message().unwrap_or_default();
+    let Proof::Token(audience) = &role.proof;
     let role = &role.name;
-    classify(error, "the AWS token service", |code| {
-        let text = match code {
-            "AccessDenied" | "AccessDeniedException" => format!(
-                "AWS refused the role {role}: it does not exist, or its trust policy does not admit this \
-                 service account (check its conditions on sub and aud)"
-            ),
-            "InvalidIdentityToken" | "IDPRejectedClaim" => format!(
-                "AWS refused the service account's token for the role {role}: check the OIDC provider of the \
+    classify(
+        error,
+        &format!("the AWS token service in {region}"),
+        |code| {
+            let text = match code {
+                "AccessDenied" | "AccessDeniedException" => format!(
+                    "AWS refused the role {role}: it does not exist, or its trust policy does not admit this \
+                 service account (check its conditions on sub, and on aud, which is {audience})"
+                ),
+                // One code for much; STS says in words what it is.
+                "InvalidIdentityToken" if message.contains("No OpenIDConnect provider") => format!(
+                    "AWS does not know this cluster's issuer: the account of the role {role} has no OIDC provider \
+                 for it"
+                ),
+                "InvalidIdentityToken" if message.contains("audience") => format!(
+                    "AWS does not take the token's audience: the OIDC provider in the account of the role {role} \
+                 does not list {audience} among its client ids"
+                ),
+                "InvalidIdentityToken" if message.contains("verification key") => format!(
+                    "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for the \
+                 role {role}"
+                ),
+                "InvalidIdentityToken" | "IDPRejectedClaim" => format!(
+                    "AWS refused the service account's token for the role {role}: check the OIDC provider of the \
                  account (issuer, audience)"
-            ),
-            "MalformedPolicyDocument" | "PackedPolicyTooLarge" | "ValidationError" => format!(
-                "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
+                ),
+                "MalformedPolicyDocument" | "PackedPolicyTooLarge" | "ValidationError" => format!(
+                    "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
                  longer than the role's maximum"
-            ),
-            "RegionDisabledException" => format!(
-                "AWS refused the role {role}: its account has not activated the token service in this region"
-            ),
-            _ => return None,
-        };
-        Some((Fault::Refused, RequestError::new(Code::Denied, text)))
-    })
+                ),
+                "RegionDisabledException" => format!(
+                    "AWS refused the role {role}: its account has not activated the token service in this region"
+                ),
+                _ => return None,
+            };
+            Some((Fault::Refused, RequestError::new(Code::Denied, text)))
+        },
+    )
 }
 
-/// A failed call to Secrets Manager (its API Reference, "Common Errors" and those of `GetSecretValue`).
-pub(super) fn of_read<E>(error: &SdkError<E, HttpResponse>, role: &Role) -> BackendError
+/// A failed call to Secrets Manager in `region` (its API Reference, "Common Errors" and those of `GetSecretValue`).
+pub(super) fn of_read<E>(
+    error: &SdkError<E, HttpResponse>,
+    role: &Role,
+    region: &str,
+) -> BackendError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
     let role = &role.name;
-    classify(error, "AWS Secrets Manager", |code| {
+    classify(error, &format!("AWS Secrets Manager in {region}"), |code| {
         Some(match code {
             "AccessDeniedException" | "AccessDenied" => (
                 Fault::Refused,
                 RequestError::new(
                     Code::Denied,
                     format!(
-                        "AWS refused this to the role {role}: check its policy, the secret's and the key's"
+                        "AWS refused this in {region} to the role {role}: check its policy, the secret's and the key's"
                     ),
                 ),
             ),
@@ -93,7 +120,10 @@ where
             ),
             "ResourceNotFoundException" => (
                 Fault::Call,
-                RequestError::new(Code::NotFound, "there is no such secret, version or stage"),
+                RequestError::new(
+                    Code::NotFound,
+                    format!("there is no such secret, version or stage in {region}"),
+                ),
             ),
             "InvalidRequestException" => (
                 Fault::Call,

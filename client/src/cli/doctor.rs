@@ -1,0 +1,56 @@
+//! `latchkey doctor`: why there is no secret, and what to type next.
+
+mod inside;
+mod outside;
+mod report;
+mod socket;
+
+use super::failure::Failure;
+use super::sink::to_stdout;
+use super::{Reach, block_on};
+use report::Report;
+use std::process::ExitCode;
+
+/// Says why this pod gets no secret, and what to do about it
+///
+/// Inside a pod it walks the way of a request: the socket, the agent, who this is, its role, the exchange in the cloud,
+/// and the secret. With --pod it looks at a pod from a workstation, with kubectl.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Doctor {
+    /// A secret to read at the end; nothing of its value is shown
+    #[arg(conflicts_with = "pod")]
+    name: Option<String>,
+    /// A backend other than the agent's default one
+    #[arg(long, conflicts_with = "pod")]
+    backend: Option<String>,
+    /// Looks at that pod from here, by what kubectl shows
+    #[arg(long, value_name = "NAMESPACE/NAME", value_parser = outside::PodName::parse)]
+    pod: Option<outside::PodName>,
+    /// The context of kubectl's configuration
+    #[arg(long, requires = "pod")]
+    context: Option<String>,
+    /// Prints the report as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        let report = match &self.pod {
+            Some(pod) => outside::examine(pod, self.context.as_deref())?,
+            None => block_on(async {
+                let (name, backend) = (self.name.as_deref(), self.backend.as_deref());
+                Ok(inside::examine(&reach.client(), name, backend).await)
+            })?,
+        };
+        self.print(&report)?;
+        Ok(ExitCode::from(report.exit()))
+    }
+
+    fn print(&self, report: &Report) -> Result<(), Failure> {
+        if self.json {
+            return to_stdout(report.json().as_bytes());
+        }
+        report.print().map_err(|error| Failure::stdout(&error))
+    }
+}

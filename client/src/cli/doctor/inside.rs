@@ -1,0 +1,315 @@
+//! From inside a pod: the way of a request, step by step, as far as it goes.
+
+use super::report::Report;
+use super::socket;
+use crate::error::{ClientError, Refusal};
+use crate::protocol::{Code, Identity, Step};
+use crate::{Ask, Client, ListAsk};
+use std::time::Duration;
+
+/// How long one request may take: as the agent's own deadline, with time for its answer. A fault is to be seen, so it
+/// is not waited out.
+const PATIENCE: Duration = Duration::from_secs(12);
+
+/// Walks the way of a request.
+pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option<&str>) -> Report {
+    let mut report = Report::default();
+    if !socket::examine(&mut report, client.socket()) {
+        return report;
+    }
+    // Asked once: what a second try would hide is what is looked for.
+    let client = client.clone().patience(PATIENCE).without_retries();
+    let Some(default) = readiness(&mut report, &client).await else {
+        return report;
+    };
+    let Some(identity) = identity(&mut report, &client).await else {
+        return report;
+    };
+    let backend = backend.unwrap_or(&default);
+    let role = identity.roles.get(backend).cloned().flatten();
+    if let Some(role) = &role {
+        report.ok("role", format!("{backend}: {role}"));
+    }
+    let case = Case {
+        identity: &identity,
+        backend,
+        role: role.as_deref(),
+        name,
+    };
+    case.read(&mut report, &client).await;
+    report
+}
+
+/// What is tried with the identity.
+struct Case<'a> {
+    identity: &'a Identity,
+    backend: &'a str,
+    role: Option<&'a str>,
+    name: Option<&'a str>,
+}
+
+/// Whether the agent is ready; the name of its default backend.
+async fn readiness(report: &mut Report, client: &Client) -> Option<String> {
+    match client.readiness().await {
+        Ok(health) if health.missing.is_empty() => {
+            report.ok("agent", "ready");
+            Some(health.backend)
+        }
+        Ok(health) => {
+            report
+                .fail(
+                    "agent",
+                    "agent_not_ready",
+                    format!("the agent of this node is not ready: it waits for {}", health.missing.join(", ")),
+                )
+                .next("kubectl -n latchkey logs ds/latchkey-agent")
+                .next("kubectl -n latchkey exec ds/latchkey-agent -- /usr/bin/latchkey-agent check --config /etc/latchkey/config.toml");
+            None
+        }
+        Err(ClientError::Refused(refusal)) => {
+            report
+                .refused("agent", "refused", &refusal)
+                .next("if a header is required: latchkey --header NAME, or LATCHKEY_HEADER=NAME");
+            None
+        }
+        Err(error) => {
+            report.unanswered("agent", &error);
+            None
+        }
+    }
+}
+
+/// Who the agent says this is.
+async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
+    let error = match client.identity().await {
+        Ok(identity) => {
+            let Identity {
+                namespace,
+                pod,
+                service_account,
+                node,
+                ..
+            } = &identity;
+            report.ok(
+                "attestation",
+                format!("pod {namespace}/{pod}, service account {service_account}, node {node}"),
+            );
+            if identity.host_network {
+                report
+                    .note(
+                        "network",
+                        "host_network",
+                        "this pod uses the node's network (hostNetwork): `latchkey proxy` does not start here, since every process of the node could ask it",
+                    )
+                    .next("use the socket itself, or give the pod a network of its own");
+            }
+            return Some(identity);
+        }
+        Err(error) => error,
+    };
+    let Some(refusal) = error.refusal() else {
+        report.unanswered("attestation", &error);
+        return None;
+    };
+    match refusal.code {
+        Code::NotAttested if refusal.message.contains("ephemeral container") => {
+            report
+                .refused("attestation", "ephemeral_container", refusal)
+                .next("kubectl exec -it POD -c CONTAINER -- latchkey doctor");
+        }
+        Code::NotAttested => {
+            report
+                .refused("attestation", "not_attested", refusal)
+                .next("this is for containers of this node's pods: not for a shell of the node, a static pod, or a pod that has ended")
+                .next("why exactly stands as `reason` in the audit line of the request; the agent's operator can read it");
+        }
+        Code::Busy => over_limit(report, refusal),
+        Code::Unavailable if refusal.step == Some(Step::Role) => {
+            report.refused("role", "api_server", refusal);
+        }
+        Code::Unavailable => {
+            report
+                .refused("attestation", "pod_not_known", refusal)
+                .next("a pod that has just started is known within seconds; if it lasts, the agent cannot ask the API server")
+                .next("kubectl -n latchkey logs ds/latchkey-agent");
+        }
+        _ => {
+            report.refused("attestation", "refused", refusal);
+        }
+    }
+    None
+}
+
+fn over_limit(report: &mut Report, refusal: &Refusal) {
+    report
+        .refused("limits", "over_limit", refusal)
+        .next("keep connections and reuse them; ask for many names with one batchGet; end waits that nobody needs")
+        .next("the limits are the agent's: limits.connections_per_pod, limits.in_flight_per_pod, limits.requests_per_second_per_pod");
+}
+
+impl Case<'_> {
+    /// Reads the secret, or, where none is named, tries whether the role can be taken on by asking for one name.
+    async fn read(&self, report: &mut Report, client: &Client) {
+        let outcome = match self.name {
+            Some(name) => {
+                let ask = Ask {
+                    backend: Some(self.backend),
+                    fresh: true,
+                    ..Ask::latest(name)
+                };
+                client.read(&ask).await.map(|secret| {
+                    format!(
+                        "{name} has {} bytes, version {}",
+                        secret.value.len(),
+                        secret.version
+                    )
+                })
+            }
+            None => {
+                let ask = ListAsk {
+                    backend: Some(self.backend),
+                    limit: Some(1),
+                    cursor: None,
+                };
+                let any = client.list(&ask).await;
+                any.map(|_| "the role may list names; `latchkey doctor NAME` reads one".to_owned())
+            }
+        };
+        match outcome {
+            Ok(text) => {
+                report.ok("exchange", "the cloud gives this pod its role");
+                report.ok("secret", text);
+            }
+            Err(ClientError::Refused(refusal)) => self.explain(report, &refusal),
+            Err(error) => {
+                report.unanswered("secret", &error);
+            }
+        }
+    }
+
+    fn explain(&self, report: &mut Report, refusal: &Refusal) {
+        let Identity {
+            namespace,
+            service_account,
+            ..
+        } = self.identity;
+        match (refusal.code, refusal.step) {
+            (Code::Busy, _) => over_limit(report, refusal),
+            (Code::NoRole, _) => {
+                let names_one = !refusal.message.contains("names no");
+                let cause = if names_one { "wrong_role" } else { "no_role" };
+                report
+                    .refused("role", cause, refusal)
+                    .next(format!(
+                        "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
+                    ))
+                    .next(self.annotate());
+            }
+            (_, Some(Step::Attestation)) => {
+                report.refused("attestation", "not_attested", refusal);
+            }
+            (_, Some(Step::Role)) => {
+                report.refused("role", "api_server", refusal);
+            }
+            (Code::Throttled, Some(Step::Exchange)) => {
+                report.refused("exchange", "throttled", refusal);
+            }
+            (Code::Unavailable, Some(Step::Exchange)) => {
+                report
+                    .refused("exchange", "token_service_unreachable", refusal)
+                    .next("from the node, not from this pod: its network, DNS, proxy and clock; kubectl -n latchkey logs ds/latchkey-agent");
+            }
+            (_, Some(Step::Exchange)) => {
+                let finding = report.refused("exchange", "role_refused", refusal);
+                finding.next(format!(
+                    "the token says: sub is system:serviceaccount:{namespace}:{service_account}"
+                ));
+                if let Some(role) = self.role.and_then(aws_role_name) {
+                    finding
+                        .next(format!("aws iam get-role --role-name {role} --query Role.AssumeRolePolicyDocument"))
+                        .next("aws iam list-open-id-connect-providers");
+                }
+            }
+            (code, Some(Step::Secret)) => {
+                report.ok("exchange", "the cloud gives this pod its role");
+                self.explain_secret(report, code, refusal);
+            }
+            (Code::Timeout, _) => {
+                report
+                    .refused("secret", "timeout", refusal)
+                    .next("the cloud answers too slowly, or not at all: kubectl -n latchkey logs ds/latchkey-agent");
+            }
+            _ => {
+                report.refused("secret", "refused", refusal);
+            }
+        }
+    }
+
+    fn explain_secret(&self, report: &mut Report, code: Code, refusal: &Refusal) {
+        let finding = match (code, self.name) {
+            // That it may not list is no fault: hardly any role may.
+            (Code::Denied | Code::NotFound | Code::InvalidRequest, None) => {
+                report
+                    .note(
+                        "secret",
+                        "not_tried",
+                        "no name was given, and the role may not list names",
+                    )
+                    .next("latchkey doctor NAME");
+                return;
+            }
+            (Code::Denied, Some(_)) => report.refused("secret", "secret_refused", refusal),
+            (Code::NotFound, Some(_)) => report.refused("secret", "no_such_secret", refusal),
+            (Code::Throttled, _) => {
+                report.refused("secret", "throttled", refusal);
+                return;
+            }
+            (Code::Unavailable, _) => {
+                report
+                    .refused("secret", "vault_unreachable", refusal)
+                    .next("from the node, not from this pod: its network, DNS and proxy; kubectl -n latchkey logs ds/latchkey-agent");
+                return;
+            }
+            _ => {
+                report.refused("secret", "refused", refusal);
+                return;
+            }
+        };
+        let role = self.role.and_then(aws_role_name);
+        match (code, role, self.name) {
+            (Code::Denied, Some(role), _) => {
+                finding
+                    .next(format!("aws iam list-role-policies --role-name {role}; aws iam list-attached-role-policies --role-name {role}"));
+            }
+            (Code::NotFound, Some(_), Some(name)) => {
+                finding
+                    .next(format!("aws secretsmanager describe-secret --secret-id {name} --region REGION"))
+                    .next("if it is in another region: annotate the service account with latchkey.dev/aws-region");
+            }
+            _ => {}
+        }
+    }
+
+    /// How to name a role, in the words of the backend's cloud.
+    fn annotate(&self) -> String {
+        let Identity {
+            namespace,
+            service_account,
+            ..
+        } = self.identity;
+        let annotation = match self.backend {
+            "azure" => "azure.workload.identity/client-id=CLIENT_ID",
+            "gcp" => "iam.gke.io/gcp-service-account=NAME@PROJECT.iam.gserviceaccount.com",
+            _ => "eks.amazonaws.com/role-arn=arn:aws:iam::ACCOUNT:role/ROLE",
+        };
+        format!(
+            "kubectl -n {namespace} annotate --overwrite serviceaccount {service_account} {annotation}"
+        )
+    }
+}
+
+/// The name in the ARN of an IAM role, without its path.
+fn aws_role_name(role: &str) -> Option<&str> {
+    let (_, path) = role.strip_prefix("arn:")?.split_once(":role/")?;
+    path.rsplit('/').next()
+}

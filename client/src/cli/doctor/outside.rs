@@ -1,0 +1,169 @@
+//! From a workstation: a pod and what it needs, by what `kubectl get -o json` shows.
+
+mod account;
+mod agent;
+mod pod;
+
+use super::report::Report;
+use crate::cli::failure::Failure;
+use serde_json::Value as Json;
+use std::ffi::OsStr;
+use std::io;
+use std::process::{Command, Stdio};
+
+/// A pod by its namespace and name.
+#[derive(Clone, Debug)]
+pub(super) struct PodName {
+    pub(super) namespace: String,
+    pub(super) name: String,
+}
+
+/// kubectl, with the context to use.
+#[derive(Debug)]
+struct Kubectl<'a> {
+    context: Option<&'a str>,
+}
+
+/// What kubectl could not give.
+#[derive(Debug)]
+enum Missing {
+    /// There is no such object.
+    Object,
+    /// kubectl failed; its own words.
+    Failed(String),
+}
+
+/// Looks at the pod and what it needs.
+pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, Failure> {
+    let kubectl = Kubectl { context };
+    let mut report = Report::default();
+    let PodName { namespace, name } = name;
+    let pod = match kubectl.get(&["pod", name, "--namespace", namespace])? {
+        Ok(pod) => pod,
+        Err(Missing::Object) => {
+            report
+                .fail(
+                    "pod",
+                    "no_such_pod",
+                    format!("there is no pod {namespace}/{name}"),
+                )
+                .next(format!("kubectl --namespace {namespace} get pods"));
+            return Ok(report);
+        }
+        Err(Missing::Failed(words)) => return Err(Failure::other(format!("kubectl: {words}"))),
+    };
+    pod::examine(&mut report, &pod);
+    account::examine(&mut report, &kubectl, namespace, &pod)?;
+    agent::examine(&mut report, &kubectl, &pod)?;
+    if !report.has_failed() {
+        report
+            .note(
+                "inside",
+                "look_inside",
+                "from here nothing is missing; the rest shows inside the pod",
+            )
+            .next(format!(
+                "kubectl --namespace {namespace} exec {name} -- latchkey doctor SECRET"
+            ));
+    }
+    Ok(report)
+}
+
+// === impl PodName ===
+
+impl PodName {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some((namespace, name))
+                if !namespace.is_empty()
+                    && !name.is_empty()
+                    && !name.contains('/')
+                    && !namespace.starts_with('-')
+                    && !name.starts_with('-') =>
+            {
+                Ok(Self {
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                })
+            }
+            _ => Err("write NAMESPACE/NAME".to_owned()),
+        }
+    }
+}
+
+// === impl Kubectl ===
+
+impl Kubectl<'_> {
+    /// The object that `kubectl get` prints. That kubectl itself cannot be run is a failure of the whole.
+    fn get(&self, what: &[&str]) -> Result<Result<Json, Missing>, Failure> {
+        let (good, stdout, stderr) = self.run([&["get"], what, &["--output", "json"]].concat())?;
+        if !good {
+            let missing = if stderr.contains("NotFound") {
+                Missing::Object
+            } else {
+                Missing::Failed(stderr.trim().replace('\n', "; "))
+            };
+            return Ok(Err(missing));
+        }
+        let object = serde_json::from_str(&stdout)
+            .map_err(|error| Missing::Failed(format!("its answer is no JSON: {error}")));
+        Ok(object)
+    }
+
+    /// Whether somebody may do something; nothing if that cannot be said.
+    fn may(&self, what: &[&str]) -> Result<Option<bool>, Failure> {
+        let (_, stdout, _) = self.run([&["auth", "can-i"], what].concat())?;
+        Ok(match stdout.trim() {
+            "yes" => Some(true),
+            "no" => Some(false),
+            _ => None,
+        })
+    }
+
+    fn run(&self, arguments: Vec<&str>) -> Result<(bool, String, String), Failure> {
+        let mut command = Command::new("kubectl");
+        if let Some(context) = self.context {
+            command.args([OsStr::new("--context"), OsStr::new(context)]);
+        }
+        let output = command
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => {
+                    Failure::other("kubectl is not in PATH: --pod looks at the cluster through it")
+                }
+                _ => Failure::other(format!("cannot run kubectl: {error}")),
+            })?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Ok((
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        ))
+    }
+}
+
+/// The text at a pointer (RFC 6901), or `""`.
+fn text<'a>(object: &'a Json, pointer: &str) -> &'a str {
+    object
+        .pointer(pointer)
+        .and_then(Json::as_str)
+        .unwrap_or_default()
+}
+
+/// The elements of the array at a pointer.
+fn list<'a>(object: &'a Json, pointer: &str) -> impl Iterator<Item = &'a Json> {
+    object
+        .pointer(pointer)
+        .and_then(Json::as_array)
+        .into_iter()
+        .flatten()
+}
+
+/// The annotation, trimmed, if it says something.
+fn annotation<'a>(object: &'a Json, key: &str) -> Option<&'a str> {
+    let annotations = object.pointer("/metadata/annotations")?;
+    let value = annotations.get(key)?.as_str()?.trim();
+    (!value.is_empty()).then_some(value)
+}

@@ -1,0 +1,168 @@
+//! The agent of the pod's node: whether there is one, whether it is ready, and whether it may act for the pod.
+
+use super::super::report::Report;
+use super::{Kubectl, Missing, list, text};
+use crate::cli::failure::Failure;
+use serde_json::Value as Json;
+
+const STEP: &str = "agent";
+
+/// By which the agent's pods are found.
+const LABELS: &str = "app.kubernetes.io/name=latchkey,app.kubernetes.io/component=agent";
+
+/// The CSI driver that mounts the agent's directory.
+const DRIVER: &str = "csi.latchkey.dev";
+
+pub(super) fn examine(
+    report: &mut Report,
+    kubectl: &Kubectl<'_>,
+    pod: &Json,
+) -> Result<(), Failure> {
+    driver(report, kubectl, pod)?;
+    let node = text(pod, "/spec/nodeName");
+    if node.is_empty() {
+        return Ok(());
+    }
+    let all = kubectl.get(&["pods", "--all-namespaces", "--selector", LABELS])?;
+    let all = match all {
+        Ok(all) => all,
+        Err(Missing::Object) => Json::Null,
+        Err(Missing::Failed(words)) => {
+            report.note(
+                STEP,
+                "not_looked",
+                format!("the agent's pods cannot be looked at: {words}"),
+            );
+            return Ok(());
+        }
+    };
+    let mut here: Vec<&Json> = list(&all, "/items")
+        .filter(|agent| text(agent, "/spec/nodeName") == node)
+        .collect();
+    // During an upgrade there are two; the one that serves counts.
+    here.sort_by_key(|agent| !is_ready(agent));
+    let Some(agent) = here.first() else {
+        let elsewhere = list(&all, "/items").count();
+        report
+            .fail(
+                STEP,
+                "agent_absent",
+                format!("no agent runs on node {node} (on other nodes: {elsewhere})"),
+            )
+            .next("kubectl get daemonsets --all-namespaces --selector app.kubernetes.io/name=latchkey")
+            .next(format!("kubectl describe node {node} shows its taints, labels and kind: the DaemonSet must fit them"));
+        return Ok(());
+    };
+    let (namespace, name) = (
+        text(agent, "/metadata/namespace"),
+        text(agent, "/metadata/name"),
+    );
+    if is_ready(agent) {
+        report.ok(STEP, format!("{namespace}/{name} is ready on node {node}"));
+        may_act(report, kubectl, agent, pod)?;
+    } else {
+        report
+            .fail(
+                STEP,
+                "agent_not_ready",
+                format!(
+                    "{namespace}/{name} on node {node} is not ready{}",
+                    why(agent)
+                ),
+            )
+            .next(format!("kubectl --namespace {namespace} logs {name}"))
+            .next(format!(
+                "kubectl --namespace {namespace} describe pod {name}"
+            ));
+    }
+    Ok(())
+}
+
+fn is_ready(agent: &Json) -> bool {
+    list(agent, "/status/conditions").any(|condition| {
+        text(condition, "/type") == "Ready" && text(condition, "/status") == "True"
+    }) && text(agent, "/metadata/deletionTimestamp").is_empty()
+}
+
+/// What its container waits for, or how it ended.
+fn why(agent: &Json) -> String {
+    let reasons = list(agent, "/status/containerStatuses").find_map(|status| {
+        [
+            "/state/waiting/reason",
+            "/state/terminated/reason",
+            "/lastState/terminated/reason",
+        ]
+        .iter()
+        .map(|pointer| text(status, pointer))
+        .find(|reason| !reason.is_empty())
+    });
+    reasons.map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+/// Whether the namespace lets the agent issue tokens for the pod's account.
+fn may_act(
+    report: &mut Report,
+    kubectl: &Kubectl<'_>,
+    agent: &Json,
+    pod: &Json,
+) -> Result<(), Failure> {
+    let account = match text(pod, "/spec/serviceAccountName") {
+        "" => "default",
+        name => name,
+    };
+    let namespace = text(pod, "/metadata/namespace");
+    let agents = format!(
+        "system:serviceaccount:{}:{}",
+        text(agent, "/metadata/namespace"),
+        text(agent, "/spec/serviceAccountName")
+    );
+    let token = format!("serviceaccounts/{account}");
+    let may = kubectl.may(&[
+        "create",
+        &token,
+        "--subresource",
+        "token",
+        "--namespace",
+        namespace,
+        "--as",
+        &agents,
+    ])?;
+    match may {
+        Some(true) => report.ok(
+            "tokens",
+            format!("the agent may issue tokens for {namespace}/{account}"),
+        ),
+        Some(false) => {
+            report
+                .fail(
+                    "tokens",
+                    "token_forbidden",
+                    format!("the namespace {namespace} does not let the agent issue tokens for {account}"),
+                )
+                .next(format!("a Role with resources: [serviceaccounts/token], resourceNames: [{account}], verbs: [create], bound to {agents}"));
+        }
+        None => {
+            report.note(
+                "tokens",
+                "not_looked",
+                "whether the agent may issue tokens for the account cannot be asked: that needs the right to impersonate it",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A pod with the driver's volume does not start where there is no driver.
+fn driver(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> Result<(), Failure> {
+    let uses = list(pod, "/spec/volumes").any(|volume| text(volume, "/csi/driver") == DRIVER);
+    if uses && let Err(Missing::Object) = kubectl.get(&["csidriver", DRIVER])? {
+        report
+            .fail(
+                "volume",
+                "no_driver",
+                format!("the pod's volume is of the CSI driver {DRIVER}, which the cluster does not have"),
+            )
+            .next("install the driver with the agent, or mount the directory as a hostPath");
+    }
+    Ok(())
+}

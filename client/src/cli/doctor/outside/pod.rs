@@ -1,0 +1,231 @@
+//! The pod itself: whether it runs, and how it mounts the agent's directory.
+
+use super::super::report::Report;
+use super::{annotation, list, text};
+use serde_json::Value as Json;
+
+/// The agent's directory on a node, and where a container is to have it.
+const DIRECTORY: &str = "/run/latchkey";
+
+/// The CSI driver that mounts it, too.
+const DRIVER: &str = "csi.latchkey.dev";
+
+/// By which a static pod is known.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// How a volume has to do with the agent's directory.
+enum Kind {
+    /// It is the directory.
+    Directory,
+    /// It is the socket's file.
+    File,
+    /// It has nothing to do with it.
+    Other,
+}
+
+pub(super) fn examine(report: &mut Report, pod: &Json) {
+    phase(report, pod);
+    if volume(report, pod) {
+        mounts(report, pod);
+    }
+    network(report, pod);
+    let ephemeral: Vec<&str> = list(pod, "/spec/ephemeralContainers")
+        .map(|container| text(container, "/name"))
+        .collect();
+    if !ephemeral.is_empty() {
+        report.note(
+            "containers",
+            "ephemeral_container",
+            format!(
+                "ephemeral containers (kubectl debug) get no secrets: {}",
+                ephemeral.join(", ")
+            ),
+        );
+    }
+}
+
+fn phase(report: &mut Report, pod: &Json) {
+    let phase = text(pod, "/status/phase");
+    let node = text(pod, "/spec/nodeName");
+    if annotation(pod, MIRROR).is_some() {
+        report.fail(
+            "pod",
+            "static_pod",
+            "this is a static pod of its node: it has no service account, and gets no secrets",
+        );
+    } else if matches!(phase, "Succeeded" | "Failed") {
+        report.fail(
+            "pod",
+            "pod_ended",
+            format!("the pod has ended: its phase is {phase}"),
+        );
+    } else if node.is_empty() {
+        report
+            .fail("pod", "not_scheduled", "the pod has no node yet")
+            .next("kubectl describe pod shows why it is not scheduled");
+    } else {
+        report.ok("pod", format!("{}, on node {node}", phase.to_lowercase()));
+    }
+}
+
+/// Whether the pod has a volume that is the agent's directory.
+fn volume(report: &mut Report, pod: &Json) -> bool {
+    let mut file = None;
+    for volume in list(pod, "/spec/volumes") {
+        match kind(volume) {
+            Kind::Directory => {
+                let name = text(volume, "/name");
+                let how = if text(volume, "/csi/driver") == DRIVER {
+                    "the CSI driver's"
+                } else {
+                    "a hostPath"
+                };
+                report.ok("volume", format!("{name} is the agent's directory ({how})"));
+                return true;
+            }
+            Kind::File => file = Some(text(volume, "/name")),
+            Kind::Other => {}
+        }
+    }
+    let finding = match file {
+        Some(name) => report.fail(
+            "volume",
+            "file_mount",
+            format!("the volume {name} is the socket's file: a restarted agent makes a new socket, and the old one leads nowhere. Mount its directory"),
+        ),
+        None => report.fail(
+            "volume",
+            "no_mount",
+            format!("no volume of the pod is the agent's directory {DIRECTORY}"),
+        ),
+    };
+    finding
+        .next(format!(
+            "volumes: [{{name: latchkey, hostPath: {{path: {DIRECTORY}, type: Directory}}}}]"
+        ))
+        .next(format!(
+            "or: volumes: [{{name: latchkey, csi: {{driver: {DRIVER}, readOnly: true}}}}]"
+        ));
+    false
+}
+
+fn kind(volume: &Json) -> Kind {
+    if text(volume, "/csi/driver") == DRIVER {
+        return Kind::Directory;
+    }
+    let path = text(volume, "/hostPath/path").trim_end_matches('/');
+    let is_file = matches!(
+        text(volume, "/hostPath/type"),
+        "File" | "FileOrCreate" | "Socket"
+    );
+    if path == DIRECTORY && !is_file {
+        Kind::Directory
+    } else if path
+        .strip_prefix(DIRECTORY)
+        .is_some_and(|rest| rest.starts_with('/'))
+        || path == DIRECTORY
+    {
+        Kind::File
+    } else {
+        Kind::Other
+    }
+}
+
+/// Which containers have the volume, and how.
+fn mounts(report: &mut Report, pod: &Json) {
+    let volumes: Vec<&str> = list(pod, "/spec/volumes")
+        .filter(|volume| matches!(kind(volume), Kind::Directory))
+        .map(|volume| text(volume, "/name"))
+        .collect();
+    let mut with = Vec::new();
+    let all = list(pod, "/spec/containers").chain(list(pod, "/spec/initContainers"));
+    for container in all {
+        let name = text(container, "/name");
+        let Some(mount) =
+            list(container, "/volumeMounts").find(|mount| volumes.contains(&text(mount, "/name")))
+        else {
+            continue;
+        };
+        with.push(name);
+        let at = text(mount, "/mountPath").trim_end_matches('/');
+        if !text(mount, "/subPath").is_empty() || !text(mount, "/subPathExpr").is_empty() {
+            report
+                .fail(
+                    "mount",
+                    "file_mount",
+                    format!("the container {name} mounts the volume with subPath: a restarted agent makes a new socket there, which it will not see"),
+                )
+                .next(format!("volumeMounts: [{{name: {}, mountPath: {DIRECTORY}, readOnly: true}}]", volumes[0]));
+        } else if at != DIRECTORY && !has_variable(container) {
+            report
+                .fail(
+                    "mount",
+                    "other_path",
+                    format!(
+                        "the container {name} has the directory at {at}, where nobody looks for it"
+                    ),
+                )
+                .next(format!(
+                    "mount it at {DIRECTORY}, or set LATCHKEY_SOCKET={at}/agent.sock"
+                ));
+        }
+    }
+    if with.is_empty() {
+        report
+            .fail(
+                "mount",
+                "no_mount",
+                "no container of the pod mounts the volume",
+            )
+            .next(format!(
+                "volumeMounts: [{{name: {}, mountPath: {DIRECTORY}, readOnly: true}}]",
+                volumes[0]
+            ));
+    } else {
+        report.ok("mount", format!("in {}", with.join(", ")));
+    }
+}
+
+fn has_variable(container: &Json) -> bool {
+    list(container, "/env").any(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
+}
+
+/// A proxy on the node's own network does not start.
+fn network(report: &mut Report, pod: &Json) {
+    if pod.pointer("/spec/hostNetwork") != Some(&Json::Bool(true)) {
+        return;
+    }
+    let proxy = list(pod, "/spec/containers")
+        .chain(list(pod, "/spec/initContainers"))
+        .find(|container| is_proxy(container));
+    match proxy {
+        Some(container) => {
+            report
+                .fail(
+                    "network",
+                    "host_network_proxy",
+                    format!("the pod uses the node's network (hostNetwork), where `latchkey proxy` of the container {} does not start: every process of the node could ask it", text(container, "/name")),
+                )
+                .next("use the socket itself, or give the pod a network of its own");
+        }
+        None => {
+            report.note(
+                "network",
+                "host_network",
+                "the pod uses the node's network (hostNetwork): `latchkey proxy` would not start in it",
+            );
+        }
+    }
+}
+
+/// Whether a container runs `latchkey proxy`, by its command line.
+fn is_proxy(container: &Json) -> bool {
+    let words: Vec<&str> = ["/command", "/args"]
+        .iter()
+        .flat_map(|words| list(container, words))
+        .filter_map(Json::as_str)
+        .collect();
+    let names = |word: &&str| *word == "latchkey" || word.ends_with("/latchkey");
+    let in_image = text(container, "/image").contains("latchkey");
+    words.contains(&"proxy") && (words.iter().any(names) || in_image)
+}

@@ -1,0 +1,167 @@
+//! What has been looked at, and what was found: for a person, or as JSON.
+
+use crate::cli::failure::{OTHER, exit_of};
+use crate::cli::terminal::{BAD, DIM, GOOD};
+use crate::error::{ClientError, Refusal};
+use serde::Serialize;
+use std::io::{self, Write as _};
+
+/// What was found, in the order in which it was looked at.
+#[derive(Debug, Default)]
+pub(super) struct Report {
+    findings: Vec<Finding>,
+    exit: u8,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub(super) struct Finding {
+    /// What was looked at, in a word.
+    step: &'static str,
+    verdict: Verdict,
+    /// What was found, in a word that does not change; none if nothing is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cause: Option<&'static str>,
+    /// What was found, for a person.
+    text: String,
+    /// What to do or to type next.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    next: Vec<String>,
+    /// Under which the agent's log knows more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_id: Option<String>,
+}
+
+/// How it is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Verdict {
+    /// As it should be.
+    Ok,
+    /// It works, and something about it is to be known.
+    Note,
+    /// It does not work.
+    Fail,
+}
+
+// === impl Report ===
+
+impl Report {
+    /// Something is as it should be.
+    pub(super) fn ok(&mut self, step: &'static str, text: impl Into<String>) {
+        self.add(step, Verdict::Ok, None, text.into());
+    }
+
+    /// Something works, and is to be known.
+    pub(super) fn note(
+        &mut self,
+        step: &'static str,
+        cause: &'static str,
+        text: impl Into<String>,
+    ) -> &mut Finding {
+        self.add(step, Verdict::Note, Some(cause), text.into())
+    }
+
+    /// Something does not work.
+    pub(super) fn fail(
+        &mut self,
+        step: &'static str,
+        cause: &'static str,
+        text: impl Into<String>,
+    ) -> &mut Finding {
+        if self.exit == 0 {
+            self.exit = OTHER;
+        }
+        self.add(step, Verdict::Fail, Some(cause), text.into())
+    }
+
+    /// What the agent refused, in its own words; the exit code is that of the refusal.
+    pub(super) fn refused(
+        &mut self,
+        step: &'static str,
+        cause: &'static str,
+        refusal: &Refusal,
+    ) -> &mut Finding {
+        self.exit = exit_of(refusal.code);
+        let finding = self.fail(step, cause, &refusal.message);
+        if !refusal.request_id.is_empty() {
+            finding.request_id = Some(refusal.request_id.clone());
+        }
+        finding
+    }
+
+    /// A request without an answer that says why.
+    pub(super) fn unanswered(&mut self, step: &'static str, error: &ClientError) -> &mut Finding {
+        self.exit = crate::cli::failure::UNAVAILABLE;
+        self.fail(step, "no_answer", error.to_string())
+    }
+
+    /// Whether something does not work.
+    pub(super) fn has_failed(&self) -> bool {
+        self.exit != 0
+    }
+
+    /// The code that a script sees.
+    pub(super) fn exit(&self) -> u8 {
+        self.exit
+    }
+
+    pub(super) fn json(&self) -> String {
+        let findings = &self.findings;
+        let report = serde_json::json!({"healthy": !self.has_failed(), "findings": findings});
+        format!("{report:#}\n")
+    }
+
+    pub(super) fn print(&self) -> io::Result<()> {
+        let mut out = anstream::stdout().lock();
+        for finding in &self.findings {
+            let (colour, word) = match finding.verdict {
+                Verdict::Ok => (GOOD, "ok"),
+                Verdict::Note => (DIM, "note"),
+                Verdict::Fail => (BAD, "FAIL"),
+            };
+            let Finding { step, text, .. } = finding;
+            writeln!(out, "{colour}{word:<5}{colour:#}{step:<16}{text}")?;
+            for next in &finding.next {
+                writeln!(out, "{:<21}{DIM}>{DIM:#} {next}", "")?;
+            }
+            if let Some(id) = &finding.request_id {
+                writeln!(
+                    out,
+                    "{:<21}{DIM}the agent's log and audit trail know more about request {id}{DIM:#}",
+                    ""
+                )?;
+            }
+        }
+        out.flush()
+    }
+
+    fn add(
+        &mut self,
+        step: &'static str,
+        verdict: Verdict,
+        cause: Option<&'static str>,
+        text: String,
+    ) -> &mut Finding {
+        let place = self.findings.len();
+        self.findings.push(Finding {
+            step,
+            verdict,
+            cause,
+            text,
+            next: Vec::new(),
+            request_id: None,
+        });
+        &mut self.findings[place]
+    }
+}
+
+// === impl Finding ===
+
+impl Finding {
+    /// Adds what to do or to type next.
+    pub(super) fn next(&mut self, what: impl Into<String>) -> &mut Self {
+        self.next.push(what.into());
+        self
+    }
+}

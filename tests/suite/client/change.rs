@@ -1,0 +1,377 @@
+//! What follows a rotation: `exec --on-change` and `render --watch`.
+
+use super::{Client, can_run};
+use nix::sys::signal::Signal;
+use std::fs;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::time::Duration;
+use testkit::aws::{Behaviour, Fault, Operation};
+use testkit::sandbox::{CANARY, password};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::time::{sleep, timeout};
+
+const PATIENCE: Duration = Duration::from_secs(40);
+
+/// A command that stays.
+struct Staying {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Staying {
+    fn start(mut command: Command) -> Self {
+        let mut child = command.spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
+        Self { child, lines }
+    }
+
+    async fn line(&mut self) -> String {
+        let line = timeout(PATIENCE, self.lines.next_line()).await;
+        line.expect("a line in time")
+            .expect("its stdout")
+            .unwrap_or_else(|| "END".into())
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = self
+            .child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .expect("a pid");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("a signal");
+    }
+
+    /// Its exit code, and what it said.
+    async fn end(mut self) -> (Option<i32>, String) {
+        let status = timeout(PATIENCE, self.child.wait())
+            .await
+            .expect("it ends")
+            .expect("a status");
+        let mut said = String::new();
+        let mut stderr = self.child.stderr.take().expect("its stderr");
+        stderr.read_to_string(&mut said).await.expect("its stderr");
+        (status.code(), said)
+    }
+}
+
+#[tokio::test]
+async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let reads = || {
+        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+        client.sandbox.aws.calls_where(read).len()
+    };
+    // The program ends in its own time when it is told to, and leaves an orphan behind.
+    let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo hup' HUP; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
+    let arguments = [
+        "exec",
+        "--on-change",
+        "test/database-password=DB",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut staying = Staying::start(client.command(&arguments));
+    let first = staying.line().await;
+    assert!(
+        first.starts_with("begins ") && first.ends_with(&password("test")),
+        "{first}"
+    );
+    let supervisor = staying.child.id().expect("a pid");
+    for process in [
+        supervisor.to_string(),
+        first.split(' ').nth(1).expect("a pid").to_owned(),
+    ] {
+        let arguments =
+            fs::read_to_string(format!("/proc/{process}/cmdline")).expect("its arguments");
+        assert!(!arguments.contains(CANARY), "{arguments:?}");
+    }
+    staying.signal(Signal::SIGHUP);
+    assert_eq!(staying.line().await, "hup");
+    // The batch has read it, and the wait has begun.
+    let waiting = async {
+        while reads() < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, waiting).await.expect("it is watched");
+    client.sandbox.secret("test/database-password", "rotated");
+    assert!(staying.line().await.starts_with("ends "));
+    let second = staying.line().await;
+    assert!(
+        second.starts_with("begins ") && second.ends_with(" rotated"),
+        "{second}"
+    );
+    assert_ne!(first.split(' ').nth(1), second.split(' ').nth(1));
+    // What is sent to the supervisor is the program's, and its exit code is the program's.
+    staying.signal(Signal::SIGTERM);
+    assert!(staying.line().await.starts_with("ends "));
+    let (code, said) = staying.end().await;
+    assert_eq!(code, Some(3), "{said}");
+    assert_eq!(said, "latchkey: test/database-password has changed\n");
+}
+
+#[tokio::test]
+async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there_are_no_new_ones() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let script = r#"trap 'echo usr1' USR1; echo "begins $DB"; while :; do sleep 0.05; done"#;
+    let exec = |more: &[&'static str]| {
+        let arguments = [
+            &["exec", "--on-change"][..],
+            more,
+            &["test/database-password=DB", "--", "sh", "-c", script],
+        ]
+        .concat();
+        Staying::start(client.command(&arguments))
+    };
+    let mut signalled = exec(&["--signal", "USR1"]);
+    let mut anew = exec(&["--grace", "1s"]);
+    assert!(signalled.line().await.starts_with("begins "));
+    assert!(anew.line().await.starts_with("begins "));
+    let watched = async {
+        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+        while client.sandbox.aws.calls_where(read).len() < 4 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, watched).await.expect("both watch");
+    client.sandbox.secret("test/database-password", "rotated");
+    assert_eq!(signalled.line().await, "usr1");
+    let again = anew.line().await;
+    assert_eq!(again, "begins rotated");
+    for (mut staying, signal, code) in [
+        (signalled, Signal::SIGKILL, None),
+        (anew, Signal::SIGTERM, Some(143)),
+    ] {
+        staying.signal(signal);
+        if signal == Signal::SIGTERM {
+            assert_eq!(staying.line().await, "END");
+        }
+        drop(staying.lines);
+        let status = timeout(PATIENCE, staying.child.wait())
+            .await
+            .expect("it ends")
+            .expect("a status");
+        assert_eq!(status.code(), code);
+    }
+}
+
+#[tokio::test]
+async fn a_supervisor_whose_program_does_not_start_ends_as_it_would_without() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let with = ["exec", "--on-change", "test/database-password=DB", "--"];
+    let run = async |command: &[&str]| client.run(&[&with[..], command].concat()).await;
+    run(&["no-such-program"])
+        .await
+        .failed(127, "no-such-program");
+    assert_eq!(run(&["sh", "-c", "exit 9"]).await.code, Some(9));
+    assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).await.code, Some(137));
+    client
+        .run(&["exec", "--on-change", "test/none", "--", "true"])
+        .await
+        .failed(3, "test/none");
+    client
+        .run(&["exec", "--signal", "HUP", "test/none", "--", "true"])
+        .await
+        .is_usage();
+    client
+        .run(&[
+            "exec",
+            "--on-change",
+            "--signal",
+            "NOPE",
+            "test/none",
+            "--",
+            "true",
+        ])
+        .await
+        .is_usage();
+}
+
+fn file(client: &Client, name: &str, text: &str) -> PathBuf {
+    let path = client.sandbox.directory().join(name);
+    fs::write(&path, text).expect("a file");
+    path
+}
+
+#[tokio::test]
+async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    client
+        .sandbox
+        .secret("test/json", r#"{"user":"u","pw":"<p&'\"@/ >"}"#);
+    let text = "a={{ secret(\"test/json\", key=\"pw\") }}\nb={{ secret(\"test/json\", key=\"pw\") | urlencode }}\nc={{ secret(\"test/json\", key=\"user\") | tojson }}\n{% if secret(\"test/database-password\") %}d{% endif %}\n\n";
+    let template = file(&client, "app.j2", text);
+    let template = template.to_str().expect("a path");
+    let right = "a=<p&'\"@/ >\nb=%3Cp%26%27%22%40%2F%20%3E\nc=\"u\"\nd\n\n".replace("%2F", "/");
+    let rendered = client.run(&["render", template]).await;
+    assert_eq!(rendered.printed(), right);
+    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+    assert_eq!(client.sandbox.aws.calls_where(read).len(), 3);
+    let out = file(&client, "app.conf", "old");
+    fs::set_permissions(&out, fs::Permissions::from_mode(0o666)).expect("its mode");
+    let path = out.to_str().expect("a path");
+    assert_eq!(
+        client
+            .run(&["render", template, "--out", path])
+            .await
+            .printed(),
+        ""
+    );
+    assert_eq!(fs::read_to_string(&out).expect("the file"), right);
+    assert_eq!(fs::metadata(&out).expect("the file").mode() & 0o7777, 0o600);
+}
+
+#[tokio::test]
+async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let out = file(&client, "app.conf", "old");
+    let out = out.to_str().expect("a path");
+    client.sandbox.secret("test/binary", "x");
+    for (text, code, words) in [
+        (
+            "\n{{ secret(\"test/none\") }}",
+            3,
+            "app.j2:2: test/none: there is no such secret",
+        ),
+        ("{{ secret(\"prod/x\") }}", 4, "app.j2:1: prod/x: "),
+        ("a\nb\n{{ secret( }}", 1, "app.j2:3: "),
+        ("{% if %}", 1, "app.j2:1: "),
+        ("{{ nothing }}", 1, "app.j2:1: undefined value"),
+        ("{{ sercet(\"x\") }}", 1, "sercet"),
+        (
+            "{{ secret(\"test/database-password\", keys=\"k\") }}",
+            1,
+            "keys",
+        ),
+        (
+            "{{ secret(\"test/database-password\") | int }}",
+            1,
+            "app.j2:1: ",
+        ),
+        (
+            "{{ secret(\"test/database-password\") + 1 }}",
+            1,
+            "app.j2:1: ",
+        ),
+    ] {
+        let template = file(&client, "app.j2", text);
+        let template = template.to_str().expect("a path");
+        let ended = client.run(&["render", template, "--out", out]).await;
+        ended.failed(code, words);
+        assert!(!ended.stderr.contains(CANARY), "{ended:?}");
+        assert_eq!(fs::read_to_string(out).expect("the file"), "old");
+    }
+    client
+        .run(&["render", "/no/such/template", "--out", out])
+        .await
+        .failed(1, "/no/such/template: ");
+    client
+        .run(&["render", "/no/such/template", "--watch"])
+        .await
+        .is_usage();
+    client
+        .run(&["render", "x", "--out", out, "--watch", "--signal", "HUP"])
+        .await
+        .is_usage();
+    let left = fs::read_dir(client.sandbox.directory()).expect("the directory");
+    assert!(!left.flatten().any(|entry| {
+        entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(".latchkey-")
+    }));
+}
+
+#[tokio::test]
+async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is_signalled() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let template = file(
+        &client,
+        "app.j2",
+        "pw={{ secret(\"test/database-password\") }}\n",
+    );
+    let out = client.sandbox.directory().join("app.conf");
+    let reader = file(
+        &client,
+        "reader.sh",
+        "trap 'echo hup' HUP; echo $$; while :; do sleep 0.05; done",
+    );
+    let mut command = Command::new("sh");
+    command
+        .arg(reader)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .kill_on_drop(true);
+    let mut reader = Staying::start(command);
+    let pid_file = file(&client, "pid", &format!("{}\n", reader.line().await));
+    let path = |path: &PathBuf| path.to_str().expect("a path").to_owned();
+    let arguments = [
+        "render",
+        &path(&template),
+        "--out",
+        &path(&out),
+        "--watch",
+        "--signal",
+        "hup",
+        "--pid-file",
+        &path(&pid_file),
+    ];
+    let mut watching = client.command(&arguments).spawn().expect("it starts");
+    let contents = async |right: &str| {
+        let seen = async {
+            while fs::read_to_string(&out).unwrap_or_default() != right {
+                assert!(fs::metadata(&out).map_or(0, |there| there.mode() & 0o077) == 0);
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, seen).await.expect("it is rendered");
+    };
+    contents(&format!("pw={}\n", password("test"))).await;
+    let watched = async {
+        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+        while client.sandbox.aws.calls_where(read).len() < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, watched).await.expect("it watches");
+    // An outage in between is waited out, and the file stays.
+    let outage = Fault::on(Operation::GetSecretValue, Behaviour::ServiceUnavailable);
+    let outage = client.sandbox.aws.fault(outage.times(1));
+    client.sandbox.secret("test/database-password", "rotated");
+    contents("pw=rotated\n").await;
+    assert_eq!(reader.line().await, "hup");
+    drop(outage);
+    assert!(watching.try_wait().expect("a status").is_none());
+    let pid = watching
+        .id()
+        .and_then(|pid| i32::try_from(pid).ok())
+        .expect("a pid");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).expect("a signal");
+    let status = timeout(PATIENCE, watching.wait())
+        .await
+        .expect("it ends")
+        .expect("a status");
+    assert_eq!(status.code(), Some(0));
+}
