@@ -43,6 +43,8 @@ pub(crate) struct Account {
 /// The annotations of a service account, and of its namespace where those stand for it.
 #[derive(Debug, Default)]
 pub(crate) struct Annotations {
+    /// The namespace and the name of the service account.
+    owner: (String, String),
     account: BTreeMap<String, String>,
     namespace: BTreeMap<String, String>,
 }
@@ -107,6 +109,12 @@ impl Annotations {
             })
     }
 
+    /// Whose they are: the namespace and the name of the service account.
+    pub(crate) fn owner(&self) -> (&str, &str) {
+        (&self.owner.0, &self.owner.1)
+    }
+
+    /// Those of the service account `app` in the namespace `test`.
     #[cfg(test)]
     pub(crate) fn of(account: &[(&str, &str)], namespace: &[(&str, &str)]) -> Self {
         let map = |pairs: &[(&str, &str)]| {
@@ -116,6 +124,7 @@ impl Annotations {
                 .collect()
         };
         Self {
+            owner: ("test".to_owned(), "app".to_owned()),
             account: map(account),
             namespace: map(namespace),
         }
@@ -251,6 +260,7 @@ impl Accounts {
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let account = within(accounts.get(name)).await?;
         let annotations = Annotations {
+            owner: (namespace.to_owned(), name.to_owned()),
             account: account.metadata.annotations.unwrap_or_default(),
             namespace: if self.with_namespace {
                 let namespaces = Api::<Namespace>::all(self.client.clone());

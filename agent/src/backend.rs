@@ -3,6 +3,7 @@
 
 mod aws;
 pub mod dashes;
+mod gcp;
 
 use crate::account::Annotations;
 use crate::config::{BackendConfig, Config};
@@ -278,12 +279,16 @@ impl Backends {
     ///
     /// If one lacks what it needs, naming the key of the configuration.
     pub(crate) async fn open(config: &Config) -> Result<Self, String> {
+        let duration = config.sessions.duration;
         let mut rows = Vec::new();
         for (name, settings) in &config.backends {
             let name: Arc<str> = name.as_str().into();
             let backend: Arc<dyn Backend> = match settings {
                 BackendConfig::Aws(settings) => {
-                    Arc::new(aws::Aws::open(&name, settings, config.sessions.duration).await?)
+                    Arc::new(aws::Aws::open(&name, settings, duration).await?)
+                }
+                BackendConfig::Gcp(settings) => {
+                    Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
             };
             rows.push(Row { name, backend });

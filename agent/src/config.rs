@@ -5,6 +5,7 @@
 
 mod backends;
 mod fault;
+pub(crate) mod gcp;
 mod reader;
 mod settings;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use std::{
 use hyper::header::HeaderName;
 
 pub use self::fault::{Fault, Faults, Origin};
+pub use self::gcp::{GcpConfig, GcpProvider};
 use self::{reader::Reader, settings::Settings};
 
 /// Where the configuration lies when no other file is named.
@@ -149,6 +151,8 @@ pub struct Cache {
 pub enum BackendConfig {
     /// AWS Secrets Manager.
     Aws(AwsConfig),
+    /// Google Cloud Secret Manager.
+    Gcp(GcpConfig),
 }
 
 /// AWS Secrets Manager, and the STS before it.
@@ -471,7 +475,7 @@ impl Default for AwsConfig {
             prefix: String::new(),
             endpoint: None,
             sts_endpoint: None,
-            timeout: Duration::from_secs(3),
+            timeout: value::CALL_TIMEOUT,
         }
     }
 }

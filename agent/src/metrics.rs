@@ -9,6 +9,7 @@ use prometheus::{
 };
 use std::sync::OnceLock;
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 /// The upper bounds of a request's time, in seconds: from a cached answer to the deadline.
 const REQUEST_BUCKETS: [f64; 12] = [
@@ -50,6 +51,7 @@ pub(crate) struct Metrics {
     pub(crate) connections_refused: IntCounterVec,
     pub(crate) pods: IntGauge,
     pub(crate) audit_queue: IntGauge,
+    tasks: IntGauge,
 }
 
 #[derive(Debug, Default)]
@@ -184,6 +186,10 @@ impl Metrics {
                 "latchkey_audit_queue",
                 "Audit lines that wait to be written.",
             )?,
+            tasks: gauge(
+                "latchkey_tasks",
+                "Tasks of the agent's runtime that have not ended.",
+            )?,
             registry,
         })
     }
@@ -241,6 +247,8 @@ impl Metrics {
 
     /// The text that Prometheus reads.
     pub(crate) fn text(&self) -> Vec<u8> {
+        let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
+        self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         // Writing into memory fails only for a metric without a name.
         let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);

@@ -57,6 +57,14 @@ impl AgentSettings {
         self
     }
 
+    /// Leaves out what is set of a section.
+    #[must_use]
+    pub fn without(mut self, section: &str) -> Self {
+        let within = format!("{section}.");
+        self.keys.retain(|key, _| !key.starts_with(&within));
+        self
+    }
+
     /// Sets one variable of its environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl ToString) -> Self {

@@ -11,7 +11,6 @@
 mod call;
 mod fault;
 mod iam;
-mod listener;
 mod listing;
 mod policy;
 mod reply;
@@ -35,17 +34,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+pub use crate::fake::Gate;
 pub use call::{Call, Operation, TokenSeen};
-pub use fault::{Behaviour, Fault, FaultGuard, Gate};
+pub use fault::{Behaviour, Fault};
 pub use iam::RoleSpec;
 pub use policy::{PolicyError, read_and_list_policy, read_policy, trust_policy};
 pub use secret::SecretInput;
 
-use call::CallLog;
-use fault::Faults;
+use crate::fake::{CallLog, Faults, Listener};
 use iam::Iam;
-use listener::Listener;
 use secret::Store;
+
+/// A fault that is in force until it is cleared or this is dropped.
+pub type FaultGuard = crate::fake::FaultGuard<Fault>;
 
 /// What a fake AWS is like; [`FakeAwsConfig::default`] suits most tests.
 #[derive(Clone, Debug)]
@@ -86,8 +87,8 @@ struct State {
     config: FakeAwsConfig,
     iam: RwLock<Iam>,
     store: RwLock<Store>,
-    faults: Arc<Faults>,
-    calls: CallLog,
+    faults: Arc<Faults<Fault>>,
+    calls: CallLog<Call>,
     /// How far the fake's clock is from the machine's, in milliseconds.
     clock_offset: AtomicI64,
 }
@@ -153,8 +154,12 @@ impl FakeAws {
             clock_offset: AtomicI64::new(0),
             config,
         });
-        let bind =
-            |address, region| Listener::bind(address, Arc::clone(&state), region, ended.clone());
+        let bind = |address, region: Option<Arc<str>>| {
+            let state = Arc::clone(&state);
+            Listener::bind(address, ended.clone(), move |request| {
+                service::serve(Arc::clone(&state), region.clone(), request)
+            })
+        };
         let main = bind(state.config.listen, None)?;
         let mut pinned = BTreeMap::new();
         for region in &state.config.pinned_regions {

@@ -369,13 +369,22 @@ fn every_field_of_an_audit_line_is_explained() {
 fn every_error_that_a_page_quotes_is_one_of_the_agents() {
     let tree = Tree::read();
     let agent = tree.agent();
-    let page = tree.ending("docs/clouds/aws.md").next().expect("the page");
-    let rows = page.rows_with("text");
-    assert!(rows.len() > 25, "the page has lost its rows");
+    let pages = tree
+        .files
+        .iter()
+        .filter(|page| page.path.starts_with("docs/clouds/"));
+    let rows: Vec<Row> = pages.flat_map(|page| page.rows_with("text")).collect();
+    assert!(rows.len() > 50, "the pages have lost their rows");
     for row in rows {
         let quoted = spans_of(&row["text"]).concat();
         // Where the cloud cannot be reached, the agent puts whose answer it is before the text, and what to do behind.
-        let whose = ["the AWS token service ", "AWS Secrets Manager "];
+        let whose = [
+            "the AWS token service ",
+            "AWS Secrets Manager ",
+            "the Google token service ",
+            "Google's IAM credentials service ",
+            "Google Cloud Secret Manager ",
+        ];
         let text = whose.iter().find_map(|whose| quoted.strip_prefix(whose));
         let text = text.unwrap_or(&quoted).trim_end_matches("; try again");
         // What stands in angle brackets is filled in, in the agent by braces.
@@ -392,11 +401,13 @@ fn every_key_that_a_page_names_is_one_of_the_configuration() {
     let mut keys = BTreeSet::new();
     let mut section = String::new();
     for line in tree.text("deploy/config.toml").lines() {
+        // What is commented out has nothing between the mark and itself, unlike a comment.
+        let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();
             keys.insert(section.clone());
         } else if let Some((key, _)) = line.split_once(" = ")
-            && !line.starts_with('#')
+            && !line.starts_with(' ')
         {
             let dot = if section.is_empty() { "" } else { "." };
             keys.insert(format!("{section}{dot}{key}"));

@@ -4,6 +4,9 @@
 pub mod agent;
 pub mod aws;
 pub mod binaries;
+pub mod clouds;
+pub mod fake;
+pub mod gcp;
 pub mod jwt;
 pub mod kube;
 pub mod pid_namespace;

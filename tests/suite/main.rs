@@ -2,10 +2,12 @@
 
 mod attacks;
 mod aws;
+mod backends;
 mod cache;
 mod churn;
 mod client;
 mod disguises;
+mod gcp;
 mod handover;
 mod http;
 mod hygiene;

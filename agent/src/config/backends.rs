@@ -3,13 +3,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    AwsConfig, BackendConfig, Config,
+    AwsConfig, BackendConfig, Config, GcpConfig,
     reader::Reader,
     value::{self, Wrong},
 };
 
-/// The types that a backend can have by the contract but not in this version.
-const LATER: [&str; 4] = ["azure", "file", "gcp", "pass"];
+/// The types that a backend can have.
+const TYPES: [&str; 2] = ["aws", "gcp"];
+
+/// Those that it can have by the contract but not in this version.
+const LATER: [&str; 3] = ["azure", "file", "pass"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
 pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
@@ -29,10 +32,10 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
         let kind = match &written {
             Some(kind) => kind,
             // A backend that has the name of a type is of that type.
-            None if name == "aws" || LATER.contains(&name.as_str()) => &name,
+            None if TYPES.contains(&&*name) || LATER.contains(&&*name) => &name,
             None => {
                 if !reader.has_fault(&key) {
-                    let wrong = Wrong::new("is missing", "write type = \"aws\"");
+                    let wrong = Wrong::new("is missing", remedy());
                     reader.reject(origin, &key, wrong);
                 }
                 reader.close(&section);
@@ -41,16 +44,22 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
         };
         if reader.has_fault(&key) {
             reader.close(&section);
-        } else if kind == "aws" {
-            let aws = AwsConfig::read(reader, &section);
-            backends.insert(name, BackendConfig::Aws(aws));
+            continue;
+        }
+        let backend = match &**kind {
+            "aws" => Some(BackendConfig::Aws(AwsConfig::read(reader, &section))),
+            "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section))),
+            _ => None,
+        };
+        if let Some(backend) = backend {
+            backends.insert(name, backend);
         } else {
             let what = if LATER.contains(&kind.as_str()) {
                 "which is not in this version"
             } else {
                 "which is no type of backend"
             };
-            let wrong = Wrong::new(format!("is {kind:?}, {what}"), "use the type \"aws\"");
+            let wrong = Wrong::new(format!("is {kind:?}, {what}"), remedy());
             reader.reject(written.map_or(origin, |_| reader.origin(&key)), &key, wrong);
             reader.close(&section);
         }
@@ -78,14 +87,35 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
             ),
         );
     }
+    let deadline = config.limits.request_deadline;
     for (name, backend) in names {
-        let BackendConfig::Aws(aws) = backend;
-        aws.check(
-            reader,
-            &format!("backends.{name}"),
-            config.limits.request_deadline,
-        );
+        let section = format!("backends.{name}");
+        match backend {
+            BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
+            BackendConfig::Gcp(gcp) => gcp.check(reader, &section, deadline),
+        }
     }
+}
+
+/// Checks the timeout of a backend's calls against the request's deadline.
+pub(super) fn check_timeout(
+    reader: &mut Reader,
+    section: &str,
+    timeout: Duration,
+    deadline: Duration,
+) {
+    if timeout > deadline {
+        let key = format!("{section}.timeout");
+        reader.contradict(&key, "limits.request_deadline", || {
+            format!("must not be longer than that ({})", value::spell(deadline))
+        });
+    }
+}
+
+/// What to write where the type is missing or none.
+fn remedy() -> String {
+    let types = TYPES.map(|kind| format!("{kind:?}")).join(" or ");
+    format!("write type = {types}")
 }
 
 // === impl AwsConfig ===
@@ -116,21 +146,13 @@ impl AwsConfig {
                 value::endpoint,
                 None,
             ),
-            timeout: reader.read(
-                &key("timeout"),
-                value::duration(Duration::from_millis(10)..=Duration::from_secs(60)),
-                default.timeout,
-            ),
+            timeout: reader.read(&key("timeout"), value::call_timeout, default.timeout),
         }
     }
 
     fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
         let key = |name: &str| format!("{section}.{name}");
-        if self.timeout > deadline {
-            reader.contradict(&key("timeout"), "limits.request_deadline", || {
-                format!("must not be longer than that ({})", value::spell(deadline))
-            });
-        }
+        check_timeout(reader, section, self.timeout, deadline);
         match &self.region {
             None if !self.fallback_regions.is_empty() => {
                 reader.contradict(&key("fallback_regions"), &key("region"), || {

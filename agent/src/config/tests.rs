@@ -1,5 +1,6 @@
 //! The configuration as an operator meets it: a file, an environment, flags, and what comes of them.
 
+mod gcp;
 mod values;
 mod wrong;
 
@@ -73,14 +74,21 @@ impl Start {
     }
 
     fn aws(&self) -> AwsConfig {
-        let BackendConfig::Aws(aws) = self.config().backends["aws"].clone();
-        aws
+        match self.config().backends["aws"].clone() {
+            BackendConfig::Aws(aws) => aws,
+            other => panic!("{other:?}"),
+        }
     }
 }
 
 /// Every key that is asked for, under the backend `aws`.
 fn keys() -> Vec<String> {
-    let start = with_file("");
+    known("")
+}
+
+/// Every key that is asked for by a file.
+fn known(text: &str) -> Vec<String> {
+    let start = with_file(text);
     let settings = Settings::collect(Some(&start.file()), std::iter::empty(), Vec::new());
     let mut reader = Reader::over(settings.expect("an empty file"));
     let config = Config::read(&mut reader);
@@ -115,6 +123,62 @@ fn sample_values() -> BTreeMap<String, String> {
     values
 }
 
+/// What the shipped file has of backends that are not in use by themselves, with the `#` before each line.
+fn commented() -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut sections = BTreeMap::<_, BTreeMap<_, _>>::new();
+    let mut section = String::new();
+    for line in SAMPLE.lines().filter_map(|line| line.strip_prefix('#')) {
+        if let Some(name) = line
+            .strip_prefix('[')
+            .and_then(|line| line.strip_suffix(']'))
+        {
+            section = name.to_owned();
+        } else if !line.starts_with(' ')
+            && let Some((key, value)) = line.split_once(" = ")
+        {
+            let key = format!("{section}.{key}");
+            let keys = sections.entry(section.clone()).or_default();
+            keys.insert(key, value.to_owned());
+        }
+    }
+    sections
+}
+
+/// What a backend of each kind cannot do without.
+const NEEDED: &[(&str, &str)] = &[
+    ("backends.gcp.project", "acme-prod"),
+    ("backends.gcp.provider", "acme-prod.svc.id.goog"),
+];
+
+#[test]
+fn a_section_that_is_commented_out_says_what_it_means_without_its_keys() {
+    let sections = commented();
+    assert!(!sections.is_empty());
+    for (section, keys) in sections {
+        let name = section.rsplit('.').next().unwrap_or_default();
+        let start = |text: &str| {
+            NEEDED
+                .iter()
+                .filter(|(key, _)| key.starts_with(&format!("{section}.")))
+                .fold(with_file(text), |start, (key, value)| {
+                    start.and_flag(key, value)
+                })
+                .and_flag("default_backend", name)
+        };
+        let empty = format!("[{section}]\n");
+        let whole = keys
+            .iter()
+            .map(|(key, value)| {
+                format!("{} = {value}\n", key.rsplit('.').next().unwrap_or_default())
+            })
+            .fold(empty.clone(), |text, line| text + &line);
+        assert_eq!(start(&whole).config(), start(&empty).config(), "{section}");
+        let within = |key: &String| key.starts_with(&format!("{section}."));
+        let known: Vec<_> = known(&empty).into_iter().filter(within).collect();
+        assert_eq!(keys.into_keys().collect::<Vec<_>>(), known, "{section}");
+    }
+}
+
 #[test]
 fn the_shipped_file_says_what_an_empty_one_means() {
     assert_eq!(with_file(SAMPLE).config(), with_file("").config());
@@ -135,17 +199,18 @@ fn the_shipped_file_has_every_key_and_a_word_about_it() {
 
 #[test]
 fn the_page_has_every_key_with_its_default_and_its_variable() {
-    let values = sample_values();
-    for key in keys() {
+    let mut values = sample_values();
+    values.extend(commented().into_values().flatten());
+    for key in values.keys() {
         let row = PAGE
             .lines()
             .find(|line| line.starts_with(&format!("| `{key}` |")))
             .unwrap_or_else(|| panic!("no row about {key}"));
         assert!(
-            row.contains(&format!("| `{}` |", values[&key])),
+            row.contains(&format!("| `{}` |", values[key])),
             "default of {key}: {row}"
         );
-        let variable = variable(&key);
+        let variable = variable(key);
         assert!(
             row.contains(&format!("`{variable}`")),
             "{variable} in: {row}"
@@ -156,7 +221,7 @@ fn the_page_has_every_key_with_its_default_and_its_variable() {
         .filter(|line| line.contains("`LATCHKEY_AGENT__") && line.starts_with("| `"));
     assert_eq!(
         rows.count(),
-        keys().len(),
+        values.len(),
         "a row about a key that does not exist"
     );
 }

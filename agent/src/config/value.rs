@@ -9,10 +9,14 @@ use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::{IdentityMode, settings::Value};
+use crate::backend::dashes;
 
 /// A Unix socket's path has at most 107 bytes (unix(7)); the hand-over needs some for its own name
 /// beside it.
 const MAX_SOCKET_PATH: usize = 99;
+
+/// How long one call to a cloud may take where nothing is said.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The longest prefix, in bytes: half of what AWS allows a whole name.
 const MAX_PREFIX: usize = 256;
@@ -54,7 +58,7 @@ impl Wrong {
     }
 
     /// That `text` is `wrong`.
-    fn text(text: &str, wrong: &str, remedy: impl Into<String>) -> Self {
+    pub(super) fn text(text: &str, wrong: &str, remedy: impl Into<String>) -> Self {
         Self::new(format!("is {}, {wrong}", echo(text)), remedy)
     }
 
@@ -453,6 +457,26 @@ pub(super) fn aws_prefix(value: &Value) -> Result<String, Wrong> {
     } else {
         Err(Wrong::text(prefix, "no prefix", remedy))
     }
+}
+
+/// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.
+pub(super) fn gcp_prefix(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
+    let prefix = text(value, remedy)?;
+    let right = prefix.len() <= MAX_PREFIX / 2
+        && dashes::GCP.write_prefix(prefix).is_ok()
+        && !prefix.starts_with('/')
+        && !prefix.contains("//");
+    if right {
+        Ok(prefix.to_owned())
+    } else {
+        Err(Wrong::text(prefix, "no prefix", remedy))
+    }
+}
+
+/// How long one call to a cloud may take.
+pub(super) fn call_timeout(value: &Value) -> Result<Duration, Wrong> {
+    duration(Duration::from_millis(10)..=Duration::from_secs(60))(value)
 }
 
 /// A URL without path, or nothing.

@@ -1,13 +1,8 @@
 //! The log of every call, as CloudTrail would have it, for tests to count and to look into.
 
-use std::collections::VecDeque;
-use std::io::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
-use tokio::sync::watch;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -67,15 +62,6 @@ pub struct TokenSeen {
     pub pod: Option<(String, String)>,
 }
 
-/// The calls so far, the oldest forgotten when there are too many.
-#[derive(Debug)]
-pub(super) struct CallLog {
-    calls: Mutex<VecDeque<Call>>,
-    kept: usize,
-    echo: bool,
-    total: watch::Sender<u64>,
-}
-
 impl Call {
     pub(super) fn new(operation: Operation, request_id: String, at: Timestamp) -> Self {
         Self {
@@ -102,7 +88,7 @@ impl Call {
 }
 
 impl TokenSeen {
-    pub(super) fn of(claims: &Value) -> Self {
+    pub(crate) fn of(claims: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let pod = &claims["kubernetes.io"]["pod"];
         Self {
@@ -117,57 +103,5 @@ impl TokenSeen {
                 .is_object()
                 .then(|| (text(&pod["name"]), text(&pod["uid"]))),
         }
-    }
-}
-
-impl CallLog {
-    pub(super) fn new(kept: usize, echo: bool) -> Self {
-        Self {
-            calls: Mutex::default(),
-            kept,
-            echo,
-            total: watch::Sender::new(0),
-        }
-    }
-
-    pub(super) fn push(&self, call: Call) {
-        if self.echo
-            && let Ok(line) = serde_json::to_string(&call)
-        {
-            // Nobody reads the log any more: the calls are still remembered.
-            let _ = writeln!(std::io::stdout(), "{line}");
-        }
-        let mut calls = self.lock();
-        if calls.len() >= self.kept {
-            calls.pop_front();
-        }
-        calls.push_back(call);
-        drop(calls);
-        self.total.send_modify(|total| *total += 1);
-    }
-
-    pub(super) fn matching(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
-        self.lock()
-            .iter()
-            .filter(|call| wanted(call))
-            .cloned()
-            .collect()
-    }
-
-    pub(super) fn count(&self, wanted: impl Fn(&Call) -> bool) -> usize {
-        self.lock().iter().filter(|call| wanted(call)).count()
-    }
-
-    pub(super) fn clear(&self) {
-        self.lock().clear();
-    }
-
-    /// Changes with every call.
-    pub(super) fn total(&self) -> watch::Receiver<u64> {
-        self.total.subscribe()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, VecDeque<Call>> {
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,12 +1,9 @@
 //! What can go wrong in a cloud, on demand.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
-
 use super::call::{Call, Operation};
+use crate::fake::{Gate, Matches};
 
 /// Something that goes wrong for the calls that it matches; an empty field matches every call.
 #[derive(Clone, Debug)]
@@ -52,31 +49,6 @@ pub enum Behaviour {
     Throttle(Option<u64>),
     /// The right status and headers with half of the JSON or XML.
     TruncatedBody,
-}
-
-/// A barrier that calls wait at, so that a test decides when they go on.
-#[derive(Clone, Debug)]
-pub struct Gate {
-    open: Arc<watch::Sender<bool>>,
-    waiting: Arc<watch::Sender<usize>>,
-}
-
-/// A fault that is in force until it is cleared or this is dropped.
-#[must_use = "the fault is cleared when this is dropped"]
-#[derive(Debug)]
-pub struct FaultGuard {
-    faults: Arc<Faults>,
-    id: u64,
-    kept: bool,
-}
-
-/// The faults in force.
-#[derive(Debug, Default)]
-pub(super) struct Faults {
-    active: Mutex<Vec<(u64, Fault)>>,
-    next_id: AtomicU64,
-    /// The length of `active`, so that calls of a fake without faults take no lock.
-    count: AtomicUsize,
 }
 
 impl Fault {
@@ -129,6 +101,10 @@ impl Fault {
         self.times = Some(times);
         self
     }
+}
+
+impl Matches for Fault {
+    type Call = Call;
 
     fn matches(&self, call: &Call) -> bool {
         let fits =
@@ -140,6 +116,10 @@ impl Fault {
             && fits(&self.region, &call.region)
             && fits(&self.secret, &call.secret)
             && fits(&self.role, &call.role)
+    }
+
+    fn times(&mut self) -> &mut Option<u32> {
+        &mut self.times
     }
 }
 
@@ -160,109 +140,5 @@ impl Behaviour {
             Self::Throttle(_) => "fault: throttle",
             Self::TruncatedBody => "fault: truncated body",
         }
-    }
-}
-
-impl Default for Gate {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Gate {
-    /// A closed gate.
-    #[must_use]
-    pub fn new() -> Self {
-        Self {
-            open: Arc::new(watch::Sender::new(false)),
-            waiting: Arc::default(),
-        }
-    }
-
-    /// Lets all waiting calls, and all later ones, go on.
-    pub fn open(&self) {
-        self.open.send_replace(true);
-    }
-
-    /// Makes later calls wait again.
-    pub fn close(&self) {
-        self.open.send_replace(false);
-    }
-
-    /// Returns when at least `calls` calls have come to the gate since it was made.
-    pub async fn reached(&self, calls: usize) {
-        // The sender lives as long as `self`, so waiting cannot fail.
-        let _ = self
-            .waiting
-            .subscribe()
-            .wait_for(|waiting| *waiting >= calls)
-            .await;
-    }
-
-    pub(super) async fn pass(&self) {
-        self.waiting.send_modify(|waiting| *waiting += 1);
-        let _ = self.open.subscribe().wait_for(|open| *open).await;
-    }
-}
-
-impl FaultGuard {
-    /// Leaves the fault in force for as long as the fake lives.
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for FaultGuard {
-    fn drop(&mut self) {
-        if !self.kept {
-            self.faults
-                .change(|active| active.retain(|(id, _)| *id != self.id));
-        }
-    }
-}
-
-impl Faults {
-    pub(super) fn add(self: &Arc<Self>, fault: Fault) -> FaultGuard {
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        self.change(|active| active.push((id, fault)));
-        FaultGuard {
-            faults: Arc::clone(self),
-            id,
-            kept: false,
-        }
-    }
-
-    pub(super) fn clear(&self) {
-        self.change(Vec::clear);
-    }
-
-    /// What happens to this call, if anything; counts it against the fault's times.
-    pub(super) fn strike(&self, call: &Call) -> Option<Behaviour> {
-        if self.count.load(Ordering::Acquire) == 0 {
-            return None;
-        }
-        let mut struck = None;
-        self.change(|active| {
-            // The latest fault wins, so that a test can put a special one on top of a general one.
-            let Some(at) = active.iter().rposition(|(_, fault)| fault.matches(call)) else {
-                return;
-            };
-            let fault = &mut active[at].1;
-            struck = Some(fault.behaviour.clone());
-            if let Some(times) = &mut fault.times {
-                *times = times.saturating_sub(1);
-                if *times == 0 {
-                    active.remove(at);
-                }
-            }
-        });
-        struck
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Vec<(u64, Fault)>)) {
-        let mut active: MutexGuard<'_, _> =
-            self.active.lock().unwrap_or_else(PoisonError::into_inner);
-        change(&mut active);
-        self.count.store(active.len(), Ordering::Release);
     }
 }

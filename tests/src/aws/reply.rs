@@ -1,12 +1,10 @@
-//! What goes back over the wire: answers, refusals, and bodies that break off.
-
-use std::pin::Pin;
-use std::task::{Context, Poll};
+//! What goes back over the wire: answers and refusals.
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode};
-use hyper::body::{Body, Frame, SizeHint};
 use serde_json::json;
+
+use crate::fake::ReplyBody;
 
 /// The two services, which differ in how they write an answer.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -33,20 +31,6 @@ pub(super) struct Reply {
     body: Bytes,
     retry_after: Option<u64>,
 }
-
-/// A body that is sent whole, or that promises its length and breaks off half-way.
-#[derive(Debug)]
-pub(super) struct ReplyBody {
-    left: Option<Bytes>,
-    promised: u64,
-    cut: bool,
-    /// Whether hyper was given the time to send what there is, before the cut.
-    flushed: bool,
-}
-
-/// The connection ends here, on purpose.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct BrokenOff;
 
 impl Refusal {
     pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Self {
@@ -140,18 +124,7 @@ impl Reply {
         now: jiff::Timestamp,
         cut: bool,
     ) -> Response<ReplyBody> {
-        let promised = self.body.len() as u64;
-        let left = if cut {
-            self.body.slice(..self.body.len() / 2)
-        } else {
-            self.body
-        };
-        let mut response = Response::new(ReplyBody {
-            left: Some(left),
-            promised,
-            cut,
-            flushed: false,
-        });
+        let mut response = Response::new(ReplyBody::new(self.body, cut));
         *response.status_mut() =
             StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = response.headers_mut();
@@ -171,43 +144,6 @@ impl Reply {
         response
     }
 }
-
-impl Body for ReplyBody {
-    type Data = Bytes;
-    type Error = BrokenOff;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
-        Poll::Ready(match self.left.take() {
-            Some(bytes) if !bytes.is_empty() => Some(Ok(Frame::data(bytes))),
-            _ if self.cut && !self.flushed => {
-                self.flushed = true;
-                context.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            _ if self.cut => Some(Err(BrokenOff)),
-            _ => None,
-        })
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.left.is_none() && !self.cut
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.promised)
-    }
-}
-
-impl std::fmt::Display for BrokenOff {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("the connection is cut on purpose")
-    }
-}
-
-impl std::error::Error for BrokenOff {}
 
 /// Text as XML character data.
 pub(super) fn escaped(text: &str) -> String {

@@ -11,8 +11,9 @@ use hyper::body::Incoming;
 use super::State;
 use super::call::{Call, Operation};
 use super::fault::Behaviour;
-use super::reply::{BrokenOff, Refusal, Reply, ReplyBody, Service};
+use super::reply::{Refusal, Reply, Service};
 use super::{secretsmanager, sts};
+use crate::fake::{BrokenOff, ReplyBody};
 
 /// No request of the two operations comes near this many bytes.
 const MAX_BODY: usize = 128 * 1024;
@@ -50,7 +51,7 @@ pub(super) async fn serve(
         }
         Service::Sts
     };
-    let fault = state.faults.strike(&call);
+    let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
     let arrived = Arrived {
         state,
         pinned_region,

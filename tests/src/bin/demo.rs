@@ -1,20 +1,24 @@
-//! `cargo demo`: the sandbox left running. Two namespaces, a pod in each, the agent between a fake cluster and a fake
-//! AWS; what each pod may read, what it is refused, and the audit trail of it.
+//! `cargo demo`: the sandbox left running. Two namespaces, a pod in each, the agent between a fake cluster and a
+//! backend; what each pod may read, what it is refused, and the audit trail of it.
 
 use clap::Parser;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use testkit::agent::AgentProcess;
+use testkit::clouds;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
 use testkit::workload::Workload;
 
 /// What sysexits(3) calls EX_UNAVAILABLE: something that the demo needs is not there.
 const UNAVAILABLE: u8 = 69;
 
-/// Shows latchkey at work on this machine: real processes in real cgroups, a fake cluster and a fake AWS.
+/// Shows latchkey at work on this machine: real processes in real cgroups, a fake cluster and a fake cloud.
 #[derive(Debug, Parser)]
 #[command(name = "cargo demo")]
 struct Arguments {
+    /// Where the secrets are.
+    #[arg(long, default_value = "aws", value_parser = clouds::BACKENDS)]
+    backend: String,
     /// Ends after the show instead of staying up until Ctrl-C.
     #[arg(long)]
     once: bool,
@@ -59,10 +63,13 @@ fn build_the_rest() -> io::Result<()> {
 async fn show(arguments: &Arguments) -> io::Result<()> {
     let mut out = io::stdout();
     let sandbox = Sandbox::start().await?;
+    let cloud = clouds::start(&arguments.backend, &sandbox).await?;
     for namespace in ["test", "prod"] {
-        sandbox.namespace(namespace);
+        cloud.namespace(&sandbox, namespace);
     }
-    let mut agent = sandbox.agent().await?;
+    let mut agent = sandbox
+        .agent_with(|settings| cloud.settings(settings))
+        .await?;
     let test = sandbox.pod("test", "web").await?;
     let prod = sandbox.pod("prod", "web").await?;
     writeln!(
@@ -94,16 +101,9 @@ async fn show(arguments: &Arguments) -> io::Result<()> {
     {
         writeln!(out, "  {line}")?;
     }
-    writeln!(out, "\nThe cloud's own log:")?;
-    for call in sandbox.aws.calls() {
-        let outcome = call.error.as_deref().unwrap_or("ok");
-        let session = call.session_name.as_deref().unwrap_or_default();
-        let what = call
-            .secret
-            .as_deref()
-            .or(call.role.as_deref())
-            .unwrap_or_default();
-        writeln!(out, "  {:?} {what} by {session}: {outcome}", call.operation)?;
+    writeln!(out, "\nThe log of {} itself:", arguments.backend)?;
+    for line in cloud.log() {
+        writeln!(out, "  {line}")?;
     }
     if !arguments.once {
         stay(&sandbox, &agent, &test, &prod)?;

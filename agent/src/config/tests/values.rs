@@ -135,15 +135,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
     ),
     (
         "backends.aws.type",
-        &[
-            "\"AWS\"",
-            "\"gcp\"",
-            "\"azure\"",
-            "\"pass\"",
-            "\"file\"",
-            "\"\"",
-            "1",
-        ],
+        &["\"AWS\"", "\"azure\"", "\"pass\"", "\"file\"", "\"\"", "1"],
     ),
     (
         "cache.max_bytes",

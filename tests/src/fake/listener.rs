@@ -4,6 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use futures::future::BoxFuture;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,14 +16,20 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{State, service};
+use super::body::{BrokenOff, ReplyBody};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 4096;
 
+/// What answers a request.
+type Handler = Arc<
+    dyn Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<ReplyBody>, BrokenOff>>
+        + Send
+        + Sync,
+>;
+
 /// One address that is served, or closed.
-#[derive(Debug)]
-pub(super) struct Listener {
+pub(crate) struct Listener {
     address: SocketAddr,
     served: Served,
     /// Where the sockets live, which may not be the runtime of whoever stops and resumes.
@@ -28,10 +37,9 @@ pub(super) struct Listener {
     door: Mutex<Door>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Served {
-    state: Arc<State>,
-    pinned_region: Option<Arc<str>>,
+    handler: Handler,
     /// Ends everything, when the fake is dropped.
     ended: CancellationToken,
 }
@@ -48,20 +56,26 @@ enum Door {
     Lost,
 }
 
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Listener").field(&self.address).finish()
+    }
+}
+
 impl Listener {
-    pub(super) fn bind(
+    /// Binds `address` and answers what comes by `answer`, until `ended`.
+    pub(crate) fn bind<F>(
         address: SocketAddr,
-        state: Arc<State>,
-        pinned_region: Option<Arc<str>>,
         ended: CancellationToken,
-    ) -> io::Result<Self> {
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = Result<Response<ReplyBody>, BrokenOff>> + Send + 'static,
+    {
         let listener = reserve(address)?.listen(BACKLOG)?;
         let address = listener.local_addr()?;
-        let served = Served {
-            state,
-            pinned_region,
-            ended,
-        };
+        let handler: Handler = Arc::new(move |request| Box::pin(answer(request)));
+        let served = Served { handler, ended };
         let door = Mutex::new(served.open(listener));
         Ok(Self {
             address,
@@ -71,12 +85,12 @@ impl Listener {
         })
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Refuses connections and breaks those that are open; returns when it is so.
-    pub(super) async fn stop(&self) -> io::Result<()> {
+    pub(crate) async fn stop(&self) -> io::Result<()> {
         let mut door = self.door.lock().await;
         if let Door::Open { closing, tasks } = &*door {
             closing.cancel();
@@ -89,7 +103,7 @@ impl Listener {
     }
 
     /// Listens again at the same address.
-    pub(super) async fn resume(&self) -> io::Result<()> {
+    pub(crate) async fn resume(&self) -> io::Result<()> {
         let mut door = self.door.lock().await;
         if matches!(*door, Door::Open { .. }) {
             return Ok(());
@@ -142,9 +156,7 @@ impl Served {
 
     async fn connection(self, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
-        let service = service_fn(|request| {
-            service::serve(Arc::clone(&self.state), self.pinned_region.clone(), request)
-        });
+        let service = service_fn(|request| (self.handler)(request));
         // How a connection ends is the client's business: it sees the same end.
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())

@@ -1,0 +1,379 @@
+//! Google Cloud: the pod's own token is exchanged at the Security Token Service, if need be also for a service
+//! account's, and Secret Manager is read with that bearer alone.
+//!
+//! The agent has no credentials of its own. One SDK client serves all: whose bearer a call carries is said by the task
+//! that makes it, and without one nothing is sent.
+
+mod bearer;
+mod errors;
+mod exchange;
+mod role;
+
+use super::{
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
+};
+use crate::account::Annotations;
+use crate::backend::dashes::GCP;
+use crate::config::GcpConfig;
+use crate::config::gcp::LONGEST_SESSION;
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use crate::secret::{SecretName, SecretValue, SubjectToken};
+use async_trait::async_trait;
+use bearer::{Bearer, OfTheCaller};
+use exchange::{Exchange, Granted};
+use google_cloud_auth::credentials::Credentials;
+use google_cloud_gax::retry_policy::NeverRetry;
+use google_cloud_secretmanager_v1::client::SecretManagerService;
+use google_cloud_secretmanager_v1::model::AccessSecretVersionResponse;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::time::{Instant, sleep};
+
+/// How often a call is tried. More would outlast the request's deadline.
+const ATTEMPTS: u32 = 2;
+
+/// How long after a failed call the next one waits.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a connection that nobody uses is kept.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The most names that one `ListSecrets` is asked for.
+const PAGE_NAMES: usize = 1000;
+
+/// The most calls that one page of ours may take.
+const PAGE_CALLS: usize = 10;
+
+const STS: &str = "https://sts.googleapis.com";
+const IAM: &str = "https://iamcredentials.googleapis.com";
+const STORE: &str = "https://secretmanager.googleapis.com";
+
+/// Google Cloud Secret Manager, entered by the Security Token Service.
+#[derive(Debug)]
+pub(super) struct Gcp {
+    settings: GcpConfig,
+    exchange: Exchange,
+    store: SecretManagerService,
+}
+
+/// A role taken on.
+#[derive(Debug)]
+struct GcpSession {
+    role: Role,
+    /// The pod's UID, for Google's audit log.
+    pod_uid: String,
+    bearer: Bearer,
+    ends: Instant,
+    store: SecretManagerService,
+}
+
+// === impl Gcp ===
+
+impl Gcp {
+    /// Clients for the settings of `backends.<name>`.
+    pub(super) async fn open(
+        name: &str,
+        settings: &GcpConfig,
+        duration: Duration,
+    ) -> Result<Self, String> {
+        let wrong =
+            |error: &dyn std::error::Error| format!("backends.{name} cannot be used: {error}");
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
+            .timeout(settings.timeout)
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            // A token goes where it was sent to and nowhere else.
+            .redirect(reqwest::redirect::Policy::none())
+            .http1_only()
+            .build()
+            .map_err(|error| wrong(&error))?;
+        let url = |own: &Option<String>, public: &str| {
+            let url = own.as_deref().unwrap_or(public);
+            url.trim_end_matches('/').to_owned()
+        };
+        let store = SecretManagerService::builder()
+            .with_endpoint(url(&settings.endpoint, STORE))
+            .with_credentials(Credentials::from(OfTheCaller))
+            // Its own retries go on for a minute; ours are bounded by the request.
+            .with_retry_policy(NeverRetry)
+            .with_attempt_timeout(settings.timeout)
+            .build()
+            .await
+            .map_err(|error| wrong(&error))?;
+        Ok(Self {
+            exchange: Exchange {
+                http,
+                sts: url(&settings.sts_endpoint, STS),
+                iam: url(&settings.iam_endpoint, IAM),
+                provider: settings.provider.clone(),
+                lifetime: duration.min(LONGEST_SESSION),
+            },
+            settings: settings.clone(),
+            store,
+        })
+    }
+
+    async fn take_on(
+        &self,
+        role: &Role,
+        token: &SubjectToken,
+        caller: &Caller,
+    ) -> Result<Granted, BackendError> {
+        let own = again(|| self.exchange.federate(token, role)).await?;
+        if role::impersonates(role) {
+            again(|| self.exchange.impersonate(&own.bearer, role, caller)).await
+        } else {
+            Ok(own)
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Gcp {
+    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
+        role::of(annotations, &self.settings)
+    }
+
+    fn describe(&self) -> String {
+        format!("Google Cloud Secret Manager in {}", self.settings.project)
+    }
+
+    fn skip_annotation(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn check(
+        &self,
+        role: &Role,
+        name: &SecretName,
+        selector: &Selector,
+    ) -> Result<(), RequestError> {
+        role::place(role, name, selector).map(drop)
+    }
+
+    async fn exchange(
+        &self,
+        role: &Role,
+        offer: Offer,
+        caller: &Caller,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let Offer::Token(token) = offer;
+        let granted = self.take_on(role, &token, caller).await?;
+        Ok(Arc::new(GcpSession {
+            role: role.clone(),
+            pod_uid: caller.pod_uid.clone(),
+            bearer: granted.bearer,
+            ends: granted.ends,
+            store: self.store.clone(),
+        }))
+    }
+}
+
+// === impl GcpSession ===
+
+impl GcpSession {
+    /// Makes a call with this session's bearer and no other's.
+    async fn call<T>(
+        &self,
+        request_id: &str,
+        call: impl Future<Output = google_cloud_secretmanager_v1::Result<T>>,
+    ) -> Result<T, BackendError> {
+        let reason = role::reason(&self.pod_uid, Some(request_id));
+        self.bearer
+            .make(reason, call)
+            .await
+            .map_err(|error| errors::of_read(&error, &self.role))
+    }
+}
+
+#[async_trait]
+impl Session for GcpSession {
+    fn lives_for(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+
+    async fn read(
+        &self,
+        name: &SecretName,
+        selector: &Selector,
+        request_id: &str,
+    ) -> Result<Secret, BackendError> {
+        // The SDK escapes nothing: what goes into its path is checked here, whoever asks.
+        let (secret, version) = role::place(&self.role, name, selector)?;
+        let resource = format!(
+            "projects/{}/secrets/{secret}/versions/{version}",
+            self.role.place
+        );
+        let answer = again(|| {
+            let call = self
+                .store
+                .access_secret_version()
+                .set_name(&resource)
+                .send();
+            self.call(request_id, call)
+        });
+        secret_of(answer.await?, &secret, &version).ok_or_else(|| errors::garbage(errors::STORE))
+    }
+
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        request_id: &str,
+    ) -> Result<Page, BackendError> {
+        let prefix = &self.role.prefix;
+        let written = GCP
+            .write_prefix(prefix)
+            .map_err(|error| RequestError::invalid(error.to_string()))?;
+        // Secret Manager finds it anywhere in a name; where it stands is looked at here.
+        let filter = if written.is_empty() {
+            written
+        } else {
+            format!("name:{written}")
+        };
+        let parent = format!("projects/{}", self.role.place);
+        let mut page = Page {
+            names: Vec::new(),
+            next: cursor,
+        };
+        for _ in 0..PAGE_CALLS {
+            let wanted = (limit - page.names.len()).min(PAGE_NAMES);
+            let from = page.next.take().unwrap_or_default();
+            let answer = again(|| {
+                let call = self
+                    .store
+                    .list_secrets()
+                    .set_parent(&parent)
+                    .set_filter(&filter)
+                    .set_page_size(i32::try_from(wanted).unwrap_or(i32::MAX))
+                    .set_page_token(&from)
+                    .send();
+                self.call(request_id, call)
+            })
+            .await?;
+            let written = answer
+                .secrets
+                .iter()
+                .filter_map(|secret| secret.name.rsplit('/').next());
+            // A secret that cannot be asked for is not shown.
+            page.names
+                .extend(written.filter_map(|name| Some(GCP.read(prefix, name)?.to_string())));
+            page.next = Some(answer.next_page_token).filter(|token| !token.is_empty());
+            if page.next.is_none() || page.names.len() >= limit {
+                break;
+            }
+        }
+        Ok(page)
+    }
+}
+
+/// The secret in an answer about that version of it, if the answer is whole and about nothing else.
+fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -> Option<Secret> {
+    let parts: Vec<&str> = answer.name.split('/').collect();
+    let ["projects", _, "secrets", of, "versions", number] = parts[..] else {
+        return None;
+    };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    let asked =
+        version == "latest" || version.trim_start_matches('0') == number.trim_start_matches('0');
+    let payload = answer.payload?;
+    let sum = i64::from(crc32c::crc32c(&payload.data));
+    let whole = payload.data_crc32c.is_none_or(|told| told == sum);
+    if of != secret || !is_number || !asked || !whole {
+        return None;
+    }
+    let version = number.into();
+    // The bytes are taken over where they lie.
+    let value = SecretValue::from(Vec::from(payload.data));
+    Some(Secret {
+        is_text: value.expose_str().is_some(),
+        value,
+        version,
+        details: Details {
+            arn: Some(answer.name),
+            ..Details::default()
+        },
+        cloud_request_id: None,
+        json: OnceLock::new(),
+    })
+}
+
+/// Makes a call, and once more if nobody was reached.
+async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, BackendError>
+where
+    F: Future<Output = Result<T, BackendError>>,
+{
+    for _ in 1..ATTEMPTS {
+        match call().await {
+            Err(failed) if failed.fault == Fault::Unreachable => sleep(PAUSE).await,
+            outcome => return outcome,
+        }
+    }
+    call().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use google_cloud_secretmanager_v1::model::SecretPayload;
+
+    fn answer(name: &str, data: &'static [u8], sum: Option<i64>) -> AccessSecretVersionResponse {
+        let mut payload = SecretPayload::new().set_data(data);
+        payload.data_crc32c = sum;
+        AccessSecretVersionResponse::new()
+            .set_name(name)
+            .set_payload(payload)
+    }
+
+    #[test]
+    fn a_value_that_does_not_match_its_checksum_is_none() {
+        // The check value of CRC-32C (RFC 3720, B.4, and the catalogues): that of "123456789".
+        let (name, right) = ("projects/7/secrets/db/versions/3", 0xE306_9283);
+        let read = |sum| secret_of(answer(name, b"123456789", sum), "db", "latest");
+        let secret = read(Some(right)).expect("a secret");
+        assert_eq!(
+            (secret.value.expose(), &*secret.version),
+            (&b"123456789"[..], "3")
+        );
+        assert!(secret.is_text && read(None).is_some());
+        assert!(read(Some(right + 1)).is_none() && read(Some(-1)).is_none());
+        assert!(
+            !secret_of(answer(name, b"\xff", None), "db", "3")
+                .expect("a secret")
+                .is_text
+        );
+    }
+
+    #[test]
+    fn an_answer_about_another_secret_or_version_is_none() {
+        let read = |name: &str, version: &str| {
+            secret_of(answer(name, b"x", None), "db", version).is_some()
+        };
+        assert!(
+            read("projects/7/secrets/db/versions/3", "3")
+                && read("projects/7/secrets/db/versions/3", "03")
+        );
+        for wrong in [
+            "projects/7/secrets/other/versions/3",
+            "projects/7/secrets/db/versions/4",
+            "projects/7/secrets/db/versions/latest",
+            "projects/7/secrets/db/versions/",
+            "projects/7/secrets/db",
+            "",
+        ] {
+            assert!(!read(wrong, "3"), "{wrong}");
+        }
+        assert!(
+            secret_of(
+                AccessSecretVersionResponse::new().set_name("projects/7/secrets/db/versions/3"),
+                "db",
+                "3"
+            )
+            .is_none()
+        );
+    }
+}

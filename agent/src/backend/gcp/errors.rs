@@ -1,0 +1,422 @@
+//! Google Cloud's errors, as the contract names them. The texts say what to look at and name no role but the caller's
+//! own.
+
+use super::exchange::Answer;
+use crate::backend::{BackendError, Fault};
+use crate::error::RequestError;
+use crate::role::Role;
+use google_cloud_gax::error::Error;
+use google_cloud_gax::error::rpc::{Code as Status, StatusDetails};
+use hyper::header::{HeaderMap, RETRY_AFTER};
+use latchkey_client::protocol::Code;
+use serde::Deserialize;
+use std::time::Duration;
+
+pub(super) const TOKEN_SERVICE: &str = "the Google token service";
+pub(super) const IAM: &str = "Google's IAM credentials service";
+pub(super) const STORE: &str = "Google Cloud Secret Manager";
+
+/// How much of Google's own words goes into the log, in characters.
+const MAX_WORDS: usize = 400;
+
+/// A refusal of the Security Token Service (RFC 6749, 5.2; RFC 8693, 2.2.2).
+#[derive(Default, Deserialize)]
+struct OAuthError {
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    error_description: String,
+}
+
+/// A refusal of a Google API (AIP-193).
+#[derive(Default, Deserialize)]
+struct ApiError {
+    error: ApiStatus,
+}
+
+#[derive(Default, Deserialize)]
+struct ApiStatus {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// An answer without what it must hold.
+pub(super) fn garbage(whose: &str) -> BackendError {
+    unreachable(whose, "gave an answer that cannot be read")
+}
+
+/// Nobody there has said anything that counts.
+pub(super) fn unreachable(whose: &str, what: &str) -> BackendError {
+    let text = format!("{whose} {what}; try again");
+    BackendError::new(Fault::Unreachable, RequestError::unavailable(text))
+}
+
+/// A call of ours that brought no answer.
+pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError {
+    let what = if error.is_connect() {
+        "cannot be reached"
+    } else if error.is_timeout() {
+        "does not answer in time"
+    } else {
+        "gave an answer that cannot be read"
+    };
+    let failed = unreachable(whose, what);
+    BackendError {
+        error: failed.error.because(error),
+        ..failed
+    }
+}
+
+/// The token service's refusal of the subject token.
+pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
+    let refusal: OAuthError = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let role = &role.name;
+    let refused = match &*refusal.error {
+        "invalid_grant" => format!(
+            "Google refused the service account's token for {role}: check the provider's issuer, keys and allowed \
+             audiences, and the node's clock"
+        ),
+        "invalid_target" => format!(
+            "Google knows no identity provider for {role}: check the backend's provider, and that neither it nor its \
+             pool is disabled or deleted"
+        ),
+        "unauthorized_client" => format!(
+            "Google refused the service account's token for {role}: the provider's attribute condition does not \
+             admit it"
+        ),
+        _ => String::new(),
+    };
+    let words = format!("{}: {}", refusal.error, refusal.error_description);
+    classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
+}
+
+/// The refusal of a service account's token to the principal that asked for it.
+pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
+    let refusal: ApiError = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let role = &role.name;
+    let refused = match &*refusal.error.status {
+        "PERMISSION_DENIED" | "NOT_FOUND" => format!(
+            "Google refused the service account {role}: it does not exist, or does not admit this workload (it needs \
+             roles/iam.workloadIdentityUser on it; with delegates, each roles/iam.serviceAccountTokenCreator on the \
+             next)"
+        ),
+        "INVALID_ARGUMENT" | "FAILED_PRECONDITION" => format!(
+            "Google refused the service account {role}: check its email address and its delegates, and that it is \
+             not disabled"
+        ),
+        _ => String::new(),
+    };
+    let words = format!("{}: {}", refusal.error.status, refusal.error.message);
+    classify(answer, IAM, refused, &refusal.error.status, &words)
+}
+
+/// A failed call to Secret Manager.
+pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
+    let role = &role.name;
+    let http = error.http_status_code().unwrap_or_default();
+    let code = error.status().map(|status| status.code);
+    let call = |code, text: &str| (Fault::Call, RequestError::new(code, text.to_owned()));
+    let (fault, answer) = match code {
+        Some(Status::PermissionDenied) => (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                format!(
+                    "Google refused this to {role}: it needs roles/secretmanager.secretAccessor on the secret (check \
+                     the binding's condition too), and the Secret Manager API must be on"
+                ),
+            ),
+        ),
+        Some(Status::NotFound) => call(
+            Code::NotFound,
+            "there is no such secret or version in the project",
+        ),
+        Some(Status::FailedPrecondition) => call(
+            Code::NotFound,
+            "the secret's version is disabled or destroyed, or its key is",
+        ),
+        Some(Status::InvalidArgument | Status::OutOfRange) => call(
+            Code::InvalidRequest,
+            "Google Cloud does not take this name, version or cursor",
+        ),
+        Some(Status::ResourceExhausted) => slow_down(STORE, wait_of(error)),
+        Some(Status::Unauthenticated) => session_ended(),
+        Some(
+            Status::Unavailable
+            | Status::Internal
+            | Status::DeadlineExceeded
+            | Status::Aborted
+            | Status::DataLoss,
+        ) => trouble(STORE),
+        None if http == 401 => session_ended(),
+        None if http == 429 => slow_down(STORE, wait_of(error)),
+        None if http >= 500 => trouble(STORE),
+        Some(_) => {
+            // It is there and says no in a way of its own.
+            let text = format!("{STORE} gave an unexpected answer; try again");
+            (Fault::Call, RequestError::unavailable(text))
+        }
+        None => {
+            let what = if error.is_timeout() {
+                "does not answer in time"
+            } else if error.is_connect() {
+                "cannot be reached"
+            } else {
+                "gave an answer that cannot be read"
+            };
+            let failed = unreachable(STORE, what);
+            (failed.fault, failed.error)
+        }
+    };
+    // What could not be read may be a value: its words are not repeated.
+    let cause = match (error.status(), http) {
+        (Some(status), _) => Some(format!("{}: {}", status.code.name(), status.message)),
+        (None, 0) if !error.is_deserialization() => Some(error.to_string()),
+        (None, 0) => None,
+        (None, http) => Some(format!("HTTP {http}")),
+    };
+    BackendError::new(fault, with_words(answer, cause.as_deref()))
+}
+
+fn classify(
+    answer: &Answer,
+    whose: &str,
+    refused: String,
+    code: &str,
+    words: &str,
+) -> BackendError {
+    let (fault, error) = if answer.status == 429 || code == "RESOURCE_EXHAUSTED" {
+        slow_down(whose, answer.retry_after)
+    } else if answer.status >= 500 {
+        trouble(whose)
+    } else if !refused.is_empty() {
+        (Fault::Refused, RequestError::new(Code::Denied, refused))
+    } else if code.is_empty() {
+        // A proxy's page, or half an answer: nobody who is Google has spoken.
+        let failed = garbage(whose);
+        (failed.fault, failed.error)
+    } else {
+        let text = format!("{whose} gave an unexpected answer; try again");
+        (Fault::Call, RequestError::unavailable(text))
+    };
+    let words = (!code.is_empty()).then_some(words);
+    BackendError::new(fault, with_words(error, words))
+}
+
+fn slow_down(whose: &str, wait: Option<Duration>) -> (Fault, RequestError) {
+    let text = format!("{whose} asks to slow down; try again later");
+    (
+        Fault::Call,
+        RequestError::new(Code::Throttled, text).retry_after(wait),
+    )
+}
+
+fn trouble(whose: &str) -> (Fault, RequestError) {
+    let failed = unreachable(whose, "has trouble of its own");
+    (failed.fault, failed.error)
+}
+
+fn session_ended() -> (Fault, RequestError) {
+    let text = "Google ended the session before its time; try again";
+    (Fault::SessionEnded, RequestError::unavailable(text))
+}
+
+/// The error with Google's own words for the log, cut, and without anything that looks like a token.
+fn with_words(mut error: RequestError, words: Option<&str>) -> RequestError {
+    error.cause = words.map(|words| {
+        if words.contains("eyJ") || words.contains("ya29.") {
+            "(its words hold what looks like a token)".into()
+        } else {
+            words.chars().take(MAX_WORDS).collect::<String>().into()
+        }
+    });
+    error
+}
+
+/// The seconds that an answer's head asks to wait; a date is not worth parsing here.
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// How long Google asks to wait: in the head of the answer, else in its details, where whole seconds count up.
+fn wait_of(error: &Error) -> Option<Duration> {
+    let in_head = error.http_headers().and_then(retry_after);
+    in_head.or_else(|| {
+        error
+            .status()?
+            .details
+            .iter()
+            .find_map(|detail| match detail {
+                StatusDetails::RetryInfo(info) => {
+                    let delay = info.retry_delay?;
+                    let seconds = u64::try_from(delay.seconds()).ok()?;
+                    Some(Duration::from_secs(seconds + u64::from(delay.nanos() > 0)))
+                }
+                _ => None,
+            })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::role::Proof;
+    use google_cloud_gax::error::rpc::Status as RpcStatus;
+
+    fn role() -> Role {
+        Role {
+            name: "test-app@acme.iam.gserviceaccount.com".into(),
+            proof: Proof::Token("acme.svc.id.goog".into()),
+            prefix: "".into(),
+            place: "acme".into(),
+            via: None,
+        }
+    }
+
+    fn read(status: Status) -> BackendError {
+        let status = RpcStatus::default()
+            .set_code(status)
+            .set_message("its words");
+        of_read(&Error::service(status), &role())
+    }
+
+    fn answer(status: u16, body: &str) -> Answer {
+        Answer {
+            status,
+            retry_after: None,
+            body: body.as_bytes().to_vec().into(),
+        }
+    }
+
+    #[test]
+    fn each_status_of_the_vault_has_its_code_and_its_consequence() {
+        for (status, code, fault) in [
+            (Status::PermissionDenied, Code::Denied, Fault::Refused),
+            (Status::NotFound, Code::NotFound, Fault::Call),
+            (Status::FailedPrecondition, Code::NotFound, Fault::Call),
+            (Status::InvalidArgument, Code::InvalidRequest, Fault::Call),
+            (Status::ResourceExhausted, Code::Throttled, Fault::Call),
+            (
+                Status::Unauthenticated,
+                Code::Unavailable,
+                Fault::SessionEnded,
+            ),
+            (Status::Unavailable, Code::Unavailable, Fault::Unreachable),
+            (Status::Internal, Code::Unavailable, Fault::Unreachable),
+            (Status::Unimplemented, Code::Unavailable, Fault::Call),
+        ] {
+            let failed = read(status);
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (code, fault),
+                "{status:?}"
+            );
+            assert!(
+                failed
+                    .error
+                    .cause
+                    .is_some_and(|cause| cause.contains("its words"))
+            );
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_not_repeated() {
+        let error = Error::deser("invalid type: string \"canary\", expected a payload");
+        let failed = of_read(&error, &role());
+        assert_eq!(
+            (failed.error.code, failed.fault),
+            (Code::Unavailable, Fault::Unreachable)
+        );
+        assert_eq!(failed.error.cause, None);
+        let page = Error::http(502, HeaderMap::new(), "<html>canary".into());
+        assert_eq!(
+            of_read(&page, &role()).error.cause.as_deref(),
+            Some("HTTP 502")
+        );
+    }
+
+    #[test]
+    fn a_refused_token_is_the_principals_and_a_proxys_page_is_nobodys() {
+        for (status, body, code, fault) in [
+            (
+                400,
+                r#"{"error":"invalid_grant","error_description":"why"}"#,
+                Code::Denied,
+                Fault::Refused,
+            ),
+            (
+                400,
+                r#"{"error":"invalid_target"}"#,
+                Code::Denied,
+                Fault::Refused,
+            ),
+            (
+                403,
+                r#"{"error":"unauthorized_client"}"#,
+                Code::Denied,
+                Fault::Refused,
+            ),
+            (
+                400,
+                r#"{"error":"invalid_request"}"#,
+                Code::Unavailable,
+                Fault::Call,
+            ),
+            (400, "<html>", Code::Unavailable, Fault::Unreachable),
+            (429, "", Code::Throttled, Fault::Call),
+            (
+                503,
+                r#"{"error":"invalid_grant"}"#,
+                Code::Unavailable,
+                Fault::Unreachable,
+            ),
+        ] {
+            let failed = of_token_service(&answer(status, body), &role());
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (code, fault),
+                "{status} {body}"
+            );
+        }
+        for (status, body, code, fault) in [
+            (
+                403,
+                r#"{"error":{"status":"PERMISSION_DENIED","message":"why"}}"#,
+                Code::Denied,
+                Fault::Refused,
+            ),
+            (
+                404,
+                r#"{"error":{"status":"NOT_FOUND"}}"#,
+                Code::Denied,
+                Fault::Refused,
+            ),
+            (
+                401,
+                r#"{"error":{"status":"UNAUTHENTICATED"}}"#,
+                Code::Unavailable,
+                Fault::Call,
+            ),
+            (200, "half", Code::Unavailable, Fault::Unreachable),
+        ] {
+            let failed = of_impersonation(&answer(status, body), &role());
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (code, fault),
+                "{status} {body}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_that_look_like_a_token_stay_out_of_the_log() {
+        let body =
+            r#"{"error":"invalid_grant","error_description":"cannot parse eyJhbGciOi.canary"}"#;
+        let cause = of_token_service(&answer(400, body), &role()).error.cause;
+        assert!(!cause.expect("a cause").contains("canary"));
+    }
+}

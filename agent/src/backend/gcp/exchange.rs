@@ -1,0 +1,216 @@
+//! Subject token → bearer: the Security Token Service's token exchange (RFC 8693), and on from there to a service
+//! account's token where one is asked for (`generateAccessToken` of the IAM Service Account Credentials API).
+//!
+//! Two small POSTs of our own. The SDK's way of doing it keeps a task for each credential that refreshes it for ever,
+//! and has no deadline.
+
+use super::bearer::{AccessToken, Bearer, REASON};
+use super::{errors, role};
+use crate::backend::{BackendError, Caller};
+use crate::config::GcpProvider;
+use crate::role::Role;
+use crate::secret::SubjectToken;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use hyper::header::AUTHORIZATION;
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::json;
+use std::time::Duration;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+
+/// What the tokens may do is decided by IAM, not by their scope.
+const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+
+/// The life of a token whose answer does not tell it; the Security Token Service gives an hour.
+const UNTOLD_LIFE: Duration = Duration::from_secs(300);
+
+/// The most bytes of an answer; a token has one or two thousand.
+const MAX_ANSWER: usize = 64 << 10;
+
+/// Where tokens are exchanged.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) http: reqwest::Client,
+    /// The base URL of the Security Token Service.
+    pub(super) sts: String,
+    /// The base URL of the IAM Service Account Credentials API.
+    pub(super) iam: String,
+    pub(super) provider: GcpProvider,
+    /// Asked for a service account's token.
+    pub(super) lifetime: Duration,
+}
+
+/// A bearer, and when it ends.
+pub(super) struct Granted {
+    pub(super) bearer: Bearer,
+    pub(super) ends: Instant,
+}
+
+/// What came back, read whole.
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Zeroizing<Vec<u8>>,
+}
+
+#[derive(Deserialize)]
+struct Federated {
+    access_token: AccessToken,
+    expires_in: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Impersonated {
+    access_token: AccessToken,
+    expire_time: Timestamp,
+}
+
+/// The one claim of a subject token that is looked at here: Google is asked about that issuer, and judges it.
+#[derive(Deserialize)]
+struct Claims {
+    iss: String,
+}
+
+// === impl Exchange ===
+
+impl Exchange {
+    /// The subject token's worth at Google: the bearer of the cluster's own principal.
+    pub(super) async fn federate(
+        &self,
+        token: &SubjectToken,
+        role: &Role,
+    ) -> Result<Granted, BackendError> {
+        let whose = errors::TOKEN_SERVICE;
+        let audience = match &self.provider {
+            GcpProvider::Federation(name) => name.clone(),
+            GcpProvider::Gke(pool) => {
+                let issuer = issuer(token).ok_or_else(|| errors::garbage("the API server"))?;
+                format!("identitynamespace:{pool}:{issuer}")
+            }
+        };
+        let form = [
+            ("grant_type", GRANT),
+            ("audience", &audience),
+            ("scope", SCOPE),
+            ("requested_token_type", ACCESS_TOKEN),
+            ("subject_token_type", JWT),
+            ("subject_token", token.expose()),
+        ];
+        let asked = Instant::now();
+        let request = self.http.post(format!("{}/v1/token", self.sts)).form(&form);
+        let answer = ask(request, whose).await?;
+        if answer.status != 200 {
+            return Err(errors::of_token_service(&answer, role));
+        }
+        let told: Federated =
+            serde_json::from_slice(&answer.body).map_err(|_| errors::garbage(whose))?;
+        let life = told.expires_in.map_or(UNTOLD_LIFE, Duration::from_secs);
+        Ok(Granted {
+            bearer: Bearer::of(&told.access_token).ok_or_else(|| errors::garbage(whose))?,
+            // Nobody's token lives for years: what says so is no answer of Google's.
+            ends: asked
+                .checked_add(life)
+                .ok_or_else(|| errors::garbage(whose))?,
+        })
+    }
+
+    /// A token of the role's service account, for the principal of `federated`.
+    pub(super) async fn impersonate(
+        &self,
+        federated: &Bearer,
+        role: &Role,
+        caller: &Caller,
+    ) -> Result<Granted, BackendError> {
+        let whose = errors::IAM;
+        let resource = |email: &str| format!("projects/-/serviceAccounts/{email}");
+        let chain = role.via.as_deref().unwrap_or_default();
+        let delegates: Vec<String> = chain
+            .split(',')
+            .filter(|email| !email.is_empty())
+            .map(resource)
+            .collect();
+        let body = json!({
+            "scope": [SCOPE],
+            "lifetime": format!("{}s", self.lifetime.as_secs()),
+            "delegates": delegates,
+        });
+        let account = resource(&role.name);
+        let asked = Instant::now();
+        let request = self
+            .http
+            .post(format!("{}/v1/{account}:generateAccessToken", self.iam))
+            .header(AUTHORIZATION, federated.expose())
+            .header(REASON, role::reason(&caller.pod_uid, None))
+            .json(&body);
+        let answer = ask(request, whose).await?;
+        if answer.status != 200 {
+            return Err(errors::of_impersonation(&answer, role));
+        }
+        let told: Impersonated =
+            serde_json::from_slice(&answer.body).map_err(|_| errors::garbage(whose))?;
+        let left = told.expire_time.duration_since(crate::time::now());
+        Ok(Granted {
+            bearer: Bearer::of(&told.access_token).ok_or_else(|| errors::garbage(whose))?,
+            // A clock that is behind must not make a token live longer than was asked for.
+            ends: asked
+                + Duration::try_from(left)
+                    .unwrap_or_default()
+                    .min(self.lifetime),
+        })
+    }
+}
+
+/// Sends a request and reads the answer to its end, within the client's time and our bound.
+async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, BackendError> {
+    let lost = |error: reqwest::Error| errors::of_transport(&error, whose);
+    let mut response = request.send().await.map_err(lost)?;
+    let mut body = Zeroizing::new(Vec::with_capacity(8 << 10));
+    while let Some(chunk) = response.chunk().await.map_err(lost)? {
+        if body.len() + chunk.len() > MAX_ANSWER {
+            return Err(errors::garbage(whose));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(Answer {
+        status: response.status().as_u16(),
+        retry_after: errors::retry_after(response.headers()),
+        body,
+    })
+}
+
+/// The issuer that a token names. Nobody's word is taken for it here: Google verifies the token.
+fn issuer(token: &SubjectToken) -> Option<String> {
+    let claims = token.expose().split('.').nth(1)?;
+    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
+    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    (!claims.iss.is_empty()).then_some(claims.iss)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_issuer_is_the_tokens_own_claim() {
+        let token = |claims: &str| {
+            let claims = URL_SAFE_NO_PAD.encode(claims);
+            issuer(&SubjectToken::from(format!("e30.{claims}.e30")))
+        };
+        let gke = "https://container.googleapis.com/v1/projects/p/locations/l/clusters/c";
+        assert_eq!(
+            token(&format!(r#"{{"iss":"{gke}","sub":"x"}}"#)).as_deref(),
+            Some(gke)
+        );
+        for wrong in ["{}", r#"{"iss":""}"#, r#"{"iss":1}"#, "x"] {
+            assert_eq!(token(wrong), None, "{wrong}");
+        }
+        assert_eq!(issuer(&SubjectToken::from("no token".to_owned())), None);
+    }
+}

@@ -1,0 +1,200 @@
+//! `backends.<name>` of type `gcp`.
+
+use std::time::Duration;
+
+use super::{
+    backends::check_timeout,
+    reader::Reader,
+    value::{self, Wrong},
+};
+
+/// The longest life of a token that Google Cloud gives without an organisation's leave.
+pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
+
+/// What the name of GKE's own pool ends with.
+const GKE_END: &str = ".svc.id.goog";
+
+/// Google Cloud Secret Manager, and the token services before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GcpConfig {
+    /// The id or number of the project whose secrets are read.
+    pub project: String,
+    /// By what the cluster's tokens are believed.
+    pub provider: GcpProvider,
+    /// What stands before every name at the vault, as the application writes it.
+    pub prefix: String,
+    /// Secret Manager's URL, if it is not the public one.
+    pub endpoint: Option<String>,
+    /// The URL of the Security Token Service, if it is not the public one.
+    pub sts_endpoint: Option<String>,
+    /// The URL of the IAM Service Account Credentials API, if it is not the public one.
+    pub iam_endpoint: Option<String>,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+/// By what Google Cloud believes the cluster's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GcpProvider {
+    /// A provider of workload identity federation, by its full name
+    /// `//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
+    Federation(String),
+    /// GKE's own pool, `PROJECT.svc.id.goog`.
+    Gke(String),
+}
+
+// === impl GcpConfig ===
+
+impl GcpConfig {
+    pub(super) fn read(reader: &mut Reader, section: &str) -> Self {
+        let default = Self::default();
+        let key = |name: &str| format!("{section}.{name}");
+        let project = reader.read_or(&key("project"), &["GOOGLE_CLOUD_PROJECT"], project, None);
+        if project.is_none() {
+            reader.missing(
+                &key("project"),
+                "is empty and GOOGLE_CLOUD_PROJECT is not set",
+                PROJECT_REMEDY,
+            );
+        }
+        let provider = reader.read_or(&key("provider"), &[], provider, None);
+        if provider.is_none() {
+            reader.missing(&key("provider"), "is empty", PROVIDER_REMEDY);
+        }
+        let mut endpoint = |name: &str| reader.read(&key(name), value::endpoint, None);
+        let (store, sts, iam) = (
+            endpoint("endpoint"),
+            endpoint("sts_endpoint"),
+            endpoint("iam_endpoint"),
+        );
+        Self {
+            project: project.unwrap_or(default.project),
+            provider: provider.unwrap_or(default.provider),
+            prefix: reader.read(&key("prefix"), value::gcp_prefix, default.prefix),
+            endpoint: store,
+            sts_endpoint: sts,
+            iam_endpoint: iam,
+            timeout: reader.read(&key("timeout"), value::call_timeout, default.timeout),
+        }
+    }
+
+    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
+        check_timeout(reader, section, self.timeout, deadline);
+    }
+}
+
+/// Without project and provider, which it cannot do without.
+impl Default for GcpConfig {
+    fn default() -> Self {
+        Self {
+            project: String::new(),
+            provider: GcpProvider::Gke(String::new()),
+            prefix: String::new(),
+            endpoint: None,
+            sts_endpoint: None,
+            iam_endpoint: None,
+            timeout: value::CALL_TIMEOUT,
+        }
+    }
+}
+
+// === impl GcpProvider ===
+
+impl GcpProvider {
+    /// What `text` names, if anything.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        if let Some(project) = text.strip_suffix(GKE_END) {
+            return is_part(project).then(|| Self::Gke(text.to_owned()));
+        }
+        let parts: Vec<&str> = text.split('/').collect();
+        let [
+            "",
+            "",
+            "iam.googleapis.com",
+            "projects",
+            number,
+            "locations",
+            "global",
+            "workloadIdentityPools",
+            pool,
+            "providers",
+            provider,
+        ] = parts[..]
+        else {
+            return None;
+        };
+        let fits = [number, pool, provider].into_iter().all(is_part);
+        fits.then(|| Self::Federation(text.to_owned()))
+    }
+
+    /// Whom a subject token is made out to, so that the provider takes it.
+    pub(crate) fn audience(&self) -> String {
+        match self {
+            Self::Federation(name) => format!("https:{name}"),
+            Self::Gke(pool) => pool.clone(),
+        }
+    }
+
+    /// The name under which policies know a service account of the cluster. At a provider of federation that is so
+    /// where its mapping is `google.subject=assertion.sub`, as in the documentation.
+    pub(crate) fn principal(&self, namespace: &str, account: &str) -> String {
+        match self {
+            Self::Federation(name) => {
+                let pool = name
+                    .split_once("/providers/")
+                    .map_or(&**name, |(pool, _)| pool);
+                format!("principal:{pool}/subject/system:serviceaccount:{namespace}:{account}")
+            }
+            Self::Gke(pool) => {
+                let project = pool.strip_suffix(GKE_END).unwrap_or(pool);
+                format!(
+                    "principal://iam.googleapis.com/projects/{project}/locations/global/workloadIdentityPools/{pool}\
+                     /subject/ns/{namespace}/sa/{account}"
+                )
+            }
+        }
+    }
+}
+
+/// A project's id or number; of an older one, with its domain before it.
+pub(crate) fn is_project(text: &str) -> bool {
+    match text.split_once(':') {
+        Some((domain, id)) => is_part(domain) && is_part(id) && !id.contains('.'),
+        None => is_part(text) && !text.contains('.'),
+    }
+}
+
+/// What can stand between the slashes of a resource's name: small letters, digits, dashes and single dots.
+fn is_part(text: &str) -> bool {
+    let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.starts_with(is_end)
+        && text.ends_with(is_end)
+        && !text.contains("..")
+        && text.chars().all(|c| is_end(c) || c == '-' || c == '.')
+}
+
+const PROJECT_REMEDY: &str =
+    "write the id of the project whose secrets are read, such as \"acme-prod\"";
+
+fn project(value: &super::settings::Value) -> Result<Option<String>, Wrong> {
+    let text = value::string(value)?;
+    match &*text {
+        "" => Ok(None),
+        _ if is_project(&text) => Ok(Some(text)),
+        _ => Err(Wrong::text(&text, "no id of a project", PROJECT_REMEDY)),
+    }
+}
+
+const PROVIDER_REMEDY: &str = "write PROJECT.svc.id.goog on GKE, elsewhere \
+     //iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER";
+
+fn provider(value: &super::settings::Value) -> Result<Option<GcpProvider>, Wrong> {
+    let text = value::string(value)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let provider = GcpProvider::parse(&text);
+    let wrong = || Wrong::text(&text, "no provider of identities", PROVIDER_REMEDY);
+    provider.map(Some).ok_or_else(wrong)
+}

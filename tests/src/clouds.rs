@@ -1,0 +1,84 @@
+//! The backends of the sandbox behind one face: what the conformance list and the demo need of each, whichever it is.
+//!
+//! A backend more is a file here and its line in [`start`].
+
+mod aws;
+pub mod gcp;
+
+use async_trait::async_trait;
+use std::any::Any;
+use std::fmt::Debug;
+use std::io;
+
+use crate::agent::AgentSettings;
+use crate::sandbox::Sandbox;
+
+/// The backends that the sandbox has, as the configuration names them.
+pub const BACKENDS: [&str; 2] = ["aws", "gcp"];
+
+/// A backend of the sandbox.
+#[async_trait]
+pub trait Cloud: Debug + Send + Sync {
+    /// The agent's settings with this backend, and no other, as the default one.
+    fn settings(&self, settings: AgentSettings) -> AgentSettings;
+
+    /// Makes a namespace as the documentation tells: a service account with a role of its own, which may read what is
+    /// under the namespace's name, and the secret `NAMESPACE/database-password`.
+    fn namespace(&self, sandbox: &Sandbox, name: &str);
+
+    /// Makes a namespace whose service account asks for the role of the namespace `of`, which does not admit it.
+    fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str);
+
+    /// Puts a secret, or a new version of it; gives the version as the agent is to name it, where that can be known.
+    fn put(&self, name: &str, value: &[u8]) -> Option<String>;
+
+    /// Makes every read of a value go wrong until what is returned is dropped. None: here nothing can go wrong so.
+    fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>>;
+
+    /// Lets nobody in from now on, or again.
+    ///
+    /// # Errors
+    ///
+    /// If the port is lost to somebody else.
+    async fn reachable(&self, reachable: bool) -> io::Result<()>;
+
+    /// Ends every session before its time, if there are any.
+    fn expire_sessions(&self) -> bool;
+
+    /// Takes the role of a namespace's service account away, if there is one.
+    fn revoke(&self, namespace: &str) -> bool;
+
+    /// What the backend has of an older version: a stage or label that names it.
+    fn previous_stage(&self) -> Option<&'static str>;
+
+    /// Its own log, a line for each call.
+    fn log(&self) -> Vec<String>;
+}
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Trouble {
+    /// The connection breaks in the middle of an answer.
+    Cut,
+    /// Something else answers.
+    Garbage,
+    /// No answer comes.
+    Hang,
+    /// The backend asks to come again in so many seconds.
+    Throttle(u64),
+    /// Half of an answer.
+    Truncated,
+}
+
+/// Starts the backend of that name, one of [`BACKENDS`], beside the sandbox's cluster, whose tokens it trusts.
+///
+/// # Errors
+///
+/// If there is no such backend, or this machine refuses what it needs.
+pub async fn start(name: &str, sandbox: &Sandbox) -> io::Result<Box<dyn Cloud>> {
+    Ok(match name {
+        "aws" => Box::new(aws::Aws::of(sandbox)),
+        "gcp" => Box::new(gcp::Gcp::start(sandbox).await?),
+        other => return Err(io::Error::other(format!("there is no backend {other}"))),
+    })
+}

@@ -1,0 +1,100 @@
+//! AWS: IAM roles and Secrets Manager, the sandbox's own.
+
+use async_trait::async_trait;
+use std::any::Any;
+use std::io;
+
+use super::{Cloud, Trouble};
+use crate::agent::AgentSettings;
+use crate::aws::{Behaviour, FakeAws, Fault, Operation, SecretInput};
+use crate::sandbox::{ACCOUNT, REGION, Sandbox};
+
+#[derive(Debug)]
+pub(super) struct Aws(FakeAws);
+
+impl Aws {
+    pub(super) fn of(sandbox: &Sandbox) -> Self {
+        Self(sandbox.aws.clone())
+    }
+
+    fn role(&self, namespace: &str) -> String {
+        self.0.role_arn(&format!("{namespace}-{ACCOUNT}"))
+    }
+}
+
+#[async_trait]
+impl Cloud for Aws {
+    fn settings(&self, settings: AgentSettings) -> AgentSettings {
+        settings
+    }
+
+    fn namespace(&self, sandbox: &Sandbox, name: &str) {
+        sandbox.namespace(name);
+    }
+
+    fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str) {
+        sandbox.kube.create_namespace(name, &[]);
+        let role = [("eks.amazonaws.com/role-arn", &*self.role(of))];
+        sandbox.kube.create_service_account(name, ACCOUNT, &role);
+    }
+
+    fn put(&self, name: &str, value: &[u8]) -> Option<String> {
+        let input = match std::str::from_utf8(value) {
+            Ok(text) => SecretInput::text(text),
+            Err(_) => SecretInput::binary(value),
+        };
+        Some(self.0.put_secret(REGION, name, input))
+    }
+
+    fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
+        let behaviour = match trouble {
+            Trouble::Cut => Behaviour::CutBody,
+            Trouble::Garbage => Behaviour::Html,
+            Trouble::Hang => Behaviour::Hang,
+            Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
+            Trouble::Truncated => Behaviour::TruncatedBody,
+        };
+        let fault = Fault::on(Operation::GetSecretValue, behaviour);
+        Some(Box::new(self.0.fault(fault)))
+    }
+
+    async fn reachable(&self, reachable: bool) -> io::Result<()> {
+        match reachable {
+            true => self.0.resume_listening().await,
+            false => self.0.stop_listening().await,
+        }
+    }
+
+    fn expire_sessions(&self) -> bool {
+        let roles = self
+            .0
+            .calls_where(|call| call.operation == Operation::AssumeRoleWithWebIdentity);
+        let roles = roles.iter().filter_map(|call| call.role.as_deref());
+        roles
+            .map(|role| self.0.expire_role_sessions(role))
+            .sum::<usize>()
+            > 0
+    }
+
+    fn revoke(&self, namespace: &str) -> bool {
+        self.0.delete_role(&self.role(namespace))
+    }
+
+    fn previous_stage(&self) -> Option<&'static str> {
+        Some("AWSPREVIOUS")
+    }
+
+    fn log(&self) -> Vec<String> {
+        let line = |call: crate::aws::Call| {
+            let outcome = call.error.as_deref().unwrap_or("ok");
+            let session = call.session_name.as_deref().unwrap_or_default();
+            let what = call
+                .secret
+                .as_deref()
+                .or(call.role.as_deref())
+                .unwrap_or_default();
+            format!("{:?} {what} by {session}: {outcome}", call.operation)
+        };
+        self.0.calls().into_iter().map(line).collect()
+    }
+}

@@ -1,0 +1,145 @@
+//! Google Cloud: a provider of workload identity federation, a service account for each namespace, Secret Manager.
+
+use async_trait::async_trait;
+use std::any::Any;
+use std::io;
+
+use super::{Cloud, Trouble};
+use crate::agent::AgentSettings;
+use crate::gcp::{Behaviour, FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
+use crate::sandbox::{ACCOUNT, Sandbox, password};
+
+/// The annotation that names the Google service account.
+const ANNOTATION: &str = "iam.gke.io/gcp-service-account";
+
+/// A project of Google Cloud that trusts the sandbox's cluster.
+#[derive(Debug)]
+pub struct Gcp {
+    /// The cloud.
+    pub cloud: FakeGcp,
+    /// The full name of the provider that stands for the cluster.
+    pub provider: String,
+}
+
+impl Gcp {
+    /// Starts the cloud beside the sandbox's cluster.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses a port.
+    pub async fn start(sandbox: &Sandbox) -> io::Result<Self> {
+        let cloud = FakeGcp::start().await?;
+        let issuer = sandbox.kube.issuer();
+        let provider = cloud.provider_name("clusters", "sandbox");
+        let spec = ProviderSpec::new(&provider, issuer.url(), issuer.jwks());
+        cloud.add_provider(spec).map_err(io::Error::other)?;
+        Ok(Self { cloud, provider })
+    }
+
+    /// The principal of a service account of the cluster, as policies name it.
+    #[must_use]
+    pub fn principal(&self, namespace: &str, account: &str) -> String {
+        let pool = self
+            .provider
+            .split_once("/providers/")
+            .map_or("", |(pool, _)| pool);
+        format!("principal:{pool}/subject/system:serviceaccount:{namespace}:{account}")
+    }
+
+    fn account(namespace: &str) -> String {
+        format!("{namespace}-{ACCOUNT}@{PROJECT}.iam.gserviceaccount.com")
+    }
+}
+
+#[async_trait]
+impl Cloud for Gcp {
+    fn settings(&self, settings: AgentSettings) -> AgentSettings {
+        settings
+            .without("backends.aws")
+            .set("default_backend", "gcp")
+            .set("backends.gcp.project", PROJECT)
+            .set("backends.gcp.provider", &self.provider)
+            .set("backends.gcp.endpoint", self.cloud.endpoint())
+            .set("backends.gcp.sts_endpoint", self.cloud.endpoint())
+            .set("backends.gcp.iam_endpoint", self.cloud.endpoint())
+    }
+
+    fn namespace(&self, sandbox: &Sandbox, name: &str) {
+        let account = self.cloud.create_account(&format!("{name}-{ACCOUNT}"));
+        let principal = self.principal(name, ACCOUNT);
+        self.cloud
+            .bind_account(&account, "roles/iam.workloadIdentityUser", &principal);
+        let member = format!("serviceAccount:{account}");
+        let own = format!("resource.name.startsWith('projects/{NUMBER}/secrets/{name}--')");
+        let reader = "roles/secretmanager.secretAccessor";
+        self.cloud.bind_project(reader, &member, Some(&own));
+        self.cloud
+            .bind_project("roles/secretmanager.viewer", &member, None);
+        sandbox.kube.create_namespace(name, &[]);
+        sandbox
+            .kube
+            .create_service_account(name, ACCOUNT, &[(ANNOTATION, &account)]);
+        self.put(
+            &format!("{name}/database-password"),
+            password(name).as_bytes(),
+        );
+    }
+
+    fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str) {
+        sandbox.kube.create_namespace(name, &[]);
+        let account = [(ANNOTATION, &*Self::account(of))];
+        sandbox.kube.create_service_account(name, ACCOUNT, &account);
+    }
+
+    fn put(&self, name: &str, value: &[u8]) -> Option<String> {
+        Some(self.cloud.put_secret(&name.replace('/', "--"), value))
+    }
+
+    fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
+        let behaviour = match trouble {
+            Trouble::Cut => Behaviour::CutBody,
+            Trouble::Garbage => Behaviour::Html,
+            Trouble::Hang => Behaviour::Hang,
+            Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
+            Trouble::Truncated => Behaviour::TruncatedBody,
+        };
+        let fault = Fault::on(Operation::AccessSecretVersion, behaviour);
+        Some(Box::new(self.cloud.fault(fault)))
+    }
+
+    async fn reachable(&self, reachable: bool) -> io::Result<()> {
+        match reachable {
+            true => self.cloud.resume_listening().await,
+            false => self.cloud.stop_listening().await,
+        }
+    }
+
+    fn expire_sessions(&self) -> bool {
+        self.cloud.expire_bearers() > 0
+    }
+
+    fn revoke(&self, namespace: &str) -> bool {
+        self.cloud
+            .unbind(&format!("serviceAccount:{}", Self::account(namespace)));
+        true
+    }
+
+    fn previous_stage(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn log(&self) -> Vec<String> {
+        let line = |call: crate::gcp::Call| {
+            let outcome = call.error.as_deref().unwrap_or("ok");
+            let who = call.principal.as_deref().unwrap_or("nobody");
+            let what = call
+                .secret
+                .as_deref()
+                .or(call.account.as_deref())
+                .unwrap_or_default();
+            let reason = call.reason.as_deref().unwrap_or("none");
+            format!("{:?} {what} by {who} ({reason}): {outcome}", call.operation)
+        };
+        self.cloud.calls().into_iter().map(line).collect()
+    }
+}

@@ -1,0 +1,15 @@
+//! What the fake clouds have in common: a listener that can be closed for a while, bodies that break off, a log of
+//! calls, and faults that are in force until a test is done with them.
+
+mod body;
+mod faults;
+mod gate;
+mod listener;
+mod log;
+
+pub(crate) use body::{BrokenOff, ReplyBody};
+pub(crate) use faults::Faults;
+pub use faults::{FaultGuard, Matches};
+pub use gate::Gate;
+pub(crate) use listener::Listener;
+pub(crate) use log::CallLog;

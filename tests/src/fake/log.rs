@@ -1,0 +1,69 @@
+//! The log of every call, as a cloud's own audit trail would have it, for tests to count and to look into.
+
+use std::collections::VecDeque;
+use std::io::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+/// The calls so far, the oldest forgotten when there are too many.
+#[derive(Debug)]
+pub(crate) struct CallLog<T> {
+    calls: Mutex<VecDeque<T>>,
+    kept: usize,
+    echo: bool,
+    total: watch::Sender<u64>,
+}
+
+impl<T: Clone + Serialize> CallLog<T> {
+    pub(crate) fn new(kept: usize, echo: bool) -> Self {
+        Self {
+            calls: Mutex::default(),
+            kept,
+            echo,
+            total: watch::Sender::new(0),
+        }
+    }
+
+    pub(crate) fn push(&self, call: T) {
+        if self.echo
+            && let Ok(line) = serde_json::to_string(&call)
+        {
+            // Nobody reads the log any more: the calls are still remembered.
+            let _ = writeln!(std::io::stdout(), "{line}");
+        }
+        let mut calls = self.lock();
+        if calls.len() >= self.kept {
+            calls.pop_front();
+        }
+        calls.push_back(call);
+        drop(calls);
+        self.total.send_modify(|total| *total += 1);
+    }
+
+    pub(crate) fn matching(&self, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+        self.lock()
+            .iter()
+            .filter(|call| wanted(call))
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn count(&self, wanted: impl Fn(&T) -> bool) -> usize {
+        self.lock().iter().filter(|call| wanted(call)).count()
+    }
+
+    pub(crate) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    /// Changes with every call.
+    pub(crate) fn total(&self) -> watch::Receiver<u64> {
+        self.total.subscribe()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<T>> {
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,217 @@
+//! A fake Google Cloud that is as strict as the real one: the Security Token Service's token exchange,
+//! `generateAccessToken`, and Secret Manager's reads.
+//!
+//! The token service believes a subject token only by its signature, issuer, audience and expiry, as a provider of
+//! workload identity federation or GKE's own pool takes it, with the provider's attribute mapping and condition. A
+//! service account's token is given only to whom a binding on the account admits, through each delegate. Secret Manager
+//! looks at each bearer's expiry and at the bindings of secret and project, with their conditions on the resource's
+//! name. Over HTTP everything is read-only, as the agent is; tests write secrets, bindings and faults through
+//! [`FakeGcp`].
+//!
+//! Not here: organisations, folders, deny policies, groups, regional secrets, KMS keys, downscoped tokens; what is not
+//! known is refused and never passed over.
+
+mod call;
+mod cel;
+mod credentials;
+mod fault;
+mod iam;
+mod reply;
+mod secretmanager;
+mod service;
+mod store;
+mod sts;
+mod world;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+pub use call::{Call, Operation};
+pub use cel::ExpressionError;
+pub use fault::{Behaviour, Fault};
+pub use iam::ProviderSpec;
+pub use store::VersionState;
+
+use crate::fake::{CallLog, FaultGuard, Faults, Listener};
+use iam::Iam;
+use store::Store;
+
+/// The id of the project that is there from the start.
+pub const PROJECT: &str = "acme-prod";
+
+/// Its number.
+pub const NUMBER: &str = "123456789012";
+
+/// How many calls are remembered.
+const CALLS_KEPT: usize = 100_000;
+
+/// A running fake Google Cloud; clones are handles to the same one, which ends with the last of them.
+#[derive(Clone, Debug)]
+pub struct FakeGcp {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    state: Arc<State>,
+    listener: Listener,
+    _ended: DropGuard,
+}
+
+/// What the services work on.
+#[derive(Debug)]
+struct State {
+    iam: RwLock<Iam>,
+    store: RwLock<Store>,
+    faults: Arc<Faults<Fault>>,
+    calls: CallLog<Call>,
+    /// The most names that one `ListSecrets` answer holds.
+    page_limit: AtomicUsize,
+    /// How far the fake's clock is from the machine's, in milliseconds.
+    clock_offset: AtomicI64,
+}
+
+/// Running it.
+impl FakeGcp {
+    /// Binds its listener and serves it on the current runtime, which is why this is an async function.
+    ///
+    /// # Errors
+    ///
+    /// If no port can be bound.
+    pub async fn start() -> io::Result<Self> {
+        let ended = CancellationToken::new();
+        let mut store = Store::default();
+        store.add_project(PROJECT, NUMBER);
+        let state = Arc::new(State {
+            iam: RwLock::default(),
+            store: RwLock::new(store),
+            faults: Arc::default(),
+            calls: CallLog::new(CALLS_KEPT, false),
+            page_limit: AtomicUsize::new(usize::MAX),
+            clock_offset: AtomicI64::new(0),
+        });
+        let served = Arc::clone(&state);
+        let listener = Listener::bind(
+            (Ipv4Addr::LOCALHOST, 0).into(),
+            ended.clone(),
+            move |request| service::serve(Arc::clone(&served), request),
+        )?;
+        let inner = Inner {
+            state,
+            listener,
+            _ended: ended.drop_guard(),
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The URL of all three services.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.inner.listener.address())
+    }
+
+    /// Refuses connections from now on and breaks the open ones.
+    ///
+    /// # Errors
+    ///
+    /// If the port is lost to somebody else.
+    pub async fn stop_listening(&self) -> io::Result<()> {
+        self.inner.listener.stop().await
+    }
+
+    /// Listens again, at the same port.
+    ///
+    /// # Errors
+    ///
+    /// If the port is lost to somebody else.
+    pub async fn resume_listening(&self) -> io::Result<()> {
+        self.inner.listener.resume().await
+    }
+
+    /// Sets the fake's clock this far from the machine's, to either side.
+    pub fn set_clock_offset(&self, offset: SignedDuration) {
+        let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
+        let clock = &self.inner.state.clock_offset;
+        clock.store(milliseconds, Ordering::Relaxed);
+    }
+}
+
+/// What went on, and what goes wrong.
+impl FakeGcp {
+    /// Every call so far, in the order in which they were answered.
+    #[must_use]
+    pub fn calls(&self) -> Vec<Call> {
+        self.inner.state.calls.matching(|_| true)
+    }
+
+    /// The calls that a test is about.
+    #[must_use]
+    pub fn calls_of(&self, operation: Operation) -> Vec<Call> {
+        self.inner
+            .state
+            .calls
+            .matching(|call| call.operation == operation)
+    }
+
+    /// Returns when at least `calls` calls of that kind have come; whether they came within `patience`.
+    pub async fn called(&self, calls: usize, patience: Duration, operation: Operation) -> bool {
+        let log = &self.inner.state.calls;
+        let mut total = log.total();
+        let all = async {
+            while log.count(|call| call.operation == operation) < calls {
+                // The sender lives as long as `self`.
+                let _ = total.changed().await;
+            }
+        };
+        tokio::time::timeout(patience, all).await.is_ok()
+    }
+
+    /// Makes something go wrong until the guard is dropped.
+    pub fn fault(&self, fault: Fault) -> FaultGuard<Fault> {
+        self.inner.state.faults.add(fault)
+    }
+}
+
+impl State {
+    fn now(&self) -> Timestamp {
+        let offset = self.clock_offset.load(Ordering::Relaxed);
+        Timestamp::now() + SignedDuration::from_millis(offset)
+    }
+
+    fn page_limit(&self) -> usize {
+        self.page_limit.load(Ordering::Relaxed).max(1)
+    }
+
+    fn iam_read(&self) -> RwLockReadGuard<'_, Iam> {
+        self.iam.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn iam_write(&self) -> RwLockWriteGuard<'_, Iam> {
+        self.iam.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_read(&self) -> RwLockReadGuard<'_, Store> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn store_write(&self) -> RwLockWriteGuard<'_, Store> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What nobody guesses.
+fn random() -> String {
+    let half = || uuid::Uuid::new_v4().simple().to_string();
+    half() + &half()
+}

@@ -1,0 +1,67 @@
+//! The log of every call, as Cloud Audit Logs would have it.
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::aws::TokenSeen;
+
+/// What was asked for.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
+pub enum Operation {
+    /// Secret Manager: a value.
+    AccessSecretVersion,
+    /// Security Token Service: a subject token for a bearer.
+    ExchangeToken,
+    /// IAM Service Account Credentials: a service account's bearer.
+    GenerateAccessToken,
+    /// Secret Manager: names.
+    ListSecrets,
+    /// Anything else; always refused.
+    Unknown,
+}
+
+/// One call, answered or not.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Call {
+    /// When it arrived, by the fake's clock.
+    pub at: Timestamp,
+    /// What was asked for.
+    pub operation: Operation,
+    /// Whose bearer it carried, once that was believed: `principal://…`, or a service account's email address.
+    pub principal: Option<String>,
+    /// The service account whose bearer was asked for.
+    pub account: Option<String>,
+    /// The secret, as it was sent.
+    pub secret: Option<String>,
+    /// The version, as it was sent.
+    pub version: Option<String>,
+    /// `X-Goog-Request-Reason`.
+    pub reason: Option<String>,
+    /// The claims of the subject token, whether or not they were believed.
+    pub token: Option<TokenSeen>,
+    /// Google's word for what went wrong, or `fault: …` when a fault was served; none: it succeeded.
+    pub error: Option<String>,
+}
+
+impl Call {
+    pub(super) fn new(at: Timestamp) -> Self {
+        Self {
+            at,
+            operation: Operation::Unknown,
+            principal: None,
+            account: None,
+            secret: None,
+            version: None,
+            reason: None,
+            token: None,
+            error: None,
+        }
+    }
+
+    /// Whether Google did what was asked.
+    #[must_use]
+    pub fn succeeded(&self) -> bool {
+        self.error.is_none()
+    }
+}

@@ -1,0 +1,190 @@
+//! One request from arrival to answer: which service, which fault, what goes into the log.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use serde_json::json;
+
+use super::State;
+use super::call::Call;
+use super::fault::Behaviour;
+use super::reply::{Refusal, Reply};
+use super::secretmanager::Ask;
+use super::{credentials, sts};
+use crate::fake::{BrokenOff, ReplyBody};
+
+/// No request of these services comes near this many bytes.
+const MAX_BODY: usize = 128 * 1024;
+
+/// How large an answer is that is too large.
+const HUGE: usize = 1 << 20;
+
+/// A request that has been read.
+struct Arrived {
+    state: Arc<State>,
+    parts: Parts,
+    body: Bytes,
+    call: Call,
+    fault: Option<Behaviour>,
+}
+
+pub(super) async fn serve(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, BrokenOff> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY)
+        .collect()
+        .await
+        .map_err(|_| BrokenOff)?
+        .to_bytes();
+    let mut call = Call::new(state.now());
+    let path = parts.uri.path();
+    if let Some(account) = credentials::account_of(path) {
+        credentials::describe(account, &mut call);
+    } else if path == "/v1/token" {
+        if let Ok(form) = sts::Form::parse(&body) {
+            form.describe(&mut call);
+        }
+    } else if let Some(ask) = Ask::parse(path) {
+        ask.describe(&mut call);
+    }
+    let reason = parts.headers.get("x-goog-request-reason");
+    call.reason = reason.and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
+    let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
+    let mut arrived = Arrived {
+        state,
+        parts,
+        body,
+        call,
+        fault,
+    };
+    match arrived.fault.clone() {
+        Some(behaviour @ (Behaviour::Hang | Behaviour::Disconnect)) => {
+            arrived.call.error = Some(behaviour.name().to_owned());
+            arrived.state.calls.push(arrived.call);
+            match behaviour {
+                Behaviour::Hang => std::future::pending().await,
+                _ => Err(BrokenOff),
+            }
+        }
+        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
+        Some(Behaviour::Delay(time)) => tokio::spawn(async move {
+            tokio::time::sleep(time).await;
+            arrived.answer()
+        })
+        .await
+        .map_err(|_| BrokenOff),
+        Some(Behaviour::Hold(gate)) => tokio::spawn(async move {
+            gate.pass().await;
+            arrived.answer()
+        })
+        .await
+        .map_err(|_| BrokenOff),
+        _ => Ok(arrived.answer()),
+    }
+}
+
+impl Arrived {
+    fn answer(mut self) -> Response<ReplyBody> {
+        let reply = self.reply();
+        let cut = matches!(self.fault, Some(Behaviour::CutBody));
+        self.state.calls.push(self.call);
+        reply.into_response(cut)
+    }
+
+    fn reply(&mut self) -> Reply {
+        let fault = self.fault.clone();
+        let error = |call: &mut Call, behaviour: &Behaviour| {
+            call.error = Some(behaviour.name().to_owned());
+        };
+        let throttled = || {
+            Refusal::api(
+                "RESOURCE_EXHAUSTED",
+                "Quota exceeded for quota metric 'Access requests'.",
+            )
+        };
+        if let Some(behaviour) = &fault {
+            let reply = match behaviour {
+                Behaviour::Html => Some(Reply::foreign(
+                    200,
+                    "<html><title>502 Bad Gateway</title></html>\n",
+                )),
+                Behaviour::Huge => Some(Reply::foreign(200, vec![b' '; HUGE])),
+                Behaviour::InternalError => {
+                    Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
+                }
+                Behaviour::ServiceUnavailable => Some(
+                    Refusal::api("UNAVAILABLE", "The service is currently unavailable.")
+                        .into_reply(&[]),
+                ),
+                Behaviour::Throttle(seconds) => {
+                    Some(throttled().into_reply(&[]).with_retry_after(*seconds))
+                }
+                Behaviour::ThrottleInDetails(seconds) => {
+                    let kind = "type.googleapis.com/google.rpc.RetryInfo";
+                    let details = json!({"@type": kind, "retryDelay": format!("{seconds}s")});
+                    Some(throttled().into_reply(&[details]))
+                }
+                _ => None,
+            };
+            if let Some(reply) = reply {
+                error(&mut self.call, behaviour);
+                return reply;
+            }
+        }
+        let reply = match self.judge() {
+            Ok(reply) => reply,
+            Err(refusal) => {
+                self.call.error = Some(refusal.code.to_owned());
+                return refusal.into_reply(&[]);
+            }
+        };
+        match &fault {
+            Some(behaviour @ Behaviour::TruncatedBody) => {
+                error(&mut self.call, behaviour);
+                reply.truncated()
+            }
+            Some(behaviour @ (Behaviour::BadChecksum | Behaviour::CutBody)) => {
+                error(&mut self.call, behaviour);
+                reply
+            }
+            _ => reply,
+        }
+    }
+
+    /// What Google itself would answer.
+    fn judge(&mut self) -> Result<Reply, Refusal> {
+        let (state, now) = (&self.state, self.call.at);
+        let path = self.parts.uri.path();
+        let authorization = self.parts.headers.get(http::header::AUTHORIZATION);
+        let authorization = authorization.and_then(|value| value.to_str().ok());
+        let not_found = || {
+            Refusal::api(
+                "NOT_FOUND",
+                "The requested URL was not found on this server.",
+            )
+        };
+        if let Some(account) = credentials::account_of(path) {
+            if self.parts.method != Method::POST {
+                return Err(not_found());
+            }
+            let call = &mut self.call;
+            return credentials::answer(state, now, account, authorization, &self.body, call);
+        }
+        if path == "/v1/token" {
+            if self.parts.method != Method::POST {
+                return Err(not_found());
+            }
+            return sts::Form::parse(&self.body)?.answer(state, now, &mut self.call);
+        }
+        let ask = Ask::parse(path).filter(|_| self.parts.method == Method::GET);
+        let fault = self.fault.as_ref();
+        ask.ok_or_else(not_found)?
+            .answer(state, now, &self.parts, fault, &mut self.call)
+    }
+}

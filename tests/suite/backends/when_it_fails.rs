@@ -1,0 +1,209 @@
+//! What a backend's failures become: the right code, in time, with nothing of anybody in it.
+
+use super::{Backend, Node, OWN, Trouble};
+use crate::code;
+use futures::future::join_all;
+use std::time::{Duration, Instant};
+use testkit::agent::AgentSettings;
+use testkit::sandbox::CANARY;
+use testkit::workload::{Flood, Response};
+use tokio::time::sleep;
+
+/// Well within what a test waits for.
+const DEADLINE: Duration = Duration::from_secs(2);
+
+/// Leaves each backend little time, so that the test takes little.
+fn quick(settings: AgentSettings, backend: &Backend) -> AgentSettings {
+    settings
+        .set("limits.request_deadline", "2s")
+        .set("limits.attest_wait", "1s")
+        .set(&format!("backends.{}.timeout", backend.name), "300ms")
+}
+
+async fn quick_node(backend: &Backend, row: &str) -> Option<Node> {
+    let node = backend
+        .node_with(row, |settings| quick(settings, backend))
+        .await?;
+    assert_eq!(node.ask(OWN).await.status, 200);
+    Some(node)
+}
+
+/// An answer that cannot be had now, in time, and that gives nothing away.
+async fn unavailable(node: &Node, what: &str) -> Response {
+    let begun = Instant::now();
+    let answer = node.ask(OWN).await;
+    let text = answer.text().to_owned();
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{what}: {text}"
+    );
+    assert!(answer.header("retry-after").is_some(), "{what}");
+    assert!(
+        begun.elapsed() < DEADLINE + Duration::from_secs(2),
+        "{what}: {:?}",
+        begun.elapsed()
+    );
+    assert!(!text.contains(CANARY), "{what}: {text}");
+    answer
+}
+
+async fn troubled(backend: &Backend, row: &str, trouble: Trouble) {
+    let Some(node) = quick_node(backend, row).await else {
+        return;
+    };
+    let fault = node.trouble(trouble);
+    unavailable(&node, row).await;
+    drop(fault);
+    assert_eq!(node.ask(OWN).await.status, 200, "{row} is over");
+    let said = node.agent.stderr().join("\n");
+    assert!(!said.contains(CANARY), "{row}: {said}");
+}
+
+pub(super) async fn throttled(backend: &Backend) {
+    let Some(node) = quick_node(backend, "throttled").await else {
+        return;
+    };
+    let fault = node.trouble(Trouble::Throttle(7));
+    let answer = node.refused(OWN, 429, "throttled").await;
+    assert_eq!(answer.header("retry-after"), Some("7"));
+    drop(fault);
+    assert_eq!(node.ask(OWN).await.status, 200);
+}
+
+pub(super) async fn slow(backend: &Backend) {
+    troubled(backend, "slow", Trouble::Hang).await;
+}
+
+pub(super) async fn garbage(backend: &Backend) {
+    troubled(backend, "garbage", Trouble::Garbage).await;
+}
+
+pub(super) async fn truncated(backend: &Backend) {
+    troubled(backend, "truncated", Trouble::Truncated).await;
+}
+
+pub(super) async fn cut(backend: &Backend) {
+    troubled(backend, "cut", Trouble::Cut).await;
+}
+
+pub(super) async fn unreachable(backend: &Backend) {
+    let Some(node) = quick_node(backend, "unreachable").await else {
+        return;
+    };
+    node.cloud.reachable(false).await.expect("it stops");
+    unavailable(&node, "unreachable").await;
+    // A pod that has no session yet is told the same.
+    let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
+    let answer = prod
+        .secret("prod/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{}",
+        answer.text()
+    );
+    let (status, _) = node.agent.admin("/readyz").await.expect("an answer");
+    assert_eq!(
+        status, 200,
+        "a backend that is away is no reason to take the agent away"
+    );
+    node.cloud.reachable(true).await.expect("it resumes");
+    assert_eq!(node.ask(OWN).await.status, 200);
+}
+
+pub(super) async fn expired_session(backend: &Backend) {
+    let Some(node) = backend.node("expired_session").await else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    assert!(node.cloud.expire_sessions(), "there is a session to end");
+    let answer = node.ask(OWN).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
+
+pub(super) async fn leaves_nothing_behind(backend: &Backend) {
+    /// Different secrets, as equal reads of one pod share a call.
+    const NAMES: usize = 25;
+    /// For each name.
+    const READS: usize = 40;
+
+    let Some(node) = backend
+        .node_with("leaves_nothing_behind", |settings| {
+            quick(settings, backend).set(&format!("backends.{}.timeout", backend.name), "100ms")
+        })
+        .await
+    else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    let before = Held::by(&node).await;
+    let fault = node.trouble(Trouble::Hang);
+    let floods = (0..NAMES).map(|number| {
+        node.pod.workload.flood(Flood {
+            path: format!("/v1/secrets/test/hanging-{number}"),
+            connections: 1,
+            requests: READS,
+            reconnect: false,
+            interval_micros: 0,
+            expect: None,
+        })
+    });
+    for flooded in join_all(floods).await {
+        let flooded = flooded.expect("the pod lives");
+        assert_eq!(flooded.statuses.get(&503), Some(&READS), "{flooded:?}");
+        let slowest = flooded.micros.last().copied().map(Duration::from_micros);
+        assert!(
+            slowest.is_some_and(|took| took < DEADLINE + Duration::from_secs(2)),
+            "{slowest:?}"
+        );
+    }
+    drop(fault);
+    // What is left goes within the time for which threads and connections are kept for the next one.
+    let begun = Instant::now();
+    loop {
+        let after = Held::by(&node).await;
+        if after.is_no_more_than(&before) {
+            break;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "{before:?} and then {after:?}"
+        );
+        sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(node.ask(OWN).await.status, 200);
+}
+
+/// What an agent holds of the machine.
+#[derive(Debug)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    tasks: f64,
+}
+
+impl Held {
+    async fn by(node: &Node) -> Self {
+        let process = format!("/proc/{}", node.agent.pid());
+        let count = |what: &str| {
+            std::fs::read_dir(format!("{process}/{what}"))
+                .expect("it runs")
+                .count()
+        };
+        Self {
+            descriptors: count("fd"),
+            threads: count("task"),
+            tasks: node.agent.metric("latchkey_tasks").await.expect("metrics"),
+        }
+    }
+
+    /// The admin connection that is asked by, and one to the backend, may be there or not.
+    fn is_no_more_than(&self, before: &Self) -> bool {
+        self.descriptors <= before.descriptors + 2
+            && self.threads <= before.threads
+            && self.tasks <= before.tasks + 2.0
+    }
+}

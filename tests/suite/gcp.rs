@@ -1,0 +1,82 @@
+//! Google Cloud: the exchange, principals and service accounts, and what is its own among vaults.
+
+mod failures;
+mod identity;
+mod vault;
+
+use testkit::agent::AgentProcess;
+use testkit::clouds::Cloud as _;
+use testkit::clouds::gcp::Gcp;
+use testkit::gcp::{NUMBER, Operation};
+use testkit::kube::FakeKubeConfig;
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod};
+
+const SECRET: &str = "test/database-password";
+const ACCESSOR: &str = "roles/secretmanager.secretAccessor";
+
+/// A cluster with the namespaces `test` and `prod`, and the project that trusts it.
+struct Google {
+    sandbox: Sandbox,
+    gcp: Gcp,
+}
+
+impl Google {
+    async fn start() -> Self {
+        Self::with(FakeKubeConfig::default()).await
+    }
+
+    async fn with(kube: FakeKubeConfig) -> Self {
+        let sandbox = Sandbox::with(kube, Default::default())
+            .await
+            .expect("a sandbox");
+        let gcp = Gcp::start(&sandbox).await.expect("a cloud");
+        for namespace in ["test", "prod"] {
+            gcp.namespace(&sandbox, namespace);
+        }
+        Self { sandbox, gcp }
+    }
+
+    async fn agent(&self, keys: &[(&str, &str)]) -> AgentProcess {
+        self.sandbox
+            .agent_with(|settings| {
+                let settings = self.gcp.settings(settings);
+                keys.iter()
+                    .fold(settings, |all, (key, value)| all.set(key, value))
+            })
+            .await
+            .expect("an agent")
+    }
+
+    async fn pod(&self) -> SandboxPod {
+        self.sandbox.pod("test", "web").await.expect("a pod")
+    }
+
+    /// Another service account of `test`, which the project knows nothing of, and a pod of it.
+    async fn pod_of(&self, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
+        self.sandbox
+            .kube
+            .create_service_account("test", account, annotations);
+        let spec = testkit::kube::PodSpec {
+            namespace: "test".into(),
+            name: account.into(),
+            service_account: account.into(),
+            ..testkit::kube::PodSpec::default()
+        };
+        self.sandbox.pod_of(spec).await.expect("a pod")
+    }
+
+    /// Lets a member read what is under `test/`.
+    fn admit(&self, member: &str) {
+        let own = format!("resource.name.startsWith('projects/{NUMBER}/secrets/test--')");
+        self.gcp.cloud.bind_project(ACCESSOR, member, Some(&own));
+    }
+
+    fn count(&self, operation: Operation) -> usize {
+        self.gcp.cloud.calls_of(operation).len()
+    }
+}
+
+/// The Google service account of `test/app`.
+fn account() -> String {
+    format!("test-{ACCOUNT}@acme-prod.iam.gserviceaccount.com")
+}
