@@ -352,3 +352,6 @@ fn variable(name: &str) -> Option<OsString> {
 fn secret(answer: &Answer) -> Result<Secret, ClientError> {
     Secret::of(answer.read()?, answer.header(header::ETAG))
 }
+
+#[cfg(test)]
+mod tests;
