@@ -35,7 +35,7 @@ pub enum Behaviour {
     Hold(Gate),
     /// A proxy's HTML page, with status 200.
     Html,
-    /// An answer of a mebibyte.
+    /// The right answer, with a mebibyte of blanks behind it.
     Huge,
     /// `INTERNAL`, 500.
     InternalError,

@@ -93,6 +93,12 @@ impl Reply {
         self
     }
 
+    /// The same JSON, and so many blanks behind it.
+    pub(super) fn padded(mut self, blanks: usize) -> Self {
+        self.body = [&*self.body, &*vec![b' '; blanks]].concat().into();
+        self
+    }
+
     /// Half of the body under its own length, so that the JSON does not parse.
     pub(super) fn truncated(mut self) -> Self {
         self.body.truncate(self.body.len() / 2);

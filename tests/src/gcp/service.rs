@@ -114,7 +114,6 @@ impl Arrived {
                     200,
                     "<html><title>502 Bad Gateway</title></html>\n",
                 )),
-                Behaviour::Huge => Some(Reply::foreign(200, vec![b' '; HUGE])),
                 Behaviour::InternalError => {
                     Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
                 }
@@ -148,6 +147,10 @@ impl Arrived {
             Some(behaviour @ Behaviour::TruncatedBody) => {
                 error(&mut self.call, behaviour);
                 reply.truncated()
+            }
+            Some(behaviour @ Behaviour::Huge) => {
+                error(&mut self.call, behaviour);
+                reply.padded(HUGE)
             }
             Some(behaviour @ (Behaviour::BadChecksum | Behaviour::CutBody)) => {
                 error(&mut self.call, behaviour);
