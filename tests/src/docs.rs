@@ -443,7 +443,7 @@ fn every_annotation_that_a_page_names_is_read() {
     for page in tree.ending(".md") {
         for span in page.spans() {
             let key = span.split(':').next().unwrap_or(span);
-            if ["eks.amazonaws.com/", "latchkey.dev/"]
+            if ["eks.amazonaws.com/", "iam.gke.io/", "latchkey.dev/"]
                 .iter()
                 .any(|owner| key.starts_with(owner))
             {

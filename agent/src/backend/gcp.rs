@@ -139,7 +139,11 @@ impl Backend for Gcp {
     }
 
     fn describe(&self) -> String {
-        format!("Google Cloud Secret Manager in {}", self.settings.project)
+        let GcpConfig {
+            project, provider, ..
+        } = &self.settings;
+        let audience = provider.audience();
+        format!("Google Cloud Secret Manager in {project}, tokens for {audience}")
     }
 
     fn skip_annotation(&self) -> Option<&'static str> {

@@ -223,6 +223,37 @@ pub(super) async fn listed(backend: &Backend) {
     }
 }
 
+/// The first thing that a reader tries, word for word but for the namespace.
+pub(super) async fn by_the_readmes_line(backend: &Backend) {
+    const README: &str = include_str!("../../../README.md");
+
+    let Some(node) = backend.node("by_the_readmes_line").await else {
+        return;
+    };
+    let line = README
+        .lines()
+        .find(|line| line.starts_with("curl --unix-socket"));
+    let line = line.expect("a line to try").replace("/prod/", "/test/");
+    let pod = node
+        .sandbox
+        .application("test", "shell")
+        .await
+        .expect("a pod");
+    let said = pod
+        .workload
+        .execute("sh", &["-c", &line])
+        .await
+        .expect("it runs");
+    let body: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
+    assert_eq!(
+        (&body["value"], &body["backend"]),
+        (&password("test").into(), &backend.name.into()),
+        "{line}: {} {}",
+        said.stdout,
+        said.stderr
+    );
+}
+
 fn urlencoded(text: &str) -> String {
     form_urlencoded::byte_serialize(text.as_bytes()).collect()
 }

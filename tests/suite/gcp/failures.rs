@@ -129,6 +129,12 @@ async fn what_the_configuration_lacks_is_named_in_a_line_each_and_stops_the_star
             assert_eq!(lines.len(), 1, "{key}: {said}");
         }
     }
+    let whole = settings
+        .set("backends.gcp.project", "acme-prod")
+        .set("backends.gcp.provider", "acme-prod.svc.id.goog");
+    let (_, found, said) = whole.run_to_end(&["check"]).await.expect("it ends");
+    let line = "Google Cloud Secret Manager in acme-prod, tokens for acme-prod.svc.id.goog";
+    assert!(found.contains(line) || said.contains(line), "{found}{said}");
 }
 
 #[tokio::test]
