@@ -290,3 +290,24 @@ async fn an_agent_that_leaves_ends_waits_with_304() {
     let status = of.agent.until_ended().await.expect("it ends");
     assert!(status.success());
 }
+
+#[tokio::test]
+async fn an_agent_that_is_replaced_ends_waits_with_304_so_that_they_go_on_at_the_new_one() {
+    if !can_run() {
+        return;
+    }
+    let of = Waiting::start(&[]).await;
+    let before = of.reads();
+    let replaced = async {
+        of.until_reads(before + 1).await;
+        of.sandbox.agent().await.expect("a new agent")
+    };
+    let began = Instant::now();
+    let (answer, _new) = tokio::join!(of.pod.request(of.ask("60s")), replaced);
+    assert!(began.elapsed() < Duration::from_secs(9));
+    let answer = answer.expect("an answer");
+    assert_eq!(answer.status, 304, "{}", answer.text());
+    assert_eq!(answer.header("connection"), Some("close"));
+    let answer = of.pod.request(of.ask("10ms")).await.expect("an answer");
+    assert_eq!((answer.status, answer.header("connection")), (304, None));
+}

@@ -6,6 +6,7 @@ use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 /// The bits of a mode that let everybody in.
@@ -61,11 +62,7 @@ impl Sink {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let mut file = tempfile::Builder::new()
-            .prefix(".latchkey-")
-            .permissions(Permissions::from_mode(0o600))
-            .tempfile_in(directory)
-            .map_err(failed)?;
+        let mut file = begin(directory).map_err(failed)?;
         file.write_all(bytes).map_err(failed)?;
         file.as_file()
             .set_permissions(Permissions::from_mode(self.mode))
@@ -74,6 +71,14 @@ impl Sink {
         file.persist(path).map_err(|error| failed(error.error))?;
         Ok(())
     }
+}
+
+/// An empty file that nobody else may read, from its first moment on.
+fn begin(directory: &Path) -> io::Result<NamedTempFile> {
+    tempfile::Builder::new()
+        .prefix(".latchkey-")
+        .permissions(Permissions::from_mode(0o600))
+        .tempfile_in(directory)
 }
 
 /// Writes to stdout, to its end.
@@ -119,6 +124,14 @@ mod tests {
         assert_eq!(mode & 0o7777, 0o440);
         let left = fs::read_dir(directory.path()).expect("the directory");
         assert_eq!(left.count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_nobody_elses_before_it_holds_anything() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = begin(directory.path()).expect("a file");
+        let mode = file.as_file().metadata().expect("it").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::{Client, can_run, command_in, ended};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 use testkit::aws::{Behaviour, Fault, Operation, SecretInput};
 use testkit::sandbox::{REGION, password};
 use testkit::workload::{Workload, WorkloadSpec};
@@ -332,4 +333,70 @@ async fn completions_are_scripts_of_their_shells() {
         assert!(script.printed().contains("healthcheck"), "{shell}");
     }
     client.run(&["completions", "cobol"]).await.is_usage();
+}
+
+#[tokio::test]
+async fn on_a_terminal_a_value_has_a_line_of_its_own_many_have_progress_and_trouble_has_a_colour() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    for number in 0..30 {
+        client.sandbox.secret(&format!("test/s-{number}"), "x");
+    }
+    let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
+    // Both stdout and stderr are the terminal that script(1) makes.
+    let on_terminal = async |line: &str, colour: bool| {
+        let mut command = client
+            .pod
+            .workload
+            .command(Path::new("script"))
+            .expect("a cgroup");
+        let line = format!("{} {line}", program.display());
+        command
+            .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("TERM", "xterm")
+            .env("LATCHKEY_SOCKET", client.sandbox.socket())
+            .stdin(std::process::Stdio::null());
+        if !colour {
+            command.env("NO_COLOR", "1");
+        }
+        ended(command).await.stdout
+    };
+    let value = on_terminal("get test/s-1", true).await;
+    assert_eq!(value, "x\r\n");
+    let names: Vec<_> = (0..30).map(|number| format!("test/s-{number}")).collect();
+    let many = on_terminal(&format!("env {}", names.join(" ")), true).await;
+    assert!(many.contains("/30 secrets"), "{many:?}");
+    assert!(many.contains("TEST_S_29='x'"), "{many:?}");
+    let trouble = on_terminal("get test/none", true).await;
+    assert!(
+        trouble.contains("\u{1b}[") && trouble.contains("no such secret"),
+        "{trouble:?}"
+    );
+    let plain = on_terminal("get test/none", false).await;
+    assert!(
+        !plain.contains('\u{1b}') && plain.contains("no such secret"),
+        "{plain:?}"
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_requires_a_header_is_sent_it_by_option_or_variable() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::with(|settings| settings.set("listen.require_header", "x-latchkey")).await;
+    let get = ["get", "test/database-password"];
+    client.run(&get).await.failed(2, "x-latchkey");
+    let with = [&get[..], &["--header", "X-Latchkey"]].concat();
+    assert_eq!(client.run(&with).await.printed(), password("test"));
+    let mut command = client.command(&get);
+    command.env("LATCHKEY_HEADER", "x-latchkey");
+    assert_eq!(ended(command).await.printed(), password("test"));
+    let doctor = client.run(&["doctor"]).await;
+    assert_eq!(doctor.code, Some(2), "{doctor:?}");
+    assert!(doctor.stdout.contains("LATCHKEY_HEADER=NAME"), "{doctor:?}");
 }
