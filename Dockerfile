@@ -1,5 +1,8 @@
-# The agent's image. The last stage is empty but for the agent's binary, the shared libraries that it names
+# The image of the agent. The last stage is empty but for this project's programs, the shared libraries that they name
 # (glibc, libgcc) and Debian's CA roots: there is no shell in it and nothing else that could be run.
+#
+# It builds for the machine's own architecture, amd64 or arm64. `deploy/image/assemble` makes the same last stage from
+# programs that are built already, by the same script and by these very lines; tests/image/check holds the two together.
 FROM rust:1.95-slim-bookworm AS build
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make \
@@ -8,9 +11,16 @@ WORKDIR /src
 COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --locked --profile dist --package latchkey-agent --bin latchkey-agent \
-    && deploy/image/rootfs target/dist/latchkey-agent /rootfs
+    && deploy/image/rootfs target/dist /rootfs
 
 FROM scratch
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="latchkey" \
+      org.opencontainers.image.description="Pods read their own namespace's cloud secrets over a Unix socket of the node" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /rootfs/ /
 # Root without capabilities: the directory of the socket belongs to root (deploy/manifests/40-daemonset.yaml).
 USER 0:0

@@ -10,11 +10,13 @@ use crate::backend::Backends;
 use crate::config::Config;
 use crate::handler::Services;
 use crate::handover::{Found, Listening, Phase, Place};
+use crate::kubernetes::Clients;
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
 use crate::readiness::Readiness;
 use crate::server::Server;
+use crate::taint;
 use crate::token::SubjectTokens;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +53,7 @@ pub struct Agent {
     server: Arc<Server>,
     phase: watch::Sender<Phase>,
     writer: Writer,
+    own_account: kube::Client,
     started: Instant,
 }
 
@@ -79,7 +82,7 @@ impl Agent {
         place.sweep();
         let admin = admin::bind(config.listen.admin)
             .map_err(|error| StartError::Admin(config.listen.admin, error))?;
-        let client = preflight::kube_client().await?;
+        let clients = Clients::new(&config.kubernetes).await?;
         let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         let (audit, writer) =
@@ -90,7 +93,11 @@ impl Agent {
             limits: config.limits.clone(),
             cache: Arc::new(config.cache.clone()),
         };
-        let pods = Arc::new(Pods::new(client.clone(), &config.kubernetes.node, settings));
+        let pods = Arc::new(Pods::new(
+            clients.node.clone(),
+            &config.kubernetes.node,
+            settings,
+        ));
         let attestor = Arc::new(Attestor::new(
             pods.clone(),
             config.kubernetes.node.clone(),
@@ -105,14 +112,14 @@ impl Agent {
         }
         let services = Arc::new(Services {
             accounts: Arc::new(Accounts::new(
-                client.clone(),
+                clients.own.clone(),
                 backends.clone(),
                 config.identity.namespace_annotations,
             )),
             audit,
             backends,
             metrics,
-            tokens: SubjectTokens::new(client),
+            tokens: SubjectTokens::new(clients.node),
             node: config.kubernetes.node.clone(),
             require_header: config.listen.require_header.clone(),
             deadline: config.limits.request_deadline,
@@ -156,6 +163,7 @@ impl Agent {
             server,
             phase,
             writer,
+            own_account: clients.own,
             started,
         })
     }
@@ -224,6 +232,13 @@ impl Agent {
                         }
                         let took = self.started.elapsed();
                         tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
+                        if let Some(key) = config.kubernetes.startup_taint.clone() {
+                            let (account, node) = (self.own_account.clone(), config.kubernetes.node.clone());
+                            tasks.spawn(async move {
+                                taint::take_off(account, &node, &key).await;
+                                Ok(())
+                            });
+                        }
                     }
                     Some(ended) = tasks.join_next() => ended??,
                     ended = &mut roll => ended??,

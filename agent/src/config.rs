@@ -99,10 +99,14 @@ pub enum IdentityMode {
 /// The agent's own place in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Kubernetes {
+    /// Whether pods are watched and tokens asked for as the node itself, by constrained impersonation.
+    pub impersonate_node: bool,
     /// The name of the node whose pods are served.
     pub node: String,
     /// The UID of the agent's own pod, absent outside of one.
     pub pod_uid: Option<String>,
+    /// The key of the node's taint that goes when the agent is ready.
+    pub startup_taint: Option<String>,
 }
 
 /// What one pod, and all of them, may use.
@@ -337,8 +341,10 @@ impl Kubernetes {
             );
         }
         Self {
+            impersonate_node: reader.read("kubernetes.impersonate_node", value::boolean, false),
             node: node.unwrap_or_default(),
             pod_uid: reader.read_or("kubernetes.pod_uid", &["POD_UID"], value::pod_uid, None),
+            startup_taint: reader.read("kubernetes.startup_taint", value::taint, None),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod preflight;
 
 mod agent;
 mod handover;
+mod kubernetes;
 mod server;
 
 mod handler;
@@ -39,6 +40,7 @@ mod admin;
 mod metrics;
 mod quota;
 mod readiness;
+mod taint;
 mod time;
 
 pub use agent::Agent;

@@ -4,21 +4,12 @@ use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
 use crate::config::Config;
 use crate::handover::{Place, PlaceError};
+use crate::kubernetes::Clients;
 use crate::peer::Pinning;
-use k8s_openapi::api::authorization::v1::{
-    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
-};
-use kube::api::{Api, PostParams};
 use std::io;
 use std::net::SocketAddr;
-use std::time::Duration;
-use tokio::time::timeout;
 
-/// How long the API server may take to answer a check.
-const API_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a connection to the API server may take to be made.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+mod rights;
 
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -125,21 +116,6 @@ pub(crate) fn anchor(
     }
 }
 
-/// A client of the API server, by the pod's own service account or by a kubeconfig.
-///
-/// # Errors
-///
-/// If neither is there.
-pub(crate) async fn kube_client() -> Result<kube::Client, StartError> {
-    let mut config = kube::Config::infer()
-        .await
-        .map_err(|error| StartError::Kubernetes(error.into()))?;
-    // Its own retries wait for up to 1000 s; ours are bounded by the request.
-    config.default_retry = false;
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    kube::Client::try_from(config).map_err(|error| StartError::Kubernetes(error.into()))
-}
-
 /// Looks at everything and keeps going: all that is missing is said at once.
 pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -188,60 +164,9 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         let backends = Backends::open(config).await;
         note("backends", backends.map(|backends| backends.describe()));
     }
-    match kube_client().await {
-        Ok(client) => {
-            for (verb, resource, subresource) in [
-                ("watch", "pods", ""),
-                ("list", "pods", ""),
-                ("get", "serviceaccounts", ""),
-                ("get", "namespaces", ""),
-            ] {
-                let subject = format!("right to {verb} {resource}{subresource}");
-                note(&subject, may(&client, verb, resource, subresource).await);
-            }
-            let everywhere = may(&client, "create", "serviceaccounts", "token").await;
-            note(
-                "right to create serviceaccounts/token",
-                Ok(match everywhere {
-                    Ok(_) => "in every namespace: narrower is safer, see docs/operations.md".into(),
-                    Err(_) => "only where a namespace grants it".into(),
-                }),
-            );
-        }
+    match Clients::new(&config.kubernetes).await {
+        Ok(clients) => findings.extend(rights::check(&clients, &config.kubernetes).await),
         Err(error) => note("API server", Err(error.to_string())),
     }
     findings
-}
-
-async fn may(
-    client: &kube::Client,
-    verb: &str,
-    resource: &str,
-    subresource: &str,
-) -> Result<String, String> {
-    let review = SelfSubjectAccessReview {
-        spec: SelfSubjectAccessReviewSpec {
-            resource_attributes: Some(ResourceAttributes {
-                verb: Some(verb.into()),
-                resource: Some(resource.into()),
-                subresource: (!subresource.is_empty()).then(|| subresource.into()),
-                version: Some("v1".into()),
-                ..ResourceAttributes::default()
-            }),
-            ..SelfSubjectAccessReviewSpec::default()
-        },
-        ..SelfSubjectAccessReview::default()
-    };
-    let reviews = Api::<SelfSubjectAccessReview>::all(client.clone());
-    let parameters = PostParams::default();
-    match timeout(API_TIMEOUT, reviews.create(&parameters, &review)).await {
-        Ok(Ok(review)) if review.status.as_ref().is_some_and(|status| status.allowed) => {
-            Ok("granted".into())
-        }
-        Ok(Ok(_)) => Err(format!(
-            "not granted: bind a ClusterRole that allows {verb} on {resource}"
-        )),
-        Ok(Err(error)) => Err(format!("the API server cannot be asked: {error}")),
-        Err(_) => Err("the API server does not answer".into()),
-    }
 }

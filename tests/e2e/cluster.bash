@@ -2,6 +2,7 @@
 
 socket=/run/latchkey/agent.sock
 agent=latchkey-agent # the DaemonSet that serves; a hand-over changes it
+made_namespaces=()   # what else is to be removed at the end
 
 # === images ===
 
@@ -20,18 +21,21 @@ lay_out() { # ROOT PROGRAM...: copies programs into a folder, each with the libr
 }
 
 build_images() {
-  "$here/../../deploy/image/rootfs" "$E2E_AGENT" "$work/agent"
-  $E2E_PACK "$work/agent.tar" docker.io/library/latchkey-agent:e2e "$work/agent" /usr/bin/latchkey-agent
+  mkdir "$work/programs"
+  cp -L "$E2E_AGENT" "$work/programs/latchkey-agent"
+  "$root/deploy/image/assemble" "$work/programs" "$work/agent.tar" docker.io/library/latchkey-agent:e2e
 
   lay_out "$work/fake" "$E2E_FAKE_AWS"
   $E2E_PACK "$work/fake.tar" docker.io/library/latchkey-fake-aws:e2e "$work/fake" "/usr/bin/$(basename "$E2E_FAKE_AWS")"
 
   lay_out "$work/client" "$(command -v bash)" "$(command -v curl)" "$(command -v busybox)" "$here"/client/*
   local applet
-  for applet in cat rm sleep touch; do ln -s busybox "$work/client/usr/bin/$applet"; done
+  for applet in cat env rm sleep touch; do ln -s busybox "$work/client/usr/bin/$applet"; done
   $E2E_PACK "$work/client.tar" docker.io/library/latchkey-client:e2e "$work/client" /bin/bash
+  # The image that the examples name, which no registry can give here: curl, under that name.
+  $E2E_PACK "$work/curl.tar" "docker.io/$(awk '$1 == "image:" {print $2; exit}' "$root/deploy/examples/pod.yaml")" "$work/client" /usr/bin/curl
 
-  $E2E_LOAD "$work"/{agent,fake,client}.tar
+  $E2E_LOAD "$work"/{agent,fake,client,curl}.tar
 }
 
 # === what is installed ===
@@ -40,7 +44,7 @@ install_fake_aws() { # trusts the keys with which this cluster signs its tokens
   local issuer
   issuer=$(kubectl get --raw /.well-known/openid-configuration | jq -r .issuer)
   kubectl get --raw /openid/v1/jwks >"$work/jwks.json"
-  jq -n --arg issuer "$issuer" --arg test "$test_value" --arg prod "$prod_value" --arg batch "$batch_value" \
+  jq -n --arg issuer "$issuer" --arg test "$test_value" --arg prod "$prod_value" --arg batch "$batch_value" --arg shop "$shop_value" \
     -f "$here/fake-aws.jq" >"$work/config.json"
   kubectl create namespace latchkey-e2e >/dev/null
   kubectl -n latchkey-e2e create configmap fake-aws --from-file="$work/config.json" --from-file="$work/jwks.json" >/dev/null
@@ -48,47 +52,51 @@ install_fake_aws() { # trusts the keys with which this cluster signs its tokens
   kubectl -n latchkey-e2e wait --for=condition=Ready pod/fake-aws --timeout=60s >/dev/null
 }
 
-daemonset() { # NAME: the shipped DaemonSet with this run's patch, under another name if need be
-  kubectl patch --local -f "$manifests/40-daemonset.yaml" -p "$(<"$here/agent.patch.yaml")" -o json |
-    jq --arg name "$1" '.metadata.name = $name
-      | .spec.selector.matchLabels["app.kubernetes.io/instance"] = $name
-      | .spec.template.metadata.labels["app.kubernetes.io/instance"] = $name'
-}
+# Two releases of the chart serve in turns, which is how a cluster without maxSurge upgrades without a gap. The second
+# one uses the first one's account and rights.
+release_of() { echo "${1%-agent}"; } # DAEMONSET
 
-start_agent() { # NAME
-  daemonset "$1" | kubectl apply -f - >/dev/null
+start_agent() { # DAEMONSET
+  local others=()
+  [[ $1 == latchkey-agent ]] || others=(--set serviceAccount.create=false --set serviceAccount.name=latchkey-agent --set rbac.create=false)
+  (cd "$work/desk" && helm "$(if [[ $1 == latchkey-agent ]]; then echo upgrade; else echo install; fi)" "$(release_of "$1")" \
+    deploy/helm/latchkey --namespace latchkey --values latchkey.yaml "${others[@]}") >/dev/null
   await_agent "$1"
 }
 
-await_agent() { # NAME: until it is ready; its log is kept from then on, since that of a deleted pod is gone
+await_agent() { # DAEMONSET: until it is ready; its log is kept from then on, since that of a deleted pod is gone
   kubectl -n latchkey rollout status daemonset "$1" --timeout=120s >/dev/null
   kubectl -n latchkey logs --follow "$(agent_pod "$1")" >"$(mktemp "$work/logs/$1.XXXX")" 2>/dev/null &
 }
 
-stop_agent() { # NAME: returns when it has left
+stop_agent() { # DAEMONSET: returns when it has left
   local pod
   pod=$(agent_pod "$1")
-  kubectl -n latchkey delete daemonset "$1" >/dev/null
+  # The account and the rights of both are the first release's, so that only its DaemonSet goes.
+  if [[ $1 == latchkey-agent ]]; then
+    kubectl -n latchkey delete daemonset "$1" >/dev/null
+  else
+    helm uninstall "$(release_of "$1")" --namespace latchkey >/dev/null
+  fi
   kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=60s >/dev/null
 }
 
-other_agent() { if [[ $agent == latchkey-agent ]]; then echo latchkey-agent-next; else echo latchkey-agent; fi; }
+other_agent() { if [[ $agent == latchkey-agent ]]; then echo latchkey-next-agent; else echo latchkey-agent; fi; }
 
 install_agent() {
-  local manifest
-  for manifest in "$manifests"/[123]*.yaml; do kubectl apply -f "$manifest" >/dev/null; done
-  start_agent "$agent"
+  run_readme install >"$work/install" 2>&1 || { cat "$work/install"; return 1; }
+  await_agent "$agent"
 }
 
 uninstall() {
-  kubectl delete --ignore-not-found --timeout=90s namespace test prod latchkey latchkey-e2e >/dev/null 2>&1 || true
+  kubectl delete --ignore-not-found --timeout=90s namespace test prod shop latchkey latchkey-e2e "${made_namespaces[@]}" >/dev/null 2>&1 || true
   kubectl delete --ignore-not-found clusterrole,clusterrolebinding latchkey-agent >/dev/null 2>&1 || true
 }
 
 # === pods ===
 
 agent_pod() { # [DAEMONSET]: its pod on this node; default: of the one that serves
-  kubectl -n latchkey get pods -l "app.kubernetes.io/instance=${1:-$agent}" \
+  kubectl -n latchkey get pods -l "app.kubernetes.io/instance=$(release_of "${1:-$agent}")" \
     --field-selector "spec.nodeName=$E2E_NODE" -o json |
     jq -r '[.items[] | select(.metadata.deletionTimestamp == null)][0].metadata.name'
 }

@@ -29,20 +29,24 @@ TOKEN = {
 }
 
 
-def holds(expression, request, token):
+def evaluate(expression, names):
     environment = celpy.Environment()
-    program = environment.program(environment.compile(expression))
-    return bool(program.evaluate({"request": celpy.json_to_cel(request), "object": celpy.json_to_cel(token)}))
+    return environment.program(environment.compile(expression)).evaluate(names)
 
 
-def refusal(policy, request=REQUEST, token=TOKEN):
+def refusal(policy, request=REQUEST, token=TOKEN, before=None):
     """The message of the first validation that does not hold; None if the request is let through."""
     spec = policy["spec"]
-    if not all(holds(condition["expression"], request, token) for condition in spec.get("matchConditions", [])):
+    names = {"request": celpy.json_to_cel(request), "object": celpy.json_to_cel(token), "oldObject": celpy.json_to_cel(before)}
+    if not all(evaluate(condition["expression"], names) for condition in spec.get("matchConditions", [])):
         return None
+    variables = celpy.celtypes.MapType()
+    for variable in spec.get("variables", []):
+        variables[celpy.celtypes.StringType(variable["name"])] = evaluate(variable["expression"], {**names, "variables": variables})
+    names["variables"] = variables
     for validation in spec["validations"]:
         try:
-            held = holds(validation["expression"], request, token)
+            held = bool(evaluate(validation["expression"], names))
         except celpy.CELEvalError:
             held = False  # failurePolicy: Fail
         if not held:
@@ -111,6 +115,88 @@ class Tokens(unittest.TestCase):
         for audience, let in (("one", True), ("two", True), ("sts.amazonaws.com", False)):
             token = changed(TOKEN, ["spec", "audiences"], [audience])
             self.assertEqual(let, refusal(policy, token=token) is None)
+
+    def test_where_the_agent_asks_as_its_node_it_may_not_ask_as_itself(self):
+        self.assertIn("rbac.tokens=node", refusal(tokens_policy("rbac.tokens=node")))
+
+
+TAINT = {"key": "latchkey.dev/agent-not-ready", "effect": "NoSchedule"}
+OTHER = {"key": "dedicated", "value": "db", "effect": "NoExecute"}
+
+
+def node(name="node-1", taints=(), **metadata):
+    return {"metadata": {"name": name, "labels": {"zone": "a"}, **metadata}, "spec": {"taints": list(taints)}}
+
+
+class Taint(unittest.TestCase):
+    def setUp(self):
+        self.policy = chart.one("ValidatingAdmissionPolicy", None, "startupTaint.enabled=true", name="latchkey-agent-taint")
+
+    def refusal(self, before, after, request=REQUEST):
+        return refusal(self.policy, request, after, before)
+
+    def test_the_agent_may_take_its_taint_off_its_own_node(self):
+        self.assertIsNone(self.refusal(node(taints=[TAINT, OTHER]), node(taints=[OTHER])))
+
+    def test_it_may_not_touch_another_node(self):
+        self.assertIn("only its own", self.refusal(node("node-2", [TAINT]), node("node-2", [])))
+        by_hand = changed(REQUEST, ["userInfo", "extra"], None)
+        self.assertIn("only its own", self.refusal(node(taints=[TAINT]), node(), by_hand))
+
+    def test_it_may_not_take_another_taint_off_or_put_one_on(self):
+        self.assertIn("no taint", self.refusal(node(taints=[TAINT, OTHER]), node(taints=[TAINT])))
+        self.assertIn("no taint", self.refusal(node(taints=[OTHER]), node(taints=[OTHER, TAINT])))
+        self.assertIn("no taint", self.refusal(node(taints=[OTHER]), node(taints=[{**OTHER, "effect": "NoSchedule"}])))
+
+    def test_it_may_change_nothing_else_of_a_node(self):
+        for metadata in ({"labels": {"zone": "b"}}, {"annotations": {"a": "b"}}, {"finalizers": ["x"]}):
+            self.assertIn("nothing of a node", self.refusal(node(taints=[TAINT]), node(**metadata)))
+        drained = node()
+        drained["spec"]["unschedulable"] = True
+        self.assertIn("nothing of a node", self.refusal(node(taints=[TAINT]), drained))
+
+    def test_the_right_comes_only_with_the_option(self):
+        def nodes(*expressions):
+            rules = chart.one("ClusterRole", None, *expressions)["rules"]
+            return [rule["verbs"] for rule in rules if rule["resources"] == ["nodes"]]
+
+        self.assertEqual([], nodes())
+        self.assertEqual([["get", "patch"]], nodes("startupTaint.enabled=true"))
+
+
+class Levels(unittest.TestCase):
+    """What the chart itself grants, at each level."""
+
+    def rules(self, *expressions):
+        role = chart.one("ClusterRole", None, *expressions, name="latchkey-agent")
+        return {(verb, resource) for rule in role["rules"] for verb in rule["verbs"] for resource in rule["resources"]}
+
+    ANNOTATIONS = {("get", "serviceaccounts"), ("get", "namespaces")}
+
+    def test_no_level_grants_tokens_in_the_whole_cluster_or_reads_secrets(self):
+        for level in ("namespace", "node"):
+            rules = self.rules(f"rbac.tokens={level}")
+            self.assertNotIn(("create", "serviceaccounts/token"), rules)
+            self.assertFalse([rule for rule in rules if rule[1] == "secrets" or "*" in rule])
+
+    def test_the_level_namespace_grants_pods_and_annotations(self):
+        pods = {(verb, "pods") for verb in ("get", "list", "watch")}
+        self.assertEqual(self.ANNOTATIONS | pods, self.rules("rbac.tokens=namespace"))
+
+    def test_the_level_node_grants_nothing_about_pods_but_as_the_node(self):
+        on = "impersonate-on:associated-node:"
+        self.assertEqual(
+            self.ANNOTATIONS
+            | {("impersonate:associated-node", "nodes"), (f"{on}create", "serviceaccounts/token")}
+            | {(f"{on}{verb}", "pods") for verb in ("get", "list", "watch")},
+            self.rules("rbac.tokens=node"),
+        )
+
+    def test_the_level_node_lets_nodes_ask_for_the_backends_audiences(self):
+        role = chart.one("ClusterRole", None, "rbac.tokens=node", "config.backends.aws.audiences={one,two}", name="latchkey-agent-audiences")
+        self.assertEqual([["one", "two"]], [rule["resources"] for rule in role["rules"]])
+        binding = chart.one("ClusterRoleBinding", None, "rbac.tokens=node", name="latchkey-agent-audiences")
+        self.assertEqual(["system:nodes"], [subject["name"] for subject in binding["subjects"]])
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ class Refused(unittest.TestCase):
         for expression, where in (
             ("delivery=socket", "/delivery"),
             ("rbac.tokens=cluster", "/rbac/tokens"),
+            ("startupTaint.key=not-ready", "/startupTaint/key"),
             ("image.digest=latest", "/image/digest"),
             ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
             ("admin.port=70000", "/admin/port"),
@@ -131,6 +132,11 @@ class Configuration(unittest.TestCase):
     def test_text_that_toml_would_read_otherwise_arrives_as_it_was(self):
         odd = ['a"b', "c\\d", "e\nf", "<&>", "${x}"]
         self.assertEqual(odd, config({"config": {"cache": {"only": odd}}})["cache"]["only"])
+
+    def test_what_other_values_ask_of_the_agent_is_in_its_configuration(self):
+        self.assertNotIn("kubernetes", config())
+        seen = config(None, "rbac.tokens=node", "startupTaint.enabled=true")["kubernetes"]
+        self.assertEqual({"impersonate_node": True, "startup_taint": "latchkey.dev/agent-not-ready"}, seen)
 
     def test_without_backends_there_is_one_for_aws_and_the_only_backend_is_the_default(self):
         self.assertEqual("aws", config()["default_backend"])

@@ -8,6 +8,7 @@ mod api;
 mod faults;
 mod journal;
 mod list;
+mod node;
 mod objects;
 mod pod;
 mod rbac;
@@ -27,6 +28,7 @@ use std::{fs, io};
 
 pub use faults::{Fault, StaleReads};
 pub use journal::{Request, TokenRequested};
+pub use node::NODES;
 pub use objects::Annotations;
 pub use pod::{Container, Pod, PodSpec};
 pub use rbac::Rule;
@@ -77,6 +79,8 @@ struct State {
     rbac: rbac::Rbac,
     /// Bearer token to user name.
     users: HashMap<String, String>,
+    /// The node that a user's token is bound to.
+    places: HashMap<String, String>,
     /// Watches being served now.
     watches: usize,
 }
@@ -108,6 +112,7 @@ impl FakeKube {
             journal: journal::Journal::default(),
             rbac: rbac::Rbac::default(),
             users: HashMap::new(),
+            places: HashMap::new(),
             watches: 0,
         };
         state.rbac.grant(AGENT, Rule::agent());

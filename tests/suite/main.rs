@@ -15,6 +15,7 @@ mod lifecycle;
 mod limits;
 mod operations;
 mod recycled;
+mod rights;
 mod slice;
 mod trail;
 mod wait;

@@ -238,8 +238,10 @@ fn without_a_word_the_defaults_of_the_contract_stand() {
     assert_eq!(
         config.kubernetes,
         Kubernetes {
+            impersonate_node: false,
             node: "node-a".to_owned(),
-            pod_uid: None
+            pod_uid: None,
+            startup_taint: None
         }
     );
     assert_eq!(config.limits, Limits::default());
@@ -355,7 +357,7 @@ fn rust_log_goes_over_the_file_and_under_the_agents_own_variable() {
 #[test]
 fn the_node_comes_from_the_file_or_from_the_downward_api() {
     let start = with_file("kubernetes.node = \"node-b\"").and_env("POD_UID", UID);
-    let Kubernetes { node, pod_uid } = start.config().kubernetes;
+    let Kubernetes { node, pod_uid, .. } = start.config().kubernetes;
     assert_eq!((node.as_str(), pod_uid.as_deref()), ("node-b", Some(UID)));
 }
 

@@ -345,6 +345,39 @@ pub(super) fn node(value: &Value) -> Result<Option<String>, Wrong> {
     }
 }
 
+/// The key of a taint: a qualified name, and since the agent takes it off, one with a domain before its slash.
+pub(super) fn taint(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "write the key of a taint, such as \"latchkey.dev/agent-not-ready\"";
+    let key = text(value, remedy)?;
+    if key.is_empty() {
+        return Ok(None);
+    }
+    let is_domain = |domain: &str| {
+        domain.contains('.')
+            && domain.split('.').all(|label| {
+                let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+                !label.is_empty()
+                    && label.bytes().all(inner)
+                    && !label.starts_with('-')
+                    && !label.ends_with('-')
+            })
+    };
+    let is_name = |name: &str| {
+        let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+        let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        name.len() <= 63
+            && name.bytes().all(inner)
+            && ends(name.bytes().next())
+            && ends(name.bytes().last())
+    };
+    match key.split_once('/') {
+        Some((domain, name)) if domain.len() <= 253 && is_domain(domain) && is_name(name) => {
+            Ok(Some(key.to_owned()))
+        }
+        _ => Err(Wrong::text(key, "no key of a taint with a domain", remedy)),
+    }
+}
+
 /// The UID of a pod: a UUID with dashes.
 pub(super) fn pod_uid(value: &Value) -> Result<Option<String>, Wrong> {
     let remedy = "give the pod POD_UID from metadata.uid by the downward API, or leave it empty";

@@ -1,4 +1,4 @@
-# What the agent's container and its service account can do, which is little.
+# What the agent's container can do, which is little.
 
 act_confinement() {
   note 'confinement: the container of the agent, seen from the node'
@@ -31,26 +31,4 @@ act_start() {
   starts=$(cat "$work"/logs/* | jq -Rr 'fromjson? | select(.message == "ready") | .took_ms | floor' | sort -n)
   check_less 'the fastest start in a container, in ms' "${starts%%$'\n'*}" 200
   note "all of them: $(paste -sd ' ' <<<"$starts") ms"
-}
-
-act_rights() {
-  note "rights: the agent's service account"
-  local agent=--as=system:serviceaccount:latchkey:latchkey-agent
-  check 'it may create tokens for the accounts that a namespace names' \
-    kubectl auth can-i "$agent" -n test create serviceaccounts/app --subresource=token --quiet
-  check_cannot 'it may not create tokens for other accounts of that namespace' -n test create serviceaccounts/default --subresource=token
-  check_cannot 'it may not create tokens in any other namespace' -n kube-system create serviceaccounts/default --subresource=token
-  check_cannot 'it may not read Secrets' -n test get secrets
-  check_cannot 'it may not exec into pods' -n test create pods --subresource=exec
-  check_cannot 'it may not reach the kubelets through the API server' get nodes --subresource=proxy
-}
-
-check_cannot() { # SENTENCE CAN-I-ARGUMENT...
-  local sentence=$1
-  shift
-  if kubectl auth can-i --as=system:serviceaccount:latchkey:latchkey-agent --quiet "$@" 2>/dev/null; then
-    not_ok "$sentence"
-  else
-    ok "$sentence"
-  fi
 }

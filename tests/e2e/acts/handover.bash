@@ -1,7 +1,7 @@
 # One agent after another, by all the ways in which it happens, with requests going on all the time.
 
 act_handover() {
-  note 'hand-over: a second DaemonSet takes the socket, the first is deleted'
+  note 'hand-over: a second release takes the socket, the DaemonSet of the first is deleted'
   local old=$agent
   start_streams
   sleep 2
@@ -56,11 +56,11 @@ act_kill() {
 # A rollout that stops the old agent before it starts the new one, as clusters without maxSurge do it. The new
 # one logs at the most talkative level: the last act looks for secrets in what it wrote.
 act_rollout() {
-  note 'rollout without surge, to an agent that logs at trace level'
+  note 'helm upgrade without surge, to an agent that logs at trace level'
   local began
   began=$(milliseconds)
   start_streams
-  kubectl -n latchkey set env "daemonset/$agent" RUST_LOG=trace >/dev/null
+  (cd "$work/desk" && helm upgrade latchkey deploy/helm/latchkey --namespace latchkey --values latchkey.yaml --set config.log.level=trace) >/dev/null
   await_agent "$agent"
   sleep 2
   stop_streams

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use super::faults::Fault;
 use super::journal::Request;
 use super::list::{self, ListOptions};
+use super::node::Subject;
 use super::rbac::Access;
 use super::status::Status;
 use super::store::{Key, Kind};
@@ -87,19 +88,12 @@ async fn serve(
         return Ok(cluster.open(path));
     }
     let user = user.ok_or_else(Status::unauthorized)?;
-    if parts
-        .headers
-        .keys()
-        .any(|name| name.as_str().starts_with("impersonate-"))
-    {
-        let wish = Access {
-            verb: "impersonate".into(),
-            resource: "users".into(),
-            ..Access::default()
-        };
-        cluster.lock().rbac.judge(&user, &wish)?;
-    }
-    cluster.lock().rbac.judge(&user, access)?;
+    let subject = {
+        let state = cluster.lock();
+        let subject = Subject::of(&state, &user, &parts.headers, access)?;
+        subject.judge(&state, access, options)?;
+        subject
+    };
     let route = route.ok_or_else(Status::no_such_resource)?;
     accepts_json(&parts.headers)?;
     match (route, &parts.method) {
@@ -119,11 +113,15 @@ async fn serve(
             },
             &Method::POST,
         ) => {
-            let request = read(&parts.headers, body).await?;
-            token::create(cluster, &namespace, &service_account, &request)
+            let request = read(&parts.headers, "application/json", body).await?;
+            token::create(cluster, &subject, &namespace, &service_account, &request)
+        }
+        (Route::Object(key), &Method::PATCH) if key.kind == Kind::Node => {
+            let patch = read(&parts.headers, "application/merge-patch+json", body).await?;
+            cluster.patch(&key, &patch)
         }
         (Route::AccessReview, &Method::POST) => {
-            let review = read(&parts.headers, body).await?;
+            let review = read(&parts.headers, "application/json", body).await?;
             cluster.review(&user, review)
         }
         _ => Err(Status::method_not_allowed()),
@@ -160,16 +158,17 @@ impl Route {
                 namespace: String::new(),
             }),
             ["namespaces", name] => Some(Self::Object(Key::new(Kind::Namespace, "", name))),
+            ["nodes", name] => Some(Self::Object(Key::new(Kind::Node, "", name))),
             ["namespaces", namespace, "serviceaccounts", name, "token"] => Some(Self::Token {
                 namespace: owned(namespace),
                 service_account: owned(name),
             }),
             ["namespaces", namespace, resource, name] => {
-                let kind = Kind::of_resource(resource).filter(|kind| *kind != Kind::Namespace)?;
+                let kind = Kind::of_resource(resource).filter(|kind| kind.is_namespaced())?;
                 Some(Self::Object(Key::new(kind, namespace, name)))
             }
             ["namespaces", namespace, resource] => {
-                let kind = Kind::of_resource(resource).filter(|kind| *kind != Kind::Namespace)?;
+                let kind = Kind::of_resource(resource).filter(|kind| kind.is_namespaced())?;
                 Some(Self::Objects {
                     kind,
                     namespace: owned(namespace),
@@ -319,7 +318,12 @@ impl Cluster {
             namespace: word("namespace"),
             name: word("name"),
         };
-        let allowed = word("group").is_empty() && self.lock().rbac.allows(user, &access);
+        let group = if access.verb.starts_with("impersonate:") {
+            "authentication.k8s.io"
+        } else {
+            ""
+        };
+        let allowed = word("group") == group && self.lock().rbac.allows(user, &access);
         review["kind"] = "SelfSubjectAccessReview".into();
         review["apiVersion"] = "authorization.k8s.io/v1".into();
         review["status"] = if allowed {
@@ -352,11 +356,11 @@ fn accepts_json(headers: &HeaderMap) -> Result<(), Status> {
     }
 }
 
-async fn read(headers: &HeaderMap, body: Incoming) -> Result<Value, Status> {
+async fn read(headers: &HeaderMap, media_type: &str, body: Incoming) -> Result<Value, Status> {
     let kind = headers
         .get(header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok());
-    if kind.is_some_and(|kind| kind.split(';').next() != Some("application/json")) {
+    if kind.is_some_and(|kind| kind.split(';').next() != Some(media_type)) {
         return Err(Status::unsupported_media_type());
     }
     let body = Limited::new(body, MAX_BODY).collect().await;

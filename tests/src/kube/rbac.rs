@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use http::StatusCode;
 use serde_json::json;
 
 use super::FakeKube;
@@ -11,7 +10,7 @@ use super::status::Status;
 /// One right: all of `verbs` on all of `resources`, where and on what it says.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule {
-    /// `get`, `list`, `watch`, `create`.
+    /// `get`, `list`, `watch`, `create`, `patch`; `impersonate:associated-node` on `nodes`, and the like.
     pub verbs: Vec<String>,
     /// `pods`, `serviceaccounts`, `serviceaccounts/token`, `namespaces`.
     pub resources: Vec<String>,
@@ -63,6 +62,18 @@ impl Rule {
         ]
     }
 
+    /// The rights of the level `node`: to be the agent's own node, for its pods and their tokens.
+    #[must_use]
+    pub fn as_node() -> Vec<Self> {
+        let on = |verb: &str| format!("impersonate-on:associated-node:{verb}");
+        vec![
+            Self::allow("impersonate:associated-node", "nodes"),
+            Self::allow(&[on("get"), on("list"), on("watch")].join(" "), "pods"),
+            Self::allow(&on("create"), "serviceaccounts/token"),
+            Self::allow("get", "serviceaccounts namespaces"),
+        ]
+    }
+
     fn covers(&self, access: &Access) -> bool {
         let holds = |words: &[String], word: &str| words.iter().any(|w| w == word || w == "*");
         holds(&self.verbs, &access.verb)
@@ -101,7 +112,7 @@ impl Rbac {
 }
 
 impl Access {
-    fn refusal(&self, user: &str) -> Status {
+    pub(super) fn refusal(&self, user: &str) -> Status {
         let Self {
             verb,
             resource,
@@ -122,7 +133,7 @@ impl Access {
         let message = format!(
             "{subject} is forbidden: User \"{user}\" cannot {verb} resource \"{resource}\" in API group \"\" {scope}"
         );
-        let mut status = Status::new(StatusCode::FORBIDDEN, "Forbidden", &message);
+        let mut status = Status::forbidden(&message);
         status.body["details"] = if name.is_empty() {
             json!({"kind": plural})
         } else {

@@ -68,6 +68,7 @@ impl Condition {
         };
         let known = match kind {
             Kind::Pod => POD_FIELDS.contains(&field),
+            Kind::Node => ["metadata.name", "spec.unschedulable"].contains(&field),
             Kind::Namespace => ["metadata.name", "status.phase"].contains(&field),
             Kind::ServiceAccount => ["metadata.name", "metadata.namespace"].contains(&field),
         };

@@ -14,11 +14,12 @@ const HISTORY: usize = 4096;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Kind {
     Namespace,
+    Node,
     Pod,
     ServiceAccount,
 }
 
-/// An object's place: its kind, its namespace (empty for a namespace) and its name.
+/// An object's place: its kind, its namespace (empty for a namespace and a node) and its name.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Key {
     pub(super) kind: Kind,
@@ -65,6 +66,7 @@ impl Kind {
     pub(super) fn resource(self) -> &'static str {
         match self {
             Self::Namespace => "namespaces",
+            Self::Node => "nodes",
             Self::Pod => "pods",
             Self::ServiceAccount => "serviceaccounts",
         }
@@ -74,13 +76,19 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Namespace => "Namespace",
+            Self::Node => "Node",
             Self::Pod => "Pod",
             Self::ServiceAccount => "ServiceAccount",
         }
     }
 
+    /// Whether such an object is in a namespace.
+    pub(super) fn is_namespaced(self) -> bool {
+        !matches!(self, Self::Namespace | Self::Node)
+    }
+
     pub(super) fn of_resource(resource: &str) -> Option<Self> {
-        [Self::Namespace, Self::Pod, Self::ServiceAccount]
+        [Self::Namespace, Self::Node, Self::Pod, Self::ServiceAccount]
             .into_iter()
             .find(|kind| kind.resource() == resource)
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::api::{Answer, respond};
 use super::journal::TokenRequested;
+use super::node::Subject;
 use super::objects::{timestamp, uid_of};
 use super::status::Status;
 use super::store::{Key, Kind};
@@ -37,6 +38,7 @@ struct BoundReference {
 /// Judges the request, notes it, and signs.
 pub(super) fn create(
     cluster: &Cluster,
+    subject: &Subject,
     namespace: &str,
     service_account: &str,
     request: &Value,
@@ -44,7 +46,9 @@ pub(super) fn create(
     let wish = Wish::parse(request)?;
     let claims = {
         let state = cluster.lock();
-        wish.grant(cluster, &state, namespace, service_account)
+        subject
+            .admit_token(&state, namespace, service_account, request)
+            .and_then(|()| wish.grant(cluster, &state, namespace, service_account))
     };
     let token = claims
         .as_ref()

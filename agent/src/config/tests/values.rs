@@ -25,6 +25,7 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
         "\"/kubelet.slice/kubelet-kubepods.slice\"",
     ),
     ("identity.namespace_annotations", "false"),
+    ("kubernetes.impersonate_node", "true"),
     (
         "kubernetes.node",
         "\"ip-10-0-0-1.eu-central-1.compute.internal\"",
@@ -32,6 +33,10 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
     (
         "kubernetes.pod_uid",
         "\"0b1a7c0e-6a5d-4c3e-9a43-0123456789ab\"",
+    ),
+    (
+        "kubernetes.startup_taint",
+        "\"latchkey.dev/agent-not-ready\"",
     ),
     ("limits.attest_wait", "\"1s\""),
     ("limits.connections", "1000"),
@@ -177,6 +182,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         &["\"local\"", "\"sidecar\"", "\"Kubernetes\"", "\"\"", "1"],
     ),
     ("identity.namespace_annotations", &["\"true\"", "0"]),
+    ("kubernetes.impersonate_node", &["\"yes\"", "1"]),
     (
         "kubernetes.node",
         &["\"Node\"", "\"a_b\"", "\"a..b\"", "\"-a\"", "\"a/b\"", "1"],
@@ -188,6 +194,17 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
             "\"0b1a7c0e6a5d4c3e9a430123456789ab\"",
             "\"../0b1a7c0e\"",
             "1",
+        ],
+    ),
+    (
+        "kubernetes.startup_taint",
+        &[
+            "\"agent-not-ready\"",
+            "\"latchkey.dev/\"",
+            "\"latchkey.dev/a/b\"",
+            "\"-x.dev/a\"",
+            "\"dev/-a\"",
+            "true",
         ],
     ),
     ("limits.attest_wait", &["\"61s\"", "5", "\"five seconds\""]),

@@ -118,7 +118,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- if and $cloud (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
-{{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/namespace.yaml)" -}}
+{{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/namespace.yaml), or to node (Kubernetes 1.36)" -}}
 {{- end -}}
 {{- end -}}
 
@@ -135,5 +135,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- $listen := dict "admin" (printf "%s:%d" .Values.admin.address (int .Values.admin.port)) -}}
 {{- $_ := set $config "listen" (merge $listen (default (dict) $config.listen)) -}}
+{{- $kubernetes := dict -}}
+{{- if eq .Values.rbac.tokens "node" -}}
+{{- $_ := set $kubernetes "impersonate_node" true -}}
+{{- end -}}
+{{- if .Values.startupTaint.enabled -}}
+{{- $_ := set $kubernetes "startup_taint" .Values.startupTaint.key -}}
+{{- end -}}
+{{- if $kubernetes -}}
+{{- $_ := set $config "kubernetes" $kubernetes -}}
+{{- end -}}
 {{- include "latchkey.toml" (dict "path" "" "table" $config) | trim -}}
 {{- end -}}

@@ -1,0 +1,58 @@
+//! The startup taint: pods that do not tolerate it come to a node only after its agent is ready.
+
+use k8s_openapi::api::core::v1::{Node, Taint};
+use kube::api::{Api, Patch, PatchParams};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// How long the API server may take for one answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The waits after a try that failed: the first, and the longest.
+const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// Takes the taints with that key off the node, and tries until it is done: meanwhile the agent serves.
+pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
+    let nodes = Api::<Node>::all(client);
+    let mut wait = RETRY_WAITS.0;
+    loop {
+        match timeout(ANSWER_TIMEOUT, try_once(&nodes, node, key)).await {
+            Ok(Ok(true)) => {
+                tracing::info!(taint = key, "the node's startup taint is taken off");
+                return;
+            }
+            Ok(Ok(false)) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(%error, taint = key, "cannot take the startup taint off the node");
+            }
+            Err(_) => {
+                tracing::warn!(
+                    taint = key,
+                    "the API server does not answer about the node's taint"
+                );
+            }
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(RETRY_WAITS.1);
+    }
+}
+
+/// Whether there was such a taint. The version makes the API server refuse the patch if somebody else has changed the
+/// node since it was read.
+async fn try_once(nodes: &Api<Node>, name: &str, key: &str) -> kube::Result<bool> {
+    let node = nodes.get(name).await?;
+    let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();
+    let (ours, others): (Vec<Taint>, Vec<Taint>) =
+        taints.into_iter().partition(|taint| taint.key == key);
+    if ours.is_empty() {
+        return Ok(false);
+    }
+    let patch = serde_json::json!({
+        "metadata": {"resourceVersion": node.metadata.resource_version},
+        "spec": {"taints": others},
+    });
+    nodes
+        .patch(name, &PatchParams::default(), &Patch::Merge(patch))
+        .await?;
+    Ok(true)
+}
