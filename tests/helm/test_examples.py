@@ -1,0 +1,170 @@
+"""The clouds' examples: what the commands and the Terraform files make is one role, identity or principal a namespace."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+import hcl2
+
+import chart
+
+EXAMPLES = chart.ROOT / "deploy" / "examples"
+
+# A command that writes down how it was called, and its input, and answers what the real one would.
+RECORDER = """#!/bin/bash
+printf '%s\\0' "$(basename "$0")" "$@" >>"$CALLS"; printf '\\n' >>"$CALLS"
+[[ -n ${ANSWERS:-} ]] && source "$ANSWERS"
+case " $* " in
+  *' -f - '*) cat >"$APPLIED" ;;
+esac
+exit 0
+"""
+
+
+def run(cloud, answers, **environment):
+    """The calls that `setup` makes where nothing is there yet, and what it hands to kubectl."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        for program in ("aws", "az", "gcloud", "kubectl", "openssl"):
+            (folder / program).write_text(RECORDER)
+            (folder / program).chmod(0o755)
+        (folder / "answers").write_text(answers)
+        subprocess.run(
+            [EXAMPLES / cloud / "setup"], check=True, capture_output=True,
+            env={
+                "PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(folder / "calls"), "ANSWERS": str(folder / "answers"),
+                "APPLIED": str(folder / "applied"), "HOME": str(folder), **environment,
+            },
+        )
+        calls = [line.rstrip("\0").split("\0") for line in (folder / "calls").read_text().split("\0\n") if line]
+        applied = folder / "applied"
+        return calls, applied.read_text() if applied.exists() else ""
+
+
+def option(call, name):
+    for number, word in enumerate(call):
+        if word == name:
+            return call[number + 1]
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return None
+
+
+def having(calls, *words):
+    return [call for call in calls if list(words) == call[: len(words)]]
+
+
+ISSUER = """
+case "$*" in
+  *openid-configuration*) echo '{"issuer": "https://issuer.example.com/cluster"}' ;;
+esac
+"""
+
+
+class Aws(unittest.TestCase):
+    ANSWERS = ISSUER + """
+case "$*" in
+  *get-caller-identity*) echo 444455556666 ;;
+  *'get region'*) echo eu-central-1 ;;
+  *get-role*|*describe-secret*|*get-open-id-connect-provider*) exit 254 ;;
+esac
+"""
+
+    def test_each_namespace_has_a_role_that_only_its_own_account_takes_and_that_reads_only_its_own_secrets(self):
+        calls, applied = run("aws", self.ANSWERS)
+        roles = having(calls, "aws", "iam", "create-role")
+        self.assertEqual(["test-app", "prod-app"], [option(call, "--role-name") for call in roles])
+        for namespace, role, policy in zip(("test", "prod"), roles, having(calls, "aws", "iam", "put-role-policy"), strict=True):
+            statement = json.loads(option(role, "--assume-role-policy-document"))["Statement"]
+            self.assertEqual(1, len(statement))
+            self.assertEqual(
+                {"StringEquals": {
+                    "issuer.example.com/cluster:sub": f"system:serviceaccount:{namespace}:app",
+                    "issuer.example.com/cluster:aud": "sts.amazonaws.com",
+                }},
+                statement[0]["Condition"],
+            )
+            read = json.loads(option(policy, "--policy-document"))["Statement"]
+            self.assertEqual(
+                [{"Effect": "Allow", "Action": "secretsmanager:GetSecretValue",
+                  "Resource": f"arn:aws:secretsmanager:eu-central-1:444455556666:secret:{namespace}/*"}],
+                read,
+            )
+        self.assertIn("arn:aws:iam::444455556666:role/test-app", applied)
+        self.assertNotIn("111122223333", applied)
+
+    def test_terraform_says_the_same(self):
+        with open(EXAMPLES / "aws" / "main.tf", encoding="utf-8") as file:
+            text = json.dumps(hcl2.load(file)).replace('\\"', "")
+        for part in (
+            "${local.host}:sub", "${local.host}:aud", "system:serviceaccount:${each.key}:app", "sts:AssumeRoleWithWebIdentity",
+            "secretsmanager:GetSecretValue", "secret:${each.key}/*",
+        ):
+            self.assertIn(part, text)
+        self.assertNotIn("StringLike", text)
+
+
+class Gcp(unittest.TestCase):
+    ANSWERS = ISSUER + """
+case "$*" in
+  *'get-value project'*) echo shop-project ;;
+  *projectNumber*) echo 987654321 ;;
+  *' describe '*) exit 1 ;;
+esac
+"""
+
+    def members(self, **environment):
+        calls, _ = run("gcp", self.ANSWERS, **environment)
+        bindings = having(calls, "gcloud", "secrets", "add-iam-policy-binding")
+        return calls, [(call[3], option(call, "--member"), option(call, "--role")) for call in bindings]
+
+    def test_each_namespaces_own_principal_reads_its_own_secret(self):
+        calls, members = self.members()
+        pool = "principal://iam.googleapis.com/projects/987654321/locations/global/workloadIdentityPools/latchkey/subject"
+        self.assertEqual(
+            [(f"{namespace}--database-password", f"{pool}/system:serviceaccount:{namespace}:app", "roles/secretmanager.secretAccessor")
+             for namespace in ("test", "prod")],
+            members,
+        )
+        provider = next(call for call in calls if "create-oidc" in call)
+        self.assertEqual("https://issuer.example.com/cluster", option(provider, "--issuer-uri"))
+
+    def test_on_gke_the_projects_own_pool_is_used(self):
+        calls, members = self.members(GKE="1")
+        self.assertFalse([call for call in calls if "workload-identity-pools" in call])
+        self.assertTrue(members[0][1].endswith("/workloadIdentityPools/shop-project.svc.id.goog/subject/ns/test/sa/app"))
+
+
+class Azure(unittest.TestCase):
+    ANSWERS = ISSUER + """
+case "$*" in
+  *'group show'*) echo westeurope ;;
+  *'account show'*) echo tenant-id ;;
+  *'keyvault show'*'--query id'*) echo "/vaults/$4" ;;
+  *'keyvault show'*|*'secret show'*) exit 3 ;;
+  *'identity show'*clientId*) echo "client-of-$6" ;;
+  *'identity show'*principalId*) echo "principal-of-$6" ;;
+esac
+"""
+
+    def test_each_namespace_has_an_identity_for_its_own_account_and_its_own_vault(self):
+        calls, applied = run("azure", self.ANSWERS, GROUP="shop", VAULTS="shop")
+        for namespace, credential, grant in zip(
+            ("test", "prod"), having(calls, "az", "identity", "federated-credential"), having(calls, "az", "role", "assignment"), strict=True
+        ):
+            self.assertEqual(f"system:serviceaccount:{namespace}:app", option(credential, "--subject"))
+            self.assertEqual("api://AzureADTokenExchange", option(credential, "--audiences"))
+            self.assertEqual(f"{namespace}-app", option(credential, "--identity-name"))
+            self.assertEqual(f"principal-of-{namespace}-app", option(grant, "--assignee-object-id"))
+            self.assertEqual(f"/vaults/shop-{namespace}", option(grant, "--scope"))
+            self.assertIn(f"azure.workload.identity/client-id: client-of-{namespace}-app", applied)
+            self.assertIn(f"latchkey.dev/azure-vault: https://shop-{namespace}.vault.azure.net", applied)
+        self.assertNotRegex(applied, r"CLIENT-OF|VAULT-OF|TENANT\b")
+
+
+if __name__ == "__main__":
+    unittest.main()
