@@ -2,6 +2,7 @@
 //! reads. Credentials stay inside the backend's own file.
 
 mod aws;
+mod azure;
 pub mod dashes;
 mod gcp;
 
@@ -25,6 +26,16 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
 
     /// What it is and where, for the operator.
     fn describe(&self) -> String;
+
+    /// What the configuration leaves to each service account to say, in a line each, for the operator.
+    fn left_open(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Whether the vault takes large and small letters in a name for the same.
+    fn ignores_case(&self) -> bool {
+        false
+    }
 
     /// The pod annotation that keeps containers from a role here, if there is one.
     fn skip_annotation(&self) -> Option<&'static str>;
@@ -290,6 +301,11 @@ impl Backends {
                 BackendConfig::Gcp(settings) => {
                     Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
+                BackendConfig::Azure(settings) => Arc::new(azure::Azure::open(
+                    &name,
+                    settings,
+                    config.sessions.duration,
+                )?),
             };
             rows.push(Row { name, backend });
         }

@@ -3,6 +3,7 @@
 //! The whole environment is read here and nowhere else. Everything wrong is found in one go and
 //! named by where it was written; what the surroundings lack is the business of the preflight.
 
+mod azure;
 mod backends;
 mod fault;
 pub(crate) mod gcp;
@@ -21,6 +22,8 @@ use std::{
 
 use hyper::header::HeaderName;
 
+pub use self::azure::AzureConfig;
+pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
 pub use self::fault::{Fault, Faults, Origin};
 pub use self::gcp::{GcpConfig, GcpProvider};
 use self::{reader::Reader, settings::Settings};
@@ -155,6 +158,8 @@ pub struct Cache {
 pub enum BackendConfig {
     /// AWS Secrets Manager.
     Aws(AwsConfig),
+    /// Azure Key Vault.
+    Azure(AzureConfig),
     /// Google Cloud Secret Manager.
     Gcp(GcpConfig),
 }

@@ -261,7 +261,7 @@ impl Exchange {
 
     async fn answer(&self, ask: Ask, body: Incoming) -> Result<Answer, RequestError> {
         match ask {
-            Ask::Secret(ask) => self.secret(&ask).await,
+            Ask::Secret(ask) => self.secret(&self.folded(ask)).await,
             // Boxed, because each request would else carry the largest of them.
             Ask::Batch => Box::pin(self.batch(body)).await,
             Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
@@ -415,6 +415,16 @@ impl Exchange {
             .backends
             .find(name)
             .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
+    }
+
+    /// The same ask by the one name of all spellings that the vault does not tell apart: keys are made of it.
+    fn folded(&self, mut ask: SecretAsk) -> SecretAsk {
+        let backends = &self.services.backends;
+        let backend = backends.find(ask.backend.as_deref());
+        if backend.is_some_and(|backend| backends.at(backend).ignores_case()) {
+            ask.name = ask.name.lowercased();
+        }
+        ask
     }
 
     /// When the request must be answered; however much it asks for, it has one deadline.

@@ -162,7 +162,12 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     // Without roots the clients panic.
     if ca_roots().is_ok() {
         let backends = Backends::open(config).await;
+        let open = backends.iter().flat_map(Backends::iter);
+        let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
         note("backends", backends.map(|backends| backends.describe()));
+        for key in open {
+            note("backends", Ok(key));
+        }
     }
     match Clients::new(&config.kubernetes).await {
         Ok(clients) => findings.extend(rights::check(&clients, &config.kubernetes).await),

@@ -98,6 +98,16 @@ impl SecretName {
         &self.0
     }
 
+    /// The same name in small letters.
+    #[must_use]
+    pub fn lowercased(&self) -> Self {
+        if self.0.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            Self(self.0.to_ascii_lowercase().into())
+        } else {
+            self.clone()
+        }
+    }
+
     /// Whether the name is written as an ARN.
     pub fn is_arn(&self) -> bool {
         self.0.starts_with("arn:")

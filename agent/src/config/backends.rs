@@ -3,16 +3,16 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    AwsConfig, BackendConfig, Config, GcpConfig,
+    AwsConfig, AzureConfig, BackendConfig, Config, GcpConfig,
     reader::Reader,
     value::{self, Wrong},
 };
 
 /// The types that a backend can have.
-const TYPES: [&str; 2] = ["aws", "gcp"];
+const TYPES: [&str; 3] = ["aws", "azure", "gcp"];
 
 /// Those that it can have by the contract but not in this version.
-const LATER: [&str; 3] = ["azure", "file", "pass"];
+const LATER: [&str; 2] = ["file", "pass"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
 pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
@@ -48,6 +48,7 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
         }
         let backend = match &**kind {
             "aws" => Some(BackendConfig::Aws(AwsConfig::read(reader, &section))),
+            "azure" => Some(BackendConfig::Azure(AzureConfig::read(reader, &section))),
             "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section))),
             _ => None,
         };
@@ -92,6 +93,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
         let section = format!("backends.{name}");
         match backend {
             BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
+            BackendConfig::Azure(azure) => azure.check(reader, &section, deadline),
             BackendConfig::Gcp(gcp) => gcp.check(reader, &section, deadline),
         }
     }

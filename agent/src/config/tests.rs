@@ -1,5 +1,6 @@
 //! The configuration as an operator meets it: a file, an environment, flags, and what comes of them.
 
+mod azure;
 mod gcp;
 mod values;
 mod wrong;

@@ -153,7 +153,8 @@ pub(super) fn untyped(text: &str) -> Value {
     Value::Untyped(text.to_owned())
 }
 
-fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong> {
+/// A string, or what comes from beyond the file.
+pub(super) fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong> {
     match value {
         Value::String(text) | Value::Untyped(text) => Ok(text),
         other => Err(Wrong::kind(other, remedy)),
@@ -161,7 +162,7 @@ fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong> {
 }
 
 /// A list of strings without repetition, each of which `check` finds right.
-fn list(
+pub(super) fn list(
     value: &Value,
     remedy: &str,
     check: impl Fn(&str) -> Result<(), Wrong>,
@@ -452,26 +453,35 @@ fn check_region(region: &str) -> Result<(), Wrong> {
 /// The audiences that a subject token may have, at least one.
 pub(super) fn audiences(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of the cloud's audiences, such as [\"sts.amazonaws.com\"]";
-    let audiences = list(value, remedy, |audience| {
-        if !(1..=255).contains(&audience.len()) || !audience.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err(Wrong::text(audience, "no audience", remedy));
-        }
-        // Such a token would be the pod's whole right at the API server, handed to a cloud.
-        let host = audience.strip_prefix("https://").unwrap_or(audience);
-        if host.starts_with("kubernetes.default") || host == "kubernetes" {
-            return Err(Wrong::text(
-                audience,
-                "which means the API server itself",
-                remedy,
-            ));
-        }
-        Ok(())
-    })?;
+    let audiences = list(value, remedy, |audience| check_audience(audience, remedy))?;
     if audiences.is_empty() {
         // The API server takes no audience for its own.
         return Err(Wrong::new("is empty", remedy));
     }
     Ok(audiences)
+}
+
+/// The one audience that subject tokens have.
+pub(super) fn audience(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write the audience that the cloud expects of tokens";
+    let audience = text(value, remedy)?;
+    check_audience(audience, remedy).map(|()| audience.to_owned())
+}
+
+fn check_audience(audience: &str, remedy: &str) -> Result<(), Wrong> {
+    if !(1..=255).contains(&audience.len()) || !audience.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Wrong::text(audience, "no audience", remedy));
+    }
+    // Such a token would be the pod's whole right at the API server, handed to a cloud.
+    let host = audience.strip_prefix("https://").unwrap_or(audience);
+    if host.starts_with("kubernetes.default") || host == "kubernetes" {
+        return Err(Wrong::text(
+            audience,
+            "which means the API server itself",
+            remedy,
+        ));
+    }
+    Ok(())
 }
 
 /// What stands before every name, in the characters of AWS Secrets Manager.

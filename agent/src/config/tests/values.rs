@@ -140,7 +140,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
     ),
     (
         "backends.aws.type",
-        &["\"AWS\"", "\"azure\"", "\"pass\"", "\"file\"", "\"\"", "1"],
+        &["\"AWS\"", "\"pass\"", "\"file\"", "\"\"", "1"],
     ),
     (
         "cache.max_bytes",

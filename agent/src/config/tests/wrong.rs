@@ -211,13 +211,13 @@ fn what_only_later_versions_have_is_named_as_such_and_nothing_else_about_it() {
           Kubernetes"
         ]
     );
-    let text = "[backends.azure]\nvault_url = \"p\"\ntenant = \"q\"\n";
+    let text = "[backends.pass]\nstore = \"p\"\nfirst_line = true\n";
     let faults = with_file(&format!("[backends.aws]\n{text}")).faults();
     assert_eq!(
         faults,
         [
-            "config.toml:2:11: backends.azure.type is \"azure\", which is not in this version; write type = \
-             \"aws\" or \"gcp\""
+            "config.toml:2:11: backends.pass.type is \"pass\", which is not in this version; write type = \
+             \"aws\" or \"azure\" or \"gcp\""
         ]
     );
     let text = "[backends.dev]\ntype = \"pass\"\nstore = \"/s\"\n[backends.aws]\n";
@@ -231,7 +231,7 @@ fn a_backend_of_another_name_must_say_its_type() {
         with_file("default_backend = \"main\"\n[backends.main]\nregion = \"eu-west-1\"").faults();
     assert_eq!(
         faults,
-        ["config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"gcp\""]
+        ["config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"azure\" or \"gcp\""]
     );
 }
 

@@ -1,0 +1,170 @@
+//! Azure: the pod's own token is a client assertion at Entra ID, and what it gets for it reads from Key Vault.
+//!
+//! A session is one exchange: it has its own `SecretClient`, which holds its own access token and no other. The SDK
+//! keeps one token for each client, whoever asks, so a client that two pods shared would read for one with the token
+//! of the other. They share one pool of connections, which knows no tokens.
+
+mod answer;
+mod entra;
+mod errors;
+mod role;
+mod session;
+mod wire;
+
+use super::{Backend, BackendError, Caller, Offer, Selector, Session};
+use crate::account::Annotations;
+use crate::config::{self, AzureConfig};
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use crate::secret::SecretName;
+use async_trait::async_trait;
+use azure_core::http::{ClientOptions, RetryOptions, Transport};
+use azure_security_keyvault_secrets::{SecretClient, SecretClientOptions};
+use session::{AzureSession, Client};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, timeout};
+use wire::{Signature, Wire};
+
+/// How often a call is tried. More would outlast the request's deadline.
+const ATTEMPTS: u32 = 2;
+
+/// Azure Key Vault, entered by Entra ID.
+#[derive(Debug)]
+pub(super) struct Azure {
+    /// What it is called in the configuration.
+    name: String,
+    settings: AzureConfig,
+    /// The longest that a session is kept.
+    duration: Duration,
+    transport: Transport,
+}
+
+// === impl Azure ===
+
+impl Azure {
+    /// A pool of connections for the settings of `backends.<name>`.
+    pub(super) fn open(
+        name: &str,
+        settings: &AzureConfig,
+        duration: Duration,
+    ) -> Result<Self, String> {
+        let wire = Wire::new(settings.timeout)
+            .map_err(|error| format!("backends.{name}: no TLS client can be made: {error}"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            settings: settings.clone(),
+            duration,
+            transport: Transport::new(Arc::new(wire)),
+        })
+    }
+
+    /// Options of a client that speaks for one pod alone.
+    fn options(&self, pod_uid: &str) -> ClientOptions {
+        ClientOptions {
+            per_call_policies: vec![Arc::new(Signature::of(pod_uid))],
+            retry: RetryOptions::none(),
+            transport: Some(self.transport.clone()),
+            ..ClientOptions::default()
+        }
+    }
+}
+
+#[async_trait]
+impl Backend for Azure {
+    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
+        role::of(annotations, &self.settings, &self.name)
+    }
+
+    fn describe(&self) -> String {
+        let vault = self
+            .settings
+            .vault_url
+            .as_deref()
+            .unwrap_or("at the vault that each service account names");
+        format!("Azure Key Vault {vault}, by {}", self.settings.authority)
+    }
+
+    fn left_open(&self) -> Vec<String> {
+        let (name, settings) = (&self.name, &self.settings);
+        let tenant = settings.tenant.is_none().then(|| {
+            format!(
+                "backends.{name}.tenant is not set: each service account must name its own by {}",
+                role::TENANT_KEY
+            )
+        });
+        let vault = settings.vault_url.is_none().then(|| {
+            format!("backends.{name}.vault_url is not set: each service account must name its own by {}", role::VAULT_KEY)
+        });
+        tenant.into_iter().chain(vault).collect()
+    }
+
+    fn ignores_case(&self) -> bool {
+        true
+    }
+
+    fn skip_annotation(&self) -> Option<&'static str> {
+        Some(crate::role::AZURE_SKIP_CONTAINERS)
+    }
+
+    fn check(
+        &self,
+        role: &Role,
+        name: &SecretName,
+        selector: &Selector,
+    ) -> Result<(), RequestError> {
+        role::check_name(role, name, selector)
+    }
+
+    async fn exchange(
+        &self,
+        role: &Role,
+        offer: Offer,
+        caller: &Caller,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let Offer::Token(token) = offer;
+        let suffix = config::suffix_of(&role.place, &self.settings.vault_suffixes)
+            .ok_or_else(errors::garbage)?;
+        let bearer = entra::Exchange {
+            authority: &self.settings.authority,
+            role,
+            suffix,
+            options: self.options(&caller.pod_uid),
+        }
+        .run(token, self.settings.timeout)
+        .await?;
+        let life = bearer.lives_for().min(self.duration);
+        let options = SecretClientOptions {
+            client_options: self.options(&caller.pod_uid),
+            ..SecretClientOptions::default()
+        };
+        let client = SecretClient::new(&role.place, Arc::new(bearer), Some(options))
+            .map_err(|error| RequestError::internal(&error))?;
+        Ok(Arc::new(AzureSession {
+            role: role.clone(),
+            pod_uid: caller.pod_uid.clone(),
+            ends: Instant::now() + life,
+            timeout: self.settings.timeout,
+            client: Client(client),
+        }))
+    }
+}
+
+/// Makes a call to Azure, and a second one if the first did not reach it.
+async fn tried<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T, errors::Failed>
+where
+    F: Future<Output = azure_core::Result<T>>,
+{
+    let mut tries = ATTEMPTS;
+    loop {
+        tries -= 1;
+        let failed = match timeout(limit, call()).await {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => errors::Failed::Answer(error),
+            Err(_) => errors::Failed::Late,
+        };
+        if tries == 0 || !failed.is_worth_another() {
+            return Err(failed);
+        }
+    }
+}

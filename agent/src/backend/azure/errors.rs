@@ -1,0 +1,298 @@
+//! Azure's errors, as the contract names them. The texts say what to look at and name no client but the caller's own.
+
+use crate::backend::{BackendError, Fault};
+use crate::error::RequestError;
+use crate::role::Role;
+use azure_core::error::{ErrorKind, ErrorResponse};
+use azure_core::http::RawResponse;
+use azure_core::http::headers::HeaderName;
+use latchkey_client::protocol::Code;
+use serde::Deserialize;
+use std::error::Error;
+use std::time::Duration;
+
+/// How much of Azure's own words goes into the log, in characters.
+const MAX_WORDS: usize = 1000;
+
+const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
+
+/// A failed call.
+#[derive(Debug)]
+pub(super) enum Failed {
+    /// It ended in an error.
+    Answer(azure_core::Error),
+    /// It did not end in time.
+    Late,
+}
+
+/// What a failed call says, without its copies of requests and answers.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
+
+/// The error of a token request (RFC 6749, 5.2), with what Entra ID adds.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct EntraError {
+    error_codes: Vec<u32>,
+    error_description: String,
+    trace_id: String,
+}
+
+/// What an HTTP answer says that is no success.
+struct Refusal<'a> {
+    status: u16,
+    answer: &'a RawResponse,
+}
+
+// === impl Failed ===
+
+impl Failed {
+    /// Whether the call may do better at once: it has reached nobody.
+    pub(super) fn is_worth_another(&self) -> bool {
+        match self {
+            Self::Late => true,
+            Self::Answer(error) => match root(error).kind() {
+                ErrorKind::Connection | ErrorKind::DataConversion | ErrorKind::Io => true,
+                ErrorKind::HttpResponse { status, .. } => u16::from(*status) >= 500,
+                _ => false,
+            },
+        }
+    }
+}
+
+/// An answer without what it must hold.
+pub(super) fn garbage() -> BackendError {
+    BackendError::new(
+        Fault::Unreachable,
+        RequestError::unavailable("Azure gave an answer that cannot be read; try again"),
+    )
+}
+
+/// Something that the SDK does not take, which has been checked before.
+pub(super) fn internal(error: &azure_core::Error) -> BackendError {
+    RequestError::internal(error).into()
+}
+
+/// A failed token request ("Microsoft Entra authentication and authorization error codes").
+pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
+    classify(failed, "Entra ID", |refusal| {
+        let error: EntraError = serde_json::from_slice(refusal.answer.body()).unwrap_or_default();
+        let code = *error.error_codes.first()?;
+        let client = &role.name;
+        // The assertion is minutes old at most, so it is the clock.
+        let (fault, answer) = if code == 700_024 {
+            let text = "Entra ID refused what is out of date: check the node's clock";
+            (Fault::Call, RequestError::unavailable(text))
+        } else {
+            let text = format!(
+                "Entra ID refused the client {client} (AADSTS{code}): {}",
+                what_to_check(code)
+            );
+            (Fault::Refused, RequestError::new(Code::Denied, text))
+        };
+        let told = Told(words(&error.error_description));
+        let request = Some(error.trace_id).filter(|id| !id.is_empty());
+        Some(BackendError {
+            cloud_request_id: request.map(Into::into),
+            ..BackendError::new(fault, answer.because(&told))
+        })
+    })
+}
+
+/// What to look at when Entra ID refuses with that number.
+fn what_to_check(code: u32) -> &'static str {
+    match code {
+        50_027 | 700_027 | 5_000_819 => {
+            "it does not believe the token's signature; check that the cluster's published keys are the current ones"
+        }
+        50_166 | 501_661 => {
+            "it cannot fetch the keys of the cluster's issuer; check that the issuer's URL is public"
+        }
+        53_003 | 530_035 => "a policy of Conditional Access for workload identities blocks it",
+        70_021 => {
+            "it has no federated credential for this service account; check issuer, subject and audience"
+        }
+        90_002 | 90_013 | 900_023 => {
+            "there is no such tenant; check azure.workload.identity/tenant-id, or the agent's tenant and authority"
+        }
+        500_011 | 650_057 => {
+            "the tenant does not know the vaults' resource; check the agent's authority and vault_suffixes"
+        }
+        700_016 => {
+            "the tenant has no such application or managed identity; check azure.workload.identity/client-id and the tenant"
+        }
+        700_211 => "no federated credential of it has the cluster's issuer",
+        700_212 => "no federated credential of it has the token's audience",
+        700_213 => "no federated credential of it has this service account as its subject",
+        7_000_112 => "the application is disabled in the tenant",
+        7_000_215 | 700_025 => "it is not set up for federated credentials",
+        _ => "https://login.microsoftonline.com/error explains the number",
+    }
+}
+
+/// A failed call to Key Vault (its "REST API error codes").
+pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
+    if let Failed::Answer(error) = failed
+        && matches!(root(error).kind(), ErrorKind::Credential | ErrorKind::Other)
+    {
+        // The SDK's check of the challenge, or our own: no token was sent.
+        let answer = RequestError::new(
+            Code::Denied,
+            "the vault asks for a token that is not for it: check its URL, and the agent's authority and vault_suffixes",
+        );
+        return BackendError::new(Fault::Call, answer.because(&told(error)));
+    }
+    classify(failed, "Key Vault", |refusal| {
+        let error: Option<ErrorResponse> = serde_json::from_slice(refusal.answer.body()).ok();
+        let detail = error?.error?;
+        let message = detail.message.unwrap_or_default();
+        let inner = detail.inner_error.and_then(|inner| inner.code);
+        let client = &role.name;
+        let code = detail.code.unwrap_or_default();
+        let denied = |text: String| RequestError::new(Code::Denied, text);
+        let (fault, answer) = match (refusal.status, inner.as_deref().unwrap_or(&code)) {
+            (400, _) => (
+                Fault::Call,
+                RequestError::invalid("Azure does not take this name, version or cursor"),
+            ),
+            // The token is genuine, and another tenant's.
+            (401, _) if message.contains("AKV10032") => (
+                Fault::Refused,
+                denied(format!(
+                    "the vault belongs to another tenant than the client {client}: check azure.workload.identity/tenant-id and the vault's URL"
+                )),
+            ),
+            (401, _) => (
+                Fault::SessionEnded,
+                RequestError::unavailable("Azure ended the session before its time; try again"),
+            ),
+            (403, "SecretDisabled") => (
+                Fault::Call,
+                RequestError::new(Code::NotFound, "the secret is disabled"),
+            ),
+            (403, "SecretExpired" | "SecretNotYetValid") => (
+                Fault::Call,
+                RequestError::new(Code::NotFound, "the secret has expired, or is not valid yet"),
+            ),
+            (403, "ForbiddenByConnection" | "ForbiddenByFirewall") => (
+                Fault::Call,
+                denied(
+                    "the vault does not let this node in: check its firewall and its private endpoint"
+                        .to_owned(),
+                ),
+            ),
+            (403, _) => (
+                Fault::Refused,
+                denied(format!(
+                    "Azure refused this to the client {client}: check its role assignments, or the vault's access policy"
+                )),
+            ),
+            (404 | 409 | 410, _) => (
+                Fault::Call,
+                RequestError::new(Code::NotFound, "there is no such secret or version"),
+            ),
+            _ => return None,
+        };
+        let told = Told(format!("{} {code}: {}", refusal.status, words(&message)));
+        Some(BackendError::new(fault, answer.because(&told)))
+    })
+}
+
+fn classify(
+    failed: &Failed,
+    whose: &str,
+    known: impl FnOnce(&Refusal<'_>) -> Option<BackendError>,
+) -> BackendError {
+    let unreachable = |what: &str| {
+        BackendError::new(
+            Fault::Unreachable,
+            RequestError::unavailable(format!("{whose} {what}; try again")),
+        )
+    };
+    let error = match failed {
+        Failed::Late => return unreachable("does not answer in time"),
+        Failed::Answer(error) => error,
+    };
+    let mut outcome = match root(error).kind() {
+        ErrorKind::HttpResponse {
+            status,
+            raw_response: Some(answer),
+            ..
+        } => {
+            let status = u16::from(*status);
+            let refusal = Refusal { status, answer };
+            if status == 429 {
+                let text = format!("{whose} asks to slow down; try again later");
+                let answer = RequestError::new(Code::Throttled, text);
+                BackendError::new(Fault::Call, answer.retry_after(retry_after(refusal.answer)))
+            } else if status >= 500 {
+                unreachable("has trouble of its own")
+            } else if let Some(outcome) = known(&refusal) {
+                return outcome;
+            } else {
+                // Somebody else's page: nobody who is Azure has spoken.
+                unreachable("gave an answer that cannot be read")
+            }
+        }
+        ErrorKind::Connection => unreachable("cannot be reached"),
+        ErrorKind::Io if is_late(error) => unreachable("does not answer in time"),
+        ErrorKind::Io => unreachable("cannot be reached"),
+        _ => unreachable("gave an answer that cannot be read"),
+    };
+    outcome.error = outcome.error.because(&told(error));
+    outcome
+}
+
+/// The error that the others are about: the SDK wraps them in each other, each with less in it.
+fn root(error: &azure_core::Error) -> &azure_core::Error {
+    let mut root = error;
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(inner) = error.downcast_ref::<azure_core::Error>() {
+            root = inner;
+        }
+        source = error.source();
+    }
+    root
+}
+
+fn is_late(error: &azure_core::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<reqwest::Error>() {
+            return error.is_timeout();
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// What an error says for the log. An answer that could not be read is left out, as it may have a secret in it.
+fn told(error: &azure_core::Error) -> Told {
+    let root = root(error);
+    let text = match root.kind() {
+        ErrorKind::DataConversion => "the answer is not what Azure's API says".to_owned(),
+        ErrorKind::HttpResponse { status, .. } => status.to_string(),
+        _ => {
+            let mut text = root.to_string();
+            let mut source = root.source();
+            while let Some(error) = source {
+                text = format!("{text}: {error}");
+                source = error.source();
+            }
+            words(&text)
+        }
+    };
+    Told(text)
+}
+
+fn words(text: &str) -> String {
+    text.chars().take(MAX_WORDS).collect()
+}
+
+/// The seconds that the cloud asks to wait; a date is not worth parsing here.
+fn retry_after(answer: &RawResponse) -> Option<Duration> {
+    let seconds = answer.headers().get_optional_str(&RETRY_AFTER)?;
+    Some(Duration::from_secs(seconds.parse().ok()?))
+}

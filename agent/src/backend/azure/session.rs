@@ -1,0 +1,203 @@
+//! A role taken on at Azure: what it reads and lists.
+
+use super::{answer, errors, role, tried, wire};
+use crate::backend::{BackendError, Page, Secret, Selector, Session};
+use crate::role::Role;
+use crate::secret::SecretName;
+use async_trait::async_trait;
+use azure_core::http::pager::{PagerContinuation, PagerOptions};
+use azure_core::http::request::options::ClientRequestId;
+use azure_core::http::{ClientMethodOptions, Context};
+use azure_security_keyvault_secrets::models::{
+    SecretClientGetSecretOptions, SecretClientListSecretPropertiesOptions, SecretProperties,
+};
+use azure_security_keyvault_secrets::{ResourceExt as _, SecretClient};
+use futures::TryStreamExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The most names that Key Vault gives at once (`maxresults` of Get Secrets).
+const PAGE_NAMES: i32 = 25;
+
+/// The most calls that one page of ours may take.
+const PAGE_CALLS: usize = 10;
+
+/// The query parameter of Key Vault's links to the next page that says where it begins.
+const NEXT: &str = "$skiptoken";
+
+/// A role taken on.
+#[derive(Debug)]
+pub(super) struct AzureSession {
+    pub(super) role: Role,
+    pub(super) pod_uid: String,
+    pub(super) ends: Instant,
+    /// How long one call may take.
+    pub(super) timeout: Duration,
+    /// This session's own, with its access token in it.
+    pub(super) client: Client,
+}
+
+/// The SDK's client, which prints nothing here.
+pub(super) struct Client(pub(super) SecretClient);
+
+// === impl AzureSession ===
+
+impl AzureSession {
+    /// Makes a call under an id that the vault's log keeps.
+    async fn call<T, F>(
+        &self,
+        request_id: &str,
+        call: impl Fn(Context<'static>) -> F,
+    ) -> Result<(T, Arc<str>), BackendError>
+    where
+        F: Future<Output = azure_core::Result<T>>,
+    {
+        let correlation: Arc<str> = wire::correlation(request_id, &self.pod_uid).into();
+        let outcome = tried(self.timeout, || {
+            let context = Context::new()
+                .with_value(ClientRequestId::new(correlation.to_string()))
+                .with_value(wire::RequestId(request_id.to_owned()));
+            call(context)
+        })
+        .await;
+        match outcome {
+            Ok(answer) => Ok((answer, correlation)),
+            Err(failed) => Err(BackendError {
+                cloud_request_id: Some(correlation),
+                ..errors::of_vault(&failed, &self.role)
+            }),
+        }
+    }
+
+    /// One page of the vault's own, and where its next begins.
+    async fn page(
+        &self,
+        from: Option<&str>,
+        request_id: &str,
+    ) -> Result<(Vec<SecretProperties>, Option<String>), BackendError> {
+        // The client's cursor only ever becomes this one parameter, whatever is in it.
+        let continuation = from.map(|from| {
+            let mut link = self.client.0.endpoint().clone();
+            link.set_path("/secrets");
+            link.query_pairs_mut()
+                .append_pair(NEXT, from)
+                .append_pair("maxresults", &PAGE_NAMES.to_string());
+            PagerContinuation::Link(link)
+        });
+        let (page, _) = self
+            .call(request_id, |context| {
+                let options = SecretClientListSecretPropertiesOptions {
+                    maxresults: Some(PAGE_NAMES),
+                    method_options: PagerOptions {
+                        context,
+                        continuation: continuation.clone(),
+                    },
+                };
+                async move {
+                    let mut pages = self
+                        .client
+                        .0
+                        .list_secret_properties(Some(options))?
+                        .into_pages();
+                    let page = pages.try_next().await?;
+                    page.map(|page| page.into_model()).transpose()
+                }
+            })
+            .await?;
+        let page = page.ok_or_else(errors::garbage)?;
+        let next = match page.next_link.filter(|link| !link.is_empty()) {
+            None => None,
+            // Only where the page begins is taken from the link, never where it leads.
+            Some(link) => Some(
+                self.client
+                    .0
+                    .endpoint()
+                    .join(&link)
+                    .ok()
+                    .and_then(|link| {
+                        let mut pairs = link.query_pairs();
+                        pairs
+                            .find(|(name, _)| name == NEXT)
+                            .map(|(_, from)| from.into_owned())
+                    })
+                    .ok_or_else(errors::garbage)?,
+            ),
+        };
+        Ok((page.value, next))
+    }
+}
+
+#[async_trait]
+impl Session for AzureSession {
+    fn lives_for(&self) -> Duration {
+        self.ends.saturating_duration_since(Instant::now())
+    }
+
+    async fn read(
+        &self,
+        name: &SecretName,
+        selector: &Selector,
+        request_id: &str,
+    ) -> Result<Secret, BackendError> {
+        let id = role::written(&self.role, name)?;
+        let (answer, correlation) = self
+            .call(request_id, |context| {
+                let options = SecretClientGetSecretOptions {
+                    secret_version: selector.version.as_deref().map(str::to_owned),
+                    method_options: ClientMethodOptions { context },
+                    ..SecretClientGetSecretOptions::default()
+                };
+                let id = &id;
+                async move { self.client.0.get_secret(id, Some(options)).await }
+            })
+            .await?;
+        match answer::secret(answer.into_body(), self.client.0.endpoint(), &id) {
+            Ok(secret) => Ok(Secret {
+                cloud_request_id: Some(correlation),
+                ..secret
+            }),
+            Err(error) => Err(BackendError {
+                cloud_request_id: Some(correlation),
+                ..error
+            }),
+        }
+    }
+
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        request_id: &str,
+    ) -> Result<Page, BackendError> {
+        let mut page = Page {
+            names: Vec::new(),
+            next: cursor,
+        };
+        for _ in 0..PAGE_CALLS {
+            let (secrets, next) = self.page(page.next.as_deref(), request_id).await?;
+            // What cannot be asked for is not shown.
+            let names = secrets
+                .into_iter()
+                .filter(|secret| answer::usable(secret.attributes.as_ref()).is_ok())
+                .filter_map(|secret| secret.resource_id().ok())
+                .filter_map(|id| role::read(&self.role, &id.name));
+            page.names.extend(names.map(|name| name.to_string()));
+            page.next = next;
+            // Key Vault's pages cannot be cut: another might be too much.
+            let room = usize::try_from(PAGE_NAMES).unwrap_or_default();
+            if page.next.is_none() || page.names.len() + room > limit {
+                break;
+            }
+        }
+        Ok(page)
+    }
+}
+
+// === impl Client ===
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretClient(..)")
+    }
+}

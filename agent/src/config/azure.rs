@@ -1,0 +1,311 @@
+//! The sections of type `azure`: Key Vault and the Entra ID before it, and how vaults and tenants are written.
+
+use std::time::Duration;
+
+use super::{
+    backends,
+    reader::Reader,
+    settings::Value,
+    value::{self, Wrong},
+};
+
+/// The clouds of Azure: Entra ID's authority, and how the hosts of its vaults end.
+const CLOUDS: [(&str, &str); 4] = [
+    ("https://login.microsoftonline.com", ".vault.azure.net"),
+    (
+        "https://login.microsoftonline.us",
+        ".vault.usgovcloudapi.net",
+    ),
+    (
+        "https://login.partner.microsoftonline.cn",
+        ".vault.azure.cn",
+    ),
+    ("https://login.chinacloudapi.cn", ".vault.azure.cn"),
+];
+
+/// The longest prefix, in characters: it leaves something of the 127 that a name at a vault has.
+const MAX_PREFIX: usize = 100;
+
+/// Azure Key Vault, and the Entra ID before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AzureConfig {
+    /// The vault of service accounts that name none, as [`vault_url`] writes it.
+    pub vault_url: Option<String>,
+    /// The tenant of service accounts that name none.
+    pub tenant: Option<String>,
+    /// The URL of Entra ID, without a slash at its end.
+    pub authority: String,
+    /// Whom subject tokens are made out to, as federated credentials have it.
+    pub audience: String,
+    /// How the hosts of vaults may end, each with a dot first; never empty.
+    pub vault_suffixes: Vec<String>,
+    /// What stands before every name, as applications write names.
+    pub prefix: String,
+    /// How long one call may take.
+    pub timeout: Duration,
+}
+
+// === impl AzureConfig ===
+
+impl AzureConfig {
+    pub(super) fn read(reader: &mut Reader, section: &str) -> Self {
+        let default = Self::default();
+        let key = |name: &str| format!("{section}.{name}");
+        let authority = reader
+            .read_or(
+                &key("authority"),
+                &["AZURE_AUTHORITY_HOST"],
+                authority,
+                None,
+            )
+            .unwrap_or(default.authority);
+        let suffixes = CLOUDS
+            .iter()
+            .find(|(cloud, _)| *cloud == authority)
+            .map_or(default.vault_suffixes, |(_, suffix)| {
+                vec![(*suffix).to_owned()]
+            });
+        Self {
+            vault_url: reader.read(&key("vault_url"), vault, None),
+            tenant: reader.read(&key("tenant"), tenant, None),
+            authority,
+            audience: reader.read(&key("audience"), value::audience, default.audience),
+            vault_suffixes: reader.read(&key("vault_suffixes"), suffix_list, suffixes),
+            prefix: reader.read(&key("prefix"), prefix, default.prefix),
+            timeout: reader.read(&key("timeout"), value::call_timeout, default.timeout),
+        }
+    }
+
+    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
+        let key = |name: &str| format!("{section}.{name}");
+        backends::check_timeout(reader, section, self.timeout, deadline);
+        if let Some(url) = &self.vault_url
+            && suffix_of(url, &self.vault_suffixes).is_none()
+        {
+            reader.contradict(&key("vault_url"), &key("vault_suffixes"), || {
+                format!(
+                    "is no name before one of those ({})",
+                    self.vault_suffixes.join(", ")
+                )
+            });
+        }
+    }
+}
+
+impl Default for AzureConfig {
+    fn default() -> Self {
+        let (authority, suffix) = CLOUDS[0];
+        Self {
+            vault_url: None,
+            tenant: None,
+            authority: authority.to_owned(),
+            audience: "api://AzureADTokenExchange".to_owned(),
+            vault_suffixes: vec![suffix.to_owned()],
+            prefix: String::new(),
+            timeout: value::CALL_TIMEOUT,
+        }
+    }
+}
+
+/// The URL of a vault from what a person wrote: `https://` may be missing, and a slash may stand at its end.
+pub(crate) fn vault_url(text: &str) -> Option<String> {
+    let text = text.to_ascii_lowercase();
+    let authority = text.strip_prefix("https://").unwrap_or(&text);
+    let authority = authority.strip_suffix('/').unwrap_or(authority);
+    let (host, port) = match authority.split_once(':') {
+        Some((host, port)) => (host, Some(port)),
+        None => (authority, None),
+    };
+    let is_port = |port: &str| {
+        port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    (is_domain(host) && port.is_none_or(is_port)).then(|| format!("https://{authority}"))
+}
+
+/// The one of `suffixes` that the host of a vault's URL ends with, behind the one label that is the vault's name.
+pub(crate) fn suffix_of<'a>(url: &str, suffixes: &'a [String]) -> Option<&'a str> {
+    let host = url.strip_prefix("https://")?;
+    let host = host.split_once(':').map_or(host, |(host, _)| host);
+    let is_vaults = |suffix: &&String| {
+        host.strip_suffix(suffix.as_str())
+            .is_some_and(|name| !name.is_empty() && !name.contains('.'))
+    };
+    suffixes.iter().find(is_vaults).map(String::as_str)
+}
+
+/// Whether that is a tenant: its id, or one of its domains. It becomes part of a URL's path.
+pub(crate) fn is_tenant(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    (text.len() == 36 && uuid::Uuid::try_parse(&text).is_ok()) || is_domain(&text)
+}
+
+/// Whether a prefix has only what names at a vault are made of.
+pub(crate) fn is_prefix(text: &str) -> bool {
+    text.len() <= MAX_PREFIX
+        && !text.contains("//")
+        && !text.starts_with('/')
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"/-".contains(&b))
+}
+
+/// A domain of two labels at least (RFC 1123), in small letters.
+fn is_domain(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len())
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.contains('.') && text.split('.').all(is_label)
+}
+
+// --- of one key each ---
+
+fn vault(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "write the vault's URL, such as \"https://my-vault.vault.azure.net\"";
+    let text = value::text(value, remedy)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let url = vault_url(text).ok_or_else(|| Wrong::text(text, "no URL of a vault", remedy))?;
+    Ok(Some(url))
+}
+
+fn tenant(value: &Value) -> Result<Option<String>, Wrong> {
+    let remedy = "write the tenant's id, or one of its domains such as \"contoso.onmicrosoft.com\"";
+    let text = value::text(value, remedy)?;
+    if text.is_empty() {
+        Ok(None)
+    } else if is_tenant(text) {
+        Ok(Some(text.to_ascii_lowercase()))
+    } else {
+        Err(Wrong::text(text, "no tenant", remedy))
+    }
+}
+
+fn authority(value: &Value) -> Result<Option<String>, Wrong> {
+    let Some(url) = value::endpoint(value)? else {
+        return Ok(None);
+    };
+    // Pods' tokens go there.
+    if !url.starts_with("https://") {
+        let remedy = "write a URL with https, such as \"https://login.microsoftonline.com\"";
+        return Err(Wrong::text(&url, "no URL with https", remedy));
+    }
+    Ok(Some(url.trim_end_matches('/').to_owned()))
+}
+
+fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
+    let remedy = "write a list of ends of vaults' hosts, such as [\".vault.azure.net\"]";
+    let suffixes = value::list(value, remedy, |suffix| {
+        // Without its dot it would let in every host whose name merely ends so.
+        if suffix.strip_prefix('.').is_some_and(is_domain) {
+            Ok(())
+        } else {
+            Err(Wrong::text(suffix, "no end of a vault's host", remedy))
+        }
+    })?;
+    if suffixes.is_empty() {
+        return Err(Wrong::new("is empty", remedy));
+    }
+    Ok(suffixes)
+}
+
+fn prefix(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 100 of A-Z, a-z, 0-9, - and /, without // or a / at the beginning";
+    let text = value::text(value, remedy)?;
+    if is_prefix(text) {
+        Ok(text.to_owned())
+    } else {
+        Err(Wrong::text(text, "no prefix", remedy))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vault_may_be_written_with_or_without_its_scheme() {
+        for text in [
+            "https://v1.vault.azure.net",
+            "https://v1.vault.azure.net/",
+            "v1.vault.azure.net",
+            "HTTPS://V1.Vault.Azure.Net",
+        ] {
+            let url = vault_url(text);
+            assert_eq!(url.as_deref(), Some("https://v1.vault.azure.net"), "{text}");
+        }
+        assert_eq!(
+            vault_url("v1.vault.test:8443").as_deref(),
+            Some("https://v1.vault.test:8443")
+        );
+    }
+
+    #[test]
+    fn what_could_lead_to_another_host_is_no_vault() {
+        for wrong in [
+            "",
+            "v1",
+            "http://v1.vault.azure.net",
+            "https://https://v1.vault.azure.net",
+            "v1.vault.azure.net/secrets",
+            "v1.vault.azure.net?x",
+            "v1.vault.azure.net#x",
+            "user@v1.vault.azure.net",
+            "v1.vault.azure.net:0",
+            "v1.vault.azure.net:+443",
+            "v1.vault.azure.net:65536",
+            "v1.vault.azure.net:",
+            "v1..vault.azure.net",
+            "-v1.vault.azure.net",
+            "v1.vault.azure.net.",
+            "v1 .vault.azure.net",
+            "v1.vault.azure.net\\.evil.example",
+            "[::1]",
+        ] {
+            assert_eq!(vault_url(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_vault_is_one_name_before_a_suffix() {
+        let suffixes = [
+            ".vault.azure.net".to_owned(),
+            ".vault.example.com".to_owned(),
+        ];
+        let of = |url| suffix_of(url, &suffixes);
+        assert_eq!(of("https://v1.vault.azure.net"), Some(".vault.azure.net"));
+        assert_eq!(
+            of("https://v1.vault.example.com:8443"),
+            Some(".vault.example.com")
+        );
+        for wrong in [
+            "https://.vault.azure.net",
+            "https://vault.azure.net",
+            "https://evilvault.azure.net",
+            "https://a.b.vault.azure.net",
+            "https://v1.vault.azure.net.evil.example",
+            "v1.vault.azure.net",
+        ] {
+            assert_eq!(of(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_tenant_is_an_id_or_a_domain() {
+        for right in [
+            "5d2e1f43-7c5e-4f5b-9d7b-0123456789ab",
+            "contoso.onmicrosoft.com",
+        ] {
+            assert!(is_tenant(right), "{right}");
+        }
+        // The last ones are endpoints for people, of no tenant.
+        for wrong in ["", "..", "a/b", "a..b", "x.com/../y", "common", "consumers"] {
+            assert!(!is_tenant(wrong), "{wrong}");
+        }
+    }
+}
