@@ -298,14 +298,12 @@ impl Backends {
                 BackendConfig::Aws(settings) => {
                     Arc::new(aws::Aws::open(&name, settings, duration).await?)
                 }
+                BackendConfig::Azure(settings) => {
+                    Arc::new(azure::Azure::open(&name, settings, duration)?)
+                }
                 BackendConfig::Gcp(settings) => {
                     Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
-                BackendConfig::Azure(settings) => Arc::new(azure::Azure::open(
-                    &name,
-                    settings,
-                    config.sessions.duration,
-                )?),
             };
             rows.push(Row { name, backend });
         }

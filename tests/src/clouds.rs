@@ -3,6 +3,7 @@
 //! A backend more is a file here and its line in [`start`].
 
 mod aws;
+pub mod azure;
 pub mod gcp;
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use crate::agent::AgentSettings;
 use crate::sandbox::Sandbox;
 
 /// The backends that the sandbox has, as the configuration names them.
-pub const BACKENDS: [&str; 2] = ["aws", "gcp"];
+pub const BACKENDS: [&str; 3] = ["aws", "azure", "gcp"];
 
 /// A backend of the sandbox.
 #[async_trait]
@@ -78,6 +79,7 @@ pub enum Trouble {
 pub async fn start(name: &str, sandbox: &Sandbox) -> io::Result<Box<dyn Cloud>> {
     Ok(match name {
         "aws" => Box::new(aws::Aws::of(sandbox)),
+        "azure" => Box::new(azure::Azure::start(sandbox).await?),
         "gcp" => Box::new(gcp::Gcp::start(sandbox).await?),
         other => return Err(io::Error::other(format!("there is no backend {other}"))),
     })

@@ -384,12 +384,14 @@ fn every_error_that_a_page_quotes_is_one_of_the_agents() {
             "the Google token service ",
             "Google's IAM credentials service ",
             "Google Cloud Secret Manager ",
+            "Entra ID ",
+            "Key Vault ",
         ];
         let text = whose.iter().find_map(|whose| quoted.strip_prefix(whose));
         let text = text.unwrap_or(&quoted).trim_end_matches("; try again");
         // What stands in angle brackets is filled in, in the agent by braces.
         for piece in text.split(['<', '>']).step_by(2) {
-            let piece = piece.trim_matches(['"', ' ', ',']);
+            let piece = piece.trim_matches(['"', ' ', ',', '(', ')', ':']);
             assert!(agent.contains(piece), "no error has the text {piece:?}");
         }
     }
@@ -443,9 +445,14 @@ fn every_annotation_that_a_page_names_is_read() {
     for page in tree.ending(".md") {
         for span in page.spans() {
             let key = span.split(':').next().unwrap_or(span);
-            if ["eks.amazonaws.com/", "iam.gke.io/", "latchkey.dev/"]
-                .iter()
-                .any(|owner| key.starts_with(owner))
+            if [
+                "azure.workload.identity/",
+                "eks.amazonaws.com/",
+                "iam.gke.io/",
+                "latchkey.dev/",
+            ]
+            .iter()
+            .any(|owner| key.starts_with(owner))
             {
                 let key = key.split(' ').next().unwrap_or(key);
                 assert!(

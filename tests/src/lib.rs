@@ -3,6 +3,7 @@
 
 pub mod agent;
 pub mod aws;
+pub mod azure;
 pub mod binaries;
 pub mod clouds;
 pub mod fake;

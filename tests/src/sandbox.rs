@@ -1,5 +1,7 @@
 //! A node in small: the fake cluster, the fake AWS that trusts its tokens, an agent between them, and pods.
 
+pub mod azure;
+
 use crate::agent::{AgentProcess, AgentSettings, free_address};
 use crate::aws::{
     FakeAws, FakeAwsConfig, RoleSpec, SecretInput, read_and_list_policy, secret_arn, trust_policy,

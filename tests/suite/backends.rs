@@ -40,6 +40,7 @@ macro_rules! conformance {
 
 conformance! {
     aws without [];
+    azure without [of_64_kib];
     gcp without [];
 }
 

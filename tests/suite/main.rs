@@ -2,6 +2,7 @@
 
 mod attacks;
 mod aws;
+mod azure;
 mod backends;
 mod cache;
 mod churn;

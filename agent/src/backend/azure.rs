@@ -82,7 +82,12 @@ impl Backend for Azure {
             .vault_url
             .as_deref()
             .unwrap_or("at the vault that each service account names");
-        format!("Azure Key Vault {vault}, by {}", self.settings.authority)
+        let AzureConfig {
+            authority,
+            audience,
+            ..
+        } = &self.settings;
+        format!("Azure Key Vault {vault}, by {authority}, tokens for {audience}")
     }
 
     fn left_open(&self) -> Vec<String> {

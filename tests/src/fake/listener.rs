@@ -1,4 +1,4 @@
-//! The sockets: plain HTTP on loopback, each of which can be closed for a while and opened again at the same port.
+//! The sockets: HTTP on loopback, plain or over TLS, each of which can be closed for a while and opened again at the same port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,9 +10,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +42,7 @@ pub(crate) struct Listener {
 #[derive(Clone)]
 struct Served {
     handler: Handler,
+    tls: Option<TlsAcceptor>,
     /// Ends everything, when the fake is dropped.
     ended: CancellationToken,
 }
@@ -72,10 +75,27 @@ impl Listener {
     where
         F: Future<Output = Result<Response<ReplyBody>, BrokenOff>> + Send + 'static,
     {
+        Self::bind_with(address, None, ended, answer)
+    }
+
+    /// [`Listener::bind`], over TLS if there is an acceptor.
+    pub(crate) fn bind_with<F>(
+        address: SocketAddr,
+        tls: Option<TlsAcceptor>,
+        ended: CancellationToken,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = Result<Response<ReplyBody>, BrokenOff>> + Send + 'static,
+    {
         let listener = reserve(address)?.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let handler: Handler = Arc::new(move |request| Box::pin(answer(request)));
-        let served = Served { handler, ended };
+        let served = Served {
+            handler,
+            tls,
+            ended,
+        };
         let door = Mutex::new(served.open(listener));
         Ok(Self {
             address,
@@ -156,6 +176,18 @@ impl Served {
 
     async fn connection(self, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
+        match &self.tls {
+            None => self.serve(stream).await,
+            // Who does not trust the certificate leaves here.
+            Some(tls) => {
+                if let Ok(stream) = tls.accept(stream).await {
+                    self.serve(stream).await;
+                }
+            }
+        }
+    }
+
+    async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
         let service = service_fn(|request| (self.handler)(request));
         // How a connection ends is the client's business: it sees the same end.
         let _ = http1::Builder::new()

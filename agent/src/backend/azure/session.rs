@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// The most names that Key Vault gives at once (`maxresults` of Get Secrets).
-const PAGE_NAMES: i32 = 25;
+const PAGE_NAMES: usize = 25;
 
 /// The most calls that one page of ours may take.
 const PAGE_CALLS: usize = 10;
@@ -70,25 +70,27 @@ impl AzureSession {
         }
     }
 
-    /// One page of the vault's own, and where its next begins.
+    /// One page of the vault's own with at most so many names, and where its next begins.
     async fn page(
         &self,
         from: Option<&str>,
+        most: usize,
         request_id: &str,
     ) -> Result<(Vec<SecretProperties>, Option<String>), BackendError> {
+        let most = i32::try_from(most).unwrap_or(i32::MAX);
         // The client's cursor only ever becomes this one parameter, whatever is in it.
         let continuation = from.map(|from| {
             let mut link = self.client.0.endpoint().clone();
             link.set_path("/secrets");
             link.query_pairs_mut()
                 .append_pair(NEXT, from)
-                .append_pair("maxresults", &PAGE_NAMES.to_string());
+                .append_pair("maxresults", &most.to_string());
             PagerContinuation::Link(link)
         });
         let (page, _) = self
             .call(request_id, |context| {
                 let options = SecretClientListSecretPropertiesOptions {
-                    maxresults: Some(PAGE_NAMES),
+                    maxresults: Some(most),
                     method_options: PagerOptions {
                         context,
                         continuation: continuation.clone(),
@@ -175,7 +177,8 @@ impl Session for AzureSession {
             next: cursor,
         };
         for _ in 0..PAGE_CALLS {
-            let (secrets, next) = self.page(page.next.as_deref(), request_id).await?;
+            let most = (limit - page.names.len()).min(PAGE_NAMES);
+            let (secrets, next) = self.page(page.next.as_deref(), most, request_id).await?;
             // What cannot be asked for is not shown.
             let names = secrets
                 .into_iter()
@@ -184,9 +187,7 @@ impl Session for AzureSession {
                 .filter_map(|id| role::read(&self.role, &id.name));
             page.names.extend(names.map(|name| name.to_string()));
             page.next = next;
-            // Key Vault's pages cannot be cut: another might be too much.
-            let room = usize::try_from(PAGE_NAMES).unwrap_or_default();
-            if page.next.is_none() || page.names.len() + room > limit {
+            if page.next.is_none() || page.names.len() >= limit {
                 break;
             }
         }

@@ -231,7 +231,9 @@ fn a_backend_of_another_name_must_say_its_type() {
         with_file("default_backend = \"main\"\n[backends.main]\nregion = \"eu-west-1\"").faults();
     assert_eq!(
         faults,
-        ["config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"azure\" or \"gcp\""]
+        [
+            "config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"azure\" or \"gcp\""
+        ]
     );
 }
 

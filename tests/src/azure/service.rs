@@ -1,0 +1,142 @@
+//! One request from arrival to answer: which host, which fault, what goes into the log.
+
+use std::sync::Arc;
+
+use http::header::{self, HeaderName};
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+
+use super::call::{Call, Operation};
+use super::entra::Form;
+use super::fault::Behaviour;
+use super::keyvault::Ask;
+use super::reply::Reply;
+use super::{LOGIN_HOST, State, VAULT_SUFFIX};
+use crate::fake::{BrokenOff, ReplyBody};
+
+/// No request comes near this many bytes.
+const MAX_BODY: usize = 128 * 1024;
+
+const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
+
+/// What a request is to.
+enum To {
+    Entra(Form),
+    Nobody,
+    Vault(Ask),
+}
+
+pub(super) async fn serve(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<ReplyBody>, BrokenOff> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY)
+        .collect()
+        .await
+        .map_err(|_| BrokenOff)?
+        .to_bytes();
+    let text = |name: &HeaderName| {
+        let value = parts
+            .headers
+            .get(name)
+            .and_then(|value| value.to_str().ok());
+        value.unwrap_or_default().to_owned()
+    };
+    let host = text(&header::HOST);
+    let host = host.split(':').next().unwrap_or_default();
+    let correlation = Some(text(&CLIENT_REQUEST_ID));
+    let mut call = Call {
+        at: state.now(),
+        operation: Operation::Unknown,
+        tenant: None,
+        client: None,
+        vault: None,
+        secret: None,
+        version: None,
+        token: None,
+        with_token: false,
+        correlation_id: correlation
+            .filter(|id| id.len() == 36 && uuid::Uuid::try_parse(id).is_ok()),
+        user_agent: text(&header::USER_AGENT),
+        target: parts.uri.to_string(),
+        error: None,
+    };
+    let to = if host == LOGIN_HOST {
+        Form::parse(&parts, &body).map_or(To::Nobody, To::Entra)
+    } else {
+        match host.strip_suffix(VAULT_SUFFIX) {
+            Some(vault) => To::Vault(Ask::parse(vault, &parts)),
+            None => To::Nobody,
+        }
+    };
+    match &to {
+        To::Entra(form) => form.describe(&mut call),
+        To::Vault(ask) => ask.describe(&mut call),
+        To::Nobody => {}
+    }
+    let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
+    if let Some(fault) = &fault {
+        call.error = Some(fault.name().to_owned());
+    }
+    match &fault {
+        Some(Behaviour::Hang) => {
+            state.calls.push(call);
+            return std::future::pending().await;
+        }
+        Some(Behaviour::Disconnect) => {
+            state.calls.push(call);
+            return Err(BrokenOff);
+        }
+        Some(Behaviour::Delay(time)) => tokio::time::sleep(*time).await,
+        Some(Behaviour::Hold(gate)) => gate.pass().await,
+        _ => {}
+    }
+    call.at = state.now();
+    let reply = match &fault {
+        Some(Behaviour::Html(status)) => Reply::html(*status),
+        Some(Behaviour::InternalError) => failed(500, "InternalServerError"),
+        Some(Behaviour::ServiceUnavailable) => failed(503, "ServiceUnavailable"),
+        Some(Behaviour::Throttle(seconds)) => {
+            let reply = failed(429, "Throttled");
+            match seconds {
+                Some(seconds) => reply.with_header(header::RETRY_AFTER, seconds),
+                None => reply,
+            }
+        }
+        _ => {
+            let told = call.error.take();
+            let reply = match &to {
+                To::Entra(form) => form.answer(&state, &mut call),
+                To::Vault(ask) => ask.answer(&state, &mut call, fault.as_ref()),
+                To::Nobody => {
+                    call.error = Some("nobody".to_owned());
+                    failed(404, "NotFound")
+                }
+            };
+            let spoils = matches!(
+                fault,
+                Some(Behaviour::CutBody | Behaviour::Huge | Behaviour::TruncatedBody)
+            );
+            call.error = call.error.or(told.filter(|_| spoils));
+            match fault {
+                Some(Behaviour::Huge) => reply.huge(),
+                Some(Behaviour::TruncatedBody) => reply.truncated(),
+                _ => reply,
+            }
+        }
+    };
+    let mut reply = reply.with_header(REQUEST_ID, uuid::Uuid::new_v4());
+    if let Some(id) = &call.correlation_id {
+        reply = reply.with_header(CLIENT_REQUEST_ID, id);
+    }
+    state.calls.push(call);
+    Ok(reply.into_response(matches!(fault, Some(Behaviour::CutBody))))
+}
+
+fn failed(status: u16, code: &str) -> Reply {
+    let error = serde_json::json!({"code": code, "message": "something is wrong here"});
+    Reply::json(status, &serde_json::json!({"error": error}))
+}
