@@ -21,6 +21,7 @@ mod watch;
 mod whoami;
 
 use crate::Client;
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use failure::Failure;
 use jiff::fmt::friendly::SpanParser;
@@ -80,16 +81,41 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            // Help is no failure; clap knows which is which.
+        // Help is no failure, also where it is shown because nothing else was said.
+        Err(error) if is_help(error.kind()) => {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::OTHER));
+        }
+        Err(error) => {
+            let failure = Failure::usage(in_a_line(&error.render().to_string()));
+            failure.say();
+            return ExitCode::from(failure.exit);
         }
     };
     arguments.run().unwrap_or_else(|failure| {
         failure.say();
         ExitCode::from(failure.exit)
     })
+}
+
+fn is_help(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+            | ErrorKind::DisplayVersion
+    )
+}
+
+/// What clap says is wrong, and its tip if it has one, without the usage that follows.
+fn in_a_line(text: &str) -> String {
+    let paragraphs = text.split("\n\n").map(str::trim);
+    let told = paragraphs.take_while(|paragraph| !paragraph.starts_with("Usage:"));
+    let told = told.filter(|paragraph| !paragraph.starts_with("For more information"));
+    let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
+    let line = words.join(" ");
+    let line = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{line} (latchkey --help shows how)")
 }
 
 impl Arguments {

@@ -35,8 +35,11 @@ use tokio::time::{sleep, timeout};
 /// The longest body that is passed on, in bytes: that of a batch.
 const BODY_LIMIT: usize = 64 * 1024;
 
-/// How long a request's head may take.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may be idle, or take for a request's head: as long as the agent lets one be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// How long the agent may take: the longest wait for a change, its deadline, and some time to spare.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(80);
 
 /// How many connections may be open: as many as the agent gives a pod.
 const CONNECTIONS: usize = 64;
@@ -193,7 +196,11 @@ impl Relay {
         request
             .headers_mut()
             .insert(header::HOST, HeaderValue::from_static("localhost"));
-        match self.http.request(request).await {
+        let Ok(outcome) = timeout(ANSWER_TIMEOUT, self.http.request(request)).await else {
+            let text = "the agent does not answer; try again";
+            return refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", text);
+        };
+        match outcome {
             Ok(mut answer) => {
                 guard::remove_hop_by_hop(answer.headers_mut());
                 answer.map(BodyExt::boxed)

@@ -177,7 +177,7 @@ impl Case<'_> {
         };
         match outcome {
             Ok(text) => {
-                report.ok("exchange", "the cloud gives this pod its role");
+                self.exchanged(report);
                 report.ok("secret", text);
             }
             Err(ClientError::Refused(refusal)) => self.explain(report, &refusal),
@@ -231,7 +231,7 @@ impl Case<'_> {
                 }
             }
             (code, Some(Step::Secret)) => {
-                report.ok("exchange", "the cloud gives this pod its role");
+                self.exchanged(report);
                 self.explain_secret(report, code, refusal);
             }
             (Code::Timeout, _) => {
@@ -242,6 +242,13 @@ impl Case<'_> {
             _ => {
                 report.refused("secret", "refused", refusal);
             }
+        }
+    }
+
+    /// Says that the role has been taken on, where there is one to take on.
+    fn exchanged(&self, report: &mut Report) {
+        if self.role.is_some() {
+            report.ok("exchange", "the cloud gives this pod its role");
         }
     }
 
