@@ -137,15 +137,18 @@ async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
     ] {
         client.run(arguments).await.is_usage();
     }
-    let misspelt = client.run(&["gte", "x"]).await;
-    misspelt.failed(2, "'get'");
+    let misspelt = client.run(&["healthchek"]).await;
+    misspelt.failed(2, "'healthcheck'");
     let nothing = client.run(&[]).await;
     assert_eq!(
         (nothing.code, &*nothing.stdout),
         (Some(2), ""),
         "{nothing:?}"
     );
-    assert!(nothing.stderr.contains("Usage: latchkey"), "{nothing:?}");
+    assert!(
+        nothing.stderr.contains("latchkey [OPTIONS] <COMMAND>"),
+        "{nothing:?}"
+    );
     // Every one that is refused is named, the first one last.
     let many = client
         .run(&["env", "test/none", "test/text", "prod/database-password"])
