@@ -2,10 +2,12 @@
 //!
 //! An annotation is a request, never authority: the cloud's trust policy decides on the token's `sub`. What is
 //! known is used at once and brought up to date behind it, so that a change takes effect within
-//! [`MUST_REFRESH`] and an API server that is away costs nobody anything.
+//! [`MUST_REFRESH`] and an API server that is away costs nobody anything. Where there is no API server, the
+//! configuration names the accounts.
 
 use crate::attest::Workload;
 use crate::backend::{BackendId, Backends};
+use crate::config::Sidecar;
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
@@ -49,8 +51,16 @@ pub(crate) struct Annotations {
     namespace: BTreeMap<String, String>,
 }
 
+/// Whose roles are known, and from where.
+pub(crate) enum Accounts {
+    /// Told by the configuration, by namespace and name.
+    Configured(HashMap<FullName, Arc<Account>>),
+    /// Told by the API server.
+    Kubernetes(Arc<Directory>),
+}
+
 /// The service accounts in use on this node.
-pub(crate) struct Accounts {
+pub(crate) struct Directory {
     client: kube::Client,
     backends: Arc<Backends>,
     with_namespace: bool,
@@ -59,7 +69,7 @@ pub(crate) struct Accounts {
 }
 
 /// Namespace and name.
-type FullName = (Arc<str>, Arc<str>);
+pub(crate) type FullName = (Arc<str>, Arc<str>);
 
 /// A service account by its name, and what is known of it. All pods of the account share it.
 #[derive(Debug)]
@@ -83,6 +93,14 @@ struct Last {
 // === impl Account ===
 
 impl Account {
+    /// An account with these roles, one for each backend in the order of the table.
+    pub(crate) fn new(uid: &str, roles: Vec<Result<Arc<Role>, NoRole>>) -> Self {
+        Self {
+            uid: uid.into(),
+            roles,
+        }
+    }
+
     /// The role for `backend`.
     pub(crate) fn role(&self, backend: BackendId) -> Result<&Arc<Role>, &NoRole> {
         match self.roles.get(backend.index()) {
@@ -114,6 +132,39 @@ impl Annotations {
         (&self.owner.0, &self.owner.1)
     }
 
+    /// What stands in a sidecar's configuration, as its service account would have it annotated.
+    pub(crate) fn of_sidecar(pod: &Sidecar) -> Self {
+        let account = [
+            ("eks.amazonaws.com/role-arn", &pod.aws_role_arn),
+            ("azure.workload.identity/client-id", &pod.azure_client_id),
+            ("azure.workload.identity/tenant-id", &pod.azure_tenant_id),
+            ("iam.gke.io/gcp-service-account", &pod.gcp_service_account),
+        ];
+        Self {
+            owner: (pod.namespace.clone(), pod.service_account.clone()),
+            ..Self::of_account(account.map(|(key, value)| (key, value.as_str())))
+        }
+    }
+
+    /// What an account would ask for that is annotated so.
+    pub(crate) fn of_account<'a>(account: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
+        let account = account.into_iter();
+        Self {
+            account: account
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn in_namespace(self, name: &str) -> Self {
+        Self {
+            owner: (name.to_owned(), self.owner.1),
+            ..self
+        }
+    }
+
     /// Those of the service account `app` in the namespace `test`.
     #[cfg(test)]
     pub(crate) fn of(account: &[(&str, &str)], namespace: &[(&str, &str)]) -> Self {
@@ -134,6 +185,33 @@ impl Annotations {
 // === impl Accounts ===
 
 impl Accounts {
+    /// The service account of `workload`, as it is known at `now`.
+    ///
+    /// # Errors
+    ///
+    /// `no_role` if there is no such account, `unavailable` if it was never seen and the API server cannot
+    /// be asked.
+    pub(crate) async fn find(
+        &self,
+        workload: &Workload,
+        now: Instant,
+    ) -> Result<Arc<Account>, RequestError> {
+        match self {
+            Self::Configured(accounts) => {
+                let facts = workload.facts();
+                let name = (facts.namespace.clone(), facts.service_account.clone());
+                accounts.get(&name).cloned().ok_or_else(|| {
+                    RequestError::new(Code::NoRole, "the configuration has no such principal")
+                })
+            }
+            Self::Kubernetes(directory) => directory.find(workload, now).await,
+        }
+    }
+}
+
+// === impl Directory ===
+
+impl Directory {
     /// No accounts yet.
     pub(crate) fn new(client: kube::Client, backends: Arc<Backends>, with_namespace: bool) -> Self {
         Self {
@@ -144,13 +222,7 @@ impl Accounts {
         }
     }
 
-    /// The service account of `workload`, as it is known at `now`.
-    ///
-    /// # Errors
-    ///
-    /// `no_role` if there is no such account, `unavailable` if it was never seen and the API server cannot
-    /// be asked.
-    pub(crate) async fn find(
+    async fn find(
         self: &Arc<Self>,
         workload: &Workload,
         now: Instant,
@@ -278,10 +350,10 @@ impl Accounts {
             .iter()
             .map(|backend| backend.role(&annotations).map(Arc::new))
             .collect();
-        Ok(Account {
-            uid: account.metadata.uid.unwrap_or_default().into(),
+        Ok(Account::new(
+            &account.metadata.uid.unwrap_or_default(),
             roles,
-        })
+        ))
     }
 }
 

@@ -1,23 +1,23 @@
 //! The agent as a whole: built with everything bound and nothing running, then run until it is told to leave.
 
-use crate::account::Accounts;
+mod callers;
+
 use crate::admin;
 use crate::attest::Attestor;
 use crate::attest::cgroup::{AnchorError, PodUid};
-use crate::attest::pods::{self, Pods};
+use crate::attest::pods::Pods;
 use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
-use crate::config::Config;
+use crate::config::{Config, IdentityMode};
 use crate::handler::Services;
 use crate::handover::{Found, Listening, Phase, Place};
-use crate::kubernetes::Clients;
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
 use crate::readiness::Readiness;
 use crate::server::Server;
 use crate::taint;
-use crate::token::SubjectTokens;
+use callers::Callers;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -47,13 +47,14 @@ pub struct Agent {
     place: Place,
     listening: Listening,
     admin: TcpListener,
-    pods: Arc<Pods>,
+    pods: Option<Arc<Pods>>,
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
     phase: watch::Sender<Phase>,
     writer: Writer,
-    own_account: kube::Client,
+    /// Absent where there is no cluster.
+    own_account: Option<kube::Client>,
     started: Instant,
 }
 
@@ -75,56 +76,43 @@ impl Agent {
     /// Saying what is missing and what to do.
     pub async fn bind(config: Config) -> Result<Self, StartError> {
         let started = Instant::now();
-        preflight::host_pids()?;
-        preflight::ca_roots()?;
+        preflight::surroundings(&config)?;
         let pinning = Pinning::probe().map_err(StartError::Probe)?;
-        let place = Place::open(&config.listen.socket).map_err(StartError::place)?;
+        let place = preflight::place(&config)?;
         place.sweep();
         let admin = admin::bind(config.listen.admin)
             .map_err(|error| StartError::Admin(config.listen.admin, error))?;
-        let clients = Clients::new(&config.kubernetes).await?;
         let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         let (audit, writer) =
             Audit::start(config.audit.queue, std::io::stderr()).map_err(StartError::Audit)?;
-
-        let own_pod = preflight::own_pod(&config)?;
-        let settings = pods::Settings {
-            limits: config.limits.clone(),
-            cache: Arc::new(config.cache.clone()),
-        };
-        let pods = Arc::new(Pods::new(
-            clients.node.clone(),
-            &config.kubernetes.node,
-            settings,
-        ));
-        let attestor = Arc::new(Attestor::new(
-            pods.clone(),
-            config.kubernetes.node.clone(),
-            own_pod,
-            config.limits.attest_wait,
-        ));
-        match preflight::anchor(&config, own_pod, None) {
-            Ok(anchor) => attestor.anchor(anchor),
-            // The pod's own entry will say it, once the pods are known.
-            Err(AnchorError::UnknownQos) => {}
-            Err(error) => return Err(StartError::Anchor(error)),
+        let Callers {
+            attestor,
+            accounts,
+            tokens,
+            pods,
+            own_account,
+        } = Callers::bind(&config, &backends).await?;
+        if let Attestor::Kubernetes(node) = &*attestor {
+            match preflight::anchor(&config, preflight::own_pod(&config)?, None) {
+                Ok(anchor) => node.anchor(anchor),
+                // The pod's own entry will say it, once the pods are known.
+                Err(AnchorError::UnknownQos) => {}
+                Err(error) => return Err(StartError::Anchor(error)),
+            }
         }
+        let synced = pods.as_ref().map(|pods| pods.synced());
         let services = Arc::new(Services {
-            accounts: Arc::new(Accounts::new(
-                clients.own.clone(),
-                backends.clone(),
-                config.identity.namespace_annotations,
-            )),
+            accounts,
             audit,
             backends,
             metrics,
-            tokens: SubjectTokens::new(clients.node),
+            tokens,
             node: config.kubernetes.node.clone(),
             require_header: config.listen.require_header.clone(),
             deadline: config.limits.request_deadline,
             requests: AtomicU64::new(0),
-            readiness: Readiness::new(pods.synced(), attestor.clone()),
+            readiness: Readiness::new(synced, attestor.clone()),
         });
         // Last, so that a start that fails leaves nothing behind.
         let listening = place.listen().map_err(StartError::Listen)?;
@@ -147,7 +135,7 @@ impl Agent {
             ?pinning,
             "bound"
         );
-        if pinning == Pinning::ByNumber {
+        if pinning == Pinning::ByNumber && config.identity.mode == IdentityMode::Kubernetes {
             tracing::warn!(
                 "the kernel has no SO_PEERPIDFD (Linux 6.5): pods of the node's own network are refused"
             );
@@ -163,7 +151,7 @@ impl Agent {
             server,
             phase,
             writer,
-            own_account: clients.own,
+            own_account,
             started,
         })
     }
@@ -186,18 +174,18 @@ impl Agent {
             ..
         } = self;
         let mut tasks = JoinSet::new();
-        tasks.spawn({
-            let pods = pods.clone();
-            async move {
+        if let Some(pods) = pods.clone() {
+            tasks.spawn(async move {
                 pods.follow().await;
                 Ok(())
-            }
-        });
+            });
+        }
         tasks.spawn({
-            let (services, pods, server) = (services.clone(), pods.clone(), server.clone());
+            let (services, server) = (services.clone(), server.clone());
+            let attestor = self.attestor.clone();
             async move {
                 let gauged = services.clone();
-                let gauge = Arc::new(move || gauge(&gauged, &pods, &server));
+                let gauge = Arc::new(move || gauge(&gauged, &attestor, &server));
                 admin::serve(admin, services, gauge).await;
                 Ok(())
             }
@@ -206,7 +194,7 @@ impl Agent {
         // Not one of those: it looks after the connections until the last has ended.
         let mut roll = AbortOnDropHandle::new(tokio::spawn({
             let (roll, pods, phase) = (server.roll.clone(), pods.clone(), self.phase.subscribe());
-            async move { roll.look_after(&pods, phase).await }
+            async move { roll.look_after(pods.as_deref(), phase).await }
         }));
         let mut keeper = Keeper {
             place,
@@ -218,7 +206,7 @@ impl Agent {
             keeper.take().await?;
         }
         {
-            let mut ready = std::pin::pin!(ready(&config, &pods, &self.attestor));
+            let mut ready = std::pin::pin!(ready(&config, pods.as_ref(), &self.attestor));
             let mut is_ready = false;
             let mut rounds = interval(ROUND);
             rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -232,8 +220,10 @@ impl Agent {
                         }
                         let took = self.started.elapsed();
                         tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
-                        if let Some(key) = config.kubernetes.startup_taint.clone() {
-                            let (account, node) = (self.own_account.clone(), config.kubernetes.node.clone());
+                        if let (Some(key), Some(account)) =
+                            (config.kubernetes.startup_taint.clone(), self.own_account.clone())
+                        {
+                            let node = config.kubernetes.node.clone();
                             tasks.spawn(async move {
                                 taint::take_off(account, &node, &key).await;
                                 Ok(())
@@ -243,7 +233,7 @@ impl Agent {
                     Some(ended) = tasks.join_next() => ended??,
                     ended = &mut roll => ended??,
                     _ = rounds.tick() => {
-                        for pod in pods.all() {
+                        for pod in self.attestor.pods() {
                             pod.values.tidy();
                         }
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
@@ -339,8 +329,11 @@ impl Keeper {
     }
 }
 
-/// Ends when this node's pods are known and the attestor is anchored.
-async fn ready(config: &Config, pods: &Arc<Pods>, attestor: &Arc<Attestor>) {
+/// Ends when this node's pods are known and the attestor is anchored: at once where there is no cluster.
+async fn ready(config: &Config, pods: Option<&Arc<Pods>>, attestor: &Attestor) {
+    let (Some(pods), Attestor::Kubernetes(attestor)) = (pods, attestor) else {
+        return;
+    };
     let mut synced = pods.synced();
     let _ = synced.wait_for(|synced| *synced).await;
     let own_pod = config
@@ -368,8 +361,8 @@ async fn ready(config: &Config, pods: &Arc<Pods>, attestor: &Arc<Attestor>) {
 }
 
 /// Sets the gauges to what is so now.
-fn gauge(services: &Services, pods: &Pods, server: &Server) {
-    let all = pods.all();
+fn gauge(services: &Services, attestor: &Attestor, server: &Server) {
+    let all = attestor.pods();
     let metrics = &services.metrics;
     metrics
         .connections

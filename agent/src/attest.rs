@@ -2,28 +2,55 @@
 //!
 //! The kernel names the process ([`crate::peer`]), its cgroup names a pod UID ([`cgroup`]), and the API server's
 //! word says what that UID is ([`pods`]). Only all three together make a [`Workload`], which nothing else can make.
+//! Outside of Kubernetes a uid takes the place of the pod ([`local`]), and in a sidecar the socket itself is the proof.
 
 pub mod cgroup;
+pub(crate) mod local;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
 use cgroup::{Anchor, ContainerId, PodCgroup, PodUid};
+use local::Local;
 use pods::{ContainerKind, Facts, Pod, Pods};
+use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// An attested pod: the proof that the peer of a connection is a process of one of its containers.
+/// An attested pod: the proof that the peer of a connection is a process of one of its containers. Outside of
+/// Kubernetes a principal of the machine stands for the pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
     pod: Arc<Pod>,
     facts: Arc<Facts>,
-    place: PodCgroup,
+    place: Place,
 }
 
-/// Says which pod a peer is.
+/// Where a peer is, and so whose it can be.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Place {
+    /// On this machine, under this uid.
+    Local(u32),
+    /// In the pod that the agent itself is in.
+    OwnPod,
+    /// In a pod of this node.
+    Pod(PodCgroup),
+}
+
+/// Says which pod a peer is, by what the agent was told to go by (`identity.mode`).
 #[derive(Debug)]
-pub(crate) struct Attestor {
+pub(crate) enum Attestor {
+    /// The node's cgroups and the API server's word.
+    Kubernetes(Node),
+    /// The peer's uid.
+    Local(Local),
+    /// The socket: only the agent's own pod can reach it.
+    Sidecar(Arc<Pod>),
+}
+
+/// Says which pod of a node a peer is.
+#[derive(Debug)]
+pub(crate) struct Node {
     anchor: OnceLock<Anchor>,
     pods: Arc<Pods>,
     node: String,
@@ -58,14 +85,15 @@ impl Workload {
         &self.facts
     }
 
-    /// The container of the peer, by its cgroup.
-    pub(crate) fn container(&self) -> ContainerId {
-        self.place.container
+    /// The container of the peer, by its cgroup, if a cgroup was looked at.
+    pub(crate) fn container(&self) -> Option<ContainerId> {
+        self.place.container()
     }
 
     /// Whether the API server has named the container too. One that has just started is not named yet.
     pub(crate) fn container_confirmed(&self) -> bool {
-        self.facts.containers.contains_key(&self.place.container)
+        self.container()
+            .is_some_and(|container| self.facts.containers.contains_key(&container))
     }
 
     /// Whether `other` is the same pod and container, by the same word of the API server.
@@ -75,13 +103,106 @@ impl Workload {
 
     /// Whether both are the same container of the same pod entry.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pod, &other.pod) && self.place.container == other.place.container
+        Arc::ptr_eq(&self.pod, &other.pod) && self.container() == other.container()
+    }
+}
+
+// === impl Place ===
+
+impl Place {
+    fn container(&self) -> Option<ContainerId> {
+        match self {
+            Self::Pod(cgroup) => Some(cgroup.container),
+            Self::Local(_) | Self::OwnPod => None,
+        }
     }
 }
 
 // === impl Attestor ===
 
 impl Attestor {
+    /// The peer of `stream`, pinned as far as this attestor needs it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Peer::of`].
+    pub(crate) fn peer(&self, stream: &impl AsFd, pinning: Pinning) -> Result<Peer, PeerError> {
+        match self {
+            // The containers of a pod mostly do not see each other's processes.
+            Self::Sidecar(_) => Peer::unseen(stream, pinning),
+            Self::Kubernetes(_) | Self::Local(_) => Peer::of(stream, pinning),
+        }
+    }
+
+    /// Where the peer is now.
+    ///
+    /// # Errors
+    ///
+    /// If nobody who may ask is there, or the peer has exited.
+    pub(crate) fn locate(&self, peer: &Peer) -> Result<Place, AttestError> {
+        match self {
+            Self::Kubernetes(node) => node.locate(peer).map(Place::Pod),
+            Self::Local(local) => local.locate(peer),
+            Self::Sidecar(_) => Ok(Place::OwnPod),
+        }
+    }
+
+    /// The workload at `place`, if it is known already.
+    ///
+    /// # Errors
+    ///
+    /// If it is known and may not ask.
+    pub(crate) fn known(&self, peer: &Peer, place: Place) -> Result<Option<Workload>, AttestError> {
+        let pod = match (self, place) {
+            (Self::Kubernetes(node), Place::Pod(cgroup)) => return node.known(peer, cgroup),
+            (Self::Local(local), Place::Local(uid)) => local.principal(uid),
+            (Self::Sidecar(pod), Place::OwnPod) => Some(pod),
+            _ => None,
+        };
+        Ok(pod.map(|pod| Workload {
+            pod: pod.clone(),
+            facts: pod.facts(),
+            place,
+        }))
+    }
+
+    /// The workload that the peer is.
+    ///
+    /// # Errors
+    ///
+    /// If it is none, or that cannot be said yet.
+    pub(crate) async fn attest(&self, peer: &Peer) -> Result<Workload, AttestError> {
+        match self {
+            Self::Kubernetes(node) => node.attest(peer).await,
+            Self::Local(_) | Self::Sidecar(_) => {
+                let place = self.locate(peer)?;
+                let workload = self.known(peer, place)?;
+                workload.ok_or(AttestError::Denied("unknown_principal"))
+            }
+        }
+    }
+
+    /// Whether anybody can be attested: on a node, whether its kubepods root is known.
+    pub(crate) fn is_anchored(&self) -> bool {
+        match self {
+            Self::Kubernetes(node) => node.is_anchored(),
+            Self::Local(_) | Self::Sidecar(_) => true,
+        }
+    }
+
+    /// The entries of all that are known.
+    pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
+        match self {
+            Self::Kubernetes(node) => node.pods.all(),
+            Self::Local(local) => local.principals().cloned().collect(),
+            Self::Sidecar(pod) => vec![pod.clone()],
+        }
+    }
+}
+
+// === impl Node ===
+
+impl Node {
     /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor).
     pub(crate) fn new(
         pods: Arc<Pods>,
@@ -170,7 +291,11 @@ impl Attestor {
             None if facts.has_ephemeral => return Ok(None),
             Some(ContainerKind::Ordinary) | None => {}
         }
-        Ok(Some(Workload { pod, facts, place }))
+        Ok(Some(Workload {
+            pod,
+            facts,
+            place: Place::Pod(place),
+        }))
     }
 
     /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch

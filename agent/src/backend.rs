@@ -4,10 +4,14 @@
 mod aws;
 mod azure;
 pub mod dashes;
+mod file;
+mod folder;
 mod gcp;
+mod pass;
+mod store;
 
 use crate::account::Annotations;
-use crate::config::{BackendConfig, Config};
+use crate::config::{BackendConfig, Config, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
@@ -23,6 +27,17 @@ use std::time::Duration;
 pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// The role that the annotations ask for.
     fn role(&self, annotations: &Annotations) -> Result<Role, NoRole>;
+
+    /// The role of a principal of the machine, outside of Kubernetes, that counts as one of `namespace`.
+    ///
+    /// # Errors
+    ///
+    /// If it has none here, saying what to write instead.
+    fn machine_role(&self, _role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        Err(NoRole(
+            "a backend of this type takes no credentials of a machine".into(),
+        ))
+    }
 
     /// What it is and where, for the operator.
     fn describe(&self) -> String;
@@ -100,6 +115,10 @@ pub(crate) trait Session: fmt::Debug + Send + Sync {
 /// [`Proof`](crate::role::Proof) asks for.
 #[derive(Debug)]
 pub(crate) enum Offer {
+    /// Leave to use the machine's own credentials.
+    Machine,
+    /// Nothing, for a backend that is no cloud.
+    None,
     /// The pod's own token.
     Token(SubjectToken),
 }
@@ -107,7 +126,7 @@ pub(crate) enum Offer {
 /// In whose name a session is asked for; the cloud's own log shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// The pod's UID, 32 hexadecimal digits.
+    /// The pod's UID, 32 hexadecimal digits; `local` outside of Kubernetes.
     pub(crate) pod_uid: String,
     /// The pod's namespace.
     pub(crate) namespace: Arc<str>,
@@ -203,6 +222,25 @@ struct Row {
     backend: Arc<dyn Backend>,
 }
 
+// === impl Offer ===
+
+impl Offer {
+    /// The token that is offered.
+    ///
+    /// # Errors
+    ///
+    /// `internal` if it is none, which no role with [`Proof::Token`](crate::role::Proof) meets.
+    pub(crate) fn token(self) -> Result<SubjectToken, BackendError> {
+        match self {
+            Self::Token(token) => Ok(token),
+            Self::Machine | Self::None => Err(BackendError::from(RequestError::new(
+                Code::Internal,
+                "the agent offered no token; its log knows the request id",
+            ))),
+        }
+    }
+}
+
 // === impl BackendError ===
 
 impl BackendError {
@@ -296,7 +334,8 @@ impl Backends {
             let name: Arc<str> = name.as_str().into();
             let backend: Arc<dyn Backend> = match settings {
                 BackendConfig::Aws(settings) => {
-                    Arc::new(aws::Aws::open(&name, settings, duration).await?)
+                    let mode = config.identity.mode;
+                    Arc::new(aws::Aws::open(&name, settings, duration, mode).await?)
                 }
                 BackendConfig::Azure(settings) => {
                     Arc::new(azure::Azure::open(&name, settings, duration)?)
@@ -304,6 +343,8 @@ impl Backends {
                 BackendConfig::Gcp(settings) => {
                     Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
+                BackendConfig::File(settings) => Arc::new(file::Files::open(&name, settings)?),
+                BackendConfig::Pass(settings) => Arc::new(pass::Pass::open(&name, settings)?),
             };
             rows.push(Row { name, backend });
         }

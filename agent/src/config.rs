@@ -7,8 +7,10 @@ mod azure;
 mod backends;
 mod fault;
 pub(crate) mod gcp;
+mod principal;
 mod reader;
 mod settings;
+mod stores;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -26,6 +28,8 @@ pub use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
 pub use self::fault::{Fault, Faults, Origin};
 pub use self::gcp::{GcpConfig, GcpProvider};
+pub use self::principal::{LocalRole, LocalWorkload, Sidecar};
+pub use self::stores::{FileConfig, PassConfig};
 use self::{reader::Reader, settings::Settings};
 
 /// Where the configuration lies when no other file is named.
@@ -46,6 +50,10 @@ pub struct Config {
     pub identity: Identity,
     /// The agent's own place in the cluster.
     pub kubernetes: Kubernetes,
+    /// The principals of this machine, where there is no cluster.
+    pub local: Vec<LocalWorkload>,
+    /// The pod that a sidecar serves.
+    pub sidecar: Sidecar,
     /// What one pod, and all of them, may use.
     pub limits: Limits,
     /// Sessions at the clouds.
@@ -97,6 +105,10 @@ pub struct Identity {
 pub enum IdentityMode {
     /// The kernel's cgroups and the API server's pods.
     Kubernetes,
+    /// The kernel's uids and the configuration.
+    Local,
+    /// The socket itself, which only the agent's own pod can reach.
+    Sidecar,
 }
 
 /// The agent's own place in the cluster.
@@ -104,7 +116,7 @@ pub enum IdentityMode {
 pub struct Kubernetes {
     /// Whether pods are watched and tokens asked for as the node itself, by constrained impersonation.
     pub impersonate_node: bool,
-    /// The name of the node whose pods are served.
+    /// The name of the node whose pods are served; empty where nothing has named it, outside of the mode `kubernetes`.
     pub node: String,
     /// The UID of the agent's own pod, absent outside of one.
     pub pod_uid: Option<String>,
@@ -160,8 +172,32 @@ pub enum BackendConfig {
     Aws(AwsConfig),
     /// Azure Key Vault.
     Azure(AzureConfig),
+    /// A folder of secrets.
+    File(FileConfig),
     /// Google Cloud Secret Manager.
     Gcp(GcpConfig),
+    /// The password store of `pass`.
+    Pass(PassConfig),
+}
+
+impl BackendConfig {
+    /// Whether it is asked over the network.
+    #[must_use]
+    pub fn is_cloud(&self) -> bool {
+        !matches!(self, Self::File(_) | Self::Pass(_))
+    }
+
+    /// Its type, as it is written.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Aws(_) => "aws",
+            Self::Azure(_) => "azure",
+            Self::File(_) => "file",
+            Self::Gcp(_) => "gcp",
+            Self::Pass(_) => "pass",
+        }
+    }
 }
 
 /// AWS Secrets Manager, and the STS before it.
@@ -212,13 +248,17 @@ impl Config {
 
     fn read(reader: &mut Reader) -> Self {
         let backends = backends::read(reader);
+        let identity = Identity::read(reader);
+        let mode = identity.mode;
         Self {
             default_backend: reader.read("default_backend", value::name, "aws".to_owned()),
-            listen: Listen::read(reader),
+            listen: Listen::read(reader, mode),
             log: Log::read(reader),
             audit: Audit::read(reader),
-            identity: Identity::read(reader),
-            kubernetes: Kubernetes::read(reader),
+            identity,
+            kubernetes: Kubernetes::read(reader, mode),
+            local: principal::read_local(reader, mode),
+            sidecar: Sidecar::read(reader, mode),
             limits: Limits::read(reader),
             sessions: Sessions::read(reader),
             cache: Cache::read(reader),
@@ -240,6 +280,7 @@ impl Config {
             });
         }
         backends::check(self, reader);
+        principal::check(self, reader);
     }
 }
 
@@ -255,8 +296,21 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 }
 
 impl Listen {
-    fn read(reader: &mut Reader) -> Self {
-        let default = Self::default();
+    fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
+        let mut default = Self::default();
+        if mode == IdentityMode::Local {
+            match reader.variable("XDG_RUNTIME_DIR") {
+                Some(directory) => {
+                    default.socket = Path::new(directory).join("latchkey/agent.sock");
+                }
+                None if !reader.is_written("listen.socket") => reader.missing(
+                    "listen.socket",
+                    "is not written and XDG_RUNTIME_DIR is not set",
+                    "write a path in a directory of your own, such as \"/run/user/1000/latchkey/agent.sock\"",
+                ),
+                None => {}
+            }
+        }
         Self {
             socket: reader.read("listen.socket", value::socket_path, default.socket),
             admin: reader.read("listen.admin", value::address, default.admin),
@@ -336,9 +390,9 @@ impl Default for Identity {
 }
 
 impl Kubernetes {
-    fn read(reader: &mut Reader) -> Self {
+    fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
         let node = reader.read_or("kubernetes.node", &["NODE_NAME"], value::node, None);
-        if node.is_none() {
+        if node.is_none() && mode == IdentityMode::Kubernetes {
             reader.missing(
                 "kubernetes.node",
                 "is empty and NODE_NAME is not set",

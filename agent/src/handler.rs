@@ -41,7 +41,7 @@ const AGAIN: &str = "the request's deadline passed; try again";
 
 /// What every request is answered with.
 pub(crate) struct Services {
-    pub(crate) accounts: Arc<Accounts>,
+    pub(crate) accounts: Accounts,
     pub(crate) audit: Audit,
     pub(crate) backends: Arc<Backends>,
     pub(crate) metrics: Arc<Metrics>,
@@ -138,13 +138,18 @@ impl Services {
             .sessions
             .open(key, asker, || async move {
                 let offer = match &role.proof {
+                    Proof::Machine => Offer::Machine,
+                    Proof::None => Offer::None,
                     Proof::Token(audience) => {
                         Offer::Token(services.tokens.issue(&exchanged, audience).await?)
                     }
                 };
                 let facts = exchanged.facts();
                 let caller = Caller {
-                    pod_uid: exchanged.pod().uid.simple().to_string(),
+                    pod_uid: exchanged
+                        .pod()
+                        .uid
+                        .map_or_else(|| "local".into(), |uid| uid.simple().to_string()),
                     namespace: facts.namespace.clone(),
                     service_account: facts.service_account.clone(),
                 };
@@ -400,9 +405,9 @@ impl Exchange {
         let identity = Identity {
             namespace: facts.namespace.to_string(),
             pod: facts.name.to_string(),
-            pod_uid: workload.pod().uid.to_string(),
+            pod_uid: text(workload.pod().uid),
             service_account: facts.service_account.to_string(),
-            container_id: workload.container().to_string(),
+            container_id: text(workload.container()),
             host_network: facts.host_network,
             node: services.node.clone(),
             roles,
@@ -463,4 +468,9 @@ impl Exchange {
             }
         }
     }
+}
+
+/// What is there, as text.
+fn text(what: Option<impl ToString>) -> String {
+    what.map(|what| what.to_string()).unwrap_or_default()
 }

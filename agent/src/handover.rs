@@ -17,15 +17,11 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Everybody may connect: who may ask is decided by who they are, and a pod with a user namespace of its own
-/// is nobody's uid here.
-const SOCKET_MODE: Mode = Mode::from_bits_truncate(0o666);
-
-/// The directory that pods mount: theirs to enter, ours alone to change.
-const DIRECTORY_MODE: u32 = 0o755;
-
 /// The bits of a directory's mode that let others put something in the socket's place.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// The bits of a directory's mode that let others in.
+const OPEN_TO_OTHERS: u32 = 0o077;
 
 /// How long to wait for the directory's lock. A pod can hold a lock on what it can open, so the lock orders well-behaved
 /// agents and can stop nobody.
@@ -36,6 +32,19 @@ const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Connections that the kernel queues (listen(2)); beyond it a connect fails at once.
 const BACKLOG: i32 = 4096;
+
+/// Who can reach the socket.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Access {
+    /// Everybody who mounts its directory or sees it: who may ask is decided by who they are, and a pod with a user
+    /// namespace of its own is nobody's uid here. The directory is theirs to enter, ours alone to change.
+    Everybody,
+    /// The agent's own user.
+    OwnUser,
+    /// The containers of the agent's own pod, by a volume that is nobody else's. Each of them may write in it, and would
+    /// deceive but its own pod.
+    OwnPod,
+}
 
 /// What the agent is doing with its connections.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,6 +63,7 @@ pub(crate) struct Place {
     directory: OwnedFd,
     name: String,
     path: PathBuf,
+    access: Access,
 }
 
 /// A listener and the inode that its name has.
@@ -88,22 +98,42 @@ pub(crate) enum PlaceError {
     Foreign(PathBuf, u32),
     #[error("the socket's directory {0} can be written by others (mode {1:o}): chmod it to 0755")]
     Writable(PathBuf, u32),
+    #[error("others may enter the socket's directory {0} (mode {1:o}): chmod it to 0700")]
+    Enterable(PathBuf, u32),
     #[error("listen.socket {0} is there and is no socket: move it away")]
     NoSocket(PathBuf),
     #[error("cannot use the socket's directory {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
 }
 
+// === impl Access ===
+
+impl Access {
+    fn socket_mode(self) -> Mode {
+        Mode::from_bits_truncate(match self {
+            Self::Everybody | Self::OwnPod => 0o666,
+            Self::OwnUser => 0o600,
+        })
+    }
+
+    fn directory_mode(self) -> u32 {
+        match self {
+            Self::Everybody | Self::OwnPod => 0o755,
+            Self::OwnUser => 0o700,
+        }
+    }
+}
+
 // === impl Place ===
 
 impl Place {
     /// The directory of `socket`, checked: reached without symbolic links, owned by root or us, and ours alone to
-    /// write. It is made if it is missing.
+    /// write or, where nobody else is to reach it, to enter. It is made if it is missing.
     ///
     /// # Errors
     ///
     /// Saying what to change.
-    pub(crate) fn open(socket: &Path) -> Result<Self, PlaceError> {
+    pub(crate) fn open(socket: &Path, access: Access) -> Result<Self, PlaceError> {
         let no_directory = || PlaceError::NoDirectory(socket.to_owned());
         let path = socket
             .parent()
@@ -114,7 +144,7 @@ impl Place {
             .and_then(|name| name.to_str())
             .ok_or_else(no_directory)?;
         let failed = |error: io::Error| PlaceError::Io(path.to_owned(), error);
-        make(path).map_err(failed)?;
+        make(path, access.directory_mode()).map_err(failed)?;
         let how = OpenHow::new()
             .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -123,16 +153,23 @@ impl Place {
             outcome => outcome.map_err(|errno| failed(errno.into()))?,
         };
         let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;
-        if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
-            return Err(PlaceError::Foreign(path.to_owned(), stat.st_uid));
+        let mode = stat.st_mode & 0o7777;
+        if access != Access::OwnPod {
+            if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
+                return Err(PlaceError::Foreign(path.to_owned(), stat.st_uid));
+            }
+            if mode & WRITABLE_BY_OTHERS != 0 {
+                return Err(PlaceError::Writable(path.to_owned(), mode));
+            }
         }
-        if stat.st_mode & WRITABLE_BY_OTHERS != 0 {
-            return Err(PlaceError::Writable(path.to_owned(), stat.st_mode & 0o7777));
+        if access == Access::OwnUser && mode & OPEN_TO_OTHERS != 0 {
+            return Err(PlaceError::Enterable(path.to_owned(), mode));
         }
         let place = Self {
             directory,
             name: name.to_owned(),
             path: path.to_owned(),
+            access,
         };
         if let Some(stat) = place.stat(name)
             && stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits()
@@ -155,7 +192,7 @@ impl Place {
         fchmodat(
             &self.directory,
             temporary.as_str(),
-            SOCKET_MODE,
+            self.access.socket_mode(),
             FchmodatFlags::FollowSymlink,
         )?;
         // std's own backlog is shorter.
@@ -283,11 +320,11 @@ impl Place {
 }
 
 /// Makes the directory if it is missing; its parent must be there.
-fn make(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    match std::fs::create_dir(path) {
+fn make(path: &Path, mode: u32) -> io::Result<()> {
+    use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    match std::fs::DirBuilder::new().mode(mode).create(path) {
         // The umask may have taken away what pods need to enter.
-        Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(DIRECTORY_MODE)),
+        Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
     }

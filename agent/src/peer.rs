@@ -7,10 +7,12 @@
 //! Where the kernel has no such option, [`Pinning::ByNumber`] is the fallback.
 
 use nix::errno::Errno;
+use nix::fcntl::readlink;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair};
 use nix::sys::stat::fstat;
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +39,8 @@ pub enum Pinning {
 pub struct Peer {
     pid: i32,
     uid: u32,
-    pidfd: OwnedFd,
+    /// Absent where the kernel has no pidfd of a process out of sight.
+    pidfd: Option<OwnedFd>,
     pinning: Pinning,
 }
 
@@ -107,7 +110,7 @@ impl Peer {
         let peer = Self {
             pid,
             uid: credentials.uid(),
-            pidfd,
+            pidfd: Some(pidfd),
             pinning,
         };
         if pinning == Pinning::ByNumber {
@@ -120,7 +123,27 @@ impl Peer {
         }
     }
 
-    /// The number of the process in the agent's PID namespace.
+    /// The process that connected `stream`, whether or not the agent can see it: for a socket that proves by itself
+    /// who its peers are. Where the kernel hands out pidfds, the process is still pinned by one.
+    ///
+    /// # Errors
+    ///
+    /// If the process has exited, or the kernel tells nothing about it.
+    pub fn unseen(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+        let pidfd = match pinning {
+            Pinning::ByPidfd => Some(peer_pidfd(stream)?),
+            Pinning::ByNumber => None,
+        };
+        let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
+        Ok(Self {
+            pid: credentials.pid(),
+            uid: credentials.uid(),
+            pidfd,
+            pinning,
+        })
+    }
+
+    /// The number of the process in the agent's PID namespace, 0 if it is not in it.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid
@@ -140,15 +163,18 @@ impl Peer {
 
     /// A descriptor that becomes readable when the process exits (`pidfd_open(2)`).
     #[must_use]
-    pub fn pidfd(&self) -> &OwnedFd {
-        &self.pidfd
+    pub fn pidfd(&self) -> Option<&OwnedFd> {
+        self.pidfd.as_ref()
     }
 
-    /// Whether the process that connected still runs. A zombie does not: only `poll(2)` tells that, a signal
-    /// 0 would still reach it.
+    /// Whether the process that connected still runs, as far as it is pinned. A zombie does not: only `poll(2)` tells
+    /// that, a signal 0 would still reach it.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        let Some(pidfd) = &self.pidfd else {
+            return true;
+        };
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 
@@ -168,8 +194,8 @@ impl Peer {
     }
 
     /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.
-    fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
-        let read = File::open(format!("/proc/{}/{file}", self.pid))
+    pub(crate) fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
+        let read = File::open(self.proc(file)?)
             .map_err(gone_or)?
             .take(limit)
             .read_to_end(into)
@@ -178,6 +204,19 @@ impl Peer {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
         Ok(())
+    }
+
+    /// Where a link of the process's directory in `/proc` leads, such as that to a namespace. It counts if the process
+    /// is alive afterwards.
+    pub(crate) fn read_link(&self, link: &str) -> Result<OsString, PeerError> {
+        readlink(self.proc(link)?.as_str()).map_err(|errno| gone_or(errno.into()))
+    }
+
+    fn proc(&self, file: &str) -> Result<String, PeerError> {
+        match self.pid {
+            0 => Err(PeerError::OutsidePidNamespace),
+            pid => Ok(format!("/proc/{pid}/{file}")),
+        }
     }
 
     /// An accepted `AF_UNIX` socket lives in the network namespace of the process that connected it, so its
@@ -279,7 +318,8 @@ mod tests {
         let (stream, mut child) = connected_child();
         let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
         child.kill().expect("it lives");
-        let mut fds = [PollFd::new(peer.pidfd().as_fd(), PollFlags::POLLIN)];
+        let pidfd = peer.pidfd().expect("it is pinned");
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(5000_u16)).expect("it exits");
         // A zombie: its cgroup file can still be read, and must not count.
         assert!(!peer.is_alive());

@@ -2,12 +2,14 @@
 
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
-use crate::config::Config;
-use crate::handover::{Place, PlaceError};
+use crate::config::{BackendConfig, Config, IdentityMode};
+use crate::handover::{Access, Place, PlaceError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
+use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 mod rights;
 
@@ -51,12 +53,24 @@ pub enum StartError {
         "kubernetes.pod_uid (POD_UID) {0:?} is no pod UID: take it from metadata.uid by the downward API"
     )]
     OwnPod(String),
+    /// The role of a principal of this machine.
+    #[error("local.workload.{0}.role {1:?} is no backend's: {2}")]
+    LocalRole(usize, String, String),
     /// The socket's directory.
     #[error("{0}")]
     Place(String),
+    /// The socket's directory is no volume of the agent's own pod.
+    #[error(
+        "the socket's directory {0} is no emptyDir of this pod, so others than its containers could reach it: mount an \
+         emptyDir there (without medium: Memory), and give the container POD_UID from metadata.uid by the downward API"
+    )]
+    PodVolume(std::path::PathBuf),
     /// How peers can be pinned.
     #[error("cannot find out how this kernel names peers: {0}")]
     Probe(#[source] io::Error),
+    /// Where the agent runs.
+    #[error("cannot find out where the agent itself runs: {0}")]
+    Surroundings(#[source] io::Error),
 }
 
 impl StartError {
@@ -72,6 +86,64 @@ pub(crate) struct Finding {
     pub(crate) subject: String,
     /// What was found, or what to do.
     pub(crate) outcome: Result<String, String>,
+}
+
+/// Whether the agent can do its work here at all.
+pub(crate) fn surroundings(config: &Config) -> Result<(), StartError> {
+    if config.identity.mode == IdentityMode::Kubernetes {
+        host_pids()?;
+    }
+    if asks_clouds(config) {
+        ca_roots()?;
+    }
+    Ok(())
+}
+
+/// Whether a backend is asked over the network.
+fn asks_clouds(config: &Config) -> bool {
+    config.backends.values().any(BackendConfig::is_cloud)
+}
+
+/// The socket's directory, for those who are to reach it.
+pub(crate) fn place(config: &Config) -> Result<Place, StartError> {
+    let own = geteuid().as_raw();
+    let access = match config.identity.mode {
+        IdentityMode::Kubernetes => Access::Everybody,
+        IdentityMode::Sidecar => Access::OwnPod,
+        // Root gets everywhere.
+        IdentityMode::Local if config.local.iter().all(|w| [0, own].contains(&w.uid)) => {
+            Access::OwnUser
+        }
+        IdentityMode::Local => Access::Everybody,
+    };
+    Place::open(&config.listen.socket, access).map_err(StartError::place)
+}
+
+/// The agent's own pod, whose volume the socket's directory is proved to be: an emptyDir, which the kubelet keeps under
+/// the pod's UID and mounts into its containers alone.
+///
+/// A sidecar cannot tell by their processes whose its peers are, since the containers of a pod mostly do not see each
+/// other. It goes by the kernel's table of the agent's own mounts (proc_pid_mountinfo(5)), which nobody else can write.
+pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
+    let directory = config.listen.socket.parent().unwrap_or(Path::new("/"));
+    let no_volume = || StartError::PodVolume(directory.to_owned());
+    let uid = own_pod(config)?.ok_or_else(no_volume)?;
+    let mounts = std::fs::read("/proc/self/mountinfo").map_err(StartError::Surroundings)?;
+    let mounts = String::from_utf8_lossy(&mounts);
+    let volume = format!("/pods/{uid}/volumes/kubernetes.io~empty-dir/");
+    // id parent major:minor root mount-point …: the longest mount point that leads there counts, and of several the last.
+    let nearest = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(3);
+            let (root, point) = (fields.next()?, fields.next()?);
+            directory.starts_with(point).then_some((point, root))
+        })
+        .max_by_key(|(point, _)| point.len());
+    match nearest {
+        Some((_, root)) if root.contains(&volume) => Ok(uid),
+        _ => Err(no_volume()),
+    }
 }
 
 /// Whether the processes of other pods can be seen. Where they cannot, PID 1 is this process or a process of this pod.
@@ -126,29 +198,65 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         });
     };
     let text = |error: StartError| error.to_string();
-    note(
-        "host processes",
-        host_pids().map(|()| "visible".into()).map_err(text),
-    );
-    note(
-        "CA roots",
-        ca_roots().map(|()| "found".into()).map_err(text),
-    );
+    let in_cluster = config.identity.mode == IdentityMode::Kubernetes;
+    if in_cluster {
+        note(
+            "host processes",
+            host_pids().map(|()| "visible".into()).map_err(text),
+        );
+    }
+    if asks_clouds(config) {
+        note(
+            "CA roots",
+            ca_roots().map(|()| "found".into()).map_err(text),
+        );
+    }
     note(
         "peer pinning",
         Pinning::probe()
             .map(|pinning| match pinning {
                 Pinning::ByPidfd => "SO_PEERPIDFD".into(),
-                Pinning::ByNumber => "by number: pods of the node's own network are refused".into(),
+                Pinning::ByNumber if in_cluster => {
+                    "by number: pods of the node's own network are refused".into()
+                }
+                Pinning::ByNumber => "by number".into(),
             })
             .map_err(|error| StartError::Probe(error).to_string()),
     );
     note(
         "socket directory",
-        Place::open(&config.listen.socket)
+        place(config)
             .map(|_| config.listen.socket.display().to_string())
-            .map_err(|error| error.to_string()),
+            .map_err(text),
     );
+    // Without roots the clients panic.
+    if !asks_clouds(config) || ca_roots().is_ok() {
+        let backends = Backends::open(config).await;
+        let open = backends.iter().flat_map(Backends::iter);
+        let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
+        note("backends", backends.map(|backends| backends.describe()));
+        for key in open {
+            note("backends", Ok(key));
+        }
+    }
+    match config.identity.mode {
+        IdentityMode::Kubernetes => check_cluster(config, &mut note).await,
+        IdentityMode::Local => note("principals", Ok(config.local.len().to_string())),
+        IdentityMode::Sidecar => {
+            let volume = pod_volume(config).map(|uid| format!("an emptyDir of pod {uid}"));
+            note("socket volume", volume.map_err(text));
+            for token in &config.sidecar.tokens {
+                let subject = format!("projected token {}", token.display());
+                let found = std::fs::metadata(token).map(|_| "there".to_owned());
+                note(&subject, found.map_err(|error| error.to_string()));
+            }
+        }
+    }
+    findings
+}
+
+/// Looks at what the agent needs of a cluster.
+async fn check_cluster(config: &Config, note: &mut impl FnMut(&str, Result<String, String>)) {
     let own = own_pod(config);
     let root = match &own {
         Ok(own) => match anchor(config, *own, None) {
@@ -159,19 +267,12 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         Err(error) => Err(error.to_string()),
     };
     note("kubepods root", root);
-    // Without roots the clients panic.
-    if ca_roots().is_ok() {
-        let backends = Backends::open(config).await;
-        let open = backends.iter().flat_map(Backends::iter);
-        let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
-        note("backends", backends.map(|backends| backends.describe()));
-        for key in open {
-            note("backends", Ok(key));
-        }
-    }
     match Clients::new(&config.kubernetes).await {
-        Ok(clients) => findings.extend(rights::check(&clients, &config.kubernetes).await),
+        Ok(clients) => {
+            for finding in rights::check(&clients, &config.kubernetes).await {
+                note(&finding.subject, finding.outcome);
+            }
+        }
         Err(error) => note("API server", Err(error.to_string())),
     }
-    findings
 }

@@ -38,6 +38,10 @@ pub(crate) struct Role {
 /// By what a role is taken on.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Proof {
+    /// The machine's own credentials, outside of Kubernetes.
+    Machine,
+    /// Nothing: the backend is no cloud, and who may read what is settled before it is asked.
+    None,
     /// The pod's own subject token, made out to this audience.
     Token(Arc<str>),
 }
@@ -71,7 +75,10 @@ pub(crate) fn of(
         .skip_annotation(backend)
         .and_then(|key| facts.annotations.get(key));
     if let Some(skipped) = skipped {
-        let Some(container) = facts.containers.get(&workload.container()) else {
+        let container = workload
+            .container()
+            .and_then(|container| facts.containers.get(&container));
+        let Some(container) = container else {
             return Err(RequestError::unavailable(
                 "the pod exempts containers from its role, and which container this is, is not known yet",
             )

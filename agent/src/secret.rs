@@ -152,6 +152,13 @@ impl From<String> for SecretValue {
 }
 
 /// Takes the bytes over where they lie; no copy stays behind.
+impl From<Zeroizing<Vec<u8>>> for SecretValue {
+    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
+        Self(bytes)
+    }
+}
+
+/// Takes the bytes over where they lie; no copy stays behind.
 impl From<Vec<u8>> for SecretValue {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))

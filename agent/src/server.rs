@@ -209,9 +209,9 @@ impl Server {
     /// Pins the peer of `stream`. The fallback may read megabytes for it, so it has a thread of its own and few may
     /// do so at the same time.
     async fn pin(&self, stream: UnixStream) -> (UnixStream, Result<Peer, PeerError>) {
-        let pinning = self.pinning;
+        let (pinning, attestor) = (self.pinning, self.attestor.clone());
         let pin = move || {
-            let peer = Peer::of(&stream, pinning);
+            let peer = attestor.peer(&stream, pinning);
             (stream, peer)
         };
         match pinning {

@@ -1,5 +1,7 @@
 //! Workload → subject token: the pod's own service account token, for one audience.
 
+mod projected;
+
 use crate::attest::Workload;
 use crate::error::RequestError;
 use crate::secret::SubjectToken;
@@ -7,6 +9,7 @@ use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, T
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, PostParams};
 use latchkey_client::protocol::Code;
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -17,20 +20,19 @@ const TOKEN_SECONDS: i64 = 600;
 /// How long the API server may take to issue one.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Issues subject tokens.
+/// Where subject tokens come from.
 #[derive(Clone)]
-pub(crate) struct SubjectTokens {
-    client: kube::Client,
+pub(crate) enum SubjectTokens {
+    /// The API server's TokenRequest.
+    Kubernetes(kube::Client),
+    /// Nowhere: principals of a machine have none.
+    None,
+    /// The kubelet, which keeps them fresh in these files.
+    Projected(Vec<PathBuf>),
 }
 
 impl SubjectTokens {
-    /// Tokens by the API server's TokenRequest.
-    pub(crate) fn new(client: kube::Client) -> Self {
-        Self { client }
-    }
-
-    /// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
-    /// tokens are reviewed online, and its claims name the pod.
+    /// A token of the pod's service account for `audience`.
     ///
     /// # Errors
     ///
@@ -41,36 +43,62 @@ impl SubjectTokens {
         workload: &Workload,
         audience: &str,
     ) -> Result<SubjectToken, RequestError> {
-        let facts = workload.facts();
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![audience.to_owned()],
-                expiration_seconds: Some(TOKEN_SECONDS),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".into()),
-                    kind: Some("Pod".into()),
-                    name: Some(facts.name.to_string()),
-                    uid: Some(workload.pod().uid.to_string()),
-                }),
-            },
-            ..TokenRequest::default()
-        };
-        let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), &facts.namespace);
-        let parameters = PostParams::default();
-        let call = accounts.create_token_request(&facts.service_account, &parameters, &request);
-        let status = match timeout(ISSUE_TIMEOUT, call).await {
-            Ok(Ok(answer)) => answer.status,
-            Ok(Err(error)) => return Err(refusal(&error)),
-            Err(elapsed) => return Err(unavailable().because(&elapsed)),
-        };
-        let status = status.ok_or_else(unavailable)?;
-        if status.expiration_timestamp.0 <= crate::time::now() {
-            return Err(RequestError::unavailable(
-                "the API server issued a token that has expired: the clocks of node and API server differ",
-            ));
+        match self {
+            Self::Kubernetes(client) => request(client, workload, audience).await,
+            Self::None => Err(RequestError::new(
+                Code::NoRole,
+                "the caller is in no cluster, so it has no service account token",
+            )),
+            Self::Projected(files) => {
+                let facts = workload.facts();
+                let subject = format!(
+                    "system:serviceaccount:{}:{}",
+                    facts.namespace, facts.service_account
+                );
+                projected::find(files, audience, &subject)
+            }
         }
-        Ok(SubjectToken::from(status.token))
     }
+}
+
+/// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
+/// tokens are reviewed online, and its claims name the pod.
+async fn request(
+    client: &kube::Client,
+    workload: &Workload,
+    audience: &str,
+) -> Result<SubjectToken, RequestError> {
+    let facts = workload.facts();
+    // A token that is bound to no UID would outlive the pod.
+    let uid = workload.pod().uid.ok_or_else(unavailable)?;
+    let request = TokenRequest {
+        spec: TokenRequestSpec {
+            audiences: vec![audience.to_owned()],
+            expiration_seconds: Some(TOKEN_SECONDS),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("Pod".into()),
+                name: Some(facts.name.to_string()),
+                uid: Some(uid.to_string()),
+            }),
+        },
+        ..TokenRequest::default()
+    };
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), &facts.namespace);
+    let parameters = PostParams::default();
+    let call = accounts.create_token_request(&facts.service_account, &parameters, &request);
+    let status = match timeout(ISSUE_TIMEOUT, call).await {
+        Ok(Ok(answer)) => answer.status,
+        Ok(Err(error)) => return Err(refusal(&error)),
+        Err(elapsed) => return Err(unavailable().because(&elapsed)),
+    };
+    let status = status.ok_or_else(unavailable)?;
+    if status.expiration_timestamp.0 <= crate::time::now() {
+        return Err(RequestError::unavailable(
+            "the API server issued a token that has expired: the clocks of node and API server differ",
+        ));
+    }
+    Ok(SubjectToken::from(status.token))
 }
 
 fn refusal(error: &kube::Error) -> RequestError {

@@ -1,4 +1,5 @@
-//! A fake AWS that is as strict as the real one: STS `AssumeRoleWithWebIdentity` and Secrets Manager's reads.
+//! A fake AWS that is as strict as the real one: STS `AssumeRoleWithWebIdentity` and `AssumeRole`, and Secrets Manager's
+//! reads.
 //!
 //! STS believes a subject token only by its signature, issuer, expiry and audience, and gives a session only if the
 //! role's trust policy allows it. Secrets Manager checks the Signature Version 4 of every request, the session's
@@ -8,6 +9,7 @@
 //! Not here: KMS keys, resource policies, session policies and tags, and conditions beyond strings; what is not known
 //! is refused and never passed over.
 
+mod assume;
 mod call;
 mod fault;
 mod iam;
@@ -38,7 +40,9 @@ pub use crate::fake::Gate;
 pub use call::{Call, Operation, TokenSeen};
 pub use fault::{Behaviour, Fault};
 pub use iam::RoleSpec;
-pub use policy::{PolicyError, read_and_list_policy, read_policy, trust_policy};
+pub use policy::{
+    PolicyError, machine_trust_policy, read_and_list_policy, read_policy, trust_policy,
+};
 pub use secret::SecretInput;
 
 use crate::fake::{CallLog, Faults, Listener};

@@ -10,6 +10,8 @@ pub mod fake;
 pub mod gcp;
 pub mod jwt;
 pub mod kube;
+pub mod machine;
+pub mod password_store;
 pub mod pid_namespace;
 pub mod sandbox;
 pub mod workload;

@@ -40,10 +40,11 @@ const GRACE_SLACK: Duration = Duration::from_secs(2);
 /// another UID; anything that claims this one is refused.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// One pod of this node, and all that is done in its name.
+/// One pod of this node, and all that is done in its name. A principal outside of Kubernetes has such an entry too.
 #[derive(Debug)]
 pub(crate) struct Pod {
-    pub(crate) uid: PodUid,
+    /// Absent outside of Kubernetes.
+    pub(crate) uid: Option<PodUid>,
     facts: RwLock<Arc<Facts>>,
     /// The `resourceVersion` of the facts.
     version: AtomicU64,
@@ -136,6 +137,26 @@ pub(crate) struct LookError;
 // === impl Pod ===
 
 impl Pod {
+    /// An entry in whose name nothing has been done yet.
+    pub(crate) fn new(uid: Option<PodUid>, facts: Facts, settings: &Settings) -> Self {
+        let limits = &settings.limits;
+        Self {
+            uid,
+            facts: RwLock::new(Arc::new(facts)),
+            version: AtomicU64::new(0),
+            gone: AtomicBool::new(false),
+            since: Instant::now(),
+            principal: OnceLock::new(),
+            quota: Quota::new(
+                limits.connections_per_pod,
+                limits.in_flight_per_pod,
+                limits.requests_per_second_per_pod,
+            ),
+            sessions: Sessions::default(),
+            values: Values::new(settings.cache.clone()),
+        }
+    }
+
     /// What the API server last said.
     pub(crate) fn facts(&self) -> Arc<Facts> {
         self.facts
@@ -167,6 +188,24 @@ impl Pod {
 // === impl Facts ===
 
 impl Facts {
+    /// What is known without an API server: a principal, and the name of its pod if it has one.
+    pub(crate) fn of_principal(namespace: &str, service_account: &str, pod: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: pod.into(),
+            service_account: service_account.into(),
+            node: String::new(),
+            host_network: false,
+            mirror: false,
+            finished: false,
+            qos: None,
+            has_ephemeral: false,
+            containers: HashMap::new(),
+            annotations: BTreeMap::new(),
+            grace_ends: None,
+        }
+    }
+
     /// Whether the pod has been deleted and the time it was given to end has passed.
     pub(crate) fn grace_ended(&self) -> bool {
         self.grace_ends
@@ -384,22 +423,8 @@ impl Pods {
             pod.version.store(version, Ordering::Relaxed);
             pod.learn(facts);
         } else {
-            let limits = &self.settings.limits;
-            let pod = Pod {
-                uid,
-                facts: RwLock::new(Arc::new(facts)),
-                version: AtomicU64::new(version),
-                gone: AtomicBool::new(false),
-                since: Instant::now(),
-                principal: OnceLock::new(),
-                quota: Quota::new(
-                    limits.connections_per_pod,
-                    limits.in_flight_per_pod,
-                    limits.requests_per_second_per_pod,
-                ),
-                sessions: Sessions::default(),
-                values: Values::new(self.settings.cache.clone()),
-            };
+            let pod = Pod::new(Some(uid), facts, &self.settings);
+            pod.version.store(version, Ordering::Relaxed);
             by_uid.insert(uid, Arc::new(pod));
         }
         Some(uid)

@@ -1,17 +1,19 @@
 //! AWS: `AssumeRoleWithWebIdentity` with the pod's own token, then Secrets Manager with the session's credentials.
 //!
-//! The agent has no credentials of its own and the clients are told so: neither environment keys nor the machine's
-//! metadata service are ever asked for any. Each session has its own Secrets Manager clients, so no credential can
+//! In a cluster the agent has no credentials of its own and the clients are told so: neither environment keys nor the
+//! machine's metadata service are ever asked for any. Outside of one the machine's credentials are the proof, and take
+//! on each principal's role (`aws/machine.rs`). Each session has its own Secrets Manager clients, so no credential can
 //! be used for another pod; they share one pool of connections.
 
 mod errors;
+mod machine;
 mod role;
 
 use super::{
     Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
 };
 use crate::account::Annotations;
-use crate::config::AwsConfig;
+use crate::config::{AwsConfig, IdentityMode, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
@@ -24,6 +26,7 @@ use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
+use machine::Machine;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
@@ -60,6 +63,8 @@ pub(super) struct Aws {
     sts: sts::Client,
     store: secretsmanager::Config,
     health: Arc<Health>,
+    /// Absent in a cluster.
+    machine: Option<Machine>,
 }
 
 /// The regions that could not be reached lately.
@@ -86,6 +91,7 @@ impl Aws {
         name: &str,
         settings: &AwsConfig,
         duration: Duration,
+        mode: IdentityMode,
     ) -> Result<Self, String> {
         let tries = if settings.fallback_regions.is_empty() {
             ATTEMPTS
@@ -108,11 +114,15 @@ impl Aws {
         let base = timeout(REGION_TIMEOUT, loader.load())
             .await
             .map_err(|_| no_region(name))?;
-        let region = base
+        let region: Arc<str> = base
             .region()
             .ok_or_else(|| no_region(name))?
             .to_string()
             .into();
+        let machine = match mode {
+            IdentityMode::Local => Some(Machine::open(&region).await),
+            IdentityMode::Kubernetes | IdentityMode::Sidecar => None,
+        };
         let mut sts = sts::config::Builder::from(&base);
         if let Some(endpoint) = &settings.sts_endpoint {
             sts = sts.endpoint_url(endpoint);
@@ -128,6 +138,7 @@ impl Aws {
             sts: sts::Client::from_conf(sts.build()),
             store: store.build(),
             health: Arc::default(),
+            machine,
         })
     }
 
@@ -165,22 +176,33 @@ impl Aws {
             .send()
             .await
             .map_err(|error| errors::of_exchange(&error, role, region))?;
-        let credentials = answer.credentials.ok_or_else(errors::garbage)?;
-        let ends = SystemTime::try_from(credentials.expiration).map_err(|_| errors::garbage())?;
-        Ok(Credentials::new(
-            credentials.access_key_id,
-            credentials.secret_access_key,
-            Some(credentials.session_token),
-            Some(ends),
-            "latchkey",
-        ))
+        session_credentials(answer.credentials)
     }
+}
+
+/// The credentials of a session that the token service has given.
+fn session_credentials(
+    given: Option<sts::types::Credentials>,
+) -> Result<Credentials, BackendError> {
+    let given = given.ok_or_else(errors::garbage)?;
+    let ends = SystemTime::try_from(given.expiration).map_err(|_| errors::garbage())?;
+    Ok(Credentials::new(
+        given.access_key_id,
+        given.secret_access_key,
+        Some(given.session_token),
+        Some(ends),
+        "latchkey",
+    ))
 }
 
 #[async_trait]
 impl Backend for Aws {
     fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
         role::of(annotations, &self.settings, &self.region)
+    }
+
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings, &self.region)
     }
 
     fn describe(&self) -> String {
@@ -206,28 +228,43 @@ impl Backend for Aws {
         offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let Offer::Token(token) = offer;
         let mut session_name = format!(
             "{}.{}.{}",
             caller.pod_uid, caller.namespace, caller.service_account
         );
         session_name.truncate(SESSION_NAME);
         let regions = self.regions(role);
-        let mut outcome = Err(errors::garbage());
-        for region in self.health.ordered(&regions) {
-            outcome = self.assume(role, &region, &token, &session_name).await;
-            if !self.health.note(&region, &outcome) {
-                break;
+        let credentials = match (&self.machine, offer) {
+            (Some(machine), Offer::Machine) => {
+                let own = machine.credentials(self.settings.timeout).await?;
+                if *role.name == *machine::ROLE {
+                    own
+                } else {
+                    self.assume_by_machine(role, own, &session_name).await?
+                }
             }
-        }
-        let credentials = outcome?;
+            (_, offer) => {
+                let token = offer.token()?;
+                let mut outcome = Err(errors::garbage());
+                for region in self.health.ordered(&regions) {
+                    outcome = self.assume(role, &region, &token, &session_name).await;
+                    if !self.health.note(&region, &outcome) {
+                        break;
+                    }
+                }
+                outcome?
+            }
+        };
         let clients = regions
             .into_iter()
             .map(|region| (region.clone(), client(&self.store, &credentials, &region)))
             .collect();
         Ok(Arc::new(AwsSession {
             role: role.clone(),
-            ends: credentials.expiry().unwrap_or(SystemTime::UNIX_EPOCH),
+            ends: credentials.expiry().unwrap_or_else(|| {
+                // Keys of a user do not end; others may have been put in their place.
+                crate::time::system_now() + machine::LOOK_AGAIN
+            }),
             credentials,
             store: self.store.clone(),
             clients,

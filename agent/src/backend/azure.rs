@@ -127,7 +127,7 @@ impl Backend for Azure {
         offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let Offer::Token(token) = offer;
+        let token = offer.token()?;
         let suffix = config::suffix_of(&role.place, &self.settings.vault_suffixes)
             .ok_or_else(errors::garbage)?;
         let bearer = entra::Exchange {

@@ -165,7 +165,7 @@ impl Backend for Gcp {
         offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let Offer::Token(token) = offer;
+        let token = offer.token()?;
         let granted = self.take_on(role, &token, caller).await?;
         Ok(Arc::new(GcpSession {
             role: role.clone(),

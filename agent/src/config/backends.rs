@@ -3,16 +3,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    AwsConfig, AzureConfig, BackendConfig, Config, GcpConfig,
+    AwsConfig, AzureConfig, BackendConfig, Config, FileConfig, GcpConfig, PassConfig,
     reader::Reader,
     value::{self, Wrong},
 };
 
 /// The types that a backend can have.
-const TYPES: [&str; 3] = ["aws", "azure", "gcp"];
-
-/// Those that it can have by the contract but not in this version.
-const LATER: [&str; 2] = ["file", "pass"];
+const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
 pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
@@ -32,7 +29,7 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
         let kind = match &written {
             Some(kind) => kind,
             // A backend that has the name of a type is of that type.
-            None if TYPES.contains(&&*name) || LATER.contains(&&*name) => &name,
+            None if TYPES.contains(&&*name) => &name,
             None => {
                 if !reader.has_fault(&key) {
                     let wrong = Wrong::new("is missing", remedy());
@@ -49,18 +46,16 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
         let backend = match &**kind {
             "aws" => Some(BackendConfig::Aws(AwsConfig::read(reader, &section))),
             "azure" => Some(BackendConfig::Azure(AzureConfig::read(reader, &section))),
+            "file" => Some(BackendConfig::File(FileConfig::read(reader, &section))),
             "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section))),
+            "pass" => Some(BackendConfig::Pass(PassConfig::read(reader, &section))),
             _ => None,
         };
         if let Some(backend) = backend {
             backends.insert(name, backend);
         } else {
-            let what = if LATER.contains(&kind.as_str()) {
-                "which is not in this version"
-            } else {
-                "which is no type of backend"
-            };
-            let wrong = Wrong::new(format!("is {kind:?}, {what}"), remedy());
+            let what = format!("is {kind:?}, which is no type of backend");
+            let wrong = Wrong::new(what, remedy());
             reader.reject(written.map_or(origin, |_| reader.origin(&key)), &key, wrong);
             reader.close(&section);
         }
@@ -94,7 +89,9 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
         match backend {
             BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
             BackendConfig::Azure(azure) => azure.check(reader, &section, deadline),
+            BackendConfig::File(_) => {}
             BackendConfig::Gcp(gcp) => gcp.check(reader, &section, deadline),
+            BackendConfig::Pass(pass) => pass.check(reader, &section, deadline),
         }
     }
 }

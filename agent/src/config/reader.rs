@@ -11,9 +11,6 @@ use super::{
 /// How alike an unknown key and a known one must be for the latter to be proposed (Jaro-Winkler).
 const ALIKE: f64 = 0.85;
 
-/// Sections of later versions, which are not merely misspelt.
-const LATER: [&str; 1] = ["local"];
-
 /// The settings while they are being read.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -85,6 +82,17 @@ impl Reader {
         };
         self.settings.values.insert(key.to_owned(), setting);
         self.read(key, parse, default)
+    }
+
+    /// Whether anything was written for `key`.
+    pub(super) fn is_written(&self, key: &str) -> bool {
+        self.settings.values.contains_key(key)
+    }
+
+    /// A variable of the environment, if it is set and not empty.
+    pub(super) fn variable(&self, name: &str) -> Option<&str> {
+        let text = self.settings.environment.get(name)?;
+        Some(text.as_str()).filter(|text| !text.is_empty())
     }
 
     /// Puts a variable of the environment over what the file says about `key`.
@@ -216,7 +224,7 @@ impl Reader {
     }
 
     fn is_section(&self, key: &str) -> bool {
-        key == "backends"
+        ["backends", "local"].contains(&key)
             || self
                 .known
                 .iter()
@@ -224,12 +232,6 @@ impl Reader {
     }
 
     fn unknown(&self, key: &str, what: &str) -> Wrong {
-        if let Some(later) = LATER.iter().find(|later| is_within(key, later)) {
-            return Wrong::new(
-                "is not in this version",
-                format!("leave {later} out: this version serves pods of Kubernetes"),
-            );
-        }
         if self.is_section(key) {
             return Wrong::new(
                 "is a section, not a value",

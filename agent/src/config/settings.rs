@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use super::{
     DEFAULT_FILE,
@@ -18,6 +18,9 @@ use super::{
 ///
 /// One underscore would not do: Kubernetes sets `LATCHKEY_AGENT_SERVICE_HOST` and the like itself.
 const VARIABLE_PREFIX: &str = "LATCHKEY_AGENT__";
+
+/// The one list whose items are sections.
+const TABLES: &str = "local.workload";
 
 /// The largest file that is read, in bytes; a real one has a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -132,12 +135,25 @@ impl Settings {
         for (name, value) in table.iter() {
             let key = format!("{prefix}{}", bare(name.get_ref()));
             let origin = lines.origin(name.span().start);
-            if let DeValue::Table(inner) = value.get_ref() {
-                self.add_table(&format!("{key}."), inner, lines);
-                self.sections.insert(key, origin);
-            } else {
-                let value = Value::of(value.get_ref());
-                self.values.insert(key, Setting { origin, value });
+            match value.get_ref() {
+                DeValue::Table(inner) => {
+                    self.add_table(&format!("{key}."), inner, lines);
+                    self.sections.insert(key, origin);
+                }
+                DeValue::Array(items) if key == TABLES && tables_of(items).is_some() => {
+                    // Tables of a list are sections by their number, counted from zero.
+                    for (number, (start, inner)) in
+                        tables_of(items).into_iter().flatten().enumerate()
+                    {
+                        let key = format!("{key}.{number}");
+                        self.add_table(&format!("{key}."), inner, lines);
+                        self.sections.insert(key, lines.origin(start));
+                    }
+                }
+                value => {
+                    let value = Value::of(value);
+                    self.values.insert(key, Setting { origin, value });
+                }
             }
         }
     }
@@ -165,6 +181,16 @@ impl Settings {
             },
         );
     }
+}
+
+/// The tables of a list, each with where it begins, if it holds nothing else and is not empty.
+fn tables_of<'a>(items: &'a DeArray<'_>) -> Option<Vec<(usize, &'a DeTable<'a>)>> {
+    let table = |item: &'a toml::Spanned<DeValue<'_>>| match item.get_ref() {
+        DeValue::Table(table) => Some((item.span().start, table)),
+        _ => None,
+    };
+    let tables: Option<Vec<_>> = items.iter().map(table).collect();
+    tables.filter(|tables| !tables.is_empty())
 }
 
 fn text_of(path: &Path) -> io::Result<String> {

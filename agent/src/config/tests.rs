@@ -2,6 +2,8 @@
 
 mod azure;
 mod gcp;
+mod principals;
+mod stores;
 mod values;
 mod wrong;
 
@@ -147,8 +149,10 @@ fn commented() -> BTreeMap<String, BTreeMap<String, String>> {
 
 /// What a backend of each kind cannot do without.
 const NEEDED: &[(&str, &str)] = &[
+    ("backends.file.path", "/srv/secrets"),
     ("backends.gcp.project", "acme-prod"),
     ("backends.gcp.provider", "acme-prod.svc.id.goog"),
+    ("backends.pass.store", "/srv/store"),
 ];
 
 #[test]

@@ -19,7 +19,7 @@ const MAX_SOCKET_PATH: usize = 99;
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The longest prefix, in bytes: half of what AWS allows a whole name.
-const MAX_PREFIX: usize = 256;
+pub(super) const MAX_PREFIX: usize = 256;
 
 /// How much of a wrong value is repeated, in characters.
 const MAX_ECHO: usize = 80;
@@ -203,6 +203,17 @@ fn echo(text: &str) -> String {
     }
 }
 
+/// What `parse` makes of a value that says something.
+pub(super) fn or_nothing<T>(
+    value: &Value,
+    parse: impl Fn(&Value) -> Result<T, Wrong>,
+) -> Result<Option<T>, Wrong> {
+    match value {
+        Value::String(text) | Value::Untyped(text) if text.is_empty() => Ok(None),
+        value => parse(value).map(Some),
+    }
+}
+
 // --- of one key each ---
 
 /// The name of a backend: what requests and keys can carry without quotes.
@@ -298,11 +309,12 @@ pub(super) fn log_level(value: &Value) -> Result<String, Wrong> {
 }
 
 pub(super) fn identity_mode(value: &Value) -> Result<IdentityMode, Wrong> {
-    let remedy = "write \"kubernetes\"";
+    let remedy = "write \"kubernetes\", \"local\" or \"sidecar\"";
     let text = text(value, remedy)?;
     match text {
         "kubernetes" => Ok(IdentityMode::Kubernetes),
-        "local" | "sidecar" => Err(Wrong::text(text, "which is not in this version", remedy)),
+        "local" => Ok(IdentityMode::Local),
+        "sidecar" => Ok(IdentityMode::Sidecar),
         _ => Err(Wrong::text(text, "no mode", remedy)),
     }
 }
@@ -330,13 +342,6 @@ pub(super) fn cgroup_root(value: &Value) -> Result<Option<String>, Wrong> {
 pub(super) fn node(value: &Value) -> Result<Option<String>, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
     let name = text(value, remedy)?;
-    let is_label = |label: &str| {
-        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-        !label.is_empty()
-            && label.bytes().all(inner)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
     if name.is_empty() {
         Ok(None)
     } else if name.len() <= 253 && name.split('.').all(is_label) {
@@ -353,16 +358,7 @@ pub(super) fn taint(value: &Value) -> Result<Option<String>, Wrong> {
     if key.is_empty() {
         return Ok(None);
     }
-    let is_domain = |domain: &str| {
-        domain.contains('.')
-            && domain.split('.').all(|label| {
-                let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-                !label.is_empty()
-                    && label.bytes().all(inner)
-                    && !label.starts_with('-')
-                    && !label.ends_with('-')
-            })
-    };
+    let is_domain = |domain: &str| domain.contains('.') && domain.split('.').all(is_label);
     let is_name = |name: &str| {
         let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
         let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -377,6 +373,14 @@ pub(super) fn taint(value: &Value) -> Result<Option<String>, Wrong> {
         }
         _ => Err(Wrong::text(key, "no key of a taint with a domain", remedy)),
     }
+}
+
+pub(super) fn is_label(label: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    !label.is_empty()
+        && label.bytes().all(inner)
+        && !label.starts_with('-')
+        && !label.ends_with('-')
 }
 
 /// The UID of a pod: a UUID with dashes.

@@ -49,9 +49,12 @@ impl Record<'_> {
             request_id: self.exchange.id.as_str(),
             namespace: facts.map(|facts| &*facts.namespace),
             service_account: facts.map(|facts| &*facts.service_account),
-            pod: facts.map(|facts| &*facts.name),
-            pod_uid: workload.map(|workload| workload.pod().uid),
-            container_id: workload.map(Workload::container),
+            // Outside of Kubernetes there is none.
+            pod: facts
+                .map(|facts| &*facts.name)
+                .filter(|name| !name.is_empty()),
+            pod_uid: workload.and_then(|workload| workload.pod().uid),
+            container_id: workload.and_then(Workload::container),
             container_confirmed: workload.is_some_and(Workload::container_confirmed),
             pid: connection.pid(),
             uid: connection.uid(),

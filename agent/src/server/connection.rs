@@ -3,7 +3,7 @@
 use super::clock::{Clock, Mark};
 use super::doorman::{Doorman, Origin, Waiting};
 use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Workload};
+use crate::attest::{AttestError, Attestor, Place, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -112,17 +112,19 @@ impl Connection {
     ) -> Option<Self> {
         let (origin, verdict) = match attestor.locate(&peer) {
             Ok(place) => {
-                if place.nested_pod {
+                if let Place::Pod(cgroup) = place
+                    && cgroup.nested_pod
+                {
                     metrics.attestation("nested_pod_seen");
-                    if warnings.is_due("nested_pod_seen", Some(place.pod)) {
+                    if warnings.is_due("nested_pod_seen", Some(cgroup.pod)) {
                         tracing::warn!(
                             pid = peer.pid(),
-                            pod_uid = %place.pod,
+                            pod_uid = %cgroup.pod,
                             "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
                         );
                     }
                 }
-                (Origin::Pod(place.pod), attestor.known(&peer, place))
+                (Origin::of(&peer, place), attestor.known(&peer, place))
             }
             Err(error) => (Origin::elsewhere(&peer), Err(error)),
         };
@@ -258,8 +260,8 @@ impl Connection {
         send(self.fd, &[], flags) == Err(Errno::EPIPE)
     }
 
-    /// Becomes readable when the peer's process exits.
-    pub(super) fn pidfd(&self) -> &OwnedFd {
+    /// Becomes readable when the peer's process exits; absent where the kernel has none.
+    pub(super) fn pidfd(&self) -> Option<&OwnedFd> {
         self.peer.pidfd()
     }
 
@@ -422,7 +424,7 @@ fn not_attested(reason: &'static str) -> RequestError {
         "ephemeral_container" => {
             "an ephemeral container (kubectl debug) gets no secrets; ask from one of the pod's own containers"
         }
-        _ => "the caller is no pod of this node that may ask here",
+        _ => "the caller is no workload that may ask here",
     };
     RequestError::new(Code::NotAttested, text).reason(reason)
 }

@@ -1,5 +1,6 @@
 //! Who may wait at the door: peers that are not attested, so many in all and few from one cgroup.
 
+use crate::attest::Place;
 use crate::attest::cgroup::PodUid;
 use crate::peer::Peer;
 use std::collections::HashMap;
@@ -36,6 +37,14 @@ pub(super) struct Waiting {
 // === impl Origin ===
 
 impl Origin {
+    /// Where a peer comes from whose place is known.
+    pub(super) fn of(peer: &Peer, place: Place) -> Self {
+        match place {
+            Place::Pod(cgroup) => Self::Pod(cgroup.pod),
+            Place::Local(_) | Place::OwnPod => Self::elsewhere(peer),
+        }
+    }
+
     /// Where a peer comes from that is in no pod's cgroup.
     pub(super) fn elsewhere(peer: &Peer) -> Self {
         let mut text = Vec::new();

@@ -7,6 +7,7 @@ use super::clock::{Clock, TICK};
 use super::connection::{Connection, Verdict};
 use crate::attest::pods::Pods;
 use crate::handover::Phase;
+use futures::future::{Either, Pending, pending};
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use std::collections::HashMap;
@@ -15,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::futures::Notified;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
@@ -44,6 +46,14 @@ pub(super) struct Entry<'a> {
     number: u64,
 }
 
+/// Ends at the next change of the pods after the call; never where there are none to be known.
+fn changed_in(pods: Option<&Pods>) -> Either<Notified<'_>, Pending<()>> {
+    pods.map_or_else(
+        || Either::Right(pending()),
+        |pods| Either::Left(pods.changed()),
+    )
+}
+
 // === impl Roll ===
 
 impl Roll {
@@ -69,12 +79,14 @@ impl Roll {
         let mut open = self.open();
         let number = open.next;
         // Told once, also if it has exited before. Closing the pidfd, of which there is one, takes it out again.
-        epoll::add(
-            self.exits.get_ref(),
-            connection.pidfd(),
-            epoll::EventData::new_u64(number),
-            epoll::EventFlags::IN | epoll::EventFlags::ONESHOT,
-        )?;
+        if let Some(pidfd) = connection.pidfd() {
+            epoll::add(
+                self.exits.get_ref(),
+                pidfd,
+                epoll::EventData::new_u64(number),
+                epoll::EventFlags::IN | epoll::EventFlags::ONESHOT,
+            )?;
+        }
         open.next += 1;
         open.connections.insert(number, connection.clone());
         Ok(Entry { roll: self, number })
@@ -87,17 +99,17 @@ impl Roll {
     /// If the kernel does not tell any more who exits.
     pub(crate) async fn look_after(
         &self,
-        pods: &Pods,
+        pods: Option<&Pods>,
         mut phase: watch::Receiver<Phase>,
     ) -> io::Result<()> {
         let mut ticks = interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut changed = std::pin::pin!(pods.changed());
+        let mut changed = std::pin::pin!(changed_in(pods));
         loop {
             tokio::select! {
                 () = &mut changed => {
                     // Before the look, so that no change falls between.
-                    changed.set(pods.changed());
+                    changed.set(changed_in(pods));
                     self.look();
                 }
                 _ = ticks.tick() => {

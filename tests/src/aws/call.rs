@@ -7,6 +7,8 @@ use serde_json::Value;
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Operation {
+    /// STS: the caller's own credentials for a session.
+    AssumeRole,
     /// STS: a subject token for a session.
     AssumeRoleWithWebIdentity,
     /// Secrets Manager: a value.

@@ -187,6 +187,24 @@ impl Iam {
         self.sessions.values().map(parts).collect()
     }
 
+    /// Begins a session that nobody has asked for, of six hours.
+    pub(super) fn begin_session(
+        &mut self,
+        role_arn: &str,
+        name: &str,
+        now: Timestamp,
+    ) -> Option<[String; 3]> {
+        let (role, parsed) = (self.roles.get(role_arn)?, RoleArn::parse(role_arn)?);
+        let session = Session::begin(role_arn, &parsed, &role.id, name, now, 6 * 3600);
+        let keys = [
+            session.access_key.clone(),
+            session.secret_key.clone(),
+            session.token.clone(),
+        ];
+        self.keep_session(Arc::new(session));
+        Some(keys)
+    }
+
     /// Ends all sessions of a role, and says how many there were.
     pub(super) fn end_sessions(&self, role: &str, now: Timestamp) -> usize {
         let sessions = self.sessions.values();

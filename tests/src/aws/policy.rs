@@ -28,8 +28,8 @@ pub(super) struct Question<'a> {
     pub(super) action: &'a str,
     /// The ARN asked for, or `*` for an action that is not about one resource; not looked at in trust policies.
     pub(super) resource: &'a str,
-    /// The provider's ARN; only looked at in trust policies.
-    pub(super) federated: &'a str,
+    /// The ARN of the provider or of the caller's role; only looked at in trust policies.
+    pub(super) principal: &'a str,
     /// Condition keys and their values.
     pub(super) context: &'a [(&'a str, &'a str)],
 }
@@ -71,7 +71,9 @@ enum Effect {
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
 struct Principal {
-    federated: OneOrMany<String>,
+    #[serde(rename = "AWS")]
+    aws: Option<OneOrMany<String>>,
+    federated: Option<OneOrMany<String>>,
 }
 
 #[derive(Deserialize)]
@@ -84,7 +86,7 @@ enum OneOrMany<T> {
 #[derive(Clone, Debug)]
 struct Statement {
     effect: Effect,
-    federated: Option<Vec<String>>,
+    principals: Option<Vec<String>>,
     action: Patterns,
     resource: Option<Patterns>,
     conditions: Vec<Condition>,
@@ -112,6 +114,16 @@ enum Operator {
     Like,
     NotEquals,
     NotLike,
+}
+
+/// The trust policy that lets one role take another on.
+#[must_use]
+pub fn machine_trust_policy(role_arn: &str) -> Value {
+    json!({"Version": "2012-10-17", "Statement": [{
+        "Effect": "Allow",
+        "Principal": {"AWS": role_arn},
+        "Action": "sts:AssumeRole",
+    }]})
 }
 
 /// The trust policy that lets one service account (`sub`, with `*` as a wildcard) with one audience take a role.
@@ -160,7 +172,7 @@ impl Policy {
     pub(super) fn identity(document: &Value) -> Result<Self, PolicyError> {
         let policy = Self::parse(document)?;
         for statement in &policy.statements {
-            if statement.federated.is_some() {
+            if statement.principals.is_some() {
                 return Err(PolicyError::new(
                     "Policy document should not specify a principal.",
                 ));
@@ -186,7 +198,7 @@ impl Policy {
             if statement.resource.is_some() {
                 return Err(PolicyError::new("Has prohibited field Resource."));
             }
-            if statement.federated.is_none() {
+            if statement.principals.is_none() {
                 return Err(PolicyError::new("Missing required field Principal."));
             }
         }
@@ -248,12 +260,20 @@ impl Statement {
                 });
             }
         }
-        let federated = raw
-            .principal
-            .map(|principal| principal.federated.into_vec());
+        let principals = match raw.principal {
+            None => None,
+            Some(Principal { aws, federated }) => {
+                let both = [aws, federated].into_iter().flatten();
+                let all: Vec<String> = both.flat_map(OneOrMany::into_vec).collect();
+                if all.is_empty() || all.iter().any(|arn| arn.contains('*')) {
+                    return Err(PolicyError::new("Invalid principal in policy."));
+                }
+                Some(all)
+            }
+        };
         Ok(Self {
             effect: raw.effect,
-            federated,
+            principals,
             action,
             resource,
             conditions,
@@ -271,9 +291,9 @@ impl Statement {
             .as_ref()
             .is_none_or(|globs| globs.cover(|glob| matches(glob, question.resource)))
             && self
-                .federated
+                .principals
                 .as_ref()
-                .is_none_or(|arns| arns.iter().any(|arn| arn == question.federated))
+                .is_none_or(|arns| arns.iter().any(|arn| arn == question.principal))
             && self
                 .conditions
                 .iter()
@@ -400,7 +420,7 @@ mod tests {
         Question {
             action: "secretsmanager:GetSecretValue",
             resource,
-            federated: "",
+            principal: "",
             context: &[("aws:RequestedRegion", "eu-central-1")],
         }
     }

@@ -88,7 +88,7 @@ pub(super) fn answer(
     if operation == Operation::Unknown || parts.uri.path() != "/" || parts.uri.query().is_some() {
         return Err(Refusal::new(400, "UnknownOperationException", ""));
     }
-    let (session, region) = authenticate(state, pinned_region, parts, body, now)?;
+    let (session, region) = authenticate(state, pinned_region, parts, body, now, "secretsmanager")?;
     match operation {
         Operation::GetSecretValue => {
             parse::<GetSecretValue>(body)?.answer(state, &session, region, fault)
@@ -97,12 +97,14 @@ pub(super) fn answer(
     }
 }
 
-fn authenticate<'a>(
+/// The session whose signature for `service` the request has, and the region that it is for.
+pub(super) fn authenticate<'a>(
     state: &State,
     pinned_region: Option<&str>,
     parts: &'a Parts,
     body: &[u8],
     now: Timestamp,
+    service: &str,
 ) -> Result<(Arc<Session>, &'a str), Refusal> {
     let unrecognized = || {
         Refusal::new(
@@ -119,10 +121,10 @@ fn authenticate<'a>(
             "Credential should be scoped to a valid region.".to_owned(),
         ));
     }
-    if authorization.service != "secretsmanager" {
-        return Err(invalid(
-            "Credential should be scoped to correct service: 'secretsmanager'.".to_owned(),
-        ));
+    if authorization.service != service {
+        return Err(invalid(format!(
+            "Credential should be scoped to correct service: '{service}'."
+        )));
     }
     let iam = state.iam_read();
     let session = iam
@@ -353,7 +355,7 @@ pub(super) fn authorize(
         Some(role) => role.policy.decide(&Question {
             action,
             resource,
-            federated: "",
+            principal: "",
             context,
         }),
         None => Decision::NotAllowed,

@@ -12,7 +12,7 @@ use super::State;
 use super::call::{Call, Operation};
 use super::fault::Behaviour;
 use super::reply::{Refusal, Reply, Service};
-use super::{secretsmanager, sts};
+use super::{assume, secretsmanager, sts};
 use crate::fake::{BrokenOff, ReplyBody};
 
 /// No request of the two operations comes near this many bytes.
@@ -46,7 +46,9 @@ pub(super) async fn serve(
         secretsmanager::describe(&parts, &body, &state, &mut call);
         Service::SecretsManager
     } else {
-        if let Ok(form) = sts::Form::parse(&body) {
+        if let Some(form) = assume::Form::parse(&body) {
+            form.describe(&mut call);
+        } else if let Ok(form) = sts::Form::parse(&body) {
             form.describe(&mut call);
         }
         Service::Sts
@@ -154,6 +156,15 @@ impl Arrived {
                 self.fault.as_ref(),
             ),
             Service::Sts => {
+                if let Some(form) = assume::Form::parse(&self.body) {
+                    return form.answer(
+                        &self.state,
+                        self.pinned_region.as_deref(),
+                        &self.parts,
+                        &self.body,
+                        &mut self.call,
+                    );
+                }
                 let form = sts::Form::parse(&self.body)?;
                 form.answer(&self.state, self.call.at, &mut self.call)
             }

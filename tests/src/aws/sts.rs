@@ -272,7 +272,7 @@ fn trusts(role: &Role, subject: &Subject) -> bool {
     let question = Question {
         action: "sts:AssumeRoleWithWebIdentity",
         resource: "",
-        federated: &subject.provider,
+        principal: &subject.provider,
         context: &[(&of_sub, &subject.sub), (&of_aud, &subject.aud)],
     };
     role.trust.decide(&question) == Decision::Allowed

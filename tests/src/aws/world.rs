@@ -104,6 +104,22 @@ impl FakeAws {
         self.inner.state.iam_read().credentials()
     }
 
+    /// Begins a session of a role for a machine that has it as its own, as an instance's profile does. Gives access key
+    /// id, secret key and session token.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such role.
+    #[must_use]
+    pub fn begin_session(&self, arn: &str, name: &str) -> [String; 3] {
+        let now = self.inner.state.now();
+        self.inner
+            .state
+            .iam_write()
+            .begin_session(arn, name, now)
+            .expect("the role exists")
+    }
+
     /// Ends the sessions of a role now, as if their time were over; says how many there were.
     pub fn expire_role_sessions(&self, arn: &str) -> usize {
         let now = self.inner.state.now();

@@ -46,7 +46,10 @@ where
     E: ProvideErrorMetadata + Error + 'static,
 {
     let message = error.message().unwrap_or_default();
-    let Proof::Token(audience) = &role.proof;
+    let audience = match &role.proof {
+        Proof::Token(audience) => audience,
+        Proof::Machine | Proof::None => "",
+    };
     let role = &role.name;
     classify(
         error,
@@ -86,6 +89,43 @@ where
             Some((Fault::Refused, RequestError::new(Code::Denied, text)))
         },
     )
+}
+
+/// A failed `AssumeRole` with the machine's own credentials (AWS STS API Reference, "Errors").
+pub(super) fn of_machine<E>(error: &SdkError<E, HttpResponse>, role: &Role) -> BackendError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let (role, region) = (&role.name, &role.place);
+    let whose = format!("the AWS token service in {region}");
+    classify(error, &whose, |code| {
+        let text = match code {
+            "AccessDenied" | "AccessDeniedException" => format!(
+                "AWS refused the role {role} to this machine's credentials: it does not exist, its trust policy does not \
+                 name them, or their own policy does not allow sts:AssumeRole on it"
+            ),
+            "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId" => {
+                "AWS does not take this machine's credentials: renew them".to_owned()
+            }
+            "MalformedPolicyDocument" | "PackedPolicyTooLarge" | "ValidationError" => format!(
+                "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
+                 longer than the role's maximum, or than an hour if the machine's credentials are a role's"
+            ),
+            "RegionDisabledException" => format!(
+                "AWS refused the role {role}: its account has not activated the token service in this region"
+            ),
+            _ => return None,
+        };
+        Some((Fault::Refused, RequestError::new(Code::Denied, text)))
+    })
+}
+
+/// The machine has no credentials, or those that make them do not answer.
+pub(super) fn no_credentials(cause: &(dyn Error + 'static)) -> BackendError {
+    let error = RequestError::unavailable(
+        "this machine has no AWS credentials now: sign in, or check AWS_PROFILE and credential_process",
+    );
+    BackendError::new(Fault::Call, error.because(cause))
 }
 
 /// A failed call to Secrets Manager in `region` (its API Reference, "Common Errors" and those of `GetSecretValue`).

@@ -2,7 +2,7 @@
 
 use crate::account::Annotations;
 use crate::backend::Selector;
-use crate::config::AwsConfig;
+use crate::config::{AwsConfig, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Proof, Role};
 use crate::secret::SecretName;
@@ -106,6 +106,35 @@ pub(super) fn of(
     })
 }
 
+/// The role of a principal of the machine: one that the machine's credentials may take on, or theirs itself.
+///
+/// # Errors
+///
+/// If what is named is no AWS role.
+pub(super) fn of_machine(
+    role: &LocalRole,
+    settings: &AwsConfig,
+    default_region: &str,
+) -> Result<Role, NoRole> {
+    let machine = Role {
+        name: super::machine::ROLE.into(),
+        proof: Proof::Machine,
+        prefix: settings.prefix.as_str().into(),
+        place: default_region.into(),
+        via: None,
+    };
+    let LocalRole::Named(arn) = role else {
+        return Ok(machine);
+    };
+    let annotations = Annotations::of_account([(ROLE_KEYS[0], arn.as_str())]);
+    let role = of(&annotations, settings, default_region)?;
+    Ok(Role {
+        name: role.name,
+        place: role.place,
+        ..machine
+    })
+}
+
 /// Whether Secrets Manager can hold a secret of that name.
 pub(super) fn check_name(
     settings: &AwsConfig,
@@ -127,7 +156,8 @@ pub(super) fn check_name(
         let partition = name.as_str().split(':').nth(1).unwrap_or_default();
         let right = region_of_arn(name.as_str())
             .is_some_and(|region| is_region(region) && partition_of(region) == partition)
-            && Some(partition) == partition_of_role(&role.name);
+            // Which is that of the role's region too.
+            && partition_of(&role.place) == partition;
         if !right {
             return Err(RequestError::invalid(
                 "that is no ARN of a Secrets Manager secret in the role's partition",
@@ -479,6 +509,23 @@ mod tests {
             "arn:aws:secretsmanager:us-east-1:111122223333:secret:prod db",
         ] {
             assert_eq!(region_of_arn(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_its_own_role_or_takes_on_the_one_that_is_named() {
+        let machine = |role: &LocalRole| of_machine(role, &AwsConfig::default(), "eu-central-1");
+        let own = machine(&LocalRole::Machine).expect("a role");
+        assert_eq!((&*own.name, &*own.place), ("machine", "eu-central-1"));
+        let named = machine(&LocalRole::Named(ARN.into())).expect("a role");
+        assert_eq!((&*named.name, &named.proof), (ARN, &Proof::Machine));
+        let china = LocalRole::Named("arn:aws-cn:iam::111122223333:role/x".into());
+        assert_eq!(&*machine(&china).expect("a role").place, "cn-north-1");
+        for other in [
+            "app@project.iam.gserviceaccount.com",
+            "arn:aws:iam::111122223333:user/x",
+        ] {
+            assert!(machine(&LocalRole::Named(other.into())).is_err(), "{other}");
         }
     }
 }

@@ -51,6 +51,23 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
     ("listen.socket", "\"/run/other/agent.sock\""),
     ("log.level", "\"warn,latchkey_agent::attest=trace\""),
     ("sessions.duration", "\"15m\""),
+    (
+        "sidecar.aws_role_arn",
+        "\"arn:aws:iam::111122223333:role/app\"",
+    ),
+    (
+        "sidecar.azure_client_id",
+        "\"0b1a7c0e-6a5d-4c3e-9a43-0123456789ab\"",
+    ),
+    ("sidecar.azure_tenant_id", "\"contoso.onmicrosoft.com\""),
+    (
+        "sidecar.gcp_service_account",
+        "\"app@project.iam.gserviceaccount.com\"",
+    ),
+    ("sidecar.namespace", "\"test\""),
+    ("sidecar.pod", "\"web-0\""),
+    ("sidecar.service_account", "\"app\""),
+    ("sidecar.tokens", "[\"/var/run/secrets/tokens/gcp\"]"),
 ];
 
 /// Values that each key must refuse.
@@ -138,10 +155,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         "backends.aws.timeout",
         &["\"0s\"", "\"5ms\"", "\"61s\"", "3", "\"3\""],
     ),
-    (
-        "backends.aws.type",
-        &["\"AWS\"", "\"pass\"", "\"file\"", "\"\"", "1"],
-    ),
+    ("backends.aws.type", &["\"AWS\"", "\"vault\"", "\"\"", "1"]),
     (
         "cache.max_bytes",
         &["\"1KiB\"", "\"2GiB\"", "\"lots\"", "16777216", "\"-1MiB\""],
@@ -177,10 +191,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
             "1",
         ],
     ),
-    (
-        "identity.mode",
-        &["\"local\"", "\"sidecar\"", "\"Kubernetes\"", "\"\"", "1"],
-    ),
+    ("identity.mode", &["\"Kubernetes\"", "\"pod\"", "\"\"", "1"]),
     ("identity.namespace_annotations", &["\"true\"", "0"]),
     ("kubernetes.impersonate_node", &["\"yes\"", "1"]),
     (
@@ -252,4 +263,12 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         &["\"inof\"", "\"\"", "\"info,latchkey_agent=lots\"", "3"],
     ),
     ("sessions.duration", &["\"14m\"", "\"13h\"", "3600"]),
+    ("sidecar.aws_role_arn", &["\"a b\"", "1"]),
+    ("sidecar.azure_client_id", &["\"a b\""]),
+    ("sidecar.azure_tenant_id", &["\"a\\n\""]),
+    ("sidecar.gcp_service_account", &["\"\u{fc}\""]),
+    ("sidecar.namespace", &["\"Test\"", "\"a/b\"", "\"-\""]),
+    ("sidecar.pod", &["\"a_b\"", "\"a..b\""]),
+    ("sidecar.service_account", &["\"system:x\""]),
+    ("sidecar.tokens", &["[\"\"]", "\"/token\"", "[\"token\"]"]),
 ];

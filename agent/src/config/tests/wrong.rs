@@ -48,13 +48,15 @@ fn every_key_has_values_that_it_refuses() {
 
 /// Whether the value is as wrong where all is text: there, 1 may be a name and "true" a boolean.
 fn stays_wrong_as_text(key: &str, value: &str) -> bool {
-    const RIGHT_AS_TEXT: [(&str, &str); 6] = [
+    const RIGHT_AS_TEXT: [(&str, &str); 8] = [
         ("audit.queue", "\"8192\""),
         ("backends.aws.prefix", "1"),
         ("cache.max_bytes", "16777216"),
         ("identity.namespace_annotations", "\"true\""),
         ("kubernetes.node", "1"),
         ("listen.require_header", "true"),
+        ("sidecar.aws_role_arn", "1"),
+        ("sidecar.tokens", "\"/token\""),
     ];
     let is_list = WRONG
         .iter()
@@ -202,37 +204,14 @@ fn a_named_file_must_be_there_and_be_a_text_file() {
 }
 
 #[test]
-fn what_only_later_versions_have_is_named_as_such_and_nothing_else_about_it() {
-    let text = "[[local.workload]]\nuid = 1000\nrole = \"machine\"\n";
-    assert_eq!(
-        with_file(text).faults(),
-        [
-            "config.toml:1:3: local is not in this version; leave local out: this version serves pods of \
-          Kubernetes"
-        ]
-    );
-    let text = "[backends.pass]\nstore = \"p\"\nfirst_line = true\n";
-    let faults = with_file(&format!("[backends.aws]\n{text}")).faults();
-    assert_eq!(
-        faults,
-        [
-            "config.toml:2:11: backends.pass.type is \"pass\", which is not in this version; write type = \
-             \"aws\" or \"azure\" or \"gcp\""
-        ]
-    );
-    let text = "[backends.dev]\ntype = \"pass\"\nstore = \"/s\"\n[backends.aws]\n";
-    assert_eq!(blamed(&with_file(text)), "backends.dev.type");
-    assert!(with_file("identity.mode = \"local\"").faults()[0].contains("not in this version"));
-}
-
-#[test]
 fn a_backend_of_another_name_must_say_its_type() {
     let faults =
         with_file("default_backend = \"main\"\n[backends.main]\nregion = \"eu-west-1\"").faults();
     assert_eq!(
         faults,
         [
-            "config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"azure\" or \"gcp\""
+            "config.toml:2:11: backends.main.type is missing; write type = \"aws\" or \"azure\" or \"file\" or \
+             \"gcp\" or \"pass\""
         ]
     );
 }

@@ -1,0 +1,252 @@
+//! Outside of Kubernetes: a peer is the principal that the configuration gives its uid, if it is an ordinary process
+//! of this machine.
+//!
+//! A uid says nothing about a container's process: whoever starts the container chooses it. So the peer must share
+//! the agent's user and PID namespaces, and its cgroup must be in no container but the agent's own, if it is in one.
+//! A pod's process is refused in any case.
+
+use super::pods::Pod;
+use super::{AttestError, Place};
+use crate::peer::{Peer, PeerError};
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::sync::Arc;
+
+/// How long `/proc/PID/status` and the maps of a user namespace may be, in bytes; a map has at most 340 lines
+/// (user_namespaces(7)).
+const FILE_LIMIT: u64 = 64 * 1024;
+
+/// The principals of this machine by uid, and what a process must be to be one.
+#[derive(Debug)]
+pub(crate) struct Local {
+    principals: HashMap<u32, Arc<Pod>>,
+    own: Surroundings,
+}
+
+/// Where a process runs, as far as everybody may see.
+#[derive(Debug, Eq, PartialEq)]
+struct Surroundings {
+    /// What its uids mean to the agent. Nobody but root can make another namespace with the agent's own map.
+    uid_map: Vec<u8>,
+    /// How many PID namespaces deep it is.
+    pid_depth: usize,
+    /// The containers that its cgroup is in, outermost first.
+    containers: BTreeSet<Vec<u8>>,
+}
+
+// === impl Local ===
+
+impl Local {
+    /// An attestor for these principals.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot see its own surroundings.
+    pub(crate) fn new(principals: HashMap<u32, Arc<Pod>>) -> io::Result<Self> {
+        let read = |file| std::fs::read(format!("/proc/self/{file}"));
+        let own = Surroundings {
+            uid_map: read("uid_map")?,
+            pid_depth: pid_depth(&read("status")?).unwrap_or_default(),
+            containers: containers(&read("cgroup")?).unwrap_or_default(),
+        };
+        Ok(Self { principals, own })
+    }
+
+    /// The entries of all principals.
+    pub(super) fn principals(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.principals.values()
+    }
+
+    /// The uid of a peer that has a principal and is no container's process.
+    pub(super) fn locate(&self, peer: &Peer) -> Result<Place, AttestError> {
+        if !self.principals.contains_key(&peer.uid()) {
+            return Err(AttestError::Denied("unmapped_uid"));
+        }
+        self.admit(peer)?;
+        Ok(Place::Local(peer.uid()))
+    }
+
+    /// The entry of the principal with that uid.
+    pub(super) fn principal(&self, uid: u32) -> Option<&Arc<Pod>> {
+        self.principals.get(&uid)
+    }
+
+    fn admit(&self, peer: &Peer) -> Result<(), AttestError> {
+        let mut cgroup = Vec::with_capacity(512);
+        peer.read_cgroup(&mut cgroup)?;
+        let containers = containers(&cgroup).map_err(AttestError::Denied)?;
+        if containers != self.own.containers {
+            return Err(AttestError::Denied("container"));
+        }
+        let (mut uid_map, mut status) = (Vec::new(), Vec::new());
+        peer.read("uid_map", FILE_LIMIT, &mut uid_map)?;
+        peer.read("status", FILE_LIMIT, &mut status)?;
+        if uid_map != self.own.uid_map || self.is_elsewhere(peer, "ns/user")? {
+            return Err(AttestError::Denied("other_user_namespace"));
+        }
+        if pid_depth(&status) != Some(self.own.pid_depth) || self.is_elsewhere(peer, "ns/pid")? {
+            return Err(AttestError::Denied("other_pid_namespace"));
+        }
+        if peer.is_alive() {
+            Ok(())
+        } else {
+            Err(AttestError::Gone)
+        }
+    }
+
+    /// Whether the peer is in another namespace of that kind than the agent. The link can be read of processes of the
+    /// agent's own user alone (proc_pid_ns(5)); of others, what everybody may see has to do.
+    fn is_elsewhere(&self, peer: &Peer, link: &str) -> Result<bool, AttestError> {
+        let own = std::fs::read_link(format!("/proc/self/{link}"))
+            .map_err(|error| AttestError::from(PeerError::Io(error)))?;
+        match peer.read_link(link) {
+            Ok(theirs) => Ok(theirs != own.as_os_str()),
+            Err(PeerError::Io(error)) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// How many PID namespaces deep a process is, by `NSpid` in its status (proc_pid_status(5)).
+fn pid_depth(status: &[u8]) -> Option<usize> {
+    let line = status
+        .split(|byte| *byte == b'\n')
+        .find_map(|line| line.strip_prefix(b"NSpid:"))?;
+    let numbers = line
+        .split(u8::is_ascii_whitespace)
+        .filter(|number| !number.is_empty());
+    Some(numbers.count())
+}
+
+/// The names in a cgroup file that are containers', or why its process is no principal of this machine whatever the
+/// agent's own place is.
+fn containers(text: &[u8]) -> Result<BTreeSet<Vec<u8>>, &'static str> {
+    let mut containers = BTreeSet::new();
+    for line in text.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()) {
+        // id:controllers:path, and the path may hold colons (cgroups(7)).
+        let path = line.splitn(3, |byte| *byte == b':').nth(2);
+        let path = path.ok_or("malformed")?;
+        for name in path.split(|byte| *byte == b'/') {
+            if name == b".." {
+                // Beside or above the agent in the tree, which its cgroup namespace hides.
+                return Err("container");
+            }
+            if has(name, b"kubepods") {
+                return Err("pod");
+            }
+            if is_container(name) {
+                containers.insert(name.to_owned());
+            }
+        }
+    }
+    Ok(containers)
+}
+
+/// Whether a cgroup's name is one that container managers give.
+fn is_container(name: &[u8]) -> bool {
+    const WHOLE: [&[u8]; 8] = [
+        b"buildkit",
+        b"docker",
+        b"ecs",
+        b"garden",
+        b"lxc",
+        b"lxc.payload",
+        b"machine",
+        b"machine.slice",
+    ];
+    const BEGINNINGS: [&[u8]; 7] = [
+        b"cri-containerd-",
+        b"crio-",
+        b"docker-",
+        b"libpod",
+        b"lxc.monitor.",
+        b"lxc.payload.",
+        b"systemd-nspawn@",
+    ];
+    // Docker, containerd, CRI-O and podman all name a container by 64 hexadecimal digits.
+    let has_id = name
+        .split(|byte| !byte.is_ascii_hexdigit())
+        .any(|digits| digits.len() >= 64);
+    has_id
+        || WHOLE.contains(&name)
+        || BEGINNINGS
+            .iter()
+            .any(|beginning| name.starts_with(beginning))
+}
+
+fn has(name: &[u8], part: &[u8]) -> bool {
+    name.windows(part.len()).any(|window| window == part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: &str = "3b5d4f1c0a9e8d7c6b5a493827160f5e4d3c2b1a09f8e7d6c5b4a39281706f5e";
+
+    fn found(path: &str) -> Result<usize, &'static str> {
+        containers(format!("0::{path}\n").as_bytes()).map(|found| found.len())
+    }
+
+    #[test]
+    fn ordinary_processes_are_in_no_container() {
+        for path in [
+            "/",
+            "/init.scope",
+            "/user.slice/user-1000.slice/session-3.scope",
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-a.scope",
+            "/system.slice/docker.service",
+            "/system.slice/containerd.service",
+            "/system.slice/hosted-compute-agent.service",
+            "/system.slice/run-r0123456789abcdef0123456789abcdef.scope",
+        ] {
+            assert_eq!(found(path), Ok(0), "{path}");
+        }
+        let hybrid = "12:memory:/user.slice\n1:name=systemd:/user.slice/a:b\n0::/user.slice\n";
+        assert_eq!(containers(hybrid.as_bytes()), Ok(BTreeSet::new()));
+    }
+
+    #[test]
+    fn containers_of_every_manager_are_seen() {
+        for path in [
+            format!("/docker/{ID}"),
+            format!("/system.slice/docker-{ID}.scope"),
+            format!("/machine.slice/libpod-{ID}.scope/container"),
+            format!("/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope"),
+            format!("/default/{ID}"),
+            format!("/ecs/0123456789abcdef0123456789abcdef/{ID}"),
+            "/lxc.payload.web".to_owned(),
+            "/lxc/web/init.scope".to_owned(),
+            "/machine.slice/machine-web.scope".to_owned(),
+            "/machine.slice/systemd-nspawn@web.service/payload".to_owned(),
+            "/docker/buildkit/x1".to_owned(),
+        ] {
+            assert_ne!(found(&path), Ok(0), "{path}");
+        }
+    }
+
+    #[test]
+    fn pods_and_what_a_namespace_hides_are_refused_wherever_the_agent_is() {
+        for path in [
+            format!("/kubepods/burstable/pod0/{ID}"),
+            format!("/kubepods.slice/kubepods-pod0.slice/cri-containerd-{ID}.scope"),
+            format!("/kubelet.slice/kubelet-kubepods.slice/{ID}"),
+            format!("/docker/{ID}/kubelet/kubepods/pod0/{ID}"),
+        ] {
+            assert_eq!(found(&path), Err("pod"), "{path}");
+        }
+        assert_eq!(found(&format!("/../{ID}")), Err("container"));
+        assert_eq!(found("/../../user.slice"), Err("container"));
+        assert_eq!(containers(b"nonsense\n"), Err("malformed"));
+    }
+
+    #[test]
+    fn a_process_of_a_pid_namespace_below_is_deeper() {
+        let status = |numbers: &str| format!("Name:\tcat\nNSpid:\t{numbers}\nNSpgid:\t1\n");
+        assert_eq!(pid_depth(status("4711").as_bytes()), Some(1));
+        assert_eq!(pid_depth(status("4711\t1").as_bytes()), Some(2));
+        assert_eq!(pid_depth(b"Name:\tcat\n"), None);
+    }
+}

@@ -1,0 +1,308 @@
+//! The standard Unix password store, read by the `pass` program: for development on a laptop.
+//!
+//! What a name leads to is looked at first, so that `pass` is run for a file in the store and for nothing else. It gets
+//! a name as its only argument of ours, an environment of three variables, and a time, at whose end it and all it has
+//! started is killed. It never asks anybody for a passphrase: a request must not make a prompt appear.
+
+mod program;
+
+use super::folder::{Folder, FolderError};
+use super::store;
+use super::{
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
+};
+use crate::account::Annotations;
+use crate::config::{LocalRole, PassConfig};
+use crate::error::RequestError;
+use crate::role::{NoRole, Role};
+use crate::secret::{SecretName, SecretValue};
+use async_trait::async_trait;
+use latchkey_client::protocol::Code;
+use program::{Ended, RunError};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+/// How a secret's file ends.
+const ENDING: &str = ".gpg";
+
+/// How many programs run at once; more would only wait for gpg-agent, which does one thing at a time.
+const AT_ONCE: usize = 4;
+
+/// What gpg is told by way of `pass`: to ask nobody, and to say on stderr what happens in words that no language
+/// changes (gpg(1), doc/DETAILS of GnuPG).
+const GPG_OPTIONS: &str = "--batch --no-tty --pinentry-mode error --status-fd 2";
+
+/// How often an entry is read again that was replaced meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// The password store.
+#[derive(Debug)]
+pub(super) struct Pass {
+    store: Arc<Store>,
+}
+
+#[derive(Debug)]
+struct Store {
+    settings: PassConfig,
+    program: PathBuf,
+    places: Semaphore,
+}
+
+/// The store, as one principal sees it.
+#[derive(Debug)]
+struct PassSession {
+    store: Arc<Store>,
+    role: Role,
+}
+
+// === impl Pass ===
+
+impl Pass {
+    /// The store of the settings of `backends.<name>`.
+    ///
+    /// # Errors
+    ///
+    /// If `pass` or the store is missing, naming the key.
+    pub(super) fn open(name: &str, settings: &PassConfig) -> Result<Self, String> {
+        let program = find_program(settings).ok_or_else(|| {
+            format!(
+                "backends.{name}: the program pass is not in PATH: install it (apt-get install pass)"
+            )
+        })?;
+        let checked = Folder::open(&settings.store).and_then(|folder| folder.must_be_ours());
+        checked.map_err(|error| {
+            let path = settings.store.display();
+            let remedy = match error {
+                FolderError::Absent => "make one with pass init, or name another",
+                FolderError::Unsafe => "chown it to the agent's user, and chmod it go-w",
+                _ => "let the agent's user read it",
+            };
+            format!("backends.{name}.store {path} cannot be used, {error}: {remedy}")
+        })?;
+        Ok(Self {
+            store: Arc::new(Store {
+                settings: settings.clone(),
+                program,
+                places: Semaphore::new(AT_ONCE),
+            }),
+        })
+    }
+}
+
+#[async_trait]
+impl Backend for Pass {
+    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
+        let settings = &self.store.settings;
+        store::role(annotations, &settings.prefix, settings.per_namespace)
+    }
+
+    fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole> {
+        let settings = &self.store.settings;
+        Ok(store::machine_role(
+            role,
+            namespace,
+            &settings.prefix,
+            settings.per_namespace,
+        ))
+    }
+
+    fn describe(&self) -> String {
+        format!("the password store {}", self.store.settings.store.display())
+    }
+
+    fn skip_annotation(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn check(
+        &self,
+        role: &Role,
+        name: &SecretName,
+        selector: &Selector,
+    ) -> Result<(), RequestError> {
+        store::check(role, name, selector)
+    }
+
+    async fn exchange(
+        &self,
+        role: &Role,
+        _: Offer,
+        _: &Caller,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        Ok(Arc::new(PassSession {
+            store: self.store.clone(),
+            role: role.clone(),
+        }))
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// The version of the file at `path`, if it is a secret's and nobody else can have written it.
+    async fn version(&self, path: &Path) -> Result<Arc<str>, BackendError> {
+        let (folder, path) = (self.settings.store.clone(), path.to_owned());
+        store::off_thread(self.settings.timeout, move || {
+            let folder = Folder::open(&folder)?;
+            let found = folder.find(&path)?;
+            folder.must_own(&found)?;
+            Ok(found.version())
+        })
+        .await
+    }
+
+    /// What `pass` shows under the name.
+    async fn show(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+        let limit = self.settings.timeout;
+        let Ok(Ok(_place)) = timeout(limit, self.places.acquire()).await else {
+            return Err(failure(RequestError::unavailable(
+                "too many secrets are read from the password store at once; try again",
+            )));
+        };
+        let mut command = Command::new(&self.program);
+        command
+            .args(["show", "--", name])
+            .env_clear()
+            .envs(self.settings.environment.iter().cloned())
+            .env("LC_ALL", "C.UTF-8")
+            .env("PASSWORD_STORE_DIR", &self.settings.store)
+            .env("PASSWORD_STORE_GPG_OPTS", GPG_OPTIONS)
+            .current_dir("/");
+        let ended = program::run(command, limit, store::VALUE_LIMIT).await;
+        match ended {
+            Ok(ended) if ended.status.success() => Ok(ended.stdout),
+            Ok(ended) => Err(why_not(&ended)),
+            Err(RunError::TooLate) => Err(failure(RequestError::unavailable(
+                "pass does not answer in time; try again",
+            ))),
+            Err(RunError::TooLong) => Err(BackendError::from(RequestError::new(
+                Code::TooLarge,
+                format!("the secret has more than {} bytes", store::VALUE_LIMIT),
+            ))),
+            Err(RunError::Io(error)) => Err(failure(
+                RequestError::unavailable("pass cannot be run; try again").because(&error),
+            )),
+        }
+    }
+}
+
+#[async_trait]
+impl Session for PassSession {
+    fn lives_for(&self) -> Duration {
+        store::SESSION
+    }
+
+    async fn read(
+        &self,
+        name: &SecretName,
+        _: &Selector,
+        _request_id: &str,
+    ) -> Result<Secret, BackendError> {
+        let path = store::path_of(&self.role, name, ENDING);
+        let name = format!("{}{name}", self.role.prefix);
+        let mut version = self.store.version(&path).await?;
+        for _ in 0..ATTEMPTS {
+            let mut value = self.store.show(&name).await?;
+            let after = self.store.version(&path).await?;
+            // Else the value may be of another version than was named.
+            if after == version {
+                if self.store.settings.first_line {
+                    let line = value.split(|byte| *byte == b'\n').next();
+                    let length = line.map_or(0, <[u8]>::len);
+                    value.truncate(length);
+                }
+                return Ok(Secret {
+                    is_text: std::str::from_utf8(&value).is_ok(),
+                    value: SecretValue::from(value),
+                    version,
+                    details: Details::default(),
+                    cloud_request_id: None,
+                    json: OnceLock::new(),
+                });
+            }
+            version = after;
+        }
+        Err(failure(RequestError::unavailable(
+            "the entry changes all the time; try again",
+        )))
+    }
+
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        _request_id: &str,
+    ) -> Result<Page, BackendError> {
+        let (folder, role) = (self.store.settings.store.clone(), self.role.clone());
+        store::off_thread(self.store.settings.timeout, move || {
+            let folder = Folder::open(&folder)?;
+            let list = |from: &Path| folder.list(from, ENDING);
+            store::page(&role, limit, cursor.as_deref(), list)
+        })
+        .await
+    }
+}
+
+/// What follows from what `pass` and gpg said. Their words go to the agent's log alone.
+fn why_not(ended: &Ended) -> BackendError {
+    let said = |word: &str| ended.stderr.lines().any(|line| line.contains(word));
+    let (fault, told) = if said("is not in the password store") {
+        (
+            Fault::Call,
+            RequestError::new(Code::NotFound, "there is no such secret"),
+        )
+    } else if said("[GNUPG:] DECRYPTION_FAILED") && said("[GNUPG:] KEY_CONSIDERED") {
+        // It has the key and may not use it.
+        (
+            Fault::Unreachable,
+            RequestError::unavailable(
+                "the secret's gpg key is locked: unlock it in gpg-agent, for example with \
+                 pass show in a terminal, and try again",
+            ),
+        )
+    } else if said("[GNUPG:] DECRYPTION_FAILED") {
+        (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                "the agent's user has no gpg key that the secret is encrypted to",
+            ),
+        )
+    } else if said("[GNUPG:] NODATA") {
+        (
+            Fault::Call,
+            RequestError::unavailable("the secret's file in the password store is no gpg message"),
+        )
+    } else {
+        (
+            Fault::Call,
+            RequestError::unavailable("pass cannot show the secret; the agent's log has its words"),
+        )
+    };
+    BackendError::new(fault, told.because(ended))
+}
+
+fn failure(error: RequestError) -> BackendError {
+    BackendError::new(Fault::Unreachable, error)
+}
+
+/// The program by its name, once: a PATH that changes later changes nothing.
+fn find_program(settings: &PassConfig) -> Option<PathBuf> {
+    let (_, path) = settings
+        .environment
+        .iter()
+        .find(|(name, _)| name == "PATH")?;
+    std::env::split_paths(path)
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join("pass"))
+        .find(|file| {
+            file.metadata()
+                .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+        })
+}

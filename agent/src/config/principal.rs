@@ -1,0 +1,290 @@
+//! Who asks where no API server tells: the sections `local.workload` and `sidecar`.
+
+use super::{
+    Config, IdentityMode, Origin,
+    reader::Reader,
+    settings::Value,
+    value::{self, Wrong},
+};
+use std::path::PathBuf;
+
+/// A principal of this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalWorkload {
+    /// The uid of its processes, as the kernel tells.
+    pub uid: u32,
+    /// The namespace that it counts as.
+    pub namespace: String,
+    /// The service account that it counts as.
+    pub service_account: String,
+    /// What it becomes at the clouds.
+    pub role: LocalRole,
+}
+
+/// What a principal of this machine becomes at the clouds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LocalRole {
+    /// Whatever the machine's own credentials are.
+    Machine,
+    /// A role that the machine's credentials may take on: an AWS role's ARN, or a GCP service account.
+    Named(String),
+}
+
+/// The pod that a sidecar serves, which is its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sidecar {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub pod: String,
+    /// Its service account.
+    pub service_account: String,
+    /// The files of its projected tokens.
+    pub tokens: Vec<PathBuf>,
+    /// The AWS role.
+    pub aws_role_arn: String,
+    /// The client id of the Azure identity.
+    pub azure_client_id: String,
+    /// The tenant of the Azure identity.
+    pub azure_tenant_id: String,
+    /// The GCP service account.
+    pub gcp_service_account: String,
+}
+
+/// Reads every `local.workload`, which make sense in local mode alone.
+pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWorkload> {
+    let names = reader.names_in("local.workload");
+    let mut workloads: Vec<LocalWorkload> = Vec::new();
+    for (number, origin) in &names {
+        let section = format!("local.workload.{number}");
+        if mode != IdentityMode::Local {
+            if !reader.has_fault("identity.mode") {
+                let wrong = Wrong::new(
+                    "is written, and identity.mode is not \"local\"",
+                    "set identity.mode = \"local\", or leave it out",
+                );
+                reader.reject(origin.clone(), &section, wrong);
+            }
+            reader.close(&section);
+            continue;
+        }
+        let Some(workload) = LocalWorkload::read(reader, origin, &section) else {
+            continue;
+        };
+        for other in &workloads {
+            let same = |what: &str, remedy: &str| {
+                Wrong::new(
+                    format!("repeats the {what} of another local.workload"),
+                    remedy,
+                )
+            };
+            if other.uid == workload.uid {
+                let wrong = same("uid", "give each uid one principal");
+                reader.blame(&format!("{section}.uid"), wrong);
+            }
+            if (&other.namespace, &other.service_account)
+                == (&workload.namespace, &workload.service_account)
+            {
+                let wrong = same("principal", "give each uid a principal of its own");
+                reader.blame(&format!("{section}.service_account"), wrong);
+            }
+        }
+        workloads.push(workload);
+    }
+    if mode == IdentityMode::Local && names.is_empty() {
+        reader.missing(
+            "local.workload",
+            "is missing, so nobody could ask",
+            "write a [[local.workload]] with uid, namespace, service_account and role",
+        );
+    }
+    workloads
+}
+
+/// Checks what concerns more than one key.
+pub(super) fn check(config: &Config, reader: &mut Reader) {
+    for (number, workload) in config.local.iter().enumerate() {
+        let LocalRole::Named(role) = &workload.role else {
+            continue;
+        };
+        let is_aws = role.starts_with("arn:");
+        let kind = if is_aws { "aws" } else { "gcp" };
+        let some = config
+            .backends
+            .values()
+            .any(|backend| backend.kind() == kind);
+        if !some && !reader.has_fault("backends") {
+            let key = format!("local.workload.{number}.role");
+            let wrong = format!(
+                "is of {}, and no backend is of type {kind:?}",
+                kind.to_uppercase()
+            );
+            let remedy = "configure one, or write role = \"machine\"";
+            reader.blame(&key, Wrong::new(wrong, remedy));
+        }
+    }
+}
+
+// === impl LocalWorkload ===
+
+impl LocalWorkload {
+    fn read(reader: &mut Reader, origin: &Origin, section: &str) -> Option<Self> {
+        let key = |name: &str| format!("{section}.{name}");
+        let uid = reader.read(&key("uid"), |v| uid(v).map(Some), None);
+        let name = |v: &_| kubernetes_name(v).map(Some);
+        let namespace = reader.read(&key("namespace"), name, None);
+        let service_account = reader.read(&key("service_account"), name, None);
+        let role = reader.read(&key("role"), |v| local_role(v).map(Some), None);
+        for (written, name, remedy) in [
+            (
+                uid.is_some(),
+                "uid",
+                "write a uid, or \"self\" for the agent's own",
+            ),
+            (
+                namespace.is_some(),
+                "namespace",
+                "write what it counts as, such as \"dev\"",
+            ),
+            (
+                service_account.is_some(),
+                "service_account",
+                "write what it counts as, such as \"me\"",
+            ),
+            (
+                role.is_some(),
+                "role",
+                "write \"machine\" for the machine's own credentials, or a role that these may take on",
+            ),
+        ] {
+            if !written && !reader.has_fault(&key(name)) {
+                reader.reject(origin.clone(), &key(name), Wrong::new("is missing", remedy));
+            }
+        }
+        Some(Self {
+            uid: uid?,
+            namespace: namespace?,
+            service_account: service_account?,
+            role: role?,
+        })
+    }
+}
+
+// === impl Sidecar ===
+
+impl Sidecar {
+    pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
+        // Elsewhere they are other programs' business.
+        let in_use = mode == IdentityMode::Sidecar;
+        let mut named = |key: &str, variable: &str, path: &str| {
+            let key = format!("sidecar.{key}");
+            let parse = |v: &_| value::or_nothing(v, kubernetes_name);
+            let variables = [variable];
+            let variables = if in_use { &variables[..] } else { &[] };
+            let name = reader.read_or(&key, variables, parse, None);
+            if name.is_none() && in_use {
+                reader.missing(
+                    &key,
+                    &format!("is empty and {variable} is not set"),
+                    &format!("give the container {variable} from {path} by the downward API"),
+                );
+            }
+            name.unwrap_or_default()
+        };
+        let namespace = named("namespace", "POD_NAMESPACE", "metadata.namespace");
+        let pod = named("pod", "POD_NAME", "metadata.name");
+        let service_account = named(
+            "service_account",
+            "POD_SERVICE_ACCOUNT",
+            "spec.serviceAccountName",
+        );
+        let mut tokens = reader.read("sidecar.tokens", super::stores::paths, Vec::new());
+        if in_use {
+            for variable in ["AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"] {
+                tokens.extend(reader.variable(variable).map(PathBuf::from));
+            }
+        }
+        let mut text = |key: &str, variables: &[&str]| {
+            let parse = |v: &_| value::or_nothing(v, word);
+            let variables = if in_use { variables } else { &[] };
+            // What it must look like, the backend says, as it does of an annotation.
+            reader
+                .read_or(&format!("sidecar.{key}"), variables, parse, None)
+                .unwrap_or_default()
+        };
+        Self {
+            namespace,
+            pod,
+            service_account,
+            tokens,
+            aws_role_arn: text("aws_role_arn", &["AWS_ROLE_ARN"]),
+            azure_client_id: text("azure_client_id", &["AZURE_CLIENT_ID"]),
+            azure_tenant_id: text("azure_tenant_id", &["AZURE_TENANT_ID"]),
+            gcp_service_account: text("gcp_service_account", &[]),
+        }
+    }
+}
+
+/// A word without blanks.
+fn word(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write it as the cloud shows it";
+    let word = value::text(value, remedy)?;
+    if word.len() <= 2048 && word.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(word.to_owned())
+    } else {
+        Err(Wrong::text(word, "no word", remedy))
+    }
+}
+
+/// The name of a namespace or of a service account, a DNS subdomain (RFC 1123).
+fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write a name of a-z, 0-9 and '-', such as \"dev\"";
+    let name = value::text(value, remedy)?;
+    if name.len() <= 253 && name.split('.').all(value::is_label) {
+        Ok(name.to_owned())
+    } else {
+        Err(Wrong::text(
+            name,
+            "no name that Kubernetes would take",
+            remedy,
+        ))
+    }
+}
+
+/// A uid of this machine.
+fn uid(value: &Value) -> Result<u32, Wrong> {
+    let remedy = "write a uid as \"id -u\" shows it, or \"self\" for the agent's own";
+    if matches!(value, Value::String(text) | Value::Untyped(text) if text == "self") {
+        return Ok(nix::unistd::geteuid().as_raw());
+    }
+    if let Value::String(text) = value {
+        return Err(Wrong::text(text, "no uid", remedy));
+    }
+    let Ok(uid) = value::count::<u32>(0..=u32::MAX - 1)(value) else {
+        return Err(Wrong::new("is no uid", remedy));
+    };
+    // The kernel's word for users of another user namespace that mean nothing in this one (user_namespaces(7)).
+    if uid == 65_534 {
+        let remedy = "give the processes a user of their own";
+        return Err(Wrong::new(
+            "is 65534, which stands for every user unknown here",
+            remedy,
+        ));
+    }
+    Ok(uid)
+}
+
+/// What a principal of the machine becomes at the clouds.
+fn local_role(value: &Value) -> Result<LocalRole, Wrong> {
+    let remedy =
+        "write \"machine\", the ARN of an AWS role, or the e-mail address of a GCP service account";
+    let role = value::text(value, remedy)?;
+    let is_gcp = role.contains('@') && role.ends_with(".gserviceaccount.com");
+    if role == "machine" {
+        Ok(LocalRole::Machine)
+    } else if (role.starts_with("arn:") || is_gcp) && role.bytes().all(|b| b.is_ascii_graphic()) {
+        Ok(LocalRole::Named(role.to_owned()))
+    } else {
+        Err(Wrong::text(role, "no role", remedy))
+    }
+}

@@ -1,0 +1,146 @@
+//! Principals outside of a cluster.
+
+use super::*;
+
+const LOCAL: &str =
+    "identity.mode = \"local\"\nlisten.socket = \"/run/user/1/latchkey/agent.sock\"\n";
+
+fn workload(uid: &str, service_account: &str, role: &str) -> String {
+    format!(
+        "[[local.workload]]\nuid = {uid}\nnamespace = \"dev\"\nservice_account = \"{service_account}\"\n\
+         role = \"{role}\"\n"
+    )
+}
+
+#[test]
+fn each_workload_is_a_uid_with_a_principal_and_a_role() {
+    let arn = "arn:aws:iam::111122223333:role/app";
+    let text = [
+        LOCAL.to_owned(),
+        workload("1000", "me", "machine"),
+        workload("1001", "ci", arn),
+    ];
+    let config = with_file(&text.concat()).config();
+    assert_eq!(config.identity.mode, IdentityMode::Local);
+    let [me, ci] = config.local.as_slice() else {
+        panic!("{:?}", config.local);
+    };
+    assert_eq!((me.uid, &me.role), (1000, &LocalRole::Machine));
+    assert_eq!((&*me.namespace, &*me.service_account), ("dev", "me"));
+    assert_eq!((ci.uid, &ci.role), (1001, &LocalRole::Named(arn.into())));
+}
+
+#[test]
+fn self_is_the_agents_own_uid() {
+    let text = LOCAL.to_owned() + &workload("\"self\"", "me", "machine");
+    let own = nix::unistd::geteuid().as_raw();
+    assert_eq!(with_file(&text).config().local[0].uid, own);
+}
+
+#[test]
+fn the_environment_and_flags_can_set_a_workload_by_its_number() {
+    let text = LOCAL.to_owned() + &workload("1000", "me", "machine");
+    let start = with_file(&text).and_flag("local.workload.0.uid", "1001");
+    assert_eq!(start.config().local[0].uid, 1001);
+    let start = start.and_env("LATCHKEY_AGENT__LOCAL__WORKLOAD__0__NAMESPACE", "ci");
+    assert_eq!(start.config().local[0].namespace, "ci");
+}
+
+#[test]
+fn the_socket_is_where_the_users_runtime_directory_is_unless_it_is_written() {
+    let text = "identity.mode = \"local\"\n".to_owned() + &workload("1000", "me", "machine");
+    let start = with_file(&text).and_env("XDG_RUNTIME_DIR", "/run/user/1000");
+    let socket = start.config().listen.socket;
+    assert_eq!(socket, Path::new("/run/user/1000/latchkey/agent.sock"));
+    assert_eq!(with_file(&text).faults().len(), 1);
+    assert!(with_file(&text).faults()[0].contains("XDG_RUNTIME_DIR is not set"));
+}
+
+#[test]
+fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
+    let text = LOCAL.to_owned()
+        + "[[local.workload]]\nuid = \"root\"\nrole = \"admin\"\n"
+        + "[[local.workload]]\nuid = 65534\nnamespace = \"Dev\"\nservice_acount = \"x\"\n";
+    assert_eq!(
+        with_file(&text).faults(),
+        [
+            "config.toml:3:1: local.workload.0.namespace is missing; write what it counts as, such as \"dev\"",
+            "config.toml:3:1: local.workload.0.service_account is missing; write what it counts as, such as \"me\"",
+            "config.toml:4:1: local.workload.0.uid is \"root\", no uid; write a uid as \"id -u\" shows it, or \
+             \"self\" for the agent's own",
+            "config.toml:5:1: local.workload.0.role is \"admin\", no role; write \"machine\", the ARN of an AWS \
+             role, or the e-mail address of a GCP service account",
+            "config.toml:6:1: local.workload.1.service_account is missing; write what it counts as, such as \"me\"",
+            "config.toml:6:1: local.workload.1.role is missing; write \"machine\" for the machine's own \
+             credentials, or a role that these may take on",
+            "config.toml:7:1: local.workload.1.uid is 65534, which stands for every user unknown here; give the \
+             processes a user of their own",
+            "config.toml:8:1: local.workload.1.namespace is \"Dev\", no name that Kubernetes would take; write a \
+             name of a-z, 0-9 and '-', such as \"dev\"",
+            "config.toml:9:1: local.workload.1.service_acount is an unknown key; did you mean \
+             local.workload.1.service_account?",
+        ]
+    );
+}
+
+#[test]
+fn a_uid_has_one_principal_and_a_principal_one_uid() {
+    let first = LOCAL.to_owned() + &workload("1000", "me", "machine");
+    let twice = first.clone() + &workload("1000", "other", "machine");
+    assert!(with_file(&twice).faults()[0].contains("local.workload.1.uid repeats the uid"));
+    let shared = first + &workload("1001", "me", "machine");
+    assert!(with_file(&shared).faults()[0].contains("repeats the principal"));
+}
+
+#[test]
+fn a_role_of_a_cloud_that_no_backend_is_of_is_named() {
+    let role = "arn:aws:iam::111122223333:role/app";
+    let text = format!(
+        "default_backend = \"file\"\n{LOCAL}{}[backends.file]\npath = \"/srv\"\n",
+        workload("1000", "me", role)
+    );
+    let faults = with_file(&text).faults();
+    assert!(
+        faults[0].contains("local.workload.0.role is of AWS, and no backend is of type \"aws\""),
+        "{faults:?}"
+    );
+}
+
+#[test]
+fn local_mode_without_anybody_and_anybody_without_local_mode_are_wrong() {
+    assert!(with_file(LOCAL).faults()[0].contains("local.workload is missing"));
+    let faults = with_file(&workload("1000", "me", "machine")).faults();
+    assert_eq!(
+        faults,
+        [
+            "config.toml:1:1: local.workload.0 is written, and identity.mode is not \"local\"; set identity.mode = \
+             \"local\", or leave it out"
+        ]
+    );
+}
+
+#[test]
+fn a_sidecar_is_told_by_the_downward_api_and_the_clouds_webhooks() {
+    let start = with_file("identity.mode = \"sidecar\"")
+        .and_env("POD_NAMESPACE", "test")
+        .and_env("POD_NAME", "web-0")
+        .and_env("POD_SERVICE_ACCOUNT", "app")
+        .and_env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/app")
+        .and_env("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token")
+        .and_env("AZURE_CLIENT_ID", "0b1a7c0e-6a5d-4c3e-9a43-0123456789ab");
+    let sidecar = start.config().sidecar;
+    assert_eq!((&*sidecar.namespace, &*sidecar.pod), ("test", "web-0"));
+    assert_eq!(sidecar.aws_role_arn, "arn:aws:iam::111122223333:role/app");
+    assert_eq!(sidecar.tokens, [PathBuf::from("/var/run/token")]);
+    let faults = with_file("identity.mode = \"sidecar\"").faults();
+    assert_eq!(faults.len(), 3, "{faults:?}");
+    assert!(faults[0].contains("sidecar.namespace is empty and POD_NAMESPACE is not set"));
+}
+
+#[test]
+fn on_a_node_the_agents_own_cloud_variables_mean_nothing() {
+    let start = with_file("")
+        .and_env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/agent")
+        .and_env("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token");
+    assert_eq!(start.config(), with_file("").config());
+}

@@ -1,0 +1,171 @@
+//! The tokens of the agent's own pod, which the kubelet writes into files and renews there.
+//!
+//! They are read anew for each exchange. What a file holds is only offered to the audience that it names itself, so that
+//! no mistake in a path hands a cloud the pod's token for the API server.
+
+use crate::error::RequestError;
+use crate::secret::SubjectToken;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// The longest token file that is read, in bytes. A service account's token has about one KiB.
+const TOKEN_LIMIT: usize = 16 * 1024;
+
+/// What a token says about itself; the cloud verifies it, not the agent.
+#[derive(Debug, Deserialize)]
+struct Claims {
+    aud: Audiences,
+    exp: i64,
+    sub: String,
+}
+
+/// One audience or several (RFC 7519 section 4.1.3).
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Several(Vec<String>),
+}
+
+/// The first of the tokens in `files` that is made out to `audience`.
+///
+/// # Errors
+///
+/// `unavailable`, saying which file or which audience is missing.
+pub(super) fn find(
+    files: &[PathBuf],
+    audience: &str,
+    subject: &str,
+) -> Result<SubjectToken, RequestError> {
+    let mut failed = None;
+    for file in files {
+        let (token, claims) = match read(file) {
+            Ok(found) => found,
+            Err(error) => {
+                failed.get_or_insert_with(|| {
+                    RequestError::unavailable(format!(
+                        "the pod's token in {} cannot be read",
+                        file.display()
+                    ))
+                    .because(&error)
+                });
+                continue;
+            }
+        };
+        if !claims.aud.contains(audience) {
+            continue;
+        }
+        if claims.sub != subject {
+            return Err(RequestError::unavailable(format!(
+                "the token in {} is of {:?}, and the agent was told that it serves {subject:?}",
+                file.display(),
+                claims.sub
+            )));
+        }
+        if claims.exp <= crate::time::now().as_second() {
+            return Err(RequestError::unavailable(format!(
+                "the token in {} has expired, and the kubelet has not renewed it",
+                file.display()
+            )));
+        }
+        return Ok(token);
+    }
+    Err(failed.unwrap_or_else(|| {
+        RequestError::unavailable(format!(
+            "the pod has no projected token for the audience {audience:?}: mount one, and name it in sidecar.tokens"
+        ))
+    }))
+}
+
+fn read(file: &Path) -> io::Result<(SubjectToken, Claims)> {
+    // With room for all of it, nothing is moved and left behind while it is read.
+    let mut text = Zeroizing::new(String::with_capacity(TOKEN_LIMIT + 1));
+    File::open(file)?
+        .take(TOKEN_LIMIT as u64)
+        .read_to_string(&mut text)?;
+    let token = text.trim();
+    let claims = claims(token).ok_or_else(|| io::Error::other("it is no JWT"))?;
+    Ok((SubjectToken::from(token.to_owned()), claims))
+}
+
+fn claims(token: &str) -> Option<Claims> {
+    let mut parts = token.split('.');
+    let claims = (parts.next()?, parts.next()?, parts.next()?).1;
+    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
+    serde_json::from_slice(&claims).ok()
+}
+
+// === impl Audiences ===
+
+impl Audiences {
+    fn contains(&self, audience: &str) -> bool {
+        match self {
+            Self::One(one) => one == audience,
+            Self::Several(several) => several.iter().any(|one| one == audience),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use latchkey_client::protocol::Code;
+
+    const SUBJECT: &str = "system:serviceaccount:test:app";
+    const YEAR_2100: i64 = 4_102_444_800;
+
+    fn file(directory: &tempfile::TempDir, audience: &str, sub: &str, exp: i64) -> PathBuf {
+        let claims = serde_json::json!({"aud": [audience], "sub": sub, "exp": exp}).to_string();
+        let token = format!("e30.{}.c2ln\n", URL_SAFE_NO_PAD.encode(claims));
+        let path = directory.path().join(audience.replace(['/', ':'], "_"));
+        std::fs::write(&path, token).expect("a file");
+        path
+    }
+
+    #[test]
+    fn a_token_goes_to_the_audience_that_it_names_and_to_no_other() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let api_server = "https://kubernetes.default.svc";
+        let files = [
+            file(&directory, api_server, SUBJECT, YEAR_2100),
+            file(&directory, "sts.amazonaws.com", SUBJECT, YEAR_2100),
+        ];
+        let token = find(&files, "sts.amazonaws.com", SUBJECT).expect("a token");
+        let text = std::fs::read_to_string(&files[1]).expect("there");
+        assert_eq!(token.expose(), text.trim());
+        let error = find(&files[..1], "sts.amazonaws.com", SUBJECT).expect_err("no such token");
+        assert!(error.message.contains("no projected token"), "{error}");
+    }
+
+    #[test]
+    fn a_token_is_read_anew_each_time() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = [file(&directory, "a", SUBJECT, YEAR_2100)];
+        let before = find(&files, "a", SUBJECT).expect("a token");
+        file(&directory, "a", SUBJECT, YEAR_2100 + 1);
+        let after = find(&files, "a", SUBJECT).expect("a token");
+        assert_ne!(before.expose(), after.expose());
+    }
+
+    #[test]
+    fn another_accounts_token_and_an_expired_one_are_not_offered() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let other = "system:serviceaccount:prod:app";
+        for (sub, exp) in [(other, YEAR_2100), (SUBJECT, 1)] {
+            let files = [file(&directory, "a", sub, exp)];
+            let error = find(&files, "a", SUBJECT).expect_err("a wrong token");
+            assert_eq!(error.code, Code::Unavailable);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let error = find(&["/nowhere/token".into()], "a", SUBJECT).expect_err("no file");
+        assert!(error.message.contains("/nowhere/token"), "{error}");
+    }
+}

@@ -1,0 +1,416 @@
+//! Outside of a cluster: callers by their uids, on a machine whose own credentials take on each one's role.
+
+use crate::{can_run, code};
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use testkit::agent::AgentProcess;
+use testkit::aws::{Call, Operation};
+use testkit::machine::{Machine, run_by, with_principal};
+use testkit::sandbox::container_id;
+use testkit::workload::{Hierarchies, Place, Request, Response, Workload, WorkloadSpec};
+
+/// Users that no machine has.
+const ALICE: u32 = 41_001;
+const BOB: u32 = 41_002;
+const MALLORY: u32 = 41_003;
+
+/// The first of the uids that a workload's own user namespace maps to.
+const MAPPED: u32 = 200_000;
+
+/// A machine with one secret each for alice and bob, and an agent that serves them.
+struct Scene {
+    machine: Machine,
+    agent: AgentProcess,
+}
+
+impl Scene {
+    async fn set() -> Self {
+        let machine = Machine::start().await.expect("a machine");
+        let mut settings = machine.settings().expect("settings");
+        for (number, (uid, name)) in [(ALICE, "alice"), (BOB, "bob"), (MAPPED, "mapped")]
+            .into_iter()
+            .enumerate()
+        {
+            let role = machine.role(name, &format!("{name}/*"));
+            machine.secret(&format!("{name}/token"), &value_of(name));
+            settings = with_principal(settings, number, uid, name, &role);
+        }
+        let mut agent = settings.start().await.expect("an agent");
+        agent.until_ready().await.expect("it is ready");
+        Self { machine, agent }
+    }
+
+    async fn refusal_of(&self, spec: WorkloadSpec) -> (Response, String) {
+        let workload = Workload::start(spec).await.expect("a process");
+        let answer = workload.get("/v1/secrets/alice/token").await;
+        let answer = answer.expect("an answer");
+        let line = self
+            .agent
+            .until_audit(|line| line["code"] == "not_attested")
+            .await
+            .expect("why is in the trail");
+        (
+            answer,
+            line["reason"].as_str().unwrap_or_default().to_owned(),
+        )
+    }
+}
+
+fn value_of(name: &str) -> String {
+    format!("hunter2-of-{name}")
+}
+
+async fn read(workload: &Workload, name: &str) -> Response {
+    let path = format!("/v1/secrets/{name}");
+    workload.get(&path).await.expect("an answer")
+}
+
+#[tokio::test]
+async fn each_user_reads_what_its_own_role_may_and_nothing_else() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    for (uid, own, other) in [(ALICE, "alice", "bob"), (BOB, "bob", "alice")] {
+        let process = scene.machine.process(uid).await.expect("a process");
+        let answer = read(&process, &format!("{own}/token")).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.json()["value"], value_of(own));
+        let refused = read(&process, &format!("{other}/token")).await;
+        assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+        let line = scene
+            .agent
+            .until_audit(|line| line["secret"] == format!("{own}/token") && line["uid"] == uid)
+            .await
+            .expect("a line");
+        assert_eq!(line["namespace"], "dev");
+        assert_eq!(line["service_account"], own);
+        assert!(line["pod"].is_null() && line["pod_uid"].is_null(), "{line}");
+    }
+    let assumed = |call: &Call| call.operation == Operation::AssumeRole;
+    let names: Vec<_> = scene
+        .machine
+        .aws
+        .calls_where(assumed)
+        .into_iter()
+        .filter_map(|call| call.session_name)
+        .collect();
+    assert_eq!(names, ["local.dev.alice", "local.dev.bob"]);
+}
+
+#[tokio::test]
+async fn two_users_read_a_thousand_times_without_one_mix_up() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    let reads = |uid, own: &'static str| {
+        let machine = &scene.machine;
+        async move {
+            let process = machine.process(uid).await.expect("a process");
+            process.connect("kept").await.expect("a connection");
+            let path = format!("/v1/secrets/{own}/token");
+            for number in 0..500 {
+                let answer = process.send_on("kept", Request::get(&path)).await;
+                let answer = answer.expect("an answer");
+                assert_eq!(
+                    answer.json()["value"],
+                    value_of(own),
+                    "read {number} of {own}"
+                );
+            }
+        }
+    };
+    tokio::join!(reads(ALICE, "alice"), reads(BOB, "bob"));
+}
+
+#[tokio::test]
+async fn a_user_who_is_not_in_the_configuration_is_refused() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    let (answer, reason) = scene.refusal_of(scene.machine.process_of(MALLORY)).await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    assert_eq!(reason, "unmapped_uid");
+    // Not even root, who is nobody here.
+    let root = scene.machine.process(0).await.expect("a process");
+    let answer = read(&root, "alice/token").await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+}
+
+#[tokio::test]
+async fn a_containers_process_is_nobody_whatever_its_uid_is() {
+    if !can_run() {
+        return;
+    }
+    let parent = Workload::unique_parent();
+    let id = container_id();
+    for (path, reason) in [
+        (format!("{parent}/docker/{id}"), "container"),
+        (
+            format!("{parent}/machine.slice/libpod-{id}.scope"),
+            "container",
+        ),
+        (
+            format!(
+                "{parent}/kubepods/burstable/pod{}/{id}",
+                uuid::Uuid::new_v4()
+            ),
+            "pod",
+        ),
+    ] {
+        let scene = Scene::set().await;
+        let spec = WorkloadSpec {
+            place: Place::Path(path.clone(), Hierarchies::V2),
+            ..scene.machine.process_of(ALICE)
+        };
+        let (answer, told) = scene.refusal_of(spec).await;
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (403, "not_attested"),
+            "{path}"
+        );
+        assert_eq!(told, reason, "{path}");
+        assert!(!answer.text().contains("container"), "{}", answer.text());
+    }
+}
+
+#[tokio::test]
+async fn a_process_of_another_user_namespace_is_nobody_whatever_its_uid_is() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    let spec = WorkloadSpec {
+        own_users: true,
+        uid: 0,
+        gid: 0,
+        ..scene.machine.process_of(MAPPED)
+    };
+    // Its uid is one that is served, so only the namespace speaks against it.
+    let (answer, reason) = scene.refusal_of(spec).await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    assert_eq!(reason, "other_user_namespace");
+    let ordinary = scene.machine.process(MAPPED).await.expect("a process");
+    assert_eq!(read(&ordinary, "mapped/token").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_process_of_another_pid_namespace_is_nobody_whatever_its_uid_is() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    let spec = WorkloadSpec {
+        own_pids: true,
+        ..scene.machine.process_of(ALICE)
+    };
+    let (answer, reason) = scene.refusal_of(spec).await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    assert_eq!(reason, "other_pid_namespace");
+}
+
+#[tokio::test]
+async fn a_process_that_moves_into_a_container_loses_its_connection() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set().await;
+    let process = scene.machine.process(ALICE).await.expect("a process");
+    process.connect("kept").await.expect("a connection");
+    let request = || Request::get("/v1/secrets/alice/token");
+    let answer = process.send_on("kept", request()).await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    let path = format!("{}/docker/{}", Workload::unique_parent(), container_id());
+    process.move_to(&path).expect("root may");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    while process
+        .send_on("kept", request())
+        .await
+        .expect("an answer")
+        .status
+        == 200
+    {
+        assert!(std::time::Instant::now() < deadline, "it was not noticed");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let runtime = machine.home("runtime", ALICE).expect("a directory");
+    let secrets = machine.home("secrets", ALICE).expect("a directory");
+    fs::write(secrets.join("token"), value_of("alice")).expect("a file");
+    fs::set_permissions(secrets.join("token"), PermissionsExt::from_mode(0o644)).expect("ours");
+    let socket = runtime.join("latchkey/agent.sock");
+    let mut settings = machine.settings_without_cloud().expect("settings");
+    // By default it is in the user's runtime directory; the fixture has to know it all the same.
+    settings.keys.remove("listen.socket");
+    let settings = settings
+        .env("XDG_RUNTIME_DIR", runtime.display())
+        .set("default_backend", "file")
+        .set("backends.file.path", secrets.display())
+        .set("local.workload.0.uid", "self")
+        .set("local.workload.0.namespace", "dev")
+        .set("local.workload.0.service_account", "me")
+        .set("local.workload.0.role", "machine");
+    let mut agent = run_by(settings, ALICE).start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    let mode = |path: &std::path::Path| {
+        let metadata = fs::metadata(path).expect("it is there");
+        (metadata.uid(), metadata.permissions().mode() & 0o777)
+    };
+    assert_eq!(mode(&socket), (ALICE, 0o600));
+    assert_eq!(mode(&runtime.join("latchkey")), (ALICE, 0o700));
+
+    let of = |uid| WorkloadSpec {
+        socket: socket.clone(),
+        ..machine.process_of(uid)
+    };
+    let own = Workload::start(of(ALICE)).await.expect("a process");
+    let answer = read(&own, "token").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["value"], value_of("alice"));
+    let other = Workload::start(of(MALLORY)).await.expect("a process");
+    other
+        .get("/v1/secrets/token")
+        .await
+        .expect_err("it cannot connect");
+    let root = Workload::start(of(0)).await.expect("a process");
+    let answer = read(&root, "token").await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+}
+
+#[tokio::test]
+async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user_is_served() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let directory = machine.socket().parent().expect("a parent").to_owned();
+    fs::create_dir(&directory).expect("a directory");
+    fs::set_permissions(&directory, PermissionsExt::from_mode(0o755)).expect("ours");
+    let settings = machine.settings().expect("settings");
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let (status, _, stderr) = settings.run_to_end(&[]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains("chmod it to 0700"), "{stderr}");
+}
+
+#[tokio::test]
+async fn the_machines_own_credentials_come_from_a_credential_process_too() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    machine.secret("machine/token", "of the machine");
+    let [access_key, secret_key, token] = machine.credentials();
+    let answer = serde_json::json!({
+        "Version": 1, "AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
+    });
+    let at = |name: &str| machine.directory().join(name);
+    fs::write(at("credentials.json"), answer.to_string()).expect("a file");
+    let profile = format!(
+        "[profile work]\ncredential_process = cat {}\n",
+        at("credentials.json").display()
+    );
+    fs::write(at("config"), profile).expect("a file");
+    let mut settings = machine.settings().expect("settings");
+    settings
+        .environment
+        .retain(|name, _| !name.starts_with("AWS_"));
+    let settings = settings
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_CONFIG_FILE", at("config").display())
+        .env("AWS_PROFILE", "work");
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    let process = machine.process(0).await.expect("a process");
+    let answer = read(&process, "machine/token").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.json()["value"], "of the machine");
+    let identity = process.get("/v1/identity").await.expect("an answer").json();
+    assert_eq!(identity["roles"]["aws"], "machine");
+    assert_eq!(identity["pod_uid"], "");
+}
+
+#[tokio::test]
+async fn a_machine_without_credentials_says_so_and_stays_ready() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let mut settings = machine.settings().expect("settings");
+    settings
+        .environment
+        .retain(|name, _| !name.starts_with("AWS_"));
+    let settings = settings.env("AWS_EC2_METADATA_DISABLED", "true");
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    let process = machine.process(0).await.expect("a process");
+    let answer = read(&process, "machine/token").await;
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert!(
+        answer.text().contains("no AWS credentials"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
+}
+
+#[tokio::test]
+async fn a_role_that_does_not_trust_the_machine_is_denied() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let settings = machine.settings().expect("settings");
+    let absent = machine.aws.role_arn("absent");
+    let settings = with_principal(settings, 0, 0, "me", &absent);
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    let process = machine.process(0).await.expect("a process");
+    let answer = read(&process, "machine/token").await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    assert!(
+        answer.text().contains("this machine's credentials"),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
+async fn a_role_that_is_no_backends_stops_the_start() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let settings = machine.settings().expect("settings");
+    let settings = with_principal(settings, 0, 0, "me", "arn:aws:iam::1:role/x");
+    let (status, _, stderr) = settings.run_to_end(&[]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{stderr}");
+    assert!(stderr.contains("local.workload.0.role"), "{stderr}");
+    assert_eq!(stderr.trim().lines().count(), 1, "{stderr}");
+}
+
+#[tokio::test]
+async fn check_asks_nothing_of_a_cluster() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let settings = machine.settings().expect("settings");
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let (status, out, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert!(status.success(), "{out}{stderr}");
+    for word in ["kubepods", "API server", "host processes", "missing"] {
+        assert!(!out.contains(word), "{out}");
+    }
+}

@@ -1,0 +1,269 @@
+//! As a sidecar: the agent serves its own pod, with the pod's projected tokens, and asks no cluster.
+
+use crate::{can_run, code};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use testkit::agent::{AgentProcess, AgentSettings, free_address};
+use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
+use testkit::sandbox::{REGION, Sandbox, password};
+use testkit::workload::{Volume, Workload, WorkloadSpec};
+
+const UID: &str = "7d3f1c52-0b1e-4a6d-9f2c-8e5a4b3c2d1f";
+
+/// Where an emptyDir of the pod lies on a node.
+fn volume(sandbox: &Sandbox, uid: &str) -> PathBuf {
+    let directory = sandbox.directory().join(format!(
+        "pods/{uid}/volumes/kubernetes.io~empty-dir/latchkey"
+    ));
+    fs::create_dir_all(&directory).expect("a directory");
+    // As the kubelet makes it.
+    fs::set_permissions(
+        &directory,
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("ours");
+    directory
+}
+
+/// Starts the agent as the kubelet would: its volume mounted, in PID and mount namespaces of its own.
+fn in_a_container(settings: AgentSettings, volume: &Path, at: &Path) -> AgentSettings {
+    let [volume, at] = [volume, at].map(|path| path.display().to_string());
+    settings.wrapped(&[
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        "mount --bind \"$1\" \"$2\" && shift 2 && exec \"$@\"",
+        "sh",
+        &volume,
+        &at,
+    ])
+}
+
+fn token(sandbox: &Sandbox, audience: &str) -> String {
+    let now = jiff::Timestamp::now().as_second();
+    let issuer = sandbox.kube.issuer();
+    issuer.sign(&serde_json::json!({
+        "iss": issuer.url(), "sub": "system:serviceaccount:test:app", "aud": [audience],
+        "iat": now, "nbf": now, "exp": now + 3600,
+    }))
+}
+
+fn settings(sandbox: &Sandbox, volume: &Path, role: &str) -> AgentSettings {
+    let file = sandbox.directory().join("token");
+    fs::write(&file, token(sandbox, "sts.amazonaws.com")).expect("a file");
+    let at = sandbox.directory().join("at");
+    fs::create_dir_all(&at).expect("a directory");
+    let settings = AgentSettings::default()
+        .set("identity.mode", "sidecar")
+        .set("listen.socket", at.join("agent.sock").display())
+        .set("listen.admin", free_address().expect("a port"))
+        .set("backends.aws.region", REGION)
+        .set("backends.aws.endpoint", sandbox.aws.endpoint())
+        .set("backends.aws.sts_endpoint", sandbox.aws.endpoint())
+        .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("POD_UID", UID)
+        .env("POD_NAME", "web-0")
+        .env("POD_NAMESPACE", "test")
+        .env("POD_SERVICE_ACCOUNT", "app")
+        .env("AWS_ROLE_ARN", role)
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", file.display());
+    in_a_container(settings, volume, &at)
+}
+
+async fn started(settings: AgentSettings) -> AgentProcess {
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    agent
+}
+
+async fn process(volume: &Path) -> Workload {
+    let spec = WorkloadSpec {
+        volume: Some(Volume {
+            directory: volume.to_owned(),
+            at: "/mnt".into(),
+        }),
+        ..WorkloadSpec::host(Path::new("/mnt/agent.sock"))
+    };
+    Workload::start(spec).await.expect("a process")
+}
+
+#[tokio::test]
+async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_see() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    sandbox.namespace("prod");
+    let volume = volume(&sandbox, UID);
+    let agent = started(settings(&sandbox, &volume, &role)).await;
+    let app = process(&volume).await;
+    let own = app
+        .get("/v1/secrets/test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(own.status, 200, "{}", own.text());
+    assert_eq!(own.json()["value"], password("test"));
+    let other = app
+        .get("/v1/secrets/prod/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    let identity = app.get("/v1/identity").await.expect("an answer").json();
+    for (key, value) in [("namespace", "test"), ("pod", "web-0"), ("pod_uid", UID)] {
+        assert_eq!(identity[key], value);
+    }
+    assert_eq!(identity["roles"]["aws"], *role);
+    let line = agent
+        .until_audit(|line| line["outcome"] == "ok")
+        .await
+        .expect("a line");
+    assert_eq!(line["pid"], 0);
+    assert_eq!(line["pod_uid"], UID);
+    let exchange = |call: &Call| call.operation == Operation::AssumeRoleWithWebIdentity;
+    let exchanges = sandbox.aws.calls_where(exchange);
+    let name = exchanges[0].session_name.clone().expect("a name");
+    assert_eq!(name, format!("{}.test.app", UID.replace('-', "")));
+    assert!(
+        sandbox.kube.tokens().is_empty(),
+        "it asked the cluster for a token"
+    );
+}
+
+#[tokio::test]
+async fn a_renewed_token_is_used_for_the_next_exchange() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let role = sandbox.aws.role_arn("short");
+    let resource = secret_arn("*", sandbox.aws.account(), "test/*");
+    sandbox
+        .aws
+        .create_role(RoleSpec {
+            sessions_end_after: Some(4),
+            ..RoleSpec::new(
+                &role,
+                trust_policy(
+                    sandbox.provider(),
+                    "system:serviceaccount:test:app",
+                    "sts.amazonaws.com",
+                ),
+                read_and_list_policy(&[resource]),
+            )
+        })
+        .expect("the policies are well formed");
+    let volume = volume(&sandbox, UID);
+    let _agent = started(settings(&sandbox, &volume, &role)).await;
+    let app = process(&volume).await;
+    let read = || async {
+        let answer = app.get("/v1/secrets/test/database-password").await;
+        answer.expect("an answer").status
+    };
+    assert_eq!(read().await, 200);
+    // What the kubelet does when it renews one; an old one would still be good.
+    fs::write(sandbox.directory().join("token"), "no token at all").expect("a file");
+    let exchanges = |call: &Call| call.operation == Operation::AssumeRoleWithWebIdentity;
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while read().await == 200 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the old token is kept"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let before = sandbox.aws.count_calls(exchanges);
+    fs::write(
+        sandbox.directory().join("token"),
+        token(&sandbox, "sts.amazonaws.com"),
+    )
+    .expect("a file");
+    while read().await != 200 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the new token is not read"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(sandbox.aws.count_calls(exchanges) > before);
+}
+
+#[tokio::test]
+async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let volume = volume(&sandbox, UID);
+    let settings = settings(&sandbox, &volume, &role);
+    let api_server = token(&sandbox, "https://kubernetes.default.svc");
+    fs::write(sandbox.directory().join("token"), api_server).expect("a file");
+    let _agent = started(settings).await;
+    let app = process(&volume).await;
+    let answer = app
+        .get("/v1/secrets/test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert!(
+        answer.text().contains("no projected token"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(sandbox.aws.count_calls(|_| true), 0);
+}
+
+#[tokio::test]
+async fn a_socket_in_no_volume_of_the_pod_stops_the_start() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    // Another pod's volume, and a directory of the node that many pods mount.
+    let foreign = volume(&sandbox, "0b1a7c0e-6a5d-4c3e-9a43-0123456789ab");
+    let shared = sandbox.directory().join("shared");
+    fs::create_dir(&shared).expect("a directory");
+    for directory in [foreign, shared] {
+        let settings = settings(&sandbox, &directory, &role);
+        let (status, _, stderr) = settings.run_to_end(&[]).await.expect("it ends");
+        assert_eq!(status.code(), Some(69), "{stderr}");
+        assert!(stderr.contains("is no emptyDir of this pod"), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_has_exited_takes_its_requests_with_it() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let volume = volume(&sandbox, UID);
+    let agent = started(settings(&sandbox, &volume, &role)).await;
+    let gate = testkit::aws::Gate::new();
+    let _held = sandbox.aws.fault(testkit::aws::Fault::on(
+        Operation::GetSecretValue,
+        testkit::aws::Behaviour::Hold(gate.clone()),
+    ));
+    let mut app = process(&volume).await;
+    app.connect("kept").await.expect("a connection");
+    let request = testkit::workload::Request::get("/v1/secrets/test/database-password");
+    let asked = tokio::time::timeout(Duration::from_secs(2), app.send_on("kept", request));
+    let (answer, ()) = tokio::join!(asked, gate.reached(1));
+    assert!(answer.is_err(), "the vault has not answered");
+    app.kill().await.expect("it ends");
+    let line = agent
+        .until_audit(|line| line["outcome"] == "cancelled")
+        .await;
+    line.expect("its end ended the request");
+    gate.open();
+}
