@@ -16,7 +16,9 @@ EXAMPLES = chart.ROOT / "deploy" / "examples"
 
 # A command that writes down how it was called, and its input, and answers what the real one would.
 RECORDER = """#!/bin/bash
-printf '%s\\0' "$(basename "$0")" "$@" >>"$CALLS"; printf '\\n' >>"$CALLS"
+# By one write, since two of them may run at once, at the ends of a pipe.
+call=$(printf '%s\\x1f' "$(basename "$0")" "$@")
+printf '%s\\x1e' "$call" >>"$CALLS"
 [[ -n ${ANSWERS:-} ]] && source "$ANSWERS"
 case " $* " in
   *' -f - '*) cat >"$APPLIED" ;;
@@ -40,7 +42,7 @@ def run(cloud, answers, **environment):
                 "APPLIED": str(folder / "applied"), "HOME": str(folder), **environment,
             },
         )
-        calls = [line.rstrip("\0").split("\0") for line in (folder / "calls").read_text().split("\0\n") if line]
+        calls = [call.removesuffix("\x1f").split("\x1f") for call in (folder / "calls").read_text().split("\x1e") if call]
         applied = folder / "applied"
         return calls, applied.read_text() if applied.exists() else ""
 
