@@ -18,6 +18,7 @@ use crate::readiness::Readiness;
 use crate::server::Server;
 use crate::taint;
 use crate::token::SubjectTokens;
+use crate::volumes::Volumes;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -51,6 +52,7 @@ pub struct Agent {
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
+    volumes: Option<Arc<Volumes>>,
     phase: watch::Sender<Phase>,
     writer: Writer,
     own_account: kube::Client,
@@ -103,6 +105,7 @@ impl Agent {
             config.kubernetes.node.clone(),
             own_pod,
             config.limits.attest_wait,
+            config.identity.csi_only_runtimes.clone(),
         ));
         match preflight::anchor(&config, own_pod, None) {
             Ok(anchor) => attestor.anchor(anchor),
@@ -134,11 +137,22 @@ impl Agent {
             attestor.clone(),
             pinning,
             config.limits.connections,
+            config.limits.connections_per_pod,
             config.limits.unattested,
             phase.subscribe(),
         )
         .map_err(StartError::Listen)?;
         let server = Arc::new(server);
+        let volumes = config.csi.enabled.then(|| {
+            Arc::new(Volumes::new(
+                &config.csi,
+                pods.clone(),
+                attestor.clone(),
+                server.clone(),
+                services.metrics.clone(),
+                pinning,
+            ))
+        });
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             node = config.kubernetes.node,
@@ -161,6 +175,7 @@ impl Agent {
             attestor,
             services,
             server,
+            volumes,
             phase,
             writer,
             own_account: clients.own,
@@ -183,6 +198,7 @@ impl Agent {
             pods,
             services,
             server,
+            volumes,
             ..
         } = self;
         let mut tasks = JoinSet::new();
@@ -202,7 +218,11 @@ impl Agent {
                 Ok(())
             }
         });
-        tasks.spawn(server.clone().accept(listening.listener.clone()));
+        tasks.spawn(
+            server
+                .clone()
+                .accept(listening.listener.clone(), server.shared_door()),
+        );
         // Not one of those: it looks after the connections until the last has ended.
         let mut roll = AbortOnDropHandle::new(tokio::spawn({
             let (roll, pods, phase) = (server.roll.clone(), pods.clone(), self.phase.subscribe());
@@ -212,6 +232,7 @@ impl Agent {
             place,
             current: listening,
             has_path: false,
+            volumes,
         };
         // On a cold start pods are better off waiting inside than finding nobody.
         if keeper.place.look(&keeper.current).await == Found::Nobody {
@@ -227,7 +248,10 @@ impl Agent {
                     () = shutdown.cancelled() => break,
                     () = &mut ready, if !is_ready => {
                         is_ready = true;
-                        if !keeper.has_path {
+                        if keeper.has_path {
+                            // The pods are known now, and so whose tokens are to come.
+                            keeper.keep_volumes().await;
+                        } else {
                             keeper.take().await?;
                         }
                         let took = self.started.elapsed();
@@ -247,7 +271,10 @@ impl Agent {
                             pod.values.tidy();
                         }
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
-                            tasks.spawn(server.clone().accept(listener));
+                            tasks.spawn(server.clone().accept(listener, server.shared_door()));
+                        }
+                        if keeper.has_path && *self.phase.borrow() == Phase::Serving {
+                            keeper.keep_volumes().await;
                         }
                     }
                 }
@@ -262,6 +289,9 @@ impl Agent {
             sleep(QUIET / 20).await;
         }
         keeper.place.leave(&keeper.current).await;
+        if let Some(volumes) = &keeper.volumes {
+            volumes.leave();
+        }
         sleep(LAST_LOOK).await;
         tasks.shutdown().await;
         server.tasks.close();
@@ -281,18 +311,26 @@ impl Agent {
 }
 
 /// Holds the socket's path.
-#[derive(Debug)]
 struct Keeper {
     place: Place,
     current: Listening,
     has_path: bool,
+    /// The sockets in pods' volumes, which go with the path.
+    volumes: Option<Arc<Volumes>>,
 }
 
 impl Keeper {
     async fn take(&mut self) -> std::io::Result<()> {
         self.place.take(&self.current).await?;
         self.has_path = true;
+        self.keep_volumes().await;
         Ok(())
+    }
+
+    async fn keep_volumes(&self) {
+        if let Some(volumes) = &self.volumes {
+            volumes.keep().await;
+        }
     }
 
     /// Looks who answers on the path. Nobody: the path is bound again, and the listener for it returned. Another

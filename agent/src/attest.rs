@@ -7,7 +7,7 @@ pub mod cgroup;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
-use cgroup::{Anchor, ContainerId, PodCgroup, PodUid};
+use cgroup::{Anchor, CgroupDenial, ContainerId, PodUid};
 use pods::{ContainerKind, Facts, Pod, Pods};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,7 +18,27 @@ use tokio::time::{Instant, timeout_at};
 pub(crate) struct Workload {
     pod: Arc<Pod>,
     facts: Arc<Facts>,
-    place: PodCgroup,
+    container: Option<ContainerId>,
+}
+
+/// Where a peer came in, and what that alone says of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Entrance {
+    /// By the socket that all pods share: nothing.
+    Shared,
+    /// By a socket that was mounted into this pod and no other.
+    Pod(PodUid),
+}
+
+/// The pod that a peer is in, as its cgroup and its entrance agree.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Located {
+    pub(crate) pod: PodUid,
+    /// Absent where the cgroup does not say: in some sandboxes ([`Attestor::new`]).
+    pub(crate) container: Option<ContainerId>,
+    /// Whether a cgroup below the container is named like a pod.
+    pub(crate) nested_pod: bool,
+    entrance: Entrance,
 }
 
 /// Says which pod a peer is.
@@ -29,6 +49,8 @@ pub(crate) struct Attestor {
     node: String,
     own_pod: Option<PodUid>,
     wait: Duration,
+    /// The RuntimeClasses whose pods are taken for what their own socket says.
+    csi_only_runtimes: Vec<String>,
 }
 
 /// Why a peer is no workload. The caller learns nothing of it but the code.
@@ -58,14 +80,15 @@ impl Workload {
         &self.facts
     }
 
-    /// The container of the peer, by its cgroup.
-    pub(crate) fn container(&self) -> ContainerId {
-        self.place.container
+    /// The container of the peer, by its cgroup, if that says it.
+    pub(crate) fn container(&self) -> Option<ContainerId> {
+        self.container
     }
 
     /// Whether the API server has named the container too. One that has just started is not named yet.
     pub(crate) fn container_confirmed(&self) -> bool {
-        self.facts.containers.contains_key(&self.place.container)
+        self.container
+            .is_some_and(|container| self.facts.containers.contains_key(&container))
     }
 
     /// Whether `other` is the same pod and container, by the same word of the API server.
@@ -75,19 +98,22 @@ impl Workload {
 
     /// Whether both are the same container of the same pod entry.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pod, &other.pod) && self.place.container == other.place.container
+        Arc::ptr_eq(&self.pod, &other.pod) && self.container == other.container
     }
 }
 
 // === impl Attestor ===
 
 impl Attestor {
-    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor).
+    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor). A peer whose
+    /// cgroup is no pod's is taken for the pod whose own socket it came in by if that pod's RuntimeClass is one of
+    /// `csi_only_runtimes`.
     pub(crate) fn new(
         pods: Arc<Pods>,
         node: String,
         own_pod: Option<PodUid>,
         wait: Duration,
+        csi_only_runtimes: Vec<String>,
     ) -> Self {
         Self {
             anchor: OnceLock::new(),
@@ -95,6 +121,7 @@ impl Attestor {
             node,
             own_pod,
             wait,
+            csi_only_runtimes,
         }
     }
 
@@ -108,25 +135,81 @@ impl Attestor {
         self.anchor.get().is_some()
     }
 
-    /// Which pod's cgroup the peer is in now.
+    /// Which pod the peer is in now: its cgroup says it, and its entrance must say the same.
     ///
     /// # Errors
     ///
-    /// If its cgroup is no pod's, or it has exited.
-    pub(crate) fn locate(&self, peer: &Peer) -> Result<PodCgroup, AttestError> {
+    /// If its cgroup is no pod's or another pod's, or it has exited.
+    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Located, AttestError> {
         let anchor = self
             .anchor
             .get()
             .ok_or(AttestError::NotYet("kubepods_root"))?;
         let mut text = Vec::with_capacity(512);
         peer.read_cgroup(&mut text)?;
-        let place = anchor
-            .parse(&text)
-            .map_err(|denial| AttestError::Denied(denial.reason()))?;
-        if self.own_pod == Some(place.pod) {
-            return Err(AttestError::Denied("own_pod"));
+        match (anchor.parse(&text), entrance) {
+            (Ok(place), _) if self.own_pod == Some(place.pod) => {
+                Err(AttestError::Denied("own_pod"))
+            }
+            (Ok(place), Entrance::Pod(uid)) if place.pod != uid => {
+                Err(AttestError::Denied("listener_mismatch"))
+            }
+            (Ok(place), _) => Ok(Located {
+                pod: place.pod,
+                container: Some(place.container),
+                nested_pod: place.nested_pod,
+                entrance,
+            }),
+            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod)) if self.is_csi_only(pod) => {
+                Ok(Located {
+                    pod,
+                    container: None,
+                    nested_pod: false,
+                    entrance,
+                })
+            }
+            (Err(denial), _) => Err(AttestError::Denied(denial.reason())),
         }
-        Ok(place)
+    }
+
+    /// Whether the peer is in the agent's own pod or in one of the same service account: a second agent of a hand-over.
+    /// Of an agent outside of all pods, its own are outside of them too.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or that cannot be said yet.
+    pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
+        let place = match self.locate(peer, Entrance::Shared) {
+            Err(AttestError::Denied("own_pod" | "same_pod_elided")) => return Ok(()),
+            Err(AttestError::Denied("not_a_pod")) if self.own_pod.is_none() => return Ok(()),
+            outcome => outcome?,
+        };
+        let own = self.own_pod.ok_or(AttestError::Denied("another_account"))?;
+        let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(place.pod)) {
+            (Some(own), Some(theirs)) => (own.facts(), theirs.facts()),
+            _ => return Err(AttestError::NotYet("own_pod")),
+        };
+        let is_own =
+            (&own.namespace, &own.service_account) == (&theirs.namespace, &theirs.service_account);
+        if is_own {
+            Ok(())
+        } else {
+            Err(AttestError::Denied("another_account"))
+        }
+    }
+
+    /// The node whose pods are attested.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
+    }
+
+    fn is_csi_only(&self, pod: PodUid) -> bool {
+        !self.csi_only_runtimes.is_empty()
+            && self.pods.by_uid(pod).is_some_and(|pod| {
+                let facts = pod.facts();
+                let class = facts.runtime_class.as_ref();
+                class.is_some_and(|class| self.csi_only_runtimes.contains(class))
+            })
     }
 
     /// The workload at `place`, if the API server has already named the pod.
@@ -137,7 +220,7 @@ impl Attestor {
     pub(crate) fn known(
         &self,
         peer: &Peer,
-        place: PodCgroup,
+        place: Located,
     ) -> Result<Option<Workload>, AttestError> {
         let Some(pod) = self.pods.by_uid(place.pod) else {
             return Ok(None);
@@ -155,14 +238,15 @@ impl Attestor {
         if facts.grace_ended() {
             return Err(AttestError::Denied("pod_deleted"));
         }
-        if facts.host_network && peer.pinning() == Pinning::ByNumber {
+        // A number that was recycled within the pod whose own socket it is changes nothing.
+        if facts.host_network
+            && peer.pinning() == Pinning::ByNumber
+            && place.entrance == Entrance::Shared
+        {
             return Err(AttestError::Denied("host_network_without_pidfd"));
         }
-        match facts
-            .containers
-            .get(&place.container)
-            .map(|container| container.kind)
-        {
+        let container = place.container.and_then(|id| facts.containers.get(&id));
+        match container.map(|container| container.kind) {
             Some(ContainerKind::Ephemeral) => {
                 return Err(AttestError::Denied("ephemeral_container"));
             }
@@ -170,7 +254,11 @@ impl Attestor {
             None if facts.has_ephemeral => return Ok(None),
             Some(ContainerKind::Ordinary) | None => {}
         }
-        Ok(Some(Workload { pod, facts, place }))
+        Ok(Some(Workload {
+            pod,
+            facts,
+            container: place.container,
+        }))
     }
 
     /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch
@@ -179,8 +267,12 @@ impl Attestor {
     /// # Errors
     ///
     /// If it is none, or that cannot be said yet.
-    pub(crate) async fn attest(&self, peer: &Peer) -> Result<Workload, AttestError> {
-        let place = self.locate(peer)?;
+    pub(crate) async fn attest(
+        &self,
+        peer: &Peer,
+        entrance: Entrance,
+    ) -> Result<Workload, AttestError> {
+        let place = self.locate(peer, entrance)?;
         if let Some(workload) = self.known(peer, place)? {
             return Ok(workload);
         }
@@ -204,7 +296,7 @@ impl Attestor {
                 .map_err(|_| AttestError::NotYet("api_server"))?;
         }
         // Time has passed: what was read of the peer before the wait is read again.
-        let place = self.locate(peer)?;
+        let place = self.locate(peer, entrance)?;
         self.known(peer, place)?.ok_or_else(|| {
             let known = self.pods.by_uid(place.pod).is_some();
             AttestError::Denied(if known {

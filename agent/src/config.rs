@@ -5,6 +5,7 @@
 
 mod azure;
 mod backends;
+mod csi;
 mod fault;
 pub(crate) mod gcp;
 mod reader;
@@ -24,6 +25,7 @@ use hyper::header::HeaderName;
 
 pub use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
+pub use self::csi::Csi;
 pub use self::fault::{Fault, Faults, Origin};
 pub use self::gcp::{GcpConfig, GcpProvider};
 use self::{reader::Reader, settings::Settings};
@@ -44,6 +46,8 @@ pub struct Config {
     pub audit: Audit,
     /// How a caller becomes a workload.
     pub identity: Identity,
+    /// Delivery by CSI.
+    pub csi: Csi,
     /// The agent's own place in the cluster.
     pub kubernetes: Kubernetes,
     /// What one pod, and all of them, may use.
@@ -90,6 +94,8 @@ pub struct Identity {
     pub namespace_annotations: bool,
     /// The cgroup below which all pods of the node lie; learned at start if absent.
     pub kubepods_root: Option<String>,
+    /// The RuntimeClasses whose pods are known by their own socket alone, where the cgroup of the peer is no pod's.
+    pub csi_only_runtimes: Vec<String>,
 }
 
 /// Who vouches for callers.
@@ -218,6 +224,7 @@ impl Config {
             log: Log::read(reader),
             audit: Audit::read(reader),
             identity: Identity::read(reader),
+            csi: Csi::read(reader),
             kubernetes: Kubernetes::read(reader),
             limits: Limits::read(reader),
             sessions: Sessions::read(reader),
@@ -321,6 +328,11 @@ impl Identity {
                 default.namespace_annotations,
             ),
             kubepods_root: reader.read("identity.kubepods_root", value::cgroup_root, None),
+            csi_only_runtimes: reader.read(
+                "identity.csi_only_runtimes",
+                csi::runtime_classes,
+                default.csi_only_runtimes,
+            ),
         }
     }
 }
@@ -331,6 +343,7 @@ impl Default for Identity {
             mode: IdentityMode::Kubernetes,
             namespace_annotations: true,
             kubepods_root: None,
+            csi_only_runtimes: Vec::new(),
         }
     }
 }

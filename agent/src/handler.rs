@@ -402,7 +402,10 @@ impl Exchange {
             pod: facts.name.to_string(),
             pod_uid: workload.pod().uid.to_string(),
             service_account: facts.service_account.to_string(),
-            container_id: workload.container().to_string(),
+            container_id: workload
+                .container()
+                .map(|id| id.to_string())
+                .unwrap_or_default(),
             host_network: facts.host_network,
             node: services.node.clone(),
             roles,

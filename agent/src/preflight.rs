@@ -3,6 +3,7 @@
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
 use crate::config::Config;
+use crate::csi::volume::Store;
 use crate::handover::{Place, PlaceError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
@@ -159,6 +160,23 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         Err(error) => Err(error.to_string()),
     };
     note("kubepods root", root);
+    if config.csi.enabled {
+        let store = Store::of(&config.csi.directory);
+        note(
+            "CSI",
+            match store.is_there() {
+                true => Ok(format!(
+                    "the mounter has been at {}",
+                    store.root().display()
+                )),
+                false => Err(format!(
+                    "{} is not there, or no memory of root's alone: run latchkey-csi beside the agent, and mount \
+                     csi.directory with mountPropagation HostToContainer",
+                    store.root().display()
+                )),
+            },
+        );
+    }
     // Without roots the clients panic.
     if ca_roots().is_ok() {
         let backends = Backends::open(config).await;

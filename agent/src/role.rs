@@ -71,7 +71,8 @@ pub(crate) fn of(
         .skip_annotation(backend)
         .and_then(|key| facts.annotations.get(key));
     if let Some(skipped) = skipped {
-        let Some(container) = facts.containers.get(&workload.container()) else {
+        let container = workload.container();
+        let Some(container) = container.and_then(|id| facts.containers.get(&id)) else {
             return Err(RequestError::unavailable(
                 "the pod exempts containers from its role, and which container this is, is not known yet",
             )

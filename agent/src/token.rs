@@ -1,4 +1,10 @@
 //! Workload → subject token: the pod's own service account token, for one audience.
+//!
+//! The kubelet's, where it comes by CSI: then the agent needs no right to issue any. Else the API server's.
+
+mod kubelet;
+
+pub(crate) use kubelet::{FromKubelet, KubeletTokens};
 
 use crate::attest::Workload;
 use crate::error::RequestError;
@@ -29,14 +35,38 @@ impl SubjectTokens {
         Self { client }
     }
 
-    /// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
-    /// tokens are reviewed online, and its claims name the pod.
+    /// A token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
+    /// tokens are reviewed online, and its claims name the pod. The newest that the kubelet has handed over, else
+    /// a fresh one.
     ///
     /// # Errors
     ///
     /// `not_attested` if the API server no longer knows the pod, `denied` if the agent may not issue tokens
     /// for that account, else `unavailable`.
     pub(crate) async fn issue(
+        &self,
+        workload: &Workload,
+        audience: &str,
+    ) -> Result<SubjectToken, RequestError> {
+        let kubelets = workload.pod().tokens.newest(audience);
+        if let FromKubelet::Token(token) = kubelets {
+            return Ok(token);
+        }
+        self.request(workload, audience)
+            .await
+            .map_err(|error| match (error.code, kubelets) {
+                (Code::Denied, FromKubelet::NotYet) => RequestError::unavailable(
+                    "the kubelet has not handed this pod's tokens over yet; it does so each minute: try again",
+                ),
+                (Code::Denied, FromKubelet::NotThisAudience) => RequestError::new(
+                    Code::Denied,
+                    "the kubelet hands over no token for this audience: add it to tokenRequests of the CSIDriver object",
+                ),
+                _ => error,
+            })
+    }
+
+    async fn request(
         &self,
         workload: &Workload,
         audience: &str,

@@ -10,6 +10,7 @@ pub mod fake;
 pub mod gcp;
 pub mod jwt;
 pub mod kube;
+pub mod kubelet;
 pub mod pid_namespace;
 pub mod sandbox;
 pub mod workload;

@@ -51,7 +51,7 @@ impl Record<'_> {
             service_account: facts.map(|facts| &*facts.service_account),
             pod: facts.map(|facts| &*facts.name),
             pod_uid: workload.map(|workload| workload.pod().uid),
-            container_id: workload.map(Workload::container),
+            container_id: workload.and_then(Workload::container),
             container_confirmed: workload.is_some_and(Workload::container_confirmed),
             pid: connection.pid(),
             uid: connection.uid(),
