@@ -17,6 +17,7 @@ use crate::preflight::{self, StartError};
 use crate::readiness::Readiness;
 use crate::server::Server;
 use crate::taint;
+use crate::volumes::Volumes;
 use callers::Callers;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub struct Agent {
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
+    volumes: Option<Arc<Volumes>>,
     phase: watch::Sender<Phase>,
     writer: Writer,
     /// Absent where there is no cluster.
@@ -122,11 +124,22 @@ impl Agent {
             attestor.clone(),
             pinning,
             config.limits.connections,
+            config.limits.connections_per_pod,
             config.limits.unattested,
             phase.subscribe(),
         )
         .map_err(StartError::Listen)?;
         let server = Arc::new(server);
+        let volumes = pods.clone().filter(|_| config.csi.enabled).map(|pods| {
+            Arc::new(Volumes::new(
+                &config.csi,
+                pods,
+                attestor.clone(),
+                server.clone(),
+                services.metrics.clone(),
+                pinning,
+            ))
+        });
         tracing::info!(
             version = env!("CARGO_PKG_VERSION"),
             node = config.kubernetes.node,
@@ -149,6 +162,7 @@ impl Agent {
             attestor,
             services,
             server,
+            volumes,
             phase,
             writer,
             own_account,
@@ -171,6 +185,7 @@ impl Agent {
             pods,
             services,
             server,
+            volumes,
             ..
         } = self;
         let mut tasks = JoinSet::new();
@@ -190,7 +205,11 @@ impl Agent {
                 Ok(())
             }
         });
-        tasks.spawn(server.clone().accept(listening.listener.clone()));
+        tasks.spawn(
+            server
+                .clone()
+                .accept(listening.listener.clone(), server.shared_door()),
+        );
         // Not one of those: it looks after the connections until the last has ended.
         let mut roll = AbortOnDropHandle::new(tokio::spawn({
             let (roll, pods, phase) = (server.roll.clone(), pods.clone(), self.phase.subscribe());
@@ -200,6 +219,7 @@ impl Agent {
             place,
             current: listening,
             has_path: false,
+            volumes,
         };
         // On a cold start pods are better off waiting inside than finding nobody.
         if keeper.place.look(&keeper.current).await == Found::Nobody {
@@ -215,7 +235,10 @@ impl Agent {
                     () = shutdown.cancelled() => break,
                     () = &mut ready, if !is_ready => {
                         is_ready = true;
-                        if !keeper.has_path {
+                        if keeper.has_path {
+                            // The pods are known now, and so whose tokens are to come.
+                            keeper.keep_volumes().await;
+                        } else {
                             keeper.take().await?;
                         }
                         let took = self.started.elapsed();
@@ -237,7 +260,10 @@ impl Agent {
                             pod.values.tidy();
                         }
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
-                            tasks.spawn(server.clone().accept(listener));
+                            tasks.spawn(server.clone().accept(listener, server.shared_door()));
+                        }
+                        if keeper.has_path && *self.phase.borrow() == Phase::Serving {
+                            keeper.keep_volumes().await;
                         }
                     }
                 }
@@ -252,6 +278,9 @@ impl Agent {
             sleep(QUIET / 20).await;
         }
         keeper.place.leave(&keeper.current).await;
+        if let Some(volumes) = &keeper.volumes {
+            volumes.leave();
+        }
         sleep(LAST_LOOK).await;
         tasks.shutdown().await;
         server.tasks.close();
@@ -271,18 +300,26 @@ impl Agent {
 }
 
 /// Holds the socket's path.
-#[derive(Debug)]
 struct Keeper {
     place: Place,
     current: Listening,
     has_path: bool,
+    /// The sockets in pods' volumes, which go with the path.
+    volumes: Option<Arc<Volumes>>,
 }
 
 impl Keeper {
     async fn take(&mut self) -> std::io::Result<()> {
         self.place.take(&self.current).await?;
         self.has_path = true;
+        self.keep_volumes().await;
         Ok(())
+    }
+
+    async fn keep_volumes(&self) {
+        if let Some(volumes) = &self.volumes {
+            volumes.keep().await;
+        }
     }
 
     /// Looks who answers on the path. Nobody: the path is bound again, and the listener for it returned. Another

@@ -9,7 +9,7 @@ pub(crate) mod local;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
-use cgroup::{Anchor, ContainerId, PodCgroup, PodUid};
+use cgroup::{Anchor, CgroupDenial, ContainerId, PodUid};
 use local::Local;
 use pods::{ContainerKind, Facts, Pod, Pods};
 use std::os::fd::AsFd;
@@ -26,6 +26,26 @@ pub(crate) struct Workload {
     place: Place,
 }
 
+/// Where a peer came in, and what that alone says of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Entrance {
+    /// By the socket that all pods share: nothing.
+    Shared,
+    /// By a socket that was mounted into this pod and no other.
+    Pod(PodUid),
+}
+
+/// The pod that a peer is in, as its cgroup and its entrance agree.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Located {
+    pub(crate) pod: PodUid,
+    /// Absent where the cgroup does not say: in some sandboxes ([`Node::new`]).
+    pub(crate) container: Option<ContainerId>,
+    /// Whether a cgroup below the container is named like a pod.
+    pub(crate) nested_pod: bool,
+    entrance: Entrance,
+}
+
 /// Where a peer is, and so whose it can be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Place {
@@ -34,7 +54,7 @@ pub(crate) enum Place {
     /// In the pod that the agent itself is in.
     OwnPod,
     /// In a pod of this node.
-    Pod(PodCgroup),
+    Pod(Located),
 }
 
 /// Says which pod a peer is, by what the agent was told to go by (`identity.mode`).
@@ -56,6 +76,8 @@ pub(crate) struct Node {
     node: String,
     own_pod: Option<PodUid>,
     wait: Duration,
+    /// The RuntimeClasses whose pods are taken for what their own socket says.
+    csi_only_runtimes: Vec<String>,
 }
 
 /// Why a peer is no workload. The caller learns nothing of it but the code.
@@ -112,7 +134,7 @@ impl Workload {
 impl Place {
     fn container(&self) -> Option<ContainerId> {
         match self {
-            Self::Pod(cgroup) => Some(cgroup.container),
+            Self::Pod(located) => located.container,
             Self::Local(_) | Self::OwnPod => None,
         }
     }
@@ -134,14 +156,14 @@ impl Attestor {
         }
     }
 
-    /// Where the peer is now.
+    /// Where the peer is now that came in by `entrance`.
     ///
     /// # Errors
     ///
     /// If nobody who may ask is there, or the peer has exited.
-    pub(crate) fn locate(&self, peer: &Peer) -> Result<Place, AttestError> {
+    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Place, AttestError> {
         match self {
-            Self::Kubernetes(node) => node.locate(peer).map(Place::Pod),
+            Self::Kubernetes(node) => node.locate(peer, entrance).map(Place::Pod),
             Self::Local(local) => local.locate(peer),
             Self::Sidecar(_) => Ok(Place::OwnPod),
         }
@@ -154,7 +176,7 @@ impl Attestor {
     /// If it is known and may not ask.
     pub(crate) fn known(&self, peer: &Peer, place: Place) -> Result<Option<Workload>, AttestError> {
         let pod = match (self, place) {
-            (Self::Kubernetes(node), Place::Pod(cgroup)) => return node.known(peer, cgroup),
+            (Self::Kubernetes(node), Place::Pod(located)) => return node.known(peer, located),
             (Self::Local(local), Place::Local(uid)) => local.principal(uid),
             (Self::Sidecar(pod), Place::OwnPod) => Some(pod),
             _ => None,
@@ -171,15 +193,36 @@ impl Attestor {
     /// # Errors
     ///
     /// If it is none, or that cannot be said yet.
-    pub(crate) async fn attest(&self, peer: &Peer) -> Result<Workload, AttestError> {
+    pub(crate) async fn attest(
+        &self,
+        peer: &Peer,
+        entrance: Entrance,
+    ) -> Result<Workload, AttestError> {
         match self {
-            Self::Kubernetes(node) => node.attest(peer).await,
+            Self::Kubernetes(node) => node.attest(peer, entrance).await,
             Self::Local(_) | Self::Sidecar(_) => {
-                let place = self.locate(peer)?;
+                let place = self.locate(peer, entrance)?;
                 let workload = self.known(peer, place)?;
                 workload.ok_or(AttestError::Denied("unknown_principal"))
             }
         }
+    }
+
+    /// Whether the peer is an agent's own, as [`Node::must_be_own`] has it.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or that cannot be said yet.
+    pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
+        match self {
+            Self::Kubernetes(node) => node.must_be_own(peer),
+            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("no_cluster")),
+        }
+    }
+
+    /// Whether the pods of that node are attested.
+    pub(crate) fn is_of(&self, name: &str) -> bool {
+        matches!(self, Self::Kubernetes(node) if node.node == name)
     }
 
     /// Whether anybody can be attested: on a node, whether its kubepods root is known.
@@ -203,12 +246,15 @@ impl Attestor {
 // === impl Node ===
 
 impl Node {
-    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor).
+    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor). A peer whose
+    /// cgroup is no pod's is taken for the pod whose own socket it came in by if that pod's RuntimeClass is one of
+    /// `csi_only_runtimes`.
     pub(crate) fn new(
         pods: Arc<Pods>,
         node: String,
         own_pod: Option<PodUid>,
         wait: Duration,
+        csi_only_runtimes: Vec<String>,
     ) -> Self {
         Self {
             anchor: OnceLock::new(),
@@ -216,6 +262,7 @@ impl Node {
             node,
             own_pod,
             wait,
+            csi_only_runtimes,
         }
     }
 
@@ -229,25 +276,76 @@ impl Node {
         self.anchor.get().is_some()
     }
 
-    /// Which pod's cgroup the peer is in now.
+    /// Which pod the peer is in now: its cgroup says it, and its entrance must say the same.
     ///
     /// # Errors
     ///
-    /// If its cgroup is no pod's, or it has exited.
-    pub(crate) fn locate(&self, peer: &Peer) -> Result<PodCgroup, AttestError> {
+    /// If its cgroup is no pod's or another pod's, or it has exited.
+    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Located, AttestError> {
         let anchor = self
             .anchor
             .get()
             .ok_or(AttestError::NotYet("kubepods_root"))?;
         let mut text = Vec::with_capacity(512);
         peer.read_cgroup(&mut text)?;
-        let place = anchor
-            .parse(&text)
-            .map_err(|denial| AttestError::Denied(denial.reason()))?;
-        if self.own_pod == Some(place.pod) {
-            return Err(AttestError::Denied("own_pod"));
+        match (anchor.parse(&text), entrance) {
+            (Ok(place), _) if self.own_pod == Some(place.pod) => {
+                Err(AttestError::Denied("own_pod"))
+            }
+            (Ok(place), Entrance::Pod(uid)) if place.pod != uid => {
+                Err(AttestError::Denied("listener_mismatch"))
+            }
+            (Ok(place), _) => Ok(Located {
+                pod: place.pod,
+                container: Some(place.container),
+                nested_pod: place.nested_pod,
+                entrance,
+            }),
+            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod)) if self.is_csi_only(pod) => {
+                Ok(Located {
+                    pod,
+                    container: None,
+                    nested_pod: false,
+                    entrance,
+                })
+            }
+            (Err(denial), _) => Err(AttestError::Denied(denial.reason())),
         }
-        Ok(place)
+    }
+
+    /// Whether the peer is in the agent's own pod or in one of the same service account: a second agent of a hand-over.
+    /// Of an agent outside of all pods, its own are outside of them too.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or that cannot be said yet.
+    pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
+        let place = match self.locate(peer, Entrance::Shared) {
+            Err(AttestError::Denied("own_pod" | "same_pod_elided")) => return Ok(()),
+            Err(AttestError::Denied("not_a_pod")) if self.own_pod.is_none() => return Ok(()),
+            outcome => outcome?,
+        };
+        let own = self.own_pod.ok_or(AttestError::Denied("another_account"))?;
+        let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(place.pod)) {
+            (Some(own), Some(theirs)) => (own.facts(), theirs.facts()),
+            _ => return Err(AttestError::NotYet("own_pod")),
+        };
+        let is_own =
+            (&own.namespace, &own.service_account) == (&theirs.namespace, &theirs.service_account);
+        if is_own {
+            Ok(())
+        } else {
+            Err(AttestError::Denied("another_account"))
+        }
+    }
+
+    fn is_csi_only(&self, pod: PodUid) -> bool {
+        !self.csi_only_runtimes.is_empty()
+            && self.pods.by_uid(pod).is_some_and(|pod| {
+                let facts = pod.facts();
+                let class = facts.runtime_class.as_ref();
+                class.is_some_and(|class| self.csi_only_runtimes.contains(class))
+            })
     }
 
     /// The workload at `place`, if the API server has already named the pod.
@@ -258,7 +356,7 @@ impl Node {
     pub(crate) fn known(
         &self,
         peer: &Peer,
-        place: PodCgroup,
+        place: Located,
     ) -> Result<Option<Workload>, AttestError> {
         let Some(pod) = self.pods.by_uid(place.pod) else {
             return Ok(None);
@@ -276,14 +374,15 @@ impl Node {
         if facts.grace_ended() {
             return Err(AttestError::Denied("pod_deleted"));
         }
-        if facts.host_network && peer.pinning() == Pinning::ByNumber {
+        // A number that was recycled within the pod whose own socket it is changes nothing.
+        if facts.host_network
+            && peer.pinning() == Pinning::ByNumber
+            && place.entrance == Entrance::Shared
+        {
             return Err(AttestError::Denied("host_network_without_pidfd"));
         }
-        match facts
-            .containers
-            .get(&place.container)
-            .map(|container| container.kind)
-        {
+        let container = place.container.and_then(|id| facts.containers.get(&id));
+        match container.map(|container| container.kind) {
             Some(ContainerKind::Ephemeral) => {
                 return Err(AttestError::Denied("ephemeral_container"));
             }
@@ -304,8 +403,12 @@ impl Node {
     /// # Errors
     ///
     /// If it is none, or that cannot be said yet.
-    pub(crate) async fn attest(&self, peer: &Peer) -> Result<Workload, AttestError> {
-        let place = self.locate(peer)?;
+    pub(crate) async fn attest(
+        &self,
+        peer: &Peer,
+        entrance: Entrance,
+    ) -> Result<Workload, AttestError> {
+        let place = self.locate(peer, entrance)?;
         if let Some(workload) = self.known(peer, place)? {
             return Ok(workload);
         }
@@ -329,7 +432,7 @@ impl Node {
                 .map_err(|_| AttestError::NotYet("api_server"))?;
         }
         // Time has passed: what was read of the peer before the wait is read again.
-        let place = self.locate(peer)?;
+        let place = self.locate(peer, entrance)?;
         self.known(peer, place)?.ok_or_else(|| {
             let known = self.pods.by_uid(place.pod).is_some();
             AttestError::Denied(if known {

@@ -16,11 +16,11 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, filter, fmt};
 
 /// Exit codes, as sysexits(3) numbers them.
-mod exit {
-    pub(super) const USAGE: u8 = 64;
-    pub(super) const UNAVAILABLE: u8 = 69;
-    pub(super) const SOFTWARE: u8 = 70;
-    pub(super) const CONFIG: u8 = 78;
+pub(crate) mod exit {
+    pub(crate) const USAGE: u8 = 64;
+    pub(crate) const UNAVAILABLE: u8 = 69;
+    pub(crate) const SOFTWARE: u8 = 70;
+    pub(crate) const CONFIG: u8 = 78;
 }
 
 /// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own and never are.
@@ -148,7 +148,7 @@ async fn check(config: &Config) -> ExitCode {
 }
 
 /// Keeps what is in memory out of core dumps, other processes and swap, as far as the kernel lets us.
-fn keep_secrets_in() {
+pub(crate) fn keep_secrets_in() {
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
     // Each connection takes two descriptors; the soft limit is often a thousand.
@@ -174,7 +174,7 @@ fn keep_secrets_in() {
 }
 
 /// Logs go to stderr by way of a thread, so that a slow reader of stderr slows nothing down.
-fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::WorkerGuard {
+pub(crate) fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::WorkerGuard {
     let (out, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_QUEUE)
         .lossy(true)

@@ -5,6 +5,7 @@
 
 mod azure;
 mod backends;
+mod csi;
 mod fault;
 pub(crate) mod gcp;
 mod principal;
@@ -26,6 +27,7 @@ use hyper::header::HeaderName;
 
 pub use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
+pub use self::csi::Csi;
 pub use self::fault::{Fault, Faults, Origin};
 pub use self::gcp::{GcpConfig, GcpProvider};
 pub use self::principal::{LocalRole, LocalWorkload, Sidecar};
@@ -48,6 +50,8 @@ pub struct Config {
     pub audit: Audit,
     /// How a caller becomes a workload.
     pub identity: Identity,
+    /// Delivery by CSI.
+    pub csi: Csi,
     /// The agent's own place in the cluster.
     pub kubernetes: Kubernetes,
     /// The principals of this machine, where there is no cluster.
@@ -98,6 +102,8 @@ pub struct Identity {
     pub namespace_annotations: bool,
     /// The cgroup below which all pods of the node lie; learned at start if absent.
     pub kubepods_root: Option<String>,
+    /// The RuntimeClasses whose pods are known by their own socket alone, where the cgroup of the peer is no pod's.
+    pub csi_only_runtimes: Vec<String>,
 }
 
 /// Who vouches for callers.
@@ -256,6 +262,7 @@ impl Config {
             log: Log::read(reader),
             audit: Audit::read(reader),
             identity,
+            csi: Csi::read(reader),
             kubernetes: Kubernetes::read(reader, mode),
             local: principal::read_local(reader, mode),
             sidecar: Sidecar::read(reader, mode),
@@ -375,6 +382,11 @@ impl Identity {
                 default.namespace_annotations,
             ),
             kubepods_root: reader.read("identity.kubepods_root", value::cgroup_root, None),
+            csi_only_runtimes: reader.read(
+                "identity.csi_only_runtimes",
+                csi::runtime_classes,
+                default.csi_only_runtimes,
+            ),
         }
     }
 }
@@ -385,6 +397,7 @@ impl Default for Identity {
             mode: IdentityMode::Kubernetes,
             namespace_annotations: true,
             kubepods_root: None,
+            csi_only_runtimes: Vec::new(),
         }
     }
 }

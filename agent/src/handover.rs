@@ -185,6 +185,51 @@ impl Place {
     ///
     /// If the kernel refuses.
     pub(crate) fn listen(&self) -> io::Result<Listening> {
+        self.listen_as(self.access.socket_mode())
+    }
+
+    /// Listens on the path itself at once, whoever had it before, with that mode. For a directory that none but
+    /// agents can change, and that nobody waits for.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(crate) fn claim(&self, mode: u32) -> io::Result<Listening> {
+        // No name but the socket's own is ever listened on for longer than this takes.
+        for name in self.leftovers() {
+            let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+        }
+        let listening = self.listen_as(Mode::from_bits_truncate(mode))?;
+        self.rename(&listening)?;
+        Ok(listening)
+    }
+
+    /// Whether the path leads to the listener.
+    pub(crate) fn holds(&self, listening: &Listening) -> bool {
+        // Another directory may have come to the path, such as a mount.
+        let is_there = match (nix::sys::stat::lstat(&self.path), fstat(&self.directory)) {
+            (Ok(there), Ok(held)) => (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino),
+            _ => false,
+        };
+        is_there
+            && self
+                .stat(&self.name)
+                .is_some_and(|stat| stat.st_ino == listening.inode)
+    }
+
+    /// Removes the listener's name, if it is still its own.
+    pub(crate) fn release(&self, listening: &Listening) {
+        for name in [&self.name, &listening.temporary] {
+            if self
+                .stat(name)
+                .is_some_and(|stat| stat.st_ino == listening.inode)
+            {
+                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            }
+        }
+    }
+
+    fn listen_as(&self, mode: Mode) -> io::Result<Listening> {
         let temporary = format!(".{}.{}", self.name, uuid::Uuid::new_v4().simple());
         // By way of the open directory: it cannot be replaced meanwhile, and the path stays short (unix(7): 107 bytes).
         let address = std::os::unix::net::SocketAddr::from_pathname(self.through(&temporary))?;
@@ -192,7 +237,7 @@ impl Place {
         fchmodat(
             &self.directory,
             temporary.as_str(),
-            self.access.socket_mode(),
+            mode,
             FchmodatFlags::FollowSymlink,
         )?;
         // std's own backlog is shorter.
@@ -219,6 +264,10 @@ impl Place {
     /// If the kernel refuses.
     pub(crate) async fn take(&self, listening: &Listening) -> io::Result<()> {
         let _lock = self.lock().await;
+        self.rename(listening)
+    }
+
+    fn rename(&self, listening: &Listening) -> io::Result<()> {
         renameat(
             &self.directory,
             listening.temporary.as_str(),
@@ -247,14 +296,7 @@ impl Place {
     /// Removes the listener's name, if it is still its own.
     pub(crate) async fn leave(&self, listening: &Listening) {
         let _lock = self.lock().await;
-        for name in [&self.name, &listening.temporary] {
-            if self
-                .stat(name)
-                .is_some_and(|stat| stat.st_ino == listening.inode)
-            {
-                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
-            }
-        }
+        self.release(listening);
     }
 
     /// Whether the directory has been removed, so that nobody can reach what is bound in it.
@@ -264,17 +306,7 @@ impl Place {
 
     /// Removes names that agents which died left behind.
     pub(crate) fn sweep(&self) {
-        let beginning = format!(".{}.", self.name);
-        let Ok(entries) = std::fs::read_dir(self.through(".")) else {
-            return;
-        };
-        for entry in entries.flatten() {
-            let Ok(name) = entry.file_name().into_string() else {
-                continue;
-            };
-            if !name.starts_with(&beginning) {
-                continue;
-            }
+        for name in self.leftovers() {
             // A connect to a name that nobody listens on is refused; an agent that is about to start listens.
             let dead = std::os::unix::net::UnixStream::connect(self.through(&name))
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -282,6 +314,19 @@ impl Place {
                 let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
             }
         }
+    }
+
+    /// The names beside the socket's that agents listen on before they take it.
+    fn leftovers(&self) -> Vec<String> {
+        let beginning = format!(".{}.", self.name);
+        let entries = std::fs::read_dir(self.through("."))
+            .into_iter()
+            .flatten()
+            .flatten();
+        entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| name.starts_with(&beginning))
+            .collect()
     }
 
     /// The lock under which agents change the path, or none if somebody sits on it.

@@ -5,12 +5,14 @@
 
 pub mod cli;
 pub mod config;
+pub mod csi;
 pub mod preflight;
 
 mod agent;
 mod handover;
 mod kubernetes;
 mod server;
+mod volumes;
 
 mod handler;
 mod request;

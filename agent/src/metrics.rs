@@ -1,6 +1,7 @@
 //! What is counted and timed, in Prometheus' form. No label names a secret, a pod or a namespace.
 
 use crate::cache::CacheUse;
+use crate::csi::control::FailureKind;
 use crate::error::RequestError;
 use latchkey_client::protocol::Code;
 use prometheus::{
@@ -52,6 +53,8 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     pub(crate) audit_queue: IntGauge,
     tasks: IntGauge,
+    pub(crate) volumes: IntGauge,
+    publishes: IntCounterVec,
 }
 
 #[derive(Debug, Default)]
@@ -190,8 +193,23 @@ impl Metrics {
                 "latchkey_tasks",
                 "Tasks of the agent's runtime that have not ended.",
             )?,
+            volumes: gauge(
+                "latchkey_csi_volumes",
+                "Volumes of pods that are listened in.",
+            )?,
+            publishes: counters(
+                "latchkey_csi_publishes_total",
+                "Volumes that the mounter brought, each repetition of the kubelet's included.",
+                &["outcome"],
+            )?,
             registry,
         })
+    }
+
+    /// Counts a volume that the mounter brought.
+    pub(crate) fn publish(&self, failure: Option<FailureKind>) {
+        let outcome = failure.map_or("ok", FailureKind::as_str);
+        self.publishes.with_label_values(&[outcome]).inc();
     }
 
     /// Counts and times an answered request.

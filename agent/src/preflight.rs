@@ -3,6 +3,7 @@
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
 use crate::config::{BackendConfig, Config, IdentityMode};
+use crate::csi::volume::Store;
 use crate::handover::{Access, Place, PlaceError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
@@ -267,6 +268,23 @@ async fn check_cluster(config: &Config, note: &mut impl FnMut(&str, Result<Strin
         Err(error) => Err(error.to_string()),
     };
     note("kubepods root", root);
+    if config.csi.enabled {
+        let store = Store::of(&config.csi.directory);
+        note(
+            "CSI",
+            match store.is_there() {
+                true => Ok(format!(
+                    "the mounter has been at {}",
+                    store.root().display()
+                )),
+                false => Err(format!(
+                    "{} is not there, or no memory of root's alone: run latchkey-csi beside the agent, and mount \
+                     csi.directory with mountPropagation HostToContainer",
+                    store.root().display()
+                )),
+            },
+        );
+    }
     match Clients::new(&config.kubernetes).await {
         Ok(clients) => {
             for finding in rights::check(&clients, &config.kubernetes).await {

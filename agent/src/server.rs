@@ -12,7 +12,10 @@ mod warnings;
 
 pub(crate) use connection::Connection;
 
-use crate::attest::Attestor;
+use connection::Arrival;
+
+use crate::attest::cgroup::PodUid;
+use crate::attest::{Attestor, Entrance};
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning};
@@ -40,6 +43,9 @@ const HEAD_LIMIT: usize = 16 * 1024;
 /// How many tables of sockets may be read at the same time (see [`Pinning::ByNumber`]), each up to 4 MiB.
 const TABLES: usize = 4;
 
+/// How many connections a pod's own socket takes beyond those that the pod may have.
+const TOLD_BUSY: usize = 4;
+
 /// How long the accept loop rests when the machine has run out of descriptors or memory.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
@@ -48,7 +54,8 @@ pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
     pub(crate) attestor: Arc<Attestor>,
     pub(crate) pinning: Pinning,
-    pub(crate) connections: Arc<Semaphore>,
+    connections: Arc<Semaphore>,
+    connections_per_pod: usize,
     pub(crate) doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
     warnings: Warnings,
@@ -59,10 +66,18 @@ pub(crate) struct Server {
     last_accept: Mutex<Instant>,
 }
 
+/// One way in: what it says of those who come by it, and how many may be inside.
+#[derive(Clone, Debug)]
+pub(crate) struct Door {
+    entrance: Entrance,
+    permits: Arc<Semaphore>,
+}
+
 // === impl Server ===
 
 impl Server {
-    /// A server that lets `unattested` peers wait while at most `connections` are open in all.
+    /// A server that lets `unattested` peers wait while at most `connections` are open in all by the shared socket,
+    /// and somewhat more than `connections_per_pod` by each pod's own.
     ///
     /// # Errors
     ///
@@ -72,6 +87,7 @@ impl Server {
         attestor: Arc<Attestor>,
         pinning: Pinning,
         connections: usize,
+        connections_per_pod: usize,
         unattested: usize,
         phase: watch::Receiver<Phase>,
     ) -> io::Result<Self> {
@@ -80,6 +96,7 @@ impl Server {
             attestor,
             pinning,
             connections: Arc::new(Semaphore::new(connections)),
+            connections_per_pod,
             doorman: Arc::new(Doorman::new(unattested)),
             roll: Arc::new(Roll::new()?),
             warnings: Warnings::default(),
@@ -88,6 +105,23 @@ impl Server {
             tasks: TaskTracker::new(),
             last_accept: Mutex::new(Instant::now()),
         })
+    }
+
+    /// The door of the socket that all pods share.
+    pub(crate) fn shared_door(&self) -> Door {
+        Door {
+            entrance: Entrance::Shared,
+            permits: self.connections.clone(),
+        }
+    }
+
+    /// The door of a socket that is one pod's own. Its connections use up nothing of another door's.
+    pub(crate) fn door_of(&self, pod: PodUid) -> Door {
+        Door {
+            entrance: Entrance::Pod(pod),
+            // Some more than the pod may have, so that it is told so and not left to wait.
+            permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
+        }
     }
 
     /// How many connections are open.
@@ -112,19 +146,27 @@ impl Server {
     /// # Errors
     ///
     /// If the listener itself has failed.
-    pub(crate) async fn accept(self: Arc<Self>, listener: Arc<UnixListener>) -> io::Result<()> {
+    pub(crate) async fn accept(
+        self: Arc<Self>,
+        listener: Arc<UnixListener>,
+        door: Door,
+    ) -> io::Result<()> {
         loop {
-            let Ok(permit) = self.connections.clone().acquire_owned().await else {
+            let Ok(permit) = door.permits.clone().acquire_owned().await else {
                 return Ok(());
             };
             match listener.accept().await {
                 Ok((stream, _)) => {
                     *self.accepted() = Instant::now();
-                    let server = self.clone();
+                    let (server, entrance) = (self.clone(), door.entrance);
                     self.tasks.spawn(async move {
-                        server.connection(stream).await;
+                        server.connection(stream, entrance).await;
                         drop(permit);
                     });
+                    // However fast one pod connects, every other listener has its turn before the next.
+                    if entrance != Entrance::Shared {
+                        tokio::task::yield_now().await;
+                    }
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ECONNABORTED | Errno::EINTR) => {}
@@ -139,7 +181,7 @@ impl Server {
     }
 
     /// Serves one connection until its peer, its pod, or the agent ends it.
-    async fn connection(self: &Arc<Self>, stream: UnixStream) {
+    async fn connection(self: &Arc<Self>, stream: UnixStream, entrance: Entrance) {
         let (stream, peer) = self.pin(stream).await;
         let peer = match peer {
             Ok(peer) => peer,
@@ -151,8 +193,7 @@ impl Server {
         }
         let fd = stream.as_raw_fd();
         let Some(connection) = Connection::open(
-            peer,
-            fd,
+            Arrival { peer, entrance, fd },
             self.attestor.clone(),
             &self.services.metrics,
             &self.doorman,

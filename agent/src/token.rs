@@ -1,6 +1,11 @@
 //! Workload → subject token: the pod's own service account token, for one audience.
+//!
+//! The kubelet's, where it comes by CSI: then the agent needs no right to issue any. Else the API server's.
 
+mod kubelet;
 mod projected;
+
+pub(crate) use kubelet::KubeletTokens;
 
 use crate::attest::Workload;
 use crate::error::RequestError;
@@ -8,6 +13,7 @@ use crate::secret::SubjectToken;
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, PostParams};
+use kubelet::FromKubelet;
 use latchkey_client::protocol::Code;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +38,8 @@ pub(crate) enum SubjectTokens {
 }
 
 impl SubjectTokens {
-    /// A token of the pod's service account for `audience`.
+    /// A token of the pod's service account for `audience`: the newest that the kubelet has handed over, else one that
+    /// is asked for.
     ///
     /// # Errors
     ///
@@ -44,7 +51,15 @@ impl SubjectTokens {
         audience: &str,
     ) -> Result<SubjectToken, RequestError> {
         match self {
-            Self::Kubernetes(client) => request(client, workload, audience).await,
+            Self::Kubernetes(client) => {
+                let kubelets = workload.pod().tokens.newest(audience);
+                if let FromKubelet::Token(token) = kubelets {
+                    return Ok(token);
+                }
+                request(client, workload, audience)
+                    .await
+                    .map_err(|error| without_the_kubelets(error, &kubelets))
+            }
             Self::None => Err(RequestError::new(
                 Code::NoRole,
                 "the caller is in no cluster, so it has no service account token",
@@ -99,6 +114,20 @@ async fn request(
         ));
     }
     Ok(SubjectToken::from(status.token))
+}
+
+/// The error, as it looks to a pod whose tokens come from the kubelet or should.
+fn without_the_kubelets(error: RequestError, kubelets: &FromKubelet) -> RequestError {
+    match (error.code, kubelets) {
+        (Code::Denied, FromKubelet::NotYet) => RequestError::unavailable(
+            "the kubelet has not handed this pod's tokens over yet; it does so each minute: try again",
+        ),
+        (Code::Denied, FromKubelet::NotThisAudience) => RequestError::new(
+            Code::Denied,
+            "the kubelet hands over no token for this audience: add it to tokenRequests of the CSIDriver object",
+        ),
+        _ => error,
+    }
 }
 
 fn refusal(error: &kube::Error) -> RequestError {

@@ -387,7 +387,7 @@ fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Keeps what is written to `stderr`, line by line, until it is closed.
-async fn keep_lines(
+pub(crate) async fn keep_lines(
     stderr: impl AsyncRead + Unpin,
     lines: Arc<Mutex<Vec<String>>>,
     grow: watch::Sender<usize>,
@@ -400,6 +400,6 @@ async fn keep_lines(
     }
 }
 
-fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
+pub(crate) fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
     lines.lock().unwrap_or_else(PoisonError::into_inner)
 }

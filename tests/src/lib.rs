@@ -10,6 +10,7 @@ pub mod fake;
 pub mod gcp;
 pub mod jwt;
 pub mod kube;
+pub mod kubelet;
 pub mod machine;
 pub mod password_store;
 pub mod pid_namespace;

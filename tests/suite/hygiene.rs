@@ -9,7 +9,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
-use testkit::agent::{AgentProcess, AgentSettings};
+use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::kube::{self, AGENT};
 use testkit::sandbox::{CANARY, Sandbox, SandboxPod, password};
@@ -50,8 +50,8 @@ async fn start_at(sandbox: &Sandbox, socket: &Path) -> (Option<i32>, String) {
 }
 
 /// In how many places of the process's memory `text` stands.
-fn copies_in_memory(agent: &AgentProcess, text: &str) -> usize {
-    let of_agent = PathBuf::from(format!("/proc/{}", agent.pid()));
+pub(crate) fn copies_in_memory(pid: u32, text: &str) -> usize {
+    let of_agent = PathBuf::from(format!("/proc/{pid}"));
     let maps = fs::read_to_string(of_agent.join("maps")).expect("root may read it");
     let memory = File::open(of_agent.join("mem")).expect("root may read it");
     let mut chunk = vec![0; CHUNK + text.len()];
@@ -343,14 +343,14 @@ async fn copies_of_a_cached_value_go_from_memory_when_its_pod_is_deleted() {
     let caching = |settings: AgentSettings| settings.set("cache.ttl", "10m");
     let agent = sandbox.agent_with(caching).await.expect("an agent");
     read_own(&pod).await;
-    let cached = copies_in_memory(&agent, &password("test"));
+    let cached = copies_in_memory(agent.pid(), &password("test"));
     pod.object.delete();
     // Values of a pod go with it, at the latest at the next round.
     let deadline = Instant::now() + Duration::from_secs(10);
-    let mut left = copies_in_memory(&agent, &password("test"));
+    let mut left = copies_in_memory(agent.pid(), &password("test"));
     while left >= cached && Instant::now() < deadline {
         sleep(Duration::from_millis(100)).await;
-        left = copies_in_memory(&agent, &password("test"));
+        left = copies_in_memory(agent.pid(), &password("test"));
     }
     eprintln!("copies in memory: {cached} while cached, {left} after the pod is gone");
     assert!(left < cached, "{left} of {cached} copies are left");

@@ -7,6 +7,7 @@ mod backends;
 mod cache;
 mod churn;
 mod client;
+mod csi;
 mod disguises;
 mod file;
 mod gcp;

@@ -61,6 +61,7 @@ impl Callers {
             name.clone(),
             own_pod,
             config.limits.attest_wait,
+            config.identity.csi_only_runtimes.clone(),
         );
         let directory = Directory::new(
             clients.own.clone(),

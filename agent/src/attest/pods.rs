@@ -10,6 +10,7 @@ use crate::cache::Values;
 use crate::config;
 use crate::quota::Quota;
 use crate::session::Sessions;
+use crate::token::KubeletTokens;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::jiff::Timestamp;
@@ -55,6 +56,8 @@ pub(crate) struct Pod {
     pub(crate) quota: Quota,
     pub(crate) sessions: Sessions,
     pub(crate) values: Values,
+    /// What the kubelet has handed over by CSI.
+    pub(crate) tokens: KubeletTokens,
 }
 
 /// What the API server says about a pod, cut down to what is needed.
@@ -68,6 +71,8 @@ pub(crate) struct Facts {
     pub(crate) mirror: bool,
     pub(crate) finished: bool,
     pub(crate) qos: Option<QosClass>,
+    /// The name of its RuntimeClass.
+    pub(crate) runtime_class: Option<String>,
     pub(crate) has_ephemeral: bool,
     pub(crate) containers: HashMap<ContainerId, Container>,
     /// Those annotations of the pod that say which containers get no role.
@@ -105,8 +110,8 @@ pub(crate) struct Pods {
     selector: String,
     settings: Settings,
     by_uid: RwLock<HashMap<PodUid, Arc<Pod>>>,
-    /// The pods that were deleted while a look of our own is under way, whose answer may still name them.
-    deleted: Mutex<Option<HashSet<PodUid>>>,
+    /// The pods that were deleted a short while ago: a look of our own that is under way may still name them.
+    deleted: Mutex<HashMap<PodUid, Instant>>,
     changed: Notify,
     synced: watch::Sender<bool>,
     looks: Looks,
@@ -154,6 +159,7 @@ impl Pod {
             ),
             sessions: Sessions::default(),
             values: Values::new(settings.cache.clone()),
+            tokens: KubeletTokens::default(),
         }
     }
 
@@ -199,6 +205,7 @@ impl Facts {
             mirror: false,
             finished: false,
             qos: None,
+            runtime_class: None,
             has_ephemeral: false,
             containers: HashMap::new(),
             annotations: BTreeMap::new(),
@@ -256,6 +263,7 @@ impl Facts {
             mirror: annotations.contains_key(MIRROR),
             finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
             qos: status.qos_class.and_then(|class| class.parse().ok()),
+            runtime_class: spec.runtime_class_name,
             has_ephemeral: spec
                 .ephemeral_containers
                 .is_some_and(|list| !list.is_empty()),
@@ -327,7 +335,6 @@ impl Pods {
         let mut last = self.looks.last.lock().await;
         if last.0 <= before {
             let number = self.looks.begun.fetch_add(1, Ordering::SeqCst) + 1;
-            *self.deleted() = Some(HashSet::new());
             let parameters = ListParams::default().fields(&self.selector);
             let answer = timeout(LOOK_TIMEOUT, self.api.list(&parameters)).await;
             let found = match answer {
@@ -346,10 +353,40 @@ impl Pods {
                     false
                 }
             };
-            *self.deleted() = None;
             *last = (number, found);
         }
         if last.1 { Ok(()) } else { Err(LookError) }
+    }
+
+    /// The pod of that UID: as it is known, or as the API server says now under its name. Told by the kubelet before
+    /// the pod's containers start, so that none of them waits for the watch.
+    ///
+    /// # Errors
+    ///
+    /// If the API server cannot be asked.
+    pub(crate) async fn know(
+        &self,
+        uid: PodUid,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Arc<Pod>>, LookError> {
+        if let Some(pod) = self.by_uid(uid) {
+            return Ok(Some(pod));
+        }
+        let api = Api::<k8s::Pod>::namespaced(self.api.clone().into_client(), namespace);
+        match timeout(LOOK_TIMEOUT, api.get_opt(name)).await {
+            Ok(Ok(Some(pod))) => {
+                self.learn(pod, Source::Look);
+                self.changed.notify_waiters();
+                Ok(self.by_uid(uid))
+            }
+            Ok(Ok(None)) => Ok(None),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %error, namespace, name, "cannot look at a pod");
+                Err(LookError)
+            }
+            Err(_) => Err(LookError),
+        }
     }
 
     /// Follows the API server until the task is dropped. While it is away the pods stay as last told.
@@ -412,7 +449,7 @@ impl Pods {
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
         if source == Source::Look {
             // The watch may have overtaken the list: what it has told meanwhile is younger.
-            let is_deleted = self.deleted().as_ref().is_some_and(|d| d.contains(&uid));
+            let is_deleted = self.deleted().contains_key(&uid);
             let known = by_uid.get(&uid);
             if is_deleted || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
             {
@@ -444,12 +481,12 @@ impl Pods {
     }
 
     fn note_deleted(&self, uid: PodUid) {
-        if let Some(deleted) = &mut *self.deleted() {
-            deleted.insert(uid);
-        }
+        let mut deleted = self.deleted();
+        deleted.retain(|_, at| at.elapsed() < LOOK_TIMEOUT * 2);
+        deleted.insert(uid, Instant::now());
     }
 
-    fn deleted(&self) -> MutexGuard<'_, Option<HashSet<PodUid>>> {
+    fn deleted(&self) -> MutexGuard<'_, HashMap<PodUid, Instant>> {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -471,66 +508,4 @@ impl Pods {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config;
-
-    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
-
-    fn pods() -> Pods {
-        let client = client();
-        let settings = Settings {
-            limits: config::Limits::default(),
-            cache: Arc::new(config::Cache::default()),
-        };
-        Pods::new(client, "node", settings)
-    }
-
-    /// A client that asks nobody.
-    fn client() -> kube::Client {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
-        kube::Client::try_from(kube::Config::new(nowhere)).expect("a client")
-    }
-
-    fn pod(version: &str, host_network: bool) -> k8s::Pod {
-        let mut pod = k8s::Pod::default();
-        pod.metadata.uid = Some(UID.into());
-        pod.metadata.name = Some("web".into());
-        pod.metadata.namespace = Some("test".into());
-        pod.metadata.resource_version = Some(version.into());
-        pod.spec = Some(k8s::PodSpec {
-            host_network: Some(host_network),
-            ..k8s::PodSpec::default()
-        });
-        pod
-    }
-
-    fn host_network(pods: &Pods) -> Option<bool> {
-        let uid = UID.parse().expect("a UID");
-        pods.by_uid(uid).map(|pod| pod.facts().host_network)
-    }
-
-    #[tokio::test]
-    async fn a_look_that_the_watch_has_overtaken_changes_nothing() {
-        let pods = pods();
-        pods.learn(pod("20", true), Source::Watch);
-        pods.learn(pod("19", false), Source::Look);
-        assert_eq!(host_network(&pods), Some(true));
-        pods.learn(pod("21", false), Source::Look);
-        assert_eq!(host_network(&pods), Some(false));
-        // The watch is never behind itself, whatever the numbers say.
-        pods.learn(pod("3", true), Source::Watch);
-        assert_eq!(host_network(&pods), Some(true));
-    }
-
-    #[tokio::test]
-    async fn a_pod_deleted_during_a_look_does_not_come_back_with_it() {
-        let pods = pods();
-        pods.learn(pod("20", true), Source::Watch);
-        *pods.deleted() = Some(HashSet::new());
-        pods.forget(pod("21", true));
-        pods.learn(pod("20", true), Source::Look);
-        assert_eq!(host_network(&pods), None);
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use super::clock::{Clock, Mark};
 use super::doorman::{Doorman, Origin, Waiting};
 use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Place, Workload};
+use crate::attest::{AttestError, Attestor, Entrance, Place, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -41,6 +41,7 @@ const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: Peer,
+    entrance: Entrance,
     attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
@@ -97,20 +98,28 @@ pub(super) enum Verdict {
     StopReading,
 }
 
+/// Who has come in, and where.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    pub(super) peer: Peer,
+    pub(super) entrance: Entrance,
+    pub(super) fd: RawFd,
+}
+
 // === impl Connection ===
 
 impl Connection {
     /// A connection to serve, or none if there is no room for one whose peer is not attested.
     pub(super) fn open(
-        peer: Peer,
-        fd: RawFd,
+        arrival: Arrival,
         attestor: Arc<Attestor>,
         metrics: &Arc<Metrics>,
         doorman: &Arc<Doorman>,
         clock: &Arc<Clock>,
         warnings: &Warnings,
     ) -> Option<Self> {
-        let (origin, verdict) = match attestor.locate(&peer) {
+        let Arrival { peer, entrance, fd } = arrival;
+        let (origin, verdict) = match attestor.locate(&peer, entrance) {
             Ok(place) => {
                 if let Place::Pod(cgroup) = place
                     && cgroup.nested_pod
@@ -167,6 +176,7 @@ impl Connection {
         };
         Some(Self {
             peer,
+            entrance,
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
@@ -339,7 +349,7 @@ impl Connection {
 
     /// Attests a peer whose pod was not known, and lets it in.
     async fn attest(&self) -> Result<Workload, RequestError> {
-        let workload = match self.attestor.attest(&self.peer).await {
+        let workload = match self.attestor.attest(&self.peer, self.entrance).await {
             Ok(workload) => workload,
             Err(error) => {
                 if let AttestError::Denied(reason) = error {
@@ -364,7 +374,7 @@ impl Connection {
     fn check_again(&self, before: &Workload) -> Result<Workload, RequestError> {
         let now = self
             .attestor
-            .locate(&self.peer)
+            .locate(&self.peer, self.entrance)
             .and_then(|place| self.attestor.known(&self.peer, place))
             .and_then(|now| now.ok_or(AttestError::Denied("unknown_pod")))
             .and_then(|now| match now.same_as(before) {

@@ -30,6 +30,8 @@ pub struct PodSpec {
     pub mirror: bool,
     /// Its annotations.
     pub annotations: Vec<(String, String)>,
+    /// The name of its RuntimeClass.
+    pub runtime_class: Option<String>,
 }
 
 /// A container of a pod.
@@ -64,6 +66,7 @@ impl Default for PodSpec {
             containers: vec![Container::new("app")],
             mirror: false,
             annotations: Vec::new(),
+            runtime_class: None,
         }
     }
 }
@@ -205,6 +208,9 @@ impl PodSpec {
         }
         if self.host_network {
             spec["hostNetwork"] = true.into();
+        }
+        if let Some(class) = &self.runtime_class {
+            spec["runtimeClassName"] = class.as_str().into();
         }
         if !self.mirror {
             spec["serviceAccountName"] = self.service_account.as_str().into();

@@ -21,6 +21,12 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
     ("cache.stale_if_error", "\"1m\""),
     ("cache.ttl", "\"30s\""),
     (
+        "csi.directory",
+        "\"/var/lib/k0s/kubelet/plugins/csi.latchkey.dev\"",
+    ),
+    ("csi.enabled", "true"),
+    ("identity.csi_only_runtimes", "[\"gvisor\"]"),
+    (
         "identity.kubepods_root",
         "\"/kubelet.slice/kubelet-kubepods.slice\"",
     ),
@@ -179,6 +185,24 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
     (
         "default_backend",
         &["\"gcp\"", "\"AWS\"", "\"\"", "1", "\"a.b\""],
+    ),
+    (
+        "csi.directory",
+        &[
+            "\"\"",
+            "\"plugins\"",
+            "\"/\"",
+            "\"/a//b\"",
+            "\"/a/../b\"",
+            "\"/a/\\u0007\"",
+            "\"/a23456789a23456789a23456789a23456789a23456789a23456789a23456789a23456\"",
+            "1",
+        ],
+    ),
+    ("csi.enabled", &["1", "\"\"", "\"yes\"", "[]"]),
+    (
+        "identity.csi_only_runtimes",
+        &["[\"\"]", "[\"gVisor\"]", "[\"a\", \"a\"]", "[1]", "true"],
     ),
     (
         "identity.kubepods_root",

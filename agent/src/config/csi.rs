@@ -1,0 +1,74 @@
+//! Delivery by CSI: whether, and where.
+
+use std::path::PathBuf;
+
+use super::reader::Reader;
+use super::settings::Value;
+use super::value::{self, Wrong};
+
+/// The longest directory, in bytes: the socket of a pod is 34 bytes longer, and a socket's path has fewer than 100.
+const MAX_DIRECTORY: usize = 65;
+
+/// Delivery of the socket and of tokens by CSI.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Csi {
+    /// Whether pods get it.
+    pub enabled: bool,
+    /// The directory of the CSI plugin, the same as the mounter's.
+    pub directory: PathBuf,
+}
+
+impl Csi {
+    pub(super) fn read(reader: &mut Reader) -> Self {
+        let default = Self::default();
+        Self {
+            enabled: reader.read("csi.enabled", value::boolean, default.enabled),
+            directory: reader.read("csi.directory", directory, default.directory),
+        }
+    }
+}
+
+impl Default for Csi {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            directory: PathBuf::from("/var/lib/kubelet/plugins/csi.latchkey.dev"),
+        }
+    }
+}
+
+fn directory(value: &Value) -> Result<PathBuf, Wrong> {
+    let remedy = "write the directory that the mounter has too, such as \
+                  \"/var/lib/kubelet/plugins/csi.latchkey.dev\"";
+    let path = value::text(value, remedy)?;
+    let wrong = if !path.starts_with('/') {
+        "no absolute path"
+    } else if path.len() > MAX_DIRECTORY {
+        "longer than 65 bytes"
+    } else if path.chars().any(char::is_control)
+        || path[1..]
+            .split('/')
+            .any(|part| matches!(part, "" | "." | ".."))
+    {
+        "a path with empty parts, \".\", \"..\" or control characters"
+    } else {
+        return Ok(PathBuf::from(path));
+    };
+    Err(Wrong::text(path, wrong, remedy))
+}
+
+/// The names of RuntimeClasses, DNS subdomains (RFC 1123).
+pub(super) fn runtime_classes(value: &Value) -> Result<Vec<String>, Wrong> {
+    let remedy = "write a list of names of RuntimeClasses, such as [\"gvisor\"]";
+    value::list(value, remedy, |name| {
+        let right = (1..=253).contains(&name.len())
+            && name
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'));
+        if right {
+            Ok(())
+        } else {
+            Err(Wrong::text(name, "no name of a RuntimeClass", remedy))
+        }
+    })
+}

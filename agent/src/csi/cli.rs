@@ -1,0 +1,176 @@
+//! The program `latchkey-csi`: arguments, surroundings, sockets, end.
+
+use super::DRIVER;
+use super::grpc::serve;
+use super::mount;
+use super::node::Node;
+use super::plugin::Plugin;
+use super::volume::Store;
+use crate::cli::{exit, keep_secrets_in, log_to_stderr};
+use crate::config;
+use crate::handover::{Access, Place};
+use clap::Parser;
+use std::fmt::Display;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::task::TaskTracker;
+
+/// How often volumes are looked for that nobody will unpublish any more.
+const ROUND: Duration = Duration::from_secs(60);
+
+/// How long calls may take to end when the mounter is told to leave.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// For root alone.
+const SOCKET_MODE: u32 = 0o600;
+
+/// Mounts each pod's own latchkey socket into the pod, as a CSI driver.
+#[derive(Debug, Parser)]
+#[command(name = "latchkey-csi", version, about)]
+struct Arguments {
+    /// The kubelet's root directory, by the same path as on the node.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/kubelet")]
+    kubelet_root: PathBuf,
+    /// The node's name [default: the environment variable NODE_NAME].
+    #[arg(long, value_name = "NAME")]
+    node: Option<String>,
+    /// What is logged, as the agent's log.level [default: the environment variable RUST_LOG, else info].
+    #[arg(long, value_name = "LEVEL")]
+    log: Option<String>,
+}
+
+/// Runs the mounter.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            let _ = error.print();
+            return if error.use_stderr() {
+                exit::USAGE.into()
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    keep_secrets_in();
+    let variable = |wanted| {
+        config::environment()
+            .find(|(name, value)| name == wanted && !value.is_empty())
+            .map(|(_, value)| value)
+    };
+    let Some(node) = arguments.node.or_else(|| variable("NODE_NAME")) else {
+        let text = "NODE_NAME is not set: take it from spec.nodeName by the downward API";
+        return fail(exit::CONFIG, &text);
+    };
+    if !arguments.kubelet_root.is_absolute() {
+        return fail(exit::USAGE, &"--kubelet-root takes an absolute path");
+    }
+    let level = arguments.log.or_else(|| variable("RUST_LOG"));
+    let _logs = log_to_stderr(level.as_deref().unwrap_or("info"));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    match runtime {
+        Ok(runtime) => match runtime.block_on(run(node, &arguments.kubelet_root)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(exit::UNAVAILABLE, &error),
+        },
+        Err(error) => fail(exit::UNAVAILABLE, &error),
+    }
+}
+
+async fn run(name: String, kubelet: &Path) -> io::Result<()> {
+    let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let plugins = kubelet.join("plugins");
+    let directory = plugins.join(DRIVER);
+    let store = open_store(&plugins, &directory)?;
+    let node = Arc::new(Node::new(name, kubelet.to_owned(), store));
+    node.tend().await;
+    let endpoint = directory.join("csi.sock");
+    let plugin = Arc::new(Plugin {
+        node: node.clone(),
+        endpoint: endpoint.clone(),
+    });
+    let calls = TaskTracker::new();
+    // The kubelet asks for CSI's services as soon as it sees the other socket.
+    let registry = kubelet
+        .join("plugins_registry")
+        .join(format!("{DRIVER}-reg.sock"));
+    let services = [listen(&endpoint)?, listen(&registry)?]
+        .map(|listener| tokio::spawn(serve(listener, plugin.clone(), calls.clone())));
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = node.name,
+        endpoint = %endpoint.display(),
+        "ready"
+    );
+    let mut rounds = interval(ROUND);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let [terminate, interrupt] = &mut signals;
+    let (Ok(terminate), Ok(interrupt)) = (terminate, interrupt) else {
+        return Err(io::Error::other("cannot wait for signals"));
+    };
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = rounds.tick() => node.tend().await,
+        }
+    }
+    // The names of the sockets stay: to the kubelet the driver is still there, and it tries again until the next
+    // mounter has taken them over.
+    for service in services {
+        service.abort();
+    }
+    calls.close();
+    let _ = timeout(DRAIN, calls.wait()).await;
+    tracing::info!("ended");
+    Ok(())
+}
+
+/// The store in memory, which outlives the mounter.
+fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
+    for path in [plugins, directory] {
+        make(path)?;
+    }
+    let store = Store::of(directory);
+    make(store.root())?;
+    if !store.is_there() {
+        mount::memory(store.root(), "mode=0700,size=32m")?;
+    }
+    if !store.is_there() {
+        let text = "is mounted, but is no memory of root's alone: unmount it";
+        return Err(named(io::Error::other(text), store.root()));
+    }
+    store.furnish()?;
+    Ok(store)
+}
+
+fn make(path: &Path) -> io::Result<()> {
+    match std::fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(error, path)),
+        _ => Ok(()),
+    }
+}
+
+fn listen(path: &Path) -> io::Result<Arc<UnixListener>> {
+    let place = Place::open(path, Access::Everybody).map_err(io::Error::other)?;
+    let listening = place.claim(SOCKET_MODE).map_err(|e| named(e, path))?;
+    Ok(listening.listener)
+}
+
+fn named(error: io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+fn fail(code: u8, why: &dyn Display) -> ExitCode {
+    let _ = writeln!(io::stderr(), "latchkey-csi: {why}");
+    code.into()
+}

@@ -1,0 +1,188 @@
+//! What the mounter and the agent say to each other, over a socket that only root can reach.
+//!
+//! One question and one reply a connection. Each is two frames of a length and so many bytes: JSON, which holds
+//! nothing secret and may be logged, and tokens as the kubelet wrote them, which may not.
+
+use super::volume::Volume;
+use crate::secret::SecretBytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use zeroize::Zeroizing;
+
+/// The longest frame. A token has some 1,500 bytes; a pod has one for each audience, and a node some hundred pods.
+const FRAME_LIMIT: u32 = 4 << 20;
+
+/// How long the agent may take: it may have to ask the API server.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A question to the agent.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Ask {
+    /// Serve this volume, whose directory is ready. The pod's tokens come with it.
+    Publish(Volume),
+    /// The volume with that id goes.
+    Unpublish(String),
+    /// Which tokens do you hold? Asked by an agent that takes over from another.
+    Tokens,
+}
+
+/// The agent's reply.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(crate) struct Reply {
+    pub(crate) failure: Option<Failure>,
+}
+
+/// Why the agent does not do it. The text goes to the kubelet, and so into an event of the pod.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct Failure {
+    pub(crate) kind: FailureKind,
+    pub(crate) text: String,
+}
+
+/// What kind of failure.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FailureKind {
+    /// The pod is not what the kubelet says it is.
+    Denied,
+    /// It may succeed later.
+    Unavailable,
+}
+
+/// JSON, and the tokens beside it.
+pub(crate) struct Message<T> {
+    pub(crate) body: T,
+    pub(crate) tokens: SecretBytes,
+}
+
+/// The agent, as the mounter reaches it.
+#[derive(Clone, Debug)]
+pub(crate) struct Agent {
+    socket: PathBuf,
+}
+
+// === impl FailureKind ===
+
+impl FailureKind {
+    /// The word for metrics.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "denied",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    pub(crate) fn new(kind: FailureKind, text: impl Into<String>) -> Self {
+        Self {
+            kind,
+            text: text.into(),
+        }
+    }
+
+    pub(crate) fn unavailable(text: impl Into<String>) -> Self {
+        Self::new(FailureKind::Unavailable, text)
+    }
+}
+
+// === impl Message ===
+
+impl<T> Message<T> {
+    pub(crate) fn plain(body: T) -> Self {
+        Self::with(body, Vec::new())
+    }
+
+    pub(crate) fn with(body: T, tokens: Vec<u8>) -> Self {
+        Self {
+            body,
+            tokens: Zeroizing::new(tokens).into(),
+        }
+    }
+}
+
+impl<T: DeserializeOwned> Message<T> {
+    /// Reads a message.
+    ///
+    /// # Errors
+    ///
+    /// If the other side breaks off or sends something else.
+    pub(crate) async fn read(stream: &mut UnixStream) -> io::Result<Self> {
+        let body = read_frame(stream).await?;
+        let tokens = read_frame(stream).await?.into();
+        let body = serde_json::from_slice(&body)?;
+        Ok(Self { body, tokens })
+    }
+}
+
+impl<T: Serialize> Message<T> {
+    /// Writes the message.
+    ///
+    /// # Errors
+    ///
+    /// If the other side has gone.
+    pub(crate) async fn write(&self, stream: &mut UnixStream) -> io::Result<()> {
+        for frame in [&*serde_json::to_vec(&self.body)?, self.tokens.as_ref()] {
+            let length = u32::try_from(frame.len()).ok();
+            let length = length.filter(|length| *length <= FRAME_LIMIT);
+            let length = length.ok_or(io::ErrorKind::InvalidInput)?;
+            stream.write_all(&length.to_be_bytes()).await?;
+            stream.write_all(frame).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn read_frame(stream: &mut UnixStream) -> io::Result<Zeroizing<Vec<u8>>> {
+    let length = stream.read_u32().await?;
+    if length > FRAME_LIMIT {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    // Whole from the start: a buffer that grows leaves copies behind.
+    let mut frame = Zeroizing::new(vec![0; length as usize]);
+    stream.read_exact(&mut frame).await?;
+    Ok(frame)
+}
+
+// === impl Agent ===
+
+impl Agent {
+    pub(crate) fn at(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    /// Asks the agent and waits for its reply.
+    ///
+    /// # Errors
+    ///
+    /// What it refuses, or that it cannot be reached now.
+    pub(crate) async fn ask(&self, ask: Ask, tokens: Vec<u8>) -> Result<Reply, Failure> {
+        let exchange = async {
+            let mut stream = UnixStream::connect(&self.socket).await?;
+            Message::with(ask, tokens).write(&mut stream).await?;
+            Message::<Reply>::read(&mut stream).await
+        };
+        let away = |why: &dyn std::fmt::Display| {
+            Failure::unavailable(format!(
+                "the latchkey agent of this node does not answer ({why}); it is tried again"
+            ))
+        };
+        match timeout(REPLY_TIMEOUT, exchange).await {
+            Ok(Ok(Message { body, .. })) => match body.failure {
+                None => Ok(body),
+                Some(failure) => Err(failure),
+            },
+            Ok(Err(error)) => Err(away(&error)),
+            Err(elapsed) => Err(away(&elapsed)),
+        }
+    }
+}

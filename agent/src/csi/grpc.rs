@@ -1,0 +1,130 @@
+//! gRPC over a Unix socket, for root alone.
+//!
+//! Requests carry tokens, so no connection lasts: with it go its buffers, which the mounter's allocator wipes.
+
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use prost::Message;
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::time::{sleep, timeout};
+use tokio_util::task::TaskTracker;
+use tonic::body::Body;
+use tonic::server::{Grpc, UnaryService};
+use tonic::{Request, Response, Status};
+use tonic_prost::ProstCodec;
+
+/// How long a connection is kept for further calls.
+const CONNECTION_AGE: Duration = Duration::from_secs(15);
+
+/// How long a call under way may still take when its connection is to end; the kubelet gives up after two minutes.
+const LAST_CALL: Duration = Duration::from_secs(120);
+
+/// The longest message. A token has some 1,500 bytes.
+const MESSAGE_LIMIT: usize = 1 << 20;
+
+/// How long the accept loop rests when the machine has run out of something.
+const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+
+/// Answers calls by their path.
+pub(super) trait Services: Send + Sync + 'static {
+    /// Answers one call.
+    fn call(
+        self: Arc<Self>,
+        request: http::Request<Incoming>,
+    ) -> impl Future<Output = http::Response<Body>> + Send;
+}
+
+/// Serves everybody who is root, for ever.
+pub(super) async fn serve<S: Services>(
+    listener: Arc<UnixListener>,
+    services: Arc<S>,
+    calls: TaskTracker,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
+                if is_root {
+                    calls.spawn(connection(stream, services.clone()));
+                } else {
+                    tracing::warn!("somebody who is not root connected");
+                }
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot accept a connection now");
+                sleep(EXHAUSTED_REST).await;
+            }
+        }
+    }
+}
+
+async fn connection<S: Services>(stream: UnixStream, services: Arc<S>) {
+    let service = service_fn(move |request| {
+        let services = services.clone();
+        async move { Ok::<_, Infallible>(services.call(request).await) }
+    });
+    let mut http = std::pin::pin!(
+        http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .serve_connection(TokioIo::new(stream), service)
+    );
+    tokio::select! {
+        ended = &mut http => {
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended");
+            }
+            return;
+        }
+        () = sleep(CONNECTION_AGE) => {}
+    }
+    http.as_mut().graceful_shutdown();
+    let _ = timeout(LAST_CALL, http).await;
+}
+
+/// Answers a call that takes one message and gives one.
+pub(super) async fn unary<Q, A, F>(
+    request: http::Request<Incoming>,
+    answer: impl FnOnce(Q) -> F + Send,
+) -> http::Response<Body>
+where
+    Q: Message + Default + 'static,
+    A: Message + Default + 'static,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    let codec = ProstCodec::<A, Q>::default();
+    let mut grpc = Grpc::new(codec).max_decoding_message_size(MESSAGE_LIMIT);
+    grpc.unary(Once(Some(answer)), request).await
+}
+
+/// The answer to a call that nobody takes.
+pub(super) fn unimplemented(path: &str) -> http::Response<Body> {
+    Status::unimplemented(format!("there is no {path}")).into_http()
+}
+
+/// A function, called at most once.
+struct Once<T>(Option<T>);
+
+impl<Q, A, F, T> UnaryService<Q> for Once<T>
+where
+    T: FnOnce(Q) -> F,
+    F: Future<Output = Result<A, Status>> + Send + 'static,
+{
+    type Response = A;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<A>, Status>> + Send>>;
+
+    fn call(&mut self, request: Request<Q>) -> Self::Future {
+        let answer = self.0.take().map(|answer| answer(request.into_inner()));
+        Box::pin(async move {
+            match answer {
+                Some(answer) => answer.await.map(Response::new),
+                None => Err(Status::internal("called twice")),
+            }
+        })
+    }
+}

@@ -1,0 +1,214 @@
+//! Mounts: the pod's directory at the place that the kubelet names, and the memory that all directories are in.
+//!
+//! Each step may find that it, or half of it, has been done before: whoever is killed between two of them is
+//! followed by one who begins at the first.
+
+use super::publish::Target;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::stat::{Mode, mkdirat, stat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+/// What nobody needs in a volume of ours.
+const FLAGS: MsFlags = MsFlags::MS_NOSUID
+    .union(MsFlags::MS_NODEV)
+    .union(MsFlags::MS_NOEXEC);
+
+/// The last part of each target.
+const MOUNT: &str = "mount";
+
+/// More mounts on one place than anybody has ever stacked.
+const MOST_STACKED: usize = 1 << 16;
+
+const NONE: Option<&str> = None;
+
+/// Mounts `source` read-only at `target`, once.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn bind(source: &Path, target: &Target) -> io::Result<()> {
+    let parent = open_parent(target)?;
+    match mkdirat(&parent, MOUNT, Mode::from_bits_truncate(0o750)) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let there = options_at(&target.path)?;
+    if let [options] = &there[..]
+        && is_same(source, &target.path)?
+    {
+        if is_confined(options) {
+            return Ok(());
+        }
+    } else {
+        unmount_all(&target.path, &parent)?;
+        let below = open_in(&parent, MOUNT)?;
+        mount(Some(source), &through(&below), NONE, MsFlags::MS_BIND, NONE)?;
+    }
+    // What is mounted is known only now: the descriptor from before shows what lies below it.
+    let mounted = open_in(&parent, MOUNT)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
+    Ok(mount(NONE, &through(&mounted), NONE, flags, NONE)?)
+}
+
+/// Whether `source` is mounted at `target`, once and read-only.
+///
+/// # Errors
+///
+/// If the mounts cannot be read.
+pub(super) fn is_bound(source: &Path, target: &Target) -> io::Result<bool> {
+    Ok(match &options_at(&target.path)?[..] {
+        [options] => is_confined(options) && is_same(source, &target.path)?,
+        _ => false,
+    })
+}
+
+/// Removes every mount at `target`, and its directory. There may be neither.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn release(target: &Target) -> io::Result<()> {
+    let parent = match open_parent(target) {
+        Ok(parent) => parent,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    unmount_all(&target.path, &parent)?;
+    match unlinkat(&parent, MOUNT, UnlinkatFlags::RemoveDir) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Mounts memory at `at`, once: a tmpfs with the options, and off swap where the kernel can do that (Linux 6.4).
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
+    if !options_at(at)?.is_empty() {
+        return Ok(());
+    }
+    let tmpfs = |options: &str| mount(Some("latchkey"), at, Some("tmpfs"), FLAGS, Some(options));
+    match tmpfs(&format!("{options},noswap")) {
+        Err(Errno::EINVAL) => Ok(tmpfs(options)?),
+        outcome => Ok(outcome?),
+    }
+}
+
+fn unmount_all(path: &Path, parent: &OwnedFd) -> io::Result<()> {
+    // By way of the directory that is held open: nothing can be put in the path's place.
+    let at = through(parent).join(MOUNT);
+    for _ in 0..MOST_STACKED {
+        match umount2(&at, MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // What has something open in it is taken out of the way now, and ends with that.
+            Err(Errno::EBUSY) => umount2(&at, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Err(io::Error::other(format!(
+        "there are too many mounts on {}",
+        path.display()
+    )))
+}
+
+/// The directory that the target is in, reached without a symbolic link.
+fn open_parent(target: &Target) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    let pods = open(&target.pods, flags, Mode::empty())?;
+    let how = OpenHow::new().flags(flags).resolve(
+        ResolveFlag::RESOLVE_BENEATH
+            | ResolveFlag::RESOLVE_NO_SYMLINKS
+            | ResolveFlag::RESOLVE_NO_MAGICLINKS,
+    );
+    Ok(openat2(&pods, target.parent.as_str(), how)?)
+}
+
+fn open_in(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    Ok(openat(parent, name, flags, Mode::empty())?)
+}
+
+fn through(descriptor: &OwnedFd) -> PathBuf {
+    format!("/proc/self/fd/{}", descriptor.as_raw_fd()).into()
+}
+
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (stat(one)?, stat(other)?);
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+fn is_confined(options: &str) -> bool {
+    ["ro", "nosuid", "nodev", "noexec"]
+        .iter()
+        .all(|wanted| options.split(',').any(|option| option == *wanted))
+}
+
+/// The options of every mount on exactly that path, the oldest first (proc_pid_mountinfo(5)).
+fn options_at(path: &Path) -> io::Result<Vec<String>> {
+    Ok(find(&fs::read("/proc/self/mountinfo")?, path))
+}
+
+fn find(mountinfo: &[u8], path: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for line in mountinfo.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ').skip(4);
+        let (Some(point), Some(options)) = (fields.next(), fields.next()) else {
+            continue;
+        };
+        if Path::new(OsStr::from_bytes(&unescape(point))) == path {
+            found.push(String::from_utf8_lossy(options).into_owned());
+        }
+    }
+    found
+}
+
+/// The kernel writes blanks and backslashes as three octal digits.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let code = after
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        match code {
+            Some(byte) => {
+                plain.push(byte);
+                rest = &after[3..];
+            }
+            None => {
+                plain.push(*first);
+                rest = after;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_found_by_their_whole_path_and_all_of_them() {
+        let text = b"22 1 0:20 / /sys rw,nosuid shared:7 - sysfs sysfs rw\n\
+            90 1 0:50 /p /k/a\\040b/mount ro,nosuid,nodev,noexec,relatime - tmpfs t rw\n\
+            91 90 0:50 /p /k/a\\040b/mount rw - tmpfs t rw\n\
+            92 1 0:51 / /k/a rw - tmpfs t rw\n\nnonsense\n";
+        let found = find(text, Path::new("/k/a b/mount"));
+        assert_eq!(found, ["ro,nosuid,nodev,noexec,relatime", "rw"]);
+        assert!(is_confined(&found[0]) && !is_confined(&found[1]));
+        assert!(find(text, Path::new("/k/a b")).is_empty());
+    }
+}

@@ -1,0 +1,225 @@
+//! The node service: volumes published and unpublished, each call as often as the kubelet likes.
+//!
+//! A volume is made in this order: its directory, the record of it, the agent's consent, the mount. Whoever is killed in between leaves something that the next call, or [`Node::tend`], completes
+//! or removes. An error that the kubelet takes for final is given only before the volume is mounted: a pod that
+//! runs keeps what it has.
+
+use super::control::{Agent, Ask, Failure, FailureKind};
+use super::mount;
+use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
+use super::publish::{Publish, Target, volume_id};
+use super::volume::{Key, Store, Volume};
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::time::timeout;
+use tonic::Status;
+
+/// How long the agent may take to let go of a volume that goes in any case.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// The node service.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// The node's name.
+    pub(super) name: String,
+    kubelet: PathBuf,
+    store: Store,
+    agent: Agent,
+    busy: Mutex<HashSet<Key>>,
+}
+
+/// The right to work on one volume, until it is dropped.
+struct Turn<'a> {
+    node: &'a Node,
+    key: Key,
+}
+
+// === impl Node ===
+
+impl Node {
+    pub(super) fn new(name: String, kubelet: PathBuf, store: Store) -> Self {
+        Self {
+            name,
+            kubelet,
+            agent: Agent::at(store.control()),
+            store,
+            busy: Mutex::default(),
+        }
+    }
+
+    /// Publishes a volume.
+    ///
+    /// # Errors
+    ///
+    /// As CSI's table of errors for `NodePublishVolume` says.
+    pub(super) async fn publish(&self, request: NodePublishVolumeRequest) -> Result<Empty, Status> {
+        let publish = Publish::parse(request, &self.kubelet)?;
+        let turn = self.turn(Key::of(&publish.volume.id))?;
+        let known = self.store.load(&turn.key).map_err(|error| broken(&error))?;
+        if let Some(known) = &known {
+            compatible(known, &publish.volume)?;
+        }
+        let directory = self.store.directory(&turn.key);
+        let target = publish.target.clone();
+        let pod = publish.volume.pod.clone();
+        let was_bound = known.is_some() && mount::is_bound(&directory, &target).unwrap_or(false);
+        let outcome = self.make(publish, &turn.key, &directory).await;
+        match outcome {
+            Ok(()) => {
+                let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
+                if !was_bound {
+                    tracing::info!(%uid, namespace, name, "a volume is published");
+                }
+                Ok(Empty {})
+            }
+            Err(failure) if was_bound => {
+                tracing::warn!(uid = %pod.uid, error = failure.text, "a volume stays as it was");
+                Err(Status::unavailable(failure.text))
+            }
+            Err(failure) => {
+                self.withdraw(&turn.key, &target).await;
+                Err(status(failure))
+            }
+        }
+    }
+
+    /// Unpublishes a volume, whatever there is of it.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` if the volume or its place is not named, `ABORTED` while it is being worked on.
+    pub(super) async fn unpublish(
+        &self,
+        request: NodeUnpublishVolumeRequest,
+    ) -> Result<Empty, Status> {
+        let id = volume_id(request.volume_id)?;
+        let target = Target::parse(&request.target_path, &self.kubelet)?;
+        let turn = self.turn(Key::of(&id))?;
+        self.withdraw(&turn.key, &target).await;
+        tracing::info!(uid = %target.pod, "a volume is unpublished");
+        Ok(Empty {})
+    }
+
+    /// Removes what nobody will unpublish any more: volumes of pods whose directory the kubelet has removed, and
+    /// directories that were begun and never recorded.
+    pub(super) async fn tend(&self) {
+        let (Ok(keys), Ok(directories)) = (self.store.keys(), self.store.directories()) else {
+            return;
+        };
+        for key in &keys {
+            let Ok(turn) = self.turn(key.clone()) else {
+                continue;
+            };
+            let Ok(Some(volume)) = self.store.load(key) else {
+                continue;
+            };
+            let pod = self.kubelet.join("pods").join(volume.pod.uid.to_string());
+            let is_gone = pod
+                .symlink_metadata()
+                .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            let target = Target::parse(&volume.target.to_string_lossy(), &self.kubelet);
+            if let (true, Ok(target)) = (is_gone, target) {
+                tracing::info!(uid = %target.pod, "a volume whose pod is gone is removed");
+                self.withdraw(&turn.key, &target).await;
+            }
+        }
+        for key in directories.iter().filter(|key| !keys.contains(key)) {
+            // One that is being published has its turn, and is recorded soon.
+            if let Ok(turn) = self.turn(key.clone())
+                && let Ok(None) = self.store.load(&turn.key)
+            {
+                self.clear(&turn.key);
+            }
+        }
+    }
+
+    async fn make(&self, publish: Publish, key: &Key, directory: &Path) -> Result<(), Failure> {
+        let Publish {
+            volume,
+            target,
+            tokens,
+        } = publish;
+        let failed = |what: &str, error: io::Error| {
+            Failure::unavailable(format!("cannot {what} the pod's directory: {error}"))
+        };
+        self.store.make(key).map_err(|e| failed("make", e))?;
+        self.store.save(&volume).map_err(|e| failed("record", e))?;
+        self.agent.ask(Ask::Publish(volume), tokens).await?;
+        mount::bind(directory, &target).map_err(|e| failed("mount", e))
+    }
+
+    async fn withdraw(&self, key: &Key, target: &Target) {
+        if let Err(error) = mount::release(target) {
+            tracing::warn!(uid = %target.pod, %error, "cannot remove a volume's mount");
+        }
+        match self.store.load(key) {
+            // Another volume's that happens to have this name: it is not ours to remove.
+            Ok(Some(volume)) if volume.target != target.path => return,
+            Ok(Some(volume)) => {
+                // If the agent does not hear it, it notices that the record is gone.
+                let farewell = self.agent.ask(Ask::Unpublish(volume.id), Vec::new());
+                let _ = timeout(FAREWELL, farewell).await;
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "cannot read the record of a volume"),
+        }
+        if let Err(error) = self.store.forget(key) {
+            tracing::warn!(%error, "cannot remove the record of a volume");
+        }
+        self.clear(key);
+    }
+
+    fn clear(&self, key: &Key) {
+        if let Err(error) = self.store.remove(key) {
+            tracing::warn!(%error, "cannot remove the directory of a volume");
+        }
+    }
+
+    fn turn(&self, key: Key) -> Result<Turn<'_>, Status> {
+        if !self.busy().insert(key.clone()) {
+            return Err(Status::aborted(
+                "another call for this volume is under way; try again",
+            ));
+        }
+        Ok(Turn { node: self, key })
+    }
+
+    fn busy(&self) -> MutexGuard<'_, HashSet<Key>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.node.busy().remove(&self.key);
+    }
+}
+
+/// A volume that is published can be published again as the same, and not as another.
+fn compatible(known: &Volume, asked: &Volume) -> Result<(), Status> {
+    if known == asked {
+        Ok(())
+    } else if known.target != asked.target {
+        Err(Status::failed_precondition(
+            "the volume is published at another target_path",
+        ))
+    } else {
+        Err(Status::already_exists(
+            "the volume is published for another pod",
+        ))
+    }
+}
+
+fn status(failure: Failure) -> Status {
+    match failure.kind {
+        FailureKind::Denied => Status::permission_denied(failure.text),
+        FailureKind::Unavailable => Status::unavailable(failure.text),
+    }
+}
+
+fn broken(error: &io::Error) -> Status {
+    Status::unavailable(format!("the record of the volume cannot be read: {error}"))
+}

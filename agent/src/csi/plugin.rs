@@ -1,0 +1,84 @@
+//! What the kubelet may call, by its path: CSI's identity and node services, and the registration by which the
+//! kubelet comes to know the driver.
+
+use super::DRIVER;
+use super::grpc::{Services, unary, unimplemented};
+use super::node::Node;
+use super::proto::{BoolValue, Empty, NodeInfo, PluginInfo, PluginName, Probe, RegistrationStatus};
+use hyper::body::Incoming;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tonic::body::Body;
+
+/// The plugin as the kubelet sees it, on both of its sockets.
+#[derive(Debug)]
+pub(super) struct Plugin {
+    pub(super) node: Arc<Node>,
+    /// The socket of CSI's services.
+    pub(super) endpoint: PathBuf,
+}
+
+impl Services for Plugin {
+    async fn call(self: Arc<Self>, request: http::Request<Incoming>) -> http::Response<Body> {
+        let node = self.node.clone();
+        match request.uri().path() {
+            "/csi.v1.Identity/GetPluginInfo" => {
+                unary(request, |Empty {}| async { Ok(plugin_name()) }).await
+            }
+            // No controller, no topology, no staging: none beyond the least.
+            "/csi.v1.Identity/GetPluginCapabilities" | "/csi.v1.Node/NodeGetCapabilities" => {
+                unary(request, |Empty {}| async { Ok(Empty {}) }).await
+            }
+            "/csi.v1.Identity/Probe" => unary(request, |Empty {}| async { Ok(ready()) }).await,
+            "/csi.v1.Node/NodeGetInfo" => {
+                let node_id = node.name.clone();
+                unary(request, |Empty {}| async { Ok(NodeInfo { node_id }) }).await
+            }
+            "/csi.v1.Node/NodePublishVolume" => {
+                unary(request, |asked| async move { node.publish(asked).await }).await
+            }
+            "/csi.v1.Node/NodeUnpublishVolume" => {
+                unary(request, |asked| async move { node.unpublish(asked).await }).await
+            }
+            "/pluginregistration.Registration/GetInfo" => {
+                let info = PluginInfo {
+                    kind: "CSIPlugin".into(),
+                    name: DRIVER.into(),
+                    endpoint: self.endpoint.to_string_lossy().into_owned(),
+                    supported_versions: vec!["1.0.0".into()],
+                };
+                unary(request, |Empty {}| async { Ok(info) }).await
+            }
+            "/pluginregistration.Registration/NotifyRegistrationStatus" => {
+                unary(request, |status| async move { Ok(registered(&status)) }).await
+            }
+            path => unimplemented(path),
+        }
+    }
+}
+
+fn plugin_name() -> PluginName {
+    PluginName {
+        name: DRIVER.into(),
+        vendor_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// It listens only when it can publish.
+fn ready() -> Probe {
+    Probe {
+        ready: Some(BoolValue { value: true }),
+    }
+}
+
+fn registered(status: &RegistrationStatus) -> Empty {
+    if status.plugin_registered {
+        tracing::info!("the kubelet has registered the driver");
+    } else {
+        tracing::error!(
+            error = status.error,
+            "the kubelet has not registered the driver; it tries again"
+        );
+    }
+    Empty {}
+}

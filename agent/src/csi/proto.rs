@@ -1,0 +1,158 @@
+//! The messages of CSI 1.x (csi.proto, package `csi.v1`) and of the kubelet's plugin registration (`pluginregistration`,
+//! v1) that the mounter uses, field by field as those files number them. What they have beyond that is skipped when it is read.
+//!
+//! Written out and not generated: there are few, they never change their numbers, and no compiler of protobuf is
+//! needed to build. The run on a real cluster shows that a real kubelet reads and writes the same.
+
+use prost::{Message, Oneof};
+use std::collections::HashMap;
+use std::fmt;
+
+/// Any message without fields.
+#[derive(Clone, Copy, Message)]
+pub struct Empty {}
+
+/// `GetPluginInfoResponse`.
+#[derive(Clone, Message)]
+pub struct PluginName {
+    /// The driver.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Its version.
+    #[prost(string, tag = "2")]
+    pub vendor_version: String,
+}
+
+/// `ProbeResponse`.
+#[derive(Clone, Message)]
+pub struct Probe {
+    /// Absent means ready.
+    #[prost(message, optional, tag = "1")]
+    pub ready: Option<BoolValue>,
+}
+
+/// `google.protobuf.BoolValue`.
+#[derive(Clone, Copy, Message)]
+pub struct BoolValue {
+    /// The value.
+    #[prost(bool, tag = "1")]
+    pub value: bool,
+}
+
+/// `NodeGetInfoResponse`.
+#[derive(Clone, Message)]
+pub struct NodeInfo {
+    /// The node's name.
+    #[prost(string, tag = "1")]
+    pub node_id: String,
+}
+
+/// `NodePublishVolumeRequest`. It may hold tokens, and prints nothing of what it holds.
+#[derive(Clone, Message)]
+#[prost(skip_debug)]
+pub struct NodePublishVolumeRequest {
+    /// The kubelet's name for the volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// Where it is to be.
+    #[prost(string, tag = "4")]
+    pub target_path: String,
+    /// What it is to be.
+    #[prost(message, optional, tag = "5")]
+    pub volume_capability: Option<VolumeCapability>,
+    /// Whether the pod wants it read-only, as it is in any case.
+    #[prost(bool, tag = "6")]
+    pub readonly: bool,
+    /// Where `serviceAccountTokenInSecrets` puts the tokens.
+    #[prost(map = "string, string", tag = "7")]
+    pub secrets: HashMap<String, String>,
+    /// The pod's own attributes, and what the kubelet adds.
+    #[prost(map = "string, string", tag = "8")]
+    pub volume_context: HashMap<String, String>,
+}
+
+impl fmt::Debug for NodePublishVolumeRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("NodePublishVolumeRequest(..)")
+    }
+}
+
+/// `VolumeCapability`.
+#[derive(Clone, Message)]
+pub struct VolumeCapability {
+    /// A block device or a filesystem.
+    #[prost(oneof = "AccessType", tags = "1, 2")]
+    pub access_type: Option<AccessType>,
+    /// Who may use it.
+    #[prost(message, optional, tag = "3")]
+    pub access_mode: Option<AccessMode>,
+}
+
+/// `VolumeCapability.access_type`.
+#[derive(Clone, Oneof)]
+pub enum AccessType {
+    /// A block device.
+    #[prost(message, tag = "1")]
+    Block(Empty),
+    /// A filesystem.
+    #[prost(message, tag = "2")]
+    Mount(MountVolume),
+}
+
+/// `VolumeCapability.MountVolume`.
+#[derive(Clone, Message)]
+pub struct MountVolume {
+    /// The filesystem.
+    #[prost(string, tag = "1")]
+    pub fs_type: String,
+    /// Options for the mount.
+    #[prost(string, repeated, tag = "2")]
+    pub mount_flags: Vec<String>,
+}
+
+/// `VolumeCapability.AccessMode`.
+#[derive(Clone, Copy, Message)]
+pub struct AccessMode {
+    /// `SINGLE_NODE_WRITER` is 1.
+    #[prost(int32, tag = "1")]
+    pub mode: i32,
+}
+
+/// `NodeUnpublishVolumeRequest`.
+#[derive(Clone, Message)]
+pub struct NodeUnpublishVolumeRequest {
+    /// The kubelet's name for the volume.
+    #[prost(string, tag = "1")]
+    pub volume_id: String,
+    /// Where it is.
+    #[prost(string, tag = "2")]
+    pub target_path: String,
+}
+
+/// `PluginInfo` of the registration.
+#[derive(Clone, Message)]
+pub struct PluginInfo {
+    /// `CSIPlugin`.
+    #[prost(string, tag = "1")]
+    pub kind: String,
+    /// The driver.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The socket of its services.
+    #[prost(string, tag = "3")]
+    pub endpoint: String,
+    /// The versions of CSI that it speaks.
+    #[prost(string, repeated, tag = "4")]
+    pub supported_versions: Vec<String>,
+}
+
+/// `RegistrationStatus`.
+#[derive(Clone, Message)]
+pub struct RegistrationStatus {
+    /// Whether the kubelet has taken it.
+    #[prost(bool, tag = "1")]
+    pub plugin_registered: bool,
+    /// Why not.
+    #[prost(string, tag = "2")]
+    pub error: String,
+}

@@ -1,0 +1,362 @@
+//! What the kubelet asks for, checked: everything that could lead somewhere else than to the pod's own volume is
+//! refused here.
+
+use super::proto::{AccessType, NodePublishVolumeRequest};
+use super::volume::{PodReference, Volume};
+use crate::attest::cgroup::PodUid;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use tonic::Status;
+
+/// What the kubelet's own attributes begin with. It overwrites what a pod may have written under these names.
+const KUBELETS: &str = "csi.storage.k8s.io/";
+
+/// Where the kubelet puts the pod's tokens.
+const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// The longest id that a caller may give a volume; CSI's own limit for a string.
+const ID_LIMIT: usize = 128;
+
+/// A volume to publish.
+pub(super) struct Publish {
+    pub(super) volume: Volume,
+    pub(super) target: Target,
+    /// As JSON of the kubelet's; empty if there are none.
+    pub(super) tokens: Vec<u8>,
+}
+
+/// A place for a volume below the kubelet's root: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) struct Target {
+    /// The whole path, as the kubelet wrote it.
+    pub(super) path: PathBuf,
+    /// The directory of the kubelet's pods.
+    pub(super) pods: PathBuf,
+    /// The directory that the place is in, below that.
+    pub(super) parent: String,
+    pub(super) pod: PodUid,
+}
+
+// === impl Publish ===
+
+impl Publish {
+    /// Reads a request, with the kubelet's root at `kubelet`.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT` or `FAILED_PRECONDITION`, naming the field.
+    pub(super) fn parse(
+        mut request: NodePublishVolumeRequest,
+        kubelet: &Path,
+    ) -> Result<Self, Status> {
+        let id = volume_id(request.volume_id)?;
+        let target = Target::parse(&request.target_path, kubelet)?;
+        let capability = request
+            .volume_capability
+            .ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
+        if capability.access_mode.is_none_or(|mode| mode.mode == 0) {
+            return Err(Status::invalid_argument(
+                "volume_capability.access_mode is missing",
+            ));
+        }
+        match capability.access_type {
+            None => {
+                return Err(Status::invalid_argument(
+                    "volume_capability.access_type is missing",
+                ));
+            }
+            Some(AccessType::Block(_)) => {
+                return Err(Status::failed_precondition(
+                    "there are no block volumes: use volumeMounts, not volumeDevices",
+                ));
+            }
+            Some(AccessType::Mount(mount)) => {
+                if !mount.fs_type.is_empty() || !mount.mount_flags.is_empty() {
+                    return Err(Status::failed_precondition(
+                        "the volume takes no fsType and no mount options: leave them out",
+                    ));
+                }
+            }
+        }
+        let context = &mut request.volume_context;
+        if context
+            .get("csi.storage.k8s.io/ephemeral")
+            .map(String::as_str)
+            != Some("true")
+        {
+            return Err(Status::invalid_argument(
+                "only ephemeral inline volumes can be had: write the volume into the pod, and keep podInfoOnMount \
+                 and the lifecycle mode Ephemeral in the CSIDriver object",
+            ));
+        }
+        let tokens = request
+            .secrets
+            .remove(TOKENS)
+            .or_else(|| context.remove(TOKENS));
+        let pod = PodReference {
+            uid: target.pod,
+            namespace: told(context, "pod.namespace")?,
+            name: told(context, "pod.name")?,
+            service_account: told(context, "serviceAccount.name")?,
+        };
+        // The path is the kubelet's alone; the attribute is so only while podInfoOnMount is on.
+        if told(context, "pod.uid")?.parse() != Ok(target.pod) {
+            return Err(Status::invalid_argument(
+                "volume_context's pod.uid is not the pod of target_path",
+            ));
+        }
+        let mut unknown: Vec<_> = context
+            .keys()
+            .filter(|key| !key.starts_with(KUBELETS))
+            .collect();
+        unknown.sort_unstable();
+        if let Some(key) = unknown.first() {
+            return Err(Status::invalid_argument(format!(
+                "the volume has an attribute {key:?}, which does not exist: it takes none"
+            )));
+        }
+        Ok(Self {
+            volume: Volume {
+                id,
+                pod,
+                target: target.path.clone(),
+            },
+            target,
+            tokens: tokens.map(String::into_bytes).unwrap_or_default(),
+        })
+    }
+}
+
+/// Checks the id of a volume.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` if there is none, or too much of it.
+pub(super) fn volume_id(id: String) -> Result<String, Status> {
+    if id.is_empty() {
+        Err(Status::invalid_argument("volume_id is missing"))
+    } else if id.len() > ID_LIMIT {
+        Err(Status::invalid_argument(
+            "volume_id is longer than 128 bytes",
+        ))
+    } else {
+        Ok(id)
+    }
+}
+
+fn told(context: &mut HashMap<String, String>, name: &str) -> Result<String, Status> {
+    let value = context.remove(&format!("{KUBELETS}{name}"));
+    value.filter(|value| !value.is_empty()).ok_or_else(|| {
+        Status::invalid_argument(format!(
+            "volume_context has no {name}: set podInfoOnMount in the CSIDriver object"
+        ))
+    })
+}
+
+// === impl Target ===
+
+impl Target {
+    /// Reads a path as the kubelet writes it, and no other.
+    ///
+    /// # Errors
+    ///
+    /// `INVALID_ARGUMENT`.
+    pub(super) fn parse(path: &str, kubelet: &Path) -> Result<Self, Status> {
+        if path.is_empty() {
+            return Err(Status::invalid_argument("target_path is missing"));
+        }
+        let pods = kubelet.join("pods");
+        let below = path
+            .strip_prefix(&format!("{}/", pods.display()))
+            .unwrap_or_default();
+        let parts: Vec<&str> = below.split('/').collect();
+        let [uid, "volumes", "kubernetes.io~csi", name, "mount"] = parts[..] else {
+            return Err(elsewhere(&pods));
+        };
+        let pod = uid.parse().map_err(|_| elsewhere(&pods))?;
+        if matches!(name, "" | "." | "..") || name.chars().any(char::is_control) {
+            return Err(elsewhere(&pods));
+        }
+        Ok(Self {
+            path: path.into(),
+            parent: format!("{uid}/volumes/kubernetes.io~csi/{name}"),
+            pods,
+            pod,
+        })
+    }
+}
+
+fn elsewhere(pods: &Path) -> Status {
+    Status::invalid_argument(format!(
+        "target_path is no place of a pod's CSI volume below {}: is --kubelet-root right?",
+        pods.display()
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::proto::{AccessMode, Empty, MountVolume, VolumeCapability};
+    use super::*;
+    use tonic::Code;
+
+    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+
+    fn target() -> String {
+        format!("/k/pods/{UID}/volumes/kubernetes.io~csi/latchkey/mount")
+    }
+
+    fn right() -> NodePublishVolumeRequest {
+        let context = [
+            ("csi.storage.k8s.io/ephemeral", "true"),
+            ("csi.storage.k8s.io/pod.name", "web"),
+            ("csi.storage.k8s.io/pod.namespace", "test"),
+            ("csi.storage.k8s.io/pod.uid", UID),
+            ("csi.storage.k8s.io/serviceAccount.name", "app"),
+        ];
+        NodePublishVolumeRequest {
+            volume_id: "csi-1".into(),
+            target_path: target(),
+            volume_capability: Some(VolumeCapability {
+                access_type: Some(AccessType::Mount(MountVolume::default())),
+                access_mode: Some(AccessMode { mode: 1 }),
+            }),
+            readonly: true,
+            secrets: HashMap::new(),
+            volume_context: context
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut NodePublishVolumeRequest)) -> (Code, String) {
+        let mut request = right();
+        change(&mut request);
+        match Publish::parse(request, Path::new("/k")) {
+            Ok(_) => panic!("it was taken"),
+            Err(status) => (status.code(), status.message().to_owned()),
+        }
+    }
+
+    #[test]
+    fn what_the_kubelet_asks_for_is_taken() {
+        let publish = Publish::parse(right(), Path::new("/k")).expect("it is right");
+        assert_eq!(publish.volume.id, "csi-1");
+        assert_eq!(publish.volume.pod.uid.to_string(), UID);
+        assert_eq!(publish.volume.pod.namespace, "test");
+        assert!(publish.tokens.is_empty());
+    }
+
+    #[test]
+    fn tokens_are_taken_from_the_secrets_before_the_context() {
+        let mut request = right();
+        let context = &mut request.volume_context;
+        context.insert(TOKENS.into(), "planted".into());
+        request.secrets.insert(TOKENS.into(), "kubelets".into());
+        let publish = Publish::parse(request, Path::new("/k")).expect("it is right");
+        assert_eq!(publish.tokens, b"kubelets");
+    }
+
+    #[test]
+    fn every_field_that_is_missing_is_named() {
+        type Change = fn(&mut NodePublishVolumeRequest);
+        let missing: [(&str, Change); 10] = [
+            ("volume_id", |r| r.volume_id.clear()),
+            ("target_path", |r| r.target_path.clear()),
+            ("volume_capability", |r| r.volume_capability = None),
+            ("access_mode", |r| {
+                r.volume_capability.as_mut().expect("one").access_mode = None;
+            }),
+            ("access_type", |r| {
+                r.volume_capability.as_mut().expect("one").access_type = None;
+            }),
+            ("ephemeral", |r| {
+                r.volume_context.remove("csi.storage.k8s.io/ephemeral");
+            }),
+            ("pod.name", |r| {
+                r.volume_context.remove("csi.storage.k8s.io/pod.name");
+            }),
+            ("pod.namespace", |r| {
+                r.volume_context.remove("csi.storage.k8s.io/pod.namespace");
+            }),
+            ("pod.uid", |r| {
+                r.volume_context.remove("csi.storage.k8s.io/pod.uid");
+            }),
+            ("serviceAccount.name", |r| {
+                let key = "csi.storage.k8s.io/serviceAccount.name";
+                r.volume_context.remove(key);
+            }),
+        ];
+        for (name, change) in missing {
+            let (code, text) = refused(change);
+            assert_eq!(code, Code::InvalidArgument, "{name}");
+            assert!(text.contains(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_volume_cannot_be_is_a_failed_precondition() {
+        let block = |r: &mut NodePublishVolumeRequest| {
+            let capability = r.volume_capability.as_mut().expect("one");
+            capability.access_type = Some(AccessType::Block(Empty {}));
+        };
+        assert_eq!(refused(block).0, Code::FailedPrecondition);
+        let ext4 = |r: &mut NodePublishVolumeRequest| {
+            let capability = r.volume_capability.as_mut().expect("one");
+            capability.access_type = Some(AccessType::Mount(MountVolume {
+                fs_type: "ext4".into(),
+                ..MountVolume::default()
+            }));
+        };
+        assert_eq!(refused(ext4).0, Code::FailedPrecondition);
+    }
+
+    #[test]
+    fn a_volume_that_is_not_ephemeral_is_refused() {
+        let (code, text) = refused(|r| {
+            let key = "csi.storage.k8s.io/ephemeral";
+            r.volume_context.insert(key.into(), "false".into());
+        });
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(text.contains("ephemeral"), "{text}");
+    }
+
+    #[test]
+    fn a_pod_that_names_itself_another_is_refused() {
+        let (code, _) = refused(|r| {
+            let other = UID.replace('0', "1");
+            let key = "csi.storage.k8s.io/pod.uid";
+            r.volume_context.insert(key.into(), other);
+        });
+        assert_eq!(code, Code::InvalidArgument);
+    }
+
+    #[test]
+    fn a_target_anywhere_else_is_refused() {
+        for path in [
+            "/etc".to_owned(),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~csi/latchkey"),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~csi/../mount"),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~csi/./mount"),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~csi//mount"),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~csi/a/../mount"),
+            format!("/k/pods/{UID}/volumes/kubernetes.io~empty-dir/latchkey/mount"),
+            format!("/k/pods/../pods/{UID}/volumes/kubernetes.io~csi/latchkey/mount"),
+            "/k/pods/web/volumes/kubernetes.io~csi/latchkey/mount".to_owned(),
+            format!("{}/", target()),
+            format!("/other{}", target()),
+        ] {
+            let (code, text) = refused(|r| r.target_path = path.clone());
+            assert_eq!(code, Code::InvalidArgument, "{path}");
+            assert!(text.contains("target_path"), "{path}: {text}");
+        }
+    }
+
+    #[test]
+    fn an_attribute_that_does_not_exist_is_named() {
+        let (code, text) = refused(|r| {
+            r.volume_context.insert("secrets".into(), "- a".into());
+        });
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(text.contains("\"secrets\""), "{text}");
+    }
+}

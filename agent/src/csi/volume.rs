@@ -1,0 +1,311 @@
+//! The volumes that are published on this node, and what is remembered of them.
+
+use crate::attest::cgroup::PodUid;
+use nix::sys::stat::{SFlag, lstat};
+use nix::sys::statfs::{TMPFS_MAGIC, statfs};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use sha2::{Digest, Sha256};
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+/// A volume of one pod. Nothing of it is secret.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct Volume {
+    /// The kubelet's name for it.
+    pub(crate) id: String,
+    pub(crate) pod: PodReference,
+    /// Where the kubelet wants it.
+    pub(crate) target: PathBuf,
+}
+
+/// A pod, as the kubelet tells it.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct PodReference {
+    #[serde(serialize_with = "write_uid", deserialize_with = "read_uid")]
+    pub(crate) uid: PodUid,
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    pub(crate) service_account: String,
+}
+
+/// A volume's name in the store, short enough for the path of a socket: the beginning of its id's SHA-256.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub(crate) struct Key(String);
+
+/// The volumes of this node, below the plugin's directory: a tmpfs that the mounter mounts, so that nothing of it
+/// outlives the node's next start, and that only root can enter.
+///
+/// - `control.sock`, where the agent listens for the mounter
+/// - `p/KEY/`, the directory that is mounted into the pod
+/// - `v/KEY`, the volume as JSON; it is there from when the directory is ready until the volume is unpublished
+#[derive(Clone, Debug)]
+pub(crate) struct Store {
+    root: PathBuf,
+}
+
+/// Nobody but root may look into the store.
+const ROOT_MODE: u32 = 0o700;
+
+/// What a pod sees of its own directory.
+const POD_MODE: u32 = 0o755;
+
+// === impl Volume ===
+
+impl Volume {
+    pub(crate) fn key(&self) -> Key {
+        Key::of(&self.id)
+    }
+}
+
+fn write_uid<S: Serializer>(uid: &PodUid, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(uid)
+}
+
+fn read_uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PodUid, D::Error> {
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(de::Error::custom)
+}
+
+// === impl Key ===
+
+impl Key {
+    pub(crate) fn of(volume_id: &str) -> Self {
+        let digest = Sha256::digest(volume_id.as_bytes());
+        let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
+        Self(digits.collect())
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        let right = name.len() == 16 && name.bytes().all(|b| b.is_ascii_hexdigit());
+        right.then(|| Self(name.to_owned()))
+    }
+}
+
+// === impl Store ===
+
+impl Store {
+    /// The store of the plugin with that directory; it may not be there yet.
+    pub(crate) fn of(directory: &Path) -> Self {
+        Self {
+            root: directory.join("run"),
+        }
+    }
+
+    /// Where the tmpfs is mounted.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The agent's socket for the mounter.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.root.join("control.sock")
+    }
+
+    /// The directory that is mounted into the pod.
+    pub(crate) fn directory(&self, key: &Key) -> PathBuf {
+        self.root.join("p").join(&key.0)
+    }
+
+    /// The pod's own socket.
+    pub(crate) fn socket(&self, key: &Key) -> PathBuf {
+        self.directory(key).join("agent.sock")
+    }
+
+    /// Whether the store is there, and nobody's but root's.
+    pub(crate) fn is_there(&self) -> bool {
+        let Ok(stat) = lstat(&self.root) else {
+            return false;
+        };
+        stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+            && stat.st_uid == 0
+            && stat.st_mode & 0o077 == 0
+            && is_tmpfs(&self.root)
+    }
+
+    /// Makes what belongs into an empty store.
+    ///
+    /// # Errors
+    ///
+    /// If a directory cannot be made.
+    pub(crate) fn furnish(&self) -> io::Result<()> {
+        for name in ["p", "v"] {
+            make_directory(&self.root.join(name), ROOT_MODE)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the directory that is to be mounted into the pod.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be made.
+    pub(crate) fn make(&self, key: &Key) -> io::Result<PathBuf> {
+        let directory = self.directory(key);
+        make_directory(&directory, POD_MODE)?;
+        Ok(directory)
+    }
+
+    /// The volumes that are remembered.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub(crate) fn keys(&self) -> io::Result<Vec<Key>> {
+        names(&self.root.join("v"))
+    }
+
+    /// The directories that are there.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub(crate) fn directories(&self) -> io::Result<Vec<Key>> {
+        names(&self.root.join("p"))
+    }
+
+    /// The volume of that name, if it is remembered.
+    ///
+    /// # Errors
+    ///
+    /// If what is remembered of it cannot be read.
+    pub(crate) fn load(&self, key: &Key) -> io::Result<Option<Volume>> {
+        match fs::read(self.record(key)) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Remembers a volume, whole or not at all.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written.
+    pub(crate) fn save(&self, volume: &Volume) -> io::Result<()> {
+        let key = volume.key();
+        let temporary = self.root.join("v").join(format!(".{}", key.0));
+        let _ = fs::remove_file(&temporary);
+        let mut options = OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&temporary)?;
+        file.write_all(&serde_json::to_vec(volume)?)?;
+        fs::rename(&temporary, self.record(&key))
+    }
+
+    /// Forgets a volume.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be removed.
+    pub(crate) fn forget(&self, key: &Key) -> io::Result<()> {
+        gone(fs::remove_file(self.record(key)))
+    }
+
+    /// Removes a volume's directory with the sockets in it.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be removed.
+    pub(crate) fn remove(&self, key: &Key) -> io::Result<()> {
+        gone(fs::remove_dir_all(self.directory(key)))
+    }
+
+    fn record(&self, key: &Key) -> PathBuf {
+        self.root.join("v").join(&key.0)
+    }
+}
+
+/// Whether what is written there stays in memory.
+pub(crate) fn is_tmpfs(path: &Path) -> bool {
+    statfs(path).is_ok_and(|statfs| statfs.filesystem_type() == TMPFS_MAGIC)
+}
+
+/// What is not there need not be removed.
+pub(crate) fn gone(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        outcome => outcome,
+    }
+}
+
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    match DirBuilder::new().mode(mode).create(path) {
+        // The umask may have taken something away.
+        Ok(()) => fs::set_permissions(path, PermissionsExt::from_mode(mode)),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn names(directory: &Path) -> io::Result<Vec<Key>> {
+    let mut keys = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        keys.extend(name.to_str().and_then(Key::from_name));
+    }
+    Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volume(target: &str) -> Volume {
+        Volume {
+            id: "csi-0123".into(),
+            pod: PodReference {
+                uid: "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0"
+                    .parse()
+                    .expect("a UID"),
+                namespace: "test".into(),
+                name: "web".into(),
+                service_account: "app".into(),
+            },
+            target: target.into(),
+        }
+    }
+
+    #[test]
+    fn a_volume_is_remembered_as_it_was_until_it_is_forgotten() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("run")).expect("a directory");
+        let store = Store::of(directory.path());
+        store.furnish().expect("directories");
+        for volume in [volume("/one"), volume("/other")] {
+            store.save(&volume).expect("it is written");
+            let key = volume.key();
+            assert_eq!(store.load(&key).expect("it can be read"), Some(volume));
+            assert_eq!(store.keys().expect("names"), [key]);
+        }
+        let key = Key::of("csi-0123");
+        for _ in 0..2 {
+            store.forget(&key).expect("it is gone");
+        }
+        assert_eq!(store.load(&key).expect("nothing is wrong"), None);
+        assert!(store.keys().expect("names").is_empty());
+    }
+
+    #[test]
+    fn the_path_of_a_pods_socket_stays_under_a_hundred_bytes() {
+        let longest = format!("/{}", "d".repeat(64));
+        let socket = Store::of(Path::new(&longest)).socket(&Key::of(&"x".repeat(128)));
+        assert_eq!(socket.as_os_str().len(), 99);
+    }
+
+    #[test]
+    fn a_directory_on_a_disk_or_open_to_others_is_no_store() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::of(directory.path());
+        assert!(!store.is_there());
+        // Wherever temporary files are: this one's mode lets others in.
+        fs::create_dir(store.root()).expect("a directory");
+        fs::set_permissions(store.root(), PermissionsExt::from_mode(0o755)).expect("a mode");
+        assert!(!store.is_there());
+    }
+}

@@ -1,0 +1,343 @@
+//! Subject tokens that the kubelet handed over by CSI, for a pod of its own node and no other.
+
+use crate::attest::cgroup::PodUid;
+use crate::secret::SubjectToken;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use zeroize::Zeroizing;
+
+/// A token this close to its end is not used any more.
+const MARGIN: SignedDuration = SignedDuration::from_secs(15);
+
+/// A pod's tokens by audience, the newest of each. They go with the pod, or with its last volume.
+#[derive(Debug, Default)]
+pub(crate) struct KubeletTokens(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    by_audience: BTreeMap<String, Held>,
+    /// The pod has a volume by which tokens come.
+    expected: bool,
+    /// Some have come by it.
+    came: bool,
+}
+
+#[derive(Debug)]
+struct Held {
+    token: SubjectToken,
+    expires: Timestamp,
+}
+
+/// Whether the kubelet has a token for an audience.
+#[derive(Debug)]
+pub(crate) enum FromKubelet {
+    /// This one.
+    Token(SubjectToken),
+    /// Tokens come from the kubelet, and none of this audience has.
+    NotThisAudience,
+    /// They come, and have not come yet, or not again: it calls about each minute.
+    NotYet,
+    /// The pod has no volume by which they could.
+    NeverAny,
+}
+
+/// Why what was handed over is not taken.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub(crate) enum HandedError {
+    #[error("the kubelet's tokens are not in the form of CSI's tokenRequests")]
+    Malformed,
+    #[error("the kubelet's token is another pod's or service account's")]
+    Foreign,
+}
+
+/// As the kubelet writes a token (CSIDriver `tokenRequests`).
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    // Borrowed: no copy of it is made that is not wiped. What is escaped is no token.
+    token: &'a str,
+    expiration_timestamp: &'a str,
+}
+
+/// Whose a token says that it is.
+#[derive(Deserialize)]
+struct Claims<'a> {
+    #[serde(borrow)]
+    sub: &'a str,
+    #[serde(rename = "kubernetes.io", borrow)]
+    kubernetes: KubernetesClaims<'a>,
+}
+
+#[derive(Deserialize)]
+struct KubernetesClaims<'a> {
+    #[serde(borrow)]
+    pod: PodClaims<'a>,
+}
+
+#[derive(Deserialize)]
+struct PodClaims<'a> {
+    uid: &'a str,
+}
+
+// === impl KubeletTokens ===
+
+impl KubeletTokens {
+    /// Takes what the kubelet wrote for the pod `uid` of that account: all of it, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// If it is something else.
+    pub(crate) fn take(
+        &self,
+        json: &[u8],
+        uid: PodUid,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<(), HandedError> {
+        let written: BTreeMap<String, Written<'_>> =
+            serde_json::from_slice(json).map_err(|_| HandedError::Malformed)?;
+        let subject = format!("system:serviceaccount:{namespace}:{service_account}");
+        let mut taken = Vec::new();
+        for (
+            audience,
+            Written {
+                token,
+                expiration_timestamp,
+            },
+        ) in written
+        {
+            let expires = expiration_timestamp
+                .parse()
+                .map_err(|_| HandedError::Malformed)?;
+            must_be(token, &subject, uid)?;
+            let token = SubjectToken::from(token.to_owned());
+            taken.push((audience, Held { token, expires }));
+        }
+        let mut state = self.lock();
+        for (audience, held) in taken {
+            let newer = |known: &Held| known.expires > held.expires;
+            if !state.by_audience.get(&audience).is_some_and(newer) {
+                state.by_audience.insert(audience, held);
+            }
+        }
+        state.tidy();
+        (state.expected, state.came) = (true, true);
+        Ok(())
+    }
+
+    /// Notes that the pod has a volume, by which tokens come.
+    pub(crate) fn expect(&self) {
+        self.lock().expected = true;
+    }
+
+    /// Drops everything: the pod has no volume any more.
+    pub(crate) fn drop_all(&self) {
+        *self.lock() = State::default();
+    }
+
+    /// The newest token for `audience`, as a copy of its own.
+    pub(crate) fn newest(&self, audience: &str) -> FromKubelet {
+        let mut state = self.lock();
+        state.tidy();
+        match state.by_audience.get(audience) {
+            Some(held) => FromKubelet::Token(SubjectToken::from(held.token.expose().to_owned())),
+            None if !state.expected => FromKubelet::NeverAny,
+            // All that came have ended: the kubelet will call again.
+            None if !state.came || state.by_audience.is_empty() => FromKubelet::NotYet,
+            None => FromKubelet::NotThisAudience,
+        }
+    }
+
+    /// Everything at hand, as the kubelet would write it, for the agent that takes over; nothing if there is none.
+    pub(crate) fn written(&self) -> Option<Zeroizing<Vec<u8>>> {
+        let mut state = self.lock();
+        state.tidy();
+        if state.by_audience.is_empty() {
+            return None;
+        }
+        let times: Vec<_> = state
+            .by_audience
+            .values()
+            .map(|held| held.expires.to_string())
+            .collect();
+        let written: BTreeMap<&str, Written<'_>> = state
+            .by_audience
+            .iter()
+            .zip(&times)
+            .map(|((audience, held), expiration_timestamp)| {
+                let token = held.token.expose();
+                (
+                    audience.as_str(),
+                    Written {
+                        token,
+                        expiration_timestamp,
+                    },
+                )
+            })
+            .collect();
+        let length = state
+            .by_audience
+            .values()
+            .map(|held| held.token.expose().len() + 512)
+            .sum();
+        // Whole from the start: a buffer that grows leaves copies behind.
+        let mut text = Zeroizing::new(Vec::with_capacity(length));
+        serde_json::to_writer(&mut *text, &written).ok()?;
+        Some(text)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn tidy(&mut self) {
+        let now = crate::time::now();
+        self.by_audience
+            .retain(|_, held| held.expires > now + MARGIN);
+    }
+}
+
+/// Whether the token says that it is that account's and bound to that pod. Nobody's signature is checked: that is
+/// for the cloud, whom it is made out to. This finds what was mixed up, or put there by the pod itself.
+fn must_be(token: &str, subject: &str, uid: PodUid) -> Result<(), HandedError> {
+    let payload = token.split('.').nth(1).ok_or(HandedError::Malformed)?;
+    let mut decoded = Zeroizing::new(Vec::with_capacity(payload.len()));
+    BASE64_URL_SAFE_NO_PAD
+        .decode_vec(payload, &mut decoded)
+        .map_err(|_| HandedError::Malformed)?;
+    let claims: Claims<'_> = serde_json::from_slice(&decoded).map_err(|_| HandedError::Foreign)?;
+    if claims.sub == subject && claims.kubernetes.pod.uid.parse() == Ok(uid) {
+        Ok(())
+    } else {
+        Err(HandedError::Foreign)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+
+    fn token(name: &str, subject: &str, uid: &str) -> String {
+        let claims = format!(
+            r#"{{"name":"{name}","sub":"{subject}","kubernetes.io":{{"namespace":"test","pod":{{"name":"web","uid":"{uid}"}}}}}}"#
+        );
+        format!("h.{}.s", BASE64_URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    fn own(name: &str) -> String {
+        token(name, "system:serviceaccount:test:app", UID)
+    }
+
+    fn handed(tokens: &[(&str, &str, i64)]) -> String {
+        let entries: Vec<_> = tokens
+            .iter()
+            .map(|(audience, token, seconds)| {
+                let expires = crate::time::now() + SignedDuration::from_secs(*seconds);
+                format!(r#""{audience}":{{"token":"{token}","expirationTimestamp":"{expires}"}}"#)
+            })
+            .collect();
+        format!("{{{}}}", entries.join(","))
+    }
+
+    fn take(tokens: &KubeletTokens, json: &str) -> Result<(), HandedError> {
+        let uid = UID.parse().expect("a UID");
+        tokens.take(json.as_bytes(), uid, "test", "app")
+    }
+
+    fn newest(tokens: &KubeletTokens, audience: &str) -> Option<String> {
+        match tokens.newest(audience) {
+            FromKubelet::Token(token) => Some(token.expose().to_owned()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn the_newest_of_each_audience_is_kept() {
+        let tokens = KubeletTokens::default();
+        let (old, new, other) = (own("old"), own("new"), own("other"));
+        take(
+            &tokens,
+            &handed(&[("sts", &new, 600), ("vault", &other, 600)]),
+        )
+        .expect("right");
+        // A call that was held up brings an older one.
+        take(&tokens, &handed(&[("sts", &old, 300)])).expect("right");
+        assert_eq!(newest(&tokens, "sts"), Some(new));
+        assert_eq!(newest(&tokens, "vault"), Some(other));
+    }
+
+    #[test]
+    fn a_token_that_ends_is_not_used_and_the_next_call_is_waited_for() {
+        let tokens = KubeletTokens::default();
+        assert!(matches!(tokens.newest("sts"), FromKubelet::NeverAny));
+        tokens.expect();
+        assert!(matches!(tokens.newest("sts"), FromKubelet::NotYet));
+        take(&tokens, &handed(&[("sts", &own("a"), 10)])).expect("right");
+        assert!(matches!(tokens.newest("sts"), FromKubelet::NotYet));
+        take(&tokens, &handed(&[("sts", &own("a"), 600)])).expect("right");
+        assert!(matches!(
+            tokens.newest("other"),
+            FromKubelet::NotThisAudience
+        ));
+        tokens.drop_all();
+        assert!(matches!(tokens.newest("sts"), FromKubelet::NeverAny));
+    }
+
+    #[test]
+    fn another_pods_or_accounts_token_is_refused_and_nothing_of_it_is_taken() {
+        let tokens = KubeletTokens::default();
+        let other_pod = token(
+            "x",
+            "system:serviceaccount:test:app",
+            &UID.replace('0', "1"),
+        );
+        let other_account = token("x", "system:serviceaccount:prod:app", UID);
+        for foreign in [other_pod, other_account] {
+            let both = handed(&[("a", &own("a"), 600), ("b", &foreign, 600)]);
+            assert_eq!(take(&tokens, &both), Err(HandedError::Foreign));
+            assert_eq!(newest(&tokens, "a"), None);
+        }
+        let unbound = format!("h.{}.s", BASE64_URL_SAFE_NO_PAD.encode(r#"{"sub":"x"}"#));
+        let json = handed(&[("a", &unbound, 600)]);
+        assert_eq!(take(&tokens, &json), Err(HandedError::Foreign));
+        for malformed in [
+            "",
+            "[]",
+            "{\"a\":1}",
+            "{\"a\":{\"token\":\"x\",\"expirationTimestamp\":\"\"}}",
+        ] {
+            assert_eq!(take(&tokens, malformed), Err(HandedError::Malformed));
+        }
+    }
+
+    #[test]
+    fn what_one_agent_writes_another_can_take() {
+        let (one, other) = (KubeletTokens::default(), KubeletTokens::default());
+        assert!(one.written().is_none());
+        take(
+            &one,
+            &handed(&[("a", &own("a"), 600), ("b", &own("b"), 700)]),
+        )
+        .expect("right");
+        let written = one.written().expect("two");
+        take(&other, std::str::from_utf8(&written).expect("text")).expect("right");
+        assert_eq!(newest(&other, "a"), Some(own("a")));
+        assert_eq!(newest(&other, "b"), Some(own("b")));
+    }
+
+    #[test]
+    fn tokens_print_as_nothing() {
+        let tokens = KubeletTokens::default();
+        take(&tokens, &handed(&[("a", &own("canary"), 600)])).expect("right");
+        let printed = format!("{tokens:?}");
+        assert!(!printed.contains(&own("canary")), "{printed}");
+    }
+}

@@ -1,0 +1,252 @@
+//! The volumes that CSI has given to pods: in each a socket of the pod's own, bound here and kept.
+//!
+//! What there is to be kept stands in the [`Store`], which mounter and agent share: a volume whose record is there
+//! is listened in, one whose record is gone is let go of. So it does not matter which of them was restarted, and
+//! when. Of two agents on a node, the one that has the shared socket's path has these too.
+
+mod control;
+
+use crate::attest::Attestor;
+use crate::attest::cgroup::PodUid;
+use crate::attest::pods::Pods;
+use crate::config;
+use crate::csi::control::{Ask, Message};
+use crate::csi::volume::{Key, Store, Volume};
+use crate::handover::{Access, Listening, Place};
+use crate::metrics::Metrics;
+use crate::peer::Pinning;
+use crate::server::Server;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
+use zeroize::Zeroizing;
+
+/// Everybody in the pod may connect, as by the shared socket.
+const SOCKET_MODE: u32 = 0o666;
+
+/// The mounter is root.
+const CONTROL_MODE: u32 = 0o600;
+
+/// How long another agent may take to tell which tokens it holds.
+const INHERIT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The volumes of this node, and the way to the mounter.
+pub(crate) struct Volumes {
+    store: Store,
+    pods: Arc<Pods>,
+    attestor: Arc<Attestor>,
+    server: Arc<Server>,
+    metrics: Arc<Metrics>,
+    pinning: Pinning,
+    open: Mutex<BTreeMap<Key, Open>>,
+    control: Mutex<Option<Open>>,
+}
+
+/// A socket that is listened on until this is dropped.
+struct Open {
+    place: Place,
+    listening: Listening,
+    /// The pod whose volume it is in; none for the mounter's.
+    pod: Option<PodUid>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+// === impl Volumes ===
+
+impl Volumes {
+    pub(crate) fn new(
+        config: &config::Csi,
+        pods: Arc<Pods>,
+        attestor: Arc<Attestor>,
+        server: Arc<Server>,
+        metrics: Arc<Metrics>,
+        pinning: Pinning,
+    ) -> Self {
+        Self {
+            store: Store::of(&config.directory),
+            pods,
+            attestor,
+            server,
+            metrics,
+            pinning,
+            open: Mutex::default(),
+            control: Mutex::default(),
+        }
+    }
+
+    /// Listens wherever it should, and nowhere else: for the agent that has the shared socket's path, each second.
+    pub(crate) async fn keep(self: &Arc<Self>) {
+        let keys = match self.store.is_there().then(|| self.store.keys()) {
+            Some(Ok(keys)) => keys,
+            // The mounter has not started on this node yet, or the node's memory has been cleared.
+            Some(Err(_)) | None => Vec::new(),
+        };
+        let gone: Vec<Key> = {
+            let open = self.open();
+            open.keys()
+                .filter(|key| !keys.contains(key))
+                .cloned()
+                .collect()
+        };
+        for key in gone {
+            self.let_go(&key);
+        }
+        if !self.store.is_there() {
+            return;
+        }
+        let inheritance = match self.keep_control().await {
+            Ok(inheritance) => inheritance,
+            Err(error) => {
+                tracing::error!(%error, "cannot listen for the mounter");
+                None
+            }
+        };
+        for key in &keys {
+            if let Err(error) = self.keep_open(key) {
+                tracing::error!(%error, "cannot listen in a pod's volume");
+            }
+        }
+        // Only now: whatever the mounter said meanwhile, it said to us.
+        if let Some(stream) = inheritance {
+            self.inherit(stream).await;
+        }
+        let open = self.open();
+        for uid in open.values().filter_map(|open| open.pod) {
+            if let Some(pod) = self.pods.by_uid(uid) {
+                pod.tokens.expect();
+            }
+        }
+        self.metrics
+            .volumes
+            .set(i64::try_from(open.len()).unwrap_or(i64::MAX));
+    }
+
+    /// Gives back every socket that is still its own.
+    pub(crate) fn leave(&self) {
+        for open in std::mem::take(&mut *self.open()).into_values() {
+            open.place.release(&open.listening);
+        }
+        if let Some(open) = self.control().take() {
+            open.place.release(&open.listening);
+        }
+    }
+
+    /// Listens for the mounter. Gives a connection to the agent that did so before, if there is one.
+    async fn keep_control(self: &Arc<Self>) -> io::Result<Option<UnixStream>> {
+        if self.control().as_ref().is_some_and(Open::is_held) {
+            return Ok(None);
+        }
+        let path = self.store.control();
+        let before = match timeout(INHERIT_TIMEOUT, UnixStream::connect(&path)).await {
+            Ok(Ok(stream)) => Some(stream),
+            _ => None,
+        };
+        let place = Place::open(&path, Access::Everybody).map_err(io::Error::other)?;
+        let listening = place.claim(CONTROL_MODE)?;
+        let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
+        *self.control() = Some(Open {
+            place,
+            listening,
+            pod: None,
+            _accepting: AbortOnDropHandle::new(accepting),
+        });
+        Ok(before)
+    }
+
+    /// Listens in a volume, if it is to be had and not listened in yet.
+    fn keep_open(&self, key: &Key) -> io::Result<()> {
+        let mut open = self.open();
+        if open.get(key).is_some_and(Open::is_held) {
+            return Ok(());
+        }
+        let Some(volume) = self.store.load(key)? else {
+            return Ok(());
+        };
+        let place =
+            Place::open(&self.store.socket(key), Access::Everybody).map_err(io::Error::other)?;
+        let listening = place.claim(SOCKET_MODE)?;
+        let accepting = {
+            let server = self.server.clone();
+            let (listener, door) = (listening.listener.clone(), server.door_of(volume.pod.uid));
+            async move {
+                if let Err(error) = server.accept(listener, door).await {
+                    tracing::error!(%error, "cannot accept in a pod's volume");
+                }
+            }
+        };
+        open.insert(
+            key.clone(),
+            Open {
+                place,
+                listening,
+                pod: Some(volume.pod.uid),
+                _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
+            },
+        );
+        Ok(())
+    }
+
+    /// Lets go of a volume, and with a pod's last one of its tokens.
+    fn let_go(&self, key: &Key) {
+        let mut open = self.open();
+        let Some(uid) = open.remove(key).and_then(|gone| gone.pod) else {
+            return;
+        };
+        let is_last = open.values().all(|other| other.pod != Some(uid));
+        if let (true, Some(pod)) = (is_last, self.pods.by_uid(uid)) {
+            pod.tokens.drop_all();
+        }
+    }
+
+    /// Takes over the tokens of the agent at the other end.
+    async fn inherit(&self, mut stream: UnixStream) {
+        let exchange = async {
+            Message::plain(Ask::Tokens).write(&mut stream).await?;
+            Message::<control::Inventory>::read(&mut stream).await
+        };
+        match timeout(INHERIT_TIMEOUT, exchange).await {
+            Ok(Ok(inventory)) => control::take_over(&self.pods, &inventory),
+            // It may have died: then there is nothing to be had.
+            Ok(Err(error)) => tracing::debug!(%error, "no tokens were handed over"),
+            Err(_) => tracing::warn!("the agent before does not hand its tokens over"),
+        }
+    }
+
+    /// The tokens of every pod that has some, one after another, and how long each is.
+    fn inventory(&self) -> (control::Inventory, Zeroizing<Vec<u8>>) {
+        let uids: HashMap<PodUid, ()> = {
+            let open = self.open();
+            let uids = open.values().filter_map(|open| open.pod);
+            uids.map(|uid| (uid, ())).collect()
+        };
+        let held: Vec<_> = uids
+            .keys()
+            .filter_map(|uid| Some((*uid, self.pods.by_uid(*uid)?.tokens.written()?)))
+            .collect();
+        control::inventory(&held)
+    }
+
+    fn volume_of(&self, key: &Key) -> Option<Volume> {
+        self.store.load(key).ok().flatten()
+    }
+
+    fn open(&self) -> MutexGuard<'_, BTreeMap<Key, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn control(&self) -> MutexGuard<'_, Option<Open>> {
+        self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Open ===
+
+impl Open {
+    fn is_held(&self) -> bool {
+        self.place.holds(&self.listening)
+    }
+}

@@ -1,0 +1,202 @@
+//! The mounter's questions, answered. Whoever else is root on the node, and in no pod of the agent's own account, is
+//! refused.
+
+use super::Volumes;
+use crate::attest::AttestError;
+use crate::attest::cgroup::PodUid;
+use crate::attest::pods::{Pod, Pods};
+use crate::csi::control::{Ask, Failure, FailureKind, Message, Reply};
+use crate::csi::volume::{Key, PodReference, Volume};
+use crate::peer::Peer;
+use serde::{Deserialize, Serialize};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use zeroize::Zeroizing;
+
+/// How long a question may take to come.
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Questions at a time.
+const ASKERS: usize = 128;
+
+/// How long the accept loop rests when the machine has run out of something.
+const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+
+/// Which pods' tokens stand one after another in a message, and how long each is.
+#[derive(Debug, Default, Deserialize, Serialize)]
+pub(super) struct Inventory {
+    pods: Vec<(String, usize)>,
+}
+
+impl Volumes {
+    /// Answers the mounter until the task ends.
+    pub(super) async fn serve(self: Arc<Self>, listener: Arc<UnixListener>) {
+        let askers = Arc::new(Semaphore::new(ASKERS));
+        while let Ok(permit) = askers.clone().acquire_owned().await {
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    let volumes = self.clone();
+                    tokio::spawn(async move {
+                        if let Err(error) = volumes.converse(stream).await {
+                            tracing::debug!(%error, "the mounter's connection ended");
+                        }
+                        drop(permit);
+                    });
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot accept the mounter's connection");
+                    sleep(EXHAUSTED_REST).await;
+                }
+            }
+        }
+    }
+
+    async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
+        if let Err(error) = self.must_be_mounter(&stream) {
+            let asked = timeout(ASK_TIMEOUT, Message::<Ask>::read(&mut stream)).await;
+            let failure = match error {
+                AttestError::NotYet(_) => {
+                    Failure::unavailable("the agent has just started; it is tried again")
+                }
+                _ => {
+                    self.metrics.attestation("not_the_mounter");
+                    tracing::warn!(%error, asked = asked.is_ok(), "somebody else asks as if he were the mounter");
+                    Failure::new(
+                        FailureKind::Denied,
+                        "the asker is not the agent's own mounter",
+                    )
+                }
+            };
+            return reply(&mut stream, Err(failure)).await;
+        }
+        let Message { body, tokens } = timeout(ASK_TIMEOUT, Message::<Ask>::read(&mut stream))
+            .await
+            .map_err(io::Error::other)??;
+        match body {
+            Ask::Publish(volume) => {
+                let outcome = self.publish(volume, tokens.as_ref()).await;
+                self.metrics
+                    .publish(outcome.as_ref().err().map(|failure| failure.kind));
+                reply(&mut stream, outcome.map(|()| Reply::default())).await
+            }
+            Ask::Unpublish(id) => {
+                self.let_go(&Key::of(&id));
+                reply(&mut stream, Ok(Reply::default())).await
+            }
+            Ask::Tokens => {
+                let (inventory, tokens) = self.inventory();
+                let tokens = tokens.into();
+                let message = Message {
+                    body: inventory,
+                    tokens,
+                };
+                message.write(&mut stream).await
+            }
+        }
+    }
+
+    /// The mounter is root, and a container of a pod of the agent's own: this one's, or in a hand-over the other's.
+    fn must_be_mounter(&self, stream: &UnixStream) -> Result<(), AttestError> {
+        let peer = Peer::of(stream, self.pinning)?;
+        if peer.uid() != 0 {
+            return Err(AttestError::Denied("not_root"));
+        }
+        self.attestor.must_be_own(&peer)
+    }
+
+    async fn publish(self: &Arc<Self>, volume: Volume, tokens: &[u8]) -> Result<(), Failure> {
+        let pod = self.pod(&volume.pod).await?;
+        if !tokens.is_empty() {
+            let told = &volume.pod;
+            pod.tokens
+                .take(tokens, told.uid, &told.namespace, &told.service_account)
+                .map_err(|error| Failure::new(FailureKind::Denied, error.to_string()))?;
+        }
+        let key = volume.key();
+        if self.volume_of(&key).as_ref() != Some(&volume) {
+            return Err(Failure::unavailable("the volume's record is gone"));
+        }
+        self.keep_open(&key).map_err(|error| {
+            tracing::error!(%error, uid = %volume.pod.uid, "cannot listen in a pod's volume");
+            Failure::unavailable("the agent cannot listen in the pod's directory; its log says why")
+        })
+    }
+
+    /// The pod, which must be to the API server what it is to the kubelet.
+    async fn pod(&self, told: &PodReference) -> Result<Arc<Pod>, Failure> {
+        let known = self
+            .pods
+            .know(told.uid, &told.namespace, &told.name)
+            .await
+            .map_err(|_| {
+                Failure::unavailable("the agent cannot ask the API server about the pod")
+            })?;
+        let Some(pod) = known else {
+            return Err(Failure::unavailable(
+                "the API server does not know the pod, or no longer",
+            ));
+        };
+        let facts = pod.facts();
+        let agrees = *facts.namespace == told.namespace
+            && *facts.name == told.name
+            && *facts.service_account == told.service_account
+            && self.attestor.is_of(&facts.node);
+        if agrees {
+            Ok(pod)
+        } else {
+            Err(Failure::new(
+                FailureKind::Denied,
+                "the API server says otherwise than the kubelet who the pod is",
+            ))
+        }
+    }
+}
+
+async fn reply(stream: &mut UnixStream, outcome: Result<Reply, Failure>) -> io::Result<()> {
+    let reply = outcome.unwrap_or_else(|failure| Reply {
+        failure: Some(failure),
+    });
+    Message::plain(reply).write(stream).await
+}
+
+/// Puts the tokens of several pods into one message.
+pub(super) fn inventory(held: &[(PodUid, Zeroizing<Vec<u8>>)]) -> (Inventory, Zeroizing<Vec<u8>>) {
+    let length = held.iter().map(|(_, tokens)| tokens.len()).sum();
+    // Whole from the start: a buffer that grows leaves copies behind.
+    let mut all = Zeroizing::new(Vec::with_capacity(length));
+    let mut pods = Vec::new();
+    for (uid, tokens) in held {
+        pods.push((uid.to_string(), tokens.len()));
+        all.extend_from_slice(tokens);
+    }
+    (Inventory { pods }, all)
+}
+
+/// Gives the pods the tokens that another agent held for them.
+pub(super) fn take_over(pods: &Pods, inventory: &Message<Inventory>) {
+    let mut rest = inventory.tokens.as_ref();
+    let mut taken = 0_usize;
+    for (uid, length) in &inventory.body.pods {
+        let Some((tokens, after)) = rest.split_at_checked(*length) else {
+            return;
+        };
+        rest = after;
+        let known = uid.parse::<PodUid>().ok();
+        let Some((uid, pod)) = known.and_then(|uid| Some((uid, pods.by_uid(uid)?))) else {
+            continue;
+        };
+        let facts = pod.facts();
+        let took = pod
+            .tokens
+            .take(tokens, uid, &facts.namespace, &facts.service_account);
+        taken += usize::from(took.is_ok());
+    }
+    tracing::info!(
+        pods = taken,
+        "took the pods' tokens over from the agent before"
+    );
+}

@@ -1,0 +1,426 @@
+//! The kubelet, as the mounter meets it: it registers the driver, publishes and unpublishes volumes over gRPC, and hands over
+//! tokens that it asked the API server for.
+
+mod grpc;
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use latchkey_agent::csi::proto::{
+    AccessMode, AccessType, Empty, MountVolume, NodePublishVolumeRequest,
+    NodeUnpublishVolumeRequest, PluginInfo, RegistrationStatus, VolumeCapability,
+};
+use nix::mount::{MntFlags, umount2};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+use crate::agent::{keep_lines, lock};
+use crate::binaries::sibling_binary;
+use crate::jwt::{Bound, Claims};
+use crate::kube::{FakeKube, Pod};
+use crate::sandbox::{ACCOUNT, NODE};
+
+pub use grpc::{Connection, Status, call};
+
+/// The driver's name.
+pub const DRIVER: &str = "csi.latchkey.dev";
+
+/// How long anything that a mounter does may take before a test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the kubelet puts tokens.
+pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// A kubelet's root directory and what it does there.
+#[derive(Debug)]
+pub struct Kubelet {
+    root: TempDir,
+}
+
+/// A running mounter. Dropping it kills it.
+#[derive(Debug)]
+pub struct Mounter {
+    child: Child,
+    pid: u32,
+    lines: Arc<Mutex<Vec<String>>>,
+    grown: watch::Receiver<usize>,
+}
+
+/// What a pod says of its volume, and the kubelet adds.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    /// The pod.
+    pub pod: Pod,
+    /// Its service account.
+    pub account: String,
+    /// The volume's name in the pod.
+    pub name: String,
+    /// The tokens that come along, by audience, with their lives in seconds.
+    pub audiences: Vec<(String, i64)>,
+    /// The attributes that the pod gives.
+    pub attributes: Vec<(String, String)>,
+    /// Whether the tokens come as secrets (`serviceAccountTokenInSecrets`).
+    pub tokens_in_secrets: bool,
+}
+
+// === impl VolumeSpec ===
+
+impl VolumeSpec {
+    /// The plain volume of a pod of the account [`ACCOUNT`], with a token for AWS.
+    #[must_use]
+    pub fn of(pod: &Pod) -> Self {
+        Self {
+            pod: pod.clone(),
+            account: ACCOUNT.to_owned(),
+            name: "latchkey".to_owned(),
+            audiences: vec![("sts.amazonaws.com".to_owned(), 600)],
+            attributes: Vec::new(),
+            tokens_in_secrets: false,
+        }
+    }
+
+    /// The id that the kubelet gives the volume.
+    #[must_use]
+    pub fn id(&self) -> String {
+        format!("csi-{}-{}", self.pod.uid(), self.name)
+    }
+}
+
+// === impl Kubelet ===
+
+impl Kubelet {
+    /// A kubelet whose root directory is empty.
+    ///
+    /// # Errors
+    ///
+    /// If there is no room for it.
+    pub fn new() -> io::Result<Self> {
+        // Short, because sockets' paths are.
+        let root = tempfile::Builder::new().prefix("k-").tempdir()?;
+        for name in ["pods", "plugins", "plugins_registry"] {
+            fs::create_dir(root.path().join(name))?;
+        }
+        Ok(Self { root })
+    }
+
+    /// Its root directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        self.root.path()
+    }
+
+    /// The directory of the driver.
+    #[must_use]
+    pub fn directory(&self) -> PathBuf {
+        self.root().join("plugins").join(DRIVER)
+    }
+
+    /// The socket of CSI's services.
+    #[must_use]
+    pub fn endpoint(&self) -> PathBuf {
+        self.directory().join("csi.sock")
+    }
+
+    /// The socket by which the driver is registered.
+    #[must_use]
+    pub fn registry(&self) -> PathBuf {
+        self.root()
+            .join("plugins_registry")
+            .join(format!("{DRIVER}-reg.sock"))
+    }
+
+    /// Starts a mounter, traces everything it says, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// With what it said, if it does not become ready.
+    pub async fn mounter(&self) -> io::Result<Mounter> {
+        let mut child = Command::new(sibling_binary("sandbox-csi")?)
+            .arg("--kubelet-root")
+            .arg(self.root())
+            .args(["--node", NODE, "--log", "trace"])
+            .env_clear()
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()?;
+        let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let (grow, grown) = watch::channel(0);
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(keep_lines(stderr, lines.clone(), grow));
+        }
+        let mut mounter = Mounter {
+            child,
+            pid,
+            lines,
+            grown,
+        };
+        mounter.until_line("\"message\":\"ready\"").await?;
+        Ok(mounter)
+    }
+
+    /// Registers the driver, as the kubelet does when it sees the socket. Gives what the driver says of itself.
+    ///
+    /// # Errors
+    ///
+    /// If the driver does not answer.
+    pub async fn register(&self) -> Result<PluginInfo, Status> {
+        let registry = self.registry();
+        let service = "/pluginregistration.Registration";
+        let info = call(&registry, &format!("{service}/GetInfo"), &Empty {}).await?;
+        let status = RegistrationStatus {
+            plugin_registered: true,
+            error: String::new(),
+        };
+        let path = format!("{service}/NotifyRegistrationStatus");
+        call::<Empty>(&registry, &path, &status).await?;
+        Ok(info)
+    }
+
+    /// Where a volume is to be mounted.
+    #[must_use]
+    pub fn target(&self, pod_uid: &str, volume: &str) -> PathBuf {
+        let below = format!("pods/{pod_uid}/volumes/kubernetes.io~csi/{volume}/mount");
+        self.root().join(below)
+    }
+
+    /// The request by which a volume is published, with tokens that are new.
+    ///
+    /// # Errors
+    ///
+    /// If the directory of the pod's volume cannot be made.
+    pub fn request(
+        &self,
+        kube: &FakeKube,
+        volume: &VolumeSpec,
+    ) -> io::Result<NodePublishVolumeRequest> {
+        let pod = &volume.pod;
+        let target = self.target(pod.uid(), &volume.name);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        let tokens = tokens(kube, volume).to_string();
+        let mut context: HashMap<String, String> = volume.attributes.iter().cloned().collect();
+        for (name, value) in [
+            ("ephemeral", "true"),
+            ("pod.name", pod.name()),
+            ("pod.namespace", pod.namespace()),
+            ("pod.uid", pod.uid()),
+            ("serviceAccount.name", &volume.account),
+        ] {
+            context.insert(format!("csi.storage.k8s.io/{name}"), value.to_owned());
+        }
+        let mut secrets = HashMap::new();
+        if !volume.audiences.is_empty() {
+            let into = if volume.tokens_in_secrets {
+                &mut secrets
+            } else {
+                &mut context
+            };
+            into.insert(TOKENS.to_owned(), tokens);
+        }
+        Ok(NodePublishVolumeRequest {
+            volume_id: volume.id(),
+            target_path: target.to_string_lossy().into_owned(),
+            volume_capability: Some(VolumeCapability {
+                access_type: Some(AccessType::Mount(MountVolume::default())),
+                access_mode: Some(AccessMode { mode: 1 }),
+            }),
+            readonly: true,
+            secrets,
+            volume_context: context,
+        })
+    }
+
+    /// Publishes a volume, or publishes it again. Gives the directory that the pod sees.
+    ///
+    /// # Errors
+    ///
+    /// What the driver answers.
+    pub async fn publish(&self, kube: &FakeKube, volume: &VolumeSpec) -> Result<PathBuf, Status> {
+        let request = self.request(kube, volume).map_err(|error| Status {
+            code: 13,
+            message: error.to_string(),
+        })?;
+        self.send(&request).await?;
+        Ok(PathBuf::from(request.target_path))
+    }
+
+    /// Publishes a volume as `request` says.
+    ///
+    /// # Errors
+    ///
+    /// What the driver answers.
+    pub async fn send(&self, request: &NodePublishVolumeRequest) -> Result<(), Status> {
+        let path = "/csi.v1.Node/NodePublishVolume";
+        call::<Empty>(&self.endpoint(), path, request)
+            .await
+            .map(drop)
+    }
+
+    /// Unpublishes a volume.
+    ///
+    /// # Errors
+    ///
+    /// What the driver answers.
+    pub async fn unpublish(&self, volume: &VolumeSpec) -> Result<(), Status> {
+        let target = self.target(volume.pod.uid(), &volume.name);
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume.id(),
+            target_path: target.to_string_lossy().into_owned(),
+        };
+        let path = "/csi.v1.Node/NodeUnpublishVolume";
+        call::<Empty>(&self.endpoint(), path, &request)
+            .await
+            .map(drop)
+    }
+
+    /// The places below its root where something is mounted, one for each mount.
+    #[must_use]
+    pub fn mounts(&self) -> Vec<PathBuf> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        mounts
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .map(PathBuf::from)
+            .filter(|point| point.starts_with(self.root()))
+            .collect()
+    }
+
+    /// What the driver keeps for volumes: names of directories and of records.
+    #[must_use]
+    pub fn kept(&self) -> Vec<String> {
+        let names = |directory: &str| {
+            let path = self.directory().join("run").join(directory);
+            let entries = fs::read_dir(path).into_iter().flatten().flatten();
+            entries
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect()
+        };
+        let (mut kept, records): (Vec<String>, Vec<String>) = (names("p"), names("v"));
+        kept.extend(records);
+        kept
+    }
+}
+
+impl Drop for Kubelet {
+    fn drop(&mut self) {
+        // The innermost first.
+        let mut mounts = self.mounts();
+        mounts.sort_by_key(|point| std::cmp::Reverse(point.as_os_str().len()));
+        for point in mounts {
+            let _ = umount2(&point, MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+/// Tokens of the pod's account, bound to the pod, as the kubelet writes them.
+fn tokens(kube: &FakeKube, volume: &VolumeSpec) -> serde_json::Value {
+    let issuer = kube.issuer();
+    let (namespace, account) = (volume.pod.namespace(), &volume.account);
+    let entries = volume.audiences.iter().map(|(audience, seconds)| {
+        let account = Bound::new(account, kube.service_account_uid(namespace, account));
+        let pod = Bound::new(volume.pod.name(), volume.pod.uid());
+        let claims = Claims::new(
+            issuer.url(),
+            namespace,
+            account,
+            Some(pod),
+            audience,
+            *seconds,
+        );
+        let expires = jiff::Timestamp::from_second(claims.exp).unwrap_or_default();
+        let written =
+            json!({"token": issuer.sign(&claims), "expirationTimestamp": expires.to_string()});
+        (audience.clone(), written)
+    });
+    entries.collect::<serde_json::Map<_, _>>().into()
+}
+
+// === impl Mounter ===
+
+impl Mounter {
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Everything that it has written to stderr so far.
+    #[must_use]
+    pub fn stderr(&self) -> Vec<String> {
+        lock(&self.lines).clone()
+    }
+
+    /// Waits for a line on its stderr that contains `text`.
+    ///
+    /// # Errors
+    ///
+    /// With everything it said, if it ends or takes too long.
+    pub async fn until_line(&mut self, text: &str) -> io::Result<()> {
+        let found = async {
+            loop {
+                self.grown.borrow_and_update();
+                let found = lock(&self.lines).iter().any(|line| line.contains(text));
+                if found || self.grown.changed().await.is_err() {
+                    return found;
+                }
+            }
+        };
+        if timeout(PATIENCE, found).await.unwrap_or(false) {
+            return Ok(());
+        }
+        let said = self.stderr().join("\n");
+        Err(io::Error::other(format!(
+            "the mounter did not say {text:?}; it said:\n{said}"
+        )))
+    }
+
+    /// Kills it with SIGKILL, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended before.
+    pub async fn kill(&mut self) -> io::Result<()> {
+        self.child.kill().await
+    }
+
+    /// Asks it to leave, and waits until it has.
+    ///
+    /// # Errors
+    ///
+    /// If it does not.
+    pub async fn stop(&mut self) -> io::Result<ExitStatus> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid).map_err(io::Error::other)?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        timeout(PATIENCE, self.child.wait())
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+/// Waits until `condition` holds, or gives up.
+///
+/// # Errors
+///
+/// If it does not hold in time.
+pub async fn until(what: &str, condition: impl Fn() -> bool) -> io::Result<()> {
+    let held = async {
+        while !condition() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, held)
+        .await
+        .map_err(|_| io::Error::other(format!("it never came to {what}")))
+}

@@ -1,0 +1,462 @@
+//! Delivery by CSI: a kubelet that the test plays, the mounter as a real process, and an agent that may ask for no token.
+
+mod errors;
+mod restarts;
+mod tokens;
+
+use crate::{can_run, code};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use testkit::agent::{AgentProcess, AgentSettings};
+use testkit::kube::{Container, PodSpec};
+use testkit::kubelet::{Kubelet, Mounter, Status, VolumeSpec, until};
+use testkit::sandbox::{ACCOUNT, Sandbox, container_id, password};
+use testkit::workload::{Flood, Raw, Volume, Workload, WorkloadSpec};
+
+/// What a pod of namespace `test` may read.
+const OWN: &str = "/v1/secrets/test/database-password";
+
+/// Where pods have their volume.
+const AT: &str = "/run/latchkey";
+
+/// A node with mounter and agent, which has no right on tokens; the namespaces `test` and `prod`.
+struct Node {
+    sandbox: Sandbox,
+    kubelet: Kubelet,
+    mounter: Mounter,
+    agent: AgentProcess,
+}
+
+/// A pod with its volume, whose container runs.
+struct CsiPod {
+    volume: VolumeSpec,
+    workload: Workload,
+}
+
+impl Node {
+    async fn start() -> Self {
+        Self::start_with(|settings| settings).await
+    }
+
+    async fn start_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
+        let sandbox = Sandbox::start().await.expect("a sandbox");
+        sandbox.namespace("test");
+        sandbox.namespace("prod");
+        sandbox.kube.forbid("create", "serviceaccounts/token");
+        let kubelet = Kubelet::new().expect("a directory");
+        let mounter = kubelet.mounter().await.expect("a mounter");
+        let agent = change(settings(&sandbox, &kubelet)).start().await;
+        let mut agent = agent.expect("an agent");
+        agent.until_ready().await.expect("it is ready");
+        Self {
+            sandbox,
+            kubelet,
+            mounter,
+            agent,
+        }
+    }
+
+    fn object(&self, spec: PodSpec) -> (VolumeSpec, String) {
+        let container = container_id();
+        let object = self.sandbox.kube.create_pod(PodSpec {
+            service_account: ACCOUNT.into(),
+            phase: "Pending".into(),
+            containers: vec![Container::new("app")],
+            ..spec
+        });
+        (VolumeSpec::of(&object), container)
+    }
+
+    /// Starts a pod as a kubelet does: first its volume, then its container.
+    async fn pod(&self, namespace: &str, name: &str) -> CsiPod {
+        let (volume, container) = self.object(PodSpec {
+            namespace: namespace.into(),
+            name: name.into(),
+            ..PodSpec::default()
+        });
+        self.publish(&volume).await.expect("it is published");
+        let workload = self.container(&volume, &container).await;
+        CsiPod { volume, workload }
+    }
+
+    /// Starts the container of a pod whose volume is published.
+    async fn container(&self, volume: &VolumeSpec, container: &str) -> Workload {
+        let place = self.sandbox.place(volume.pod.uid(), container);
+        let workload = Workload::start(self.with_volume(volume, place)).await;
+        workload.expect("a process")
+    }
+
+    /// The same process, with another pod's volume where its own would be.
+    fn with_volume(&self, volume: &VolumeSpec, spec: WorkloadSpec) -> WorkloadSpec {
+        WorkloadSpec {
+            socket: Path::new(AT).join("agent.sock"),
+            volume: Some(Volume {
+                directory: self.kubelet.target(volume.pod.uid(), &volume.name),
+                at: AT.into(),
+            }),
+            ..spec
+        }
+    }
+
+    async fn publish(&self, volume: &VolumeSpec) -> Result<(), Status> {
+        let published = self.kubelet.publish(&self.sandbox.kube, volume).await;
+        published.map(drop)
+    }
+}
+
+fn settings(sandbox: &Sandbox, kubelet: &Kubelet) -> AgentSettings {
+    let settings = sandbox.settings().expect("settings");
+    settings
+        .set("csi.enabled", true)
+        .set("csi.directory", kubelet.directory().display())
+}
+
+async fn reads_own(workload: &Workload) {
+    let answer = workload.get(OWN).await.expect("an answer");
+    let value = answer.json()["value"].as_str().map(str::to_owned);
+    let seen = (answer.status, value);
+    assert_eq!(seen, (200, Some(password("test"))), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_pod_reads_through_its_own_socket_and_the_agent_needs_no_right_on_tokens() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let info = node.kubelet.register().await.expect("it registers");
+    assert_eq!(info.kind, "CSIPlugin");
+    assert_eq!(info.endpoint, node.kubelet.endpoint().to_string_lossy());
+    let pod = node.pod("test", "web").await;
+    reads_own(&pod.workload).await;
+    let other = pod
+        .workload
+        .get("/v1/secrets/prod/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    assert!(
+        node.sandbox.kube.tokens().is_empty(),
+        "the agent asked for a token itself"
+    );
+    // On the shared socket it is the same pod, and has its tokens there too.
+    let shared = node.sandbox.place(pod.volume.pod.uid(), &container_id());
+    let shared = Workload::start(shared).await.expect("a process");
+    reads_own(&shared).await;
+}
+
+#[tokio::test]
+async fn a_pod_is_known_when_its_container_starts_even_if_the_watch_is_late() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    node.sandbox.kube.watch_delay(Duration::from_secs(30));
+    let pod = node.pod("test", "web").await;
+    let begun = Instant::now();
+    reads_own(&pod.workload).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_gets_hold_of_another_pods_socket_is_refused_and_counted() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let victim = node.pod("prod", "victim").await;
+    let thief = node.pod("test", "thief").await;
+    let place = node.sandbox.place(thief.volume.pod.uid(), &container_id());
+    let spec = node.with_volume(&victim.volume, place);
+    let on_victims = Workload::start(spec).await.expect("a process");
+    for path in [OWN, "/v1/secrets/prod/database-password", "/v1/identity"] {
+        let answer = on_victims.get(path).await.expect("an answer");
+        assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    }
+    let line = node
+        .agent
+        .until_audit(|line| line["reason"] == "listener_mismatch")
+        .await;
+    assert_eq!(
+        line.expect("it is in the trail")["pod"],
+        serde_json::Value::Null
+    );
+    let counted = "latchkey_attestations_total{outcome=\"listener_mismatch\"}";
+    assert!(node.agent.metric(counted).await.expect("a metric") >= 3.0);
+    // A process of the node has no pod at all.
+    let spec = node.with_volume(&victim.volume, WorkloadSpec::host(Path::new(AT)));
+    let host = Workload::start(spec).await.expect("a process");
+    let answer = host.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+}
+
+#[tokio::test]
+async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connection() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (one, two) = (node.pod("test", "one").await, node.pod("test", "two").await);
+    one.workload.connect("kept").await.expect("a connection");
+    one.workload.move_into(&two.workload).expect("root may");
+    // Within the second for which a look at the cgroup stands.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let refused = loop {
+        let request = testkit::workload::Request::get(OWN);
+        let answer = one
+            .workload
+            .send_on("kept", request)
+            .await
+            .expect("an answer");
+        if answer.status != 200 {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "it goes on being served");
+    };
+    assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+}
+
+#[tokio::test]
+async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_its_class_is_named()
+{
+    if !can_run() {
+        return;
+    }
+    for (named, status) in [(false, 403), (true, 200)] {
+        let node = Node::start_with(|settings| match named {
+            true => settings.set("identity.csi_only_runtimes", "[\"sandboxed\"]"),
+            false => settings,
+        })
+        .await;
+        for (class, status) in [
+            (Some("sandboxed"), status),
+            (Some("other"), 403),
+            (None, 403),
+        ] {
+            let (volume, _) = node.object(PodSpec {
+                namespace: "test".into(),
+                name: format!("in-{}", class.unwrap_or("none")),
+                runtime_class: class.map(str::to_owned),
+                ..PodSpec::default()
+            });
+            node.publish(&volume).await.expect("it is published");
+            let spec = node.with_volume(&volume, WorkloadSpec::host(Path::new(AT)));
+            let outside = Workload::start(spec).await.expect("a process");
+            let answer = outside.get(OWN).await.expect("an answer");
+            assert_eq!(answer.status, status, "{class:?} {}", answer.text());
+            // Where the cgroup names a pod, that counts.
+            let other = node
+                .sandbox
+                .place(&uuid::Uuid::new_v4().to_string(), &container_id());
+            let spec = node.with_volume(&volume, other);
+            let elsewhere = Workload::start(spec).await.expect("a process");
+            let answer = elsewhere.get(OWN).await.expect("an answer");
+            assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_socket() {
+    if !can_run() {
+        return;
+    }
+    let wrapper = testkit::binaries::sibling_binary("without-peerpidfd").expect("it is built");
+    let wrapper = wrapper.display().to_string();
+    let node = Node::start_with(|settings| settings.wrapped(&[&wrapper])).await;
+    let (volume, container) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "on-the-nodes-network".into(),
+        host_network: true,
+        ..PodSpec::default()
+    });
+    node.publish(&volume).await.expect("it is published");
+    let place = WorkloadSpec {
+        own_network: false,
+        ..node.sandbox.place(volume.pod.uid(), &container)
+    };
+    let own = Workload::start(node.with_volume(&volume, place.clone())).await;
+    reads_own(&own.expect("a process")).await;
+    let shared = Workload::start(place).await.expect("a process");
+    let answer = shared.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+}
+
+#[tokio::test]
+async fn a_published_volume_is_one_read_only_mount_however_often_it_is_published() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    let inode = fs::metadata(target.join("agent.sock"))
+        .expect("a socket")
+        .ino();
+    for _ in 0..20 {
+        node.publish(&pod.volume).await.expect("again");
+    }
+    let mounts = node.kubelet.mounts();
+    let here = mounts.iter().filter(|point| **point == target).count();
+    assert_eq!(here, 1, "{mounts:?}");
+    let again = fs::metadata(target.join("agent.sock")).expect("a socket");
+    assert_eq!(again.ino(), inode, "the socket was made anew");
+    let mountinfo = fs::read_to_string("/proc/self/mountinfo").expect("it can be read");
+    let line = mountinfo
+        .lines()
+        .find(|line| line.contains(&*target.to_string_lossy()))
+        .expect("the mount");
+    assert!(line.contains(" ro,nosuid,nodev,noexec"), "{line}");
+    fs::write(target.join("x"), "x").expect_err("it is read-only");
+    reads_own(&pod.workload).await;
+}
+
+#[tokio::test]
+async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
+    if !can_run() {
+        return;
+    }
+    use nix::mount::{MsFlags, mount};
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    let none = None::<&str>;
+    // As if the mounter had died between two steps: mounted, and writable still.
+    mount(
+        none,
+        &target,
+        none,
+        MsFlags::MS_BIND | MsFlags::MS_REMOUNT,
+        none,
+    )
+    .expect("root may");
+    node.publish(&pod.volume).await.expect("again");
+    fs::write(target.join("x"), "x").expect_err("it is read-only");
+    // Something else is on top.
+    for _ in 0..3 {
+        mount(Some("/tmp"), &target, none, MsFlags::MS_BIND, none).expect("root may");
+    }
+    node.publish(&pod.volume).await.expect("again");
+    let mounts = node.kubelet.mounts();
+    assert_eq!(mounts.iter().filter(|point| **point == target).count(), 1);
+    assert!(target.join("agent.sock").exists());
+    node.kubelet.unpublish(&pod.volume).await.expect("it goes");
+    assert!(!target.exists());
+}
+
+#[tokio::test]
+async fn an_unpublished_volume_leaves_nothing_and_can_be_unpublished_again() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let before = node.kubelet.mounts();
+    let descriptors = |pid: u32| {
+        fs::read_dir(format!("/proc/{pid}/fd"))
+            .expect("fds")
+            .count()
+    };
+    let warm = node.pod("test", "warm").await;
+    reads_own(&warm.workload).await;
+    node.kubelet.unpublish(&warm.volume).await.expect("it goes");
+    let count = descriptors(node.agent.pid());
+    let mut pods = Vec::new();
+    for number in 0..20 {
+        pods.push(node.pod("test", &format!("web-{number}")).await);
+    }
+    reads_own(&pods[7].workload).await;
+    for pod in pods {
+        let CsiPod { volume, workload } = pod;
+        drop(workload);
+        for _ in 0..2 {
+            node.kubelet.unpublish(&volume).await.expect("it goes");
+        }
+        volume.pod.delete();
+        assert!(!node.kubelet.target(volume.pod.uid(), "latchkey").exists());
+    }
+    assert_eq!(node.kubelet.mounts(), before);
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+    until("the agent's descriptors of before", || {
+        descriptors(node.agent.pid()) <= count
+    })
+    .await
+    .expect("they are closed");
+}
+
+#[tokio::test]
+async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_connect_wait() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start_with(|settings| settings.set("limits.connections", 64)).await;
+    let noisy = node.pod("test", "noisy").await;
+    let polite = node.pod("test", "polite").await;
+    reads_own(&polite.workload).await;
+    // All that the pod may have, silent, and all that the node's shared socket may have besides.
+    for number in 0..90 {
+        let name = format!("c{number}");
+        noisy
+            .workload
+            .connect(&name)
+            .await
+            .expect("at least queued");
+    }
+    let flood = Flood {
+        path: "/health".into(),
+        connections: 8,
+        requests: 200,
+        reconnect: true,
+        interval_micros: 0,
+        expect: None,
+    };
+    let calm = Flood {
+        path: OWN.into(),
+        connections: 1,
+        requests: 50,
+        interval_micros: 10_000,
+        ..flood.clone()
+    };
+    let polite = async { polite.workload.flood(calm).await.expect("it runs") };
+    let noisy = async {
+        // It ends by itself when it gets no answers for long enough, or it does not matter.
+        let _ = tokio::time::timeout(Duration::from_secs(2), noisy.workload.flood(flood)).await;
+    };
+    let (polite, ()) = tokio::join!(polite, noisy);
+    assert_eq!(polite.count(200), 50, "{polite:?}");
+    // On a busy machine that counts for little; to wait for the other's backlog would take for ever.
+    assert!(polite.percentile(99) < 2_000_000, "{polite:?}");
+}
+
+#[tokio::test]
+async fn whoever_is_root_and_not_the_mounter_is_refused_on_the_control_socket() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let control = node.kubelet.directory().join("run/control.sock");
+    let spec = WorkloadSpec {
+        socket: control,
+        ..node.sandbox.place(pod.volume.pod.uid(), &container_id())
+    };
+    let intruder = Workload::start(spec).await.expect("a process");
+    let question = b"\"tokens\"";
+    let mut bytes = u32::try_from(question.len())
+        .expect("short")
+        .to_be_bytes()
+        .to_vec();
+    bytes.extend_from_slice(question);
+    bytes.extend_from_slice(&[0; 4]);
+    let received = intruder.raw(Raw::new(bytes)).await.expect("an answer");
+    let text = String::from_utf8_lossy(&received.bytes).into_owned();
+    assert!(text.contains("not the agent's own mounter"), "{text}");
+    assert!(!text.contains("eyJ"), "a token was given away");
+    let counted = "latchkey_attestations_total{outcome=\"not_the_mounter\"}";
+    assert!(node.agent.metric(counted).await.expect("a metric") >= 1.0);
+}

@@ -1,0 +1,195 @@
+//! CSI's own table of errors, row by row, over the driver's socket. What is wrong in a single field is tried beside the
+//! code that reads it.
+
+use super::Node;
+use crate::can_run;
+use latchkey_agent::csi::proto::{
+    AccessType, Empty, NodeInfo, NodeUnpublishVolumeRequest, PluginName, Probe,
+};
+use testkit::kube::PodSpec;
+use testkit::kubelet::{Status, call};
+
+const INVALID_ARGUMENT: u16 = 3;
+const ALREADY_EXISTS: u16 = 6;
+const FAILED_PRECONDITION: u16 = 9;
+const ABORTED: u16 = 10;
+const UNIMPLEMENTED: u16 = 12;
+const UNAVAILABLE: u16 = 14;
+
+#[tokio::test]
+async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let endpoint = node.kubelet.endpoint();
+    let name: PluginName = call(&endpoint, "/csi.v1.Identity/GetPluginInfo", &Empty {})
+        .await
+        .expect("it answers");
+    assert_eq!(
+        (&*name.name, &*name.vendor_version),
+        ("csi.latchkey.dev", env!("CARGO_PKG_VERSION"))
+    );
+    let probe: Probe = call(&endpoint, "/csi.v1.Identity/Probe", &Empty {})
+        .await
+        .expect("it answers");
+    assert!(probe.ready.expect("it says so").value);
+    let path = "/csi.v1.Identity/GetPluginCapabilities";
+    call::<Empty>(&endpoint, path, &Empty {})
+        .await
+        .expect("it answers");
+    let info: NodeInfo = call(&endpoint, "/csi.v1.Node/NodeGetInfo", &Empty {})
+        .await
+        .expect("it answers");
+    assert_eq!(info.node_id, testkit::sandbox::NODE);
+    let path = "/csi.v1.Node/NodeGetCapabilities";
+    call::<Empty>(&endpoint, path, &Empty {})
+        .await
+        .expect("it answers");
+    for path in [
+        "/csi.v1.Node/NodeStageVolume",
+        "/csi.v1.Node/NodeUnstageVolume",
+        "/csi.v1.Node/NodeGetVolumeStats",
+        "/csi.v1.Node/NodeExpandVolume",
+        "/csi.v1.Controller/CreateVolume",
+    ] {
+        let Status { code, .. } = call::<Empty>(&endpoint, path, &Empty {})
+            .await
+            .expect_err(path);
+        assert_eq!(code, UNIMPLEMENTED, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn each_row_of_the_specifications_table_for_publish_has_its_code() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let kube = &node.sandbox.kube;
+    let right = node.kubelet.request(kube, &pod.volume).expect("a request");
+    let code = async |request| match node.kubelet.send(request).await {
+        Ok(()) => 0,
+        Err(Status { code, .. }) => code,
+    };
+    // Published, and published again as the same: nothing happens.
+    assert_eq!(code(&right).await, 0);
+    // Published, and incompatible.
+    let mut other = right.clone();
+    let name = "csi.storage.k8s.io/pod.name";
+    other.volume_context.insert(name.into(), "another".into());
+    assert_eq!(code(&other).await, ALREADY_EXISTS);
+    // Published at another place.
+    let mut elsewhere = right.clone();
+    elsewhere.target_path = elsewhere.target_path.replace("/latchkey/", "/other/");
+    assert_eq!(code(&elsewhere).await, FAILED_PRECONDITION);
+    // More than it can.
+    let mut block = right.clone();
+    let capability = block.volume_capability.as_mut().expect("one");
+    capability.access_type = Some(AccessType::Block(Empty {}));
+    assert_eq!(code(&block).await, FAILED_PRECONDITION);
+    // A field that is missing, and one that is wrong.
+    let mut nameless = right.clone();
+    nameless.volume_id.clear();
+    assert_eq!(code(&nameless).await, INVALID_ARGUMENT);
+    let mut outside = right.clone();
+    outside.target_path = "/etc".into();
+    assert_eq!(code(&outside).await, INVALID_ARGUMENT);
+    // None of that has changed anything.
+    super::reads_own(&pod.workload).await;
+}
+
+#[tokio::test]
+async fn a_call_for_a_volume_that_another_call_is_about_is_aborted() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    // The agent looks at the pod, and the API server takes its time: the first call is under way.
+    node.sandbox.kube.hang();
+    let asked = node.sandbox.kube.count("get", "pods");
+    let first = node.publish(&volume);
+    let second = async {
+        let kube = node.sandbox.kube.clone();
+        node.sandbox
+            .kube
+            .until(|kube| kube.count("get", "pods") > asked)
+            .await;
+        let published = node.publish(&volume).await.expect_err("it is busy").code;
+        let unpublished = node
+            .kubelet
+            .unpublish(&volume)
+            .await
+            .expect_err("it is busy")
+            .code;
+        kube.heal();
+        (published, unpublished)
+    };
+    let (first, second) = tokio::join!(first, second);
+    assert_eq!(second, (ABORTED, ABORTED));
+    // Whether the first got its answer in time or not, the next succeeds.
+    assert!(first.is_ok_and(|()| true) || node.kubelet.kept().is_empty());
+    node.publish(&volume).await.expect("now");
+}
+
+#[tokio::test]
+async fn unpublish_refuses_only_what_names_no_volume_and_no_place() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let endpoint = node.kubelet.endpoint();
+    let unpublish = async |volume_id: &str, target_path: &str| {
+        let request = NodeUnpublishVolumeRequest {
+            volume_id: volume_id.into(),
+            target_path: target_path.into(),
+        };
+        let path = "/csi.v1.Node/NodeUnpublishVolume";
+        match call::<Empty>(&endpoint, path, &request).await {
+            Ok(Empty {}) => 0,
+            Err(Status { code, .. }) => code,
+        }
+    };
+    let uid = uuid::Uuid::new_v4().to_string();
+    let target = node.kubelet.target(&uid, "latchkey");
+    let target = target.to_string_lossy();
+    assert_eq!(unpublish("", &target).await, INVALID_ARGUMENT);
+    assert_eq!(unpublish("csi-1", "").await, INVALID_ARGUMENT);
+    assert_eq!(unpublish("csi-1", "/etc").await, INVALID_ARGUMENT);
+    // A volume that nobody has published, of a pod that nobody knows.
+    assert_eq!(unpublish("csi-1", &target).await, 0);
+    std::fs::create_dir_all(&*target).expect("a directory");
+    assert_eq!(unpublish("csi-1", &target).await, 0);
+    assert!(!std::path::Path::new(&*target).exists());
+}
+
+#[tokio::test]
+async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tried_again() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let request = node
+        .kubelet
+        .request(&node.sandbox.kube, &volume)
+        .expect("a request");
+    volume.pod.delete();
+    while node.agent.metric("latchkey_pods").await.expect("a metric") > 0.0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let Status { code, message } = node.kubelet.send(&request).await.expect_err("it is gone");
+    assert_eq!(code, UNAVAILABLE, "{message}");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+    assert!(!std::path::Path::new(&request.target_path).exists());
+}

@@ -1,0 +1,219 @@
+//! Mounter, agent and kubelet are restarted in any order, and what was published works or is made to.
+
+use super::{Node, OWN, reads_own, settings};
+use crate::{can_run, code};
+use std::path::Path;
+use std::time::Duration;
+use testkit::kube::PodSpec;
+use testkit::kubelet::until;
+use testkit::workload::Signal;
+use tokio::time::sleep;
+
+#[tokio::test]
+async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let mounts = node.kubelet.mounts();
+    node.mounter.kill().await.expect("it runs");
+    reads_own(&pod.workload).await;
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    node.kubelet.register().await.expect("it registers again");
+    assert_eq!(node.kubelet.mounts(), mounts);
+    node.publish(&pod.volume).await.expect("again");
+    assert_eq!(node.kubelet.mounts(), mounts);
+    reads_own(&pod.workload).await;
+    node.kubelet.unpublish(&pod.volume).await.expect("it goes");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_listens_again_in_every_volume_and_has_tokens_with_the_next_call() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    reads_own(&pod.workload).await;
+    node.agent.signal(Signal::SIGKILL).expect("it runs");
+    node.agent.until_ended().await.expect("it ends");
+    let status = node
+        .publish(&pod.volume)
+        .await
+        .expect_err("nobody is there");
+    assert_eq!(status.code, 14, "{status}");
+    // What is mounted stays.
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    assert!(target.join("agent.sock").exists());
+    let agent = settings(&node.sandbox, &node.kubelet).start().await;
+    node.agent = agent.expect("an agent");
+    node.agent.until_ready().await.expect("it is ready");
+    let answer = pod.workload.get(OWN).await.expect("an answer");
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{}",
+        answer.text()
+    );
+    node.publish(&pod.volume).await.expect("again");
+    reads_own(&pod.workload).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let next = settings(&node.sandbox, &node.kubelet).start().await;
+    let mut next = next.expect("an agent");
+    next.until_ready().await.expect("it is ready");
+    next.until_line("took the pods' tokens over")
+        .await
+        .expect("it says so");
+    let status = node.agent.stop().await.expect("it ends");
+    assert!(status.success(), "{status}");
+    // A session of its own, by a token that no kubelet has given to this agent.
+    reads_own(&pod.workload).await;
+    next.until_audit(|line| line["secret"] == "test/database-password")
+        .await
+        .expect("by the new one");
+    node.publish(&pod.volume).await.expect("again");
+}
+
+#[tokio::test]
+async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    node.agent.signal(Signal::SIGKILL).expect("it runs");
+    node.agent.until_ended().await.expect("it ends");
+    drop(pod.workload);
+    node.kubelet
+        .unpublish(&pod.volume)
+        .await
+        .expect("it goes all the same");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+    let agent = settings(&node.sandbox, &node.kubelet).start().await;
+    node.agent = agent.expect("an agent");
+    node.agent.until_ready().await.expect("it is ready");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+    assert!(
+        node.agent
+            .metric("latchkey_csi_volumes")
+            .await
+            .expect("a metric")
+            < 1.0
+    );
+}
+
+#[tokio::test]
+async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    node.agent.signal(Signal::SIGKILL).expect("it runs");
+    node.agent.until_ended().await.expect("it ends");
+    let (volume, container) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let before = node.kubelet.mounts();
+    let status = node.publish(&volume).await.expect_err("nobody is there");
+    assert_eq!(status.code, 14, "{status}");
+    assert!(status.message.contains("agent"), "{status}");
+    assert_eq!(
+        (node.kubelet.mounts(), node.kubelet.kept()),
+        (before, Vec::new())
+    );
+    let agent = settings(&node.sandbox, &node.kubelet).start().await;
+    node.agent = agent.expect("an agent");
+    node.agent.until_ready().await.expect("it is ready");
+    node.publish(&volume).await.expect("now");
+    reads_own(&node.container(&volume, &container).await).await;
+}
+
+#[tokio::test]
+async fn a_mounter_killed_at_any_moment_of_a_publish_is_followed_by_one_that_finishes_it() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let before = node.kubelet.mounts();
+    for round in 0..12_u64 {
+        let (volume, container) = node.object(PodSpec {
+            namespace: "test".into(),
+            name: format!("web-{round}"),
+            ..PodSpec::default()
+        });
+        let kill = async {
+            // Each time a little later: before, in and after every step of a publish.
+            sleep(Duration::from_micros(round * 700)).await;
+            node.mounter.kill().await.expect("it runs");
+        };
+        let published = node.kubelet.publish(&node.sandbox.kube, &volume);
+        let (_, ()) = tokio::join!(published, kill);
+        node.mounter = node.kubelet.mounter().await.expect("a mounter");
+        if round % 2 == 0 {
+            node.publish(&volume)
+                .await
+                .expect("the kubelet tries again");
+            reads_own(&node.container(&volume, &container).await).await;
+            let target = node.kubelet.target(volume.pod.uid(), "latchkey");
+            let here = |point: &&std::path::PathBuf| **point == target;
+            assert_eq!(node.kubelet.mounts().iter().filter(here).count(), 1);
+        }
+        // Or the pod was deleted meanwhile.
+        node.kubelet.unpublish(&volume).await.expect("it goes");
+        assert!(!node.kubelet.target(volume.pod.uid(), "latchkey").exists());
+        assert_eq!(
+            (node.kubelet.mounts(), node.kubelet.kept()),
+            (before.clone(), Vec::new())
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_starts() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    node.mounter.stop().await.expect("it ends");
+    drop(pod.workload);
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    nix::mount::umount(&target).expect("root may");
+    let of_pod = node.kubelet.root().join("pods").join(pod.volume.pod.uid());
+    std::fs::remove_dir_all(of_pod).expect("it is the kubelet's");
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    until("an empty store", || node.kubelet.kept().is_empty())
+        .await
+        .expect("it is swept");
+}
+
+#[tokio::test]
+async fn the_agent_waits_for_a_mounter_that_comes_later() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    node.mounter.kill().await.expect("it runs");
+    // As after a start of the node: nothing is mounted.
+    let store = node.kubelet.directory().join("run");
+    nix::mount::umount2(&store, nix::mount::MntFlags::MNT_DETACH).expect("root may");
+    assert!(!Path::new(&store).join("control.sock").exists());
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    until("a control socket", || store.join("control.sock").exists())
+        .await
+        .expect("it listens");
+    let pod = node.pod("test", "web").await;
+    reads_own(&pod.workload).await;
+}

@@ -1,0 +1,158 @@
+//! The pod's tokens: from the kubelet by way of the mounter into the pod's entry, and nowhere else.
+
+use super::{Node, OWN, reads_own};
+use crate::hygiene::copies_in_memory;
+use crate::{can_run, code};
+use latchkey_agent::csi::proto::Empty;
+use std::time::Duration;
+use testkit::kube::PodSpec;
+use testkit::kubelet::{Connection, Status, TOKENS};
+use tokio::time::{Instant, sleep};
+
+#[tokio::test]
+async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_file() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start_with(|settings| settings.set("log.level", "trace")).await;
+    let (volume, container) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let request = node
+        .kubelet
+        .request(&node.sandbox.kube, &volume)
+        .expect("a request");
+    let tokens: serde_json::Value =
+        serde_json::from_str(&request.volume_context[TOKENS]).expect("JSON");
+    let token = tokens["sts.amazonaws.com"]["token"]
+        .as_str()
+        .expect("a token")
+        .to_owned();
+    // This kubelet does not close its connection, whose buffers the token went through.
+    let mut kept = Connection::open(&node.kubelet.endpoint())
+        .await
+        .expect("a connection");
+    let path = "/csi.v1.Node/NodePublishVolume";
+    kept.call::<Empty>(path, &request)
+        .await
+        .expect("it is published");
+    let workload = node.container(&volume, &container).await;
+    reads_own(&workload).await;
+    // The signature alone would do for whoever has the rest.
+    let canary = token.rsplit('.').next().expect("a signature").to_owned();
+    assert!(
+        copies_in_memory(node.agent.pid(), &canary) > 0,
+        "the search finds nothing at all"
+    );
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while copies_in_memory(node.mounter.pid(), &canary) > 0 {
+        assert!(Instant::now() < deadline, "the token is still there");
+        sleep(Duration::from_millis(500)).await;
+    }
+    for line in node.mounter.stderr().into_iter().chain(node.agent.stderr()) {
+        assert!(!line.contains(&canary), "{line}");
+    }
+    let kept_on_disk = std::process::Command::new("grep")
+        .args(["-rls", &canary])
+        .arg(node.kubelet.root())
+        .arg(node.sandbox.directory())
+        .output()
+        .expect("grep");
+    assert_eq!(String::from_utf8_lossy(&kept_on_disk.stdout), "");
+}
+
+#[tokio::test]
+async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer_ones() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (mut volume, container) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    volume.tokens_in_secrets = true;
+    // One that has all but ended.
+    volume.audiences = vec![("sts.amazonaws.com".into(), 5)];
+    node.publish(&volume).await.expect("it is published");
+    let workload = node.container(&volume, &container).await;
+    let answer = workload.get(OWN).await.expect("an answer");
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{}",
+        answer.text()
+    );
+    assert!(answer.text().contains("kubelet"), "{}", answer.text());
+    volume.audiences = vec![("sts.amazonaws.com".into(), 600)];
+    node.publish(&volume).await.expect("again");
+    reads_own(&workload).await;
+}
+
+#[tokio::test]
+async fn an_audience_that_the_kubelet_does_not_hand_over_is_named() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (mut volume, container) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    volume.audiences = vec![("vault".into(), 600)];
+    node.publish(&volume).await.expect("it is published");
+    let workload = node.container(&volume, &container).await;
+    let answer = workload.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    assert!(answer.text().contains("tokenRequests"), "{}", answer.text());
+}
+
+#[tokio::test]
+async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let (other, _) = node.object(PodSpec {
+        namespace: "prod".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let right = node
+        .kubelet
+        .request(&node.sandbox.kube, &volume)
+        .expect("a request");
+    let others = node
+        .kubelet
+        .request(&node.sandbox.kube, &other)
+        .expect("a request");
+    let mut with_foreign_token = right.clone();
+    let foreign = others.volume_context[TOKENS].clone();
+    with_foreign_token
+        .volume_context
+        .insert(TOKENS.into(), foreign);
+    let mut as_another_account = right.clone();
+    let key = "csi.storage.k8s.io/serviceAccount.name";
+    as_another_account
+        .volume_context
+        .insert(key.into(), "default".into());
+    for request in [with_foreign_token, as_another_account] {
+        let Status { code, message } = node.kubelet.send(&request).await.expect_err("refused");
+        assert_eq!(code, 7, "{message}");
+        assert_eq!(
+            node.kubelet.kept(),
+            Vec::<String>::new(),
+            "something is left of it"
+        );
+    }
+    node.kubelet.send(&right).await.expect("this one is right");
+}
