@@ -10,6 +10,7 @@ mod exec;
 mod failure;
 mod get;
 mod healthcheck;
+mod install;
 mod list;
 mod proxy;
 mod render;
@@ -73,6 +74,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Proxy(proxy::Proxy),
     Healthcheck(healthcheck::Healthcheck),
+    Install(install::Install),
     Completions(completions::Completions),
 }
 
@@ -128,6 +130,7 @@ impl Arguments {
             Command::Exec(command) => command.run(&reach),
             Command::Get(command) => command.run(&reach),
             Command::Healthcheck(command) => command.run(&reach),
+            Command::Install(command) => command.run(),
             Command::List(command) => command.run(&reach),
             Command::Proxy(command) => command.run(&reach),
             Command::Render(command) => command.run(&reach),
