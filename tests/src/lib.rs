@@ -11,6 +11,7 @@ pub mod gcp;
 pub mod jwt;
 pub mod kube;
 pub mod machine;
+pub mod page;
 pub mod password_store;
 pub mod pid_namespace;
 pub mod sandbox;
