@@ -1,7 +1,7 @@
 //! The command `latchkey`: what a person or a manifest asks of the agent. One file for each sub-command.
 //!
 //! A value goes to stdout or into a file, and nowhere else; everything that is said about it goes to stderr. The exit
-//! codes are in [`failure`](self::failure).
+//! codes are in [`failure`].
 
 mod completions;
 mod doctor;
