@@ -1,7 +1,7 @@
 //! The command `latchkey`: what a person or a manifest asks of the agent. One file for each sub-command.
 //!
 //! A value goes to stdout or into a file, and nowhere else; everything that is said about it goes to stderr. The exit
-//! codes are in [`failure`](self::failure).
+//! codes are in [`failure`].
 
 mod completions;
 mod doctor;
@@ -10,6 +10,7 @@ mod exec;
 mod failure;
 mod get;
 mod healthcheck;
+mod install;
 mod list;
 mod proxy;
 mod render;
@@ -73,6 +74,7 @@ enum Command {
     Doctor(doctor::Doctor),
     Proxy(proxy::Proxy),
     Healthcheck(healthcheck::Healthcheck),
+    Install(install::Install),
     Completions(completions::Completions),
 }
 
@@ -128,6 +130,7 @@ impl Arguments {
             Command::Exec(command) => command.run(&reach),
             Command::Get(command) => command.run(&reach),
             Command::Healthcheck(command) => command.run(&reach),
+            Command::Install(command) => command.run(),
             Command::List(command) => command.run(&reach),
             Command::Proxy(command) => command.run(&reach),
             Command::Render(command) => command.run(&reach),

@@ -32,7 +32,7 @@ build_images() {
 
   lay_out "$work/client" "$(command -v bash)" "$(command -v curl)" "$(command -v busybox)" "$here"/client/*
   local applet
-  for applet in cat env rm sleep touch; do ln -s busybox "$work/client/usr/bin/$applet"; done
+  for applet in cat env rm sh sleep touch; do ln -s busybox "$work/client/usr/bin/$applet"; done
   $E2E_PACK "$work/client.tar" docker.io/library/latchkey-client:e2e "$work/client" /bin/bash
   # The image that the examples name, which no registry can give here: curl, under that name.
   $E2E_PACK "$work/curl.tar" "docker.io/$(awk '$1 == "image:" {print $2; exit}' "$root/deploy/examples/pod.yaml")" "$work/client" /usr/bin/curl

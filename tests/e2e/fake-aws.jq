@@ -29,5 +29,6 @@ def secret($name; $value): {region: "eu-central-1", name: $name, value: $value};
     secret("test/database-password"; $test),
     secret("prod/database-password"; $prod),
     secret("batch/report-key"; $batch),
-    secret("shop/database-password"; $shop)]
+    secret("shop/database-password"; $shop),
+    secret("shop/api-key"; "key-" + $shop)]
 }

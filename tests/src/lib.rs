@@ -12,6 +12,7 @@ pub mod jwt;
 pub mod kube;
 pub mod kubelet;
 pub mod machine;
+pub mod page;
 pub mod password_store;
 pub mod pid_namespace;
 pub mod sandbox;

@@ -2,6 +2,7 @@
 
 mod basics;
 mod change;
+mod delivery;
 mod doctor;
 mod exec;
 mod proxy;

@@ -405,7 +405,11 @@ async fn a_pod_over_its_limit_an_ephemeral_container_and_a_stranger_are_told_wha
         container: String::new(),
     };
     let told = found(command_in(&stranger, &socket, &["doctor", "--json"])).await;
-    told.is("attestation", "not_attested", &["no pod of this node"]);
+    told.is(
+        "attestation",
+        "not_attested",
+        &["no workload that may ask here"],
+    );
     let id = told.report["findings"][2]["request_id"]
         .as_str()
         .map(str::to_owned);

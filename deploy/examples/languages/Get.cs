@@ -1,0 +1,26 @@
+// Prints a secret: dotnet run NAME
+using System.Net.Http.Json;
+using System.Net.Sockets;
+
+using var agent = new HttpClient(new SocketsHttpHandler
+{
+    ConnectCallback = async (_, cancelled) =>
+    {
+        var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
+        await socket.ConnectAsync(new UnixDomainSocketEndPoint("/run/latchkey/agent.sock"), cancelled);
+        return new NetworkStream(socket, ownsSocket: true);
+    },
+})
+{ BaseAddress = new Uri("http://localhost"), Timeout = TimeSpan.FromSeconds(15) };
+
+async Task<string> GetSecret(string name)
+{
+    using var answer = await agent.GetAsync($"/v1/secrets/{name}");
+    if (!answer.IsSuccessStatusCode)
+        throw new HttpRequestException($"{answer.StatusCode}: {await answer.Content.ReadAsStringAsync()}");
+    return (await answer.Content.ReadFromJsonAsync<Secret>())!.Value;
+}
+
+Console.WriteLine(await GetSecret(args[0]));
+
+record Secret(string Value);

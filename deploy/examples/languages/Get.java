@@ -1,0 +1,26 @@
+// Prints a secret: java Get.java NAME
+import static java.nio.charset.StandardCharsets.UTF_8;
+
+import java.io.IOException;
+import java.net.UnixDomainSocketAddress;
+import java.nio.channels.Channels;
+import java.nio.channels.SocketChannel;
+
+class Get {
+    static String getSecret(String name) throws IOException {
+        var socket = UnixDomainSocketAddress.of("/run/latchkey/agent.sock");
+        try (var agent = SocketChannel.open(socket)) {
+            // HTTP/1.0: the answer ends with the connection, so there is nothing to parse but its head.
+            agent.write(UTF_8.encode("GET /v1/secrets/" + name + " HTTP/1.0\r\n"
+                + "Host: localhost\r\nAccept: text/plain\r\n\r\n"));
+            var answer = new String(Channels.newInputStream(agent).readAllBytes(), UTF_8);
+            var headAndBody = answer.split("\r\n\r\n", 2);
+            if (!headAndBody[0].startsWith("HTTP/1.0 200 ")) throw new IOException(answer);
+            return headAndBody[1];
+        }
+    }
+
+    public static void main(String[] arguments) throws IOException {
+        System.out.println(getSecret(arguments[0]));
+    }
+}

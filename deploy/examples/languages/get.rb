@@ -1,0 +1,21 @@
+# Prints a secret: ruby get.rb NAME
+require "json"
+require "net/http"
+require "socket"
+
+class Agent < Net::HTTP
+  def connect
+    @socket = Net::BufferedIO.new(UNIXSocket.new("/run/latchkey/agent.sock"), read_timeout: @read_timeout)
+    on_connect
+  end
+end
+
+def get_secret(name)
+  # The last argument: no proxy, whatever the environment says.
+  answer = Agent.new("localhost", 80, nil).get("/v1/secrets/#{name}")
+  raise "#{answer.code} #{answer.body}" unless answer.is_a?(Net::HTTPOK)
+
+  JSON.parse(answer.body)["value"]
+end
+
+puts get_secret(ARGV[0])
