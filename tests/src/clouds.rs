@@ -4,7 +4,9 @@
 
 mod aws;
 pub mod azure;
+mod file;
 pub mod gcp;
+mod pass;
 
 use async_trait::async_trait;
 use std::any::Any;
@@ -15,7 +17,7 @@ use crate::agent::AgentSettings;
 use crate::sandbox::Sandbox;
 
 /// The backends that the sandbox has, as the configuration names them.
-pub const BACKENDS: [&str; 3] = ["aws", "azure", "gcp"];
+pub const BACKENDS: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 
 /// A backend of the sandbox.
 #[async_trait]
@@ -81,6 +83,8 @@ pub async fn start(name: &str, sandbox: &Sandbox) -> io::Result<Box<dyn Cloud>> 
         "aws" => Box::new(aws::Aws::of(sandbox)),
         "azure" => Box::new(azure::Azure::start(sandbox).await?),
         "gcp" => Box::new(gcp::Gcp::start(sandbox).await?),
+        "file" => Box::new(file::Files::create(sandbox)?),
+        "pass" => Box::new(pass::Pass::create()?),
         other => return Err(io::Error::other(format!("there is no backend {other}"))),
     })
 }

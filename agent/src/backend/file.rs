@@ -16,9 +16,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// How long the file system may take. It is the machine's own, unless somebody has mounted another.
-const TIMEOUT: Duration = Duration::from_secs(3);
-
 /// A folder of secrets.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -29,6 +26,7 @@ pub(super) struct Files {
 #[derive(Debug)]
 struct FileSession {
     path: PathBuf,
+    timeout: Duration,
     role: Role,
 }
 
@@ -102,6 +100,7 @@ impl Backend for Files {
     ) -> Result<Arc<dyn Session>, BackendError> {
         Ok(Arc::new(FileSession {
             path: self.settings.path.clone(),
+            timeout: self.settings.timeout,
             role: role.clone(),
         }))
     }
@@ -120,8 +119,8 @@ impl Session for FileSession {
         _request_id: &str,
     ) -> Result<Secret, BackendError> {
         let (folder, path) = (self.path.clone(), store::path_of(&self.role, name, ""));
-        store::off_thread(TIMEOUT, move || {
-            let folder = Folder::open(&folder)?;
+        store::off_thread(self.timeout, move || {
+            let folder = Folder::open_again(&folder)?;
             let found = folder.find(&path)?;
             folder.must_own(&found)?;
             let value = found.read(store::VALUE_LIMIT)?;
@@ -144,8 +143,8 @@ impl Session for FileSession {
         _request_id: &str,
     ) -> Result<Page, BackendError> {
         let (folder, role) = (self.path.clone(), self.role.clone());
-        store::off_thread(TIMEOUT, move || {
-            let folder = Folder::open(&folder)?;
+        store::off_thread(self.timeout, move || {
+            let folder = Folder::open_again(&folder)?;
             store::page(&role, limit, cursor.as_deref(), |from| {
                 folder.list(from, "")
             })

@@ -41,6 +41,9 @@ pub(super) enum FolderError {
     /// There is no such file.
     #[error("there is no such file")]
     Absent,
+    /// What is asked for is another namespace's.
+    #[error("it is another namespace's")]
+    Foreign,
     /// A symbolic link leads out of the folder.
     #[error("a symbolic link leads out of the folder")]
     Outside,
@@ -69,6 +72,12 @@ impl Folder {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let folder = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?;
         Ok(Self(folder))
+    }
+
+    /// The folder at `path`, for a read: where the folder itself is missing or closed, that says nothing about the
+    /// secret that is asked for.
+    pub(super) fn open_again(path: &Path) -> Result<Self, FolderError> {
+        Self::open(path).map_err(|error| FolderError::Io(io::Error::other(error)))
     }
 
     /// Checks that nobody but root and the agent's own user can change what lies directly in it.

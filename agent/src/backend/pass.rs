@@ -149,7 +149,7 @@ impl Store {
     async fn version(&self, path: &Path) -> Result<Arc<str>, BackendError> {
         let (folder, path) = (self.settings.store.clone(), path.to_owned());
         store::off_thread(self.settings.timeout, move || {
-            let folder = Folder::open(&folder)?;
+            let folder = Folder::open_again(&folder)?;
             let found = folder.find(&path)?;
             folder.must_own(&found)?;
             Ok(found.version())
@@ -241,7 +241,7 @@ impl Session for PassSession {
     ) -> Result<Page, BackendError> {
         let (folder, role) = (self.store.settings.store.clone(), self.role.clone());
         store::off_thread(self.store.settings.timeout, move || {
-            let folder = Folder::open(&folder)?;
+            let folder = Folder::open_again(&folder)?;
             let list = |from: &Path| folder.list(from, ENDING);
             store::page(&role, limit, cursor.as_deref(), list)
         })

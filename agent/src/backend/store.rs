@@ -130,7 +130,7 @@ pub(super) fn page(
     let from = match (prefix.starts_with(folder), folder.starts_with(prefix)) {
         (true, _) => prefix.rsplit_once('/').map_or("", |(folder, _)| folder),
         (false, true) => folder.trim_end_matches('/'),
-        (false, false) => return Ok(Page::default()),
+        (false, false) => return Err(FolderError::Foreign),
     };
     // A prefix may be an annotation's: nothing but a name leads into the folder.
     if from.split('/').any(|part| part.starts_with('.')) {
@@ -176,6 +176,13 @@ fn failure(error: &FolderError) -> BackendError {
         FolderError::Absent => (
             Fault::Call,
             RequestError::new(Code::NotFound, "there is no such secret"),
+        ),
+        FolderError::Foreign => (
+            Fault::Call,
+            RequestError::new(
+                Code::Denied,
+                "this namespace reads only what is in the store's folder of its name, and its prefix is elsewhere",
+            ),
         ),
         FolderError::Outside => (
             Fault::Refused,
@@ -309,7 +316,8 @@ mod tests {
         let prefixed = role_of("test", &[(PREFIX_KEY, "test/")]);
         assert_eq!(listed(&prefixed, 9, None).0, ["a", "b", "c"]);
         let foreign = role_of("test", &[(PREFIX_KEY, "prod/")]);
-        assert_eq!(listed(&foreign, 9, None).0, Vec::<String>::new());
+        let outcome = page(&foreign, 9, None, |_| Ok(vec!["prod/a".into()]));
+        assert!(matches!(outcome, Err(FolderError::Foreign)), "{outcome:?}");
         let all = machine_role(&LocalRole::Machine, "dev", "", true);
         assert_eq!(listed(&all, 9, None).0.len(), 5);
     }

@@ -89,7 +89,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
         match backend {
             BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
             BackendConfig::Azure(azure) => azure.check(reader, &section, deadline),
-            BackendConfig::File(_) => {}
+            BackendConfig::File(file) => file.check(reader, &section, deadline),
             BackendConfig::Gcp(gcp) => gcp.check(reader, &section, deadline),
             BackendConfig::Pass(pass) => pass.check(reader, &section, deadline),
         }

@@ -36,6 +36,8 @@ pub struct FileConfig {
     pub per_namespace: bool,
     /// What stands before every name in the folder.
     pub prefix: String,
+    /// How long one read may take.
+    pub timeout: Duration,
 }
 
 // === impl PassConfig ===
@@ -95,7 +97,12 @@ impl FileConfig {
             path: folder.unwrap_or_default(),
             per_namespace: reader.read(&key("per_namespace"), value::boolean, true),
             prefix: reader.read(&key("prefix"), prefix, String::new()),
+            timeout: reader.read(&key("timeout"), value::call_timeout, Duration::from_secs(3)),
         }
+    }
+
+    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
+        super::backends::check_timeout(reader, section, self.timeout, deadline);
     }
 }
 
