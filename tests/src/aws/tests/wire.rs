@@ -224,7 +224,11 @@ async fn aws_sts_errors_have_the_shape_and_the_status_of_the_real_ones() {
             400,
             "InvalidIdentityToken",
         ),
-        (form("AssumeRole", &cloud.token()), 400, "InvalidAction"),
+        (
+            form("GetFederationToken", &cloud.token()),
+            400,
+            "InvalidAction",
+        ),
     ] {
         let answer = send(form).await;
         assert!(
