@@ -11,11 +11,11 @@ WORKDIR /src
 COPY . .
 # The command is linked whole, so that it runs in any image that it is copied to.
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
-    cargo build --locked --profile dist --package latchkey-agent --bin latchkey-agent \
+    cargo build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
     && host=$(rustc -vV | sed -n 's/^host: //p') \
     && RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile dist --target "$host" \
         --package latchkey-client --features cli --bin latchkey \
-    && mkdir /programs && cp target/dist/latchkey-agent "target/$host/dist/latchkey" /programs/ \
+    && mkdir /programs && cp target/dist/latchkey-agent target/dist/latchkey-csi "target/$host/dist/latchkey" /programs/ \
     && deploy/image/rootfs /programs /rootfs
 
 FROM scratch

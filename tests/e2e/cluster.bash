@@ -23,6 +23,7 @@ lay_out() { # ROOT PROGRAM...: copies programs into a folder, each with the libr
 build_images() {
   mkdir "$work/programs"
   cp -L "$E2E_AGENT" "$work/programs/latchkey-agent"
+  cp -L "$E2E_CSI" "$work/programs/latchkey-csi"
   cp -L "$E2E_CLIENT" "$work/programs/latchkey"
   "$root/deploy/image/assemble" "$work/programs" "$work/agent.tar" docker.io/library/latchkey-agent:e2e
 
