@@ -46,6 +46,9 @@ const PAGE_NAMES: usize = 100;
 /// The most calls that one page of ours may take.
 const PAGE_CALLS: usize = 10;
 
+/// What stands between region and token in a list's cursor.
+const CURSOR: char = ':';
+
 /// The longest session name (`RoleSessionName` of `AssumeRoleWithWebIdentity`), in characters.
 const SESSION_NAME: usize = 64;
 
@@ -214,9 +217,9 @@ impl Backend for Aws {
         session_name.truncate(SESSION_NAME);
         let regions = self.regions(role);
         let mut outcome = Err(errors::garbage());
-        for region in self.health.ordered(&regions) {
+        for region in self.health.ordered(&regions, |region| region) {
             outcome = self.assume(role, &region, &token, &session_name).await;
-            if !self.health.note(&region, &outcome) {
+            if !self.health.note(region, &outcome) {
                 break;
             }
         }
@@ -295,17 +298,9 @@ impl Session for AwsSession {
         }
         let id = format!("{}{name}", self.role.prefix);
         let mut outcome = Err(errors::garbage());
-        let regions: Vec<_> = self
-            .clients
-            .iter()
-            .map(|(region, _)| region.clone())
-            .collect();
-        for region in self.health.ordered(&regions) {
-            let Some((_, client)) = self.clients.iter().find(|(other, _)| *other == region) else {
-                continue;
-            };
+        for (region, client) in self.health.ordered(&self.clients, |(region, _)| region) {
             outcome = self.read_in(client, &id, selector).await;
-            if !self.health.note(&region, &outcome) {
+            if !self.health.note(region, &outcome) {
                 break;
             }
         }
@@ -318,10 +313,49 @@ impl Session for AwsSession {
         cursor: Option<String>,
         _request_id: &str,
     ) -> Result<Page, BackendError> {
-        let (_, client) = self.clients.first().ok_or_else(errors::garbage)?;
+        // A list goes on in the region where it began: no other knows its token.
+        if let Some(cursor) = cursor {
+            let (region, client, token) = self.of_cursor(&cursor)?;
+            return self.list_in(region, client, limit, Some(token)).await;
+        }
+        let mut outcome = Err(errors::garbage());
+        for (region, client) in self.health.ordered(&self.clients, |(region, _)| region) {
+            outcome = self.list_in(region, client, limit, None).await;
+            if !self.health.note(region, &outcome) {
+                break;
+            }
+        }
+        outcome
+    }
+}
+
+impl AwsSession {
+    /// Where the list goes on that gave `cursor`, and with which token of the region's.
+    fn of_cursor<'a>(
+        &self,
+        cursor: &'a str,
+    ) -> Result<(&str, &secretsmanager::Client, &'a str), RequestError> {
+        cursor
+            .split_once(CURSOR)
+            .and_then(|(region, token)| {
+                let (region, client) = self.clients.iter().find(|(own, _)| **own == *region)?;
+                Some((&**region, client, token))
+            })
+            .ok_or_else(|| {
+                RequestError::invalid("the cursor is of no list of this role's: begin without one")
+            })
+    }
+
+    async fn list_in(
+        &self,
+        region: &str,
+        client: &secretsmanager::Client,
+        limit: usize,
+        token: Option<&str>,
+    ) -> Result<Page, BackendError> {
         let mut page = Page {
             names: Vec::new(),
-            next: cursor,
+            next: token.map(str::to_owned),
         };
         for _ in 0..PAGE_CALLS {
             let wanted = (limit - page.names.len()).min(PAGE_NAMES);
@@ -355,6 +389,7 @@ impl Session for AwsSession {
                 break;
             }
         }
+        page.next = page.next.map(|token| format!("{region}{CURSOR}{token}"));
         Ok(page)
     }
 }
@@ -362,13 +397,12 @@ impl Session for AwsSession {
 // === impl Health ===
 
 impl Health {
-    /// `regions` in their order, those not reached lately last.
-    fn ordered(&self, regions: &[Arc<str>]) -> Vec<Arc<str>> {
+    /// What there is for each region in its order, for those not reached lately last.
+    fn ordered<'a, T>(&self, all: &'a [T], region: impl Fn(&T) -> &Arc<str>) -> Vec<&'a T> {
         let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
-        let is_down = |region: &Arc<str>| down.iter().any(|(other, _)| other == region);
-        let mut ordered = regions.to_vec();
-        ordered.sort_by_key(is_down);
+        let mut ordered: Vec<_> = all.iter().collect();
+        ordered.sort_by_key(|one| down.iter().any(|(other, _)| other == region(one)));
         ordered
     }
 

@@ -92,6 +92,50 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
 }
 
 #[tokio::test]
+async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    for number in 0..3 {
+        let name = format!("test/replica-{number}");
+        sandbox
+            .aws
+            .put_secret(FALLBACK, &name, SecretInput::text("x"));
+    }
+    let _agent = sandbox.agent_with(with_fallback).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let down = sandbox
+        .aws
+        .fault(Fault::on(Operation::ListSecrets, Behaviour::Hang).in_region(REGION));
+    let first = pod.get("/v1/secrets?limit=2").await.expect("an answer");
+    assert_eq!(first.status, 200, "{}", first.text());
+    let cursor = first.json()["next"].as_str().expect("more").to_owned();
+    // The first region is back, but it does not know that list.
+    drop(down);
+    let second = pod
+        .get(&format!("/v1/secrets?limit=2&cursor={cursor}"))
+        .await;
+    let second = second.expect("an answer");
+    let names = |page: &testkit::workload::Response| {
+        let names = page.json()["secrets"].clone();
+        serde_json::from_value::<Vec<String>>(names).expect("names")
+    };
+    let all: std::collections::BTreeSet<_> = [names(&first), names(&second)]
+        .concat()
+        .into_iter()
+        .collect();
+    let expected = ["test/replica-0", "test/replica-1", "test/replica-2"];
+    assert_eq!(all, expected.map(str::to_owned).into());
+    for cursor in ["elsewhere-1:x", "x"] {
+        let path = format!("/v1/secrets?cursor={cursor}");
+        let answer = pod.get(&path).await.expect("an answer");
+        assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
+    }
+}
+
+#[tokio::test]
 async fn the_roles_partition_says_where_it_is_used() {
     if !can_run() {
         return;
