@@ -216,7 +216,7 @@ impl Attestor {
     pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
         match self {
             Self::Kubernetes(node) => node.must_be_own(peer),
-            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("no_cluster")),
+            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("another_account")),
         }
     }
 
