@@ -183,10 +183,6 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         &["\"25h\"", "\"-1s\"", "\"soon\"", "\"\"", "0", "2026-11-24"],
     ),
     (
-        "default_backend",
-        &["\"gcp\"", "\"AWS\"", "\"\"", "1", "\"a.b\""],
-    ),
-    (
         "csi.directory",
         &[
             "\"\"",
@@ -200,6 +196,10 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         ],
     ),
     ("csi.enabled", &["1", "\"\"", "\"yes\"", "[]"]),
+    (
+        "default_backend",
+        &["\"gcp\"", "\"AWS\"", "\"\"", "1", "\"a.b\""],
+    ),
     (
         "identity.csi_only_runtimes",
         &["[\"\"]", "[\"gVisor\"]", "[\"a\", \"a\"]", "[1]", "true"],
