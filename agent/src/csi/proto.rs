@@ -2,7 +2,7 @@
 //! v1) that the mounter uses, field by field as those files number them. What they have beyond that is skipped when it is read.
 //!
 //! Written out and not generated: there are few, they never change their numbers, and no compiler of protobuf is
-//! needed to build. The run on a real cluster shows that a real kubelet reads and writes the same.
+//! needed to build. No real kubelet has been seen to read and write the same yet (docs/csi.md).
 
 use prost::{Message, Oneof};
 use std::collections::HashMap;
