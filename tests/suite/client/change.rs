@@ -316,7 +316,8 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
     let reader = file(
         &client,
         "reader.sh",
-        "trap 'echo hup' HUP; echo $$; while :; do sleep 0.05; done",
+        // Not HUP: what nohup(1) ignored before the tests, no shell below it can trap.
+        "trap 'echo usr1' USR1; echo $$; while :; do sleep 0.05; done",
     );
     let mut command = Command::new("sh");
     command
@@ -334,7 +335,7 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
         &path(&out),
         "--watch",
         "--signal",
-        "hup",
+        "usr1",
         "--pid-file",
         &path(&pid_file),
     ];
@@ -361,7 +362,7 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
     let outage = client.sandbox.aws.fault(outage.times(1));
     client.sandbox.secret("test/database-password", "rotated");
     contents("pw=rotated\n").await;
-    assert_eq!(reader.line().await, "hup");
+    assert_eq!(reader.line().await, "usr1");
     drop(outage);
     assert!(watching.try_wait().expect("a status").is_none());
     let pid = watching
