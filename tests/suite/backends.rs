@@ -24,7 +24,7 @@ macro_rules! conformance {
             };
 
             conformance! { @rows
-                values: found, missing, binary, empty, of_64_kib, non_utf_8, unicode, rotated, version, stage, listed, by_the_readmes_line;
+                values: found, missing, binary, empty, of_64_kib, non_utf_8, unicode, rotated, version, stage, listed, by_the_readmes_lines;
                 whose: denied_by_role, denied_by_secret, revoked_role, escaping_names, no_mix_up;
                 when_it_fails: throttled, slow, unreachable, garbage, truncated, cut, expired_session, leaves_nothing_behind;
             }

@@ -156,7 +156,7 @@ fn first_word(line: &str) -> &str {
     clippy::disallowed_methods,
     reason = "programs are looked up where the test's own are"
 )]
-fn search_path() -> String {
+pub(crate) fn search_path() -> String {
     std::env::var("PATH").unwrap_or_default()
 }
 

@@ -1,7 +1,11 @@
 //! What is read is what was put there.
 
 use super::{Backend, FOREIGN, OWN};
-use testkit::sandbox::password;
+use crate::languages::search_path;
+use serde_json::Value;
+use testkit::page::Page;
+use testkit::sandbox::{CANARY, password};
+use testkit::workload::Command;
 
 pub(super) async fn found(backend: &Backend) {
     let Some(node) = backend.node("found").await else {
@@ -224,34 +228,49 @@ pub(super) async fn listed(backend: &Backend) {
 }
 
 /// The first thing that a reader tries, word for word but for the namespace.
-pub(super) async fn by_the_readmes_line(backend: &Backend) {
-    const README: &str = include_str!("../../../README.md");
-
-    let Some(node) = backend.node("by_the_readmes_line").await else {
+pub(super) async fn by_the_readmes_lines(backend: &Backend) {
+    let Some(node) = backend.node("by_the_readmes_lines").await else {
         return;
     };
-    let line = README
-        .lines()
-        .find(|line| line.starts_with("curl --unix-socket"));
-    let line = line.expect("a line to try").replace("/prod/", "/test/");
-    let pod = node
-        .sandbox
-        .application("test", "shell")
-        .await
-        .expect("a pod");
-    let said = pod
-        .workload
-        .execute("sh", &["-c", &line])
-        .await
-        .expect("it runs");
-    let body: serde_json::Value = serde_json::from_str(&said.stdout).expect("JSON");
-    assert_eq!(
-        (&body["value"], &body["backend"]),
-        (&password("test").into(), &backend.name.into()),
-        "{line}: {} {}",
-        said.stdout,
-        said.stderr
-    );
+    let page = Page::read("README.md").expect("the page");
+    let block = |heading: &str, language: &str| {
+        let section = page.section(heading).expect("a section by that name");
+        let mut blocks = section.blocks.iter();
+        let block = blocks.find(|block| block.language == language);
+        block.expect("lines to try").text.clone()
+    };
+    let application = async |namespace| {
+        let pod = node.sandbox.application(namespace, "application").await;
+        pod.expect("a pod").workload
+    };
+    let (prod, test) = (application("prod").await, application("test").await);
+    let rest = "In an application";
+    for (program, arguments, lines) in [
+        ("sh", &["-c"][..], block("", "sh")),
+        ("python3", &["-c"], block(rest, "python")),
+        ("node", &["--input-type=module", "-e"], block(rest, "js")),
+    ] {
+        let arguments = [arguments, &[&*lines]].concat();
+        let run = || {
+            Command::new(program)
+                .args(&arguments)
+                .env("PATH", search_path())
+        };
+        let said = prod.run(run()).await.expect("it runs");
+        assert!(
+            said.stdout.contains(&password("prod")),
+            "{program}: {said:?}"
+        );
+        if program == "sh" {
+            let body: Value = serde_json::from_str(&said.stdout).expect("JSON");
+            assert_eq!(body["backend"], backend.name);
+        }
+        let refused = test.run(run()).await.expect("it runs");
+        assert!(
+            !format!("{refused:?}").contains(CANARY),
+            "{program}: {refused:?}"
+        );
+    }
 }
 
 fn urlencoded(text: &str) -> String {
