@@ -101,6 +101,15 @@ impl Account {
         }
     }
 
+    /// Its role for each backend in a line, for the operator.
+    pub(crate) fn describe(&self, backends: &Backends) -> String {
+        let roles = backends.names().map(|(id, name)| match self.role(id) {
+            Ok(role) => format!("{} at {name}", role.name),
+            Err(none) => format!("nothing at {name} ({none})"),
+        });
+        roles.collect::<Vec<_>>().join(", ")
+    }
+
     /// The role for `backend`.
     pub(crate) fn role(&self, backend: BackendId) -> Result<&Arc<Role>, &NoRole> {
         match self.roles.get(backend.index()) {

@@ -7,6 +7,8 @@ pub mod dashes;
 mod file;
 mod folder;
 mod gcp;
+mod kept;
+pub(crate) mod machine;
 mod pass;
 mod store;
 
@@ -17,6 +19,7 @@ use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use bytes::Bytes;
+use kept::Kept;
 use latchkey_client::protocol::{Code, Step};
 use std::fmt;
 use std::sync::{Arc, OnceLock};
@@ -334,8 +337,7 @@ impl Backends {
             let name: Arc<str> = name.as_str().into();
             let backend: Arc<dyn Backend> = match settings {
                 BackendConfig::Aws(settings) => {
-                    let mode = config.identity.mode;
-                    Arc::new(aws::Aws::open(&name, settings, duration, mode).await?)
+                    Arc::new(aws::Aws::open(&name, settings, duration).await?)
                 }
                 BackendConfig::Azure(settings) => {
                     Arc::new(azure::Azure::open(&name, settings, duration)?)
@@ -343,8 +345,12 @@ impl Backends {
                 BackendConfig::Gcp(settings) => {
                     Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
-                BackendConfig::File(settings) => Arc::new(file::Files::open(&name, settings)?),
-                BackendConfig::Pass(settings) => Arc::new(pass::Pass::open(&name, settings)?),
+                BackendConfig::File(settings) => {
+                    Arc::new(Kept::of(file::Files::open(&name, settings)?))
+                }
+                BackendConfig::Pass(settings) => {
+                    Arc::new(Kept::of(pass::Pass::open(&name, settings)?))
+                }
             };
             rows.push(Row { name, backend });
         }

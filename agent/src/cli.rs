@@ -1,13 +1,15 @@
 //! The program: arguments, hygiene, logging, configuration, runtime, exit codes.
 
 use crate::agent::Agent;
+use crate::backend::machine::Source;
 use crate::config::{self, Config};
 use crate::preflight;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
@@ -47,6 +49,12 @@ struct Arguments {
 enum Command {
     /// Validates the configuration and the surroundings, and says what is wrong.
     Check,
+    /// Writes the credentials that a cloud's own tools would use on this machine: for the agent itself.
+    #[command(hide = true)]
+    Credentials {
+        #[command(subcommand)]
+        source: Source,
+    },
 }
 
 /// Runs the program that the arguments ask for.
@@ -64,6 +72,11 @@ pub fn main() -> ExitCode {
         }
     };
     keep_secrets_in();
+    // One provider for all of TLS. A dependency that brought another would otherwise make rustls' choice panic.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    if let Some(Command::Credentials { source }) = arguments.command {
+        return credentials(source);
+    }
     let config = match Config::load(
         arguments.config.as_deref(),
         config::environment(),
@@ -72,20 +85,13 @@ pub fn main() -> ExitCode {
         Ok(config) => config,
         Err(faults) => return fail(exit::CONFIG, &faults),
     };
-    // One provider for all of TLS. A dependency that brought another would otherwise make rustls' choice panic.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .thread_name("blocking")
-        .max_blocking_threads(64)
-        .build();
-    let runtime = match runtime {
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(exit::UNAVAILABLE, &format!("cannot start: {error}")),
     };
     let code = match arguments.command {
         Some(Command::Check) => runtime.block_on(check(&config)),
-        None => {
+        _ => {
             let _logs = log_to_stderr(&config.log.level);
             runtime.block_on(serve(config))
         }
@@ -99,6 +105,14 @@ pub fn main() -> ExitCode {
     });
     let _ = end.recv_timeout(LAST_LINES);
     code
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .thread_name("blocking")
+        .max_blocking_threads(64)
+        .build()
 }
 
 async fn serve(config: Config) -> ExitCode {
@@ -144,6 +158,31 @@ async fn check(config: &Config) -> ExitCode {
         ExitCode::SUCCESS
     } else {
         exit::UNAVAILABLE.into()
+    }
+}
+
+/// Finds credentials and writes them to whoever asks for them: never to a screen.
+fn credentials(source: Source) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    if out.is_terminal() {
+        return fail(
+            exit::USAGE,
+            &"what this writes are credentials, which belong on no terminal",
+        );
+    }
+    let found = match runtime() {
+        Ok(runtime) => {
+            let found = runtime.block_on(source.find());
+            // Nobody waits for a lookup that goes on.
+            runtime.shutdown_background();
+            found
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    match found {
+        Ok(found) if out.write_all(found.as_bytes()).is_ok() => ExitCode::SUCCESS,
+        Ok(_) => exit::UNAVAILABLE.into(),
+        Err(why) => fail(exit::UNAVAILABLE, &why),
     }
 }
 

@@ -253,11 +253,17 @@ impl Config {
     }
 
     fn read(reader: &mut Reader) -> Self {
-        let backends = backends::read(reader);
         let identity = Identity::read(reader);
         let mode = identity.mode;
+        let backends = backends::read(reader, mode);
+        // The only one needs no name.
+        let default = match backends.len() {
+            1 => backends.keys().next().cloned(),
+            _ => None,
+        };
+        let default = default.unwrap_or_else(|| "aws".to_owned());
         Self {
-            default_backend: reader.read("default_backend", value::name, "aws".to_owned()),
+            default_backend: reader.read("default_backend", value::name, default),
             listen: Listen::read(reader, mode),
             log: Log::read(reader),
             audit: Audit::read(reader),

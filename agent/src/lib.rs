@@ -32,6 +32,7 @@ mod cache;
 mod flight;
 
 pub mod backend;
+mod program;
 pub mod secret;
 
 mod audit;

@@ -1,12 +1,16 @@
 //! What the agent needs of its surroundings, looked at before it serves, and by `latchkey-agent check`.
 
+use crate::account::Annotations;
+use crate::agent::account_of;
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
-use crate::config::{BackendConfig, Config, IdentityMode};
+use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
 use crate::csi::volume::Store;
 use crate::handover::{Access, Place, PlaceError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
+use crate::role::{Proof, Role};
+use crate::token::projected;
 use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
@@ -235,14 +239,21 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         let backends = Backends::open(config).await;
         let open = backends.iter().flat_map(Backends::iter);
         let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
+        let known = match &backends {
+            Ok(backends) => roles(config, backends),
+            Err(_) => Vec::new(),
+        };
         note("backends", backends.map(|backends| backends.describe()));
         for key in open {
             note("backends", Ok(key));
         }
+        for finding in known {
+            note(&finding.subject, finding.outcome);
+        }
     }
     match config.identity.mode {
         IdentityMode::Kubernetes => check_cluster(config, &mut note).await,
-        IdentityMode::Local => note("principals", Ok(config.local.len().to_string())),
+        IdentityMode::Local => {}
         IdentityMode::Sidecar => {
             let volume = pod_volume(config).map(|uid| format!("an emptyDir of pod {uid}"));
             note("socket volume", volume.map_err(text));
@@ -254,6 +265,57 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// What callers become at each backend, and whom tokens must be made out to for it, where the configuration says so
+/// rather than each service account.
+fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
+    match config.identity.mode {
+        IdentityMode::Kubernetes => Vec::new(),
+        IdentityMode::Local => {
+            let workloads = config.local.iter().enumerate();
+            let of = |(number, workload): (usize, &LocalWorkload)| Finding {
+                subject: format!("uid {}", workload.uid),
+                outcome: match account_of(number, workload, backends) {
+                    Ok(account) => Ok(account.describe(backends)),
+                    Err(error) => Err(error.to_string()),
+                },
+            };
+            workloads.map(of).collect()
+        }
+        IdentityMode::Sidecar => {
+            let pod = &config.sidecar;
+            let annotations = Annotations::of_sidecar(pod);
+            let subject = format!(
+                "system:serviceaccount:{}:{}",
+                pod.namespace, pod.service_account
+            );
+            let mut findings = Vec::new();
+            for (id, name) in backends.names() {
+                let role = backends.at(id).role(&annotations);
+                if let Ok(Role {
+                    proof: Proof::Token(audience),
+                    ..
+                }) = &role
+                {
+                    let token = projected::find(&pod.tokens, audience, &subject);
+                    findings.push(Finding {
+                        subject: format!("token for {name}"),
+                        outcome: token
+                            .map(|_| format!("made out to {audience}"))
+                            .map_err(|error| error.to_string()),
+                    });
+                }
+                findings.push(Finding {
+                    subject: format!("role for {name}"),
+                    outcome: role
+                        .map(|role| role.name.to_string())
+                        .map_err(|none| none.to_string()),
+                });
+            }
+            findings
+        }
+    }
 }
 
 /// Looks at what the agent needs of a cluster.

@@ -15,18 +15,18 @@ use zeroize::Zeroizing;
 const STDERR_LIMIT: usize = 8 * 1024;
 
 /// A program that has ended, and what it said.
-pub(super) struct Ended {
+pub(crate) struct Ended {
     /// How it ended.
-    pub(super) status: ExitStatus,
+    pub(crate) status: ExitStatus,
     /// All of its stdout.
-    pub(super) stdout: Zeroizing<Vec<u8>>,
+    pub(crate) stdout: Zeroizing<Vec<u8>>,
     /// The beginning of its stderr.
-    pub(super) stderr: String,
+    pub(crate) stderr: String,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RunError {
+pub(crate) enum RunError {
     /// It could not be started or followed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -47,7 +47,7 @@ struct Group(Option<Pid>);
 /// # Errors
 ///
 /// If it cannot be run within these bounds.
-pub(super) async fn run(
+pub(crate) async fn run(
     mut command: Command,
     limit: Duration,
     size: usize,

@@ -15,6 +15,9 @@ pub(crate) const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers"
 /// The same for Azure, separated by semicolons, as its workload identity webhook reads it.
 pub(crate) const AZURE_SKIP_CONTAINERS: &str = "azure.workload.identity/skip-containers";
 
+/// The name of the role that is the machine's own credentials, whatever they are.
+pub(crate) const MACHINE: &str = "machine";
+
 /// The annotations of a pod that matter here.
 pub(crate) const POD_ANNOTATIONS: [&str; 2] = [EKS_SKIP_CONTAINERS, AZURE_SKIP_CONTAINERS];
 

@@ -3,7 +3,7 @@
 //! The kubelet's, where it comes by CSI: then the agent needs no right to issue any. Else the API server's.
 
 mod kubelet;
-mod projected;
+pub(crate) mod projected;
 
 pub(crate) use kubelet::KubeletTokens;
 

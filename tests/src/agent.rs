@@ -72,10 +72,11 @@ impl AgentSettings {
         self
     }
 
-    /// Has it started by another program.
+    /// Has it started by another program, and that by those which were said before.
     #[must_use]
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
-        self.wrapper = wrapper.iter().map(|part| (*part).to_owned()).collect();
+        let outer = wrapper.iter().map(|part| (*part).to_owned());
+        self.wrapper = outer.chain(self.wrapper).collect();
         self
     }
 

@@ -7,8 +7,7 @@
 //! HTTP everything is read-only, as the agent is; tests write applications, vaults, secrets and faults through
 //! [`FakeAzure`].
 //!
-//! All hosts are one listener: `login.test` is Entra ID, `NAME.vault.test` a vault. [`FakeAzure::hosts_file`] leads
-//! there.
+//! All hosts are one listener: `login.test` is Entra ID, `NAME.vault.test` a vault. [`FakeAzure::in_reach`] leads there.
 
 mod authority;
 mod call;
@@ -16,6 +15,7 @@ mod directory;
 mod entra;
 mod fault;
 mod keyvault;
+mod machine;
 mod reply;
 mod service;
 mod vault;
@@ -43,6 +43,7 @@ use authority::Authority;
 use directory::Directory;
 use vault::Vaults;
 
+use crate::agent::AgentSettings;
 use crate::fake::{CallLog, FaultGuard, Faults, Listener};
 
 /// Entra ID's host.
@@ -50,6 +51,9 @@ pub const LOGIN_HOST: &str = "login.test";
 
 /// What the hosts of vaults end with.
 pub const VAULT_SUFFIX: &str = ".vault.test";
+
+/// Puts the hosts file `$0` over the machine's, for this process alone, and becomes the agent.
+const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
 
 /// The resource that tokens for the vaults are made out to.
 const RESOURCE: &str = "https://vault.test";
@@ -145,13 +149,29 @@ impl FakeAzure {
         Ok(path)
     }
 
-    /// Writes a `hosts` file into `directory` that leads to this fake, for these vaults: it is put over the agent's
-    /// `/etc/hosts` in a mount namespace of its own.
+    /// The settings of an agent that finds this fake, with these vaults, and believes it. Files for it are written into
+    /// `directory`: a `hosts` file that is put over the agent's own in a mount namespace of its own, and the fake's CA.
     ///
     /// # Errors
     ///
-    /// If the file cannot be written.
-    pub fn hosts_file(&self, directory: &Path, vaults: &[&str]) -> io::Result<PathBuf> {
+    /// If a file cannot be written.
+    pub fn in_reach(
+        &self,
+        settings: AgentSettings,
+        directory: &Path,
+        vaults: &[&str],
+    ) -> io::Result<AgentSettings> {
+        let hosts = self.hosts_file(directory, vaults)?.display().to_string();
+        let ca = self.ca_file(directory)?;
+        let wrapper = ["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts];
+        Ok(settings
+            .set("backends.azure.authority", self.authority())
+            .set("backends.azure.vault_suffixes", VAULT_SUFFIX)
+            .env("SSL_CERT_FILE", ca.display())
+            .wrapped(&wrapper))
+    }
+
+    fn hosts_file(&self, directory: &Path, vaults: &[&str]) -> io::Result<PathBuf> {
         let path = directory.join("azure-hosts");
         let mut text = format!("127.0.0.1 localhost {LOGIN_HOST}\n");
         for vault in vaults {

@@ -8,6 +8,9 @@
 //! name. Over HTTP everything is read-only, as the agent is; tests write secrets, bindings and faults through
 //! [`FakeGcp`].
 //!
+//! Machines outside of any cluster are signed in by a service account's key, by a person's refresh token, or by the
+//! account that they run as.
+//!
 //! Not here: organisations, folders, deny policies, groups, regional secrets, KMS keys, downscoped tokens; what is not
 //! known is refused and never passed over.
 
@@ -16,6 +19,7 @@ mod cel;
 mod credentials;
 mod fault;
 mod iam;
+mod machine;
 mod reply;
 mod secretmanager;
 mod service;

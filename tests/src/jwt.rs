@@ -97,6 +97,11 @@ impl Issuer {
     #[must_use]
     pub fn new(url: impl Into<String>) -> Self {
         let key = RsaKeyPair::generate(KeySize::Rsa2048).expect("an RSA key can be made");
+        Self::with_key(url, key)
+    }
+
+    /// Makes an issuer of a key that is there.
+    pub(crate) fn with_key(url: impl Into<String>, key: RsaKeyPair) -> Self {
         Self {
             url: url.into(),
             key_id: uuid::Uuid::new_v4().simple().to_string(),
@@ -117,6 +122,11 @@ impl Issuer {
     #[must_use]
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The id of its key.
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
     }
 
     /// Signs any claims as a compact RS256 JWT.

@@ -1,8 +1,13 @@
 //! Outside of a cluster: callers by their uids, on a machine whose own credentials take on each one's role.
 
+mod azure;
+mod google;
+
 use crate::{can_run, code};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
 use testkit::agent::AgentProcess;
 use testkit::aws::{Call, Operation};
 use testkit::machine::{Machine, run_by, with_principal};
@@ -63,6 +68,20 @@ fn value_of(name: &str) -> String {
 async fn read(workload: &Workload, name: &str) -> Response {
     let path = format!("/v1/secrets/{name}");
     workload.get(&path).await.expect("an answer")
+}
+
+/// Waits until the processes whose numbers a program has written into `pids` are no more.
+async fn are_gone(pids: &Path) {
+    let pids = fs::read_to_string(pids).expect("it was started");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    for pid in pids.split_whitespace() {
+        let stat = format!("/proc/{pid}/stat");
+        // One that nobody has waited for yet runs no more.
+        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z")) {
+            assert!(Instant::now() < deadline, "{pid} lives on");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
 }
 
 #[tokio::test]
@@ -224,7 +243,7 @@ async fn a_process_that_moves_into_a_container_loses_its_connection() {
     assert_eq!(answer.status, 200);
     let path = format!("{}/docker/{}", Workload::unique_parent(), container_id());
     process.move_to(&path).expect("root may");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(5);
     while process
         .send_on("kept", request())
         .await
@@ -232,8 +251,8 @@ async fn a_process_that_moves_into_a_container_loses_its_connection() {
         .status
         == 200
     {
-        assert!(std::time::Instant::now() < deadline, "it was not noticed");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert!(Instant::now() < deadline, "it was not noticed");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
@@ -341,6 +360,44 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
 }
 
 #[tokio::test]
+async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time() {
+    if !can_run() {
+        return;
+    }
+    let machine = Machine::start().await.expect("a machine");
+    let at = |name: &str| machine.directory().join(name);
+    let script = format!("sleep 1000 & echo $! $$ >>{}\nwait\n", at("pids").display());
+    fs::write(at("hang"), script).expect("a file");
+    let profile = format!(
+        "[profile work]\ncredential_process = sh {}\n",
+        at("hang").display()
+    );
+    fs::write(at("config"), profile).expect("a file");
+    let mut settings = machine.settings().expect("settings");
+    settings
+        .environment
+        .retain(|name, _| !name.starts_with("AWS_"));
+    let settings = settings
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_CONFIG_FILE", at("config").display())
+        .env("AWS_PROFILE", "work")
+        .set("backends.aws.timeout", "6s");
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_ready().await.expect("it is ready");
+    let process = machine.process(0).await.expect("a process");
+    let begun = Instant::now();
+    let answer = read(&process, "machine/token").await;
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert!(
+        begun.elapsed() < Duration::from_secs(9),
+        "{:?}",
+        begun.elapsed()
+    );
+    are_gone(&at("pids")).await;
+}
+
+#[tokio::test]
 async fn a_machine_without_credentials_says_so_and_stays_ready() {
     if !can_run() {
         return;
@@ -410,6 +467,8 @@ async fn check_asks_nothing_of_a_cluster() {
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let (status, out, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
     assert!(status.success(), "{out}{stderr}");
+    let line = "ok       uid 0: machine at aws";
+    assert!(out.lines().any(|other| other == line), "{out}");
     for word in ["kubepods", "API server", "host processes", "missing"] {
         assert!(!out.contains(word), "{out}");
     }

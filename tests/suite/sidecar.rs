@@ -6,6 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
+use testkit::clouds::Cloud as _;
+use testkit::clouds::azure::{Azure, TENANT};
+use testkit::clouds::gcp::Gcp;
+use testkit::gcp::Operation as GcpOperation;
 use testkit::sandbox::{REGION, Sandbox, password};
 use testkit::workload::{Volume, Workload, WorkloadSpec};
 
@@ -54,26 +58,112 @@ fn token(sandbox: &Sandbox, audience: &str) -> String {
     }))
 }
 
-fn settings(sandbox: &Sandbox, volume: &Path, role: &str) -> AgentSettings {
-    let file = sandbox.directory().join("token");
-    fs::write(&file, token(sandbox, "sts.amazonaws.com")).expect("a file");
+/// What the pod's containers are told by the downward API, with `settings` for a cloud.
+fn in_the_pod(settings: AgentSettings, sandbox: &Sandbox, volume: &Path) -> AgentSettings {
     let at = sandbox.directory().join("at");
     fs::create_dir_all(&at).expect("a directory");
-    let settings = AgentSettings::default()
+    let settings = settings
         .set("identity.mode", "sidecar")
         .set("listen.socket", at.join("agent.sock").display())
         .set("listen.admin", free_address().expect("a port"))
-        .set("backends.aws.region", REGION)
-        .set("backends.aws.endpoint", sandbox.aws.endpoint())
-        .set("backends.aws.sts_endpoint", sandbox.aws.endpoint())
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
         .env("POD_UID", UID)
         .env("POD_NAME", "web-0")
         .env("POD_NAMESPACE", "test")
-        .env("POD_SERVICE_ACCOUNT", "app")
-        .env("AWS_ROLE_ARN", role)
-        .env("AWS_WEB_IDENTITY_TOKEN_FILE", file.display());
+        .env("POD_SERVICE_ACCOUNT", "app");
     in_a_container(settings, volume, &at)
+}
+
+/// The file of the pod's projected token for that audience.
+fn token_file(sandbox: &Sandbox, audience: &str) -> PathBuf {
+    let file = sandbox.directory().join("token");
+    fs::write(&file, token(sandbox, audience)).expect("a file");
+    file
+}
+
+fn settings(sandbox: &Sandbox, volume: &Path, role: &str) -> AgentSettings {
+    let token = token_file(sandbox, "sts.amazonaws.com");
+    let settings = AgentSettings::default()
+        .set("backends.aws.region", REGION)
+        .set("backends.aws.endpoint", sandbox.aws.endpoint())
+        .set("backends.aws.sts_endpoint", sandbox.aws.endpoint())
+        .env("AWS_ROLE_ARN", role)
+        .env("AWS_WEB_IDENTITY_TOKEN_FILE", token.display());
+    in_the_pod(settings, sandbox, volume)
+}
+
+/// Starts the agent, and a container that reads its own namespace's secret and not another's.
+async fn reads_its_own_alone(settings: AgentSettings, volume: &Path, backend: &str, role: &str) {
+    let _agent = started(settings).await;
+    let app = process(volume).await;
+    let read = async |name: &str| {
+        let path = format!("/v1/secrets/{name}/database-password");
+        app.get(&path).await.expect("an answer")
+    };
+    let own = read("test").await;
+    assert_eq!(own.status, 200, "{}", own.text());
+    assert_eq!(own.json()["value"], password("test"));
+    assert_eq!(own.json()["backend"], backend);
+    let other = read("prod").await;
+    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    let identity = app.get("/v1/identity").await.expect("an answer").json();
+    assert_eq!(identity["roles"][backend], role);
+}
+
+#[tokio::test]
+async fn a_sidecar_reads_from_google_cloud_as_its_pod() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let gcp = Gcp::start(&sandbox).await.expect("a cloud");
+    for namespace in ["test", "prod"] {
+        gcp.namespace(&sandbox, namespace);
+    }
+    let volume = volume(&sandbox, UID);
+    let account = "test-app@acme-prod.iam.gserviceaccount.com";
+    let token = token_file(&sandbox, &format!("https:{}", gcp.provider));
+    let settings = gcp
+        .settings(AgentSettings::default())
+        .set("sidecar.tokens", token.display())
+        .set("sidecar.gcp_service_account", account);
+    let settings = in_the_pod(settings, &sandbox, &volume);
+    reads_its_own_alone(settings, &volume, "gcp", account).await;
+    // Google's own log knows the pod.
+    let reads = gcp.cloud.calls_of(GcpOperation::AccessSecretVersion);
+    let reason = reads[0].reason.as_deref().unwrap_or_default();
+    assert!(reason.contains(UID), "{reason}");
+    assert!(sandbox.kube.tokens().is_empty());
+}
+
+#[tokio::test]
+async fn a_sidecar_reads_from_azure_as_its_pod() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let azure = Azure::start(&sandbox).await.expect("a cloud");
+    for namespace in ["test", "prod"] {
+        azure.namespace(&sandbox, namespace);
+    }
+    let volume = volume(&sandbox, UID);
+    let client = azure.client_of("test").expect("it was made");
+    let token = token_file(&sandbox, "api://AzureADTokenExchange");
+    // As the workload identity webhook does it.
+    let settings = azure
+        .settings(AgentSettings::default())
+        .env("AZURE_CLIENT_ID", &client)
+        .env("AZURE_TENANT_ID", TENANT)
+        .env("AZURE_FEDERATED_TOKEN_FILE", token.display());
+    let settings = in_the_pod(settings, &sandbox, &volume);
+    reads_its_own_alone(settings, &volume, "azure", &client).await;
+    let uid = UID.replace('-', "");
+    let calls = azure.cloud.calls();
+    assert!(
+        calls.iter().all(|call| call.user_agent.contains(&uid)),
+        "{calls:?}"
+    );
+    assert!(sandbox.kube.tokens().is_empty());
 }
 
 async fn started(settings: AgentSettings) -> AgentProcess {
@@ -219,6 +309,41 @@ async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
         answer.text()
     );
     assert_eq!(sandbox.aws.count_calls(|_| true), 0);
+}
+
+#[tokio::test]
+async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let volume = volume(&sandbox, UID);
+    let token = token_file(&sandbox, "sts.amazonaws.com");
+    let provider =
+        "//iam.googleapis.com/projects/7/locations/global/workloadIdentityPools/p/providers/east";
+    let settings = AgentSettings::default()
+        .set("backends.aws.region", REGION)
+        .set("backends.gcp.project", "acme-prod")
+        .set("backends.gcp.provider", provider)
+        .set("sidecar.tokens", token.display());
+    let settings = in_the_pod(settings, &sandbox, &volume);
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{found}{stderr}");
+    let missing = |subject: &str| {
+        let begin = format!("missing  {subject}: ");
+        let lines: Vec<_> = found
+            .lines()
+            .filter_map(|l| l.strip_prefix(&begin))
+            .collect();
+        assert_eq!(lines.len(), 1, "{subject} is not in:\n{found}");
+        lines[0].to_owned()
+    };
+    assert!(missing("role for aws").contains("eks.amazonaws.com/role-arn"));
+    assert!(missing("token for gcp").contains(provider));
+    assert!(
+        found.contains("ok       role for gcp: principal://"),
+        "{found}"
+    );
 }
 
 #[tokio::test]

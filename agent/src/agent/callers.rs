@@ -128,7 +128,11 @@ impl Callers {
 }
 
 /// The account of a principal of the machine. A role that no backend has is a mistake.
-fn account_of(
+///
+/// # Errors
+///
+/// If the workload's role is no backend's.
+pub(crate) fn account_of(
     number: usize,
     workload: &LocalWorkload,
     backends: &Backends,
@@ -141,7 +145,7 @@ fn account_of(
     let none = |named: &str| {
         let is_for = |role: &Result<Arc<_>, NoRole>| {
             role.as_ref()
-                .is_ok_and(|role: &Arc<crate::role::Role>| *role.name == *named)
+                .is_ok_and(|role: &Arc<crate::role::Role>| role.name.eq_ignore_ascii_case(named))
         };
         !roles.iter().any(is_for)
     };

@@ -6,14 +6,14 @@
 //! be used for another pod; they share one pool of connections.
 
 mod errors;
-mod machine;
+pub(super) mod machine;
 mod role;
 
 use super::{
     Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
 };
 use crate::account::Annotations;
-use crate::config::{AwsConfig, IdentityMode, LocalRole};
+use crate::config::{AwsConfig, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
@@ -26,7 +26,6 @@ use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
-use machine::Machine;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
@@ -63,8 +62,6 @@ pub(super) struct Aws {
     sts: sts::Client,
     store: secretsmanager::Config,
     health: Arc<Health>,
-    /// Absent in a cluster.
-    machine: Option<Machine>,
 }
 
 /// The regions that could not be reached lately.
@@ -91,7 +88,6 @@ impl Aws {
         name: &str,
         settings: &AwsConfig,
         duration: Duration,
-        mode: IdentityMode,
     ) -> Result<Self, String> {
         let tries = if settings.fallback_regions.is_empty() {
             ATTEMPTS
@@ -119,10 +115,6 @@ impl Aws {
             .ok_or_else(|| no_region(name))?
             .to_string()
             .into();
-        let machine = match mode {
-            IdentityMode::Local => Some(Machine::open(&region).await),
-            IdentityMode::Kubernetes | IdentityMode::Sidecar => None,
-        };
         let mut sts = sts::config::Builder::from(&base);
         if let Some(endpoint) = &settings.sts_endpoint {
             sts = sts.endpoint_url(endpoint);
@@ -138,7 +130,6 @@ impl Aws {
             sts: sts::Client::from_conf(sts.build()),
             store: store.build(),
             health: Arc::default(),
-            machine,
         })
     }
 
@@ -206,7 +197,11 @@ impl Backend for Aws {
     }
 
     fn describe(&self) -> String {
-        format!("AWS Secrets Manager in {}", self.region)
+        let audiences = self.settings.audiences.join(", ");
+        format!(
+            "AWS Secrets Manager in {}, tokens for {audiences}",
+            self.region
+        )
     }
 
     fn skip_annotation(&self) -> Option<&'static str> {
@@ -234,16 +229,16 @@ impl Backend for Aws {
         );
         session_name.truncate(SESSION_NAME);
         let regions = self.regions(role);
-        let credentials = match (&self.machine, offer) {
-            (Some(machine), Offer::Machine) => {
-                let own = machine.credentials(self.settings.timeout).await?;
-                if *role.name == *machine::ROLE {
+        let credentials = match offer {
+            Offer::Machine => {
+                let own = self.of_machine().await?;
+                if *role.name == *role::MACHINE {
                     own
                 } else {
                     self.assume_by_machine(role, own, &session_name).await?
                 }
             }
-            (_, offer) => {
+            offer => {
                 let token = offer.token()?;
                 let mut outcome = Err(errors::garbage());
                 for region in self.health.ordered(&regions) {
@@ -263,7 +258,7 @@ impl Backend for Aws {
             role: role.clone(),
             ends: credentials.expiry().unwrap_or_else(|| {
                 // Keys of a user do not end; others may have been put in their place.
-                crate::time::system_now() + machine::LOOK_AGAIN
+                crate::time::system_now() + super::machine::LOOK_AGAIN
             }),
             credentials,
             store: self.store.clone(),

@@ -7,13 +7,14 @@
 mod answer;
 mod entra;
 mod errors;
+pub(super) mod machine;
 mod role;
 mod session;
 mod wire;
 
 use super::{Backend, BackendError, Caller, Offer, Selector, Session};
 use crate::account::Annotations;
-use crate::config::{self, AzureConfig};
+use crate::config::{self, AzureConfig, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::SecretName;
@@ -76,6 +77,10 @@ impl Backend for Azure {
         role::of(annotations, &self.settings, &self.name)
     }
 
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings, &self.name)
+    }
+
     fn describe(&self) -> String {
         let vault = self
             .settings
@@ -127,17 +132,20 @@ impl Backend for Azure {
         offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let token = offer.token()?;
         let suffix = config::suffix_of(&role.place, &self.settings.vault_suffixes)
             .ok_or_else(errors::garbage)?;
-        let bearer = entra::Exchange {
-            authority: &self.settings.authority,
-            role,
-            suffix,
-            options: self.options(&caller.pod_uid),
-        }
-        .run(token, self.settings.timeout)
-        .await?;
+        let bearer = match offer {
+            Offer::Machine => self.of_machine(role, suffix).await?,
+            offer => {
+                let exchange = entra::Exchange {
+                    authority: &self.settings.authority,
+                    role,
+                    suffix,
+                    options: self.options(&caller.pod_uid),
+                };
+                exchange.run(offer.token()?, self.settings.timeout).await?
+            }
+        };
         let life = bearer.lives_for().min(self.duration);
         let options = SecretClientOptions {
             client_options: self.options(&caller.pod_uid),

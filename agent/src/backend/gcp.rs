@@ -1,12 +1,14 @@
 //! Google Cloud: the pod's own token is exchanged at the Security Token Service, if need be also for a service
 //! account's, and Secret Manager is read with that bearer alone.
 //!
-//! The agent has no credentials of its own. One SDK client serves all: whose bearer a call carries is said by the task
+//! In a cluster the agent has no credentials of its own; outside of one the machine's are the proof, and take on each
+//! principal's service account (`gcp/machine.rs`). One SDK client serves all: whose bearer a call carries is said by the task
 //! that makes it, and without one nothing is sent.
 
 mod bearer;
 mod errors;
 mod exchange;
+pub(super) mod machine;
 mod role;
 
 use super::{
@@ -14,15 +16,17 @@ use super::{
 };
 use crate::account::Annotations;
 use crate::backend::dashes::GCP;
-use crate::config::GcpConfig;
-use crate::config::gcp::LONGEST_SESSION;
+use crate::config::gcp::{GcpProvider, LONGEST_SESSION};
+use crate::config::{GcpConfig, LocalRole};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
-use crate::secret::{SecretName, SecretValue, SubjectToken};
+use crate::secret::{SecretName, SecretValue};
 use async_trait::async_trait;
 use bearer::{Bearer, OfTheCaller};
 use exchange::{Exchange, Granted};
 use google_cloud_auth::credentials::Credentials;
+// The SDK has no public name for this; without it a redirect of the vault's would be followed.
+use google_cloud_gax::client_builder::internal::with_follow_redirects;
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_secretmanager_v1::client::SecretManagerService;
 use google_cloud_secretmanager_v1::model::AccessSecretVersionResponse;
@@ -95,7 +99,7 @@ impl Gcp {
             let url = own.as_deref().unwrap_or(public);
             url.trim_end_matches('/').to_owned()
         };
-        let store = SecretManagerService::builder()
+        let store = with_follow_redirects(SecretManagerService::builder(), false)
             .with_endpoint(url(&settings.endpoint, STORE))
             .with_credentials(Credentials::from(OfTheCaller))
             // Its own retries go on for a minute; ours are bounded by the request.
@@ -120,10 +124,16 @@ impl Gcp {
     async fn take_on(
         &self,
         role: &Role,
-        token: &SubjectToken,
+        offer: Offer,
         caller: &Caller,
     ) -> Result<Granted, BackendError> {
-        let own = again(|| self.exchange.federate(token, role)).await?;
+        let own = match offer {
+            Offer::Machine => machine::granted(self.settings.timeout).await?,
+            offer => {
+                let token = offer.token()?;
+                again(|| self.exchange.federate(&token, role)).await?
+            }
+        };
         if role::impersonates(role) {
             again(|| self.exchange.impersonate(&own.bearer, role, caller)).await
         } else {
@@ -138,12 +148,18 @@ impl Backend for Gcp {
         role::of(annotations, &self.settings)
     }
 
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings)
+    }
+
     fn describe(&self) -> String {
-        let GcpConfig {
-            project, provider, ..
-        } = &self.settings;
-        let audience = provider.audience();
-        format!("Google Cloud Secret Manager in {project}, tokens for {audience}")
+        let audience = self.settings.provider.as_ref().map(GcpProvider::audience);
+        let tokens = audience.map(|audience| format!(", tokens for {audience}"));
+        format!(
+            "Google Cloud Secret Manager in {}{}",
+            self.settings.project,
+            tokens.unwrap_or_default()
+        )
     }
 
     fn skip_annotation(&self) -> Option<&'static str> {
@@ -165,8 +181,7 @@ impl Backend for Gcp {
         offer: Offer,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let token = offer.token()?;
-        let granted = self.take_on(role, &token, caller).await?;
+        let granted = self.take_on(role, offer, caller).await?;
         Ok(Arc::new(GcpSession {
             role: role.clone(),
             pod_uid: caller.pod_uid.clone(),

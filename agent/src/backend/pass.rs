@@ -4,24 +4,20 @@
 //! a name as its only argument of ours, an environment of three variables, and a time, at whose end it and all it has
 //! started is killed. It never asks anybody for a passphrase: a request must not make a prompt appear.
 
-mod program;
-
 use super::folder::{Folder, FolderError};
+use super::kept::{Store, Value};
 use super::store;
-use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
-};
-use crate::account::Annotations;
-use crate::config::{LocalRole, PassConfig};
+use super::{BackendError, Fault};
+use crate::config::PassConfig;
 use crate::error::RequestError;
-use crate::role::{NoRole, Role};
-use crate::secret::{SecretName, SecretValue};
+use crate::program::{self, Ended, RunError};
+use crate::role::Role;
+use crate::secret::SecretName;
 use async_trait::async_trait;
 use latchkey_client::protocol::Code;
-use program::{Ended, RunError};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
@@ -44,21 +40,9 @@ const ATTEMPTS: usize = 3;
 /// The password store.
 #[derive(Debug)]
 pub(super) struct Pass {
-    store: Arc<Store>,
-}
-
-#[derive(Debug)]
-struct Store {
     settings: PassConfig,
     program: PathBuf,
     places: Semaphore,
-}
-
-/// The store, as one principal sees it.
-#[derive(Debug)]
-struct PassSession {
-    store: Arc<Store>,
-    role: Role,
 }
 
 // === impl Pass ===
@@ -86,65 +70,12 @@ impl Pass {
             format!("backends.{name}.store {path} cannot be used, {error}: {remedy}")
         })?;
         Ok(Self {
-            store: Arc::new(Store {
-                settings: settings.clone(),
-                program,
-                places: Semaphore::new(AT_ONCE),
-            }),
+            settings: settings.clone(),
+            program,
+            places: Semaphore::new(AT_ONCE),
         })
     }
-}
 
-#[async_trait]
-impl Backend for Pass {
-    fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
-        let settings = &self.store.settings;
-        store::role(annotations, &settings.prefix, settings.per_namespace)
-    }
-
-    fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole> {
-        let settings = &self.store.settings;
-        Ok(store::machine_role(
-            role,
-            namespace,
-            &settings.prefix,
-            settings.per_namespace,
-        ))
-    }
-
-    fn describe(&self) -> String {
-        format!("the password store {}", self.store.settings.store.display())
-    }
-
-    fn skip_annotation(&self) -> Option<&'static str> {
-        None
-    }
-
-    fn check(
-        &self,
-        role: &Role,
-        name: &SecretName,
-        selector: &Selector,
-    ) -> Result<(), RequestError> {
-        store::check(role, name, selector)
-    }
-
-    async fn exchange(
-        &self,
-        role: &Role,
-        _: Offer,
-        _: &Caller,
-    ) -> Result<Arc<dyn Session>, BackendError> {
-        Ok(Arc::new(PassSession {
-            store: self.store.clone(),
-            role: role.clone(),
-        }))
-    }
-}
-
-// === impl Store ===
-
-impl Store {
     /// The version of the file at `path`, if it is a secret's and nobody else can have written it.
     async fn version(&self, path: &Path) -> Result<Arc<str>, BackendError> {
         let (folder, path) = (self.settings.store.clone(), path.to_owned());
@@ -193,37 +124,40 @@ impl Store {
 }
 
 #[async_trait]
-impl Session for PassSession {
-    fn lives_for(&self) -> Duration {
-        store::SESSION
+impl Store for Pass {
+    fn describe(&self) -> String {
+        format!("the password store {}", self.settings.store.display())
     }
 
-    async fn read(
-        &self,
-        name: &SecretName,
-        _: &Selector,
-        _request_id: &str,
-    ) -> Result<Secret, BackendError> {
-        let path = store::path_of(&self.role, name, ENDING);
-        let name = format!("{}{name}", self.role.prefix);
-        let mut version = self.store.version(&path).await?;
+    fn folder(&self) -> (&Path, &'static str) {
+        (&self.settings.store, ENDING)
+    }
+
+    fn names(&self) -> (&str, bool) {
+        (&self.settings.prefix, self.settings.per_namespace)
+    }
+
+    fn timeout(&self) -> Duration {
+        self.settings.timeout
+    }
+
+    async fn read(&self, role: &Role, name: &SecretName) -> Result<Value, BackendError> {
+        let path = store::path_of(role, name, ENDING);
+        let name = format!("{}{name}", role.prefix);
+        let mut version = self.version(&path).await?;
         for _ in 0..ATTEMPTS {
-            let mut value = self.store.show(&name).await?;
-            let after = self.store.version(&path).await?;
+            let mut value = self.show(&name).await?;
+            let after = self.version(&path).await?;
             // Else the value may be of another version than was named.
             if after == version {
-                if self.store.settings.first_line {
+                if self.settings.first_line {
                     let line = value.split(|byte| *byte == b'\n').next();
                     let length = line.map_or(0, <[u8]>::len);
                     value.truncate(length);
                 }
-                return Ok(Secret {
-                    is_text: std::str::from_utf8(&value).is_ok(),
-                    value: SecretValue::from(value),
+                return Ok(Value {
+                    bytes: value,
                     version,
-                    details: Details::default(),
-                    cloud_request_id: None,
-                    json: OnceLock::new(),
                 });
             }
             version = after;
@@ -231,21 +165,6 @@ impl Session for PassSession {
         Err(failure(RequestError::unavailable(
             "the entry changes all the time; try again",
         )))
-    }
-
-    async fn list(
-        &self,
-        limit: usize,
-        cursor: Option<String>,
-        _request_id: &str,
-    ) -> Result<Page, BackendError> {
-        let (folder, role) = (self.store.settings.store.clone(), self.role.clone());
-        store::off_thread(self.store.settings.timeout, move || {
-            let folder = Folder::open_again(&folder)?;
-            let list = |from: &Path| folder.list(from, ENDING);
-            store::page(&role, limit, cursor.as_deref(), list)
-        })
-        .await
     }
 }
 

@@ -25,9 +25,6 @@ pub(super) const VALUE_LIMIT: usize = 1 << 20;
 /// The longest part of a path, in bytes (NAME_MAX), less the longest ending that a store puts behind it.
 const PART_LIMIT: usize = 255 - ".gpg".len();
 
-/// How long a session of a store lives. It holds nothing that could end.
-pub(super) const SESSION: Duration = Duration::from_secs(24 * 3600);
-
 /// The role of a pod at a store that gives each namespace the folder of its name, or everybody everything.
 pub(super) fn role(
     annotations: &Annotations,

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    AwsConfig, AzureConfig, BackendConfig, Config, FileConfig, GcpConfig, PassConfig,
+    AwsConfig, AzureConfig, BackendConfig, Config, FileConfig, GcpConfig, IdentityMode, PassConfig,
     reader::Reader,
     value::{self, Wrong},
 };
@@ -12,7 +12,7 @@ use super::{
 const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
-pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
+pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, BackendConfig> {
     let mut names = reader.names_in("backends");
     if names.is_empty() {
         names.insert("aws".to_owned(), super::Origin::Default);
@@ -47,7 +47,7 @@ pub(super) fn read(reader: &mut Reader) -> BTreeMap<String, BackendConfig> {
             "aws" => Some(BackendConfig::Aws(AwsConfig::read(reader, &section))),
             "azure" => Some(BackendConfig::Azure(AzureConfig::read(reader, &section))),
             "file" => Some(BackendConfig::File(FileConfig::read(reader, &section))),
-            "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section))),
+            "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section, mode))),
             "pass" => Some(BackendConfig::Pass(PassConfig::read(reader, &section))),
             _ => None,
         };

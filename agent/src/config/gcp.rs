@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::{
+    IdentityMode,
     backends::check_timeout,
     reader::Reader,
     value::{self, Wrong},
@@ -19,8 +20,8 @@ const GKE_END: &str = ".svc.id.goog";
 pub struct GcpConfig {
     /// The id or number of the project whose secrets are read.
     pub project: String,
-    /// By what the cluster's tokens are believed.
-    pub provider: GcpProvider,
+    /// By what the cluster's tokens are believed. Outside of a cluster there are none.
+    pub provider: Option<GcpProvider>,
     /// What stands before every name at the vault, as the application writes it.
     pub prefix: String,
     /// Secret Manager's URL, if it is not the public one.
@@ -46,7 +47,7 @@ pub enum GcpProvider {
 // === impl GcpConfig ===
 
 impl GcpConfig {
-    pub(super) fn read(reader: &mut Reader, section: &str) -> Self {
+    pub(super) fn read(reader: &mut Reader, section: &str, mode: IdentityMode) -> Self {
         let default = Self::default();
         let key = |name: &str| format!("{section}.{name}");
         let project = reader.read_or(&key("project"), &["GOOGLE_CLOUD_PROJECT"], project, None);
@@ -58,7 +59,7 @@ impl GcpConfig {
             );
         }
         let provider = reader.read_or(&key("provider"), &[], provider, None);
-        if provider.is_none() {
+        if provider.is_none() && mode != IdentityMode::Local {
             reader.missing(&key("provider"), "is empty", PROVIDER_REMEDY);
         }
         let mut endpoint = |name: &str| reader.read(&key(name), value::endpoint, None);
@@ -69,7 +70,7 @@ impl GcpConfig {
         );
         Self {
             project: project.unwrap_or(default.project),
-            provider: provider.unwrap_or(default.provider),
+            provider,
             prefix: reader.read(&key("prefix"), value::gcp_prefix, default.prefix),
             endpoint: store,
             sts_endpoint: sts,
@@ -83,12 +84,12 @@ impl GcpConfig {
     }
 }
 
-/// Without project and provider, which it cannot do without.
+/// Without a project, which it cannot do without.
 impl Default for GcpConfig {
     fn default() -> Self {
         Self {
             project: String::new(),
-            provider: GcpProvider::Gke(String::new()),
+            provider: None,
             prefix: String::new(),
             endpoint: None,
             sts_endpoint: None,

@@ -26,7 +26,8 @@ pub struct LocalWorkload {
 pub enum LocalRole {
     /// Whatever the machine's own credentials are.
     Machine,
-    /// A role that the machine's credentials may take on: an AWS role's ARN, or a GCP service account.
+    /// A role that the machine's credentials may take on: an AWS role's ARN, a GCP service account, or the client id of
+    /// an Azure managed identity that the machine has.
     Named(String),
 }
 
@@ -107,8 +108,11 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
         let LocalRole::Named(role) = &workload.role else {
             continue;
         };
-        let is_aws = role.starts_with("arn:");
-        let kind = if is_aws { "aws" } else { "gcp" };
+        let kind = match role {
+            role if role.starts_with("arn:") => "aws",
+            role if role.contains('@') => "gcp",
+            _ => "azure",
+        };
         let some = config
             .backends
             .values()
@@ -276,13 +280,16 @@ fn uid(value: &Value) -> Result<u32, Wrong> {
 
 /// What a principal of the machine becomes at the clouds.
 fn local_role(value: &Value) -> Result<LocalRole, Wrong> {
-    let remedy =
-        "write \"machine\", the ARN of an AWS role, or the e-mail address of a GCP service account";
+    let remedy = "write \"machine\", the ARN of an AWS role, the e-mail address of a GCP service account, or the client \
+                  id of an Azure managed identity";
     let role = value::text(value, remedy)?;
     let is_gcp = role.contains('@') && role.ends_with(".gserviceaccount.com");
+    let is_azure = role.len() == 36 && uuid::Uuid::try_parse(role).is_ok();
     if role == "machine" {
         Ok(LocalRole::Machine)
-    } else if (role.starts_with("arn:") || is_gcp) && role.bytes().all(|b| b.is_ascii_graphic()) {
+    } else if (role.starts_with("arn:") || is_gcp || is_azure)
+        && role.bytes().all(|b| b.is_ascii_graphic())
+    {
         Ok(LocalRole::Named(role.to_owned()))
     } else {
         Err(Wrong::text(role, "no role", remedy))

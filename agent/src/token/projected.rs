@@ -37,7 +37,7 @@ enum Audiences {
 /// # Errors
 ///
 /// `unavailable`, saying which file or which audience is missing.
-pub(super) fn find(
+pub(crate) fn find(
     files: &[PathBuf],
     audience: &str,
     subject: &str,

@@ -12,7 +12,9 @@ pub enum Operation {
     GetSecret,
     /// Key Vault: names.
     ListSecrets,
-    /// Entra ID: an access token for a client assertion.
+    /// The platform: an access token of a managed identity of the machine.
+    MachineToken,
+    /// Entra ID: an access token for a client assertion or secret.
     Token,
     /// Anything else; always refused.
     Unknown,

@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::RESOURCE;
+use super::machine::Machine;
 use crate::jwt::{Issuer, KeySet};
 
 /// An application, or a managed identity, with one federated credential.
@@ -19,6 +20,8 @@ pub struct AppSpec {
     pub subject: String,
     /// The audience that they must have.
     pub audience: String,
+    /// By what it is believed in place of a federated credential.
+    pub secret: Option<String>,
     /// Whether it is switched off.
     pub disabled: bool,
     /// The life of its access tokens, in seconds.
@@ -34,6 +37,7 @@ pub(super) struct Directory {
     signer: Issuer,
     keys: KeySet,
     given: Vec<String>,
+    pub(super) machine: Machine,
 }
 
 #[derive(Debug)]
@@ -69,6 +73,7 @@ impl AppSpec {
             issuer: issuer.to_owned(),
             subject: format!("system:serviceaccount:{namespace}:{account}"),
             audience: "api://AzureADTokenExchange".to_owned(),
+            secret: None,
             disabled: false,
             token_seconds: 3600,
         }
@@ -84,6 +89,7 @@ impl Directory {
             keys: KeySet::from_jwks(&signer.jwks()),
             signer,
             given: Vec::new(),
+            machine: Machine::default(),
         }
     }
 

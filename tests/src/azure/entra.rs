@@ -1,7 +1,9 @@
-//! Entra ID's token endpoint: the client credentials flow with a federated credential (OAuth 2.0, RFC 7521 and 7523).
+//! Entra ID's token endpoint: the client credentials flow with a federated credential (OAuth 2.0, RFC 7521 and 7523),
+//! or with a client secret (RFC 6749, 2.3.1).
 
 use http::Method;
 use http::request::Parts;
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::{Call, Operation};
@@ -24,6 +26,7 @@ pub(super) struct Form {
     scope: String,
     assertion_type: String,
     assertion: String,
+    secret: Option<String>,
     unknown: Vec<String>,
 }
 
@@ -54,6 +57,7 @@ impl Form {
                 "scope" => form.scope = value,
                 "client_assertion_type" => form.assertion_type = value,
                 "client_assertion" => form.assertion = value,
+                "client_secret" => form.secret = Some(value),
                 other => form.unknown.push(other.to_owned()),
             }
         }
@@ -99,7 +103,7 @@ impl Form {
         if self.grant_type != "client_credentials" {
             return Err(bad(70_003, "The app requested an unsupported grant type."));
         }
-        if self.assertion_type != ASSERTION_TYPE {
+        if self.secret.is_none() && self.assertion_type != ASSERTION_TYPE {
             return Err(bad(50_049, "Unknown or invalid assertion type."));
         }
         let directory = state.directory();
@@ -124,6 +128,13 @@ impl Form {
             return Err(Refused(7_000_112, 401, text));
         }
         let refused = |code, text: String| Refused(code, 401, text);
+        if let Some(secret) = &self.secret {
+            if spec.secret.as_ref() != Some(secret) || !self.assertion.is_empty() {
+                return Err(refused(7_000_215, "Invalid client secret provided.".into()));
+            }
+            drop(directory);
+            return Ok(self.grant(state, call, now));
+        }
         let Some(claims) = jwt::unverified(&self.assertion) else {
             return Err(refused(50_027, "JWT token is invalid or malformed.".into()));
         };
@@ -165,16 +176,20 @@ impl Form {
             return Err(refused(700_212, text));
         }
         drop(directory);
+        Ok(self.grant(state, call, now))
+    }
+
+    fn grant(&self, state: &State, call: &mut Call, now: Timestamp) -> Reply {
         call.error = None;
         let (token, seconds) = state
             .directory_mut()
             .grant(&self.tenant, &self.client_id, now);
-        Ok(Reply::json(
+        Reply::json(
             200,
             &json!({
                 "token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds,
                 "access_token": token,
             }),
-        ))
+        )
     }
 }

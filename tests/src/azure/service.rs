@@ -12,7 +12,7 @@ use super::entra::Form;
 use super::fault::Behaviour;
 use super::keyvault::Ask;
 use super::reply::Reply;
-use super::{LOGIN_HOST, State, VAULT_SUFFIX};
+use super::{LOGIN_HOST, State, VAULT_SUFFIX, machine};
 use crate::fake::{BrokenOff, ReplyBody};
 
 /// No request comes near this many bytes.
@@ -24,6 +24,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 /// What a request is to.
 enum To {
     Entra(Form),
+    Machine(machine::Ask),
     Nobody,
     Vault(Ask),
 }
@@ -65,7 +66,9 @@ pub(super) async fn serve(
         error: None,
     };
     let to = if host == LOGIN_HOST {
-        Form::parse(&parts, &body).map_or(To::Nobody, To::Entra)
+        let form = Form::parse(&parts, &body).map(To::Entra);
+        form.or_else(|| machine::Ask::parse(&parts).map(To::Machine))
+            .unwrap_or(To::Nobody)
     } else {
         match host.strip_suffix(VAULT_SUFFIX) {
             Some(vault) => To::Vault(Ask::parse(vault, &parts)),
@@ -74,6 +77,7 @@ pub(super) async fn serve(
     };
     match &to {
         To::Entra(form) => form.describe(&mut call),
+        To::Machine(ask) => ask.describe(&mut call),
         To::Vault(ask) => ask.describe(&mut call),
         To::Nobody => {}
     }
@@ -110,6 +114,7 @@ pub(super) async fn serve(
             let told = call.error.take();
             let reply = match &to {
                 To::Entra(form) => form.answer(&state, &mut call),
+                To::Machine(ask) => ask.answer(&state, &mut call),
                 To::Vault(ask) => ask.answer(&state, &mut call, fault.as_ref()),
                 To::Nobody => {
                     call.error = Some("nobody".to_owned());

@@ -6,14 +6,12 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Cloud, Trouble};
 use crate::agent::AgentSettings;
-use crate::azure::{
-    Access, AppSpec, Behaviour, FakeAzure, Fault, Operation, SecretSpec, VAULT_SUFFIX,
-};
+use crate::azure::{Access, AppSpec, Behaviour, FakeAzure, Fault, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The tenant that the agent is set up for.
@@ -34,18 +32,14 @@ pub const OTHER_TENANT: &str = "33e01921-4d64-4f8c-a055-5bdaffd5e33d";
 /// The annotation that names the client.
 const ANNOTATION: &str = "azure.workload.identity/client-id";
 
-/// Puts the hosts file `$0` over the node's, for this process alone, and becomes the agent.
-const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-
 /// A tenant of Azure that trusts the sandbox's cluster, and its vaults.
 #[derive(Debug)]
 pub struct Azure {
     /// The cloud.
     pub cloud: FakeAzure,
     issuer: String,
-    /// What the agent is led to the fake by, and trusts it by.
-    hosts: PathBuf,
-    ca: PathBuf,
+    /// Where files for the agent are written.
+    directory: PathBuf,
     /// The client of each namespace.
     clients: Mutex<BTreeMap<String, String>>,
 }
@@ -63,11 +57,9 @@ impl Azure {
         cloud.make_vault(VAULT, TENANT, Access::Roles);
         cloud.make_vault(OTHER_VAULT, TENANT, Access::Policy);
         cloud.make_vault(FOREIGN_VAULT, OTHER_TENANT, Access::Roles);
-        let vaults = [VAULT, OTHER_VAULT, FOREIGN_VAULT];
         Ok(Self {
             issuer: issuer.url().to_owned(),
-            hosts: cloud.hosts_file(sandbox.directory(), &vaults)?,
-            ca: cloud.ca_file(sandbox.directory())?,
+            directory: sandbox.directory().to_owned(),
             clients: Mutex::default(),
             cloud,
         })
@@ -101,23 +93,14 @@ impl Azure {
 #[async_trait]
 impl Cloud for Azure {
     fn settings(&self, settings: AgentSettings) -> AgentSettings {
-        let text = |path: &Path| path.display().to_string();
-        settings
+        let vaults = [VAULT, OTHER_VAULT, FOREIGN_VAULT];
+        self.cloud
+            .in_reach(settings, &self.directory, &vaults)
+            .expect("the sandbox has a directory")
             .without("backends.aws")
             .set("default_backend", "azure")
             .set("backends.azure.vault_url", self.cloud.vault_url(VAULT))
             .set("backends.azure.tenant", TENANT)
-            .set("backends.azure.authority", self.cloud.authority())
-            .set("backends.azure.vault_suffixes", VAULT_SUFFIX)
-            .env("SSL_CERT_FILE", text(&self.ca))
-            .wrapped(&[
-                "unshare",
-                "--mount",
-                "sh",
-                "-c",
-                WITH_HOSTS,
-                &text(&self.hosts),
-            ])
     }
 
     fn namespace(&self, sandbox: &Sandbox, name: &str) {

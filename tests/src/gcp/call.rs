@@ -16,6 +16,10 @@ pub enum Operation {
     GenerateAccessToken,
     /// Secret Manager: names.
     ListSecrets,
+    /// The metadata server: the bearer of the account that the machine runs as.
+    MachineToken,
+    /// OAuth: a person's refresh token for a bearer.
+    RefreshToken,
     /// Anything else; always refused.
     Unknown,
 }
@@ -38,6 +42,8 @@ pub struct Call {
     pub version: Option<String>,
     /// `X-Goog-Request-Reason`.
     pub reason: Option<String>,
+    /// Whether it carried an `Authorization` of any kind.
+    pub with_authorization: bool,
     /// The claims of the subject token, whether or not they were believed.
     pub token: Option<TokenSeen>,
     /// Google's word for what went wrong, or `fault: …` when a fault was served; none: it succeeded.
@@ -54,6 +60,7 @@ impl Call {
             secret: None,
             version: None,
             reason: None,
+            with_authorization: false,
             token: None,
             error: None,
         }

@@ -1,5 +1,6 @@
 //! `generateAccessToken` of the IAM Service Account Credentials API, v1.
 
+use http::HeaderMap;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use serde_json::json;
@@ -39,12 +40,12 @@ pub(super) fn answer(
     state: &State,
     now: Timestamp,
     account: &str,
-    authorization: Option<&str>,
+    headers: &HeaderMap,
     body: &[u8],
     call: &mut Call,
 ) -> Result<Reply, Refusal> {
     let iam = state.iam_read();
-    let caller = iam.believe(authorization, now)?;
+    let caller = iam.believe(headers, now)?;
     call.principal = Some(caller.principal.clone());
     let invalid = |text: &str| Refusal::api("INVALID_ARGUMENT", text);
     let body: Body = serde_json::from_slice(body).map_err(|error| invalid(&error.to_string()))?;

@@ -39,6 +39,8 @@ pub enum Behaviour {
     Huge,
     /// `INTERNAL`, 500.
     InternalError,
+    /// 307 to that URL.
+    Redirect(String),
     /// `UNAVAILABLE`, 503.
     ServiceUnavailable,
     /// `RESOURCE_EXHAUSTED`, 429, with this many seconds of `Retry-After` if any.
@@ -114,6 +116,7 @@ impl Behaviour {
             Self::Html => "fault: html",
             Self::Huge => "fault: huge",
             Self::InternalError => "fault: internal error",
+            Self::Redirect(_) => "fault: redirect",
             Self::ServiceUnavailable => "fault: service unavailable",
             Self::Throttle(_) | Self::ThrottleInDetails(_) => "fault: throttle",
             Self::TruncatedBody => "fault: truncated body",

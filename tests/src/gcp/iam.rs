@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use http::HeaderMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::cel::{Condition, ExpressionError, Path};
+use super::machine::Machines;
 use super::reply::Refusal;
 use crate::jwt::KeySet;
 
@@ -63,6 +65,7 @@ pub(super) struct Iam {
     bearers: HashMap<String, Bearer>,
     /// Bindings, by the name of the resource that they are on.
     bindings: BTreeMap<String, Vec<Binding>>,
+    pub(super) machines: Machines,
 }
 
 #[derive(Debug)]
@@ -91,6 +94,8 @@ pub(super) struct Bearer {
     pub(super) principal: String,
     /// All names under which policies may name it.
     members: Vec<String>,
+    /// Whether its calls must name the project whose quota they are counted against.
+    needs_quota_project: bool,
     pub(super) expires: Timestamp,
 }
 
@@ -219,6 +224,7 @@ impl Bearer {
         Self {
             principal,
             members,
+            needs_quota_project: false,
             expires,
         }
     }
@@ -227,6 +233,16 @@ impl Bearer {
         Self {
             principal: email.to_owned(),
             members: vec![format!("serviceAccount:{email}")],
+            needs_quota_project: false,
+            expires,
+        }
+    }
+
+    pub(super) fn of_person(email: &str, expires: Timestamp) -> Self {
+        Self {
+            principal: email.to_owned(),
+            members: vec![format!("user:{email}")],
+            needs_quota_project: true,
             expires,
         }
     }
@@ -276,8 +292,8 @@ impl Iam {
         &mut self.bearers
     }
 
-    /// Who an `Authorization` header speaks for.
-    pub(super) fn believe(&self, header: Option<&str>, now: Timestamp) -> Result<Bearer, Refusal> {
+    /// Who a call's headers speak for.
+    pub(super) fn believe(&self, headers: &HeaderMap, now: Timestamp) -> Result<Bearer, Refusal> {
         let refused = || {
             Refusal::api(
                 "UNAUTHENTICATED",
@@ -285,14 +301,27 @@ impl Iam {
                  other valid authentication credential.",
             )
         };
-        let token = header
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let token = text("authorization")
             .and_then(|header| header.strip_prefix("Bearer "))
             .ok_or_else(refused)?;
-        let bearer = self.bearers.get(token).ok_or_else(refused)?;
+        let given = self.bearers.get(token).cloned();
+        let bearer = given
+            .or_else(|| self.machines.self_signed(token, now))
+            .ok_or_else(refused)?;
         if bearer.expires <= now {
             return Err(refused());
         }
-        Ok(bearer.clone())
+        let account = self.accounts.get(&bearer.principal);
+        if account.is_some_and(|account| account.disabled) {
+            return Err(refused());
+        }
+        if bearer.needs_quota_project && text("x-goog-user-project").is_none() {
+            let text = "Your application is authenticating by using local Application Default Credentials. The API \
+                        requires a quota project, which is not set by default.";
+            return Err(Refusal::api("PERMISSION_DENIED", text));
+        }
+        Ok(bearer)
     }
 
     pub(super) fn bind(

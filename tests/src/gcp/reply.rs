@@ -24,6 +24,7 @@ pub(super) struct Reply {
     content_type: &'static str,
     body: Bytes,
     retry_after: Option<u64>,
+    location: Option<String>,
 }
 
 impl Refusal {
@@ -75,6 +76,7 @@ impl Reply {
             content_type: "application/json; charset=UTF-8",
             body: body.to_string().into(),
             retry_after: None,
+            location: None,
         }
     }
 
@@ -85,6 +87,15 @@ impl Reply {
             content_type: "text/html",
             body: body.into(),
             retry_after: None,
+            location: None,
+        }
+    }
+
+    /// The way to another URL (RFC 9110, 15.4.8).
+    pub(super) fn elsewhere(url: &str) -> Self {
+        Self {
+            location: Some(url.to_owned()),
+            ..Self::foreign(307, "")
         }
     }
 
@@ -115,6 +126,9 @@ impl Reply {
             header::CONTENT_TYPE,
             HeaderValue::from_static(self.content_type),
         );
+        if let Some(url) = self.location.and_then(|url| url.parse().ok()) {
+            headers.insert(header::LOCATION, url);
+        }
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

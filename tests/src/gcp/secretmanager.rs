@@ -72,9 +72,8 @@ impl<'a> Ask<'a> {
         fault: Option<&Behaviour>,
         call: &mut Call,
     ) -> Result<Reply, Refusal> {
-        let authorization = parts.headers.get(http::header::AUTHORIZATION);
         let iam = state.iam_read();
-        let who = iam.believe(authorization.and_then(|value| value.to_str().ok()), now)?;
+        let who = iam.believe(&parts.headers, now)?;
         drop(iam);
         call.principal = Some(who.principal.clone());
         match self {

@@ -14,7 +14,7 @@ use super::call::Call;
 use super::fault::Behaviour;
 use super::reply::{Refusal, Reply};
 use super::secretmanager::Ask;
-use super::{credentials, sts};
+use super::{credentials, machine, sts};
 use crate::fake::{BrokenOff, ReplyBody};
 
 /// No request of these services comes near this many bytes.
@@ -52,9 +52,12 @@ pub(super) async fn serve(
         }
     } else if let Some(ask) = Ask::parse(path) {
         ask.describe(&mut call);
+    } else {
+        machine::describe(path, &mut call);
     }
     let reason = parts.headers.get("x-goog-request-reason");
     call.reason = reason.and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
+    call.with_authorization = parts.headers.contains_key(http::header::AUTHORIZATION);
     let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
     let mut arrived = Arrived {
         state,
@@ -117,6 +120,7 @@ impl Arrived {
                 Behaviour::InternalError => {
                     Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
                 }
+                Behaviour::Redirect(url) => Some(Reply::elsewhere(url)),
                 Behaviour::ServiceUnavailable => Some(
                     Refusal::api("UNAVAILABLE", "The service is currently unavailable.")
                         .into_reply(&[]),
@@ -164,8 +168,6 @@ impl Arrived {
     fn judge(&mut self) -> Result<Reply, Refusal> {
         let (state, now) = (&self.state, self.call.at);
         let path = self.parts.uri.path();
-        let authorization = self.parts.headers.get(http::header::AUTHORIZATION);
-        let authorization = authorization.and_then(|value| value.to_str().ok());
         let not_found = || {
             Refusal::api(
                 "NOT_FOUND",
@@ -177,13 +179,23 @@ impl Arrived {
                 return Err(not_found());
             }
             let call = &mut self.call;
-            return credentials::answer(state, now, account, authorization, &self.body, call);
+            let headers = &self.parts.headers;
+            return credentials::answer(state, now, account, headers, &self.body, call);
         }
         if path == "/v1/token" {
             if self.parts.method != Method::POST {
                 return Err(not_found());
             }
             return sts::Form::parse(&self.body)?.answer(state, now, &mut self.call);
+        }
+        match (&self.parts.method, path) {
+            (&Method::POST, machine::REFRESH) => {
+                return machine::refresh(state, now, &self.body, &mut self.call);
+            }
+            (&Method::GET, machine::METADATA) => {
+                return machine::metadata(state, now, &self.parts, &mut self.call);
+            }
+            _ => {}
         }
         let ask = Ask::parse(path).filter(|_| self.parts.method == Method::GET);
         let fault = self.fault.as_ref();

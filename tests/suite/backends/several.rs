@@ -3,6 +3,8 @@
 use crate::{can_run, code};
 use testkit::agent::free_address;
 use testkit::clouds;
+use testkit::clouds::Cloud as _;
+use testkit::clouds::azure::Azure;
 use testkit::sandbox::{Sandbox, password};
 
 #[tokio::test]
@@ -12,6 +14,7 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
     }
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let gcp = clouds::start("gcp", &sandbox).await.expect("a backend");
+    let azure = Azure::start(&sandbox).await.expect("a backend");
     let nobody = format!("http://{}", free_address().expect("an address"));
     let mut settings = gcp.settings(sandbox.settings().expect("settings"));
     let keys: Vec<_> = settings.keys.clone().into_iter().collect();
@@ -28,6 +31,8 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
             );
         }
     }
+    // All on one node: one by default, and the others beside it.
+    settings = azure.settings(settings);
     let aws_keys = sandbox.settings().expect("settings").keys;
     for (key, value) in aws_keys
         .iter()
@@ -45,13 +50,16 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
         .until_ready()
         .await
         .expect("the one that is away does not matter");
-    // Both annotations on one account: each backend reads its own.
+    // All annotations on one account: each backend reads its own.
     gcp.namespace(&sandbox, "both");
+    azure.namespace(&sandbox, "both");
+    let client = azure.client_of("both").expect("it was made");
     let account = "both-app@acme-prod.iam.gserviceaccount.com";
     sandbox.kube.annotate_service_account(
         "both",
         "app",
         &[
+            ("azure.workload.identity/client-id", &client),
             ("iam.gke.io/gcp-service-account", account),
             (
                 "eks.amazonaws.com/role-arn",
@@ -68,6 +76,7 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
     for (query, value, backend) in [
         ("", "from AWS", "aws"),
         ("?backend=aws", "from AWS", "aws"),
+        ("?backend=azure", &*password("both"), "azure"),
         ("?backend=gcp", &*password("both"), "gcp"),
     ] {
         let body = ask(query).await.json();
@@ -97,11 +106,12 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
             .iter()
             .any(|line| line.contains("team--both--database-password"))
     );
-    let unknown = ask("?backend=azure").await;
+    let unknown = ask("?backend=pass").await;
     assert_eq!((unknown.status, &*code(&unknown)), (400, "invalid_request"));
     let (status, _) = agent.admin("/readyz").await.expect("an answer");
     assert_eq!(status, 200);
     let identity = pod.get("/v1/identity").await.expect("an answer").json();
+    assert_eq!(identity["roles"]["azure"], client);
     assert_eq!(identity["roles"]["gcp"], account);
     assert_eq!(identity["roles"]["aws"], sandbox.aws.role_arn("both-app"));
 }

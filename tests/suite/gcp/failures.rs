@@ -3,12 +3,40 @@
 use super::{Google, SECRET};
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
-use testkit::gcp::{Behaviour, Fault, Operation};
+use testkit::gcp::{Behaviour, FakeGcp, Fault, Operation};
 use testkit::sandbox::Sandbox;
 use testkit::sandbox::password;
 use testkit::workload::Response;
 
 const EXCHANGES: [Operation; 2] = [Operation::ExchangeToken, Operation::GenerateAccessToken];
+
+#[tokio::test]
+async fn a_redirect_of_googles_is_not_followed_and_carries_nothing_elsewhere() {
+    if !can_run() {
+        return;
+    }
+    let google = Google::start().await;
+    let elsewhere = FakeGcp::start().await.expect("another host");
+    let _agent = google.agent(&[]).await;
+    let pod = google.pod().await;
+    for operation in [EXCHANGES[0], EXCHANGES[1], Operation::AccessSecretVersion] {
+        let url = format!("{}/v1/elsewhere", elsewhere.endpoint());
+        let _fault = google
+            .gcp
+            .cloud
+            .fault(Fault::on(operation, Behaviour::Redirect(url)));
+        let answer = pod.secret(SECRET).await.expect("an answer");
+        assert_eq!(
+            (answer.status, &*code(&answer)),
+            (503, "unavailable"),
+            "{operation:?}: {}",
+            answer.text()
+        );
+    }
+    assert_eq!(elsewhere.calls().len(), 0, "{:?}", elsewhere.calls());
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+}
 
 #[tokio::test]
 async fn the_token_services_fail_in_the_same_words_as_the_vault() {

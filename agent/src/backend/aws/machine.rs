@@ -2,47 +2,64 @@
 //! (environment, profile with `credential_process`, web identity, container, instance).
 
 use super::{Aws, BackendError, Role, errors, session_credentials};
+use crate::backend::machine;
 use aws_config::Region;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_sdk_secretsmanager::config::{Credentials, IdentityCache, ProvideCredentials};
+use aws_sdk_secretsmanager::error::DisplayErrorContext;
 use aws_sdk_sts as sts;
-use std::time::Duration;
-use tokio::time::timeout;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, UNIX_EPOCH};
 
-/// The name of the role that is the machine's own credentials, whatever they are.
-pub(super) const ROLE: &str = "machine";
+/// What the chain gives, as one process tells another.
+#[derive(Deserialize, Serialize)]
+pub(in crate::backend) struct Keys {
+    access_key: String,
+    secret_key: String,
+    token: Option<String>,
+    /// In seconds of Unix time.
+    ends: Option<u64>,
+}
 
-/// How long credentials are used that do not say when they end.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(15 * 60);
-
-/// Where the machine's credentials come from.
-#[derive(Debug)]
-pub(super) struct Machine(DefaultCredentialsChain);
-
-// === impl Machine ===
-
-impl Machine {
-    /// The default chain, for a machine in `region`. It is not asked yet.
-    pub(super) async fn open(region: &str) -> Self {
-        let chain = DefaultCredentialsChain::builder().region(Region::new(region.to_owned()));
-        Self(chain.build().await)
-    }
-
-    /// What the chain gives now; nothing is kept beyond the session that is made with it.
-    ///
-    /// # Errors
-    ///
-    /// `unavailable` if it gives nothing within `limit`.
-    pub(super) async fn credentials(&self, limit: Duration) -> Result<Credentials, BackendError> {
-        match timeout(limit, self.0.provide_credentials()).await {
-            Ok(Ok(credentials)) => Ok(credentials),
-            Ok(Err(error)) => Err(errors::no_credentials(&error)),
-            Err(elapsed) => Err(errors::no_credentials(&elapsed)),
-        }
-    }
+/// What the chain gives now, for a machine in `region`.
+///
+/// # Errors
+///
+/// If it gives nothing, with the words of each link.
+pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
+    let chain = DefaultCredentialsChain::builder().region(Region::new(region));
+    let found = chain.build().await.provide_credentials().await;
+    let found = found.map_err(|error| DisplayErrorContext(error).to_string())?;
+    let since = |ends: std::time::SystemTime| ends.duration_since(UNIX_EPOCH).ok();
+    Ok(Keys {
+        access_key: found.access_key_id().to_owned(),
+        secret_key: found.secret_access_key().to_owned(),
+        token: found.session_token().map(str::to_owned),
+        ends: found.expiry().and_then(since).map(|ends| ends.as_secs()),
+    })
 }
 
 impl Aws {
+    /// The machine's own credentials.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` if there are none within the time of a call.
+    pub(super) async fn of_machine(&self) -> Result<Credentials, BackendError> {
+        let source = ["aws", "--region", &self.region];
+        let keys: Keys = machine::ask(&source, self.settings.timeout)
+            .await
+            .map_err(|none| errors::no_credentials(&none))?;
+        let ends = keys.ends.map(|ends| UNIX_EPOCH + Duration::from_secs(ends));
+        Ok(Credentials::new(
+            keys.access_key,
+            keys.secret_key,
+            keys.token,
+            ends,
+            "latchkey",
+        ))
+    }
+
     /// Takes on a role with the machine's credentials.
     pub(super) async fn assume_by_machine(
         &self,

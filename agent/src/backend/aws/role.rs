@@ -4,6 +4,7 @@ use crate::account::Annotations;
 use crate::backend::Selector;
 use crate::config::{AwsConfig, LocalRole};
 use crate::error::RequestError;
+pub(super) use crate::role::MACHINE;
 use crate::role::{NoRole, Proof, Role};
 use crate::secret::SecretName;
 
@@ -117,7 +118,7 @@ pub(super) fn of_machine(
     default_region: &str,
 ) -> Result<Role, NoRole> {
     let machine = Role {
-        name: super::machine::ROLE.into(),
+        name: MACHINE.into(),
         proof: Proof::Machine,
         prefix: settings.prefix.as_str().into(),
         place: default_region.into(),

@@ -32,13 +32,19 @@ pub(super) struct Exchange<'a> {
 /// would take another subject token: when it ends, so does the session.
 #[derive(Debug)]
 pub(super) struct Bearer {
-    scope: String,
-    token: AccessToken,
+    pub(super) scope: String,
+    pub(super) token: AccessToken,
 }
 
 /// The pod's token, for the time of the exchange.
 #[derive(Debug)]
 struct Assertion(SubjectToken);
+
+/// What a token for the vaults with that suffix is asked for. They name the same resource in their challenges: the
+/// suffix as a host.
+pub(super) fn scope_of(suffix: &str) -> String {
+    format!("https://{}/.default", suffix.trim_start_matches('.'))
+}
 
 // === impl Exchange ===
 
@@ -66,8 +72,7 @@ impl Exchange<'_> {
         let credential =
             ClientAssertionCredential::new(tenant, client, Assertion(token), Some(options))
                 .map_err(|error| errors::internal(&error))?;
-        // The resource that Key Vault names in its challenge: the suffix as a host.
-        let scope = format!("https://{}/.default", self.suffix.trim_start_matches('.'));
+        let scope = scope_of(self.suffix);
         let scopes = [scope.as_str()];
         let token = tried(limit, || credential.get_token(&scopes, None))
             .await

@@ -2,7 +2,7 @@
 
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
-use crate::role::Role;
+use crate::role::{Proof, Role};
 use azure_core::error::{ErrorKind, ErrorResponse};
 use azure_core::http::RawResponse;
 use azure_core::http::headers::HeaderName;
@@ -72,6 +72,15 @@ pub(super) fn garbage() -> BackendError {
 /// Something that the SDK does not take, which has been checked before.
 pub(super) fn internal(error: &azure_core::Error) -> BackendError {
     RequestError::internal(error).into()
+}
+
+/// The machine has no credentials, or those that make them do not answer.
+pub(super) fn no_credentials(cause: &(dyn Error + 'static)) -> BackendError {
+    let error = RequestError::unavailable(
+        "this machine has no Azure credentials now: sign in with az login, or check AZURE_CLIENT_ID, AZURE_TENANT_ID \
+         and AZURE_CLIENT_SECRET, or the machine's managed identity",
+    );
+    BackendError::new(Fault::Call, error.because(cause))
 }
 
 /// A failed token request ("Microsoft Entra authentication and authorization error codes").
@@ -149,6 +158,7 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
         let message = detail.message.unwrap_or_default();
         let inner = detail.inner_error.and_then(|inner| inner.code);
         let client = &role.name;
+        let by_machine = role.proof == Proof::Machine;
         let code = detail.code.unwrap_or_default();
         let denied = |text: String| RequestError::new(Code::Denied, text);
         let (fault, answer) = match (refusal.status, inner.as_deref().unwrap_or(&code)) {
@@ -157,6 +167,12 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
                 RequestError::invalid("Azure does not take this name, version or cursor"),
             ),
             // The token is genuine, and another tenant's.
+            (401, _) if message.contains("AKV10032") && by_machine => (
+                Fault::Refused,
+                denied(format!(
+                    "the vault belongs to another tenant than this machine's credentials ({client}): sign in to its tenant"
+                )),
+            ),
             (401, _) if message.contains("AKV10032") => (
                 Fault::Refused,
                 denied(format!(
@@ -181,6 +197,12 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
                     "the vault does not let this node in: check its firewall and its private endpoint"
                         .to_owned(),
                 ),
+            ),
+            (403, _) if by_machine => (
+                Fault::Refused,
+                denied(format!(
+                    "Azure refused this to this machine's credentials ({client}): check their role assignments, or the vault's access policy"
+                )),
             ),
             (403, _) => (
                 Fault::Refused,

@@ -2,9 +2,9 @@
 
 use crate::account::Annotations;
 use crate::backend::{Selector, dashes};
-use crate::config::{AzureConfig, is_prefix, is_tenant, suffix_of, vault_url};
+use crate::config::{AzureConfig, LocalRole, is_prefix, is_tenant, suffix_of, vault_url};
 use crate::error::RequestError;
-use crate::role::{NoRole, Proof, Role};
+use crate::role::{MACHINE, NoRole, Proof, Role};
 use crate::secret::SecretName;
 use uuid::Uuid;
 
@@ -29,7 +29,7 @@ pub(super) fn of(
         "the pod's service account names no Azure client: annotate it with azure.workload.identity/client-id"
             .into(),
     ))?;
-    if client.len() != 36 || Uuid::try_parse(client).is_err() {
+    if !is_client(client) {
         return Err(none(format!("{CLIENT_KEY} {client:?} is no client id")));
     }
     let tenant = match annotations.first(&[TENANT_KEY]) {
@@ -73,6 +73,42 @@ pub(super) fn of(
         place: vault.into(),
         via: Some(tenant.into()),
     })
+}
+
+/// The role of a principal of the machine at the backend `backends.<name>`: one of the machine's managed identities, or
+/// whatever its own credentials are.
+///
+/// # Errors
+///
+/// If what is named is no client id, or no vault is configured.
+pub(super) fn of_machine(
+    role: &LocalRole,
+    settings: &AzureConfig,
+    name: &str,
+) -> Result<Role, NoRole> {
+    let client = match role {
+        LocalRole::Machine => MACHINE.to_owned(),
+        LocalRole::Named(client) if is_client(client) => client.to_ascii_lowercase(),
+        LocalRole::Named(other) => {
+            return Err(NoRole(
+                format!("{other:?} is no client id of a managed identity").into(),
+            ));
+        }
+    };
+    let vault = settings.vault_url.as_deref().ok_or_else(|| {
+        NoRole(format!("there is no key vault: set backends.{name}.vault_url").into())
+    })?;
+    Ok(Role {
+        name: client.into(),
+        proof: Proof::Machine,
+        prefix: settings.prefix.as_str().into(),
+        place: vault.into(),
+        via: None,
+    })
+}
+
+fn is_client(text: &str) -> bool {
+    text.len() == 36 && Uuid::try_parse(text).is_ok()
 }
 
 /// Whether Key Vault can hold a secret of that name.
@@ -147,6 +183,22 @@ mod tests {
         );
         assert_eq!(&*role.place, VAULT);
         assert_eq!(role.via.as_deref(), Some(TENANT));
+    }
+
+    #[test]
+    fn a_principal_of_the_machine_is_one_of_its_identities_or_the_machine_itself() {
+        let of = |role: &LocalRole| of_machine(role, &settings(), "azure");
+        let own = of(&LocalRole::Machine).expect("a role");
+        assert_eq!(
+            (&*own.name, &own.proof, &*own.place),
+            ("machine", &Proof::Machine, VAULT)
+        );
+        let named = of(&LocalRole::Named(CLIENT.to_uppercase())).expect("a role");
+        assert_eq!(&*named.name, CLIENT);
+        assert!(of(&LocalRole::Named("arn:aws:iam::111122223333:role/x".into())).is_err());
+        let none = of_machine(&LocalRole::Machine, &AzureConfig::default(), "vaults");
+        let none = none.expect_err("no vault").to_string();
+        assert!(none.contains("backends.vaults.vault_url"), "{none}");
     }
 
     #[test]

@@ -16,6 +16,9 @@ use zeroize::Zeroizing;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// How long a connection to what is on this machine may take to be made. On a laptop there is nothing of the kind.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// How long a connection is kept that nobody uses, and how many of them to one host.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS: usize = 32;
@@ -67,10 +70,26 @@ impl Wire {
     ///
     /// If TLS cannot be set up.
     pub(super) fn new(timeout: Duration) -> reqwest::Result<Self> {
-        let client = reqwest::Client::builder()
-            .https_only(true)
+        let builder = reqwest::Client::builder().https_only(true);
+        Self::with(
+            builder.connect_timeout(CONNECT_TIMEOUT.min(timeout)),
+            timeout,
+        )
+    }
+
+    /// A pool for what this machine itself answers, such as its metadata service: without TLS, and by no proxy.
+    ///
+    /// # Errors
+    ///
+    /// If TLS cannot be set up.
+    pub(super) fn to_this_machine(timeout: Duration) -> reqwest::Result<Self> {
+        let builder = reqwest::Client::builder().no_proxy();
+        Self::with(builder.connect_timeout(LOCAL_TIMEOUT.min(timeout)), timeout)
+    }
+
+    fn with(builder: reqwest::ClientBuilder, timeout: Duration) -> reqwest::Result<Self> {
+        let client = builder
             .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT.min(timeout))
             .timeout(timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(IDLE_CONNECTIONS)

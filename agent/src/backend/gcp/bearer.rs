@@ -21,8 +21,14 @@ tokio::task_local! {
     static HEADERS: HeaderMap;
 }
 
+/// The header that names the project whose quota a call is counted against. People's own credentials need one.
+pub(super) const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
+
 /// An access token as it is sent: it prints as nothing, and the last of its headers to go overwrites it.
-pub(super) struct Bearer(HeaderValue);
+pub(super) struct Bearer {
+    authorization: HeaderValue,
+    quota_project: Option<HeaderValue>,
+}
 
 /// An access token as an answer holds it.
 #[derive(Deserialize)]
@@ -45,18 +51,35 @@ impl Bearer {
         let mut header =
             HeaderValue::from_maybe_shared(SecretBytes::from(text).into_bytes()).ok()?;
         header.set_sensitive(true);
-        Some(Self(header))
+        Some(Self {
+            authorization: header,
+            quota_project: None,
+        })
     }
 
-    /// The value of `Authorization`.
-    pub(super) fn expose(&self) -> HeaderValue {
-        self.0.clone()
+    /// The same, counted against the quota of that project.
+    pub(super) fn counted(self, quota_project: Option<HeaderValue>) -> Self {
+        Self {
+            quota_project,
+            ..self
+        }
+    }
+
+    /// What a call with this bearer carries, for that reason.
+    pub(super) fn headers(&self, reason: HeaderValue) -> HeaderMap {
+        let mut headers = HeaderMap::from_iter([
+            (AUTHORIZATION, self.authorization.clone()),
+            (REASON, reason),
+        ]);
+        if let Some(project) = &self.quota_project {
+            headers.insert(QUOTA_PROJECT, project.clone());
+        }
+        headers
     }
 
     /// Makes `call` with this bearer, for that reason.
     pub(super) async fn make<T>(&self, reason: HeaderValue, call: impl Future<Output = T>) -> T {
-        let headers = HeaderMap::from_iter([(AUTHORIZATION, self.expose()), (REASON, reason)]);
-        HEADERS.scope(headers, call).await
+        HEADERS.scope(self.headers(reason), call).await
     }
 }
 
@@ -138,7 +161,8 @@ mod tests {
     fn a_bearer_prints_as_nothing_and_is_none_that_breaks_its_header() {
         let bearer = bearer("canary");
         assert_eq!(format!("{bearer:?}"), "Bearer(..)");
-        assert!(!format!("{:?}", bearer.expose()).contains("canary"));
+        let headers = bearer.headers(HeaderValue::from_static("1"));
+        assert!(!format!("{headers:?}").contains("canary"));
         for wrong in ["", "a\r\nX-Evil: 1", "a\0"] {
             assert!(
                 Bearer::of(&AccessToken::from(wrong.to_owned())).is_none(),

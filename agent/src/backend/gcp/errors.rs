@@ -4,7 +4,7 @@
 use super::exchange::Answer;
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
-use crate::role::Role;
+use crate::role::{MACHINE, Proof, Role};
 use google_cloud_gax::error::Error;
 use google_cloud_gax::error::rpc::{Code as Status, StatusDetails};
 use hyper::header::{HeaderMap, RETRY_AFTER};
@@ -92,11 +92,28 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
 }
 
+/// The machine has no credentials, or those that make them do not answer.
+pub(super) fn no_credentials(cause: &(dyn std::error::Error + 'static)) -> BackendError {
+    let error = RequestError::unavailable(
+        "this machine has no Google Cloud credentials now: sign in with gcloud auth application-default login, or \
+         check GOOGLE_APPLICATION_CREDENTIALS",
+    );
+    BackendError::new(Fault::Call, error.because(cause))
+}
+
 /// The refusal of a service account's token to the principal that asked for it.
 pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
     let refusal: ApiError = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let by_machine = role.proof == Proof::Machine;
     let role = &role.name;
     let refused = match &*refusal.error.status {
+        "PERMISSION_DENIED" | "NOT_FOUND" if by_machine => format!(
+            "Google refused the service account {role}: it does not exist, or does not admit this machine's \
+             credentials (they need roles/iam.serviceAccountTokenCreator on it)"
+        ),
+        "UNAUTHENTICATED" if by_machine => {
+            "Google does not take this machine's credentials: renew them".to_owned()
+        }
         "PERMISSION_DENIED" | "NOT_FOUND" => format!(
             "Google refused the service account {role}: it does not exist, or does not admit this workload (it needs \
              roles/iam.workloadIdentityUser on it; with delegates, each roles/iam.serviceAccountTokenCreator on the \
@@ -114,7 +131,10 @@ pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
 
 /// A failed call to Secret Manager.
 pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
-    let role = &role.name;
+    let role = match &*role.name {
+        MACHINE => "this machine's credentials",
+        name => name,
+    };
     let http = error.http_status_code().unwrap_or_default();
     let code = error.status().map(|status| status.code);
     let call = |code, text: &str| (Fault::Call, RequestError::new(code, text.to_owned()));
@@ -263,7 +283,6 @@ fn wait_of(error: &Error) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::role::Proof;
     use google_cloud_gax::error::rpc::Status as RpcStatus;
 
     fn role() -> Role {

@@ -4,7 +4,7 @@
 //! Two small POSTs of our own. The SDK's way of doing it keeps a task for each credential that refreshes it for ever,
 //! and has no deadline.
 
-use super::bearer::{AccessToken, Bearer, REASON};
+use super::bearer::{AccessToken, Bearer};
 use super::{errors, role};
 use crate::backend::{BackendError, Caller};
 use crate::config::GcpProvider;
@@ -12,7 +12,6 @@ use crate::role::Role;
 use crate::secret::SubjectToken;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use hyper::header::AUTHORIZATION;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -25,7 +24,7 @@ const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
 /// What the tokens may do is decided by IAM, not by their scope.
-const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
+pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
 /// The life of a token whose answer does not tell it; the Security Token Service gives an hour.
 const UNTOLD_LIFE: Duration = Duration::from_secs(300);
@@ -41,7 +40,8 @@ pub(super) struct Exchange {
     pub(super) sts: String,
     /// The base URL of the IAM Service Account Credentials API.
     pub(super) iam: String,
-    pub(super) provider: GcpProvider,
+    /// Absent outside of a cluster.
+    pub(super) provider: Option<GcpProvider>,
     /// Asked for a service account's token.
     pub(super) lifetime: Duration,
 }
@@ -89,8 +89,9 @@ impl Exchange {
     ) -> Result<Granted, BackendError> {
         let whose = errors::TOKEN_SERVICE;
         let audience = match &self.provider {
-            GcpProvider::Federation(name) => name.clone(),
-            GcpProvider::Gke(pool) => {
+            None => return Err(errors::garbage("the configuration")),
+            Some(GcpProvider::Federation(name)) => name.clone(),
+            Some(GcpProvider::Gke(pool)) => {
                 let issuer = issuer(token).ok_or_else(|| errors::garbage("the API server"))?;
                 format!("identitynamespace:{pool}:{issuer}")
             }
@@ -121,10 +122,10 @@ impl Exchange {
         })
     }
 
-    /// A token of the role's service account, for the principal of `federated`.
+    /// A token of the role's service account, for the principal of `own`.
     pub(super) async fn impersonate(
         &self,
-        federated: &Bearer,
+        own: &Bearer,
         role: &Role,
         caller: &Caller,
     ) -> Result<Granted, BackendError> {
@@ -146,8 +147,7 @@ impl Exchange {
         let request = self
             .http
             .post(format!("{}/v1/{account}:generateAccessToken", self.iam))
-            .header(AUTHORIZATION, federated.expose())
-            .header(REASON, role::reason(&caller.pod_uid, None))
+            .headers(own.headers(role::reason(&caller.pod_uid, None)))
             .json(&body);
         let answer = ask(request, whose).await?;
         if answer.status != 200 {

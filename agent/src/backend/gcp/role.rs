@@ -3,10 +3,10 @@
 use crate::account::Annotations;
 use crate::backend::Selector;
 use crate::backend::dashes::GCP;
-use crate::config::GcpConfig;
 use crate::config::gcp::is_project;
+use crate::config::{GcpConfig, LocalRole};
 use crate::error::RequestError;
-use crate::role::{NoRole, Proof, Role};
+use crate::role::{MACHINE, NoRole, Proof, Role};
 use crate::secret::SecretName;
 use hyper::header::HeaderValue;
 
@@ -26,15 +26,15 @@ const DELEGATES: usize = 8;
 /// The longest number of a version, in digits.
 const VERSION_DIGITS: usize = 19;
 
-/// What a principal's name begins with.
-const PRINCIPAL: &str = "principal:";
-
 /// The role that the annotations ask for: a service account, or the workload's own principal.
 pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role, NoRole> {
     let (namespace, account) = annotations.owner();
     let wrong = |text: String| NoRole(text.into());
+    let provider = settings.provider.as_ref().ok_or(NoRole(
+        "the agent's configuration names no provider of identities in Google Cloud".into(),
+    ))?;
     let (name, via) = match annotations.first(&[ACCOUNT_KEY]) {
-        None => (settings.provider.principal(namespace, account), None),
+        None => (provider.principal(namespace, account), None),
         Some(email) if is_account(email) => {
             let chain = annotations.first(&[DELEGATES_KEY]).map(delegates);
             (email.to_owned(), chain.transpose()?)
@@ -61,16 +61,40 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
     }
     Ok(Role {
         name: name.into(),
-        proof: Proof::Token(settings.provider.audience().into()),
+        proof: Proof::Token(provider.audience().into()),
         prefix: prefix.into(),
         place: project.into(),
         via,
     })
 }
 
-/// Whether a service account is to be taken on, beyond the workload's own principal.
+/// The role of a principal of the machine: a service account that the machine's credentials may take on, or whatever
+/// they are.
+///
+/// # Errors
+///
+/// If what is named is no service account.
+pub(super) fn of_machine(role: &LocalRole, settings: &GcpConfig) -> Result<Role, NoRole> {
+    let name = match role {
+        LocalRole::Machine => MACHINE,
+        LocalRole::Named(email) if is_account(email) => email,
+        LocalRole::Named(other) => {
+            let text = format!("{other:?} is no email address of a Google service account");
+            return Err(NoRole(text.into()));
+        }
+    };
+    Ok(Role {
+        name: name.into(),
+        proof: Proof::Machine,
+        prefix: settings.prefix.as_str().into(),
+        place: settings.project.as_str().into(),
+        via: None,
+    })
+}
+
+/// Whether a service account is to be taken on, beyond the principal whose credentials are there already.
 pub(super) fn impersonates(role: &Role) -> bool {
-    !role.name.starts_with(PRINCIPAL)
+    is_account(&role.name)
 }
 
 /// The name of a secret at the vault, and of the version asked for: nothing else gets into a request's path.
@@ -164,7 +188,7 @@ mod tests {
     fn settings(provider: &str) -> GcpConfig {
         GcpConfig {
             project: "acme-prod".into(),
-            provider: GcpProvider::parse(provider).expect("a provider"),
+            provider: GcpProvider::parse(provider),
             ..GcpConfig::default()
         }
     }
@@ -223,6 +247,24 @@ mod tests {
         ] {
             assert!(role(&[(ACCOUNT_KEY, wrong)], &[]).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_principal_of_the_machine_is_a_service_account_or_the_machine_itself() {
+        let bare = GcpConfig {
+            provider: None,
+            ..settings(PROVIDER)
+        };
+        let named = |name: &str| of_machine(&LocalRole::Named(name.to_owned()), &bare);
+        let account = named(EMAIL).expect("a role");
+        assert_eq!((&*account.name, &account.proof), (EMAIL, &Proof::Machine));
+        assert!(impersonates(&account));
+        let own = of_machine(&LocalRole::Machine, &bare).expect("a role");
+        assert_eq!((&*own.name, &*own.place), ("machine", "acme-prod"));
+        assert!(!impersonates(&own));
+        assert!(named("arn:aws:iam::111122223333:role/x").is_err());
+        assert!(named("a@evil.iam.gserviceaccount.com:signBlob").is_err());
+        assert!(of(&Annotations::of(&[], &[]), &bare).is_err());
     }
 
     #[test]

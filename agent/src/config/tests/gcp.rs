@@ -23,7 +23,7 @@ fn settings(start: &Start) -> GcpConfig {
 fn project_and_provider_are_enough() {
     let expected = GcpConfig {
         project: "acme-prod".to_owned(),
-        provider: GcpProvider::Federation(PROVIDER.to_owned()),
+        provider: Some(GcpProvider::Federation(PROVIDER.to_owned())),
         ..GcpConfig::default()
     };
     assert_eq!(settings(&gcp_with("")), expected);
@@ -34,7 +34,7 @@ fn project_and_provider_are_enough() {
     assert_eq!(settings(&gke).project, "acme-test");
     assert_eq!(
         settings(&gke).provider,
-        GcpProvider::Gke("acme-prod.svc.id.goog".to_owned())
+        Some(GcpProvider::Gke("acme-prod.svc.id.goog".to_owned()))
     );
 }
 

@@ -69,7 +69,7 @@ fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
             "config.toml:4:1: local.workload.0.uid is \"root\", no uid; write a uid as \"id -u\" shows it, or \
              \"self\" for the agent's own",
             "config.toml:5:1: local.workload.0.role is \"admin\", no role; write \"machine\", the ARN of an AWS \
-             role, or the e-mail address of a GCP service account",
+             role, the e-mail address of a GCP service account, or the client id of an Azure managed identity",
             "config.toml:6:1: local.workload.1.service_account is missing; write what it counts as, such as \"me\"",
             "config.toml:6:1: local.workload.1.role is missing; write \"machine\" for the machine's own \
              credentials, or a role that these may take on",
@@ -104,6 +104,34 @@ fn a_role_of_a_cloud_that_no_backend_is_of_is_named() {
         faults[0].contains("local.workload.0.role is of AWS, and no backend is of type \"aws\""),
         "{faults:?}"
     );
+}
+
+#[test]
+fn each_cloud_has_its_own_kind_of_role_and_needs_no_provider_of_identities() {
+    let client = "5d2e1f43-7c5e-4f5b-9d7b-0123456789ab";
+    for (role, kind, backend) in [
+        (
+            "a@b.iam.gserviceaccount.com",
+            "GCP",
+            "[backends.gcp]\nproject = \"acme-dev\"\n",
+        ),
+        (
+            client,
+            "AZURE",
+            "[backends.azure]\nvault_url = \"v1.vault.azure.net\"\n",
+        ),
+    ] {
+        let text = format!("{LOCAL}{}", workload("1000", "me", role));
+        let config = with_file(&(text.clone() + backend)).config();
+        assert_eq!(config.local[0].role, LocalRole::Named(role.into()));
+        // The only backend is the default one.
+        assert_eq!(config.default_backend, kind.to_lowercase());
+        let faults = with_file(&text).faults();
+        assert!(
+            faults[0].contains(&format!("role is of {kind}")),
+            "{faults:?}"
+        );
+    }
 }
 
 #[test]

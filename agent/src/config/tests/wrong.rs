@@ -226,14 +226,18 @@ fn a_backend_must_have_a_name_that_keys_and_requests_can_carry() {
 
 #[test]
 fn the_default_backend_must_be_configured() {
-    let faults = with_file("[backends.main]\ntype = \"aws\"").faults();
+    let two = "[backends.main]\ntype = \"aws\"\n[backends.other]\ntype = \"aws\"";
+    let faults = with_file(two).faults();
     assert_eq!(
         faults,
         [
             "default: default_backend is \"aws\", and no such backend is configured; name one of those \
-          that are: main"
+          that are: main, other"
         ]
     );
+    // Of one there is no choice.
+    let one = with_file("[backends.main]\ntype = \"aws\"").config();
+    assert_eq!(one.default_backend, "main");
 }
 
 #[test]

@@ -1,0 +1,138 @@
+//! The machine's own credentials, outside of a cluster: a client secret in the environment, else what the developer is
+//! signed in with (`az`, `azd`), else the managed identity of the machine. Azure has no roles that one identity may take
+//! on: what is named in place of the machine is another of its managed identities.
+
+use super::entra::Bearer;
+use super::errors::Failed;
+use super::wire::Wire;
+use super::{Azure, errors, tried};
+use crate::backend::{BackendError, machine};
+use crate::config;
+use crate::role::{MACHINE, Role};
+use azure_core::cloud::CustomConfiguration;
+use azure_core::credentials::{AccessToken, Secret, TokenCredential};
+use azure_core::http::{ClientOptions, RetryOptions, Transport};
+use azure_core::time::OffsetDateTime;
+use azure_identity::{
+    ClientSecretCredential, ClientSecretCredentialOptions, DeveloperToolsCredential,
+    ManagedIdentityCredential, ManagedIdentityCredentialOptions, UserAssignedId,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long one call on the way may take. The process that makes it may have less.
+const CALL: Duration = Duration::from_secs(10);
+
+/// An access token, as one process tells another.
+#[derive(Deserialize, Serialize)]
+pub(in crate::backend) struct Found {
+    token: String,
+    /// In seconds of Unix time.
+    ends: i64,
+}
+
+/// An access token for `scope`: of the machine's managed identity `client`, or of whatever there is.
+///
+/// # Errors
+///
+/// If there is none, with the words of each that was asked.
+pub(in crate::backend) async fn find(
+    authority: &str,
+    client: Option<String>,
+    scope: &str,
+) -> Result<Found, String> {
+    let sources = sources(authority, client).map_err(|error| error.to_string())?;
+    let scopes = [scope];
+    let mut words = Vec::new();
+    for source in sources {
+        match tried(CALL, || source.get_token(&scopes, None)).await {
+            Ok(found) => {
+                return Ok(Found {
+                    token: found.token.secret().to_owned(),
+                    ends: found.expires_on.unix_timestamp(),
+                });
+            }
+            Err(Failed::Answer(error)) => words.push(error.to_string()),
+            Err(Failed::Late) => words.push("there is no answer in time".to_owned()),
+        }
+    }
+    Err(words.join("; "))
+}
+
+/// Whom to ask, in this order.
+fn sources(
+    authority: &str,
+    client: Option<String>,
+) -> azure_core::Result<Vec<Arc<dyn TokenCredential>>> {
+    let options = |wire| {
+        let mut cloud = CustomConfiguration::default();
+        cloud.authority_host = authority.to_owned();
+        ClientOptions {
+            cloud: Some(Arc::new(cloud.into())),
+            retry: RetryOptions::none(),
+            transport: Some(Transport::new(Arc::new(wire))),
+            ..ClientOptions::default()
+        }
+    };
+    let none = |error| azure_core::Error::new(azure_core::error::ErrorKind::Other, error);
+    let environment: HashMap<String, String> = config::environment().collect();
+    let variable = |name: &str| {
+        let value = environment.get(name).filter(|value| !value.is_empty());
+        value.cloned()
+    };
+    let (tenant, id, secret) = (
+        variable("AZURE_TENANT_ID"),
+        variable("AZURE_CLIENT_ID"),
+        variable("AZURE_CLIENT_SECRET"),
+    );
+    if let (None, Some(tenant), Some(id), Some(secret)) = (&client, tenant, id, secret) {
+        let options = ClientSecretCredentialOptions {
+            client_options: options(Wire::new(CALL).map_err(none)?),
+        };
+        let credential =
+            ClientSecretCredential::new(&tenant, id, Secret::new(secret), Some(options))?;
+        return Ok(vec![credential]);
+    }
+    let mut sources: Vec<Arc<dyn TokenCredential>> = Vec::new();
+    if client.is_none() {
+        sources.push(DeveloperToolsCredential::new(None)?);
+    }
+    let managed = ManagedIdentityCredentialOptions {
+        user_assigned_id: client.map(UserAssignedId::ClientId),
+        client_options: options(Wire::to_this_machine(CALL).map_err(none)?),
+    };
+    sources.push(ManagedIdentityCredential::new(Some(managed))?);
+    Ok(sources)
+}
+
+impl Azure {
+    /// The access token that the machine has for the vaults with that suffix, as one of its identities.
+    ///
+    /// # Errors
+    ///
+    /// `unavailable` if there is none within the time of a call.
+    pub(super) async fn of_machine(
+        &self,
+        role: &Role,
+        suffix: &str,
+    ) -> Result<Bearer, BackendError> {
+        let none = |none| errors::no_credentials(&none);
+        let scope = super::entra::scope_of(suffix);
+        let authority = &self.settings.authority;
+        let mut source = vec!["azure", "--authority", authority, "--scope", &scope];
+        if *role.name != *MACHINE {
+            source.extend(["--client", &role.name]);
+        }
+        let found: Found = machine::ask(&source, self.settings.timeout)
+            .await
+            .map_err(none)?;
+        let ends = OffsetDateTime::from_unix_timestamp(found.ends)
+            .map_err(|_| none(machine::NoCredentials::Garbage))?;
+        Ok(Bearer {
+            scope,
+            token: AccessToken::new(Secret::new(found.token), ends),
+        })
+    }
+}

@@ -1,0 +1,107 @@
+//! The credentials of the machine itself, outside of a cluster: what a cloud's own tools would use here.
+//!
+//! They are looked for in a process of its own, this very program as `latchkey-agent credentials`. What an SDK starts on
+//! the way (a task that renews for ever, a call without a deadline, a program of the user's that hangs) ends with that
+//! process, which has a time. Nothing is kept beyond the session that is made with them.
+
+use super::{aws, azure, gcp};
+use crate::program::{self, Ended, RunError};
+use clap::Subcommand;
+use serde::de::DeserializeOwned;
+use std::io;
+use std::time::Duration;
+use tokio::process::Command;
+use zeroize::Zeroizing;
+
+/// How long credentials are used that do not say when they end.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
+
+/// The most bytes that credentials take.
+const SIZE: usize = 64 << 10;
+
+/// Whose credentials are looked for.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Source {
+    /// By the SDK's default chain: environment, profile (also with `credential_process`), web identity, container,
+    /// instance.
+    Aws {
+        /// The region of calls on the way.
+        #[arg(long)]
+        region: String,
+    },
+    /// A client secret in the environment, else the developer's own tools, else the machine's managed identity.
+    Azure {
+        /// The URL of Entra ID.
+        #[arg(long)]
+        authority: String,
+        /// The client id of one of the machine's managed identities: no other credentials will do.
+        #[arg(long)]
+        client: Option<String>,
+        /// What the token is for.
+        #[arg(long)]
+        scope: String,
+    },
+    /// By Application Default Credentials: `GOOGLE_APPLICATION_CREDENTIALS`, gcloud's own, the metadata server.
+    Gcp,
+}
+
+/// Why there are none.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NoCredentials {
+    /// What was written is nothing that could be used. It is not repeated.
+    #[error("what was found cannot be used")]
+    Garbage,
+    /// The process was not run.
+    #[error("they cannot be looked for: {0}")]
+    Io(#[from] io::Error),
+    /// What makes them does not end, and was killed.
+    #[error("what makes them does not answer in time")]
+    Late,
+    /// There are none, in the words of whoever was asked.
+    #[error("{0}")]
+    None(Ended),
+}
+
+// === impl Source ===
+
+impl Source {
+    /// Looks for the credentials, in this process, and gives them as JSON.
+    pub(crate) async fn find(self) -> Result<Zeroizing<String>, String> {
+        let found = match self {
+            Self::Aws { region } => serde_json::to_string(&aws::machine::find(region).await?),
+            Self::Azure {
+                authority,
+                client,
+                scope,
+            } => {
+                let found = azure::machine::find(&authority, client, &scope).await?;
+                serde_json::to_string(&found)
+            }
+            Self::Gcp => serde_json::to_string(&gcp::machine::find().await?),
+        };
+        found.map(Zeroizing::new).map_err(|error| error.to_string())
+    }
+}
+
+/// Has the credentials of one source looked for, for at most `limit`, and reads what was found.
+///
+/// # Errors
+///
+/// If there are none.
+pub(super) async fn ask<T: DeserializeOwned>(
+    source: &[&str],
+    limit: Duration,
+) -> Result<T, NoCredentials> {
+    // The program that runs, even if another has been put in its place.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("credentials").args(source);
+    match program::run(command, limit, SIZE).await {
+        Ok(ended) if ended.status.success() => {
+            serde_json::from_slice(&ended.stdout).map_err(|_| NoCredentials::Garbage)
+        }
+        Ok(ended) => Err(NoCredentials::None(ended)),
+        Err(RunError::Io(error)) => Err(NoCredentials::Io(error)),
+        Err(RunError::TooLate) => Err(NoCredentials::Late),
+        Err(RunError::TooLong) => Err(NoCredentials::Garbage),
+    }
+}
