@@ -349,7 +349,7 @@ async fn check_cluster(config: &Config, note: &mut impl FnMut(&str, Result<Strin
     }
     match Clients::new(&config.kubernetes).await {
         Ok(clients) => {
-            for finding in rights::check(&clients, &config.kubernetes).await {
+            for finding in rights::check(&clients, &config.kubernetes, config.csi.enabled).await {
                 note(&finding.subject, finding.outcome);
             }
         }

@@ -10,6 +10,7 @@ lay_out() { # ROOT PROGRAM...: copies programs into a folder, each with the libr
   local root=$1 program library
   shift
   mkdir -p "$root/usr/bin" "$root/tmp"
+  chmod 1777 "$root/tmp"
   [[ -e $root/bin ]] || ln -s usr/bin "$root/bin"
   for program in "$@"; do
     cp -L "$program" "$root/usr/bin/"
@@ -68,7 +69,7 @@ start_agent() { # DAEMONSET
 
 await_agent() { # DAEMONSET: until it is ready; its log is kept from then on, since that of a deleted pod is gone
   kubectl -n latchkey rollout status daemonset "$1" --timeout=120s >/dev/null
-  kubectl -n latchkey logs --follow "$(agent_pod "$1")" >"$(mktemp "$work/logs/$1.XXXX")" 2>/dev/null &
+  kubectl -n latchkey logs --follow "$(agent_pod "$1")" -c agent >"$(mktemp "$work/logs/$1.XXXX")" 2>/dev/null &
 }
 
 stop_agent() { # DAEMONSET: returns when it has left
@@ -90,9 +91,10 @@ install_agent() {
   await_agent "$agent"
 }
 
-uninstall() {
-  kubectl delete --ignore-not-found --timeout=90s namespace test prod shop latchkey latchkey-e2e "${made_namespaces[@]}" >/dev/null 2>&1 || true
-  kubectl delete --ignore-not-found clusterrole,clusterrolebinding latchkey-agent >/dev/null 2>&1 || true
+uninstall() { # the pods first: without the driver nobody could unmount their volumes
+  kubectl delete --ignore-not-found --timeout=90s namespace test prod shop "${made_namespaces[@]}" >/dev/null 2>&1 || true
+  kubectl delete --ignore-not-found --timeout=90s namespace latchkey latchkey-e2e >/dev/null 2>&1 || true
+  kubectl delete --ignore-not-found clusterrole/latchkey-agent clusterrolebinding/latchkey-agent csidriver/csi.latchkey.dev >/dev/null 2>&1 || true
 }
 
 # === pods ===

@@ -40,3 +40,33 @@ def one(kind, values=None, *expressions, name=None):
 
 def pod(values=None, *expressions):
     return one("DaemonSet", values, *expressions)["spec"]["template"]
+
+
+ALLOWED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+
+
+def violations(template):
+    """What of a pod's template Pod Security's level restricted forbids, rule by rule."""
+    spec = template["spec"]
+    found = {f"{key}: true" for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)}
+    for volume in spec["volumes"]:
+        if not ALLOWED_VOLUMES & volume.keys():
+            found.add(f"volume {volume['name']}: hostPath {volume['hostPath']['path']}")
+    for container in spec.get("initContainers", []) + spec["containers"]:
+        name = container["name"]
+        security = {**spec["securityContext"], **container.get("securityContext", {})}
+        if security.get("privileged"):
+            found.add(f"{name}: privileged")
+        if security.get("allowPrivilegeEscalation") is not False:
+            found.add(f"{name}: allowPrivilegeEscalation")
+        if security.get("capabilities", {}).get("drop") != ["ALL"] or "add" in security.get("capabilities", {}):
+            found.add(f"{name}: capabilities")
+        if security.get("seccompProfile", {}).get("type") not in ("RuntimeDefault", "Localhost"):
+            found.add(f"{name}: seccomp")
+        if security.get("runAsNonRoot") is not True:
+            found.add(f"{name}: root")
+        if any("hostPort" in port for port in container.get("ports", [])):
+            found.add(f"{name}: hostPort")
+        if security.get("readOnlyRootFilesystem") is not True:  # not of the level, but ours
+            found.add(f"{name}: writable root")
+    return found

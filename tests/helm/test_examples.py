@@ -168,5 +168,18 @@ esac
         self.assertNotRegex(applied, r"CLIENT-OF|VAULT-OF|TENANT\b")
 
 
+class Pods(unittest.TestCase):
+    def test_every_pod_by_csi_is_one_that_the_level_restricted_allows(self):
+        seen = 0
+        for file in sorted(EXAMPLES.glob("*.yaml")):
+            for found in chart.documents(file.read_text()):
+                volumes = found["spec"].get("volumes", []) if found["kind"] == "Pod" else []
+                if any("csi" in volume for volume in volumes):
+                    seen += 1
+                    broken = {line for line in chart.violations(found) if "writable root" not in line}  # not of the level
+                    self.assertEqual(set(), broken, file.name)
+        self.assertGreaterEqual(seen, 4)
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -111,10 +111,13 @@ class Tokens(unittest.TestCase):
             self.assertIn("its own pod", refusal(self.policy, request=changed(REQUEST, path, None)))
 
     def test_the_audiences_are_those_of_the_backends(self):
-        policy = tokens_policy("rbac.tokens=namespace", "config.backends.aws.audiences={one,two}")
+        policy = tokens_policy("delivery=hostPath", "rbac.tokens=namespace", "config.backends.aws.audiences={one,two}")
         for audience, let in (("one", True), ("two", True), ("sts.amazonaws.com", False)):
             token = changed(TOKEN, ["spec", "audiences"], [audience])
             self.assertEqual(let, refusal(policy, token=token) is None)
+
+    def test_by_default_it_lets_no_token_request_of_the_agent_through(self):
+        self.assertIn("rbac.tokens=none", refusal(tokens_policy()))
 
     def test_where_the_agent_asks_as_its_node_it_may_not_ask_as_itself(self):
         self.assertIn("rbac.tokens=node", refusal(tokens_policy("rbac.tokens=node")))
@@ -164,6 +167,48 @@ class Taint(unittest.TestCase):
         self.assertEqual([["get", "patch"]], nodes("startupTaint.enabled=true"))
 
 
+def volumes(*list_of_volumes):
+    return {"kind": "Pod", "spec": {"volumes": list(list_of_volumes)}}
+
+
+class Driver(unittest.TestCase):
+    """The driver's name is this driver's alone, and its volumes ask for nothing but what they may."""
+
+    ANYBODY = {"userInfo": {"username": "somebody"}}
+
+    def refusal(self, name, thing):
+        policy = chart.one("ValidatingAdmissionPolicy", {"delivery": "csi"}, name=f"latchkey-csi-{name}")
+        return refusal(policy, self.ANYBODY, thing)
+
+    def test_volumes_of_the_driver_have_no_attributes_but_their_own(self):
+        plain = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "readOnly": True}}
+        self.assertIsNone(self.refusal("volumes", volumes(plain, {"name": "x", "emptyDir": {}})))
+        with_files = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "volumeAttributes": {"secrets": "- name: a"}}}
+        self.assertIsNone(self.refusal("volumes", volumes(with_files)))
+        liar = {"name": "l", "csi": {"driver": "csi.latchkey.dev", "volumeAttributes": {"csi.storage.k8s.io/pod.uid": "x"}}}
+        self.assertIn("no such attribute", self.refusal("volumes", volumes(plain, liar)))
+        self.assertIn("nodePublishSecretRef", self.refusal("volumes", volumes({"name": "l", "csi": {"driver": "csi.latchkey.dev", "nodePublishSecretRef": {"name": "x"}}})))
+        other = {"name": "o", "csi": {"driver": "other.example.com", "volumeAttributes": {"a": "b"}}}
+        self.assertIsNone(self.refusal("volumes", volumes(other)))
+
+    def test_nobody_makes_persistent_volumes_or_another_driver_of_that_name(self):
+        driver = chart.one("CSIDriver", {"delivery": "csi"})
+        self.assertIsNone(self.refusal("name", driver))
+        self.assertIn("podInfoOnMount", self.refusal("name", changed(driver, ["spec", "podInfoOnMount"], False)))
+        self.assertIn("ephemeral", self.refusal("name", changed(driver, ["spec", "volumeLifecycleModes"], ["Persistent"])))
+        volume = {"kind": "PersistentVolume", "spec": {"csi": {"driver": "csi.latchkey.dev"}}}
+        self.assertIn("no persistent volumes", self.refusal("name", volume))
+        storage_class = {"kind": "StorageClass", "provisioner": "csi.latchkey.dev"}
+        self.assertIn("provisions nothing", self.refusal("name", storage_class))
+
+    def test_the_kubelet_makes_a_token_for_each_audience_of_the_backends(self):
+        driver = chart.one("CSIDriver", None, "delivery=csi", "config.backends.aws.audiences={two,one}")
+        self.assertEqual(
+            [{"audience": "one", "expirationSeconds": 600}, {"audience": "two", "expirationSeconds": 600}], driver["spec"]["tokenRequests"]
+        )
+        self.assertTrue(driver["spec"]["requiresRepublish"])
+
+
 class Levels(unittest.TestCase):
     """What the chart itself grants, at each level."""
 
@@ -174,14 +219,15 @@ class Levels(unittest.TestCase):
     ANNOTATIONS = {("get", "serviceaccounts"), ("get", "namespaces")}
 
     def test_no_level_grants_tokens_in_the_whole_cluster_or_reads_secrets(self):
-        for level in ("namespace", "node"):
+        for level in ("none", "namespace", "node"):
             rules = self.rules(f"rbac.tokens={level}")
             self.assertNotIn(("create", "serviceaccounts/token"), rules)
             self.assertFalse([rule for rule in rules if rule[1] == "secrets" or "*" in rule])
 
-    def test_the_level_namespace_grants_pods_and_annotations(self):
+    def test_the_levels_none_and_namespace_grant_pods_and_annotations(self):
         pods = {(verb, "pods") for verb in ("get", "list", "watch")}
-        self.assertEqual(self.ANNOTATIONS | pods, self.rules("rbac.tokens=namespace"))
+        for level in ("none", "namespace"):
+            self.assertEqual(self.ANNOTATIONS | pods, self.rules(f"rbac.tokens={level}"))
 
     def test_the_level_node_grants_nothing_about_pods_but_as_the_node(self):
         on = "impersonate-on:associated-node:"

@@ -40,6 +40,7 @@ class Refused(unittest.TestCase):
     def test_a_value_of_the_wrong_kind_is_refused_with_its_key(self):
         for expression, where in (
             ("delivery=socket", "/delivery"),
+            ("kubeletRootDir=/var/snap/microk8s/common/var/lib/kubelet", "/kubeletRootDir"),
             ("rbac.tokens=cluster", "/rbac/tokens"),
             ("startupTaint.key=not-ready", "/startupTaint/key"),
             ("image.digest=latest", "/image/digest"),
@@ -107,7 +108,7 @@ class Documented(unittest.TestCase):
                 if comment or found[3].strip() and depth <= 2:
                     leaves[".".join(path)] = comment
             comment = False
-        kubernetes = ("resources.", "nodeSelector.", "affinity.", "updateStrategy.")
+        kubernetes = ("resources.", "csi.resources.", "nodeSelector.", "affinity.", "updateStrategy.")
         bare = [key for key, has in leaves.items() if not has and not key.startswith(kubernetes)]
         self.assertEqual([], bare)
         self.assertGreater(len(leaves), 40)
@@ -125,7 +126,9 @@ class Configuration(unittest.TestCase):
             del whole["listen"][key]
         del whole["identity"]["mode"], whole["kubernetes"]
         whole.pop("local", None)
+        whole.pop("csi", None)
         seen = config({"config": whole})
+        seen.pop("csi", None)
         self.assertEqual("[::]:9642", seen["listen"].pop("admin"))
         self.assertEqual(whole, {key: value for key, value in seen.items() if key in whole})
 
@@ -137,6 +140,13 @@ class Configuration(unittest.TestCase):
         self.assertNotIn("kubernetes", config())
         seen = config(None, "rbac.tokens=node", "startupTaint.enabled=true")["kubernetes"]
         self.assertEqual({"impersonate_node": True, "startup_taint": "latchkey.dev/agent-not-ready"}, seen)
+        mounter = chart.pod(None, "config.log.level=debug")["spec"]["containers"][1]
+        self.assertEqual(("mounter", ["--log", "debug"]), (mounter["name"], mounter["args"]))
+        self.assertNotIn("csi", config(None, "delivery=hostPath", "rbac.tokens=namespace"))
+        directory = "/var/lib/k0s/kubelet/plugins/csi.latchkey.dev"
+        self.assertEqual(
+            {"enabled": True, "directory": directory}, config(None, "delivery=csi", "kubeletRootDir=/var/lib/k0s/kubelet")["csi"]
+        )
 
     def test_without_backends_there_is_one_for_aws_and_the_only_backend_is_the_default(self):
         self.assertEqual("aws", config()["default_backend"])

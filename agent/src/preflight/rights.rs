@@ -67,7 +67,11 @@ const ANY_TOKEN: Right = Right {
 const TAINT: [Right; 2] = [right("get", "nodes"), right("patch", "nodes")];
 
 /// Asks for every right that this configuration needs, and says which level of rights to tokens is in force.
-pub(super) async fn check(clients: &Clients, settings: &config::Kubernetes) -> Vec<Finding> {
+pub(super) async fn check(
+    clients: &Clients,
+    settings: &config::Kubernetes,
+    by_csi: bool,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut wanted: Vec<&Right> = OWN.iter().collect();
     wanted.extend(if settings.impersonate_node {
@@ -99,18 +103,24 @@ pub(super) async fn check(clients: &Clients, settings: &config::Kubernetes) -> V
     }
     findings.push(Finding {
         subject: "level of rights to tokens".into(),
-        outcome: level(clients, settings).await,
+        outcome: level(clients, settings, by_csi).await,
     });
     findings
 }
 
 /// The narrowest level that explains what the account may do.
-async fn level(clients: &Clients, settings: &config::Kubernetes) -> Result<String, String> {
+async fn level(
+    clients: &Clients,
+    settings: &config::Kubernetes,
+    by_csi: bool,
+) -> Result<String, String> {
     Ok(if ANY_TOKEN.is_granted(&clients.own).await? {
         "every namespace, every account: whoever takes this agent's token can be any of them. Narrow it, see \
          docs/operations.md"
     } else if settings.impersonate_node {
         "node: for pods of this node only, asked for as the node"
+    } else if by_csi {
+        "none: the kubelet hands tokens over by CSI; beyond that only where a namespace names accounts in a Role of its own"
     } else {
         "namespace: only for accounts that their namespaces name in a Role of their own"
     }

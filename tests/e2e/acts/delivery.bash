@@ -4,6 +4,7 @@
 # there they become ordinary containers, as the example tells its reader.
 example() { # FILE [JQ-FILTER]
   kubectl create --dry-run=client --validate=false -o json -f "$here/../../deploy/examples/$1" |
+    jq -s '[.[] | .items[]? // .] | .[] | select(.kind == "Pod")' |
     jq --arg node "$E2E_NODE" --argjson native "$native" '
       def local: .imagePullPolicy = "Never" | .image =
         if .image | startswith("registry.example.com/latchkey-agent:") then "docker.io/library/latchkey-agent:e2e"
@@ -31,11 +32,10 @@ has_failed() { [[ -n $(failed_with "$@") ]]; }
 
 act_delivery() {
   note 'delivery: the four ways to an application, by the examples'
-  local minor native=false
-  minor=$(kubectl version -o json | jq -r '.serverVersion.minor | gsub("[^0-9]"; "")')
-  ((minor < 29)) || native=true
-  $native || note "Kubernetes 1.$minor has no native sidecars: the proxy's example runs as an ordinary container"
-  kubectl apply -f "$here/../../deploy/examples/namespace.yaml" >/dev/null
+  local native=false
+  (($(minor) < 29)) || native=true
+  $native || note "Kubernetes 1.$(minor) has no native sidecars: the proxy's example runs as an ordinary container"
+  kubectl apply -f "$here/../../deploy/examples/pod.yaml" >/dev/null # the namespace and its account, and a pod of the same
   apply_example pod.yaml '.metadata.name = "socket"'
   apply_example proxy.yaml
   apply_example exec.yaml
@@ -46,6 +46,16 @@ act_delivery() {
   delivery_by_files
   check_equal 'no manifest of these holds a secret' '' "$(kubectl -n shop get pods -o yaml | grep -F "$canary" || true)"
   kubectl -n shop delete pods socket proxy exec strict files denied --wait=false >/dev/null
+}
+
+# The same by a hostPath volume, for which the namespace grants the agent its tokens.
+act_hostpath() {
+  note 'hostPath: the example for it'
+  kubectl apply -f "$here/../../deploy/examples/hostpath.yaml" >/dev/null
+  running shop reader
+  check_equal 'its pod reads the secret' "$shop_value" "$(kubectl -n shop exec reader -- \
+    curl --silent --unix-socket "$socket" http://localhost/v1/secrets/shop/database-password | jq -r .value)"
+  kubectl delete namespace shop --timeout=90s >/dev/null
 }
 
 delivery_by_socket() {

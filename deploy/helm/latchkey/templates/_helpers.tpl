@@ -109,6 +109,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{- /* The directory of the CSI plugin, the same in both containers and on the node. */ -}}
+{{- define "latchkey.pluginDirectory" -}}
+{{ .Values.kubeletRootDir }}/plugins/csi.latchkey.dev
+{{- end -}}
+
 {{- /* What no schema can say. */ -}}
 {{- define "latchkey.validate" -}}
 {{- $cloud := false -}}
@@ -118,7 +123,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 {{- if and $cloud (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
-{{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/namespace.yaml), or to node (Kubernetes 1.36)" -}}
+{{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/hostpath.yaml), or to node (Kubernetes 1.36)" -}}
 {{- end -}}
 {{- end -}}
 
@@ -141,6 +146,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if .Values.startupTaint.enabled -}}
 {{- $_ := set $kubernetes "startup_taint" .Values.startupTaint.key -}}
+{{- end -}}
+{{- if eq .Values.delivery "csi" -}}
+{{- $_ := set $config "csi" (dict "enabled" true "directory" (include "latchkey.pluginDirectory" .)) -}}
 {{- end -}}
 {{- if $kubernetes -}}
 {{- $_ := set $config "kubernetes" $kubernetes -}}
