@@ -89,10 +89,10 @@ impl RequestError {
         self
     }
 
-    /// The same error as one of that step.
+    /// The same error as one of that step, if it is not known to be of a narrower one.
     #[must_use]
     pub(crate) fn at(mut self, step: Step) -> Self {
-        self.step = Some(step);
+        self.step.get_or_insert(step);
         self
     }
 }

@@ -141,7 +141,8 @@ impl Services {
                     Proof::Machine => Offer::Machine,
                     Proof::None => Offer::None,
                     Proof::Token(audience) => {
-                        Offer::Token(services.tokens.issue(&exchanged, audience).await?)
+                        let issued = services.tokens.issue(&exchanged, audience).await;
+                        Offer::Token(issued.map_err(|error| error.at(Step::Token))?)
                     }
                 };
                 let facts = exchanged.facts();

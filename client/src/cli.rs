@@ -50,6 +50,7 @@ struct Arguments {
 
 /// How the agent is reached.
 #[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 struct Reach {
     /// The agent's socket [default: LATCHKEY_SOCKET, then /run/latchkey/agent.sock, then
     /// $XDG_RUNTIME_DIR/latchkey/agent.sock]
@@ -114,8 +115,8 @@ fn in_a_line(text: &str) -> String {
     let paragraphs = text.split("\n\n").map(str::trim);
     let told = paragraphs.take_while(|paragraph| !paragraph.starts_with("Usage:"));
     let told = told.filter(|paragraph| !paragraph.starts_with("For more information"));
-    let words: Vec<&str> = told.flat_map(str::split_whitespace).collect();
-    let line = words.join(" ");
+    let told = told.map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let line = told.collect::<Vec<_>>().join("; ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
     format!("{line} (latchkey --help shows how)")
 }

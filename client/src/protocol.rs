@@ -65,6 +65,8 @@ pub enum Step {
     Attestation,
     /// Which role the service account asks for.
     Role,
+    /// The token that says in the cloud who is asking: the pod's own service account token.
+    Token,
     /// Taking on that role in the cloud.
     Exchange,
     /// Reading the secret as that role.

@@ -4,6 +4,7 @@
 //! every round, and every second round goes backwards, so that what else the machine does hits them alike. Ratios of
 //! one run count, times of different machines do not.
 
+mod exec;
 mod floor;
 mod load;
 mod memory;
@@ -35,7 +36,7 @@ struct Arguments {
     /// Rounds of each measurement.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only the parts whose names contain this: warm, uncached, memory, start, neighbour.
+    /// Only the parts whose names contain this: warm, uncached, memory, start, exec, neighbour.
     #[arg(long)]
     only: Option<String>,
     /// The agent's program [default: this build's].
@@ -121,6 +122,9 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
     let mut report = Report::new(&stage.program()?);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;
+    }
+    if wanted("exec") {
+        exec::measure(pace, &mut report).await?;
     }
     if wanted("warm") {
         warm::measure(&stage, pace, &mut report).await?;

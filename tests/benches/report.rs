@@ -229,6 +229,14 @@ impl Report {
                 });
             }
         };
+        let program = median("secrets_to_program_ms");
+        goal(
+            "latchkey exec: from the last secret to the program",
+            "<= 10 ms".into(),
+            program,
+            10.0,
+            format!("{program:.1} ms"),
+        );
         goal(
             "warm read, CPU, 64 connections",
             "<= 6 us".into(),

@@ -24,7 +24,6 @@ mod recycled;
 mod rights;
 mod sidecar;
 mod slice;
-mod start_time;
 mod trail;
 mod wait;
 mod watch;

@@ -20,7 +20,7 @@ use tokio::time::timeout;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Healthcheck {
     /// Asks whether `latchkey proxy` answers there, too
-    #[arg(long, value_name = "ADDRESS:PORT")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = super::proxy::address)]
     proxy: Option<SocketAddr>,
 }
 

@@ -57,7 +57,7 @@ const DRAIN: Duration = Duration::from_secs(20);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Proxy {
     /// The address to listen on
-    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
     /// Answers requests for that host too; may stand more than once
     #[arg(long, value_name = "HOST")]
@@ -75,6 +75,12 @@ struct Relay {
     socket: std::path::PathBuf,
     http: HttpClient<UnixConnector, Full<Bytes>>,
     guard: Guard,
+}
+
+/// An address to listen on.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an address and a port, such as 127.0.0.1:8080".to_owned())
 }
 
 type Answer = Response<BoxBody<Bytes, hyper::Error>>;

@@ -62,6 +62,14 @@ impl Sink {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
+        // Its words about a directory that is not there would name a file that nobody knows.
+        if !directory.is_dir() {
+            return Err(Failure::other(format!(
+                "cannot write {}: there is no directory {}",
+                path.display(),
+                directory.display()
+            )));
+        }
         let mut file = begin(directory).map_err(failed)?;
         file.write_all(bytes).map_err(failed)?;
         file.as_file()

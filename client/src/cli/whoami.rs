@@ -28,20 +28,30 @@ impl Whoami {
             } else {
                 "its own"
             };
-            let rows = [
-                ("pod", format!("{}/{}", who.namespace, who.pod)),
-                ("pod uid", who.pod_uid),
-                ("service account", who.service_account),
-                ("container", who.container_id),
-                ("network", network.to_owned()),
-                ("node", who.node),
-            ];
+            let rows = if who.pod.is_empty() {
+                // A machine of one's own has no pods.
+                vec![
+                    ("namespace", who.namespace),
+                    ("service account", who.service_account),
+                ]
+            } else {
+                vec![
+                    ("pod", format!("{}/{}", who.namespace, who.pod)),
+                    ("pod uid", who.pod_uid),
+                    ("service account", who.service_account),
+                    ("container", who.container_id),
+                    ("network", network.to_owned()),
+                    ("node", who.node),
+                ]
+            };
             let roles = who.roles.into_iter().map(|(backend, role)| {
                 let role = role.unwrap_or_else(|| "none".to_owned());
                 (format!("role for {backend}"), role)
             });
-            let rows = rows.map(|(name, value)| (name.to_owned(), value));
-            for (name, value) in rows.into_iter().chain(roles) {
+            let rows = rows
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value));
+            for (name, value) in rows.chain(roles) {
                 let _ = writeln!(text, "{name:<16} {value}");
             }
         }

@@ -97,7 +97,7 @@ async fn a_binary_value_is_written_byte_by_byte_into_a_file_of_its_own() {
     client
         .run(&["get", "test/key.bin", "--out", "/no/such/file"])
         .await
-        .failed(1, "/no/such/file");
+        .failed(1, "/no/such/file: there is no directory /no/such");
 }
 
 #[tokio::test]

@@ -117,6 +117,9 @@ async fn where_nothing_is_wrong_it_says_so_and_shows_no_value() {
         }
         assert!(!text.contains(CANARY) && !text.contains('\u{1b}'), "{text}");
     }
+    found(client.command(&["doctor", "--json", "--backend", "none", SECRET]))
+        .await
+        .is("role", "no_such_backend", &["it has aws"]);
 }
 
 #[tokio::test]
@@ -170,7 +173,7 @@ async fn a_missing_or_wrong_mount_and_a_missing_agent_are_told_apart() {
     );
     found(doctor(&socket))
         .await
-        .is("socket", "agent_down", &["there is no socket in it"]);
+        .is("socket", "agent_down", &["there is no socket in"]);
     let killed = client.sandbox.agent().await.expect("an agent");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(killed.pid()).expect("a pid"));
     let mut killed = killed;
@@ -361,7 +364,17 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
     );
     found(doctor)
         .await
-        .is("exchange", "role_refused", &["may not issue tokens"]);
+        .is("token", "token_refused", &["may not issue tokens"]);
+    // The API server, and not the token service, is what is away.
+    let pod = client.sandbox.pod("test", "later").await.expect("a pod");
+    let doctor = |arguments: &[&str]| command_in(&pod, &client.sandbox.socket(), arguments);
+    ended(doctor(&["whoami"])).await.printed();
+    client.sandbox.kube.stop().await;
+    found(doctor(&["doctor", "--json", SECRET])).await.is(
+        "token",
+        "token_unavailable",
+        &["no token for the pod"],
+    );
 }
 
 #[tokio::test]

@@ -204,6 +204,10 @@ async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
         .run(&everywhere)
         .await
         .failed(2, "no loopback address");
+    client
+        .run(&["proxy", "--listen", "localhost:8080"])
+        .await
+        .failed(2, "such as 127.0.0.1:8080");
     let spec = PodSpec {
         namespace: "test".into(),
         name: "host".into(),

@@ -19,6 +19,9 @@ echo "Error from server (NotFound): there is no $*" >&2
 exit 1
 "#;
 
+/// How kubectl is asked whether the agent may issue the account's tokens.
+const TOKEN: &str = "auth can-i create serviceaccounts/app --subresource token --namespace test --as system:serviceaccount:latchkey:latchkey-agent";
+
 /// What kubectl shows: all that a pod needs, until a test takes something away.
 struct Cluster {
     directory: TempDir,
@@ -80,8 +83,7 @@ impl Cluster {
             fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
             fs::write(path, object.to_string()).expect("a file");
         }
-        let token = "auth can-i create serviceaccounts/app --subresource token --namespace test --as system:serviceaccount:latchkey:latchkey-agent";
-        let path = self.directory.path().join(token);
+        let path = self.directory.path().join(TOKEN);
         fs::create_dir_all(path.parent().expect("a directory")).expect("a directory");
         if !path.exists() {
             fs::write(path, "yes\n").expect("a file");
@@ -145,6 +147,9 @@ async fn a_pod_that_lacks_nothing_is_told_so() {
         json!([{"name": "latchkey", "csi": {"driver": "csi.latchkey.dev"}}]);
     assert_eq!(cluster.wrong().await, one("volume", "no_driver"));
     cluster.answer("get csidriver csi.latchkey.dev --output json", "{}");
+    assert_eq!(cluster.wrong().await, []);
+    // It brings the tokens along: the agent needs no right to them.
+    cluster.answer(TOKEN, "no\n");
     assert_eq!(cluster.wrong().await, []);
     // An annotation on the namespace stands for its accounts.
     cluster.account = json!({"metadata": {"name": "app"}});
@@ -226,8 +231,7 @@ async fn what_is_wrong_with_account_and_agent_is_named() {
 
     let cluster = Cluster::new();
     cluster.doctor().await;
-    let forbidden = "auth can-i create serviceaccounts/app --subresource token --namespace test --as system:serviceaccount:latchkey:latchkey-agent";
-    cluster.answer(forbidden, "no\n");
+    cluster.answer(TOKEN, "no\n");
     assert_eq!(cluster.wrong().await, one("tokens", "token_forbidden"));
 }
 

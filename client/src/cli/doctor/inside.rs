@@ -26,6 +26,18 @@ pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option
         return report;
     };
     let backend = backend.unwrap_or(&default);
+    if !identity.roles.contains_key(backend) {
+        let there: Vec<&str> = identity.roles.keys().map(String::as_str).collect();
+        report.misused(
+            "role",
+            "no_such_backend",
+            format!(
+                "the agent has no backend {backend}; it has {}",
+                there.join(", ")
+            ),
+        );
+        return report;
+    }
     let role = identity.roles.get(backend).cloned().flatten();
     if let Some(role) = &role {
         report.ok("role", format!("{backend}: {role}"));
@@ -90,10 +102,12 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
                 node,
                 ..
             } = &identity;
-            report.ok(
-                "attestation",
-                format!("pod {namespace}/{pod}, service account {service_account}, node {node}"),
-            );
+            let who = if pod.is_empty() {
+                format!("service account {namespace}/{service_account}, on a machine of its own")
+            } else {
+                format!("pod {namespace}/{pod}, service account {service_account}, node {node}")
+            };
+            report.ok("attestation", who);
             if identity.host_network {
                 report
                     .note(
@@ -211,6 +225,22 @@ impl Case<'_> {
             (_, Some(Step::Role)) => {
                 report.refused("role", "api_server", refusal);
             }
+            (Code::NotAttested, Some(Step::Token)) => {
+                report.refused("attestation", "not_attested", refusal);
+            }
+            (Code::Unavailable, Some(Step::Token)) => {
+                report
+                    .refused("token", "token_unavailable", refusal)
+                    .next("kubectl -n latchkey logs ds/latchkey-agent");
+            }
+            (_, Some(Step::Token)) => {
+                let finding = report.refused("token", "token_refused", refusal);
+                if refusal.message.contains("the namespace has to allow") {
+                    finding
+                        .next(format!("by a Role in {namespace} with resources: [serviceaccounts/token], resourceNames: [{service_account}], verbs: [create], bound to the agent's account"))
+                        .next("or with the CSI volume instead of a hostPath: it brings the tokens along");
+                }
+            }
             (Code::Throttled, Some(Step::Exchange)) => {
                 report.refused("exchange", "throttled", refusal);
             }
@@ -248,7 +278,7 @@ impl Case<'_> {
     /// Says that the role has been taken on, where there is one to take on.
     fn exchanged(&self, report: &mut Report) {
         if self.role.is_some() {
-            report.ok("exchange", "the cloud gives this pod its role");
+            report.ok("exchange", "the role is given");
         }
     }
 
@@ -289,8 +319,12 @@ impl Case<'_> {
                     .next(format!("aws iam list-role-policies --role-name {role}; aws iam list-attached-role-policies --role-name {role}"));
             }
             (Code::NotFound, Some(_), Some(name)) => {
+                let region = refusal
+                    .message
+                    .rsplit_once(" in ")
+                    .map_or("REGION", |(_, region)| region);
                 finding
-                    .next(format!("aws secretsmanager describe-secret --secret-id {name} --region REGION"))
+                    .next(format!("aws secretsmanager describe-secret --secret-id {name} --region {region}"))
                     .next("if it is in another region: annotate the service account with latchkey.dev/aws-region");
             }
             _ => {}

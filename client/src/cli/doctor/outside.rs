@@ -11,6 +11,9 @@ use std::ffi::OsStr;
 use std::io;
 use std::process::{Command, Stdio};
 
+/// The CSI driver that mounts the agent's directory.
+const DRIVER: &str = "csi.latchkey.dev";
+
 /// A pod by its namespace and name.
 #[derive(Clone, Debug)]
 pub(super) struct PodName {
@@ -142,6 +145,11 @@ impl Kubectl<'_> {
             text(&output.stderr),
         ))
     }
+}
+
+/// Whether a pod's volume is mounted by the driver.
+fn is_of_driver(volume: &Json) -> bool {
+    text(volume, "/csi/driver") == DRIVER
 }
 
 /// The text at a pointer (RFC 6901), or `""`.

@@ -1,6 +1,6 @@
 //! What has been looked at, and what was found: for a person, or as JSON.
 
-use crate::cli::failure::{OTHER, exit_of};
+use crate::cli::failure::{OTHER, UNAVAILABLE, USAGE, exit_of};
 use crate::cli::terminal::{BAD, DIM, GOOD};
 use crate::error::{ClientError, Refusal};
 use serde::Serialize;
@@ -75,6 +75,12 @@ impl Report {
         self.add(step, Verdict::Fail, Some(cause), text.into())
     }
 
+    /// Something that was asked for cannot be.
+    pub(super) fn misused(&mut self, step: &'static str, cause: &'static str, text: String) {
+        self.exit = USAGE;
+        self.fail(step, cause, text);
+    }
+
     /// What the agent refused, in its own words; the exit code is that of the refusal.
     pub(super) fn refused(
         &mut self,
@@ -92,7 +98,7 @@ impl Report {
 
     /// A request without an answer that says why.
     pub(super) fn unanswered(&mut self, step: &'static str, error: &ClientError) -> &mut Finding {
-        self.exit = crate::cli::failure::UNAVAILABLE;
+        self.exit = UNAVAILABLE;
         self.fail(step, "no_answer", error.to_string())
     }
 

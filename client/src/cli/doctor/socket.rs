@@ -1,19 +1,19 @@
 //! The first step: is the agent's directory here, and does somebody listen in it?
 
-use super::report::Report;
+use super::report::{Finding, Report};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 const STEP: &str = "socket";
 
 /// How a pod mounts the directory.
 const MOUNT: [&str; 3] = [
-    "in the pod's spec:      volumes: [{name: latchkey, hostPath: {path: /run/latchkey, type: Directory}}]",
+    "in the pod's spec:      volumes: [{name: latchkey, csi: {driver: csi.latchkey.dev, readOnly: true}}]",
+    "or, without the driver: volumes: [{name: latchkey, hostPath: {path: /run/latchkey, type: Directory}}]",
     "in the container:       volumeMounts: [{name: latchkey, mountPath: /run/latchkey, readOnly: true}]",
-    "or the CSI volume:      volumes: [{name: latchkey, csi: {driver: csi.latchkey.dev, readOnly: true}}]",
 ];
 
 /// Looks at the socket. Whether it is worth going on.
@@ -28,20 +28,29 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
                 "{directory} is not there: the agent's directory is not mounted into this container"
             ),
         );
-        for line in MOUNT {
-            finding.next(line);
-        }
+        mount(finding);
         return false;
     };
     let is_mount = is_mount_point(socket);
     let kind = match fs::metadata(socket) {
         Ok(metadata) => metadata.file_type(),
         Err(error) if error.kind() == ErrorKind::NotFound => {
+            let directory = directory.display();
+            if nearest_mount(socket.parent().unwrap_or(socket))
+                .is_some_and(|mount| mount.is_image())
+            {
+                mount(report.fail(
+                    STEP,
+                    "no_mount",
+                    format!("{directory} is the image's own, without a socket: the agent's directory is not mounted over it"),
+                ));
+                return false;
+            }
             report
                 .fail(
                     STEP,
                     "agent_down",
-                    format!("{} is mounted and there is no socket in it: no agent runs on this node, or it is not the node's {}", directory.display(), directory.display()),
+                    format!("there is no socket in {directory}: no agent runs on this node, or what is mounted there is not its directory"),
                 )
                 .next("kubectl -n latchkey get pods -l app.kubernetes.io/component=agent -o wide")
                 .next(format!("latchkey doctor --pod {}", pod_name()));
@@ -71,14 +80,11 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
     }
     match UnixStream::connect(socket) {
         Ok(_) if is_mount => {
-            report
-                .note(
-                    STEP,
-                    "file_mount",
-                    format!("{shown} answers, and is mounted as a file: after the agent's next restart it will lead nowhere"),
-                )
-                .next(MOUNT[0])
-                .next(MOUNT[1]);
+            mount(report.note(
+                STEP,
+                "file_mount",
+                format!("{shown} answers, and is mounted as a file: after the agent's next restart it will lead nowhere"),
+            ));
             true
         }
         Ok(_) => {
@@ -132,23 +138,59 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
 }
 
 fn mounted_as_file(report: &mut Report, text: &str) {
-    report
-        .fail(STEP, "file_mount", text)
-        .next("mount the directory, without subPath:")
-        .next(MOUNT[0])
-        .next(MOUNT[1]);
+    mount(
+        report
+            .fail(STEP, "file_mount", text)
+            .next("mount the directory, without subPath:"),
+    );
 }
 
-/// Whether something is mounted at just that path (proc_pid_mountinfo(5)).
+/// Says how the directory is mounted.
+fn mount(finding: &mut Finding) {
+    for line in MOUNT {
+        finding.next(line);
+    }
+}
+
+/// What is mounted, and where.
+#[derive(Debug, Eq, PartialEq)]
+struct Mount {
+    point: PathBuf,
+    filesystem: String,
+}
+
+impl Mount {
+    /// Whether it is what container runtimes make of an image.
+    fn is_image(&self) -> bool {
+        self.point == Path::new("/") && self.filesystem == "overlay"
+    }
+}
+
+/// Whether something is mounted at just that path.
 fn is_mount_point(path: &Path) -> bool {
-    let Ok(path) = fs::canonicalize(path) else {
-        return false;
-    };
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let path = fs::canonicalize(path).ok();
+    let mount = path.as_deref().and_then(nearest_mount);
+    mount.is_some_and(|mount| Some(mount.point) == path)
+}
+
+/// What is mounted at that path, or nearest above it.
+fn nearest_mount(path: &Path) -> Option<Mount> {
+    let path = fs::canonicalize(path).ok()?;
+    nearest_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, &path)
+}
+
+/// The same, by what proc_pid_mountinfo(5) tells. Of two at one place the later one covers the other.
+fn nearest_in(mounts: &str, path: &Path) -> Option<Mount> {
+    let mounts = mounts.lines().filter_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        Some(Mount {
+            point: unescaped(mount.split(' ').nth(4)?)?.into(),
+            filesystem: filesystem.split(' ').next()?.to_owned(),
+        })
+    });
     mounts
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .any(|point| unescaped(point).as_deref() == path.to_str())
+        .filter(|mount| path.starts_with(&mount.point))
+        .max_by_key(|mount| mount.point.components().count())
 }
 
 /// A path as mountinfo writes it: what would end a field is a backslash and three octal digits.
@@ -171,6 +213,23 @@ fn pod_name() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_of_the_image_is_known_from_one_that_is_mounted() {
+        let mounts = "\
+            1 0 0:1 / / rw - overlay overlay rw,lowerdir=/l\n\
+            2 1 0:2 / /run/latchkey ro master:1 - tmpfs tmpfs rw\n\
+            3 1 8:1 /x /var ro - ext4 /dev/sda rw\n\
+            4 3 0:3 / /var ro - tmpfs tmpfs rw\n";
+        let nearest = |path: &str| {
+            let mount = nearest_in(mounts, Path::new(path)).expect("the root");
+            (mount.is_image(), mount.filesystem)
+        };
+        assert_eq!(nearest("/run/latchkey"), (false, "tmpfs".to_owned()));
+        assert_eq!(nearest("/run/latchkey-2"), (true, "overlay".to_owned()));
+        assert_eq!(nearest("/run"), (true, "overlay".to_owned()));
+        assert_eq!(nearest("/var/run"), (false, "tmpfs".to_owned()));
+    }
 
     #[test]
     fn a_mount_point_is_read_as_it_is_written() {

@@ -1,7 +1,7 @@
 //! The agent of the pod's node: whether there is one, whether it is ready, and whether it may act for the pod.
 
 use super::super::report::Report;
-use super::{Kubectl, Missing, list, text};
+use super::{DRIVER, Kubectl, Missing, is_of_driver, list, text};
 use crate::cli::failure::Failure;
 use serde_json::Value as Json;
 
@@ -10,15 +10,15 @@ const STEP: &str = "agent";
 /// By which the agent's pods are found.
 const LABELS: &str = "app.kubernetes.io/name=latchkey,app.kubernetes.io/component=agent";
 
-/// The CSI driver that mounts the agent's directory.
-const DRIVER: &str = "csi.latchkey.dev";
-
 pub(super) fn examine(
     report: &mut Report,
     kubectl: &Kubectl<'_>,
     pod: &Json,
 ) -> Result<(), Failure> {
-    driver(report, kubectl, pod)?;
+    let by_driver = list(pod, "/spec/volumes").any(is_of_driver);
+    if by_driver {
+        driver(report, kubectl)?;
+    }
     let node = text(pod, "/spec/nodeName");
     if node.is_empty() {
         return Ok(());
@@ -59,7 +59,10 @@ pub(super) fn examine(
     );
     if is_ready(agent) {
         report.ok(STEP, format!("{namespace}/{name} is ready on node {node}"));
-        may_act(report, kubectl, agent, pod)?;
+        // With the driver's volume the kubelet hands the tokens over, and the agent needs no right to them.
+        if !by_driver {
+            may_act(report, kubectl, agent, pod)?;
+        }
     } else {
         report
             .fail(
@@ -153,9 +156,8 @@ fn may_act(
 }
 
 /// A pod with the driver's volume does not start where there is no driver.
-fn driver(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> Result<(), Failure> {
-    let uses = list(pod, "/spec/volumes").any(|volume| text(volume, "/csi/driver") == DRIVER);
-    if uses && let Err(Missing::Object) = kubectl.get(&["csidriver", DRIVER])? {
+fn driver(report: &mut Report, kubectl: &Kubectl<'_>) -> Result<(), Failure> {
+    if let Err(Missing::Object) = kubectl.get(&["csidriver", DRIVER])? {
         report
             .fail(
                 "volume",

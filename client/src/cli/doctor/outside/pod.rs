@@ -1,14 +1,11 @@
 //! The pod itself: whether it runs, and how it mounts the agent's directory.
 
 use super::super::report::Report;
-use super::{annotation, list, text};
+use super::{DRIVER, annotation, is_of_driver, list, text};
 use serde_json::Value as Json;
 
 /// The agent's directory on a node, and where a container is to have it.
 const DIRECTORY: &str = "/run/latchkey";
-
-/// The CSI driver that mounts it, too.
-const DRIVER: &str = "csi.latchkey.dev";
 
 /// By which a static pod is known.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -75,7 +72,7 @@ fn volume(report: &mut Report, pod: &Json) -> bool {
         match kind(volume) {
             Kind::Directory => {
                 let name = text(volume, "/name");
-                let how = if text(volume, "/csi/driver") == DRIVER {
+                let how = if is_of_driver(volume) {
                     "the CSI driver's"
                 } else {
                     "a hostPath"
@@ -101,16 +98,16 @@ fn volume(report: &mut Report, pod: &Json) -> bool {
     };
     finding
         .next(format!(
-            "volumes: [{{name: latchkey, hostPath: {{path: {DIRECTORY}, type: Directory}}}}]"
+            "volumes: [{{name: latchkey, csi: {{driver: {DRIVER}, readOnly: true}}}}]"
         ))
         .next(format!(
-            "or: volumes: [{{name: latchkey, csi: {{driver: {DRIVER}, readOnly: true}}}}]"
+            "or, without the driver: volumes: [{{name: latchkey, hostPath: {{path: {DIRECTORY}, type: Directory}}}}]"
         ));
     false
 }
 
 fn kind(volume: &Json) -> Kind {
-    if text(volume, "/csi/driver") == DRIVER {
+    if is_of_driver(volume) {
         return Kind::Directory;
     }
     let path = text(volume, "/hostPath/path").trim_end_matches('/');
