@@ -2,8 +2,8 @@
 //!
 //! In a cluster the agent has no credentials of its own and the clients are told so: neither environment keys nor the
 //! machine's metadata service are ever asked for any. Outside of one the machine's credentials are the proof, and take
-//! on each principal's role (`aws/machine.rs`). Each session has its own Secrets Manager clients, so no credential can
-//! be used for another pod; they share one pool of connections.
+//! on each principal's role (`aws/machine.rs`). All sessions share one Secrets Manager client, which has no credentials
+//! either: each call brings those of its session, and nothing keeps them beyond it.
 
 mod errors;
 pub(super) mod machine;
@@ -19,6 +19,7 @@ use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use aws_config::retry::RetryConfig;
+use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_secretsmanager as secretsmanager;
@@ -48,6 +49,9 @@ const PAGE_NAMES: usize = 100;
 /// The most calls that one page of ours may take.
 const PAGE_CALLS: usize = 10;
 
+/// What stands between region and token in a list's cursor.
+const CURSOR: char = ':';
+
 /// The longest session name (`RoleSessionName` of `AssumeRoleWithWebIdentity`), in characters.
 const SESSION_NAME: usize = 64;
 
@@ -60,7 +64,7 @@ pub(super) struct Aws {
     /// Asked of the token service, in seconds.
     duration: i32,
     sts: sts::Client,
-    store: secretsmanager::Config,
+    store: secretsmanager::Client,
     health: Arc<Health>,
 }
 
@@ -74,9 +78,9 @@ struct AwsSession {
     role: Role,
     ends: SystemTime,
     credentials: Credentials,
-    store: secretsmanager::Config,
-    /// One client for each region to be asked, the role's own first.
-    clients: Vec<(Arc<str>, secretsmanager::Client)>,
+    store: secretsmanager::Client,
+    /// The regions to be asked, the role's own first.
+    regions: Vec<Arc<str>>,
     health: Arc<Health>,
 }
 
@@ -96,6 +100,8 @@ impl Aws {
         };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .no_credentials()
+            // Each attempt has its timeout, the answer's body included; every call would pay for more timers.
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .retry_config(RetryConfig::standard().with_max_attempts(tries))
             .timeout_config(
                 TimeoutConfig::builder()
@@ -128,7 +134,7 @@ impl Aws {
             region,
             duration: i32::try_from(duration.as_secs()).unwrap_or(i32::MAX),
             sts: sts::Client::from_conf(sts.build()),
-            store: store.build(),
+            store: secretsmanager::Client::from_conf(store.build()),
             health: Arc::default(),
         })
     }
@@ -242,18 +248,14 @@ impl Backend for Aws {
                 let token = offer.token()?;
                 let mut outcome = Err(errors::garbage());
                 for region in self.health.ordered(&regions) {
-                    outcome = self.assume(role, &region, &token, &session_name).await;
-                    if !self.health.note(&region, &outcome) {
+                    outcome = self.assume(role, region, &token, &session_name).await;
+                    if !self.health.note(region, &outcome) {
                         break;
                     }
                 }
                 outcome?
             }
         };
-        let clients = regions
-            .into_iter()
-            .map(|region| (region.clone(), client(&self.store, &credentials, &region)))
-            .collect();
         Ok(Arc::new(AwsSession {
             role: role.clone(),
             ends: credentials.expiry().unwrap_or_else(|| {
@@ -262,7 +264,7 @@ impl Backend for Aws {
             }),
             credentials,
             store: self.store.clone(),
-            clients,
+            regions,
             health: self.health.clone(),
         }))
     }
@@ -271,18 +273,29 @@ impl Backend for Aws {
 // === impl AwsSession ===
 
 impl AwsSession {
+    /// What makes a call one of this session's, and one in `region`.
+    fn own(&self, region: &str) -> secretsmanager::config::Builder {
+        secretsmanager::config::Builder::new()
+            .region(Region::new(region.to_owned()))
+            .credentials_provider(self.credentials.clone())
+            // The client's cache would keep the credentials of every session that there has been.
+            .identity_cache(IdentityCache::no_cache())
+    }
+
     async fn read_in(
         &self,
-        client: &secretsmanager::Client,
         region: &str,
         id: &str,
         selector: &Selector,
     ) -> Result<Secret, BackendError> {
-        let answer = client
+        let answer = self
+            .store
             .get_secret_value()
             .secret_id(id)
             .set_version_id(selector.version.as_deref().map(str::to_owned))
             .set_version_stage(selector.stage.as_deref().map(str::to_owned))
+            .customize()
+            .config_override(self.own(region))
             .send()
             .await
             .map_err(|error| errors::of_read(&error, &self.role, region))?;
@@ -305,60 +318,34 @@ impl AwsSession {
             json: OnceLock::new(),
         })
     }
-}
 
-#[async_trait]
-impl Session for AwsSession {
-    fn lives_for(&self) -> Duration {
-        self.ends
-            .duration_since(crate::time::system_now())
-            .unwrap_or_default()
+    /// The list that gave `cursor`: where it began, and the token with which it goes on there.
+    fn begun<'a>(&self, cursor: &'a str) -> Result<(&Arc<str>, &'a str), RequestError> {
+        cursor
+            .split_once(CURSOR)
+            .and_then(|(place, token)| {
+                let region = self.regions.iter().find(|region| ***region == *place)?;
+                Some((region, token))
+            })
+            .ok_or_else(|| {
+                RequestError::invalid("the cursor is of no list of this role: begin without one")
+            })
     }
 
-    async fn read(
+    async fn list_in(
         &self,
-        name: &SecretName,
-        selector: &Selector,
-        _request_id: &str,
-    ) -> Result<Secret, BackendError> {
-        if let Some(region) = role::region_of_arn(name.as_str()) {
-            // An ARN says where it is: it is read there and nowhere else.
-            let client = client(&self.store, &self.credentials, region);
-            return self.read_in(&client, region, name.as_str(), selector).await;
-        }
-        let id = format!("{}{name}", self.role.prefix);
-        let mut outcome = Err(errors::garbage());
-        let regions: Vec<_> = self
-            .clients
-            .iter()
-            .map(|(region, _)| region.clone())
-            .collect();
-        for region in self.health.ordered(&regions) {
-            let Some((_, client)) = self.clients.iter().find(|(other, _)| *other == region) else {
-                continue;
-            };
-            outcome = self.read_in(client, &region, &id, selector).await;
-            if !self.health.note(&region, &outcome) {
-                break;
-            }
-        }
-        outcome
-    }
-
-    async fn list(
-        &self,
+        region: &str,
         limit: usize,
-        cursor: Option<String>,
-        _request_id: &str,
+        token: Option<&str>,
     ) -> Result<Page, BackendError> {
-        let (region, client) = self.clients.first().ok_or_else(errors::garbage)?;
         let mut page = Page {
             names: Vec::new(),
-            next: cursor,
+            next: token.map(str::to_owned),
         };
         for _ in 0..PAGE_CALLS {
             let wanted = (limit - page.names.len()).min(PAGE_NAMES);
-            let mut call = client
+            let mut call = self
+                .store
                 .list_secrets()
                 .max_results(i32::try_from(wanted).unwrap_or(i32::MAX))
                 .set_next_token(page.next.take());
@@ -370,6 +357,8 @@ impl Session for AwsSession {
                 call = call.filters(prefix);
             }
             let answer = call
+                .customize()
+                .config_override(self.own(region))
                 .send()
                 .await
                 .map_err(|error| errors::of_read(&error, &self.role, region))?;
@@ -388,7 +377,61 @@ impl Session for AwsSession {
                 break;
             }
         }
+        page.next = page.next.map(|token| format!("{region}{CURSOR}{token}"));
         Ok(page)
+    }
+}
+
+#[async_trait]
+impl Session for AwsSession {
+    fn lives_for(&self) -> Duration {
+        self.ends
+            .duration_since(crate::time::system_now())
+            .unwrap_or_default()
+    }
+
+    async fn read(
+        &self,
+        name: &SecretName,
+        selector: &Selector,
+        _request_id: &str,
+    ) -> Result<Secret, BackendError> {
+        if let Some(region) = role::region_of_arn(name.as_str()) {
+            // An ARN says where it is: it is read there and nowhere else.
+            return self.read_in(region, name.as_str(), selector).await;
+        }
+        let id = format!("{}{name}", self.role.prefix);
+        let mut outcome = Err(errors::garbage());
+        for region in self.health.ordered(&self.regions) {
+            outcome = self.read_in(region, &id, selector).await;
+            if !self.health.note(region, &outcome) {
+                break;
+            }
+        }
+        outcome
+    }
+
+    async fn list(
+        &self,
+        limit: usize,
+        cursor: Option<String>,
+        _request_id: &str,
+    ) -> Result<Page, BackendError> {
+        // A list goes on in the region where it began: no other knows its token.
+        if let Some(cursor) = cursor {
+            let (region, token) = self.begun(&cursor)?;
+            let outcome = self.list_in(region, limit, Some(token)).await;
+            self.health.note(region, &outcome);
+            return outcome;
+        }
+        let mut outcome = Err(errors::garbage());
+        for region in self.health.ordered(&self.regions) {
+            outcome = self.list_in(region, limit, None).await;
+            if !self.health.note(region, &outcome) {
+                break;
+            }
+        }
+        outcome
     }
 }
 
@@ -396,12 +439,11 @@ impl Session for AwsSession {
 
 impl Health {
     /// `regions` in their order, those not reached lately last.
-    fn ordered(&self, regions: &[Arc<str>]) -> Vec<Arc<str>> {
+    fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
         let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
-        let is_down = |region: &Arc<str>| down.iter().any(|(other, _)| other == region);
-        let mut ordered = regions.to_vec();
-        ordered.sort_by_key(is_down);
+        let mut ordered: Vec<_> = regions.iter().collect();
+        ordered.sort_by_key(|region| down.iter().any(|(other, _)| other == *region));
         ordered
     }
 
@@ -415,21 +457,6 @@ impl Health {
         }
         unreachable
     }
-}
-
-fn client(
-    store: &secretsmanager::Config,
-    credentials: &Credentials,
-    region: &str,
-) -> secretsmanager::Client {
-    let config = store
-        .to_builder()
-        .region(Region::new(region.to_owned()))
-        .credentials_provider(credentials.clone())
-        // The clients' common cache would keep the credentials of every session that there has been.
-        .identity_cache(IdentityCache::no_cache())
-        .build();
-    secretsmanager::Client::from_conf(config)
 }
 
 fn no_region(name: &str) -> String {

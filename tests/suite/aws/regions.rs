@@ -8,6 +8,7 @@ use testkit::aws::{
     secret_arn, trust_policy,
 };
 use testkit::sandbox::{REGION, Sandbox};
+use testkit::workload::Response;
 
 const FALLBACK: &str = "eu-west-1";
 
@@ -89,6 +90,55 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
         (200, Some(&*testkit::sandbox::password("test")))
     );
     drop(both);
+}
+
+#[tokio::test]
+async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let expected = ["test/replica-0", "test/replica-1", "test/replica-2"];
+    for name in expected {
+        sandbox
+            .aws
+            .put_secret(FALLBACK, name, SecretInput::text("x"));
+    }
+    let _agent = sandbox.agent_with(with_fallback).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let page = async |query: &str| {
+        let answer = pod.get(&format!("/v1/secrets?{query}")).await;
+        answer.expect("an answer")
+    };
+    let names = |page: &Response| {
+        let names = page.json()["secrets"].clone();
+        serde_json::from_value::<Vec<String>>(names).expect("names")
+    };
+    let down = sandbox
+        .aws
+        .fault(Fault::on(Operation::ListSecrets, Behaviour::Hang).in_region(REGION));
+    let first = page("limit=2").await;
+    assert_eq!(first.status, 200, "{}", first.text());
+    let cursor = first.json()["next"].as_str().expect("more").to_owned();
+    // The first region is back, but it does not know that list.
+    drop(down);
+    let second = page(&format!("limit=2&cursor={cursor}")).await;
+    assert_eq!(second.status, 200, "{}", second.text());
+    let mut all = [names(&first), names(&second)].concat();
+    all.sort();
+    assert_eq!(all, expected);
+    // A list that has begun is not begun anew elsewhere.
+    let gone = sandbox
+        .aws
+        .fault(Fault::on(Operation::ListSecrets, Behaviour::Hang).in_region(FALLBACK));
+    let answer = page(&format!("limit=2&cursor={cursor}")).await;
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    drop(gone);
+    for cursor in ["elsewhere-1:x", "x"] {
+        let answer = page(&format!("cursor={cursor}")).await;
+        assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
+    }
 }
 
 #[tokio::test]

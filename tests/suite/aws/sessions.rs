@@ -6,7 +6,8 @@ use futures::future::join_all;
 use std::collections::HashSet;
 use std::time::Duration;
 use testkit::aws::{
-    Behaviour, Fault, Gate, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy,
+    Behaviour, Call, Fault, Gate, Operation, RoleSpec, read_and_list_policy, secret_arn,
+    trust_policy,
 };
 use testkit::sandbox::{Sandbox, password};
 use testkit::workload::Flood;
@@ -288,4 +289,55 @@ async fn a_pod_of_the_same_account_has_its_own_session() {
         .map(|read| read.access_key)
         .collect();
     assert_eq!((exchanges(&sandbox).len(), keys.len()), (2, 2));
+}
+
+#[tokio::test]
+async fn pods_that_read_at_the_same_time_each_sign_with_their_own_session() {
+    const ROUNDS: usize = 8;
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let namespaces = ["test", "prod"];
+    for namespace in namespaces {
+        sandbox.namespace(namespace);
+    }
+    let _agent = sandbox.agent().await.expect("an agent");
+    let mut pods = Vec::new();
+    for (namespace, name) in [("test", "a"), ("prod", "b"), ("test", "c"), ("prod", "d")] {
+        let pod = sandbox.pod(namespace, name).await.expect("a pod");
+        pods.push((namespace, pod));
+    }
+    for _ in 0..ROUNDS {
+        let asks = pods.iter().flat_map(|(own, pod)| {
+            namespaces.map(|namespace| async move {
+                let name = format!("{namespace}/database-password");
+                let answer = pod.secret(&name).await.expect("an answer");
+                if namespace == *own {
+                    let value = answer.json()["value"].clone();
+                    assert_eq!((answer.status, value), (200, password(own).into()));
+                } else {
+                    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+                }
+            })
+        });
+        join_all(asks).await;
+    }
+    let (exchanges, reads) = (exchanges(&sandbox), reads(&sandbox));
+    assert_eq!(exchanges.len(), pods.len());
+    for (_, pod) in &pods {
+        let session = pod.object.uid().replace('-', "");
+        let of_pod = |call: &&Call| {
+            let name = call.session_name.as_ref();
+            name.is_some_and(|name| name.starts_with(&session))
+        };
+        let given = exchanges.iter().find(of_pod).expect("its exchange");
+        let signed: Vec<_> = reads.iter().filter(of_pod).collect();
+        assert_eq!(signed.len(), ROUNDS * namespaces.len());
+        assert!(
+            signed
+                .iter()
+                .all(|read| read.access_key == given.access_key)
+        );
+    }
 }
