@@ -4,9 +4,11 @@
 //! writes. When the queue is full requests wait, and by their deadline give up with 503. If lines cannot be
 //! written any more, nothing is read any more.
 
-use crate::attest::cgroup::{ContainerId, PodUid};
+mod line;
+
+pub(crate) use line::Line;
+
 use crate::error::RequestError;
-use serde::Serialize;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -39,37 +41,6 @@ pub(crate) struct Place<'a> {
 /// The thread that writes; it ends when the entrance is gone and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct Writer(JoinHandle<()>);
-
-/// What happened, in the words of the contract.
-#[derive(Debug, Default, Serialize)]
-pub(crate) struct Line<'a> {
-    /// The trail's own fields, which it fills in itself.
-    pub(crate) time: &'a str,
-    pub(crate) target: &'a str,
-    pub(crate) boot_id: &'a str,
-    pub(crate) seq: u64,
-    pub(crate) request_id: &'a str,
-    pub(crate) namespace: Option<&'a str>,
-    pub(crate) service_account: Option<&'a str>,
-    pub(crate) pod: Option<&'a str>,
-    pub(crate) pod_uid: Option<PodUid>,
-    pub(crate) container_id: Option<ContainerId>,
-    pub(crate) container_confirmed: bool,
-    pub(crate) pid: i32,
-    pub(crate) uid: u32,
-    pub(crate) backend: Option<&'a str>,
-    pub(crate) role: Option<&'a str>,
-    pub(crate) secret: &'a str,
-    pub(crate) version: Option<&'a str>,
-    pub(crate) outcome: &'a str,
-    pub(crate) code: Option<&'a str>,
-    /// Why the peer is no workload; only here, never in the answer.
-    pub(crate) reason: Option<&'a str>,
-    pub(crate) cache: &'a str,
-    pub(crate) shared_with: Option<&'a str>,
-    pub(crate) cloud_request_id: Option<&'a str>,
-    pub(crate) duration_ms: f64,
-}
 
 // === impl Audit ===
 
@@ -150,7 +121,8 @@ impl Place<'_> {
             ..line
         };
         let mut text = Vec::with_capacity(768);
-        serde_json::to_writer(&mut text, &line).map_err(|e| RequestError::internal(&e))?;
+        line.write(&mut text)
+            .map_err(|e| RequestError::internal(&e))?;
         text.push(b'\n');
         self.place.send(text);
         Ok(())

@@ -30,7 +30,7 @@ impl PodUid {
     }
 
     #[cfg(test)]
-    pub(super) const fn synthetic(byte: u8) -> Self {
+    pub(crate) const fn synthetic(byte: u8) -> Self {
         Self(Uuid::from_bytes([byte; 16]))
     }
 
@@ -100,7 +100,7 @@ impl ContainerId {
     }
 
     #[cfg(test)]
-    pub(super) const fn synthetic(byte: u8) -> Self {
+    pub(crate) const fn synthetic(byte: u8) -> Self {
         Self([byte; 32])
     }
 
