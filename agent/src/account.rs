@@ -337,7 +337,12 @@ impl Directory {
         }
     }
 
-    async fn look(&self, namespace: &str, name: &str) -> Result<Account, RequestError> {
+    /// A service account as the API server has it now.
+    ///
+    /// # Errors
+    ///
+    /// `no_role` if there is none of that name, else `unavailable`.
+    pub(crate) async fn look(&self, namespace: &str, name: &str) -> Result<Account, RequestError> {
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let account = within(accounts.get(name)).await?;
         let annotations = Annotations {

@@ -3,11 +3,13 @@
 //! The whole environment is read here and nowhere else. Everything wrong is found in one go and
 //! named by where it was written; what the surroundings lack is the business of the preflight.
 
+mod aws;
 mod azure;
 mod backends;
 mod csi;
 mod fault;
 pub(crate) mod gcp;
+mod limits;
 mod principal;
 mod reader;
 mod settings;
@@ -25,11 +27,13 @@ use std::{
 
 use hyper::header::HeaderName;
 
+pub use self::aws::AwsConfig;
 pub use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
 pub use self::csi::Csi;
 pub use self::fault::{Fault, Faults, Origin};
 pub use self::gcp::{GcpConfig, GcpProvider};
+pub use self::limits::Limits;
 pub use self::principal::{LocalRole, LocalWorkload, Sidecar};
 pub use self::stores::{FileConfig, PassConfig};
 use self::{reader::Reader, settings::Settings};
@@ -130,27 +134,6 @@ pub struct Kubernetes {
     pub startup_taint: Option<String>,
 }
 
-/// What one pod, and all of them, may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections in all.
-    pub connections: usize,
-    /// Connections of one pod.
-    pub connections_per_pod: usize,
-    /// Requests of one pod being answered at the same time.
-    pub in_flight_per_pod: usize,
-    /// The sustained rate of one pod; bursts may be twice as many.
-    pub requests_per_second_per_pod: u32,
-    /// Connections still being attested, of all pods.
-    pub unattested: usize,
-    /// How long a caller whose pod is not known yet waits for it.
-    pub attest_wait: Duration,
-    /// How long a request may take in all.
-    pub request_deadline: Duration,
-    /// How long a stopping agent goes on with the requests it has.
-    pub drain: Duration,
-}
-
 /// Sessions at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sessions {
@@ -204,27 +187,6 @@ impl BackendConfig {
             Self::Pass(_) => "pass",
         }
     }
-}
-
-/// AWS Secrets Manager, and the STS before it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AwsConfig {
-    /// The region of roles and secrets; the machine's own if absent.
-    pub region: Option<String>,
-    /// Regions asked in this order, each only when the one before cannot be reached.
-    pub fallback_regions: Vec<String>,
-    /// The audiences that a subject token may be made for; never empty.
-    pub audiences: Vec<String>,
-    /// Whether a secret may be named by its ARN.
-    pub allow_arns: bool,
-    /// What stands before every name at the vault.
-    pub prefix: String,
-    /// Secrets Manager's URL, if it is not the region's public one.
-    pub endpoint: Option<String>,
-    /// The STS's URL, if it is not the region's public one.
-    pub sts_endpoint: Option<String>,
-    /// How long one call may take.
-    pub timeout: Duration,
 }
 
 impl Config {
@@ -427,69 +389,6 @@ impl Kubernetes {
     }
 }
 
-impl Limits {
-    fn read(reader: &mut Reader) -> Self {
-        let default = Self::default();
-        Self {
-            connections: reader.read(
-                "limits.connections",
-                value::count(1..=65_536),
-                default.connections,
-            ),
-            connections_per_pod: reader.read(
-                "limits.connections_per_pod",
-                value::count(1..=65_536),
-                default.connections_per_pod,
-            ),
-            in_flight_per_pod: reader.read(
-                "limits.in_flight_per_pod",
-                value::count(1..=65_536),
-                default.in_flight_per_pod,
-            ),
-            requests_per_second_per_pod: reader.read(
-                "limits.requests_per_second_per_pod",
-                value::count(1..=1_000_000),
-                default.requests_per_second_per_pod,
-            ),
-            unattested: reader.read(
-                "limits.unattested",
-                value::count(1..=65_536),
-                default.unattested,
-            ),
-            attest_wait: reader.read(
-                "limits.attest_wait",
-                value::duration(Duration::ZERO..=Duration::from_secs(60)),
-                default.attest_wait,
-            ),
-            request_deadline: reader.read(
-                "limits.request_deadline",
-                value::duration(Duration::from_millis(100)..=Duration::from_secs(300)),
-                default.request_deadline,
-            ),
-            drain: reader.read(
-                "limits.drain",
-                value::duration(Duration::ZERO..=Duration::from_secs(600)),
-                default.drain,
-            ),
-        }
-    }
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            connections_per_pod: 64,
-            in_flight_per_pod: 32,
-            requests_per_second_per_pod: 500,
-            unattested: 128,
-            attest_wait: Duration::from_secs(5),
-            request_deadline: Duration::from_secs(10),
-            drain: Duration::from_secs(20),
-        }
-    }
-}
-
 impl Sessions {
     fn read(reader: &mut Reader) -> Self {
         // STS gives no session shorter than 15 minutes or longer than 12 hours.
@@ -545,21 +444,6 @@ impl Default for Cache {
             only: Vec::new(),
             max_bytes: 16 << 20,
             stale_if_error: Duration::ZERO,
-        }
-    }
-}
-
-impl Default for AwsConfig {
-    fn default() -> Self {
-        Self {
-            region: None,
-            fallback_regions: Vec::new(),
-            audiences: vec!["sts.amazonaws.com".to_owned()],
-            allow_arns: false,
-            prefix: String::new(),
-            endpoint: None,
-            sts_endpoint: None,
-            timeout: value::CALL_TIMEOUT,
         }
     }
 }

@@ -15,7 +15,9 @@ use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
+mod accounts;
 mod rights;
 
 /// Something that the agent needs is missing. The text says what to do.
@@ -234,15 +236,17 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
             .map(|_| config.listen.socket.display().to_string())
             .map_err(text),
     );
+    let mut opened = None;
     // Without roots the clients panic.
     if !asks_clouds(config) || ca_roots().is_ok() {
-        let backends = Backends::open(config).await;
-        let open = backends.iter().flat_map(Backends::iter);
+        let backends = Backends::open(config).await.map(Arc::new);
+        let open = backends.iter().flat_map(|backends| backends.iter());
         let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
         let known = match &backends {
             Ok(backends) => roles(config, backends),
             Err(_) => Vec::new(),
         };
+        opened = backends.as_ref().ok().cloned();
         note("backends", backends.map(|backends| backends.describe()));
         for key in open {
             note("backends", Ok(key));
@@ -252,7 +256,7 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         }
     }
     match config.identity.mode {
-        IdentityMode::Kubernetes => check_cluster(config, &mut note).await,
+        IdentityMode::Kubernetes => check_cluster(config, opened.as_ref(), &mut note).await,
         IdentityMode::Local => {}
         IdentityMode::Sidecar => {
             let volume = pod_volume(config).map(|uid| format!("an emptyDir of pod {uid}"));
@@ -319,7 +323,11 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
 }
 
 /// Looks at what the agent needs of a cluster.
-async fn check_cluster(config: &Config, note: &mut impl FnMut(&str, Result<String, String>)) {
+async fn check_cluster(
+    config: &Config,
+    backends: Option<&Arc<Backends>>,
+    note: &mut impl FnMut(&str, Result<String, String>),
+) {
     let own = own_pod(config);
     let root = match &own {
         Ok(own) => match anchor(config, *own, None) {
@@ -351,6 +359,11 @@ async fn check_cluster(config: &Config, note: &mut impl FnMut(&str, Result<Strin
         Ok(clients) => {
             for finding in rights::check(&clients, &config.kubernetes, config.csi.enabled).await {
                 note(&finding.subject, finding.outcome);
+            }
+            if let Some(backends) = backends {
+                for finding in accounts::check(&clients, config, backends).await {
+                    note(&finding.subject, finding.outcome);
+                }
             }
         }
         Err(error) => note("API server", Err(error.to_string())),

@@ -38,7 +38,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use crate::fake::Gate;
 pub use call::{Call, Operation, TokenSeen};
-pub use fault::{Behaviour, Fault};
+pub use fault::{Behaviour, Fault, Special};
 pub use iam::RoleSpec;
 pub use policy::{
     PolicyError, machine_trust_policy, read_and_list_policy, read_policy, trust_policy,

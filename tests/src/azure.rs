@@ -36,7 +36,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use call::{Call, Operation};
 pub use directory::AppSpec;
-pub use fault::{Behaviour, Fault};
+pub use fault::{Behaviour, Fault, Special};
 pub use vault::{Access, SecretSpec};
 
 use authority::Authority;

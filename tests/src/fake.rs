@@ -2,12 +2,14 @@
 //! calls, and faults that are in force until a test is done with them.
 
 mod body;
+mod fault;
 mod faults;
 mod gate;
 mod listener;
 mod log;
 
 pub(crate) use body::{BrokenOff, ReplyBody};
+pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;
 pub use faults::{FaultGuard, Matches};
 pub use gate::Gate;

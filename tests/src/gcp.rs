@@ -41,7 +41,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use call::{Call, Operation};
 pub use cel::ExpressionError;
-pub use fault::{Behaviour, Fault};
+pub use fault::{Behaviour, Fault, Special};
 pub use iam::ProviderSpec;
 pub use store::VersionState;
 

@@ -198,7 +198,7 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
     let spoiled = [
         Behaviour::CutBody,
         Behaviour::TruncatedBody,
-        Behaviour::Html,
+        Behaviour::Html(200),
         Behaviour::InternalError,
         Behaviour::Disconnect,
         Behaviour::Throttle(None),

@@ -6,8 +6,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
-use testkit::kube::{AGENT, Rule};
-use testkit::sandbox::{Sandbox, SandboxPod, password};
+use testkit::kube::{AGENT, PodSpec, Rule};
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, password};
 use testkit::workload::{Request, Signal};
 
 /// How long a start may take on a busy machine; what it takes on an idle one is in the line that says "ready".
@@ -215,6 +215,33 @@ async fn check_finds_nothing_wrong_in_good_surroundings() {
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
     assert!(found.lines().all(|line| line.starts_with("ok ")), "{found}");
     assert!(found.contains("right to watch pods"), "{found}");
+}
+
+#[tokio::test]
+async fn check_names_the_accounts_of_the_nodes_pods_that_have_no_role() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox.kube.create_service_account("test", "bare", &[]);
+    for account in [ACCOUNT, "bare"] {
+        sandbox.kube.create_pod(PodSpec {
+            namespace: "test".into(),
+            name: account.into(),
+            service_account: account.into(),
+            ..PodSpec::default()
+        });
+    }
+    let settings = sandbox.settings().expect("settings");
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{found}{stderr}");
+    let mut lines = found.lines().filter(|line| line.contains("roles at aws: "));
+    let line = lines.next().expect("a line");
+    assert!(line.contains("1 of 2 service accounts"), "{line}");
+    assert!(line.contains("test/bare has not"), "{line}");
+    assert!(line.contains("eks.amazonaws.com/role-arn"), "{line}");
+    assert_eq!(lines.next(), None);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::State;
 use super::call::{Call, Operation};
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::iam::Session;
 use super::listing::ListSecrets;
 use super::policy::{Decision, Question};
@@ -227,12 +227,12 @@ impl GetSecretValue {
         }
         let version = self.version_of(secret)?;
         match fault {
-            Some(Behaviour::KmsDenied) => Err(Refusal::new(
+            Some(Behaviour::Special(Special::KmsDenied)) => Err(Refusal::new(
                 400,
                 "AccessDeniedException",
                 "Access to KMS is not allowed",
             )),
-            Some(Behaviour::DecryptionFailure) => Err(Refusal::new(
+            Some(Behaviour::Special(Special::DecryptionFailure)) => Err(Refusal::new(
                 400,
                 "DecryptionFailure",
                 "Secrets Manager can't decrypt the protected secret text using the provided KMS key.",

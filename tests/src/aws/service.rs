@@ -63,31 +63,16 @@ pub(super) async fn serve(
         call,
         fault,
     };
-    match arrived.fault.clone() {
-        None => Ok(arrived.answer()),
-        Some(Behaviour::Hang) => {
-            arrived.log_fault();
-            std::future::pending().await
-        }
-        Some(Behaviour::Disconnect) => {
-            arrived.log_fault();
-            Err(BrokenOff)
-        }
-        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
-        Some(Behaviour::Delay(time)) => tokio::spawn(async move {
-            tokio::time::sleep(time).await;
-            arrived.answer()
-        })
-        .await
-        .map_err(|_| BrokenOff),
-        Some(Behaviour::Hold(gate)) => tokio::spawn(async move {
-            gate.pass().await;
-            arrived.answer()
-        })
-        .await
-        .map_err(|_| BrokenOff),
-        Some(_) => Ok(arrived.answer()),
-    }
+    let (fault, state, mut call) = (
+        arrived.fault.clone(),
+        arrived.state.clone(),
+        arrived.call.clone(),
+    );
+    let unanswered = move |name: &str| {
+        call.error = Some(name.to_owned());
+        state.calls.push(call);
+    };
+    Behaviour::answer(fault.as_ref(), unanswered, move || arrived.answer()).await
 }
 
 impl Arrived {
@@ -102,10 +87,10 @@ impl Arrived {
 
     fn reply(&mut self) -> Reply {
         let refusal = match &self.fault {
-            Some(Behaviour::Html) => {
-                self.call.error = Some(Behaviour::Html.name().to_owned());
+            Some(fault @ Behaviour::Html(status)) => {
+                self.call.error = Some(fault.name().to_owned());
                 let page = "<html><head><title>502 Bad Gateway</title></head></html>\n";
-                return Reply::foreign(200, "text/html", page);
+                return Reply::foreign(*status, "text/html", page);
             }
             Some(Behaviour::InternalError) => Some(self.internal_error()),
             Some(Behaviour::ServiceUnavailable) => Some((
@@ -188,11 +173,5 @@ impl Arrived {
             Service::SecretsManager => Refusal::new(400, "ThrottlingException", "Rate exceeded"),
             Service::Sts => Refusal::new(400, "Throttling", "Rate exceeded"),
         }
-    }
-
-    fn log_fault(self) {
-        let mut call = self.call;
-        call.error = self.fault.as_ref().map(|fault| fault.name().to_owned());
-        self.state.calls.push(call);
     }
 }

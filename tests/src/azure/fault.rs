@@ -1,123 +1,47 @@
-//! What can go wrong in Azure, on demand.
-
-use std::time::Duration;
+//! What can go wrong at Azure alone.
 
 use super::call::{Call, Operation};
-use crate::fake::{Gate, Matches};
+use crate::fake;
 
-/// Something that goes wrong for the calls that it matches; an empty field matches every call.
-#[derive(Clone, Debug)]
-pub struct Fault {
-    /// Which operation; none: all.
-    pub operation: Option<Operation>,
-    /// The secret, as the call names it.
-    pub secret: Option<String>,
-    /// What happens.
-    pub behaviour: Behaviour,
-    /// To how many calls it happens; none: until the fault is cleared.
-    pub times: Option<u32>,
-}
+/// Something that goes wrong at Azure; `role` is the client.
+pub type Fault = fake::Fault<Call, Special>;
 
 /// What happens to a call.
+pub type Behaviour = fake::Behaviour<Special>;
+
+/// What only Azure has.
 #[derive(Clone, Debug)]
-pub enum Behaviour {
-    /// The connection breaks in the middle of the answer's body.
-    CutBody,
-    /// It is answered, later.
-    Delay(Duration),
-    /// The connection ends without an answer.
-    Disconnect,
+pub enum Special {
     /// A challenge, or a link to the next page, that leads to this host.
     Divert(String),
-    /// It is accepted and never answered.
-    Hang,
-    /// It waits until the gate opens, and is answered then.
-    Hold(Gate),
-    /// A proxy's HTML page, with this status.
-    Html(u16),
     /// An answer of two mebibytes.
     Huge,
-    /// 500 with an error in JSON.
-    InternalError,
     /// The answer is about another secret.
     Misdirect,
-    /// 503, as a service that is being drained answers.
-    ServiceUnavailable,
-    /// 429, with this many seconds of `Retry-After` if any.
-    Throttle(Option<u64>),
-    /// The right status and headers with half of the JSON.
-    TruncatedBody,
 }
 
-impl Fault {
-    /// A fault of every call of one operation.
-    #[must_use]
-    pub fn on(operation: Operation, behaviour: Behaviour) -> Self {
-        Self {
-            operation: Some(operation),
-            ..Self::everywhere(behaviour)
-        }
-    }
-
-    /// A fault of every call.
-    #[must_use]
-    pub fn everywhere(behaviour: Behaviour) -> Self {
-        Self {
-            operation: None,
-            secret: None,
-            behaviour,
-            times: None,
-        }
-    }
-
-    /// Only for one secret, named as the call names it.
-    #[must_use]
-    pub fn for_secret(mut self, secret: impl Into<String>) -> Self {
-        self.secret = Some(secret.into());
-        self
-    }
-
-    /// Only so many times.
-    #[must_use]
-    pub fn times(mut self, times: u32) -> Self {
-        self.times = Some(times);
-        self
-    }
-}
-
-impl Matches for Fault {
-    type Call = Call;
-
-    fn matches(&self, call: &Call) -> bool {
-        self.times != Some(0)
-            && self
-                .operation
-                .is_none_or(|operation| operation == call.operation)
-            && (self.secret.is_none() || self.secret == call.secret)
-    }
-
-    fn times(&mut self) -> &mut Option<u32> {
-        &mut self.times
-    }
-}
-
-impl Behaviour {
-    /// How the call log names it.
-    pub(super) fn name(&self) -> &'static str {
+impl fake::Special for Special {
+    fn name(&self) -> &'static str {
         match self {
-            Self::CutBody => "fault: cut body",
-            Self::Delay(_) => "fault: delay",
-            Self::Disconnect => "fault: disconnect",
             Self::Divert(_) => "fault: divert",
             Self::Huge => "fault: huge",
-            Self::Hang => "fault: hang",
-            Self::Hold(_) => "fault: hold",
-            Self::Html(_) => "fault: html",
-            Self::InternalError => "fault: internal error",
             Self::Misdirect => "fault: misdirect",
-            Self::ServiceUnavailable => "fault: service unavailable",
-            Self::Throttle(_) => "fault: throttle",
-            Self::TruncatedBody => "fault: truncated body",
         }
+    }
+}
+
+impl fake::Attempt for Call {
+    type Operation = Operation;
+
+    fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    fn secret(&self) -> Option<&str> {
+        self.secret.as_deref()
+    }
+
+    fn role(&self) -> Option<&str> {
+        self.client.as_deref()
     }
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::call::{Call, Operation};
 use super::directory::{Grant, Spent};
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::reply::Reply;
 use super::vault::{Access, Vault, Version};
 use super::{RESOURCE, State, VAULT_SUFFIX};
@@ -104,7 +104,7 @@ impl Ask {
                     return reply;
                 }
                 let resource = match fault {
-                    Some(Behaviour::Divert(host)) => format!("https://{host}"),
+                    Some(Behaviour::Special(Special::Divert(host))) => format!("https://{host}"),
                     _ => RESOURCE.to_owned(),
                 };
                 let tenant = state
@@ -174,7 +174,7 @@ impl Ask {
                     return Err(Refused(403, "Forbidden", inner, text.to_owned()));
                 }
                 let name = match fault {
-                    Some(Behaviour::Misdirect) => "another",
+                    Some(Behaviour::Special(Special::Misdirect)) => "another",
                     _ => &secret.name,
                 };
                 let mut answer = self.properties(name, version, Some(&version.id));
@@ -205,7 +205,7 @@ impl Ask {
                     .collect();
                 let end = begin + most;
                 let host = match fault {
-                    Some(Behaviour::Divert(host)) => host.clone(),
+                    Some(Behaviour::Special(Special::Divert(host))) => host.clone(),
                     _ => format!("{}{VAULT_SUFFIX}:{}", self.vault, state.port()),
                 };
                 let next = (end < all.len()).then(|| {

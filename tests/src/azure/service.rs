@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 
 use super::call::{Call, Operation};
 use super::entra::Form;
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::keyvault::Ask;
 use super::reply::Reply;
 use super::{LOGIN_HOST, State, VAULT_SUFFIX, machine};
@@ -82,22 +82,18 @@ pub(super) async fn serve(
         To::Nobody => {}
     }
     let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
-    if let Some(fault) = &fault {
-        call.error = Some(fault.name().to_owned());
-    }
-    match &fault {
-        Some(Behaviour::Hang) => {
-            state.calls.push(call);
-            return std::future::pending().await;
-        }
-        Some(Behaviour::Disconnect) => {
-            state.calls.push(call);
-            return Err(BrokenOff);
-        }
-        Some(Behaviour::Delay(time)) => tokio::time::sleep(*time).await,
-        Some(Behaviour::Hold(gate)) => gate.pass().await,
-        _ => {}
-    }
+    let (log, mut unanswered) = (state.clone(), call.clone());
+    let unanswered = move |name: &str| {
+        unanswered.error = Some(name.to_owned());
+        log.calls.push(unanswered);
+    };
+    let behaviour = fault.clone();
+    let answer = move || answer(&state, &to, behaviour, call);
+    Behaviour::answer(fault.as_ref(), unanswered, answer).await
+}
+
+fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> Response<ReplyBody> {
+    call.error = fault.as_ref().map(|fault| fault.name().to_owned());
     call.at = state.now();
     let reply = match &fault {
         Some(Behaviour::Html(status)) => Reply::html(*status),
@@ -112,10 +108,10 @@ pub(super) async fn serve(
         }
         _ => {
             let told = call.error.take();
-            let reply = match &to {
-                To::Entra(form) => form.answer(&state, &mut call),
-                To::Machine(ask) => ask.answer(&state, &mut call),
-                To::Vault(ask) => ask.answer(&state, &mut call, fault.as_ref()),
+            let reply = match to {
+                To::Entra(form) => form.answer(state, &mut call),
+                To::Machine(ask) => ask.answer(state, &mut call),
+                To::Vault(ask) => ask.answer(state, &mut call, fault.as_ref()),
                 To::Nobody => {
                     call.error = Some("nobody".to_owned());
                     failed(404, "NotFound")
@@ -123,11 +119,15 @@ pub(super) async fn serve(
             };
             let spoils = matches!(
                 fault,
-                Some(Behaviour::CutBody | Behaviour::Huge | Behaviour::TruncatedBody)
+                Some(
+                    Behaviour::CutBody
+                        | Behaviour::Special(Special::Huge)
+                        | Behaviour::TruncatedBody
+                )
             );
             call.error = call.error.or(told.filter(|_| spoils));
             match fault {
-                Some(Behaviour::Huge) => reply.huge(),
+                Some(Behaviour::Special(Special::Huge)) => reply.huge(),
                 Some(Behaviour::TruncatedBody) => reply.truncated(),
                 _ => reply,
             }
@@ -138,7 +138,7 @@ pub(super) async fn serve(
         reply = reply.with_header(CLIENT_REQUEST_ID, id);
     }
     state.calls.push(call);
-    Ok(reply.into_response(matches!(fault, Some(Behaviour::CutBody))))
+    reply.into_response(matches!(fault, Some(Behaviour::CutBody)))
 }
 
 fn failed(status: u16, code: &str) -> Reply {

@@ -49,7 +49,7 @@ impl Cloud for Aws {
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
         let behaviour = match trouble {
             Trouble::Cut => Behaviour::CutBody,
-            Trouble::Garbage => Behaviour::Html,
+            Trouble::Garbage => Behaviour::Html(200),
             Trouble::Hang => Behaviour::Hang,
             Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
             Trouble::Truncated => Behaviour::TruncatedBody,

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::State;
 use super::call::{Call, Operation};
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::store::VersionState;
 
@@ -153,7 +153,7 @@ fn access(
     }
     let mut data = read.data.clone();
     let sum = crc32c::crc32c(&data);
-    if matches!(fault, Some(Behaviour::BadChecksum)) {
+    if matches!(fault, Some(Behaviour::Special(Special::BadChecksum))) {
         data.push(b'!');
     }
     let mut payload = json!({"dataCrc32c": sum.to_string()});

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::State;
 use super::call::Call;
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::secretmanager::Ask;
 use super::{credentials, machine, sts};
@@ -59,37 +59,23 @@ pub(super) async fn serve(
     call.reason = reason.and_then(|reason| Some(reason.to_str().ok()?.to_owned()));
     call.with_authorization = parts.headers.contains_key(http::header::AUTHORIZATION);
     let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
-    let mut arrived = Arrived {
+    let arrived = Arrived {
         state,
         parts,
         body,
         call,
         fault,
     };
-    match arrived.fault.clone() {
-        Some(behaviour @ (Behaviour::Hang | Behaviour::Disconnect)) => {
-            arrived.call.error = Some(behaviour.name().to_owned());
-            arrived.state.calls.push(arrived.call);
-            match behaviour {
-                Behaviour::Hang => std::future::pending().await,
-                _ => Err(BrokenOff),
-            }
-        }
-        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
-        Some(Behaviour::Delay(time)) => tokio::spawn(async move {
-            tokio::time::sleep(time).await;
-            arrived.answer()
-        })
-        .await
-        .map_err(|_| BrokenOff),
-        Some(Behaviour::Hold(gate)) => tokio::spawn(async move {
-            gate.pass().await;
-            arrived.answer()
-        })
-        .await
-        .map_err(|_| BrokenOff),
-        _ => Ok(arrived.answer()),
-    }
+    let (fault, state, mut call) = (
+        arrived.fault.clone(),
+        arrived.state.clone(),
+        arrived.call.clone(),
+    );
+    let unanswered = move |name: &str| {
+        call.error = Some(name.to_owned());
+        state.calls.push(call);
+    };
+    Behaviour::answer(fault.as_ref(), unanswered, move || arrived.answer()).await
 }
 
 impl Arrived {
@@ -113,14 +99,14 @@ impl Arrived {
         };
         if let Some(behaviour) = &fault {
             let reply = match behaviour {
-                Behaviour::Html => Some(Reply::foreign(
-                    200,
+                Behaviour::Html(status) => Some(Reply::foreign(
+                    *status,
                     "<html><title>502 Bad Gateway</title></html>\n",
                 )),
                 Behaviour::InternalError => {
                     Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
                 }
-                Behaviour::Redirect(url) => Some(Reply::elsewhere(url)),
+                Behaviour::Special(Special::Redirect(url)) => Some(Reply::elsewhere(url)),
                 Behaviour::ServiceUnavailable => Some(
                     Refusal::api("UNAVAILABLE", "The service is currently unavailable.")
                         .into_reply(&[]),
@@ -128,7 +114,7 @@ impl Arrived {
                 Behaviour::Throttle(seconds) => {
                     Some(throttled().into_reply(&[]).with_retry_after(*seconds))
                 }
-                Behaviour::ThrottleInDetails(seconds) => {
+                Behaviour::Special(Special::ThrottleInDetails(seconds)) => {
                     let kind = "type.googleapis.com/google.rpc.RetryInfo";
                     let details = json!({"@type": kind, "retryDelay": format!("{seconds}s")});
                     Some(throttled().into_reply(&[details]))
@@ -152,11 +138,11 @@ impl Arrived {
                 error(&mut self.call, behaviour);
                 reply.truncated()
             }
-            Some(behaviour @ Behaviour::Huge) => {
+            Some(behaviour @ Behaviour::Special(Special::Huge)) => {
                 error(&mut self.call, behaviour);
                 reply.padded(HUGE)
             }
-            Some(behaviour @ (Behaviour::BadChecksum | Behaviour::CutBody)) => {
+            Some(behaviour @ (Behaviour::Special(Special::BadChecksum) | Behaviour::CutBody)) => {
                 error(&mut self.call, behaviour);
                 reply
             }

@@ -3,7 +3,7 @@
 use super::{SECRET, exchanges, reads};
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
-use testkit::aws::{Behaviour, Fault, Operation, read_policy, secret_arn, trust_policy};
+use testkit::aws::{Behaviour, Fault, Operation, Special, read_policy, secret_arn, trust_policy};
 use testkit::sandbox::{REGION, Sandbox};
 use testkit::workload::Response;
 
@@ -189,13 +189,18 @@ async fn each_answer_of_the_vault_has_its_own_code() {
         assert_eq!((answer.status, &*code(&answer)), (status, word), "{name}");
     }
     let faults = [
-        (Behaviour::KmsDenied, 403, "denied", None),
-        (Behaviour::DecryptionFailure, 403, "denied", None),
+        (Behaviour::Special(Special::KmsDenied), 403, "denied", None),
+        (
+            Behaviour::Special(Special::DecryptionFailure),
+            403,
+            "denied",
+            None,
+        ),
         (Behaviour::Throttle(Some(7)), 429, "throttled", Some("7")),
         (Behaviour::Throttle(None), 429, "throttled", Some("1")),
         (Behaviour::InternalError, 503, "unavailable", Some("1")),
         (Behaviour::ServiceUnavailable, 503, "unavailable", Some("1")),
-        (Behaviour::Html, 503, "unavailable", Some("1")),
+        (Behaviour::Html(200), 503, "unavailable", Some("1")),
         (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
         (Behaviour::CutBody, 503, "unavailable", Some("1")),
         (Behaviour::Disconnect, 503, "unavailable", Some("1")),
@@ -237,7 +242,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
         .expect("an agent");
     for behaviour in [
         Behaviour::InternalError,
-        Behaviour::Html,
+        Behaviour::Html(200),
         Behaviour::TruncatedBody,
         Behaviour::Hang,
     ] {

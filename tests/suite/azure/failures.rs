@@ -5,7 +5,7 @@ use crate::{can_run, code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
-use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec};
+use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec, Special};
 use testkit::fake::Gate;
 use testkit::kube::AGENT;
 use testkit::sandbox::azure::{AzureSandbox, VAULT};
@@ -36,10 +36,20 @@ async fn each_answer_of_key_vault_has_its_own_code() {
         (Behaviour::Html(200), 503, "unavailable", Some("1")),
         (Behaviour::Html(403), 503, "unavailable", Some("1")),
         (Behaviour::Html(502), 503, "unavailable", Some("1")),
-        (Behaviour::Misdirect, 503, "unavailable", Some("1")),
+        (
+            Behaviour::Special(Special::Misdirect),
+            503,
+            "unavailable",
+            Some("1"),
+        ),
         (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
         (Behaviour::CutBody, 503, "unavailable", Some("1")),
-        (Behaviour::Huge, 503, "unavailable", Some("1")),
+        (
+            Behaviour::Special(Special::Huge),
+            503,
+            "unavailable",
+            Some("1"),
+        ),
         (Behaviour::Disconnect, 503, "unavailable", Some("1")),
         (Behaviour::Hang, 503, "unavailable", Some("1")),
     ];
@@ -98,7 +108,7 @@ async fn entra_id_fails_in_the_same_words() {
         (Behaviour::Html(400), 503, "unavailable"),
         (Behaviour::TruncatedBody, 503, "unavailable"),
         (Behaviour::CutBody, 503, "unavailable"),
-        (Behaviour::Huge, 503, "unavailable"),
+        (Behaviour::Special(Special::Huge), 503, "unavailable"),
         (Behaviour::Disconnect, 503, "unavailable"),
         (Behaviour::Hang, 503, "unavailable"),
     ] {
@@ -128,7 +138,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     // The last one is a host that the vault's own ends with, and another resource all the same.
     for host in ["evil.example", "graph.microsoft.com", "test"] {
-        let divert = Behaviour::Divert(host.to_owned());
+        let divert = Behaviour::Special(Special::Divert(host.to_owned()));
         let _fault = node.azure.fault(Fault::on(Operation::GetSecret, divert));
         let answer = pod.secret(SECRET).await.expect("an answer");
         assert_eq!((answer.status, &*code(&answer)), (403, "denied"), "{host}");
@@ -269,7 +279,7 @@ async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
         for behaviour in [
             Behaviour::CutBody,
             Behaviour::TruncatedBody,
-            Behaviour::Misdirect,
+            Behaviour::Special(Special::Misdirect),
             Behaviour::Html(200),
             Behaviour::InternalError,
             Behaviour::Disconnect,

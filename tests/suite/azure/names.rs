@@ -3,7 +3,7 @@
 use super::with_token;
 use crate::{can_run, code};
 use serde_json::{Value, json};
-use testkit::azure::{Behaviour, Fault, Operation, SecretSpec};
+use testkit::azure::{Behaviour, Fault, Operation, SecretSpec, Special};
 use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::workload::Request;
 
@@ -165,7 +165,7 @@ async fn neither_a_cursor_nor_a_link_of_the_vault_leads_to_another_host() {
     let port = node.azure.authority();
     let port = port.rsplit(':').next().expect("a port");
     let elsewhere = format!("foreign-vault.vault.test:{port}");
-    let divert = Behaviour::Divert(elsewhere.clone());
+    let divert = Behaviour::Special(Special::Divert(elsewhere.clone()));
     let diverted = node.azure.fault(Fault::on(Operation::ListSecrets, divert));
     let answer = pod.get("/v1/secrets?limit=1000").await.expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.text());

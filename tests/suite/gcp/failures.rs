@@ -3,7 +3,7 @@
 use super::{Google, SECRET};
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
-use testkit::gcp::{Behaviour, FakeGcp, Fault, Operation};
+use testkit::gcp::{Behaviour, FakeGcp, Fault, Operation, Special};
 use testkit::sandbox::Sandbox;
 use testkit::sandbox::password;
 use testkit::workload::Response;
@@ -21,10 +21,10 @@ async fn a_redirect_of_googles_is_not_followed_and_carries_nothing_elsewhere() {
     let pod = google.pod().await;
     for operation in [EXCHANGES[0], EXCHANGES[1], Operation::AccessSecretVersion] {
         let url = format!("{}/v1/elsewhere", elsewhere.endpoint());
-        let _fault = google
-            .gcp
-            .cloud
-            .fault(Fault::on(operation, Behaviour::Redirect(url)));
+        let _fault = google.gcp.cloud.fault(Fault::on(
+            operation,
+            Behaviour::Special(Special::Redirect(url)),
+        ));
         let answer = pod.secret(SECRET).await.expect("an answer");
         assert_eq!(
             (answer.status, &*code(&answer)),
@@ -52,8 +52,8 @@ async fn the_token_services_fail_in_the_same_words_as_the_vault() {
         (Behaviour::Throttle(None), 429, "throttled", "1"),
         (Behaviour::InternalError, 503, "unavailable", "1"),
         (Behaviour::ServiceUnavailable, 503, "unavailable", "1"),
-        (Behaviour::Html, 503, "unavailable", "1"),
-        (Behaviour::Huge, 503, "unavailable", "1"),
+        (Behaviour::Html(200), 503, "unavailable", "1"),
+        (Behaviour::Special(Special::Huge), 503, "unavailable", "1"),
         (Behaviour::TruncatedBody, 503, "unavailable", "1"),
         (Behaviour::CutBody, 503, "unavailable", "1"),
         (Behaviour::Disconnect, 503, "unavailable", "1"),
@@ -92,7 +92,7 @@ async fn the_token_services_fail_in_the_same_words_as_the_vault() {
     }
     let details = Fault::on(
         Operation::AccessSecretVersion,
-        Behaviour::ThrottleInDetails(9),
+        Behaviour::Special(Special::ThrottleInDetails(9)),
     );
     let _fault = google.gcp.cloud.fault(details);
     assert_eq!(ask().await.header("retry-after"), Some("9"));

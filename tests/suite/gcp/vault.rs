@@ -3,7 +3,7 @@
 use super::{ACCESSOR, Google, SECRET, account};
 use crate::{can_run, code};
 use testkit::clouds::Cloud as _;
-use testkit::gcp::{Behaviour, Fault, Operation, VersionState};
+use testkit::gcp::{Behaviour, Fault, Operation, Special, VersionState};
 use testkit::sandbox::CANARY;
 
 #[tokio::test]
@@ -61,7 +61,7 @@ async fn a_value_that_does_not_match_its_checksum_is_not_given_out() {
     let pod = google.pod().await;
     let fault = google.gcp.cloud.fault(Fault::on(
         Operation::AccessSecretVersion,
-        Behaviour::BadChecksum,
+        Behaviour::Special(Special::BadChecksum),
     ));
     let answer = pod.secret(SECRET).await.expect("an answer");
     assert_eq!(

@@ -25,13 +25,19 @@ async fn aws_faults_strike_what_they_match_and_no_longer_than_told() {
         (Behaviour::Throttle(Some(3)), "ThrottlingException"),
         (Behaviour::InternalError, "InternalServiceError"),
         (Behaviour::ServiceUnavailable, "ServiceUnavailable"),
-        (Behaviour::KmsDenied, "AccessDeniedException"),
-        (Behaviour::DecryptionFailure, "DecryptionFailure"),
+        (
+            Behaviour::Special(Special::KmsDenied),
+            "AccessDeniedException",
+        ),
+        (
+            Behaviour::Special(Special::DecryptionFailure),
+            "DecryptionFailure",
+        ),
         (Behaviour::Disconnect, "dispatch failure"),
         (Behaviour::CutBody, "response error"),
         // What is neither JSON nor an error is a service error without a code, says the SDK.
         (Behaviour::TruncatedBody, "no code"),
-        (Behaviour::Html, "no code"),
+        (Behaviour::Html(200), "no code"),
     ] {
         let guard = cloud.aws.fault(fault(behaviour.clone()).times(1));
         assert_eq!(read("test/b").await.as_deref(), Ok("b"), "{behaviour:?}");

@@ -1,0 +1,71 @@
+//! Which of the service accounts in use on this node have a role at each backend.
+
+use super::Finding;
+use crate::account::Directory;
+use crate::backend::Backends;
+use crate::config::Config;
+use crate::kubernetes::Clients;
+use k8s_openapi::api::core::v1::Pod;
+use kube::api::{Api, ListParams};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// How long the API server may take for the node's pods.
+const LIST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How many service accounts are looked at.
+const ACCOUNTS: usize = 100;
+
+/// How many of those without a role are named.
+const NAMED: usize = 5;
+
+/// Looks at the accounts of the node's pods. One without a role is nothing wrong: not every pod reads secrets.
+pub(super) async fn check(
+    clients: &Clients,
+    config: &Config,
+    backends: &Arc<Backends>,
+) -> Vec<Finding> {
+    let here = format!("spec.nodeName={}", config.kubernetes.node);
+    let pods = Api::<Pod>::all(clients.node.clone());
+    let parameters = ListParams::default().fields(&here);
+    let Ok(Ok(pods)) = timeout(LIST_TIMEOUT, pods.list(&parameters)).await else {
+        // What the agent may not do is said elsewhere.
+        return Vec::new();
+    };
+    let used: BTreeSet<_> = pods
+        .into_iter()
+        .filter_map(|pod| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
+        .collect();
+    let directory = Directory::new(
+        clients.own.clone(),
+        backends.clone(),
+        config.identity.namespace_annotations,
+    );
+    let mut accounts = Vec::new();
+    for (namespace, name) in used.iter().take(ACCOUNTS) {
+        if let Ok(account) = directory.look(namespace, name).await {
+            accounts.push((format!("{namespace}/{name}"), account));
+        }
+    }
+    let of = |(id, backend)| {
+        let without: Vec<_> = accounts
+            .iter()
+            .filter_map(|(name, account)| Some((name, account.role(id).err()?)))
+            .collect();
+        let (all, with) = (accounts.len(), accounts.len() - without.len());
+        let mut found = format!("{with} of {all} service accounts of this node's pods have one");
+        for (name, why) in without.iter().take(NAMED) {
+            found += &format!("; {name} has not: {why}");
+        }
+        if without.len() > NAMED {
+            found += &format!("; and {} more have not", without.len() - NAMED);
+        }
+        Finding {
+            subject: format!("roles at {backend}"),
+            outcome: Ok(found),
+        }
+    };
+    backends.names().map(of).collect()
+}

@@ -1,0 +1,207 @@
+//! What can go wrong at a cloud, on demand: the same at each, and what only one of them has.
+
+use std::time::Duration;
+
+use http::Response;
+
+use super::faults::Matches;
+use super::{BrokenOff, Gate, ReplyBody};
+
+/// A call, as faults look at it.
+pub trait Attempt {
+    /// What can be asked for.
+    type Operation: Copy + PartialEq;
+
+    /// What was asked for.
+    fn operation(&self) -> Self::Operation;
+
+    /// The secret, as it was sent.
+    fn secret(&self) -> Option<&str>;
+
+    /// The role that was asked for or that asks, where there are roles.
+    fn role(&self) -> Option<&str> {
+        None
+    }
+
+    /// The region, where there are regions.
+    fn region(&self) -> Option<&str> {
+        None
+    }
+}
+
+/// What goes wrong at one cloud alone.
+pub trait Special: Clone {
+    /// How the call log names it.
+    fn name(&self) -> &'static str;
+}
+
+/// Something that goes wrong for the calls that it matches; an empty field matches every call.
+#[derive(Clone, Debug)]
+pub struct Fault<C: Attempt, S> {
+    /// Which operation; none: all.
+    pub operation: Option<C::Operation>,
+    /// The secret, as the call names it.
+    pub secret: Option<String>,
+    /// The role.
+    pub role: Option<String>,
+    /// The region; matches no call that has none.
+    pub region: Option<String>,
+    /// What happens.
+    pub behaviour: Behaviour<S>,
+    /// To how many calls it happens; none: until the fault is cleared.
+    pub times: Option<u32>,
+}
+
+/// What happens to a call.
+#[derive(Clone, Debug)]
+pub enum Behaviour<S> {
+    /// The connection breaks in the middle of the answer's body.
+    CutBody,
+    /// It is answered, later.
+    Delay(Duration),
+    /// The connection ends without an answer.
+    Disconnect,
+    /// It is accepted and never answered.
+    Hang,
+    /// It waits until the gate opens, and is answered then.
+    Hold(Gate),
+    /// A proxy's HTML page, with this status.
+    Html(u16),
+    /// 500, in the cloud's own words.
+    InternalError,
+    /// 503, as a service that is being drained answers.
+    ServiceUnavailable,
+    /// What only this cloud has.
+    Special(S),
+    /// The cloud's own refusal of a caller who asks too often, with this many seconds of `Retry-After` if any.
+    Throttle(Option<u64>),
+    /// The right status and headers with half of the answer.
+    TruncatedBody,
+}
+
+impl<C: Attempt, S> Fault<C, S> {
+    /// A fault of every call of one operation, until it is cleared.
+    #[must_use]
+    pub fn on(operation: C::Operation, behaviour: Behaviour<S>) -> Self {
+        Self {
+            operation: Some(operation),
+            ..Self::everywhere(behaviour)
+        }
+    }
+
+    /// A fault of every call.
+    #[must_use]
+    pub fn everywhere(behaviour: Behaviour<S>) -> Self {
+        Self {
+            operation: None,
+            secret: None,
+            role: None,
+            region: None,
+            behaviour,
+            times: None,
+        }
+    }
+
+    /// Only in one region.
+    #[must_use]
+    pub fn in_region(mut self, region: impl Into<String>) -> Self {
+        self.region = Some(region.into());
+        self
+    }
+
+    /// Only for one secret, named as the call names it.
+    #[must_use]
+    pub fn for_secret(mut self, secret: impl Into<String>) -> Self {
+        self.secret = Some(secret.into());
+        self
+    }
+
+    /// Only for one role.
+    #[must_use]
+    pub fn for_role(mut self, role: impl Into<String>) -> Self {
+        self.role = Some(role.into());
+        self
+    }
+
+    /// Only so many times.
+    #[must_use]
+    pub fn times(mut self, times: u32) -> Self {
+        self.times = Some(times);
+        self
+    }
+}
+
+impl<C: Attempt + Clone, S: Clone> Matches for Fault<C, S> {
+    type Call = C;
+
+    fn matches(&self, call: &C) -> bool {
+        let fits = |wanted: &Option<String>, actual: Option<&str>| {
+            wanted.is_none() || wanted.as_deref() == actual
+        };
+        self.times != Some(0)
+            && self
+                .operation
+                .is_none_or(|operation| operation == call.operation())
+            && fits(&self.secret, call.secret())
+            && fits(&self.role, call.role())
+            && fits(&self.region, call.region())
+    }
+
+    fn times(&mut self) -> &mut Option<u32> {
+        &mut self.times
+    }
+}
+
+impl<S: Special> Behaviour<S> {
+    /// How the call log names it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::CutBody => "fault: cut body",
+            Self::Delay(_) => "fault: delay",
+            Self::Disconnect => "fault: disconnect",
+            Self::Hang => "fault: hang",
+            Self::Hold(_) => "fault: hold",
+            Self::Html(_) => "fault: html",
+            Self::InternalError => "fault: internal error",
+            Self::ServiceUnavailable => "fault: service unavailable",
+            Self::Special(special) => special.name(),
+            Self::Throttle(_) => "fault: throttle",
+            Self::TruncatedBody => "fault: truncated body",
+        }
+    }
+
+    /// Answers a call to which this happens, when it may be answered; a call that never is goes to `unanswered`.
+    pub(crate) async fn answer(
+        behaviour: Option<&Self>,
+        unanswered: impl FnOnce(&'static str),
+        answer: impl FnOnce() -> Response<ReplyBody> + Send + 'static,
+    ) -> Result<Response<ReplyBody>, BrokenOff> {
+        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
+        let later = match behaviour {
+            Some(hang @ Self::Hang) => {
+                unanswered(hang.name());
+                return std::future::pending().await;
+            }
+            Some(disconnect @ Self::Disconnect) => {
+                unanswered(disconnect.name());
+                return Err(BrokenOff);
+            }
+            Some(Self::Delay(time)) => {
+                let time = *time;
+                tokio::spawn(async move {
+                    tokio::time::sleep(time).await;
+                    answer()
+                })
+            }
+            Some(Self::Hold(gate)) => {
+                let gate = gate.clone();
+                tokio::spawn(async move {
+                    gate.pass().await;
+                    answer()
+                })
+            }
+            _ => return Ok(answer()),
+        };
+        later.await.map_err(|_| BrokenOff)
+    }
+}
