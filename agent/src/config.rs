@@ -254,6 +254,12 @@ impl Config {
                 format!("must not be more than that ({})", self.limits.connections)
             });
         }
+        if self.csi.enabled && self.identity.mode != IdentityMode::Kubernetes {
+            reader.contradict("csi.enabled", "identity.mode", || {
+                "is for the mode \"kubernetes\" alone: nowhere else does a kubelet mount volumes"
+                    .to_owned()
+            });
+        }
         backends::check(self, reader);
         principal::check(self, reader);
     }

@@ -125,9 +125,17 @@ async fn the_check_says_which_level_of_rights_is_in_force() {
     sandbox.kube.grant(AGENT, rules);
     let line = checked(settings(), level).await;
     assert!(line.contains(": namespace: "), "{line}");
+    let line = checked(settings().set("csi.enabled", true), level).await;
+    assert!(
+        line.starts_with("ok ") && line.contains(": none: "),
+        "{line}"
+    );
 
     sandbox.kube.grant(AGENT, Rule::agent());
     let line = checked(settings(), level).await;
+    assert!(line.contains("every namespace, every account"), "{line}");
+    // It has it, whether it is needed or not.
+    let line = checked(settings().set("csi.enabled", true), level).await;
     assert!(line.contains("every namespace, every account"), "{line}");
 }
 

@@ -148,6 +148,35 @@ fn local_mode_without_anybody_and_anybody_without_local_mode_are_wrong() {
 }
 
 #[test]
+fn delivery_by_csi_needs_a_kubelet() {
+    let text = format!(
+        "csi.enabled = true\n{LOCAL}{}",
+        workload("1000", "me", "machine")
+    );
+    assert_eq!(
+        with_file(&text).faults(),
+        [
+            "config.toml:1:5: csi.enabled contradicts identity.mode: it is for the mode \"kubernetes\" alone: nowhere \
+             else does a kubelet mount volumes; change csi.enabled or identity.mode"
+        ]
+    );
+    let disabled = text.replacen("true", "false", 1);
+    assert!(!with_file(&disabled).config().csi.enabled);
+    let sidecar = with_file("identity.mode = \"sidecar\"")
+        .and_env("POD_NAMESPACE", "test")
+        .and_env("POD_NAME", "web-0")
+        .and_env("POD_SERVICE_ACCOUNT", "app")
+        .and_env("LATCHKEY_AGENT__CSI__ENABLED", "true");
+    let faults = sidecar.faults();
+    let named =
+        "environment variable LATCHKEY_AGENT__CSI__ENABLED: csi.enabled contradicts identity.mode";
+    assert!(
+        faults.len() == 1 && faults[0].starts_with(named),
+        "{faults:?}"
+    );
+}
+
+#[test]
 fn a_sidecar_is_told_by_the_downward_api_and_the_clouds_webhooks() {
     let start = with_file("identity.mode = \"sidecar\"")
         .and_env("POD_NAMESPACE", "test")
