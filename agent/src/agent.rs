@@ -292,8 +292,8 @@ impl Agent {
             );
         }
         tracing::info!("drained");
-        // The audit trail ends when nothing can write to it any more.
-        drop((services, server, roll));
+        // The audit trail ends when nothing can write to it any more; volumes read for their files.
+        drop((keeper, services, server, roll));
         let written = tokio::task::spawn_blocking(|| self.writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
         Ok(())
