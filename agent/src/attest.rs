@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
-/// An attested pod: the proof that the peer of a connection is a process of one of its containers. Outside of
-/// Kubernetes a principal of the machine stands for the pod.
+/// An attested pod: the proof that the peer of a connection is a process of one of its containers, or that the kubelet
+/// has a volume for it. Outside of Kubernetes a principal of the machine stands for the pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
     pod: Arc<Pod>,
@@ -55,6 +55,8 @@ pub(crate) enum Place {
     OwnPod,
     /// In a pod of this node.
     Pod(Located),
+    /// No process: the pod's volume, which the kubelet publishes before there is one.
+    Volume,
 }
 
 /// Says which pod a peer is, by what the agent was told to go by (`identity.mode`).
@@ -107,6 +109,11 @@ impl Workload {
         &self.facts
     }
 
+    /// Whether it is a pod's volume, which all of its containers may mount.
+    pub(crate) fn is_volume(&self) -> bool {
+        self.place == Place::Volume
+    }
+
     /// The container of the peer, by its cgroup, if a cgroup was looked at.
     pub(crate) fn container(&self) -> Option<ContainerId> {
         self.place.container()
@@ -135,7 +142,7 @@ impl Place {
     fn container(&self) -> Option<ContainerId> {
         match self {
             Self::Pod(located) => located.container,
-            Self::Local(_) | Self::OwnPod => None,
+            Self::Local(_) | Self::OwnPod | Self::Volume => None,
         }
     }
 }
@@ -205,6 +212,18 @@ impl Attestor {
                 let workload = self.known(peer, place)?;
                 workload.ok_or(AttestError::Denied("unknown_principal"))
             }
+        }
+    }
+
+    /// The pod whose volume is published, as [`Node::of_volume`] has it.
+    ///
+    /// # Errors
+    ///
+    /// If the pod may not ask, or is not known.
+    pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
+        match self {
+            Self::Kubernetes(node) => node.of_volume(pod),
+            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("no_volumes")),
         }
     }
 
@@ -348,6 +367,42 @@ impl Node {
             })
     }
 
+    /// Whether a pod of which the API server says that may ask at all.
+    fn may_ask(&self, facts: &Facts) -> Result<(), AttestError> {
+        let why = if facts.node != self.node {
+            "other_node"
+        } else if facts.mirror {
+            "static_pod"
+        } else if facts.finished {
+            "pod_finished"
+        } else if facts.grace_ended() {
+            "pod_deleted"
+        } else {
+            return Ok(());
+        };
+        Err(AttestError::Denied(why))
+    }
+
+    /// The pod in whose name the files of its volume are read. That it has one is the word of the kubelet, by way of
+    /// the mounter; who it is, that of the API server.
+    ///
+    /// # Errors
+    ///
+    /// If the pod may not ask, or is not known.
+    pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
+        let pod = self
+            .pods
+            .by_uid(pod)
+            .ok_or(AttestError::NotYet("unknown_pod"))?;
+        let facts = pod.facts();
+        self.may_ask(&facts)?;
+        Ok(Workload {
+            pod,
+            facts,
+            place: Place::Volume,
+        })
+    }
+
     /// The workload at `place`, if the API server has already named the pod.
     ///
     /// # Errors
@@ -362,18 +417,7 @@ impl Node {
             return Ok(None);
         };
         let facts = pod.facts();
-        if facts.node != self.node {
-            return Err(AttestError::Denied("other_node"));
-        }
-        if facts.mirror {
-            return Err(AttestError::Denied("static_pod"));
-        }
-        if facts.finished {
-            return Err(AttestError::Denied("pod_finished"));
-        }
-        if facts.grace_ended() {
-            return Err(AttestError::Denied("pod_deleted"));
-        }
+        self.may_ask(&facts)?;
         // A number that was recycled within the pod whose own socket it is changes nothing.
         if facts.host_network
             && peer.pinning() == Pinning::ByNumber

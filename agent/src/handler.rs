@@ -2,6 +2,7 @@
 
 mod batch;
 mod record;
+mod volume;
 mod wait;
 
 use crate::account::Accounts;
@@ -237,6 +238,76 @@ impl Services {
         }
         outcome.map(Arc::new)
     }
+
+    /// THE PIPELINE: workload → role → session → secret.
+    async fn read(
+        self: &Arc<Self>,
+        asker: RequestId,
+        workload: &Workload,
+        ask: &SecretAsk,
+        record: &mut Record<'_>,
+    ) -> Result<(Read, BackendId), RequestError> {
+        let now = Instant::now();
+        let backend = self.backend(ask.backend.as_deref())?;
+        record.backend = Some(self.backends.name(backend).clone());
+        let account = self.accounts.find(workload, now).await?;
+        let role = role::of(workload, &account, &self.backends, backend)?;
+        record.role = Some(role.name.clone());
+        self.backends
+            .at(backend)
+            .check(&role, &ask.name, &ask.selector)?;
+        let key = ReadKey {
+            backend,
+            role,
+            account: account.uid.clone(),
+            name: ask.name.clone(),
+            selector: ask.selector.clone(),
+        };
+        let values = &workload.pod().values;
+        let at_hand = (!ask.latest).then(|| values.at_hand(&key, now)).flatten();
+        let outcome = match at_hand {
+            Some(read) => Ok(read),
+            None => {
+                let fetch = || {
+                    let (services, key) = (self.clone(), key.clone());
+                    services.fetch(workload.clone(), key, asker)
+                };
+                // Boxed, because a request that is answered from the cache need not carry it.
+                Box::pin(values.read(&key, ask.latest, asker, fetch)).await
+            }
+        };
+        match outcome {
+            Ok(read) => {
+                self.metrics.cache(read.cache);
+                record.cache = read.cache.as_str();
+                record.shared_with = read.shared_with;
+                record.version = Some(read.secret.version.clone());
+                record.cloud_request_id = read.secret.cloud_request_id.clone();
+                Ok((read, backend))
+            }
+            Err((error, cache)) => {
+                self.metrics.cache(cache);
+                record.cache = cache.as_str();
+                record.cloud_request_id = error.cloud_request_id;
+                Err(error.error)
+            }
+        }
+    }
+
+    fn backend(&self, name: Option<&str>) -> Result<BackendId, RequestError> {
+        self.backends
+            .find(name)
+            .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
+    }
+
+    /// The same ask by the one name of all spellings that the vault does not tell apart: keys are made of it.
+    fn folded(&self, mut ask: SecretAsk) -> SecretAsk {
+        let backend = self.backends.find(ask.backend.as_deref());
+        if backend.is_some_and(|backend| self.backends.at(backend).ignores_case()) {
+            ask.name = ask.name.lowercased();
+        }
+        ask
+    }
 }
 
 // === impl Exchange ===
@@ -267,7 +338,7 @@ impl Exchange {
 
     async fn answer(&self, ask: Ask, body: Incoming) -> Result<Answer, RequestError> {
         match ask {
-            Ask::Secret(ask) => self.secret(&self.folded(ask)).await,
+            Ask::Secret(ask) => self.secret(&self.services.folded(ask)).await,
             // Boxed, because each request would else carry the largest of them.
             Ask::Batch => Box::pin(self.batch(body)).await,
             Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
@@ -296,8 +367,9 @@ impl Exchange {
                 *place = Some(workload.pod().quota.wait()?);
             }
             let _permit = workload.pod().quota.request()?;
-            let (read, backend) = self.read(&workload, ask, &mut record).await?;
-            let backend = self.services.backends.name(backend);
+            let services = &self.services;
+            let (read, backend) = services.read(self.id, &workload, ask, &mut record).await?;
+            let backend = services.backends.name(backend);
             response::secret(&read, ask, backend, self.id.as_str())
         };
         let outcome = self.in_time(AGAIN, work).await;
@@ -305,66 +377,11 @@ impl Exchange {
         outcome
     }
 
-    /// THE PIPELINE: workload → role → session → secret.
-    async fn read(
-        &self,
-        workload: &Workload,
-        ask: &SecretAsk,
-        record: &mut Record<'_>,
-    ) -> Result<(Read, BackendId), RequestError> {
-        let (services, now) = (&self.services, Instant::now());
-        let backend = self.backend(ask.backend.as_deref())?;
-        record.backend = Some(services.backends.name(backend).clone());
-        let account = services.accounts.find(workload, now).await?;
-        let role = role::of(workload, &account, &services.backends, backend)?;
-        record.role = Some(role.name.clone());
-        services
-            .backends
-            .at(backend)
-            .check(&role, &ask.name, &ask.selector)?;
-        let key = ReadKey {
-            backend,
-            role,
-            account: account.uid.clone(),
-            name: ask.name.clone(),
-            selector: ask.selector.clone(),
-        };
-        let values = &workload.pod().values;
-        let at_hand = (!ask.latest).then(|| values.at_hand(&key, now)).flatten();
-        let outcome = match at_hand {
-            Some(read) => Ok(read),
-            None => {
-                let fetch = || {
-                    let (services, key) = (services.clone(), key.clone());
-                    services.fetch(workload.clone(), key, self.id)
-                };
-                // Boxed, because a request that is answered from the cache need not carry it.
-                Box::pin(values.read(&key, ask.latest, self.id, fetch)).await
-            }
-        };
-        match outcome {
-            Ok(read) => {
-                services.metrics.cache(read.cache);
-                record.cache = read.cache.as_str();
-                record.shared_with = read.shared_with;
-                record.version = Some(read.secret.version.clone());
-                record.cloud_request_id = read.secret.cloud_request_id.clone();
-                Ok((read, backend))
-            }
-            Err((error, cache)) => {
-                services.metrics.cache(cache);
-                record.cache = cache.as_str();
-                record.cloud_request_id = error.cloud_request_id;
-                Err(error.error)
-            }
-        }
-    }
-
     async fn list(&self, ask: &ListAsk) -> Result<Answer, RequestError> {
         let workload = self.connection.workload(self.began).await?;
         let _permit = workload.pod().quota.request()?;
         let services = &self.services;
-        let backend = self.backend(ask.backend.as_deref())?;
+        let backend = services.backend(ask.backend.as_deref())?;
         let account = services.accounts.find(&workload, Instant::now()).await?;
         let key = SessionKey {
             backend,
@@ -414,23 +431,6 @@ impl Exchange {
             roles,
         };
         response::json(&identity, self.id.as_str())
-    }
-
-    fn backend(&self, name: Option<&str>) -> Result<BackendId, RequestError> {
-        self.services
-            .backends
-            .find(name)
-            .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
-    }
-
-    /// The same ask by the one name of all spellings that the vault does not tell apart: keys are made of it.
-    fn folded(&self, mut ask: SecretAsk) -> SecretAsk {
-        let backends = &self.services.backends;
-        let backend = backends.find(ask.backend.as_deref());
-        if backend.is_some_and(|backend| backends.at(backend).ignores_case()) {
-            ask.name = ask.name.lowercased();
-        }
-        ask
     }
 
     /// When the request must be answered; however much it asks for, it has one deadline.

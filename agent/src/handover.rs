@@ -330,7 +330,7 @@ impl Place {
     }
 
     /// The lock under which agents change the path, or none if somebody sits on it.
-    async fn lock(&self) -> Option<Flock<OwnedFd>> {
+    pub(crate) async fn lock(&self) -> Option<Flock<OwnedFd>> {
         let deadline = Instant::now() + LOCK_WAIT;
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let mut file = openat(&self.directory, ".", flags, Mode::empty()).ok()?;

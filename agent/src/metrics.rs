@@ -55,6 +55,7 @@ pub(crate) struct Metrics {
     tasks: IntGauge,
     pub(crate) volumes: IntGauge,
     publishes: IntCounterVec,
+    fillings: IntCounterVec,
 }
 
 #[derive(Debug, Default)]
@@ -202,8 +203,19 @@ impl Metrics {
                 "Volumes that the mounter brought, each repetition of the kubelet's included.",
                 &["outcome"],
             )?,
+            fillings: counters(
+                "latchkey_csi_fillings_total",
+                "Times that the files of a volume were read from the vaults, and how that ended.",
+                &["outcome"],
+            )?,
             registry,
         })
+    }
+
+    /// Counts a reading of a volume's files.
+    pub(crate) fn filling(&self, failure: Option<FailureKind>) {
+        let outcome = failure.map_or("ok", FailureKind::as_str);
+        self.fillings.with_label_values(&[outcome]).inc();
     }
 
     /// Counts a volume that the mounter brought.

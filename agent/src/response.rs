@@ -140,6 +140,18 @@ pub(crate) fn secret_json(
     Ok(secret.json.get_or_init(|| sealed_json(&body)).clone())
 }
 
+/// The bare value of the secret, or of its member `key`.
+///
+/// # Errors
+///
+/// `key_not_found` and `not_json` where a member was asked for.
+pub(crate) fn bare(secret: &Secret, key: Option<&str>) -> Result<Bytes, RequestError> {
+    Ok(match key {
+        None => copy(secret.value.expose()),
+        Some(key) => copy(member(text(secret)?, key)?.as_bytes()),
+    })
+}
+
 /// The body of a batch: secrets as [`secret_json`] wrote them, and the errors, already written too.
 pub(crate) fn batch(secrets: &[Bytes], errors: &[u8]) -> Bytes {
     const PARTS: [&[u8]; 3] = [b"{\"secrets\":[", b"],\"errors\":", b"}"];
@@ -241,16 +253,15 @@ fn body(
             Shape::Json => Ok((JSON, secret_json(secret, name, backend)?)),
             Shape::Raw => {
                 let kind = if secret.is_text { TEXT } else { BINARY };
-                Ok((kind, copy(secret.value.expose())))
+                Ok((kind, bare(secret, None)?))
             }
             Shape::Aws => Ok((JSON, aws(secret, name))),
         };
     };
-    let text = secret.value.expose_str().filter(|_| secret.is_text);
-    let member = member(text.ok_or_else(not_json)?, key)?;
     if ask.shape == Shape::Raw {
-        return Ok((TEXT, copy(member.as_bytes())));
+        return Ok((TEXT, bare(secret, Some(key))?));
     }
+    let member = member(text(secret)?, key)?;
     let body = SecretBody {
         name,
         value: &member,
@@ -272,6 +283,11 @@ fn aws(secret: &Secret, name: &str) -> Bytes {
         version_stages: &secret.details.stages,
         created_date: secret.details.created,
     })
+}
+
+fn text(secret: &Secret) -> Result<&str, RequestError> {
+    let text = secret.value.expose_str().filter(|_| secret.is_text);
+    text.ok_or_else(not_json)
 }
 
 /// The member of a JSON object: by its name, or by a pointer (RFC 6901) if the key starts with `/`. Only what was

@@ -78,6 +78,13 @@ pub(crate) fn of(
         .skip_annotation(backend)
         .and_then(|key| facts.annotations.get(key));
     if let Some(skipped) = skipped {
+        if workload.is_volume() {
+            return Err(RequestError::new(
+                Code::NoRole,
+                "the pod exempts containers from its role, and any container may mount the volume's files",
+            )
+            .at(Step::Role));
+        }
         let container = workload
             .container()
             .and_then(|container| facts.containers.get(&container));

@@ -4,18 +4,22 @@
 //! is listened in, one whose record is gone is let go of. So it does not matter which of them was restarted, and
 //! when. Of two agents on a node, the one that has the shared socket's path has these too.
 
+mod asked;
 mod control;
+mod filling;
+mod folder;
 
 use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::Pods;
 use crate::config;
-use crate::csi::control::{Ask, Message};
+use crate::csi::control::{Ask, Failure, FailureKind, Message};
 use crate::csi::volume::{Key, Store, Volume};
 use crate::handover::{Access, Listening, Place};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::server::Server;
+use filling::Filling;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -42,17 +46,22 @@ pub(crate) struct Volumes {
     server: Arc<Server>,
     metrics: Arc<Metrics>,
     pinning: Pinning,
+    /// How often files are read again.
+    refresh: Duration,
     open: Mutex<BTreeMap<Key, Open>>,
     control: Mutex<Option<Open>>,
 }
 
 /// A socket that is listened on until this is dropped.
 struct Open {
-    place: Place,
+    place: Arc<Place>,
     listening: Listening,
     /// The pod whose volume it is in; none for the mounter's.
     pod: Option<PodUid>,
+    /// Its files, if it has some.
+    filling: Option<Arc<Filling>>,
     _accepting: AbortOnDropHandle<()>,
+    _filling: Option<AbortOnDropHandle<()>>,
 }
 
 // === impl Volumes ===
@@ -73,6 +82,7 @@ impl Volumes {
             server,
             metrics,
             pinning,
+            refresh: config.refresh,
             open: Mutex::default(),
             control: Mutex::default(),
         }
@@ -106,8 +116,11 @@ impl Volumes {
             }
         };
         for key in &keys {
-            if let Err(error) = self.keep_open(key) {
-                tracing::error!(%error, "cannot listen in a pod's volume");
+            // One that the pod describes wrongly is refused when it is published.
+            if let Err(failure) = self.keep_open(key)
+                && failure.kind != FailureKind::Invalid
+            {
+                tracing::error!(error = failure.text, "cannot listen in a pod's volume");
             }
         }
         // Only now: whatever the mounter said meanwhile, it said to us.
@@ -149,26 +162,30 @@ impl Volumes {
         let listening = place.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
         *self.control() = Some(Open {
-            place,
+            place: Arc::new(place),
             listening,
             pod: None,
+            filling: None,
             _accepting: AbortOnDropHandle::new(accepting),
+            _filling: None,
         });
         Ok(before)
     }
 
-    /// Listens in a volume, if it is to be had and not listened in yet.
-    fn keep_open(&self, key: &Key) -> io::Result<()> {
+    /// Listens in a volume, if it is to be had and not listened in yet. Gives its files, if it is to have some.
+    fn keep_open(self: &Arc<Self>, key: &Key) -> Result<Option<Arc<Filling>>, Failure> {
         let mut open = self.open();
-        if open.get(key).is_some_and(Open::is_held) {
-            return Ok(());
+        if let Some(open) = open.get(key).filter(|open| open.is_held()) {
+            return Ok(open.filling.clone());
         }
-        let Some(volume) = self.store.load(key)? else {
-            return Ok(());
+        let failed = |error: io::Error| Failure::unavailable(error.to_string());
+        let Some(volume) = self.store.load(key).map_err(failed)? else {
+            return Ok(None);
         };
-        let place =
-            Place::open(&self.store.socket(key), Access::Everybody).map_err(io::Error::other)?;
-        let listening = place.claim(SOCKET_MODE)?;
+        let filling = Filling::of(&volume)?;
+        let place = Place::open(&self.store.socket(key), Access::Everybody)
+            .map_err(|error| failed(io::Error::other(error)))?;
+        let listening = place.claim(SOCKET_MODE).map_err(failed)?;
         let accepting = {
             let server = self.server.clone();
             let (listener, door) = (listening.listener.clone(), server.door_of(volume.pod.uid));
@@ -181,13 +198,18 @@ impl Volumes {
         open.insert(
             key.clone(),
             Open {
-                place,
+                place: Arc::new(place),
                 listening,
                 pod: Some(volume.pod.uid),
+                filling: filling.clone(),
                 _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
+                _filling: filling.clone().map(|filling| {
+                    let work = self.clone().go_on_filling(key.clone(), filling);
+                    AbortOnDropHandle::new(tokio::spawn(work))
+                }),
             },
         );
-        Ok(())
+        Ok(filling)
     }
 
     /// Lets go of a volume, and with a pod's last one of its tokens.
@@ -228,6 +250,15 @@ impl Volumes {
             .filter_map(|uid| Some((*uid, self.pods.by_uid(*uid)?.tokens.written()?)))
             .collect();
         control::inventory(&held)
+    }
+
+    /// Whether the volume is still this agent's.
+    fn is_held(&self, key: &Key) -> bool {
+        self.open().get(key).is_some_and(Open::is_held)
+    }
+
+    fn place_of(&self, key: &Key) -> Option<Arc<Place>> {
+        self.open().get(key).map(|open| open.place.clone())
     }
 
     fn volume_of(&self, key: &Key) -> Option<Volume> {

@@ -67,6 +67,8 @@ pub struct VolumeSpec {
     pub audiences: Vec<(String, i64)>,
     /// The attributes that the pod gives.
     pub attributes: Vec<(String, String)>,
+    /// The pod's `fsGroup`.
+    pub group: Option<u32>,
     /// Whether the tokens come as secrets (`serviceAccountTokenInSecrets`).
     pub tokens_in_secrets: bool,
 }
@@ -83,6 +85,7 @@ impl VolumeSpec {
             name: "latchkey".to_owned(),
             audiences: vec![("sts.amazonaws.com".to_owned(), 600)],
             attributes: Vec::new(),
+            group: None,
             tokens_in_secrets: false,
         }
     }
@@ -233,7 +236,13 @@ impl Kubelet {
             volume_id: volume.id(),
             target_path: target.to_string_lossy().into_owned(),
             volume_capability: Some(VolumeCapability {
-                access_type: Some(AccessType::Mount(MountVolume::default())),
+                access_type: Some(AccessType::Mount(MountVolume {
+                    volume_mount_group: volume
+                        .group
+                        .map(|group| group.to_string())
+                        .unwrap_or_default(),
+                    ..MountVolume::default()
+                })),
                 access_mode: Some(AccessMode { mode: 1 }),
             }),
             readonly: true,

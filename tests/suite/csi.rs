@@ -1,6 +1,8 @@
 //! Delivery by CSI: a kubelet that the test plays, the mounter as a real process, and an agent that may ask for no token.
 
 mod errors;
+mod files;
+mod limits;
 mod restarts;
 mod tokens;
 
@@ -13,7 +15,7 @@ use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
 use testkit::kubelet::{Kubelet, Mounter, Status, VolumeSpec, until};
 use testkit::sandbox::{ACCOUNT, Sandbox, container_id, password};
-use testkit::workload::{Flood, Raw, Volume, Workload, WorkloadSpec};
+use testkit::workload::{Raw, Volume, Workload, WorkloadSpec};
 
 /// What a pod of namespace `test` may read.
 const OWN: &str = "/v1/secrets/test/database-password";
@@ -387,50 +389,6 @@ async fn an_unpublished_volume_leaves_nothing_and_can_be_unpublished_again() {
     })
     .await
     .expect("they are closed");
-}
-
-#[tokio::test]
-async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_connect_wait() {
-    if !can_run() {
-        return;
-    }
-    let node = Node::start_with(|settings| settings.set("limits.connections", 64)).await;
-    let noisy = node.pod("test", "noisy").await;
-    let polite = node.pod("test", "polite").await;
-    reads_own(&polite.workload).await;
-    // All that the pod may have, silent, and all that the node's shared socket may have besides.
-    for number in 0..90 {
-        let name = format!("c{number}");
-        noisy
-            .workload
-            .connect(&name)
-            .await
-            .expect("at least queued");
-    }
-    let flood = Flood {
-        path: "/health".into(),
-        connections: 8,
-        requests: 200,
-        reconnect: true,
-        interval_micros: 0,
-        expect: None,
-    };
-    let calm = Flood {
-        path: OWN.into(),
-        connections: 1,
-        requests: 50,
-        interval_micros: 10_000,
-        ..flood.clone()
-    };
-    let polite = async { polite.workload.flood(calm).await.expect("it runs") };
-    let noisy = async {
-        // It ends by itself when it gets no answers for long enough, or it does not matter.
-        let _ = tokio::time::timeout(Duration::from_secs(2), noisy.workload.flood(flood)).await;
-    };
-    let (polite, ()) = tokio::join!(polite, noisy);
-    assert_eq!(polite.count(200), 50, "{polite:?}");
-    // On a busy machine that counts for little; to wait for the other's backlog would take for ever.
-    assert!(polite.percentile(99) < 2_000_000, "{polite:?}");
 }
 
 #[tokio::test]

@@ -22,8 +22,12 @@ pub(crate) struct Line<'a> {
     pub(crate) pod_uid: Option<PodUid>,
     pub(crate) container_id: Option<ContainerId>,
     pub(crate) container_confirmed: bool,
-    pub(crate) pid: i32,
-    pub(crate) uid: u32,
+    /// Absent where no process asked; so is the uid.
+    pub(crate) pid: Option<i32>,
+    pub(crate) uid: Option<u32>,
+    /// The pod's volume for whose files it was read, by the name that the pod has for it.
+    #[cfg_attr(test, serde(skip_serializing_if = "Option::is_none"))]
+    pub(crate) volume: Option<&'a str>,
     pub(crate) backend: Option<&'a str>,
     pub(crate) role: Option<&'a str>,
     pub(crate) secret: &'a str,
@@ -66,6 +70,9 @@ impl Line<'_> {
         object.value("container_confirmed", self.container_confirmed)?;
         object.value("pid", self.pid)?;
         object.value("uid", self.uid)?;
+        if self.volume.is_some() {
+            object.text("volume", self.volume)?;
+        }
         object.text("backend", self.backend)?;
         object.text("role", self.role)?;
         object.text("secret", self.secret)?;
@@ -135,8 +142,8 @@ mod tests {
         #[test]
         fn a_line_is_what_a_serializer_would_write(
             texts in prop::array::uniform6(TEXTS),
-            maybe in prop::array::uniform10(option::of(TEXTS)),
-            numbers in any::<(u64, i32, u32, bool)>(),
+            maybe in prop::array::uniform11(option::of(TEXTS)),
+            numbers in any::<(u64, Option<i32>, Option<u32>, bool)>(),
             duration_ms in 0.0..1e9_f64,
             has_ids in any::<bool>(),
         ) {
@@ -151,6 +158,7 @@ mod tests {
                 pod_uid: has_ids.then(|| PodUid::synthetic(0xa5)),
                 container_id: has_ids.then(|| ContainerId::synthetic(0x5a)),
                 container_confirmed, pid, uid,
+                volume: maybe[10],
                 backend: maybe[3],
                 role: maybe[4],
                 secret,

@@ -1,6 +1,7 @@
 //! Delivery by CSI: whether, and where.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::reader::Reader;
 use super::settings::Value;
@@ -16,6 +17,8 @@ pub struct Csi {
     pub enabled: bool,
     /// The directory of the CSI plugin, the same as the mounter's.
     pub directory: PathBuf,
+    /// How often the files of volumes are read again.
+    pub refresh: Duration,
 }
 
 impl Csi {
@@ -24,6 +27,11 @@ impl Csi {
         Self {
             enabled: reader.read("csi.enabled", value::boolean, default.enabled),
             directory: reader.read("csi.directory", directory, default.directory),
+            refresh: reader.read(
+                "csi.refresh",
+                value::duration(Duration::from_secs(1)..=Duration::from_secs(3600)),
+                default.refresh,
+            ),
         }
     }
 }
@@ -33,6 +41,7 @@ impl Default for Csi {
         Self {
             enabled: false,
             directory: PathBuf::from("/var/lib/kubelet/plugins/csi.latchkey.dev"),
+            refresh: Duration::from_secs(60),
         }
     }
 }

@@ -50,8 +50,12 @@ pub(crate) struct Failure {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum FailureKind {
-    /// The pod is not what the kubelet says it is.
+    /// The pod is not what the kubelet says it is, or may not have a secret.
     Denied,
+    /// An attribute of the volume is wrong.
+    Invalid,
+    /// There is no such secret.
+    Missing,
     /// It may succeed later.
     Unavailable,
 }
@@ -75,6 +79,8 @@ impl FailureKind {
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Denied => "denied",
+            Self::Invalid => "invalid",
+            Self::Missing => "missing",
             Self::Unavailable => "unavailable",
         }
     }

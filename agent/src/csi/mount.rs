@@ -104,14 +104,26 @@ pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
     }
 }
 
+/// Removes every mount at `path`, in a directory that is nobody's but root's.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn unmount(path: &Path) -> io::Result<()> {
+    unmount_from(path, path)
+}
+
 fn unmount_all(path: &Path, parent: &OwnedFd) -> io::Result<()> {
     // By way of the directory that is held open: nothing can be put in the path's place.
-    let at = through(parent).join(MOUNT);
+    unmount_from(&through(parent).join(MOUNT), path)
+}
+
+fn unmount_from(at: &Path, path: &Path) -> io::Result<()> {
     for _ in 0..MOST_STACKED {
-        match umount2(&at, MntFlags::UMOUNT_NOFOLLOW) {
+        match umount2(at, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
             // What has something open in it is taken out of the way now, and ends with that.
-            Err(Errno::EBUSY) => umount2(&at, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
+            Err(Errno::EBUSY) => umount2(at, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }

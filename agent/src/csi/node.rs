@@ -1,6 +1,7 @@
 //! The node service: volumes published and unpublished, each call as often as the kubelet likes.
 //!
-//! A volume is made in this order: its directory, the record of it, the agent's consent, the mount. Whoever is killed in between leaves something that the next call, or [`Node::tend`], completes
+//! A volume is made in this order: its directory, memory for files if the pod wants some, the record of it, the agent's
+//! consent (who writes the files), the mount. Whoever is killed in between leaves something that the next call, or [`Node::tend`], completes
 //! or removes. An error that the kubelet takes for final is given only before the volume is mounted: a pod that
 //! runs keeps what it has.
 
@@ -8,7 +9,7 @@ use super::control::{Agent, Ask, Failure, FailureKind};
 use super::mount;
 use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use super::publish::{Publish, Target, volume_id};
-use super::volume::{Key, Store, Volume};
+use super::volume::{FilesAsked, Key, Store, Volume};
 use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -146,6 +147,9 @@ impl Node {
             Failure::unavailable(format!("cannot {what} the pod's directory: {error}"))
         };
         self.store.make(key).map_err(|e| failed("make", e))?;
+        if let Some(files) = &volume.files {
+            mount::memory(directory, &options_of(files)).map_err(|e| failed("make", e))?;
+        }
         self.store.save(&volume).map_err(|e| failed("record", e))?;
         self.agent.ask(Ask::Publish(volume), tokens).await?;
         mount::bind(directory, &target).map_err(|e| failed("mount", e))
@@ -173,6 +177,9 @@ impl Node {
     }
 
     fn clear(&self, key: &Key) {
+        if let Err(error) = mount::unmount(&self.store.directory(key)) {
+            tracing::warn!(%error, "cannot unmount the memory of a volume");
+        }
         if let Err(error) = self.store.remove(key) {
             tracing::warn!(%error, "cannot remove the directory of a volume");
         }
@@ -208,14 +215,23 @@ fn compatible(known: &Volume, asked: &Volume) -> Result<(), Status> {
         ))
     } else {
         Err(Status::already_exists(
-            "the volume is published for another pod",
+            "the volume is published for another pod, or with other attributes",
         ))
     }
+}
+
+/// How the memory for a volume's files is mounted. What is made in it is of the pod's group by itself (inode(7),
+/// "set-group-ID"): the agent, which makes it, has no right to give anything to a group.
+fn options_of(files: &FilesAsked) -> String {
+    let group = files.group.unwrap_or(0);
+    format!("mode=2755,gid={group},size=8m,nr_inodes=512")
 }
 
 fn status(failure: Failure) -> Status {
     match failure.kind {
         FailureKind::Denied => Status::permission_denied(failure.text),
+        FailureKind::Invalid => Status::invalid_argument(failure.text),
+        FailureKind::Missing => Status::not_found(failure.text),
         FailureKind::Unavailable => Status::unavailable(failure.text),
     }
 }

@@ -4,11 +4,17 @@
 use super::DRIVER;
 use super::grpc::{Services, unary, unimplemented};
 use super::node::Node;
-use super::proto::{BoolValue, Empty, NodeInfo, PluginInfo, PluginName, Probe, RegistrationStatus};
+use super::proto::{
+    BoolValue, Empty, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, PluginInfo, PluginName,
+    Probe, RegistrationStatus,
+};
 use hyper::body::Incoming;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tonic::body::Body;
+
+/// `NodeServiceCapability.RPC.Type`, in csi.proto.
+const VOLUME_MOUNT_GROUP: i32 = 6;
 
 /// The plugin as the kubelet sees it, on both of its sockets.
 #[derive(Debug)]
@@ -25,9 +31,12 @@ impl Services for Plugin {
             "/csi.v1.Identity/GetPluginInfo" => {
                 unary(request, |Empty {}| async { Ok(plugin_name()) }).await
             }
-            // No controller, no topology, no staging: none beyond the least.
-            "/csi.v1.Identity/GetPluginCapabilities" | "/csi.v1.Node/NodeGetCapabilities" => {
+            // No controller, no topology: none beyond the least.
+            "/csi.v1.Identity/GetPluginCapabilities" => {
                 unary(request, |Empty {}| async { Ok(Empty {}) }).await
+            }
+            "/csi.v1.Node/NodeGetCapabilities" => {
+                unary(request, |Empty {}| async { Ok(capabilities()) }).await
             }
             "/csi.v1.Identity/Probe" => unary(request, |Empty {}| async { Ok(ready()) }).await,
             "/csi.v1.Node/NodeGetInfo" => {
@@ -61,6 +70,16 @@ fn plugin_name() -> PluginName {
     PluginName {
         name: DRIVER.into(),
         vendor_version: env!("CARGO_PKG_VERSION").into(),
+    }
+}
+
+/// The kubelet says the pod's group. No staging, no statistics, no growth.
+fn capabilities() -> NodeCapabilities {
+    let rpc = NodeRpc {
+        kind: VOLUME_MOUNT_GROUP,
+    };
+    NodeCapabilities {
+        capabilities: vec![NodeCapability { rpc: Some(rpc) }],
     }
 }
 

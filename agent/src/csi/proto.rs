@@ -47,6 +47,30 @@ pub struct NodeInfo {
     pub node_id: String,
 }
 
+/// `NodeGetCapabilitiesResponse`.
+#[derive(Clone, Message)]
+pub struct NodeCapabilities {
+    /// What the node service can do.
+    #[prost(message, repeated, tag = "1")]
+    pub capabilities: Vec<NodeCapability>,
+}
+
+/// `NodeServiceCapability`.
+#[derive(Clone, Copy, Message)]
+pub struct NodeCapability {
+    /// The only kind that there is.
+    #[prost(message, optional, tag = "1")]
+    pub rpc: Option<NodeRpc>,
+}
+
+/// `NodeServiceCapability.RPC`.
+#[derive(Clone, Copy, Message)]
+pub struct NodeRpc {
+    /// Which: `VOLUME_MOUNT_GROUP` is 6.
+    #[prost(int32, tag = "1")]
+    pub kind: i32,
+}
+
 /// `NodePublishVolumeRequest`. It may hold tokens, and prints nothing of what it holds.
 #[derive(Clone, Message)]
 #[prost(skip_debug)]
@@ -108,6 +132,9 @@ pub struct MountVolume {
     /// Options for the mount.
     #[prost(string, repeated, tag = "2")]
     pub mount_flags: Vec<String>,
+    /// The pod's `fsGroup`, as a number; empty if it has none.
+    #[prost(string, tag = "3")]
+    pub volume_mount_group: String,
 }
 
 /// `VolumeCapability.AccessMode`.

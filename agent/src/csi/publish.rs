@@ -2,9 +2,10 @@
 //! refused here.
 
 use super::proto::{AccessType, NodePublishVolumeRequest};
-use super::volume::{PodReference, Volume};
+use super::volume::{FilesAsked, PodReference, Volume};
 use crate::attest::cgroup::PodUid;
 use std::collections::HashMap;
+use std::mem;
 use std::path::{Path, PathBuf};
 use tonic::Status;
 
@@ -13,6 +14,12 @@ const KUBELETS: &str = "csi.storage.k8s.io/";
 
 /// Where the kubelet puts the pod's tokens.
 const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
+
+/// The attribute by which a pod asks for files.
+const SECRETS: &str = "secrets";
+
+/// The longest that it may be, in bytes: it is kept with the volume's record.
+const SECRETS_LIMIT: usize = 32 * 1024;
 
 /// The longest id that a caller may give a volume; CSI's own limit for a string.
 const ID_LIMIT: usize = 128;
@@ -59,6 +66,7 @@ impl Publish {
                 "volume_capability.access_mode is missing",
             ));
         }
+        let group;
         match capability.access_type {
             None => {
                 return Err(Status::invalid_argument(
@@ -70,7 +78,8 @@ impl Publish {
                     "there are no block volumes: use volumeMounts, not volumeDevices",
                 ));
             }
-            Some(AccessType::Mount(mount)) => {
+            Some(AccessType::Mount(mut mount)) => {
+                group = mem::take(&mut mount.volume_mount_group);
                 if !mount.fs_type.is_empty() || !mount.mount_flags.is_empty() {
                     return Err(Status::failed_precondition(
                         "the volume takes no fsType and no mount options: leave them out",
@@ -105,6 +114,13 @@ impl Publish {
                 "volume_context's pod.uid is not the pod of target_path",
             ));
         }
+        let files = match context.remove(SECRETS) {
+            Some(secrets) => Some(FilesAsked {
+                secrets: not_too_long(secrets)?,
+                group: group_id(&group)?,
+            }),
+            None => None,
+        };
         let mut unknown: Vec<_> = context
             .keys()
             .filter(|key| !key.starts_with(KUBELETS))
@@ -112,7 +128,7 @@ impl Publish {
         unknown.sort_unstable();
         if let Some(key) = unknown.first() {
             return Err(Status::invalid_argument(format!(
-                "the volume has an attribute {key:?}, which does not exist: it takes none"
+                "the volume has an attribute {key:?}, which does not exist: there is {SECRETS:?} alone"
             )));
         }
         Ok(Self {
@@ -120,6 +136,7 @@ impl Publish {
                 id,
                 pod,
                 target: target.path.clone(),
+                files,
             },
             target,
             tokens: tokens.map(String::into_bytes).unwrap_or_default(),
@@ -142,6 +159,26 @@ pub(super) fn volume_id(id: String) -> Result<String, Status> {
     } else {
         Ok(id)
     }
+}
+
+fn not_too_long(secrets: String) -> Result<String, Status> {
+    if secrets.len() > SECRETS_LIMIT {
+        return Err(Status::invalid_argument(format!(
+            "the volume's attribute {SECRETS:?} is longer than {SECRETS_LIMIT} bytes"
+        )));
+    }
+    Ok(secrets)
+}
+
+/// The number of a group, or none. The kernel has no group of the highest number.
+fn group_id(text: &str) -> Result<Option<u32>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let group = text.parse().ok().filter(|group| *group != u32::MAX);
+    group.map(Some).ok_or_else(|| {
+        Status::invalid_argument("volume_capability's volume_mount_group is no number of a group")
+    })
 }
 
 fn told(context: &mut HashMap<String, String>, name: &str) -> Result<String, Status> {
@@ -354,7 +391,48 @@ mod tests {
     #[test]
     fn an_attribute_that_does_not_exist_is_named() {
         let (code, text) = refused(|r| {
-            r.volume_context.insert("secrets".into(), "- a".into());
+            r.volume_context.insert("secret".into(), "[]".into());
+        });
+        assert_eq!(code, Code::InvalidArgument);
+        assert!(text.contains("\"secret\""), "{text}");
+    }
+
+    fn with_files(group: &str) -> NodePublishVolumeRequest {
+        let mut request = right();
+        let secrets = ("secrets".to_owned(), "[\"a\"]".to_owned());
+        request.volume_context.extend([secrets]);
+        let capability = request.volume_capability.as_mut().expect("one");
+        capability.access_type = Some(AccessType::Mount(MountVolume {
+            volume_mount_group: group.into(),
+            ..MountVolume::default()
+        }));
+        request
+    }
+
+    #[test]
+    fn files_are_asked_for_by_an_attribute_and_belong_to_the_pods_group() {
+        for (text, group) in [("", None), ("0", Some(0)), ("2000", Some(2000))] {
+            let publish = Publish::parse(with_files(text), Path::new("/k")).expect("it is right");
+            let files = publish.volume.files.expect("files");
+            assert_eq!((&*files.secrets, files.group), ("[\"a\"]", group));
+        }
+        // Where there are no files there is nothing to own.
+        let mut without = with_files("2000");
+        without.volume_context.remove("secrets");
+        let publish = Publish::parse(without, Path::new("/k")).expect("it is right");
+        assert_eq!(publish.volume.files, None);
+    }
+
+    #[test]
+    fn a_group_that_is_no_number_and_a_list_without_end_are_refused() {
+        for group in ["app", "-1", "4294967295", "4294967296", "1,mode=0777"] {
+            let (code, text) = refused(|r| *r = with_files(group));
+            assert_eq!(code, Code::InvalidArgument, "{group}");
+            assert!(text.contains("volume_mount_group"), "{text}");
+        }
+        let (code, text) = refused(|r| {
+            let long = "x".repeat(SECRETS_LIMIT + 1);
+            r.volume_context.insert("secrets".into(), long);
         });
         assert_eq!(code, Code::InvalidArgument);
         assert!(text.contains("\"secrets\""), "{text}");

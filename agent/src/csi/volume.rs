@@ -5,6 +5,7 @@ use nix::sys::stat::{SFlag, lstat};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
+use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
@@ -18,6 +19,18 @@ pub(crate) struct Volume {
     pub(crate) pod: PodReference,
     /// Where the kubelet wants it.
     pub(crate) target: PathBuf,
+    /// What it holds beside the socket, if the pod asks for something.
+    #[serde(default)]
+    pub(crate) files: Option<FilesAsked>,
+}
+
+/// The files that a pod wants in its volume.
+#[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
+pub(crate) struct FilesAsked {
+    /// The volume's attribute, as the pod wrote it: the agent reads it, the mounter does not.
+    pub(crate) secrets: String,
+    /// The group that they belong to.
+    pub(crate) group: Option<u32>,
 }
 
 /// A pod, as the kubelet tells it.
@@ -38,7 +51,7 @@ pub(crate) struct Key(String);
 /// outlives the node's next start, and that only root can enter.
 ///
 /// - `control.sock`, where the agent listens for the mounter
-/// - `p/KEY/`, the directory that is mounted into the pod
+/// - `p/KEY/`, the directory that is mounted into the pod; where the pod wants files it is a tmpfs of its own
 /// - `v/KEY`, the volume as JSON; it is there from when the directory is ready until the volume is unpublished
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -56,6 +69,12 @@ const POD_MODE: u32 = 0o755;
 impl Volume {
     pub(crate) fn key(&self) -> Key {
         Key::of(&self.id)
+    }
+
+    /// What the pod calls it. The place is `.../kubernetes.io~csi/NAME/mount`.
+    pub(crate) fn name(&self) -> &str {
+        let name = self.target.parent().and_then(Path::file_name);
+        name.and_then(OsStr::to_str).unwrap_or_default()
     }
 }
 
@@ -268,7 +287,16 @@ mod tests {
                 service_account: "app".into(),
             },
             target: target.into(),
+            files: None,
         }
+    }
+
+    #[test]
+    fn a_volume_of_before_there_were_files_is_read() {
+        let mut written = serde_json::to_value(volume("/one")).expect("JSON");
+        written.as_object_mut().expect("an object").remove("files");
+        let read: Volume = serde_json::from_value(written).expect("a volume");
+        assert_eq!(read, volume("/one"));
     }
 
     #[test]

@@ -78,9 +78,10 @@ impl Exchange {
         let work = async {
             let name_asked =
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
-            let ask = self.folded(SecretAsk::plain(name_asked));
-            let (read, backend) = self.read(workload, &ask, &mut record).await?;
-            let backend = self.services.backends.name(backend);
+            let services = &self.services;
+            let ask = services.folded(SecretAsk::plain(name_asked));
+            let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
+            let backend = services.backends.name(backend);
             response::secret_json(&read.secret, ask.name.as_str(), backend)
         };
         let outcome = self.in_time(FEWER, work).await;

@@ -5,14 +5,16 @@ use crate::attest::Workload;
 use crate::audit::{Line, Place};
 use crate::error::RequestError;
 use crate::request::RequestId;
+use crate::server::Connection;
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// What is known of an ask, line by line as the pipeline finds it out. It ends in the audit trail however
 /// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
 pub(super) struct Record<'a> {
-    exchange: &'a Exchange,
     place: Option<Place<'a>>,
+    id: RequestId,
+    asker: Asker<'a>,
     secret: &'a str,
     pub(super) began: Instant,
     pub(super) workload: Option<Workload>,
@@ -24,7 +26,34 @@ pub(super) struct Record<'a> {
     pub(super) cloud_request_id: Option<Arc<str>>,
 }
 
-impl Record<'_> {
+/// Who asks.
+#[derive(Clone, Copy)]
+pub(super) enum Asker<'a> {
+    /// A process of the pod.
+    Peer(&'a Connection),
+    /// The pod's volume of that name, which is filled with files.
+    Volume(&'a str),
+}
+
+impl<'a> Record<'a> {
+    /// A record of an ask of which no more is known yet.
+    pub(super) fn new(place: Place<'a>, id: RequestId, asker: Asker<'a>, secret: &'a str) -> Self {
+        Self {
+            place: Some(place),
+            id,
+            asker,
+            secret,
+            began: Instant::now(),
+            workload: None,
+            backend: None,
+            role: None,
+            version: None,
+            cache: "off",
+            shared_with: None,
+            cloud_request_id: None,
+        }
+    }
+
     /// Writes the line of an ask that has been answered.
     pub(super) fn close(mut self, error: Option<&RequestError>) -> Result<(), RequestError> {
         match error {
@@ -44,9 +73,12 @@ impl Record<'_> {
         };
         let workload = self.workload.as_ref();
         let facts = workload.map(|workload| workload.facts());
-        let connection = &self.exchange.connection;
+        let (pid, uid, volume) = match self.asker {
+            Asker::Peer(peer) => (Some(peer.pid()), Some(peer.uid()), None),
+            Asker::Volume(name) => (None, None, Some(name)),
+        };
         place.fill(Line {
-            request_id: self.exchange.id.as_str(),
+            request_id: self.id.as_str(),
             namespace: facts.map(|facts| &*facts.namespace),
             service_account: facts.map(|facts| &*facts.service_account),
             // Outside of Kubernetes there is none.
@@ -56,8 +88,9 @@ impl Record<'_> {
             pod_uid: workload.and_then(|workload| workload.pod().uid),
             container_id: workload.and_then(Workload::container),
             container_confirmed: workload.is_some_and(Workload::container_confirmed),
-            pid: connection.pid(),
-            uid: connection.uid(),
+            pid,
+            uid,
+            volume,
             backend: self.backend.as_deref(),
             role: self.role.as_deref(),
             secret: self.secret,
@@ -86,18 +119,11 @@ impl Exchange {
     /// A record of the ask, with its place in the audit trail.
     pub(super) async fn record<'a>(&'a self, secret: &'a str) -> Result<Record<'a>, RequestError> {
         let place = self.services.audit.place(self.deadline()).await?;
-        Ok(Record {
-            exchange: self,
-            place: Some(place),
+        Ok(Record::new(
+            place,
+            self.id,
+            Asker::Peer(&self.connection),
             secret,
-            began: Instant::now(),
-            workload: None,
-            backend: None,
-            role: None,
-            version: None,
-            cache: "off",
-            shared_with: None,
-            cloud_request_id: None,
-        })
+        ))
     }
 }

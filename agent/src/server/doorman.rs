@@ -41,7 +41,7 @@ impl Origin {
     pub(super) fn of(peer: &Peer, place: Place) -> Self {
         match place {
             Place::Pod(cgroup) => Self::Pod(cgroup.pod),
-            Place::Local(_) | Place::OwnPod => Self::elsewhere(peer),
+            Place::Local(_) | Place::OwnPod | Place::Volume => Self::elsewhere(peer),
         }
     }
 

@@ -120,10 +120,17 @@ impl Volumes {
         if self.volume_of(&key).as_ref() != Some(&volume) {
             return Err(Failure::unavailable("the volume's record is gone"));
         }
-        self.keep_open(&key).map_err(|error| {
-            tracing::error!(%error, uid = %volume.pod.uid, "cannot listen in a pod's volume");
+        let filling = self.keep_open(&key).map_err(|failure| {
+            if failure.kind == FailureKind::Invalid {
+                return failure;
+            }
+            tracing::error!(error = failure.text, uid = %volume.pod.uid, "cannot listen in a pod's volume");
             Failure::unavailable("the agent cannot listen in the pod's directory; its log says why")
-        })
+        })?;
+        match filling {
+            Some(filling) => self.fill_first(&key, &filling).await,
+            None => Ok(()),
+        }
     }
 
     /// The pod, which must be to the API server what it is to the kubelet.

@@ -25,6 +25,7 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
         "\"/var/lib/k0s/kubelet/plugins/csi.latchkey.dev\"",
     ),
     ("csi.enabled", "true"),
+    ("csi.refresh", "\"5m\""),
     ("identity.csi_only_runtimes", "[\"gvisor\"]"),
     (
         "identity.kubepods_root",
@@ -196,6 +197,10 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         ],
     ),
     ("csi.enabled", &["1", "\"\"", "\"yes\"", "[]"]),
+    (
+        "csi.refresh",
+        &["1", "\"\"", "\"0s\"", "\"999ms\"", "\"2h\"", "true"],
+    ),
     (
         "default_backend",
         &["\"gcp\"", "\"AWS\"", "\"\"", "1", "\"a.b\""],

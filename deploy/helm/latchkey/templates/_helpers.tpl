@@ -148,7 +148,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $_ := set $kubernetes "startup_taint" .Values.startupTaint.key -}}
 {{- end -}}
 {{- if eq .Values.delivery "csi" -}}
-{{- $_ := set $config "csi" (dict "enabled" true "directory" (include "latchkey.pluginDirectory" .)) -}}
+{{- $csi := dict "enabled" true "directory" (include "latchkey.pluginDirectory" .) -}}
+{{- $_ := set $config "csi" (merge $csi (default (dict) $config.csi)) -}}
 {{- end -}}
 {{- if $kubernetes -}}
 {{- $_ := set $config "kubernetes" $kubernetes -}}

@@ -1,0 +1,300 @@
+//! A volume's files, filled from the vaults before the pod starts and then again and again: in the pod's name, by the
+//! pod's own role and within its quota.
+//!
+//! What is in place stays until there is something newer. A vault that is away, and a secret that the pod may have no
+//! more, change nothing in a pod that runs; the kubelet is told with its next call.
+
+use super::Volumes;
+use super::asked::{self, FileAsked};
+use super::folder::{FileMade, Folder};
+use crate::attest::{AttestError, Workload};
+use crate::backend::Secret;
+use crate::csi::control::{Failure, FailureKind};
+use crate::csi::volume::{Key, Volume, is_tmpfs};
+use crate::error::RequestError;
+use crate::response;
+use crate::secret::SecretName;
+use futures::{StreamExt, stream};
+use latchkey_client::protocol::Code;
+use nix::sys::stat::stat;
+use nix::sys::statfs::statfs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Mutex;
+use tokio::time::{sleep, timeout};
+use uuid::Uuid;
+
+/// How many secrets of a volume are read at once.
+const WIDTH: usize = 8;
+
+/// How long all of them may take. The mounter waits for the agent a little longer.
+const FILL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The most bytes that the files of one volume may have together: as many as a Secret of Kubernetes.
+const VOLUME_LIMIT: usize = 1 << 20;
+
+/// The most memory that the files of all pods may take. It counts as the agent's.
+const NODE_LIMIT: u64 = 32 << 20;
+
+/// A pause between two fillings is longer by up to this part of it: volumes that were filled together do not go on so.
+const JITTER_PART: u32 = 8;
+
+/// The files of a volume.
+pub(super) struct Filling {
+    volume: Volume,
+    asked: Vec<FileAsked>,
+    /// How the last filling ended, of those that this agent has done.
+    last: Mutex<Option<Result<(), Failure>>>,
+}
+
+/// One read, whose result may be in several files.
+#[derive(Clone, Eq, PartialEq)]
+struct Source {
+    secret: SecretName,
+    backend: Option<String>,
+}
+
+// === impl Filling ===
+
+impl Filling {
+    /// The files that a volume is to hold, if any.
+    ///
+    /// # Errors
+    ///
+    /// If what the pod asks for is wrong.
+    pub(super) fn of(volume: &Volume) -> Result<Option<Arc<Self>>, Failure> {
+        let Some(files) = &volume.files else {
+            return Ok(None);
+        };
+        Ok(Some(Arc::new(Self {
+            volume: volume.clone(),
+            asked: asked::parse(&files.secrets)?,
+            last: Mutex::default(),
+        })))
+    }
+
+    /// What is to be read, each secret once: members of one secret are then of one version.
+    fn sources(&self) -> Vec<Source> {
+        let mut sources = Vec::new();
+        for source in self.asked.iter().map(Source::of) {
+            if !sources.contains(&source) {
+                sources.push(source);
+            }
+        }
+        sources
+    }
+}
+
+impl Source {
+    fn of(file: &FileAsked) -> Self {
+        Self {
+            secret: file.secret.clone(),
+            backend: file.backend.clone(),
+        }
+    }
+}
+
+// === impl Volumes ===
+
+impl Volumes {
+    /// Fills the volume if this agent has not done so yet, or failed to.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot be filled.
+    pub(super) async fn fill_first(&self, key: &Key, filling: &Filling) -> Result<(), Failure> {
+        let mut last = filling.last.lock().await;
+        if let Some(Ok(())) = *last {
+            return Ok(());
+        }
+        let outcome = self.fill(key, filling, last.as_ref()).await;
+        *last = Some(outcome.clone());
+        outcome
+    }
+
+    /// Fills the volume again and again, as long as it is this agent's.
+    pub(super) async fn go_on_filling(self: Arc<Self>, key: Key, filling: Arc<Filling>) {
+        loop {
+            sleep(self.pause()).await;
+            if !self.is_held(&key) {
+                return;
+            }
+            // Before it is filled for the first time nobody has agreed to it.
+            if Folder::of(self.store.directory(&key)).is_filled() {
+                let mut last = filling.last.lock().await;
+                *last = Some(self.fill(&key, &filling, last.as_ref()).await);
+            }
+        }
+    }
+
+    fn pause(&self) -> Duration {
+        let [byte, ..] = Uuid::new_v4().into_bytes();
+        self.refresh + self.refresh / JITTER_PART * u32::from(byte) / 256
+    }
+
+    async fn fill(
+        &self,
+        key: &Key,
+        filling: &Filling,
+        last: Option<&Result<(), Failure>>,
+    ) -> Result<(), Failure> {
+        let volume = &filling.volume;
+        let outcome = match timeout(FILL_TIMEOUT, self.read_all(filling)).await {
+            Ok(Ok(files)) => self.put(key, &files).await,
+            Ok(Err(failure)) => Err(failure),
+            Err(_) => Err(Failure::unavailable(
+                "the volume's secrets could not all be read in time",
+            )),
+        };
+        let outcome = outcome.map(|changed| {
+            if changed {
+                tracing::info!(uid = %volume.pod.uid, volume = volume.name(), "a volume's files are in place");
+            }
+        });
+        self.metrics
+            .filling(outcome.as_ref().err().map(|failure| failure.kind));
+        if let Err(failure) = &outcome {
+            // Each time anew it would be the same line each minute.
+            let is_known = matches!(last, Some(Err(before)) if before.text == failure.text);
+            if !is_known {
+                let (kind, error) = (failure.kind.as_str(), &failure.text);
+                tracing::warn!(uid = %volume.pod.uid, volume = volume.name(), kind, error, "a volume's files cannot be read");
+            }
+        }
+        outcome
+    }
+
+    /// The files with what the vaults hold now.
+    async fn read_all(&self, filling: &Filling) -> Result<Vec<FileMade>, Failure> {
+        let volume = &filling.volume;
+        let workload = self
+            .attestor
+            .of_volume(volume.pod.uid)
+            .map_err(|error| no_pod(&error))?;
+        let (workload, services) = (&workload, &self.server.services);
+        let reads: Vec<(Source, Result<Arc<Secret>, RequestError>)> =
+            stream::iter(filling.sources())
+                .map(|source| async move {
+                    let (secret, backend) = (&source.secret, source.backend.as_deref());
+                    let read = services.read_for_volume(workload, volume.name(), secret, backend);
+                    let read = read.await;
+                    (source, read)
+                })
+                .buffered(WIDTH)
+                .collect()
+                .await;
+        must_be_current(workload)?;
+        let mut files = Vec::new();
+        for file in &filling.asked {
+            let wanted = Source::of(file);
+            let read = reads.iter().find(|(source, _)| *source == wanted);
+            let content = match read {
+                Some((_, Ok(secret))) => response::bare(secret, file.key.as_deref()),
+                Some((_, Err(error))) => Err(error.clone()),
+                None => continue,
+            };
+            match content {
+                Ok(content) => files.push(FileMade {
+                    name: file.name.clone(),
+                    mode: file.mode,
+                    content,
+                }),
+                Err(error) if file.optional && is_absence(error.code) => {}
+                Err(error) => return Err(failed(file, &error)),
+            }
+        }
+        let size: usize = files.iter().map(|file| file.content.len()).sum();
+        if size > VOLUME_LIMIT {
+            return Err(Failure::new(
+                FailureKind::Invalid,
+                format!("the volume's files have {size} bytes together, more than {VOLUME_LIMIT}"),
+            ));
+        }
+        Ok(files)
+    }
+
+    async fn put(&self, key: &Key, files: &[FileMade]) -> Result<bool, Failure> {
+        let root = self.store.directory(key);
+        // Without the mount, what is written would not be in the pod's memory but in that of all pods.
+        if !is_tmpfs(&root) || device(&root) == device(self.store.root()) {
+            return Err(Failure::unavailable(
+                "the agent does not see the volume's memory: csi.directory needs mountPropagation HostToContainer",
+            ));
+        }
+        let size: usize = files.iter().map(|file| file.content.len()).sum();
+        if self.memory_of_files() + size as u64 > NODE_LIMIT {
+            return Err(Failure::unavailable(format!(
+                "the files of this node's pods would take more than {NODE_LIMIT} bytes together"
+            )));
+        }
+        // Two agents may be at it in a hand-over.
+        let _lock = match self.place_of(key) {
+            Some(place) => place.lock().await,
+            None => None,
+        };
+        Folder::of(root).put(files).map_err(|error| {
+            Failure::unavailable(format!("the volume's files cannot be written: {error}"))
+        })
+    }
+
+    /// How much memory the files of all pods take, as the kernel counts.
+    fn memory_of_files(&self) -> u64 {
+        let open = self.open();
+        let filled = open.iter().filter(|(_, open)| open.filling.is_some());
+        filled
+            .map(|(key, _)| {
+                statfs(&self.store.directory(key)).map_or(0, |statfs| {
+                    let used = statfs.blocks().saturating_sub(statfs.blocks_free());
+                    used * u64::try_from(statfs.block_size()).unwrap_or(0)
+                })
+            })
+            .sum()
+    }
+}
+
+/// Whether a secret that is not to be had like that may be left out, where the pod says so.
+fn is_absence(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Denied | Code::NoRole | Code::NotFound | Code::KeyNotFound
+    )
+}
+
+fn failed(file: &FileAsked, error: &RequestError) -> Failure {
+    let kind = match error.code {
+        Code::Denied | Code::NoRole | Code::NotAttested => FailureKind::Denied,
+        Code::NotFound | Code::KeyNotFound => FailureKind::Missing,
+        Code::InvalidRequest | Code::NotJson | Code::TooLarge => FailureKind::Invalid,
+        _ => FailureKind::Unavailable,
+    };
+    let (secret, name, code) = (&file.secret, &file.name, error.code.as_str());
+    Failure::new(
+        kind,
+        format!("the secret {secret:?} for the file {name:?} cannot be had: {code}: {error}"),
+    )
+}
+
+fn no_pod(error: &AttestError) -> Failure {
+    match error {
+        AttestError::NotYet(_) | AttestError::Gone => {
+            Failure::unavailable("the pod is not known, or no longer")
+        }
+        AttestError::Denied(_) => Failure::new(
+            FailureKind::Denied,
+            "the pod may have no secrets: it is static, has finished, or is being deleted",
+        ),
+    }
+}
+
+/// The reads took their time: nothing is given to a pod that is gone by now.
+fn must_be_current(workload: &Workload) -> Result<(), Failure> {
+    if workload.pod().is_gone() {
+        return Err(no_pod(&AttestError::Gone));
+    }
+    Ok(())
+}
+
+fn device(path: &Path) -> Option<u64> {
+    stat(path).ok().map(|stat| stat.st_dev)
+}

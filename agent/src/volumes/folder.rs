@@ -1,0 +1,272 @@
+//! The files in a volume: written as a set and put in place at once, the way the kubelet does it with a Secret's.
+//!
+//! A set lies in a directory of its own, `..ID`, and `..data` leads to the one that counts; each file's name in the volume
+//! is a link to `..data/NAME`. One rename moves `..data`, so whoever opens a file has it whole, of one set or of the other,
+//! and a certificate never meets the key of the next.
+//!
+//! The volume is a tmpfs whose root has the set-group-ID bit and the pod's group, so all that is made in it has that
+//! group too: the agent has no right to give files away. Pods see it read-only, so nothing here is anybody else's.
+
+use bytes::Bytes;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{self, DirBuilder, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use zeroize::Zeroizing;
+
+/// The link that leads to the set that counts.
+const DATA: &str = "..data";
+
+/// The same before it is put in place.
+const NEXT_DATA: &str = "..data_next";
+
+/// Sets may be entered by everybody in the pod; what may be read, the files' own modes say.
+const SET_MODE: u32 = 0o755;
+
+/// A file and what it is to hold.
+pub(super) struct FileMade {
+    pub(super) name: String,
+    pub(super) mode: u32,
+    /// It would print what it holds.
+    pub(super) content: Bytes,
+}
+
+impl fmt::Debug for FileMade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FileMade({:?}, {:o})", self.name, self.mode)
+    }
+}
+
+/// A volume's files.
+#[derive(Debug)]
+pub(super) struct Folder {
+    root: PathBuf,
+}
+
+// === impl Folder ===
+
+impl Folder {
+    /// The files of the volume whose directory that is.
+    pub(super) fn of(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// Whether a set has been put in place.
+    pub(super) fn is_filled(&self) -> bool {
+        fs::read_link(self.root.join(DATA)).is_ok()
+    }
+
+    /// Puts this set of files in place of the one before. Gives whether they differ.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses; then the set before still counts.
+    pub(super) fn put(&self, files: &[FileMade]) -> io::Result<bool> {
+        let changes = !self.holds(files);
+        if changes {
+            let set = format!("..{}", uuid::Uuid::new_v4().simple());
+            let outcome = self.write(&set, files).and_then(|()| self.switch_to(&set));
+            if let Err(error) = outcome {
+                let _ = fs::remove_dir_all(self.root.join(&set));
+                return Err(error);
+            }
+        }
+        // Whoever was here before may have been killed between two steps.
+        self.link(files)?;
+        self.sweep()?;
+        Ok(changes)
+    }
+
+    /// Whether the set in place is this one. The files themselves are looked at, so nothing need be remembered, and
+    /// nothing of an agent that was killed is trusted.
+    fn holds(&self, files: &[FileMade]) -> bool {
+        let set = self.root.join(DATA);
+        let Ok(entries) = fs::read_dir(&set) else {
+            return false;
+        };
+        entries.count() == files.len() && files.iter().all(|file| file.is_at(&set.join(&file.name)))
+    }
+
+    fn write(&self, set: &str, files: &[FileMade]) -> io::Result<()> {
+        let set = self.root.join(set);
+        DirBuilder::new().mode(SET_MODE).create(&set)?;
+        for file in files {
+            let path = set.join(&file.name);
+            let mut options = OpenOptions::new();
+            let mut open = options
+                .write(true)
+                .create_new(true)
+                .mode(0o400)
+                .open(&path)?;
+            open.write_all(&file.content)?;
+            open.set_permissions(Permissions::from_mode(file.mode))?;
+        }
+        // The umask may have taken something away. Last: it costs the directory its set-group-ID bit.
+        fs::set_permissions(&set, Permissions::from_mode(SET_MODE))
+    }
+
+    fn switch_to(&self, set: &str) -> io::Result<()> {
+        let next = self.root.join(NEXT_DATA);
+        crate::csi::volume::gone(fs::remove_file(&next))?;
+        symlink(set, &next)?;
+        fs::rename(&next, self.root.join(DATA))
+    }
+
+    /// Makes the links by the files' own names, and removes those of files that are no more.
+    fn link(&self, files: &[FileMade]) -> io::Result<()> {
+        for file in files {
+            let (link, target) = (self.root.join(&file.name), Path::new(DATA).join(&file.name));
+            if fs::read_link(&link).ok().as_ref() != Some(&target) {
+                symlink(&target, &link)?;
+            }
+        }
+        for entry in fs::read_dir(&self.root)? {
+            let (name, path) = entry.map(|entry| (entry.file_name(), entry.path()))?;
+            let is_ours = fs::read_link(&path).is_ok_and(|target| target.starts_with(DATA));
+            if is_ours && !files.iter().any(|file| *file.name == *name) {
+                fs::remove_file(path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the sets that do not count.
+    fn sweep(&self) -> io::Result<()> {
+        let current = fs::read_link(self.root.join(DATA))?;
+        for entry in fs::read_dir(&self.root)? {
+            let name = entry?.file_name();
+            let is_set = name.as_encoded_bytes().starts_with(b"..");
+            if is_set && name != OsStr::new(DATA) && *name != *current {
+                let path = self.root.join(name);
+                match fs::symlink_metadata(&path)?.is_dir() {
+                    true => fs::remove_dir_all(path)?,
+                    false => fs::remove_file(path)?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+// === impl FileMade ===
+
+impl FileMade {
+    fn is_at(&self, path: &Path) -> bool {
+        let Ok(mut open) = fs::File::open(path) else {
+            return false;
+        };
+        let is_alike = open.metadata().is_ok_and(|there| {
+            there.mode() & 0o7777 == self.mode
+                && usize::try_from(there.len()) == Ok(self.content.len())
+        });
+        // Whole from the start: a buffer that grows leaves copies behind.
+        let mut content = Zeroizing::new(vec![0; self.content.len()]);
+        is_alike && open.read_exact(&mut content).is_ok() && **content == *self.content
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    fn file(name: &str, mode: u32, content: &str) -> FileMade {
+        FileMade {
+            name: name.into(),
+            mode,
+            content: Bytes::copy_from_slice(content.as_bytes()),
+        }
+    }
+
+    fn folder() -> (TempDir, Folder) {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("agent.sock"), "").expect("a file");
+        let folder = Folder::of(directory.path().to_owned());
+        (directory, folder)
+    }
+
+    fn names(directory: &TempDir) -> Vec<String> {
+        let entries = fs::read_dir(directory.path())
+            .expect("it can be read")
+            .flatten();
+        let mut names: Vec<_> = entries
+            .filter_map(|entry| entry.file_name().into_string().ok())
+            .filter(|name| !name.starts_with("..") || name == DATA)
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn sets(directory: &TempDir) -> usize {
+        let entries = fs::read_dir(directory.path())
+            .expect("it can be read")
+            .flatten();
+        entries
+            .filter(|entry| entry.file_name().as_encoded_bytes().starts_with(b".."))
+            .filter(|entry| entry.file_name() != DATA)
+            .count()
+    }
+
+    #[test]
+    fn a_set_is_put_once_and_replaced_when_anything_of_it_is_another() {
+        let (directory, folder) = folder();
+        assert!(!folder.is_filled());
+        let steps: [(&[FileMade], bool); 7] = [
+            (&[file("a", 0o440, "1"), file("b", 0o444, "")], true),
+            (&[file("a", 0o440, "1"), file("b", 0o444, "")], false),
+            (&[file("a", 0o440, "2"), file("b", 0o444, "")], true),
+            (&[file("a", 0o400, "2"), file("b", 0o444, "")], true),
+            (&[file("a", 0o400, "2")], true),
+            (&[file("c", 0o400, "2")], true),
+            (&[], true),
+        ];
+        for (files, changes) in steps {
+            assert_eq!(folder.put(files).expect("it is put"), changes, "{files:?}");
+            assert!(folder.is_filled());
+            let mut wanted: Vec<_> = files.iter().map(|file| file.name.clone()).collect();
+            wanted.extend([DATA.to_owned(), "agent.sock".to_owned()]);
+            wanted.sort();
+            assert_eq!((names(&directory), sets(&directory)), (wanted, 1));
+            for file in files {
+                let path = directory.path().join(&file.name);
+                let mode = fs::metadata(&path).expect("it is there").mode();
+                assert_eq!(fs::read(&path).expect("it can be read"), *file.content);
+                assert_eq!(mode & 0o7777, file.mode);
+            }
+        }
+    }
+
+    #[test]
+    fn what_somebody_left_who_was_killed_between_two_steps_is_put_right() {
+        let (directory, folder) = folder();
+        let at = |name: &str| directory.path().join(name);
+        let files = [file("a", 0o440, "1"), file("b", 0o440, "2")];
+        folder.put(&files).expect("it is put");
+        // A set that was being written, a link that was to be swapped in, one that was not made yet, one too many.
+        fs::create_dir(at("..half")).expect("a directory");
+        fs::write(at("..half/a"), "x").expect("a file");
+        symlink("..half", at(NEXT_DATA)).expect("a link");
+        fs::remove_file(at("b")).expect("it is there");
+        symlink("..data/gone", at("gone")).expect("a link");
+        assert!(!folder.put(&files).expect("it is put right"));
+        assert_eq!(names(&directory), [DATA, "a", "agent.sock", "b"]);
+        assert_eq!(sets(&directory), 1);
+        assert_eq!(fs::read(at("b")).expect("it can be read"), b"2");
+        // What is in place and not as it should be is replaced.
+        let set = at(&fs::read_link(at(DATA)).expect("a set").to_string_lossy());
+        fs::write(set.join("more"), "x").expect("a file");
+        assert!(folder.put(&files).expect("it is put right"));
+    }
+
+    #[test]
+    fn a_set_that_cannot_be_written_changes_nothing() {
+        let (directory, folder) = folder();
+        folder.put(&[file("a", 0o440, "1")]).expect("it is put");
+        let twice = [file("a", 0o440, "2"), file("a", 0o440, "3")];
+        folder.put(&twice).expect_err("no two files have one name");
+        let content = fs::read(directory.path().join("a")).expect("it can be read");
+        assert_eq!((content, sets(&directory)), (b"1".to_vec(), 1));
+    }
+}

@@ -1,0 +1,237 @@
+//! What is wrong with a volume's files, and whom it stops: a pod that starts, never one that runs.
+
+use super::{FILE, PASSWORD, read, until_it_holds};
+use crate::can_run;
+use crate::csi::{Node, reads_own};
+use std::fs;
+use testkit::kube::PodSpec;
+use testkit::kubelet::Status;
+use testkit::sandbox::{ACCOUNT, REGION, password};
+
+const INVALID_ARGUMENT: u16 = 3;
+const NOT_FOUND: u16 = 5;
+const ALREADY_EXISTS: u16 = 6;
+const PERMISSION_DENIED: u16 = 7;
+const UNAVAILABLE: u16 = 14;
+
+/// How a new volume with these secrets is refused; nothing may be left of it.
+async fn refused(node: &Node, name: &str, secrets: &str) -> Status {
+    let before = node.kubelet.mounts();
+    let (volume, _) = node.asking(name, secrets);
+    let status = node.publish(&volume).await.expect_err("it is refused");
+    assert!(!node.target(&volume).exists());
+    let left = (node.kubelet.mounts(), node.kubelet.kept());
+    assert_eq!(left, (before, Vec::new()), "something is left of it");
+    status
+}
+
+#[tokio::test]
+async fn a_secret_that_is_denied_or_missing_fails_the_mount_and_is_named_with_the_reason() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    node.sandbox.secret("test/text", "no JSON");
+    node.sandbox.secret("test/json", "{}");
+    for (number, (entry, code, reason)) in [
+        (
+            r#"{"name": "prod/database-password", "file": "other"}"#,
+            PERMISSION_DENIED,
+            "denied",
+        ),
+        (r#""test/absent""#, NOT_FOUND, "not_found"),
+        (
+            r#"{"name": "test/json", "key": "k"}"#,
+            NOT_FOUND,
+            "key_not_found",
+        ),
+        (
+            r#"{"name": "test/text", "key": "k"}"#,
+            INVALID_ARGUMENT,
+            "not_json",
+        ),
+        (
+            r#"{"name": "test/json", "backend": "other"}"#,
+            INVALID_ARGUMENT,
+            "invalid_request",
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let secrets = format!(r#"["test/database-password", {entry}]"#);
+        let Status {
+            code: seen,
+            message,
+        } = refused(&node, &format!("web-{number}"), &secrets).await;
+        assert_eq!(seen, code, "{message}");
+        let entry: serde_json::Value = serde_json::from_str(entry).expect("JSON");
+        let name = entry["name"].as_str().or(entry.as_str()).expect("a name");
+        assert!(
+            message.contains(name) && message.contains(reason),
+            "{message}"
+        );
+        assert!(!message.contains(&password("test")), "{message}");
+    }
+    // What may be absent stops nobody.
+    let optional = r#"[
+        "test/database-password",
+        {"name": "prod/database-password", "file": "other", "optional": true},
+        {"name": "test/json", "key": "k", "optional": true}
+    ]"#;
+    let (volume, container) = node.asking("lenient", optional);
+    node.publish(&volume).await.expect("it is published");
+    let target = node.target(&volume);
+    assert_eq!(read(&target.join(FILE)), password("test"));
+    assert!(fs::symlink_metadata(target.join("other")).is_err());
+    reads_own(&node.container(&volume, &container).await).await;
+}
+
+#[tokio::test]
+async fn a_pod_without_a_role_is_told_so() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    node.sandbox.kube.create_namespace("plain", &[]);
+    node.sandbox
+        .kube
+        .create_service_account("plain", ACCOUNT, &[]);
+    let (mut volume, _) = node.object(PodSpec {
+        namespace: "plain".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    volume.attributes = vec![("secrets".into(), PASSWORD.into())];
+    let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
+    assert_eq!(code, PERMISSION_DENIED, "{message}");
+    assert!(message.contains("no_role"), "{message}");
+}
+
+#[tokio::test]
+async fn a_pod_that_exempts_containers_from_its_role_has_no_files_that_they_could_mount() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (mut volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "exempt".into(),
+        annotations: vec![("eks.amazonaws.com/skip-containers".into(), "proxy".into())],
+        ..PodSpec::default()
+    });
+    volume.attributes = vec![("secrets".into(), PASSWORD.into())];
+    let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
+    assert_eq!(code, PERMISSION_DENIED, "{message}");
+    assert!(message.contains("exempts containers"), "{message}");
+}
+
+#[tokio::test]
+async fn an_attribute_that_is_wrong_is_an_invalid_argument_that_names_the_key() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    for (number, (secrets, named)) in [
+        ("- a", "volumeAttributes.secrets is no list"),
+        (r#"[{"name": "a", "mode": "0777"}]"#, "secrets[0].mode"),
+        (r#"["a", {"name": "b", "file": "../x"}]"#, "secrets[1].file"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let Status { code, message } = refused(&node, &format!("web-{number}"), secrets).await;
+        assert_eq!(code, INVALID_ARGUMENT, "{message}");
+        assert!(message.contains(named), "{message}");
+    }
+    // The same volume with other files is another.
+    let (volume, _target) = node.with_files("web", PASSWORD).await;
+    let mut other = volume.clone();
+    other.attributes = vec![("secrets".into(), "[\"test/other\"]".into())];
+    let Status { code, message } = node.publish(&other).await.expect_err("it is another");
+    assert_eq!(code, ALREADY_EXISTS, "{message}");
+}
+
+#[tokio::test]
+async fn files_that_are_too_large_together_are_refused() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let large = "x".repeat(60_000);
+    let entries: Vec<_> = (0..18)
+        .map(|number| {
+            node.sandbox.secret(&format!("test/{number}"), &large);
+            format!("\"test/{number}\"")
+        })
+        .collect();
+    let Status { code, message } = refused(&node, "web", &format!("[{}]", entries.join(","))).await;
+    assert_eq!(code, INVALID_ARGUMENT, "{message}");
+    assert!(message.contains("1080000 bytes"), "{message}");
+    node.with_files("smaller", &format!("[{}]", entries[..17].join(",")))
+        .await;
+}
+
+#[tokio::test]
+async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_as_they_are() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::refreshing().await;
+    let (volume, target) = node.with_files("before", PASSWORD).await;
+    let file = target.join(FILE);
+    node.sandbox.aws.stop_listening().await.expect("it stops");
+    let (new, _) = node.asking("new", PASSWORD);
+    let Status { code, message } = node.publish(&new).await.expect_err("the vault is away");
+    assert_eq!(code, UNAVAILABLE, "{message}");
+    assert!(message.contains("test/database-password"), "{message}");
+    assert!(!node.target(&new).exists());
+    // The pod that runs keeps its file, and the kubelet is told why it is not renewed.
+    let failed = async || {
+        let metric = "latchkey_csi_fillings_total{outcome=\"unavailable\"}";
+        node.agent.metric(metric).await.unwrap_or_default()
+    };
+    let count = failed().await;
+    while failed().await < count + 2.0 {
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(read(&file), password("test"));
+    let Status { code, message } = node.publish(&volume).await.expect_err("the vault is away");
+    assert_eq!(code, UNAVAILABLE, "{message}");
+    assert_eq!(read(&file), password("test"));
+    node.sandbox
+        .aws
+        .resume_listening()
+        .await
+        .expect("it is back");
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&file, "rotated").await;
+    node.publish(&volume).await.expect("all is well again");
+    node.publish(&new).await.expect("now");
+}
+
+#[tokio::test]
+async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_the_kubelet_is_told()
+ {
+    if !can_run() {
+        return;
+    }
+    let node = Node::refreshing().await;
+    let (volume, target) = node.with_files("web", PASSWORD).await;
+    node.sandbox
+        .aws
+        .delete_secret(REGION, "test/database-password");
+    let told = loop {
+        match node.publish(&volume).await {
+            Ok(()) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+            Err(status) => break status,
+        }
+    };
+    // Not as final: the pod runs, and what it has stays.
+    assert_eq!(told.code, UNAVAILABLE, "{told}");
+    assert!(
+        told.message.contains("test/database-password") && told.message.contains("not_found"),
+        "{told}"
+    );
+    assert_eq!(read(&target.join(FILE)), password("test"));
+}

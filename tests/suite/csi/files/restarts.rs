@@ -1,0 +1,89 @@
+//! Files go on being renewed whoever was restarted.
+
+use super::{FILE, PASSWORD, read, refreshing, until_it_holds};
+use crate::can_run;
+use crate::csi::{Node, settings};
+use std::fs;
+use testkit::sandbox::password;
+use testkit::workload::Signal;
+use tokio::time::Instant;
+
+#[tokio::test]
+async fn files_follow_a_rotation_while_the_mounter_is_away_and_after_it_is_back() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::refreshing().await;
+    let (volume, target) = node.with_files("web", PASSWORD).await;
+    let mounts = node.kubelet.mounts();
+    node.mounter.kill().await.expect("it runs");
+    node.sandbox.secret("test/database-password", "without");
+    until_it_holds(&target.join(FILE), "without").await;
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    node.publish(&volume).await.expect("again");
+    node.sandbox.secret("test/database-password", "after");
+    until_it_holds(&target.join(FILE), "after").await;
+    assert_eq!(node.kubelet.mounts(), mounts);
+    node.kubelet.unpublish(&volume).await.expect("it goes");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::refreshing().await;
+    let (volume, target) = node.with_files("web", PASSWORD).await;
+    node.agent.signal(Signal::SIGKILL).expect("it runs");
+    node.agent.until_ended().await.expect("it ends");
+    assert_eq!(read(&target.join(FILE)), password("test"));
+    // As if it had been killed in the middle of a set.
+    let directory = node.kubelet.directory().join("run/p");
+    let of_volume = fs::read_dir(&directory)
+        .expect("it can be read")
+        .flatten()
+        .next();
+    let of_volume = of_volume.expect("the volume's").path();
+    fs::create_dir(of_volume.join("..half")).expect("a directory");
+    fs::write(of_volume.join("..half/x"), "x").expect("a file");
+    let agent = refreshing(settings(&node.sandbox, &node.kubelet))
+        .start()
+        .await;
+    node.agent = agent.expect("an agent");
+    node.agent.until_ready().await.expect("it is ready");
+    node.sandbox.secret("test/database-password", "rotated");
+    // Its tokens come with the kubelet's next call.
+    node.publish(&volume).await.expect("again");
+    until_it_holds(&target.join(FILE), "rotated").await;
+    assert!(!of_volume.join("..half").exists(), "half a set is left");
+    node.sandbox.secret("test/database-password", "again");
+    until_it_holds(&target.join(FILE), "again").await;
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leaves_at_once() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::refreshing().await;
+    let (_volume, target) = node.with_files("web", PASSWORD).await;
+    let next = refreshing(settings(&node.sandbox, &node.kubelet))
+        .start()
+        .await;
+    let mut next = next.expect("an agent");
+    next.until_ready().await.expect("it is ready");
+    next.until_line("took the pods' tokens over")
+        .await
+        .expect("it says so");
+    let began = Instant::now();
+    let status = node.agent.stop().await.expect("it ends");
+    assert!(status.success(), "{status}");
+    // Of the twenty seconds that it may take, it takes those that nobody comes any more.
+    assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&target.join(FILE), "rotated").await;
+    next.until_audit(|line| line["volume"] == "latchkey")
+        .await
+        .expect("by the new one");
+}
