@@ -1,11 +1,27 @@
-//! CSI's own table of errors, row by row, over the driver's socket. What is wrong in a single field is tried beside the
-//! code that reads it.
+//! CSI's own table of errors, row by row, over the driver's socket (csi-spec, "Error Scheme", and the errors of the Node
+//! service). What is wrong in a single field is tried beside the code that reads it.
+//!
+//! | row | where it is tried |
+//! | --- | --- |
+//! | missing, invalid or unsupported field, 3 | here, in csi/publish.rs and in volumes/asked.rs |
+//! | volume does not exist, 5 | none exists before it is published; a secret that does not: files/refusals.rs. Unpublish succeeds: here |
+//! | published already, and incompatible, 6 | here, and files/refusals.rs |
+//! | permission denied, 7 | tokens.rs, files/refusals.rs |
+//! | exceeds capabilities, or published at another path, 9 | here |
+//! | staging path not set, 9 | nothing is ever staged |
+//! | operation pending, 10 | here |
+//! | call not implemented, 12 | here |
+//! | not healthy, try again, 14 | here, restarts.rs, files/refusals.rs |
+//! | not authenticated, 16 | nobody but root gets as far as a call: here |
 
 use super::Node;
 use crate::can_run;
 use latchkey_agent::csi::proto::{
-    AccessType, Empty, NodeInfo, NodeUnpublishVolumeRequest, PluginName, Probe,
+    AccessType, Empty, NodeCapabilities, NodeInfo, NodeUnpublishVolumeRequest, PluginName, Probe,
 };
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use testkit::kube::PodSpec;
 use testkit::kubelet::{Status, call};
 
@@ -15,6 +31,9 @@ const FAILED_PRECONDITION: u16 = 9;
 const ABORTED: u16 = 10;
 const UNIMPLEMENTED: u16 = 12;
 const UNAVAILABLE: u16 = 14;
+
+/// `NodeServiceCapability.RPC.Type`.
+const VOLUME_MOUNT_GROUP: i32 = 6;
 
 #[tokio::test]
 async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
@@ -43,9 +62,13 @@ async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
         .expect("it answers");
     assert_eq!(info.node_id, testkit::sandbox::NODE);
     let path = "/csi.v1.Node/NodeGetCapabilities";
-    call::<Empty>(&endpoint, path, &Empty {})
-        .await
-        .expect("it answers");
+    let can: NodeCapabilities = call(&endpoint, path, &Empty {}).await.expect("it answers");
+    let can: Vec<_> = can
+        .capabilities
+        .iter()
+        .map(|one| one.rpc.expect("an RPC").kind)
+        .collect();
+    assert_eq!(can, [VOLUME_MOUNT_GROUP]);
     for path in [
         "/csi.v1.Node/NodeStageVolume",
         "/csi.v1.Node/NodeUnstageVolume",
@@ -58,6 +81,36 @@ async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
             .expect_err(path);
         assert_eq!(code, UNIMPLEMENTED, "{path}");
     }
+}
+
+#[tokio::test]
+async fn nobody_but_root_can_call_the_driver_even_where_the_modes_would_let_him() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    for path in [node.kubelet.root(), &node.kubelet.directory()] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("a mode");
+    }
+    let endpoint = node.kubelet.endpoint();
+    let calls = |uid: u32| {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["--silent", "--http2-prior-knowledge", "--max-time", "5"])
+            .args(["--data", "", "--header", "content-type: application/grpc"])
+            .arg("--unix-socket")
+            .arg(&endpoint)
+            .arg("http://localhost/csi.v1.Node/Nothing")
+            .uid(uid);
+        curl.status().expect("curl").success()
+    };
+    assert!(calls(0), "root cannot");
+    assert!(!calls(10_001), "the mode lets him");
+    fs::set_permissions(&endpoint, fs::Permissions::from_mode(0o666)).expect("a mode");
+    assert!(!calls(10_001), "the driver answers him");
+    let told = node
+        .mounter
+        .until_line("somebody who is not root connected");
+    told.await.expect("it is told");
 }
 
 #[tokio::test]

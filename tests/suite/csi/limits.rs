@@ -1,0 +1,112 @@
+//! What a pod does to its own socket is no other pod's trouble.
+
+use super::{Node, OWN, reads_own};
+use crate::can_run;
+use std::time::Duration;
+use testkit::workload::{Flood, Flooded, Signal, Workload};
+use tokio::time::{sleep, timeout};
+
+/// By how much a flood may delay half of another pod's connects, in microseconds. They share the agent's core, and on a
+/// busy machine they share that with others; the flood's own backlog lasts for a minute and more.
+const DELAY: u64 = 50_000;
+
+/// Fewer connects than a pod's own limit lets in at once.
+const QUEUE: usize = 60;
+
+fn connects(requests: usize) -> Flood {
+    Flood {
+        path: "/health".into(),
+        connections: 1,
+        requests,
+        reconnect: true,
+        interval_micros: 0,
+        expect: None,
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_connect_wait() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start_with(|settings| settings.set("limits.connections", 64)).await;
+    let noisy = node.pod("test", "noisy").await;
+    let polite = node.pod("test", "polite").await;
+    reads_own(&polite.workload).await;
+    let calm = async || -> Flooded {
+        let calm = Flood {
+            path: OWN.into(),
+            interval_micros: 10_000,
+            ..connects(50)
+        };
+        polite.workload.flood(calm).await.expect("it runs")
+    };
+    let alone = calm().await;
+    // All that the pod may have, silent, and all that the node's shared socket may have besides.
+    for number in 0..90 {
+        let name = format!("c{number}");
+        noisy
+            .workload
+            .connect(&name)
+            .await
+            .expect("at least queued");
+    }
+    let flood = async {
+        let flood = Flood {
+            connections: 8,
+            ..connects(200)
+        };
+        // It ends by itself when it gets no answers for long enough, or it does not matter.
+        let _ = timeout(Duration::from_secs(2), noisy.workload.flood(flood)).await;
+    };
+    let (beside, ()) = tokio::join!(calm(), flood);
+    assert_eq!(beside.count(200), 50, "{beside:?}");
+    assert!(
+        beside.percentile(50) < alone.percentile(50) + DELAY,
+        "{alone:?} {beside:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let noisy = node.pod("test", "noisy").await;
+    let polite = node.pod("test", "polite").await;
+    reads_own(&noisy.workload).await;
+    let before = number_of_next(&polite.workload).await;
+    // While the agent stands still both pods' connects queue, the noisy one's first.
+    node.agent.signal(Signal::SIGSTOP).expect("it runs");
+    let flood = async {
+        let flood = Flood {
+            connections: QUEUE,
+            ..connects(QUEUE)
+        };
+        noisy.workload.flood(flood).await.expect("it runs")
+    };
+    let asks = async {
+        sleep(Duration::from_millis(500)).await;
+        number_of_next(&polite.workload).await
+    };
+    let goes_on = async {
+        sleep(Duration::from_secs(1)).await;
+        node.agent.signal(Signal::SIGCONT).expect("it is stopped");
+    };
+    let (flood, number, ()) = tokio::join!(flood, asks, goes_on);
+    assert_eq!(flood.count(200), QUEUE, "{flood:?}");
+    let first = number - before;
+    assert!(
+        first < 10,
+        "{first} requests of the noisy pod's came before"
+    );
+}
+
+/// Which request of the agent's the pod's next one is: requests are numbered as they are begun.
+async fn number_of_next(workload: &Workload) -> u64 {
+    let answer = workload.get("/health").await.expect("an answer");
+    let id = answer.header("x-request-id").expect("an id");
+    let (_, number) = id.split_once('-').expect("a run and a number");
+    u64::from_str_radix(number, 16).expect("a number")
+}
