@@ -48,7 +48,7 @@ install_fake_aws() { # trusts the keys with which this cluster signs its tokens
   issuer=$(kubectl get --raw /.well-known/openid-configuration | jq -r .issuer)
   kubectl get --raw /openid/v1/jwks >"$work/jwks.json"
   jq -n --arg issuer "$issuer" --arg test "$test_value" --arg prod "$prod_value" --arg batch "$batch_value" --arg shop "$shop_value" \
-    -f "$here/fake-aws.jq" >"$work/config.json"
+    --arg doctor "$doctor_value" -f "$here/fake-aws.jq" >"$work/config.json"
   kubectl create namespace latchkey-e2e >/dev/null
   kubectl -n latchkey-e2e create configmap fake-aws --from-file="$work/config.json" --from-file="$work/jwks.json" >/dev/null
   kubectl apply -f "$here/fake-aws.yaml" >/dev/null
@@ -92,7 +92,7 @@ install_agent() {
 }
 
 uninstall() { # the pods first: without the driver nobody could unmount their volumes
-  kubectl delete --ignore-not-found --timeout=90s namespace test prod shop "${made_namespaces[@]}" >/dev/null 2>&1 || true
+  kubectl delete --ignore-not-found --timeout=90s namespace test prod shop doctor "${made_namespaces[@]}" >/dev/null 2>&1 || true
   kubectl delete --ignore-not-found --timeout=90s namespace latchkey latchkey-e2e >/dev/null 2>&1 || true
   kubectl delete --ignore-not-found clusterrole/latchkey-agent clusterrolebinding/latchkey-agent csidriver/csi.latchkey.dev >/dev/null 2>&1 || true
 }

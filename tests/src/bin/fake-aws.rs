@@ -12,7 +12,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use clap::Parser;
 use serde::Deserialize;
 use serde_json::Value;
-use testkit::aws::{FakeAws, FakeAwsConfig, RoleSpec, SecretInput, provider_arn};
+use testkit::aws::{
+    Behaviour, FakeAws, FakeAwsConfig, Fault, FaultGuard, RoleSpec, SecretInput, provider_arn,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Serves STS AssumeRoleWithWebIdentity and Secrets Manager reads as strictly as AWS does.
@@ -44,6 +46,9 @@ struct World {
     roles: Vec<RoleSpec>,
     #[serde(default)]
     secrets: Vec<Secret>,
+    /// Secrets of which each read is one too many.
+    #[serde(default)]
+    throttled: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -93,7 +98,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .parent()
         .unwrap_or(Path::new("."))
         .to_owned();
-    world.fill(&aws, &folder)?;
+    let _faults = world.fill(&aws, &folder)?;
     writeln!(std::io::stdout(), "fake-aws serves on {}", aws.endpoint())?;
     tokio::select! {
         _ = terminated.recv() => {}
@@ -119,7 +124,8 @@ impl World {
         )
     }
 
-    fn fill(self, aws: &FakeAws, folder: &Path) -> Result<(), Box<dyn Error>> {
+    /// What it returns keeps reads throttled.
+    fn fill(self, aws: &FakeAws, folder: &Path) -> Result<Vec<FaultGuard>, Box<dyn Error>> {
         for provider in self.oidc_providers {
             let path = folder.join(&provider.jwks_file);
             let text =
@@ -147,7 +153,11 @@ impl World {
             };
             aws.put_secret_in_account(account, &secret.region, &secret.name, value);
         }
-        Ok(())
+        let throttle = Fault::everywhere(Behaviour::Throttle(None));
+        let guards = self.throttled.into_iter();
+        Ok(guards
+            .map(|name| aws.fault(throttle.clone().for_secret(name)))
+            .collect())
     }
 }
 
