@@ -168,7 +168,10 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
         let (target, stop) = (target.clone(), stop.clone());
         move || {
             let mut seen = std::collections::BTreeSet::new();
-            while !stop.load(Ordering::Relaxed) {
+            let mut is_last = false;
+            while !is_last {
+                // Once more after the last version has come.
+                is_last = stop.load(Ordering::Relaxed);
                 for file in ["crt", "key"] {
                     let text = read(&target.join(file));
                     let letters = text.strip_suffix(file).expect("it is whole");

@@ -82,7 +82,7 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
     let flood = async {
         let flood = Flood {
             connections: QUEUE,
-            ..connects(QUEUE)
+            ..connects(1)
         };
         noisy.workload.flood(flood).await.expect("it runs")
     };
