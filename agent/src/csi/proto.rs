@@ -2,7 +2,7 @@
 //! v1) that the mounter uses, field by field as those files number them. What they have beyond that is skipped when it is read.
 //!
 //! Written out and not generated: there are few, they never change their numbers, and no compiler of protobuf is
-//! needed to build. No real kubelet has been seen to read and write the same yet (docs/csi.md).
+//! needed to build. A real kubelet of 1.20 has been seen to read and write the same (docs/csi.md).
 
 use prost::{Message, Oneof};
 use std::collections::HashMap;
