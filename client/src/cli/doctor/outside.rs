@@ -55,10 +55,18 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
         }
         Err(Missing::Failed(words)) => return Err(Failure::other(format!("kubectl: {words}"))),
     };
-    pod::examine(&mut report, &pod);
+    let asks = pod::examine(&mut report, &pod);
     account::examine(&mut report, &kubectl, namespace, &pod)?;
     agent::examine(&mut report, &kubectl, &pod)?;
-    if !report.has_failed() {
+    if !report.has_failed() && !asks {
+        report
+            .note(
+                "events",
+                "look_at_events",
+                "from here nothing is missing; if the pod does not start, its events name the secret and the reason",
+            )
+            .next(format!("kubectl --namespace {namespace} describe pod {name}"));
+    } else if !report.has_failed() {
         report
             .note(
                 "inside",

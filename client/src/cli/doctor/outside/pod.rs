@@ -16,13 +16,17 @@ enum Kind {
     Directory,
     /// It is the socket's file.
     File,
+    /// It has secrets as files, and no socket.
+    Secrets,
     /// It has nothing to do with it.
     Other,
 }
 
-pub(super) fn examine(report: &mut Report, pod: &Json) {
+/// Whether the pod is one that asks: not one that has nothing but secrets as files.
+pub(super) fn examine(report: &mut Report, pod: &Json) -> bool {
     phase(report, pod);
-    if volume(report, pod) {
+    let asks = volume(report, pod);
+    if asks {
         mounts(report, pod);
     }
     network(report, pod);
@@ -39,6 +43,7 @@ pub(super) fn examine(report: &mut Report, pod: &Json) {
             ),
         );
     }
+    asks
 }
 
 fn phase(report: &mut Report, pod: &Json) {
@@ -67,7 +72,7 @@ fn phase(report: &mut Report, pod: &Json) {
 
 /// Whether the pod has a volume that is the agent's directory.
 fn volume(report: &mut Report, pod: &Json) -> bool {
-    let mut file = None;
+    let (mut file, mut secrets) = (None, None);
     for volume in list(pod, "/spec/volumes") {
         match kind(volume) {
             Kind::Directory => {
@@ -80,9 +85,17 @@ fn volume(report: &mut Report, pod: &Json) -> bool {
                 report.ok("volume", format!("{name} is the agent's directory ({how})"));
                 return true;
             }
+            Kind::Secrets => secrets = Some(text(volume, "/name")),
             Kind::File => file = Some(text(volume, "/name")),
             Kind::Other => {}
         }
+    }
+    if let (Some(name), None) = (secrets, file) {
+        report.ok(
+            "volume",
+            format!("{name} has secrets as files (the CSI driver's)"),
+        );
+        return false;
     }
     let finding = match file {
         Some(name) => report.fail(
@@ -108,6 +121,9 @@ fn volume(report: &mut Report, pod: &Json) -> bool {
 
 fn kind(volume: &Json) -> Kind {
     if is_of_driver(volume) {
+        if !text(volume, "/csi/volumeAttributes/secrets").is_empty() {
+            return Kind::Secrets;
+        }
         return Kind::Directory;
     }
     let path = text(volume, "/hostPath/path").trim_end_matches('/');
@@ -225,4 +241,33 @@ fn is_proxy(container: &Json) -> bool {
     let names = |word: &&str| *word == "latchkey" || word.ends_with("/latchkey");
     let in_image = text(container, "/image").contains("latchkey");
     words.contains(&"proxy") && (words.iter().any(names) || in_image)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_pod_with_secrets_as_files_needs_no_socket() {
+        let csi = json!({"driver": DRIVER, "volumeAttributes": {"secrets": "[\"a\"]"}});
+        let pod = json!({
+            "spec": {
+                "nodeName": "n1",
+                "containers": [{"name": "app", "volumeMounts": [{"name": "s", "mountPath": "/secrets"}]}],
+                "volumes": [{"name": "s", "csi": csi}],
+            },
+            "status": {"phase": "Running"},
+        });
+        let mut report = Report::default();
+        assert!(!examine(&mut report, &pod));
+        assert!(!report.has_failed(), "{}", report.json());
+        // One that has the socket too is looked at as any other.
+        let mut both = pod;
+        let volumes = both["spec"]["volumes"].as_array_mut().expect("volumes");
+        volumes.push(json!({"name": "latchkey", "csi": {"driver": DRIVER}}));
+        let mut report = Report::default();
+        assert!(examine(&mut report, &both));
+        assert!(report.json().contains("no container of the pod mounts"));
+    }
 }
