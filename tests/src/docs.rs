@@ -355,7 +355,7 @@ fn every_field_of_an_audit_line_is_explained() {
     let tree = Tree::read();
     let operations = tree.ending("docs/operations.md").next().expect("the page");
     let explained: BTreeSet<&str> = operations.spans().into_iter().collect();
-    let source = tree.text("agent/src/audit.rs");
+    let source = tree.text("agent/src/audit/line.rs");
     let line = source.split("struct Line").nth(1).expect("the line");
     let line = line.split('}').next().unwrap_or(line);
     let fields = words_after(line, "pub(crate) ");
