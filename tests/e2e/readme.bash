@@ -44,7 +44,7 @@ act_readme() {
 # The rest of the run is by the other delivery and the level of rights `namespace`: an upgrade of what the README's lines
 # installed. A pod that still had a volume of the driver could not be unmounted any more.
 change_delivery() {
-  kubectl delete namespace shop --ignore-not-found --timeout=90s >/dev/null
+  kubectl delete namespace shop --ignore-not-found --timeout=180s >/dev/null
   printf 'delivery: hostPath\nrbac:\n  tokens: namespace\n' >>"$work/desk/latchkey.yaml"
   kubectl apply -f "$here/tokens.yaml" >/dev/null
   start_agent latchkey-agent

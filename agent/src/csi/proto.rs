@@ -84,7 +84,7 @@ pub struct NodePublishVolumeRequest {
     /// What it is to be.
     #[prost(message, optional, tag = "5")]
     pub volume_capability: Option<VolumeCapability>,
-    /// Whether the pod wants it read-only, as it is in any case.
+    /// Whether the containers get it read-only.
     #[prost(bool, tag = "6")]
     pub readonly: bool,
     /// Where `serviceAccountTokenInSecrets` puts the tokens.

@@ -66,6 +66,12 @@ impl Publish {
                 "volume_capability.access_mode is missing",
             ));
         }
+        // The kubelet then gives it to each container read-only: what is mounted here is so in the mounter's view alone.
+        if !request.readonly {
+            return Err(Status::failed_precondition(
+                "the volume must have readOnly: true, so that nothing in the pod can write where its socket is",
+            ));
+        }
         let group;
         match capability.access_type {
             None => {
@@ -395,6 +401,13 @@ mod tests {
         });
         assert_eq!(code, Code::InvalidArgument);
         assert!(text.contains("\"secret\""), "{text}");
+    }
+
+    #[test]
+    fn a_volume_that_the_pod_could_write_in_is_refused() {
+        let (code, text) = refused(|r| r.readonly = false);
+        assert_eq!(code, Code::FailedPrecondition);
+        assert!(text.contains("readOnly: true"), "{text}");
     }
 
     fn with_files(group: &str) -> NodePublishVolumeRequest {

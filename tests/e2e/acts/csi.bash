@@ -48,8 +48,8 @@ act_csi() {
   csi_churn
   csi_recovered
   csi_no_token_anywhere
-  kubectl -n test delete pods -l 'run in (by-csi, early)' --wait=true --timeout=60s >/dev/null
-  kubectl -n prod delete pod by-csi --wait=true --timeout=60s >/dev/null
+  kubectl -n test delete pods -l 'run in (by-csi, early)' --wait=true --timeout=180s >/dev/null
+  kubectl -n prod delete pod by-csi --wait=true --timeout=180s >/dev/null
 }
 
 follow_mounter() { kubectl -n latchkey logs --follow "$(agent_pod)" -c mounter >"$(mktemp "$work/logs/mounter.XXXX")" 2>/dev/null & }
@@ -109,7 +109,7 @@ csi_restarts() {
   check_equal 'a pod that read ten times a second was never answered wrongly' 0 "$wrong"
   note "in $((($(milliseconds) - began) / 1000)) s: $right right, $unavailable unavailable, $lost lost; longest time without an answer $gap ms"
   check 'each volume is mounted once' eventually 30 one_mount_each "$((number + 2))"
-  kubectl -n test delete pods -l run=after --wait=true --timeout=60s >/dev/null
+  kubectl -n test delete pods -l run=after --wait=true --timeout=180s >/dev/null
   follow_agent
 }
 
@@ -156,7 +156,7 @@ csi_mid_publish() {
     check "$victim killed in it: the kubelet tries again, and the pod runs" eventually 90 is_phase "mid-$victim" Running
     check 'and reads' eventually 30 reads_by_csi "test/mid-$victim" "$test_value"
     check 'from one mount, as all others' eventually 10 one_mount_each 3
-    kubectl -n test delete pod "mid-$victim" --wait=true --timeout=60s >/dev/null
+    kubectl -n test delete pod "mid-$victim" --wait=true --timeout=180s >/dev/null
   done
   follow_agent
 }
@@ -190,7 +190,7 @@ csi_churn() {
     for ((n = first; n < first + batch; n++)); do csi_pod test "churn-$n" ask secrets/test/database-password; done | kubectl apply -f - >/dev/null
     eventually 180 none_is_left_running || true
     right=$((right + $(kubectl -n test logs -l run=churn --tail=1 | grep -c "$test_value.*200$" || true)))
-    kubectl -n test delete pods -l run=churn --wait=true --timeout=120s >/dev/null
+    kubectl -n test delete pods -l run=churn --wait=true --timeout=180s >/dev/null
   done
   check_equal "all read as the first thing that they do (after $((SECONDS - began)) s)" "$total" "$right"
   check 'no mount is left of them' eventually 30 one_mount_each "$mounts"

@@ -55,7 +55,7 @@ act_hostpath() {
   running shop reader
   check_equal 'its pod reads the secret' "$shop_value" "$(kubectl -n shop exec reader -- \
     curl --silent --unix-socket "$socket" http://localhost/v1/secrets/shop/database-password | jq -r .value)"
-  kubectl delete namespace shop --timeout=90s >/dev/null
+  kubectl delete namespace shop --wait=false >/dev/null
 }
 
 delivery_by_socket() {
