@@ -11,6 +11,8 @@ act_dry_run() {
     --values "$here/everything.yaml" >"$work/everything.yaml"
   helm template latchkey "$root/deploy/helm/latchkey" --namespace latchkey --values "$work/desk/latchkey.yaml" \
     --set rbac.tokens=node >"$work/node.yaml"
+  # The act before left it to end in its own time, which is long on an old kubelet.
+  kubectl wait --for=delete namespace/shop --timeout=180s >/dev/null 2>&1 || true
   for namespace in $(cat "$root"/deploy/examples/*.yaml "$root"/deploy/examples/*/*.yaml 2>/dev/null |
     awk '$1 == "namespace:" {print $2}' | sort -u); do
     if kubectl create namespace "$namespace" >/dev/null 2>&1; then made_namespaces+=("$namespace"); fi
