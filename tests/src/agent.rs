@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -365,13 +366,27 @@ impl AgentProcess {
     }
 }
 
-/// A loopback address that nobody uses at the moment.
+/// A loopback address that nobody uses, and that nobody is given before it is used: its port is below those that the
+/// kernel gives to connections and to port 0 (`net.ipv4.ip_local_port_range`), and no two callers get the same.
 ///
 /// # Errors
 ///
 /// If there is none.
 pub fn free_address() -> io::Result<SocketAddr> {
-    TcpListener::bind(("127.0.0.1", 0))?.local_addr()
+    const LOWEST: u32 = 10_000;
+    const COUNT: u32 = 20_000;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Test programs that run at the same time begin at different places.
+    let first = std::process::id() * 64;
+    for _ in 0..COUNT {
+        let turn = first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(LOWEST + turn % COUNT).map_err(io::Error::other)?;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+            bound => return bound?.local_addr(),
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 /// A pipe that is full already, and whose writers wait.
