@@ -44,16 +44,28 @@ build_images() {
 # === what is installed ===
 
 install_fake_aws() { # trusts the keys with which this cluster signs its tokens
+  kubectl get --raw /openid/v1/jwks >"$work/jwks.json"
+  kubectl create namespace latchkey-e2e >/dev/null
+  start_fake_aws
+}
+
+start_fake_aws() { # with the values of now
   local issuer
   issuer=$(kubectl get --raw /.well-known/openid-configuration | jq -r .issuer)
-  kubectl get --raw /openid/v1/jwks >"$work/jwks.json"
   jq -n --arg issuer "$issuer" --arg test "$test_value" --arg prod "$prod_value" --arg batch "$batch_value" --arg shop "$shop_value" \
     --arg doctor "$doctor_value" -f "$here/fake-aws.jq" >"$work/config.json"
-  kubectl create namespace latchkey-e2e >/dev/null
-  kubectl -n latchkey-e2e create configmap fake-aws --from-file="$work/config.json" --from-file="$work/jwks.json" >/dev/null
+  kubectl -n latchkey-e2e create configmap fake-aws --from-file="$work/config.json" --from-file="$work/jwks.json" \
+    --dry-run=client -o yaml | kubectl apply -f - >/dev/null
   kubectl apply -f "$here/fake-aws.yaml" >/dev/null
   kubectl -n latchkey-e2e wait --for=condition=Ready pod/fake-aws --timeout=60s >/dev/null
 }
+
+stop_fake_aws() { # its log is kept, since that of a deleted pod is gone
+  kubectl -n latchkey-e2e logs fake-aws >>"$work/earlier-cloud"
+  kubectl -n latchkey-e2e delete pod fake-aws --wait=true --timeout=180s >/dev/null
+}
+
+cloud_log() { { cat "$work/earlier-cloud" 2>/dev/null || true; kubectl -n latchkey-e2e logs fake-aws; } | jq -Rc 'fromjson?'; }
 
 # Two releases of the chart serve in turns, which is how a cluster without maxSurge upgrades without a gap. The second
 # one uses the first one's account and rights.

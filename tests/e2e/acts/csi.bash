@@ -32,23 +32,34 @@ reads_by_csi() { # NAMESPACE/POD VALUE
 
 is_phase() { [[ $(kubectl -n test get pod "$1" -o jsonpath='{.status.phase}') == "$2" ]]; } # POD PHASE
 
-# One mount for each of the pods that run, and no more: nothing is stacked.
-one_mount_each() { [[ $(csi_mounts | sort | uniq -c | awk '$1 != 1') == '' && $(csi_mounts | wc -l) == "$1" ]]; } # NUMBER
+# One mount for each of the pods that have such a volume, and no more: nothing is stacked.
+one_mount_each() {
+  [[ $(csi_mounts | sort | uniq -c | awk '$1 != 1') == '' && $(csi_mounts | wc -l) == "$(with_csi_volume)" ]]
+}
+
+with_csi_volume() { # how many pods have one; those that have ended are unmounted
+  kubectl get pods --all-namespaces -o json | jq '[.items[]
+    | select(.status.phase == "Running" or .status.phase == "Pending")
+    | select(any(.spec.volumes[]?; .csi.driver == "csi.latchkey.dev"))] | length'
+}
 
 act_csi() {
   note 'CSI: as the chart installs it'
-  (cd "$work/desk" && helm upgrade latchkey deploy/helm/latchkey --namespace latchkey --values latchkey.yaml --set config.log.level=trace) >/dev/null
+  (cd "$work/desk" && helm upgrade latchkey deploy/helm/latchkey --namespace latchkey --values latchkey.yaml \
+    --set config.log.level=trace --set config.csi.refresh=5s) >/dev/null
   await_agent "$agent"
   follow_mounter
   csi_without_rights
   csi_foreign_socket
+  csi_break_in
   csi_restarts
   csi_mid_publish
   csi_first_secret
   csi_churn
   csi_recovered
+  csi_files
   csi_no_token_anywhere
-  kubectl -n test delete pods -l 'run in (by-csi, early)' --wait=true --timeout=180s >/dev/null
+  kubectl -n test delete pods --wait=true --timeout=180s -l 'run in (by-csi, early, files, few-files, no-files, late-files)' >/dev/null
   kubectl -n prod delete pod by-csi --wait=true --timeout=180s >/dev/null
 }
 
@@ -88,7 +99,20 @@ csi_foreign_socket() {
 
 mismatch_is_audited() { agent_audit | jq -es 'any(.code == "not_attested" and .reason == "listener_mismatch")'; }
 
-# All three parts, each of them once as the first and once as the last, while one pod reads and another one starts.
+# By default the agent's account has no right to tokens; and the sockets of pods, which it made, believe nobody else.
+csi_break_in() {
+  note "CSI, break-in: root in the agent's container, step by step"
+  twin
+  check_break_in prod/by-csi
+  check_equal "by a pod's own socket he is not that pod" not_attested "$(in_twin "curl --silent \
+    --unix-socket $plugin/run/p/$(key_of "$(uid_of prod by-csi)")/agent.sock http://localhost/v1/secrets/prod/database-password" | jq -r .code)"
+  check_forbidden 'with the token he can be no pod at all' \
+    POST /api/v1/namespaces/prod/serviceaccounts/app/token "$(token_request prod by-csi)"
+  remove_twin
+}
+
+# All three parts, each of them once as the first and once as the last, while one pod reads and another one starts. What is
+# lost meanwhile is the kubelet's time: it waits before it starts a container again, ten seconds at first, then twenty.
 csi_restarts() {
   note 'CSI: mounter, agent and kubelet are killed one after another, under load'
   local order victim number=0 orders=('mounter agent kubelet' 'agent kubelet mounter' 'kubelet mounter agent')
@@ -108,7 +132,7 @@ csi_restarts() {
   tally_watched by-csi "$began" "$(milliseconds)"
   check_equal 'a pod that read ten times a second was never answered wrongly' 0 "$wrong"
   note "in $((($(milliseconds) - began) / 1000)) s: $right right, $unavailable unavailable, $lost lost; longest time without an answer $gap ms"
-  check 'each volume is mounted once' eventually 30 one_mount_each "$((number + 2))"
+  check 'each volume is mounted once' eventually 30 one_mount_each
   kubectl -n test delete pods -l run=after --wait=true --timeout=180s >/dev/null
   follow_agent
 }
@@ -155,7 +179,7 @@ csi_mid_publish() {
     [[ $victim == agent ]] || kill -CONT "$agent_pid"
     check "$victim killed in it: the kubelet tries again, and the pod runs" eventually 90 is_phase "mid-$victim" Running
     check 'and reads' eventually 30 reads_by_csi "test/mid-$victim" "$test_value"
-    check 'from one mount, as all others' eventually 10 one_mount_each 3
+    check 'from one mount, as all others' eventually 10 one_mount_each
     kubectl -n test delete pod "mid-$victim" --wait=true --timeout=180s >/dev/null
   done
   follow_agent
@@ -165,27 +189,25 @@ is_recorded() { [[ -n $(key_of "$(uid_of test "$1")") ]]; } # POD
 
 csi_first_secret() {
   note 'CSI: how soon a container has its first secret'
-  local n
-  csi_firsts=()
+  local n firsts=()
   for n in {0..9}; do
     start_csi_pod test "early-$n" early secrets/test/database-password
     eventually 60 is_phase "early-$n" Succeeded || true
-    csi_firsts+=("$(kubectl -n test logs "early-$n")")
+    firsts+=("$(kubectl -n test logs "early-$n")")
   done
   check_equal 'ten pods that ask once, as the first thing they do, all read their secret' 10 \
-    "$(printf '%s\n' "${csi_firsts[@]}" | grep -c "$test_value.*200$" || true)"
-  csi_median=$(printf '%s\n' "${csi_firsts[@]}" | median_wait)
-  note "asked and answered in $csi_median ms, the median, with the start of curl"
+    "$(printf '%s\n' "${firsts[@]}" | grep -c "$test_value.*200$" || true)"
+  csi_since_start=$(printf '%s\n' "${firsts[@]}" | cut -f 2 | median)
+  note "$csi_since_start ms after its container's start, the median; asked and answered in $(
+    printf '%s\n' "${firsts[@]}" | awk -F '\t' '{print $2 - $1}' | median) ms, with the start of curl"
 }
-
-median_wait() { awk -F '\t' '{print $2 - $1}' | sort -n | awk '{all[NR] = $1} END {print all[int((NR + 1) / 2)]}'; }
 
 csi_churn() {
   local total=${E2E_CHURN:-100} batch=25 first n right=0 began=$SECONDS
-  local mounts descriptors
+  local pods descriptors
   note "CSI: $total pods come and go"
-  eventually 60 one_mount_each 2 || true
-  mounts=$(csi_mounts | wc -l) descriptors=$(descriptors)
+  eventually 60 one_mount_each || true
+  pods=$(with_csi_volume) descriptors=$(descriptors)
   for ((first = 0; first < total; first += batch)); do
     for ((n = first; n < first + batch; n++)); do csi_pod test "churn-$n" ask secrets/test/database-password; done | kubectl apply -f - >/dev/null
     eventually 180 none_is_left_running || true
@@ -193,8 +215,8 @@ csi_churn() {
     kubectl -n test delete pods -l run=churn --wait=true --timeout=180s >/dev/null
   done
   check_equal "all read as the first thing that they do (after $((SECONDS - began)) s)" "$total" "$right"
-  check 'no mount is left of them' eventually 30 one_mount_each "$mounts"
-  check_equal 'no directory, no record and no socket' '2 2 2' \
+  check 'no mount is left of them' eventually 30 one_mount_each
+  check_equal 'no directory, no record and no socket' "$pods $pods $pods" \
     "$(for directory in p v; do find "$plugin/run/$directory" -mindepth 1 -maxdepth 1 | wc -l; done | paste -sd ' ') $(find "$plugin/run/p" -type s | wc -l)"
   check_equal 'nothing with the kubelet' "$(csi_mounts | sort)" \
     "$(find "$kubelet_root/pods" -maxdepth 5 -path '*/kubernetes.io~csi/*/mount' | sort)"
@@ -212,6 +234,57 @@ descriptors() { # how many sockets and files each of the two has open
 }
 
 descriptors_are() { [[ $(descriptors) == "$1" ]]; }
+
+files_pod() { # NAME SECRETS: a pod of `test` whose volume holds them. Not every cluster tells a driver the pod's group.
+  csi_pod test "$1" sleep 86400 |
+    jq --argjson secrets "$2" '.spec.volumes[0].csi.volumeAttributes = {secrets: ($secrets | map(. + {mode: "0444"}) | tojson)}' |
+    kubectl apply -f - >/dev/null
+}
+
+file_is() { [[ $(kubectl -n test exec "$1" -- busybox cat /run/latchkey/database-password) == "$2" ]]; } # POD VALUE
+
+event_says() { # POD WORD...: an event of the pod has all the words
+  kubectl -n test get events --field-selector "involvedObject.name=$1" -o json |
+    jq -e '[.items[].message] | any(. as $message | all($ARGS.positional[]; . as $word | $message | contains($word)))' --args "${@:2}" >/dev/null
+}
+
+csi_files() {
+  note 'CSI: secrets as files'
+  local own='{"name": "test/database-password"}' foreign='{"name": "prod/database-password", "file": "other"}'
+  files_pod files "[$own]"
+  files_pod no-files "[$own, $foreign]"
+  files_pod few-files "[$own, ${foreign%\}}, \"optional\": true}]"
+  running test files few-files
+  check 'a container finds its secret in a file' file_is files "$test_value"
+  check_equal 'which it cannot change' 'Read-only file system' \
+    "$(kubectl -n test exec files -- bash -c 'echo x >/run/latchkey/database-password' 2>&1 | grep -o 'Read-only file system' || true)"
+  check_equal 'it is in memory' tmpfs "$(kubectl -n test exec files -- busybox stat -f -c %T /run/latchkey/)"
+  check_value 'the socket is beside it' test/files test/database-password "$test_value"
+  check "another namespace's secret fails the mount, and an event says which and why" \
+    eventually 60 event_says no-files prod/database-password denied
+  check 'its pod waits' is_phase no-files Pending
+  check_equal 'where it may be absent it is' database-password "$(kubectl -n test exec few-files -- busybox ls /run/latchkey/ | grep -vx agent.sock | paste -sd ' ')"
+  check 'the audit trail has each file' eventually 20 files_are_audited
+  csi_files_rotate
+}
+
+files_are_audited() {
+  agent_audit | jq -es 'any(.volume != null and .secret == "test/database-password" and .outcome == "ok")
+    and any(.volume != null and .secret == "prod/database-password" and .code == "denied")'
+}
+
+csi_files_rotate() {
+  local old=$test_value
+  stop_fake_aws
+  files_pod late-files '[{"name": "test/database-password"}]'
+  check 'while the vault is away a new pod waits, with an event' eventually 60 event_says late-files test/database-password unavailable
+  check 'and files that are there stay' file_is files "$old"
+  test_value=$canary-of-test-renewed
+  start_fake_aws
+  check 'a secret that was changed is in the file soon' eventually 30 file_is files "$test_value"
+  check 'the pod that waited runs' eventually 180 is_phase late-files Running
+  check 'and has it' file_is late-files "$test_value"
+}
 
 # By the tokens' signatures, which are the part of them that nothing else has. They are known where the translator saw them.
 csi_no_token_anywhere() {

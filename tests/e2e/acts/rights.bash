@@ -109,8 +109,14 @@ check_not_there() { # SENTENCE SCRIPT: the script must fail, and say so as the k
 act_break_in() {
   note "break-in: root in the agent's container, step by step"
   twin
+  check_break_in prod/reader
+  check_break_in_tokens
+  remove_twin
+}
+
+check_break_in() { # NAMESPACE/POD: one that runs `sleep`
   local victim node_daemon serving
-  victim=$(process_of "$(uid_of prod reader)" sleep)
+  victim=$(process_of "$(uid_of "${1%/*}" "${1#*/}")" sleep)
   node_daemon=$(pgrep -o -x kubelet || pgrep -o -x containerd)
   serving=$(agent_process)
   check_equal 'he is root' 0 "$(in_twin 'busybox id -u')"
@@ -133,18 +139,20 @@ act_break_in() {
   check_not_there 'he cannot make a device' 'busybox mknod /run/latchkey/disk b 8 0'
   check_equal 'by the socket he is his own pod, which has no role' no_role \
     "$(in_twin 'curl --silent --unix-socket /run/latchkey/agent.sock http://localhost/v1/secrets/prod/database-password' | jq -r .code)"
-  check_break_in_tokens
+  agent_token=$(in_twin 'busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token')
 }
 
 # With that token: tokens of this node's pods, as far as a namespace has named their accounts; `act_rights` has the refusals.
 check_break_in_tokens() {
-  agent_token=$(in_twin 'busybox cat /var/run/secrets/kubernetes.io/serviceaccount/token')
   as_agent POST /api/v1/namespaces/prod/serviceaccounts/app/token "$(token_request prod reader)"
   check_equal "with the token he can be those pods' accounts that a namespace has named" 201 "$status"
   check_forbidden 'and no other' POST /api/v1/namespaces/latchkey-e2e/serviceaccounts/default/token "$(token_request latchkey-e2e fake-aws)"
+}
+
+remove_twin() {
   kubectl -n latchkey delete pod twin >/dev/null
   eventually 30 token_has_ended || true
   check_equal 'when the pod is deleted its token is worth nothing' 401 "$status"
 }
 
-token_has_ended() { as_agent GET /api/v1/pods; [[ $status == 401 ]]; }
+token_has_ended() { as_agent GET /apis/authentication.k8s.io/v1; [[ $status == 401 ]]; }

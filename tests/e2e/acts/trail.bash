@@ -2,7 +2,6 @@
 
 agent_audit() { cat "$work"/logs/* | jq -Rc 'fromjson? | select(.target == "audit")'; }
 
-cloud_log() { kubectl -n latchkey-e2e logs fake-aws | jq -Rc 'fromjson?'; }
 
 act_trail() {
   note 'trail: audit lines, logs, and the log of the cloud'
