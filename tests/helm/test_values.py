@@ -77,7 +77,8 @@ class Refused(unittest.TestCase):
         self.assertEqual(
             {
                 "global", "affinity.nodeAffinity", "affinity.podAffinity", "affinity.podAntiAffinity", "extraEnv.valueFrom",
-                "extraVolumes", "metrics.podMonitor.metricRelabelings", "metrics.podMonitor.relabelings",
+                "extraContainers", "extraVolumes", "initContainers",
+                "metrics.podMonitor.metricRelabelings", "metrics.podMonitor.relabelings",
                 "metrics.serviceMonitor.metricRelabelings", "metrics.serviceMonitor.relabelings",
                 "networkPolicy.egress", "networkPolicy.metricsFrom",
             },
@@ -170,6 +171,26 @@ class Configuration(unittest.TestCase):
         self.assertEqual(
             f"mirror.example.com/latchkey-agent:v1@{digest}", image["spec"]["containers"][0]["image"]
         )
+
+    def test_another_namespace_is_every_objects_and_that_of_every_name_of_the_account(self):
+        everything = {
+            "networkPolicy": {"enabled": True}, "priorityQuota": {"create": True}, "namespace": {"create": True},
+            "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")},
+            "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
+        }
+        usual, moved = (chart.text({**everything, "namespaceOverride": name}) for name in ("", "vault"))
+        self.assertIn("system:serviceaccount:vault:latchkey-agent", moved)
+        places = [found["metadata"].get("namespace") for found in chart.documents(moved)]
+        self.assertEqual({"vault", None}, set(places))
+        self.assertEqual(
+            places, [{"latchkey": "vault"}.get(found["metadata"].get("namespace")) for found in chart.documents(usual)]
+        )
+
+    def test_containers_of_the_operators_own_are_added_to_the_pod(self):
+        own = {"name": "own", "image": "own:1"}
+        spec = chart.pod({"initContainers": [own], "extraContainers": [own]})["spec"]
+        self.assertEqual([own], spec["initContainers"])
+        self.assertEqual(["agent", "mounter", "own"], [container["name"] for container in spec["containers"]])
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@
 {{- end -}}
 {{- end -}}
 
+{{- /* Where all objects of the chart that have a namespace are. */ -}}
+{{- define "latchkey.namespace" -}}
+{{- default .Release.Namespace .Values.namespaceOverride -}}
+{{- end -}}
+
 {{- /* The DaemonSet, its configuration and its rights. */ -}}
 {{- define "latchkey.agent" -}}
 {{- include "latchkey.fullname" . }}-agent
@@ -23,7 +28,7 @@
 
 {{- /* The agent's user, as the API server knows it. */ -}}
 {{- define "latchkey.user" -}}
-system:serviceaccount:{{ .Release.Namespace }}:{{ include "latchkey.serviceAccountName" . }}
+system:serviceaccount:{{ include "latchkey.namespace" . }}:{{ include "latchkey.serviceAccountName" . }}
 {{- end -}}
 
 {{- define "latchkey.selectorLabels" -}}
