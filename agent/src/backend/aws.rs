@@ -27,7 +27,7 @@ use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
 
@@ -63,10 +63,14 @@ pub(super) struct Aws {
     region: Arc<str>,
     /// Asked of the token service, in seconds.
     duration: i32,
-    sts: sts::Client,
-    store: secretsmanager::Client,
+    sts: AtFirstUse<sts::Client>,
+    store: AtFirstUse<secretsmanager::Client>,
     health: Arc<Health>,
 }
+
+/// A client, made when it is needed first: each holds roots to trust and buffers, which an agent whose pods read
+/// nothing from AWS need not pay for.
+type AtFirstUse<T> = LazyLock<T, Box<dyn FnOnce() -> T + Send>>;
 
 /// The regions that could not be reached lately.
 #[derive(Debug, Default)]
@@ -133,8 +137,10 @@ impl Aws {
             settings: settings.clone(),
             region,
             duration: i32::try_from(duration.as_secs()).unwrap_or(i32::MAX),
-            sts: sts::Client::from_conf(sts.build()),
-            store: secretsmanager::Client::from_conf(store.build()),
+            sts: AtFirstUse::new(Box::new(|| sts::Client::from_conf(sts.build()))),
+            store: AtFirstUse::new(Box::new(|| {
+                secretsmanager::Client::from_conf(store.build())
+            })),
             health: Arc::default(),
         })
     }
