@@ -33,10 +33,6 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long the answer to one that is no workload, or over its pod's limit, is held back. Each has left an audit
-/// line: without a rest, one pod could write the trail faster than anybody keeps it.
-const REFUSED_REST: Duration = Duration::from_millis(50);
-
 /// What is said to who asked for something that took too long.
 const AGAIN: &str = "the request's deadline passed; try again";
 
@@ -69,11 +65,13 @@ pub(crate) async fn handle(
     request: Request<Incoming>,
 ) -> Result<Answer, Infallible> {
     connection.request_began();
+    let began = Instant::now();
+    connection.turn(began).await;
     let exchange = Exchange {
         id: services.next_id(),
         services,
         connection,
-        began: Instant::now(),
+        began,
     };
     let (head, body) = request.into_parts();
     let (route, parsed) = request::parse(&head);
@@ -110,7 +108,7 @@ pub(crate) async fn handle(
         .metrics
         .request(route, code, exchange.began.elapsed());
     if matches!(code, Some(Code::Busy | Code::NotAttested)) {
-        sleep(REFUSED_REST).await;
+        sleep(exchange.connection.rest()).await;
     }
     exchange.connection.request_ended();
     Ok(answer)

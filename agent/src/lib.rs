@@ -45,6 +45,7 @@ mod quota;
 mod readiness;
 mod taint;
 mod time;
+mod turns;
 
 pub use agent::Agent;
 pub use preflight::StartError;

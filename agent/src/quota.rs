@@ -1,6 +1,7 @@
 //! What one pod may have of the node's agent at once. A pod over its quota is told so; nobody else notices.
 
 use crate::error::RequestError;
+use crate::turns::Turnstile;
 use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
 use latchkey_client::protocol::Code;
 use std::num::NonZeroU32;
@@ -11,6 +12,21 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 /// How many waits for a change one pod may have.
 const WAITS: usize = 16;
 
+/// How long a refusal is held back. Each has left an audit line: without a rest, one pod could write the trail faster
+/// than anybody keeps it.
+pub(crate) const REST: Duration = Duration::from_millis(50);
+
+/// The same for a pod that goes on asking while it is refused: as long as it was told to wait.
+const LONG_REST: Duration = RETRY_AFTER;
+
+/// After so many refusals in a second.
+const REFUSALS: NonZeroU32 = NonZeroU32::new(20).unwrap();
+
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How many of a pod's requests are begun before everybody else has had a turn.
+const REQUESTS_A_TURN: usize = 8;
+
 /// A pod's connections, requests in flight, waits and request rate.
 #[derive(Debug)]
 pub(crate) struct Quota {
@@ -18,6 +34,8 @@ pub(crate) struct Quota {
     in_flight: Semaphore,
     waits: Arc<Semaphore>,
     rate: DefaultDirectRateLimiter,
+    refusals: DefaultDirectRateLimiter,
+    pub(crate) turns: Arc<Turnstile>,
 }
 
 impl Quota {
@@ -30,6 +48,8 @@ impl Quota {
             in_flight: Semaphore::new(in_flight),
             waits: Arc::new(Semaphore::new(WAITS)),
             rate: RateLimiter::direct(rate),
+            refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
+            turns: Turnstile::new(REQUESTS_A_TURN),
         }
     }
 
@@ -69,6 +89,14 @@ impl Quota {
         })
     }
 
+    /// How long the refusal that the pod gets now is held back.
+    pub(crate) fn rest(&self) -> Duration {
+        match self.refusals.check() {
+            Ok(()) => REST,
+            Err(_) => LONG_REST,
+        }
+    }
+
     /// Takes `count` requests from the pod's rate.
     ///
     /// # Errors
@@ -80,7 +108,7 @@ impl Quota {
         };
         match self.rate.check_n(count) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(too_fast().retry_after(Some(Duration::from_secs(1)))),
+            Ok(Err(_)) => Err(too_fast().retry_after(Some(RETRY_AFTER))),
             Err(_) => Err(too_fast()),
         }
     }
@@ -93,4 +121,17 @@ fn too_fast() -> RequestError {
         Code::Busy,
         "this pod asks faster than its limit allows; ask less often",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_goes_on_asking_while_refused_waits_as_long_as_told() {
+        let quota = Quota::new(1, 1, 1);
+        let rests: Vec<Duration> = (0..100).map(|_| quota.rest()).collect();
+        assert_eq!(rests.first(), Some(&REST));
+        assert_eq!(rests.last(), Some(&LONG_REST));
+    }
 }

@@ -1,5 +1,5 @@
 //! The noisy neighbour: one pod floods the agent with half a processor, another asks politely, with the limits as
-//! they ship and nobody pinned.
+//! they ship and nobody pinned. The polite pod also asks an agent that nobody floods, meanwhile: the control.
 
 use crate::load::{self, Latency, Plan, Use, until_placed};
 use crate::report::Report;
@@ -48,9 +48,12 @@ struct Half {
 
 pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> Outcome<()> {
     process::unpin()?;
-    let agent = stage
-        .agent(stage.settings("neighbour")?.set("cache.ttl", "5m"), false)
-        .await?;
+    let start = async |name| {
+        let settings = stage.settings(name)?.set("cache.ttl", "5m");
+        stage.agent(settings, false).await
+    };
+    // The second one tells what the flood costs by way of the agent from what it costs by way of the machine.
+    let (agent, spared) = (start("neighbour").await?, start("spared").await?);
     let (polite, flooder) = (
         stage.pod("polite", agent.socket()).await?,
         stage.pod("flooder", agent.socket()).await?,
@@ -68,12 +71,13 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
             return Ok(());
         }
     };
-    let plan = Polite {
-        socket: agent.socket().to_owned(),
+    let plan = |asked: &AgentProcess| Polite {
+        socket: asked.socket().to_owned(),
         path: SMALL.to_owned(),
         run: pace.run * 3,
     };
-    let mut figures: [Vec<f64>; 4] = Default::default();
+    let (plan, elsewhere) = (plan(&agent), plan(&spared));
+    let mut figures: [Vec<f64>; 6] = Default::default();
     let (mut failed, mut flooded) = (0, 0.0);
     for _ in 0..pace.rounds {
         process::until_quiet().await?;
@@ -82,25 +86,31 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
             &agent,
             &entrances.1,
             &half,
-            plan.run + Duration::from_millis(600),
+            plan.run * 2 + Duration::from_millis(900),
         )?;
         tokio::time::sleep(Duration::from_millis(300)).await;
         let noisy = asked(&plan, &entrances.0).await?;
+        let control = asked(&elsewhere, &entrances.0).await?;
         let output = flood.wait_with_output().await?;
         let load: load::Load = serde_json::from_slice(&output.stdout)?;
         flooded += load::exact(load.answered + load.failed);
-        failed += quiet.failed + noisy.failed;
-        let all = [quiet.kept.p99, noisy.kept.p99, quiet.new.p99, noisy.new.p99];
-        for (figures, p99) in figures.iter_mut().zip(all) {
+        let all = [quiet, noisy, control];
+        failed += all.iter().map(|answered| answered.failed).sum::<usize>();
+        let p99 = all
+            .iter()
+            .flat_map(|answered| [answered.kept.p99, answered.new.p99]);
+        for (figures, p99) in figures.iter_mut().zip(p99) {
             figures.push(p99);
         }
     }
     process::pin(crate::servers::LOAD)?;
     let names = [
         "polite_quiet_p99_us",
-        "polite_noisy_p99_us",
         "polite_new_quiet_p99_us",
+        "polite_noisy_p99_us",
         "polite_new_noisy_p99_us",
+        "polite_elsewhere_p99_us",
+        "polite_new_elsewhere_p99_us",
     ];
     for (name, figures) in names.into_iter().zip(figures) {
         report.spread(name, figures);

@@ -7,6 +7,8 @@ use crate::attest::{AttestError, Attestor, Entrance, Place, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
+use crate::quota;
+use crate::turns::Turnstile;
 use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
@@ -45,6 +47,8 @@ pub(crate) struct Connection {
     attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
+    /// For the requests of those who are no workload.
+    turns: Arc<Turnstile>,
     /// The socket's number. Who owns it outlives every request on it.
     fd: RawFd,
     closing: AtomicBool,
@@ -180,6 +184,7 @@ impl Connection {
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
+            turns: doorman.turns.clone(),
             fd,
             closing: AtomicBool::new(false),
             closes: Notify::new(),
@@ -223,6 +228,23 @@ impl Connection {
             Some(before) => self.check_again(&before),
             // Boxed, because it is once a connection and each request would carry it.
             None => Box::pin(self.attest()).await,
+        }
+    }
+
+    /// Ends when it is the turn of this peer's pod; see [`Turnstile`].
+    pub(crate) async fn turn(&self, now: Instant) {
+        let turns = match &*self.standing() {
+            Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
+            _ => self.turns.clone(),
+        };
+        turns.pass(now).await;
+    }
+
+    /// How long a refusal that the peer gets now is held back.
+    pub(crate) fn rest(&self) -> Duration {
+        match &*self.standing() {
+            Standing::Attested { workload, .. } => workload.pod().quota.rest(),
+            _ => quota::REST,
         }
     }
 
