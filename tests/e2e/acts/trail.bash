@@ -2,7 +2,6 @@
 
 agent_audit() { cat "$work"/logs/* | jq -Rc 'fromjson? | select(.target == "audit")'; }
 
-
 act_trail() {
   note 'trail: audit lines, logs, and the log of the cloud'
   ask test/reader secrets/test/database-password
