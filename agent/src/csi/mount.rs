@@ -58,16 +58,17 @@ pub(super) fn bind(source: &Path, target: &Target) -> io::Result<()> {
     Ok(mount(NONE, &through(&mounted), NONE, flags, NONE)?)
 }
 
-/// Whether `source` is mounted at `target`, once and read-only.
+/// Whether `source` is mounted at `target`, by whatever options: a mounter that was restarted sees the mount as the node
+/// does, and there it was never made read-only.
 ///
 /// # Errors
 ///
-/// If the mounts cannot be read.
+/// If that cannot be seen.
 pub(super) fn is_bound(source: &Path, target: &Target) -> io::Result<bool> {
-    Ok(match &options_at(&target.path)?[..] {
-        [options] => is_confined(options) && is_same(source, &target.path)?,
-        _ => false,
-    })
+    match is_same(source, &target.path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        outcome => outcome,
+    }
 }
 
 /// Removes every mount at `target`, and its directory. There may be neither.

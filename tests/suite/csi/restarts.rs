@@ -2,6 +2,8 @@
 
 use super::{Node, OWN, reads_own, settings};
 use crate::{can_run, code};
+use nix::mount::{MsFlags, mount};
+use std::fs;
 use std::path::Path;
 use std::time::Duration;
 use testkit::kube::PodSpec;
@@ -27,6 +29,37 @@ async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
     reads_own(&pod.workload).await;
     node.kubelet.unpublish(&pod.volume).await.expect("it goes");
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+}
+
+/// A mounter in a new container sees a mount by the node's options, under which it is not read-only.
+#[tokio::test]
+async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_away() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let mounts = node.kubelet.mounts();
+    node.mounter.kill().await.expect("it runs");
+    node.agent.signal(Signal::SIGKILL).expect("it runs");
+    node.agent.until_ended().await.expect("it ends");
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    let (none, writable) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT);
+    mount(none, &target, none, writable, none).expect("root may");
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    let status = node
+        .publish(&pod.volume)
+        .await
+        .expect_err("nobody is there");
+    assert_eq!(status.code, 14, "{status}");
+    assert_eq!(node.kubelet.mounts(), mounts);
+    let agent = settings(&node.sandbox, &node.kubelet).start().await;
+    node.agent = agent.expect("an agent");
+    node.agent.until_ready().await.expect("it is ready");
+    node.publish(&pod.volume).await.expect("again");
+    // By the directory that its container has had from the start.
+    reads_own(&pod.workload).await;
+    fs::write(target.join("x"), "x").expect_err("it is read-only again");
 }
 
 #[tokio::test]
@@ -192,7 +225,7 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
     nix::mount::umount(&target).expect("root may");
     let of_pod = node.kubelet.root().join("pods").join(pod.volume.pod.uid());
-    std::fs::remove_dir_all(of_pod).expect("it is the kubelet's");
+    fs::remove_dir_all(of_pod).expect("it is the kubelet's");
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     until("an empty store", || node.kubelet.kept().is_empty())
         .await
