@@ -66,7 +66,7 @@ pub(crate) async fn handle(
 ) -> Result<Answer, Infallible> {
     connection.request_began();
     let began = Instant::now();
-    connection.turn(began).await;
+    connection.turn().await;
     let exchange = Exchange {
         id: services.next_id(),
         services,

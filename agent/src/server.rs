@@ -191,7 +191,7 @@ impl Server {
         if u32::try_from(peer.pid()) == Ok(std::process::id()) {
             return;
         }
-        self.doorman.turns.pass(Instant::now()).await;
+        self.doorman.turns.pass().await;
         let fd = stream.as_raw_fd();
         let Some(connection) = Connection::open(
             Arrival { peer, entrance, fd },

@@ -4,14 +4,10 @@
 //! connections speak up at the same moment would keep all others waiting for sixty answers. So only a few of a kind
 //! run in one turn. The rest stand back, in their order, and the runtime first asks the kernel what else has come.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
-use tokio::time::Instant;
-
-/// After so long a turn is over also if nobody has had to stand back.
-const TURN: Duration = Duration::from_millis(1);
 
 /// Lets so many pass in one turn.
 #[derive(Debug)]
@@ -19,14 +15,8 @@ pub(crate) struct Turnstile {
     most: usize,
     /// What is left of the turn. Those who have to stand back wait for a permit.
     places: Semaphore,
-    turn: Mutex<Turn>,
-}
-
-#[derive(Debug)]
-struct Turn {
-    began: Instant,
     /// Somebody stands back, and a task begins one turn after the other until nobody does.
-    is_ushered: bool,
+    is_ushered: AtomicBool,
 }
 
 impl Turnstile {
@@ -35,19 +25,16 @@ impl Turnstile {
         Arc::new(Self {
             most,
             places: Semaphore::new(most),
-            turn: Mutex::new(Turn {
-                began: Instant::now(),
-                is_ushered: false,
-            }),
+            is_ushered: AtomicBool::new(false),
         })
     }
 
-    /// Ends when it is one's turn, which it mostly is `now`. Needs a runtime of one thread.
-    pub(crate) async fn pass(self: &Arc<Self>, now: Instant) {
+    /// Ends when it is one's turn, which it mostly is now. Needs a runtime of one thread.
+    pub(crate) async fn pass(self: &Arc<Self>) {
         let place = match self.places.try_acquire() {
             Ok(place) => Ok(place),
             Err(_) => {
-                self.stand_back(now);
+                self.usher();
                 self.places.acquire().await
             }
         };
@@ -58,43 +45,27 @@ impl Turnstile {
     }
 
     /// Sees to it that there is another turn.
-    fn stand_back(self: &Arc<Self>, now: Instant) {
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        if turn.is_ushered {
+    fn usher(self: &Arc<Self>) {
+        if self.is_ushered.swap(true, Ordering::Relaxed) {
             return;
         }
-        if now.saturating_duration_since(turn.began) > TURN {
-            turn.began = now;
-            self.refill();
-            return;
-        }
-        turn.is_ushered = true;
         let turnstile = self.clone();
         tokio::spawn(async move {
             loop {
                 // A task that yields runs again when the kernel has been asked for events, after those whom they
-                // wake (tokio::task::yield_now).
+                // wake (tokio::task::yield_now). However long a turn took, it is not over before that.
                 yield_now().await;
-                if turnstile.next() {
+                // Those who stand back have the places first.
+                let left = turnstile.places.available_permits();
+                turnstile
+                    .places
+                    .add_permits(turnstile.most.saturating_sub(left));
+                if turnstile.places.available_permits() > 0 {
+                    turnstile.is_ushered.store(false, Ordering::Relaxed);
                     return;
                 }
             }
         });
-    }
-
-    /// Begins a turn; whether nobody stands back any more.
-    fn next(&self) -> bool {
-        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        turn.began = Instant::now();
-        self.refill();
-        turn.is_ushered = self.places.available_permits() == 0;
-        !turn.is_ushered
-    }
-
-    /// Those who stand back have the places first.
-    fn refill(&self) {
-        let left = self.places.available_permits();
-        self.places.add_permits(self.most.saturating_sub(left));
     }
 }
 
@@ -102,10 +73,12 @@ impl Turnstile {
 mod tests {
     use super::*;
     use std::io::Write;
+    use std::sync::Mutex;
+    use std::thread::sleep;
+    use std::time::Duration;
     use tokio::io::AsyncReadExt;
     use tokio::net::UnixStream;
     use tokio::task::JoinSet;
-    use tokio::time::advance;
 
     type Order = Arc<Mutex<Vec<&'static str>>>;
 
@@ -117,13 +90,15 @@ mod tests {
         for who in ["1", "2", "3", "4", "5", "6"] {
             let (turnstile, order) = (turnstile.clone(), order.clone());
             tasks.spawn(async move {
-                turnstile.pass(Instant::now()).await;
+                turnstile.pass().await;
+                // Whatever it has to do may take its time.
+                sleep(Duration::from_millis(2));
                 note(&order, who);
             });
         }
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn who_speaks_up_during_a_crowds_turn_is_served_before_its_next_one() {
         let (order, turnstile) = (Order::default(), Turnstile::new(2));
         let (theirs, ours) = std::os::unix::net::UnixStream::pair().expect("a pair");
@@ -143,7 +118,7 @@ mod tests {
         assert_eq!(*order, ["1", "2", "other", "3", "4", "5", "6"]);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn after_a_crowd_there_is_a_whole_turn_again() {
         let (order, turnstile) = (Order::default(), Turnstile::new(2));
         for _ in 0..3 {
@@ -153,10 +128,11 @@ mod tests {
             assert_eq!(order.lock().expect("nobody panics with it").len(), 6);
             order.lock().expect("nobody panics with it").clear();
         }
-        advance(TURN * 2).await;
         for _ in 0..2 {
-            let now = Instant::now();
-            let passed = futures::FutureExt::now_or_never(turnstile.pass(now));
+            yield_now().await;
+        }
+        for _ in 0..2 {
+            let passed = futures::FutureExt::now_or_never(turnstile.pass());
             assert_eq!(passed, Some(()));
         }
     }

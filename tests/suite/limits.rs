@@ -1,5 +1,7 @@
 //! What one pod may have of the node's agent: over its limit it is told so, and nobody else notices.
 
+mod turns;
+
 use crate::{can_run, code};
 use futures::future::join_all;
 use std::time::{Duration, Instant};

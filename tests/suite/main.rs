@@ -49,3 +49,14 @@ fn code(answer: &testkit::workload::Response) -> String {
         .unwrap_or_default()
         .to_owned()
 }
+
+/// Which request of the agent's this was the answer to: they are numbered as they are begun.
+fn number(answer: &testkit::workload::Response) -> u64 {
+    number_in(answer.header("x-request-id").expect("an id"))
+}
+
+/// The number in a request's id.
+fn number_in(id: &str) -> u64 {
+    let (_, number) = id.split_once('-').expect("a run and a number");
+    u64::from_str_radix(number, 16).expect("a number")
+}

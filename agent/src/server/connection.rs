@@ -232,12 +232,12 @@ impl Connection {
     }
 
     /// Ends when it is the turn of this peer's pod; see [`Turnstile`].
-    pub(crate) async fn turn(&self, now: Instant) {
+    pub(crate) async fn turn(&self) {
         let turns = match &*self.standing() {
             Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
             _ => self.turns.clone(),
         };
-        turns.pass(now).await;
+        turns.pass().await;
     }
 
     /// How long a refusal that the peer gets now is held back.

@@ -1,7 +1,7 @@
 //! What a pod does to its own socket is no other pod's trouble.
 
 use super::{Node, OWN, reads_own};
-use crate::can_run;
+use crate::{can_run, number};
 use std::time::Duration;
 use testkit::workload::{Flood, Flooded, Signal, Workload};
 use tokio::time::{sleep, timeout};
@@ -103,10 +103,7 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
     );
 }
 
-/// Which request of the agent's the pod's next one is: requests are numbered as they are begun.
+/// The number of the pod's next request.
 async fn number_of_next(workload: &Workload) -> u64 {
-    let answer = workload.get("/health").await.expect("an answer");
-    let id = answer.header("x-request-id").expect("an id");
-    let (_, number) = id.split_once('-').expect("a run and a number");
-    u64::from_str_radix(number, 16).expect("a number")
+    number(&workload.get("/health").await.expect("an answer"))
 }
