@@ -57,6 +57,10 @@ impl Volumes {
 
     async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
         if let Err(error) = self.must_be_mounter(&stream) {
+            if let AttestError::Gone = error {
+                // It was killed, and asks again when it is back.
+                return Err(io::Error::other(error));
+            }
             let asked = timeout(ASK_TIMEOUT, Message::<Ask>::read(&mut stream)).await;
             let failure = match error {
                 AttestError::NotYet(_) => {

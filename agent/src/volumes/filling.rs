@@ -268,7 +268,7 @@ fn failed(file: &FileAsked, error: &RequestError) -> Failure {
         Code::InvalidRequest | Code::NotJson | Code::TooLarge => FailureKind::Invalid,
         _ => FailureKind::Unavailable,
     };
-    let (secret, name, code) = (&file.secret, &file.name, error.code.as_str());
+    let (secret, name, code) = (file.secret.as_str(), &file.name, error.code.as_str());
     Failure::new(
         kind,
         format!("the secret {secret:?} for the file {name:?} cannot be had: {code}: {error}"),
