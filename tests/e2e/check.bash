@@ -26,11 +26,11 @@ check_less() { # SENTENCE SEEN BOUND: whole numbers; the sentence is followed by
   if [[ $2 =~ ^[0-9]+$ ]] && (($2 < $3)); then ok "$1 ($2)"; else not_ok "$1" "wanted less than $3, saw $2"; fi
 }
 
-eventually() { # SECONDS COMMAND...: until the command succeeds
+eventually() { # SECONDS COMMAND...: until the command succeeds; else prints what it printed last
   local end=$((SECONDS + $1))
   shift
-  until "$@" >/dev/null 2>&1; do
-    ((SECONDS < end)) || return 1
+  until "$@" >"$work/last" 2>&1; do
+    ((SECONDS < end)) || { cat "$work/last"; return 1; }
     sleep 0.2
   done
 }

@@ -27,7 +27,7 @@ key_of() { # POD-UID: the name of its volume in the mounter's memory
 
 reads_by_csi() { # NAMESPACE/POD VALUE
   ask "$1" secrets/"${1%/*}"/database-password
-  [[ $status == 200 && $(field value) == "$2" ]]
+  [[ $status == 200 && $(field value) == "$2" ]] || { echo "$1 was answered $status $body"; return 1; }
 }
 
 is_phase() { [[ $(kubectl -n test get pod "$1" -o jsonpath='{.status.phase}') == "$2" ]]; } # POD PHASE
@@ -221,7 +221,8 @@ csi_churn() {
     "$(for directory in p v; do find "$plugin/run/$directory" -mindepth 1 -maxdepth 1 | wc -l; done | paste -sd ' ') $(find "$plugin/run/p" -type s | wc -l)"
   check_equal 'nothing with the kubelet' "$(csi_mounts | sort)" \
     "$(find "$kubelet_root/pods" -maxdepth 5 -path '*/kubernetes.io~csi/*/mount' | sort)"
-  check 'no descriptor of agent and mounter' eventually 30 descriptors_are "$descriptors"
+  check 'no descriptor of agent and mounter, but for a few of connections that come and go' \
+    eventually 30 descriptors_are_near "$descriptors"
 }
 
 none_is_left_running() {
@@ -234,7 +235,12 @@ descriptors() { # how many sockets and files each of the two has open
   for pid in "$(agent_process)" "$(mounter_process)"; do find "/proc/$pid/fd" -mindepth 1 -lname '*' | wc -l; done | paste -sd ' '
 }
 
-descriptors_are() { [[ $(descriptors) == "$1" ]]; }
+descriptors_are_near() { # BEFORE: some of them belong to calls under way and to connections that are kept for the next one
+  local -a before now
+  read -r -a before <<<"$1"
+  read -r -a now <<<"$(descriptors)"
+  ((now[0] < before[0] + 10 && now[1] < before[1] + 10)) || { echo "${now[*]}"; return 1; }
+}
 
 files_pod() { # NAME SECRETS: a pod of `test` whose volume holds them. Not every cluster tells a driver the pod's group.
   csi_pod test "$1" sleep 86400 |
