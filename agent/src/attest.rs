@@ -125,7 +125,7 @@ impl Workload {
             .is_some_and(|container| self.facts.containers.contains_key(&container))
     }
 
-    /// Whether `other` is the same pod and container, by the same word of the API server.
+    /// Whether the API server has said nothing else of the pod since.
     pub(crate) fn is_current(&self) -> bool {
         !self.pod.is_gone() && self.pod.is_told(&self.facts)
     }

@@ -1,7 +1,11 @@
 //! What the pods know when, whoever tells it first.
 
 use super::*;
+use crate::attest::{Entrance, Located, Node, Place, Workload};
 use crate::config;
+use k8s_openapi::api::core::v1::{
+    ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
+};
 
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
@@ -29,14 +33,43 @@ fn pod(version: &str, host_network: bool) -> k8s::Pod {
     pod.metadata.resource_version = Some(version.into());
     pod.spec = Some(k8s::PodSpec {
         host_network: Some(host_network),
+        node_name: Some("node".into()),
         ..k8s::PodSpec::default()
     });
     pod
 }
 
+fn uid() -> PodUid {
+    UID.parse().expect("a UID")
+}
+
+/// A process of that container in the pod, as it is known now.
+fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
+    let node = Node::new(
+        pods.clone(),
+        "node".into(),
+        None,
+        Duration::ZERO,
+        Vec::new(),
+    );
+    let volume = node.of_volume(uid()).expect("it is known");
+    Workload {
+        place: Place::Pod(Located {
+            pod: uid(),
+            container,
+            nested_pod: false,
+            entrance: Entrance::Shared,
+        }),
+        ..volume
+    }
+}
+
+fn status_id(digit: &str) -> String {
+    format!("containerd://{}", digit.repeat(64))
+}
+
 fn host_network(pods: &Pods) -> Option<bool> {
-    let uid = UID.parse().expect("a UID");
-    pods.by_uid(uid).map(|pod| pod.facts().host_network)
+    pods.by_uid(uid()).map(|pod| pod.facts().host_network)
 }
 
 #[tokio::test]
@@ -59,4 +92,83 @@ async fn a_pod_deleted_during_a_look_does_not_come_back_with_it() {
     pods.forget(pod("21", true));
     pods.learn(pod("20", true), Source::Look);
     assert_eq!(host_network(&pods), None);
+}
+
+#[tokio::test]
+async fn a_workload_is_current_until_its_pod_is_told_anew_or_deleted() {
+    let pods = Arc::new(pods());
+    pods.learn(pod("20", false), Source::Watch);
+    let first = workload(&pods, None);
+    assert!(first.is_current());
+    pods.learn(pod("21", false), Source::Watch);
+    assert!(first.is_current(), "the same word again");
+    pods.learn(pod("22", true), Source::Watch);
+    assert!(!first.is_current());
+    let second = workload(&pods, None);
+    assert!(second.is_current());
+    pods.forget(pod("23", true));
+    assert!(!second.is_current());
+}
+
+#[tokio::test]
+async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
+    let pods = Arc::new(pods());
+    pods.learn(pod("20", false), Source::Watch);
+    let [one, other] = ["1", "2"].map(|digit| ContainerId::from_status(&status_id(digit)));
+    assert!(one.is_some() && one != other);
+    let first = workload(&pods, one);
+    assert!(first.same_as(&workload(&pods, one)));
+    assert!(!first.same_as(&workload(&pods, other)));
+    assert!(!first.same_as(&workload(&pods, None)));
+    // What was done in the name of an entry that is gone belongs to nobody.
+    pods.forget(pod("21", false));
+    pods.learn(pod("22", false), Source::Watch);
+    assert!(!first.same_as(&workload(&pods, one)));
+}
+
+#[tokio::test]
+async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_began() {
+    let pods = Arc::new(pods());
+    pods.learn(pod("20", false), Source::Watch);
+    let known = workload(&pods, None);
+    pods.keep(&HashSet::from([uid()]), Instant::now());
+    assert!(known.is_current());
+    pods.keep(&HashSet::new(), Instant::now());
+    assert!(!known.is_current());
+    assert_eq!(host_network(&pods), None);
+    // A look that was under way still names it.
+    pods.learn(pod("20", false), Source::Look);
+    assert_eq!(host_network(&pods), None);
+
+    let pods = self::pods();
+    let before = Instant::now();
+    pods.learn(pod("20", false), Source::Look);
+    pods.keep(&HashSet::new(), before);
+    assert_eq!(host_network(&pods), Some(false));
+}
+
+#[tokio::test]
+async fn a_restarted_container_is_known_by_both_of_its_ids() {
+    let ended = ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id: Some(status_id("1")),
+            ..ContainerStateTerminated::default()
+        }),
+        ..ContainerState::default()
+    };
+    let mut pod = pod("20", false);
+    pod.status = Some(PodStatus {
+        container_statuses: Some(vec![ContainerStatus {
+            name: "app".into(),
+            container_id: Some(status_id("2")),
+            last_state: Some(ended),
+            ..ContainerStatus::default()
+        }]),
+        ..PodStatus::default()
+    });
+    let (_, facts) = Facts::of(pod).expect("a pod");
+    for digit in ["1", "2"] {
+        let id = ContainerId::from_status(&status_id(digit)).expect("an id");
+        assert_eq!(facts.containers[&id].name, "app");
+    }
 }
