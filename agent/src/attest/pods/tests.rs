@@ -1,7 +1,7 @@
 //! What the pods know when, whoever tells it first.
 
 use super::*;
-use crate::attest::{Entrance, Located, Node, Place, Workload};
+use crate::attest::{AttestError, Attestor, Entrance, Located, Node, Place, Workload};
 use crate::config;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
@@ -43,16 +43,19 @@ fn uid() -> PodUid {
     UID.parse().expect("a UID")
 }
 
-/// A process of that container in the pod, as it is known now.
-fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
-    let node = Node::new(
+fn node(pods: &Arc<Pods>) -> Node {
+    Node::new(
         pods.clone(),
         "node".into(),
         None,
         Duration::ZERO,
         Vec::new(),
-    );
-    let volume = node.of_volume(uid()).expect("it is known");
+    )
+}
+
+/// A process of that container in the pod, as it is known now.
+fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
+    let volume = node(pods).of_volume(uid()).expect("it is known");
     Workload {
         place: Place::Pod(Located {
             pod: uid(),
@@ -171,4 +174,35 @@ async fn a_restarted_container_is_known_by_both_of_its_ids() {
         let id = ContainerId::from_status(&status_id(digit)).expect("an id");
         assert_eq!(facts.containers[&id].name, "app");
     }
+}
+
+#[tokio::test]
+async fn no_files_are_read_for_a_pod_that_may_not_ask() {
+    type Change = fn(&mut k8s::Pod);
+    let changes: [(&str, Change); 3] = [
+        ("other_node", |pod| {
+            pod.spec.as_mut().expect("one").node_name = Some("other".into());
+        }),
+        ("pod_finished", |pod| {
+            pod.status.get_or_insert_default().phase = Some("Failed".into());
+        }),
+        ("static_pod", |pod| {
+            let annotations = pod.metadata.annotations.get_or_insert_default();
+            annotations.insert(MIRROR.into(), "x".into());
+        }),
+    ];
+    for (why, change) in changes {
+        let pods = Arc::new(pods());
+        let mut pod = pod("20", false);
+        change(&mut pod);
+        pods.learn(pod, Source::Watch);
+        let denied = node(&pods).of_volume(uid()).err();
+        assert_eq!(denied, Some(AttestError::Denied(why)));
+    }
+}
+
+#[tokio::test]
+async fn an_attestor_is_of_its_own_node_alone() {
+    let attestor = Attestor::Kubernetes(node(&Arc::new(pods())));
+    assert!(attestor.is_of("node") && !attestor.is_of("other"));
 }
