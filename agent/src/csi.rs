@@ -18,6 +18,7 @@ mod mount;
 mod node;
 mod plugin;
 mod publish;
+mod socket;
 
 /// The driver's name.
 pub(crate) const DRIVER: &str = "csi.latchkey.dev";

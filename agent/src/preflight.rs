@@ -343,15 +343,16 @@ async fn check_cluster(
         note(
             "CSI",
             match store.is_there() {
-                true => Ok(format!(
+                Ok(true) => Ok(format!(
                     "the mounter has been at {}",
                     store.root().display()
                 )),
-                false => Err(format!(
+                Ok(false) => Err(format!(
                     "{} is not there, or no memory of root's alone: run latchkey-csi beside the agent, and mount \
                      csi.directory with mountPropagation HostToContainer",
                     store.root().display()
                 )),
+                Err(error) => Err(format!("{}: {error}", store.root().display())),
             },
         );
     }

@@ -90,10 +90,13 @@ impl Volumes {
 
     /// Listens wherever it should, and nowhere else: for the agent that has the shared socket's path, each second.
     pub(crate) async fn keep(self: &Arc<Self>) {
-        let keys = match self.store.is_there().then(|| self.store.keys()) {
-            Some(Ok(keys)) => keys,
-            // The mounter has not started on this node yet, or the node's memory has been cleared.
-            Some(Err(_)) | None => Vec::new(),
+        let (is_there, keys) = match self.look() {
+            Ok(seen) => seen,
+            // Out of descriptors or memory, perhaps: that says nothing of the volumes, and pods are using them.
+            Err(error) => {
+                tracing::error!(%error, "cannot look at the volumes; they stay as they are");
+                return;
+            }
         };
         let gone: Vec<Key> = {
             let open = self.open();
@@ -105,7 +108,7 @@ impl Volumes {
         for key in gone {
             self.let_go(&key);
         }
-        if !self.store.is_there() {
+        if !is_there {
             return;
         }
         let inheritance = match self.keep_control().await {
@@ -138,6 +141,17 @@ impl Volumes {
             .set(i64::try_from(open.len()).unwrap_or(i64::MAX));
     }
 
+    /// Whether there is a store, and the volumes in it. There is none before the mounter first starts on this node.
+    fn look(&self) -> io::Result<(bool, Vec<Key>)> {
+        let is_there = self.store.is_there()?;
+        let keys = if is_there {
+            self.store.keys()?
+        } else {
+            Vec::new()
+        };
+        Ok((is_there, keys))
+    }
+
     /// Gives back every socket that is still its own.
     pub(crate) fn leave(&self) {
         for open in std::mem::take(&mut *self.open()).into_values() {
@@ -150,7 +164,7 @@ impl Volumes {
 
     /// Listens for the mounter. Gives a connection to the agent that did so before, if there is one.
     async fn keep_control(self: &Arc<Self>) -> io::Result<Option<UnixStream>> {
-        if self.control().as_ref().is_some_and(Open::is_held) {
+        if self.is_asked() {
             return Ok(None);
         }
         let path = self.store.control();
@@ -250,6 +264,11 @@ impl Volumes {
             .filter_map(|uid| Some((*uid, self.pods.by_uid(*uid)?.tokens.written()?)))
             .collect();
         control::inventory(&held)
+    }
+
+    /// Whether the mounter's questions still come to this agent.
+    fn is_asked(&self) -> bool {
+        self.control().as_ref().is_some_and(Open::is_held)
     }
 
     /// Whether the volume is still this agent's.

@@ -1,14 +1,13 @@
 //! The program `latchkey-csi`: arguments, surroundings, sockets, end.
 
 use super::DRIVER;
-use super::grpc::serve;
 use super::mount;
 use super::node::Node;
 use super::plugin::Plugin;
+use super::socket::Socket;
 use super::volume::Store;
 use crate::cli::{exit, keep_secrets_in, log_to_stderr};
 use crate::config;
-use crate::handover::{Access, Place};
 use clap::Parser;
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -16,9 +15,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::task::TaskTracker;
 
 /// How often volumes are looked for that nobody will unpublish any more.
@@ -27,8 +25,8 @@ const ROUND: Duration = Duration::from_secs(60);
 /// How long calls may take to end when the mounter is told to leave.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// For root alone.
-const SOCKET_MODE: u32 = 0o600;
+/// How often it is made sure that somebody answers on the sockets.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Mounts each pod's own latchkey socket into the pod, as a CSI driver.
 #[derive(Debug, Parser)]
@@ -103,16 +101,21 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     let registry = kubelet
         .join("plugins_registry")
         .join(format!("{DRIVER}-reg.sock"));
-    let services = [listen(&endpoint)?, listen(&registry)?]
-        .map(|listener| tokio::spawn(serve(listener, plugin.clone(), calls.clone())));
+    let mut sockets = [
+        Socket::serve(&endpoint, &plugin, &calls)?,
+        Socket::serve(&registry, &plugin, &calls)?,
+    ];
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = node.name,
         endpoint = %endpoint.display(),
         "ready"
     );
-    let mut rounds = interval(ROUND);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
+    let mut looks = interval_at(Instant::now() + LOOK, LOOK);
+    for interval in [&mut rounds, &mut looks] {
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    }
     let [terminate, interrupt] = &mut signals;
     let (Ok(terminate), Ok(interrupt)) = (terminate, interrupt) else {
         return Err(io::Error::other("cannot wait for signals"));
@@ -122,13 +125,16 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = rounds.tick() => node.tend().await,
+            _ = looks.tick() => {
+                for socket in &mut sockets {
+                    socket.keep().await;
+                }
+            }
         }
     }
     // The names of the sockets stay: to the kubelet the driver is still there, and it tries again until the next
     // mounter has taken them over.
-    for service in services {
-        service.abort();
-    }
+    drop(sockets);
     calls.close();
     let _ = timeout(DRAIN, calls.wait()).await;
     tracing::info!("ended");
@@ -142,10 +148,10 @@ fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
     }
     let store = Store::of(directory);
     make(store.root())?;
-    if !store.is_there() {
+    if !store.is_there()? {
         mount::memory(store.root(), "mode=0700,size=32m")?;
     }
-    if !store.is_there() {
+    if !store.is_there()? {
         let text = "is mounted, but is no memory of root's alone: unmount it";
         return Err(named(io::Error::other(text), store.root()));
     }
@@ -158,12 +164,6 @@ fn make(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(error, path)),
         _ => Ok(()),
     }
-}
-
-fn listen(path: &Path) -> io::Result<Arc<UnixListener>> {
-    let place = Place::open(path, Access::Everybody).map_err(io::Error::other)?;
-    let listening = place.claim(SOCKET_MODE).map_err(|e| named(e, path))?;
-    Ok(listening.listener)
 }
 
 fn named(error: io::Error, path: &Path) -> io::Error {

@@ -12,6 +12,7 @@ use super::publish::{Publish, Target, volume_id};
 use super::volume::{FilesAsked, Key, Store, Volume};
 use std::collections::HashSet;
 use std::io;
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -30,6 +31,8 @@ pub(super) struct Node {
     store: Store,
     agent: Agent,
     busy: Mutex<HashSet<Key>>,
+    /// Directories that had no record when [`Node::tend`] last looked.
+    unrecorded: Mutex<HashSet<Key>>,
 }
 
 /// The right to work on one volume, until it is dropped.
@@ -48,6 +51,7 @@ impl Node {
             agent: Agent::at(store.control()),
             store,
             busy: Mutex::default(),
+            unrecorded: Mutex::default(),
         }
     }
 
@@ -68,7 +72,9 @@ impl Node {
         let pod = publish.volume.pod.clone();
         // Who cannot tell leaves a pod what it may be using.
         let was_bound = known.is_some() && mount::is_bound(&directory, &target).unwrap_or(true);
-        let outcome = self.make(publish, &turn.key, &directory).await;
+        let outcome = self
+            .make(publish, &turn.key, &directory, known.is_some())
+            .await;
         match outcome {
             Ok(()) => {
                 let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
@@ -82,7 +88,7 @@ impl Node {
                 Err(Status::unavailable(failure.text))
             }
             Err(failure) => {
-                self.withdraw(&turn.key, &target).await;
+                let _ = self.withdraw(&turn.key, &target).await;
                 Err(status(failure))
             }
         }
@@ -92,7 +98,8 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` if the volume or its place is not named, `ABORTED` while it is being worked on.
+    /// `INVALID_ARGUMENT` if the volume or its place is not named, `ABORTED` while it is being worked on, `UNAVAILABLE`
+    /// if the kernel does not unmount it.
     pub(super) async fn unpublish(
         &self,
         request: NodeUnpublishVolumeRequest,
@@ -100,7 +107,9 @@ impl Node {
         let id = volume_id(request.volume_id)?;
         let target = Target::parse(&request.target_path, &self.kubelet)?;
         let turn = self.turn(Key::of(&id))?;
-        self.withdraw(&turn.key, &target).await;
+        self.withdraw(&turn.key, &target)
+            .await
+            .map_err(|error| Status::unavailable(format!("cannot unmount the volume: {error}")))?;
         tracing::info!(uid = %target.pod, "a volume is unpublished");
         Ok(Empty {})
     }
@@ -125,11 +134,22 @@ impl Node {
             let target = Target::parse(&volume.target.to_string_lossy(), &self.kubelet);
             if let (true, Ok(target)) = (is_gone, target) {
                 tracing::info!(uid = %target.pod, "a volume whose pod is gone is removed");
-                self.withdraw(&turn.key, &target).await;
+                let _ = self.withdraw(&turn.key, &target).await;
             }
         }
-        for key in directories.iter().filter(|key| !keys.contains(key)) {
-            // One that is being published has its turn, and is recorded soon.
+        // One that is being published, by this mounter or by another one beside it, is recorded long before the next round.
+        let unrecorded: HashSet<Key> = directories
+            .into_iter()
+            .filter(|key| !keys.contains(key))
+            .collect();
+        let before = mem::replace(
+            &mut *self
+                .unrecorded
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+            unrecorded.clone(),
+        );
+        for key in unrecorded.intersection(&before) {
             if let Ok(turn) = self.turn(key.clone())
                 && let Ok(None) = self.store.load(&turn.key)
             {
@@ -138,7 +158,13 @@ impl Node {
         }
     }
 
-    async fn make(&self, publish: Publish, key: &Key, directory: &Path) -> Result<(), Failure> {
+    async fn make(
+        &self,
+        publish: Publish,
+        key: &Key,
+        directory: &Path,
+        is_recorded: bool,
+    ) -> Result<(), Failure> {
         let Publish {
             volume,
             target,
@@ -151,18 +177,23 @@ impl Node {
         if let Some(files) = &volume.files {
             mount::memory(directory, &options_of(files)).map_err(|e| failed("make", e))?;
         }
-        self.store.save(&volume).map_err(|e| failed("record", e))?;
+        // Each minute anew it would take room for a second record, which there may not be.
+        if !is_recorded {
+            self.store.save(&volume).map_err(|e| failed("record", e))?;
+        }
         self.agent.ask(Ask::Publish(volume), tokens).await?;
         mount::bind(directory, &target).map_err(|e| failed("mount", e))
     }
 
-    async fn withdraw(&self, key: &Key, target: &Target) {
+    async fn withdraw(&self, key: &Key, target: &Target) -> io::Result<()> {
         if let Err(error) = mount::release(target) {
+            // What is mounted is remembered, so that it is tried again.
             tracing::warn!(uid = %target.pod, %error, "cannot remove a volume's mount");
+            return Err(error);
         }
         match self.store.load(key) {
             // Another volume's that happens to have this name: it is not ours to remove.
-            Ok(Some(volume)) if volume.target != target.path => return,
+            Ok(Some(volume)) if volume.target != target.path => return Ok(()),
             Ok(Some(volume)) => {
                 // If the agent does not hear it, it notices that the record is gone.
                 let farewell = self.agent.ask(Ask::Unpublish(volume.id), Vec::new());
@@ -175,6 +206,7 @@ impl Node {
             tracing::warn!(%error, "cannot remove the record of a volume");
         }
         self.clear(key);
+        Ok(())
     }
 
     fn clear(&self, key: &Key) {

@@ -1,6 +1,7 @@
 //! The volumes that are published on this node, and what is remembered of them.
 
 use crate::attest::cgroup::PodUid;
+use nix::errno::Errno;
 use nix::sys::stat::{SFlag, lstat};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -134,14 +135,19 @@ impl Store {
     }
 
     /// Whether the store is there, and nobody's but root's.
-    pub(crate) fn is_there(&self) -> bool {
-        let Ok(stat) = lstat(&self.root) else {
-            return false;
+    ///
+    /// # Errors
+    ///
+    /// If that cannot be seen.
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
+        let stat = match lstat(&self.root) {
+            Err(Errno::ENOENT) => return Ok(false),
+            outcome => outcome?,
         };
-        stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
+        Ok(stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits()
             && stat.st_uid == 0
             && stat.st_mode & 0o077 == 0
-            && is_tmpfs(&self.root)
+            && statfs(&self.root)?.filesystem_type() == TMPFS_MAGIC)
     }
 
     /// Makes what belongs into an empty store.
@@ -167,13 +173,16 @@ impl Store {
         Ok(directory)
     }
 
-    /// The volumes that are remembered.
+    /// The volumes that are remembered; none before the store is [furnished](Self::furnish).
     ///
     /// # Errors
     ///
     /// If the store cannot be read.
     pub(crate) fn keys(&self) -> io::Result<Vec<Key>> {
-        names(&self.root.join("v"))
+        match names(&self.root.join("v")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            outcome => outcome,
+        }
     }
 
     /// The directories that are there.
@@ -330,10 +339,10 @@ mod tests {
     fn a_directory_on_a_disk_or_open_to_others_is_no_store() {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::of(directory.path());
-        assert!(!store.is_there());
+        assert!(!store.is_there().expect("it can be seen"));
         // Wherever temporary files are: this one's mode lets others in.
         fs::create_dir(store.root()).expect("a directory");
         fs::set_permissions(store.root(), PermissionsExt::from_mode(0o755)).expect("a mode");
-        assert!(!store.is_there());
+        assert!(!store.is_there().expect("it can be seen"));
     }
 }

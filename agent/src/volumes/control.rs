@@ -114,6 +114,12 @@ impl Volumes {
 
     async fn publish(self: &Arc<Self>, volume: Volume, tokens: &[u8]) -> Result<(), Failure> {
         let pod = self.pod(&volume.pod).await?;
+        // Who has taken over meanwhile has the volumes, and is to have the tokens.
+        if !self.is_asked() {
+            return Err(Failure::unavailable(
+                "another agent has taken over; it is tried again",
+            ));
+        }
         if !tokens.is_empty() {
             let told = &volume.pod;
             pod.tokens

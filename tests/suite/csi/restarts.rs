@@ -4,12 +4,13 @@ use super::{Node, OWN, reads_own, settings};
 use crate::{can_run, code};
 use nix::mount::{MsFlags, mount};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::until;
 use testkit::workload::Signal;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
@@ -29,6 +30,47 @@ async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
     reads_own(&pod.workload).await;
     node.kubelet.unpublish(&pod.volume).await.expect("it goes");
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+}
+
+/// As when an upgrade is taken back: the mounter that started last is the one that goes.
+#[tokio::test]
+async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let mut successor = node.kubelet.mounter().await.expect("a mounter");
+    node.publish(&pod.volume).await.expect("by the successor");
+    successor.kill().await.expect("it runs");
+    node.publish(&pod.volume).await.expect_err("nobody listens");
+    let back = async {
+        while node.publish(&pod.volume).await.is_err() || node.kubelet.register().await.is_err() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(Duration::from_secs(10), back)
+        .await
+        .expect("the first mounter has both sockets again");
+    reads_own(&pod.workload).await;
+}
+
+/// Pods need what they have, also where there is room for nothing more.
+#[tokio::test]
+async fn a_volume_is_published_again_where_there_is_no_room_for_another_record() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let run = node.kubelet.directory().join("run");
+    let mut full = fs::File::create(run.join("full")).expect("a file");
+    let end = std::iter::repeat_with(|| full.write_all(&[0; 4096])).find(Result::is_err);
+    assert!(end.is_some());
+    node.publish(&pod.volume)
+        .await
+        .expect("it is there already");
+    fs::remove_file(run.join("full")).expect("it is there");
 }
 
 /// A mounter in a new container sees a mount by the node's options, under which it is not read-only.

@@ -1,0 +1,64 @@
+//! A socket of the mounter's: claimed at once, whoever had it, and claimed again when nobody answers on it any more.
+//!
+//! Two mounters are on a node during an upgrade. The one that started last has the sockets, and it may be the one that
+//! goes: an upgrade that is taken back removes it.
+
+use super::grpc::{Services, serve};
+use crate::handover::{Access, Found, Listening, Place};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+/// For root alone.
+const MODE: u32 = 0o600;
+
+/// A socket that is served until this is dropped.
+pub(super) struct Socket<S> {
+    path: PathBuf,
+    place: Place,
+    listening: Listening,
+    services: Arc<S>,
+    calls: TaskTracker,
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl<S: Services> Socket<S> {
+    /// Serves at `path`.
+    ///
+    /// # Errors
+    ///
+    /// If the socket's directory is not safe, or the kernel refuses.
+    pub(super) fn serve(path: &Path, services: &Arc<S>, calls: &TaskTracker) -> io::Result<Self> {
+        let named =
+            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let place = Place::open(path, Access::Everybody).map_err(io::Error::other)?;
+        let listening = place.claim(MODE).map_err(named)?;
+        let serving = serve(listening.listener.clone(), services.clone(), calls.clone());
+        Ok(Self {
+            path: path.to_owned(),
+            place,
+            _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
+            listening,
+            services: services.clone(),
+            calls: calls.clone(),
+        })
+    }
+
+    /// Claims the path again if nobody answers there. Another mounter that does has it rightly.
+    pub(super) async fn keep(&mut self) {
+        if self.place.holds(&self.listening)
+            || self.place.look(&self.listening).await != Found::Nobody
+        {
+            return;
+        }
+        let path = self.path.display();
+        match Self::serve(&self.path, &self.services, &self.calls) {
+            Ok(socket) => {
+                tracing::warn!(%path, "nobody answered on the socket any more; it is this mounter's again");
+                *self = socket;
+            }
+            Err(error) => tracing::error!(%path, %error, "cannot listen on the socket again"),
+        }
+    }
+}
