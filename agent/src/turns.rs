@@ -5,19 +5,24 @@
 //! run in one turn. The rest stand back, in their order, and the runtime first asks the kernel what else has come.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-/// Lets so many pass in one turn.
+/// Lets so many pass in one turn, in the order in which they come.
 #[derive(Debug)]
 pub(crate) struct Turnstile {
     most: usize,
     /// What is left of the turn. Those who have to stand back wait for a permit.
     places: Semaphore,
+    /// Who has to stand back and has not passed yet.
+    waiting: AtomicUsize,
     /// Somebody stands back, and a task begins one turn after the other until nobody does.
     is_ushered: AtomicBool,
 }
+
+/// One who has to stand back, until it passes or gives up.
+struct Waiting<'a>(&'a AtomicUsize);
 
 impl Turnstile {
     /// One that lets `most` pass in a turn.
@@ -25,16 +30,23 @@ impl Turnstile {
         Arc::new(Self {
             most,
             places: Semaphore::new(most),
+            waiting: AtomicUsize::new(0),
             is_ushered: AtomicBool::new(false),
         })
     }
 
     /// Ends when it is one's turn, which it mostly is now. Needs a runtime of one thread.
     pub(crate) async fn pass(self: &Arc<Self>) {
-        let place = match self.places.try_acquire() {
-            Ok(place) => Ok(place),
-            Err(_) => {
+        let place = if self.is_ushered.load(Ordering::Relaxed) {
+            None
+        } else {
+            self.places.try_acquire().ok()
+        };
+        let place = match place {
+            Some(place) => Ok(place),
+            None => {
                 self.usher();
+                let _waiting = Waiting::one_of(&self.waiting);
                 self.places.acquire().await
             }
         };
@@ -55,17 +67,35 @@ impl Turnstile {
                 // A task that yields runs again when the kernel has been asked for events, after those whom they
                 // wake (tokio::task::yield_now). However long a turn took, it is not over before that.
                 yield_now().await;
-                // Those who stand back have the places first.
+                let waiting = turnstile.waiting.load(Ordering::Relaxed);
+                let is_over = waiting == 0;
+                // No more than there are to take them: who comes only now would overtake those who are about to run.
+                let places = if is_over {
+                    turnstile.most
+                } else {
+                    waiting.min(turnstile.most)
+                };
                 let left = turnstile.places.available_permits();
-                turnstile
-                    .places
-                    .add_permits(turnstile.most.saturating_sub(left));
-                if turnstile.places.available_permits() > 0 {
+                turnstile.places.add_permits(places.saturating_sub(left));
+                if is_over {
                     turnstile.is_ushered.store(false, Ordering::Relaxed);
                     return;
                 }
             }
         });
+    }
+}
+
+impl<'a> Waiting<'a> {
+    fn one_of(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -134,6 +164,43 @@ mod tests {
         for _ in 0..2 {
             let passed = futures::FutureExt::now_or_never(turnstile.pass());
             assert_eq!(passed, Some(()));
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_overtakes_whoever_stands_back() {
+        for later in 0..6 {
+            let (order, turnstile) = (Order::default(), Turnstile::new(2));
+            for _ in 0..2 {
+                turnstile.pass().await;
+            }
+            let mut tasks = JoinSet::new();
+            for (who, later) in [("first", 0), ("second", later)] {
+                let (turnstile, order) = (turnstile.clone(), order.clone());
+                tasks.spawn(async move {
+                    for _ in 0..later {
+                        yield_now().await;
+                    }
+                    turnstile.pass().await;
+                    note(&order, who);
+                });
+            }
+            tasks.join_all().await;
+            let order = order.lock().expect("nobody panics with it");
+            assert_eq!(*order, ["first", "second"], "{later}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_leaves_a_place_to_the_next() {
+        let turnstile = Turnstile::new(1);
+        turnstile.pass().await;
+        for _ in 0..3 {
+            let mut gives_up = Box::pin(turnstile.pass());
+            assert_eq!(futures::FutureExt::now_or_never(&mut gives_up), None);
+            yield_now().await;
+            drop(gives_up);
+            turnstile.pass().await;
         }
     }
 }
