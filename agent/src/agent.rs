@@ -275,7 +275,9 @@ impl Agent {
         tracing::info!(connections = server.open_connections(), "draining");
         self.phase.send_replace(Phase::Draining);
         // New connections are still answered: the path may lead here, and the backlog may hold some.
-        while Instant::now() < deadline && server.quiet_for() < QUIET {
+        // What comes in last has some of the time for its answer.
+        let last_call = deadline - config.limits.drain / 4;
+        while Instant::now() < last_call && server.quiet_for() < QUIET {
             sleep(QUIET / 20).await;
         }
         keeper.place.leave(&keeper.current).await;

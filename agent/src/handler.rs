@@ -89,6 +89,7 @@ pub(crate) async fn handle(
         Ok(Target::Attested(ask)) => exchange.answer(ask, body).await,
         Err(error) => Err(error),
     };
+    let outcome = outcome.and_then(|answer| exchange.connection.hold(answer));
     let code = outcome.as_ref().err().map(|error| error.code);
     let mut answer = outcome.unwrap_or_else(|error| {
         exchange.log(&method, route, &error);

@@ -27,7 +27,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How many of a pod's requests are begun before everybody else has had a turn.
 const REQUESTS_A_TURN: usize = 8;
 
-/// A pod's connections, requests in flight, waits and request rate.
+/// How many bytes of answers may lie here for a pod that does not read them: more than any one answer has.
+const UNREAD: usize = 8 << 20;
+
+/// Answers that are shorter are not counted: all of a pod's connections together hold little of them.
+const SHORT: usize = 16 << 10;
+
+/// A pod's connections, requests in flight, waits, request rate, and answers that it has not read.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
@@ -35,6 +41,7 @@ pub(crate) struct Quota {
     waits: Arc<Semaphore>,
     rate: DefaultDirectRateLimiter,
     refusals: DefaultDirectRateLimiter,
+    unread: Arc<Semaphore>,
     pub(crate) turns: Arc<Turnstile>,
 }
 
@@ -49,6 +56,7 @@ impl Quota {
             waits: Arc::new(Semaphore::new(WAITS)),
             rate: RateLimiter::direct(rate),
             refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
+            unread: Arc::new(Semaphore::new(UNREAD)),
             turns: Turnstile::new(REQUESTS_A_TURN),
         }
     }
@@ -87,6 +95,27 @@ impl Quota {
                 format!("this pod has {WAITS} waits for a change already; end one first"),
             )
         })
+    }
+
+    /// Room for an answer of so many bytes, until it is dropped: when all of it has been taken by the kernel. None is
+    /// needed for a short one.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if too much lies here unread.
+    pub(crate) fn answer(&self, size: usize) -> Result<Option<OwnedSemaphorePermit>, RequestError> {
+        if size < SHORT {
+            return Ok(None);
+        }
+        let size = u32::try_from(size).unwrap_or(u32::MAX);
+        match self.unread.clone().try_acquire_many_owned(size) {
+            Ok(room) => Ok(Some(room)),
+            Err(_) => Err(RequestError::new(
+                Code::Busy,
+                "this pod has not read the answers to its other requests yet; read them first",
+            )
+            .retry_after(Some(RETRY_AFTER))),
+        }
     }
 
     /// How long the refusal that the pod gets now is held back.

@@ -27,7 +27,7 @@ const TARGET_LIMIT: usize = 8 * 1024;
 const PARAMETER_LIMIT: usize = 1024;
 
 /// The longest wait for a change.
-const WAIT_LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How many names a list holds when nothing is said.
 const LIST_DEFAULT: usize = 100;

@@ -18,6 +18,7 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use tokio::sync::OwnedSemaphorePermit;
 use zeroize::Zeroizing;
 
 /// An answer, whole before it is sent.
@@ -220,6 +221,25 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
         headers.insert(header::ALLOW, HeaderValue::from_static(allowed(route)));
     }
     answer
+}
+
+/// The same answer, whose body holds on to `room` until it has been sent.
+pub(crate) fn held(answer: Answer, room: OwnedSemaphorePermit) -> Answer {
+    struct Held {
+        body: Bytes,
+        _room: OwnedSemaphorePermit,
+    }
+    impl AsRef<[u8]> for Held {
+        fn as_ref(&self) -> &[u8] {
+            &self.body
+        }
+    }
+    let (head, body) = answer.into_parts();
+    let body = match body.into_inner() {
+        Some(body) => Full::new(Bytes::from_owner(Held { body, _room: room })),
+        None => Full::default(),
+    };
+    Response::from_parts(head, body)
 }
 
 fn whole(body: Bytes, request_id: &str) -> Answer {

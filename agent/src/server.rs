@@ -19,6 +19,7 @@ use crate::attest::{Attestor, Entrance};
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning};
+use crate::turns::Turnstile;
 use doorman::Doorman;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -46,6 +47,9 @@ const TABLES: usize = 4;
 /// How many connections a pod's own socket takes beyond those that the pod may have.
 const TOLD_BUSY: usize = 4;
 
+/// How many peers are let in by a door, or strangers heard there, before everybody else has had a turn.
+const PEERS_A_TURN: usize = 4;
+
 /// How long the accept loop rests when the machine has run out of descriptors or memory.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
@@ -71,6 +75,7 @@ pub(crate) struct Server {
 pub(crate) struct Door {
     entrance: Entrance,
     permits: Arc<Semaphore>,
+    turns: Arc<Turnstile>,
 }
 
 // === impl Server ===
@@ -112,6 +117,7 @@ impl Server {
         Door {
             entrance: Entrance::Shared,
             permits: self.connections.clone(),
+            turns: Turnstile::new(PEERS_A_TURN),
         }
     }
 
@@ -121,6 +127,7 @@ impl Server {
             entrance: Entrance::Pod(pod),
             // Some more than the pod may have, so that it is told so and not left to wait.
             permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
+            turns: Turnstile::new(PEERS_A_TURN),
         }
     }
 
@@ -159,8 +166,9 @@ impl Server {
                 Ok((stream, _)) => {
                     *self.accepted() = Instant::now();
                     let (server, entrance) = (self.clone(), door.entrance);
+                    let turns = door.turns.clone();
                     self.tasks.spawn(async move {
-                        server.connection(stream, entrance).await;
+                        server.connection(stream, entrance, turns).await;
                         drop(permit);
                     });
                     // However fast one pod connects, every other listener has its turn before the next.
@@ -181,7 +189,12 @@ impl Server {
     }
 
     /// Serves one connection until its peer, its pod, or the agent ends it.
-    async fn connection(self: &Arc<Self>, stream: UnixStream, entrance: Entrance) {
+    async fn connection(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        entrance: Entrance,
+        turns: Arc<Turnstile>,
+    ) {
         let (stream, peer) = self.pin(stream).await;
         let peer = match peer {
             Ok(peer) => peer,
@@ -191,10 +204,15 @@ impl Server {
         if u32::try_from(peer.pid()) == Ok(std::process::id()) {
             return;
         }
-        self.doorman.turns.pass().await;
+        turns.pass().await;
         let fd = stream.as_raw_fd();
         let Some(connection) = Connection::open(
-            Arrival { peer, entrance, fd },
+            Arrival {
+                peer,
+                entrance,
+                turns,
+                fd,
+            },
             self.attestor.clone(),
             &self.services.metrics,
             &self.doorman,

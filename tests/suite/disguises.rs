@@ -119,6 +119,29 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
 }
 
 #[tokio::test]
+async fn who_moves_while_his_pod_is_waited_for_is_whatever_he_is_when_the_wait_ends() {
+    if !can_run() {
+        return;
+    }
+    let scene = Scene::set(&[]).await;
+    let unknown = uuid::Uuid::new_v4().to_string();
+    let place = scene.sandbox.place(&unknown, &container_id());
+    let workload = Workload::start(place).await.expect("a process");
+    let moves = async {
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        workload.move_into(&scene.prod.workload).expect("root may");
+    };
+    let (answer, ()) = tokio::join!(workload.get("/v1/identity"), moves);
+    let answer = answer.expect("an answer");
+    assert_eq!(
+        answer.json()["pod_uid"],
+        scene.prod.object.uid(),
+        "{}",
+        answer.text()
+    );
+}
+
+#[tokio::test]
 async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_it() {
     if !can_run() {
         return;

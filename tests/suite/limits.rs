@@ -316,6 +316,84 @@ async fn descriptors_that_a_peer_sends_along_are_never_kept() {
 }
 
 #[tokio::test]
+async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[]).await;
+    // Some 4 MiB as JSON.
+    let names: Vec<_> = (0..10).map(|number| format!("test/{number}")).collect();
+    for name in &names {
+        of.sandbox.secret(name, &"\u{1}".repeat(64_000));
+    }
+    let body = serde_json::json!({ "names": names }).to_string();
+    let post = format!(
+        "POST /v1/secrets:batchGet HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", of.agent.pid()));
+        let status = status.expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+        number.expect("a number of KiB")
+    };
+    // The values are read once, and kept for all that follow.
+    let first = of
+        .noisy
+        .request(Request::new("POST", "/v1/secrets:batchGet").body(body.clone()));
+    assert!(first.await.expect("an answer").body.len() > 3 << 20);
+    let before = resident();
+    let kept = connect(&of.noisy.workload, 30).await;
+    for name in &kept {
+        let raw = Raw {
+            connection: Some(name.clone()),
+            read_millis: 0,
+            ..Raw::new(post.clone())
+        };
+        of.noisy.workload.raw(raw).await.expect("it is sent");
+    }
+    let told = async {
+        loop {
+            let again = Request::new("POST", "/v1/secrets:batchGet").body(body.clone());
+            let answer = of.noisy.request(again).await.expect("an answer");
+            if answer.status == 429 {
+                return answer;
+            }
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(20), told).await;
+    assert_eq!(code(&answer.expect("it is told")), "busy");
+    of.polite_is_served().await;
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 40 << 10, "{grown} KiB more than before");
+    // Short answers are given all the same, and with what was not read goes its room.
+    assert_eq!(
+        of.noisy
+            .get("/v1/identity")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+    for name in &kept {
+        of.noisy.workload.close(name).await.expect("it is open");
+    }
+    let room = async {
+        loop {
+            let again = Request::new("POST", "/v1/secrets:batchGet").body(body.clone());
+            if of.noisy.request(again).await.expect("an answer").status == 200 {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let room = tokio::time::timeout(Duration::from_secs(20), room).await;
+    room.expect("there is room again");
+}
+
+#[tokio::test]
 async fn a_pod_that_floods_does_not_slow_another_down() {
     if !can_run() {
         return;

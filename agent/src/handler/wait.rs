@@ -6,7 +6,7 @@
 
 use super::Exchange;
 use crate::error::RequestError;
-use crate::request::SecretAsk;
+use crate::request::{SecretAsk, WAIT_LIMIT};
 use crate::response::Answer;
 use hyper::StatusCode;
 use latchkey_client::protocol::Code;
@@ -88,7 +88,7 @@ fn is_settled(outcome: &Result<Answer, RequestError>) -> bool {
 fn pause(outcome: &Result<Answer, RequestError>) -> Duration {
     let asked = outcome.as_ref().err().and_then(|error| error.retry_after);
     let [byte, ..] = Uuid::new_v4().into_bytes();
-    asked.unwrap_or_default().max(PAUSE) + JITTER * u32::from(byte)
+    asked.unwrap_or_default().clamp(PAUSE, WAIT_LIMIT) + JITTER * u32::from(byte)
 }
 
 #[cfg(test)]

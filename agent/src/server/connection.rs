@@ -8,7 +8,9 @@ use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::quota;
+use crate::response::{self, Answer};
 use crate::turns::Turnstile;
+use hyper::body::Body as _;
 use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
@@ -107,6 +109,8 @@ pub(super) enum Verdict {
 pub(super) struct Arrival {
     pub(super) peer: Peer,
     pub(super) entrance: Entrance,
+    /// The door's, at which those stand back who are not attested.
+    pub(super) turns: Arc<Turnstile>,
     pub(super) fd: RawFd,
 }
 
@@ -122,7 +126,12 @@ impl Connection {
         clock: &Arc<Clock>,
         warnings: &Warnings,
     ) -> Option<Self> {
-        let Arrival { peer, entrance, fd } = arrival;
+        let Arrival {
+            peer,
+            entrance,
+            turns,
+            fd,
+        } = arrival;
         let (origin, verdict) = match attestor.locate(&peer, entrance) {
             Ok(place) => {
                 if let Place::Pod(cgroup) = place
@@ -184,7 +193,7 @@ impl Connection {
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
-            turns: doorman.turns.clone(),
+            turns,
             fd,
             closing: AtomicBool::new(false),
             closes: Notify::new(),
@@ -238,6 +247,27 @@ impl Connection {
             _ => self.turns.clone(),
         };
         turns.pass().await;
+    }
+
+    /// The answer, with room for it among those that its pod has not read.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if there is none.
+    pub(crate) fn hold(&self, answer: Answer) -> Result<Answer, RequestError> {
+        let size = answer.body().size_hint().lower();
+        let room = match &*self.standing() {
+            Standing::Attested { workload, .. } => workload
+                .pod()
+                .quota
+                .answer(usize::try_from(size).unwrap_or(usize::MAX))?,
+            // Nobody else is given more than an error.
+            _ => None,
+        };
+        Ok(match room {
+            Some(room) => response::held(answer, room),
+            None => answer,
+        })
     }
 
     /// How long a refusal that the peer gets now is held back.

@@ -3,7 +3,6 @@
 use crate::attest::Place;
 use crate::attest::cgroup::PodUid;
 use crate::peer::Peer;
-use crate::turns::Turnstile;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,15 +11,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 /// How many connections one cgroup may have waiting to be attested.
 const WAITING_PER_CGROUP: usize = 4;
 
-/// How many peers are let in, or strangers heard, before everybody else has had a turn.
-const PEERS_A_TURN: usize = 4;
-
 /// Lets peers wait that are not attested: so many in all, and few from one cgroup.
 #[derive(Debug)]
 pub(crate) struct Doorman {
     all: Arc<Semaphore>,
     by_cgroup: Mutex<HashMap<Origin, usize>>,
-    pub(super) turns: Arc<Turnstile>,
 }
 
 /// Where a waiting peer comes from.
@@ -69,7 +64,6 @@ impl Doorman {
         Self {
             all: Arc::new(Semaphore::new(places)),
             by_cgroup: Mutex::default(),
-            turns: Turnstile::new(PEERS_A_TURN),
         }
     }
 
