@@ -20,5 +20,13 @@ mod plugin;
 mod publish;
 mod socket;
 
+use std::io;
+use std::path::Path;
+
 /// The driver's name.
 pub(crate) const DRIVER: &str = "csi.latchkey.dev";
+
+/// The error, with the path that it is about.
+fn named(error: io::Error, path: &Path) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

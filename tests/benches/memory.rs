@@ -2,7 +2,7 @@
 
 use crate::report::Report;
 use crate::servers::{SMALL, Stage};
-use crate::{Outcome, load, process};
+use crate::{Outcome, load};
 use std::time::Duration;
 use testkit::workload::Request;
 
@@ -17,7 +17,7 @@ pub(crate) async fn measure(stage: &Stage, report: &mut Report) -> Outcome<()> {
         .agent(stage.settings("full")?.set("cache.ttl", "5m"), false)
         .await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    report.number("rss_start_bytes", process::resident(agent.pid())?);
+    report.number("rss_start_bytes", agent.resident()? as f64);
     let mut pods = Vec::with_capacity(PODS);
     for number in 0..PODS {
         pods.push(stage.pod(&format!("full-{number}"), agent.socket()).await?);
@@ -34,6 +34,6 @@ pub(crate) async fn measure(stage: &Stage, report: &mut Report) -> Outcome<()> {
         "full_connections",
         agent.metric("latchkey_connections ").await?,
     );
-    report.number("rss_full_bytes", process::resident(agent.pid())?);
+    report.number("rss_full_bytes", agent.resident()? as f64);
     Ok(())
 }

@@ -57,16 +57,6 @@ impl Cpu {
     }
 }
 
-/// A process's resident memory, in bytes.
-pub(crate) fn resident(pid: u32) -> Outcome<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    let kilobytes = line
-        .and_then(|line| line.trim().strip_suffix(" kB"))
-        .unwrap_or_default();
-    Ok(kilobytes.parse::<f64>()? * 1024.0)
-}
-
 /// The number of processors that this process may use.
 pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)

@@ -56,7 +56,7 @@ const SCENARIOS: [Scenario; 6] = [
 pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> Outcome<()> {
     let agent = stage.agent(stage.unlimited("cached", true)?, true).await?;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-    report.number("rss_idle_bytes", process::resident(agent.pid())?);
+    report.number("rss_idle_bytes", agent.resident()? as f64);
     let canned = [
         stage.canned(&agent, SMALL).await?,
         stage.canned(&agent, LARGE).await?,
@@ -98,6 +98,6 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
             }
         }
     }
-    report.number("rss_loaded_bytes", process::resident(agent.pid())?);
+    report.number("rss_loaded_bytes", agent.resident()? as f64);
     Ok(())
 }

@@ -177,6 +177,20 @@ impl AgentProcess {
         self.pid
     }
 
+    /// Its resident memory, in bytes (proc_pid_status(5)).
+    ///
+    /// # Errors
+    ///
+    /// If it is no more.
+    pub fn resident(&self) -> io::Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        let kilobytes = kilobytes.and_then(|number| number.parse::<u64>().ok());
+        let kilobytes = kilobytes.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(kilobytes * 1024)
+    }
+
     /// Waits until it says that it is ready.
     ///
     /// # Errors

@@ -1,11 +1,11 @@
 //! The program `latchkey-csi`: arguments, surroundings, sockets, end.
 
-use super::DRIVER;
 use super::mount;
 use super::node::Node;
 use super::plugin::Plugin;
 use super::socket::Socket;
 use super::volume::Store;
+use super::{DRIVER, named};
 use crate::cli::{exit, keep_secrets_in, log_to_stderr};
 use crate::config;
 use clap::Parser;
@@ -164,10 +164,6 @@ fn make(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(error, path)),
         _ => Ok(()),
     }
-}
-
-fn named(error: io::Error, path: &Path) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 fn fail(code: u8, why: &dyn Display) -> ExitCode {

@@ -4,6 +4,7 @@
 //! goes: an upgrade that is taken back removes it.
 
 use super::grpc::{Services, serve};
+use super::named;
 use crate::handover::{Access, Found, Listening, Place};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -30,10 +31,8 @@ impl<S: Services> Socket<S> {
     ///
     /// If the socket's directory is not safe, or the kernel refuses.
     pub(super) fn serve(path: &Path, services: &Arc<S>, calls: &TaskTracker) -> io::Result<Self> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let place = Place::open(path, Access::Everybody).map_err(io::Error::other)?;
-        let listening = place.claim(MODE).map_err(named)?;
+        let listening = place.claim(MODE).map_err(|e| named(e, path))?;
         let serving = serve(listening.listener.clone(), services.clone(), calls.clone());
         Ok(Self {
             path: path.to_owned(),

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::until;
-use testkit::workload::Signal;
 use tokio::time::{sleep, timeout};
 
 #[tokio::test]
@@ -83,8 +82,7 @@ async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_awa
     let pod = node.pod("test", "web").await;
     let mounts = node.kubelet.mounts();
     node.mounter.kill().await.expect("it runs");
-    node.agent.signal(Signal::SIGKILL).expect("it runs");
-    node.agent.until_ended().await.expect("it ends");
+    node.kill_agent().await;
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
     let (none, writable) = (None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REMOUNT);
     mount(none, &target, none, writable, none).expect("root may");
@@ -95,9 +93,7 @@ async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_awa
         .expect_err("nobody is there");
     assert_eq!(status.code, 14, "{status}");
     assert_eq!(node.kubelet.mounts(), mounts);
-    let agent = settings(&node.sandbox, &node.kubelet).start().await;
-    node.agent = agent.expect("an agent");
-    node.agent.until_ready().await.expect("it is ready");
+    node.start_agent().await;
     node.publish(&pod.volume).await.expect("again");
     // By the directory that its container has had from the start.
     reads_own(&pod.workload).await;
@@ -112,8 +108,7 @@ async fn an_agent_that_is_killed_listens_again_in_every_volume_and_has_tokens_wi
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     reads_own(&pod.workload).await;
-    node.agent.signal(Signal::SIGKILL).expect("it runs");
-    node.agent.until_ended().await.expect("it ends");
+    node.kill_agent().await;
     let status = node
         .publish(&pod.volume)
         .await
@@ -122,9 +117,7 @@ async fn an_agent_that_is_killed_listens_again_in_every_volume_and_has_tokens_wi
     // What is mounted stays.
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
     assert!(target.join("agent.sock").exists());
-    let agent = settings(&node.sandbox, &node.kubelet).start().await;
-    node.agent = agent.expect("an agent");
-    node.agent.until_ready().await.expect("it is ready");
+    node.start_agent().await;
     let answer = pod.workload.get(OWN).await.expect("an answer");
     assert_eq!(
         (answer.status, &*code(&answer)),
@@ -166,17 +159,14 @@ async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
     }
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
-    node.agent.signal(Signal::SIGKILL).expect("it runs");
-    node.agent.until_ended().await.expect("it ends");
+    node.kill_agent().await;
     drop(pod.workload);
     node.kubelet
         .unpublish(&pod.volume)
         .await
         .expect("it goes all the same");
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
-    let agent = settings(&node.sandbox, &node.kubelet).start().await;
-    node.agent = agent.expect("an agent");
-    node.agent.until_ready().await.expect("it is ready");
+    node.start_agent().await;
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
     assert!(
         node.agent
@@ -193,8 +183,7 @@ async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds
         return;
     }
     let mut node = Node::start().await;
-    node.agent.signal(Signal::SIGKILL).expect("it runs");
-    node.agent.until_ended().await.expect("it ends");
+    node.kill_agent().await;
     let (volume, container) = node.object(PodSpec {
         namespace: "test".into(),
         name: "web".into(),
@@ -208,9 +197,7 @@ async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds
         (node.kubelet.mounts(), node.kubelet.kept()),
         (before, Vec::new())
     );
-    let agent = settings(&node.sandbox, &node.kubelet).start().await;
-    node.agent = agent.expect("an agent");
-    node.agent.until_ready().await.expect("it is ready");
+    node.start_agent().await;
     node.publish(&volume).await.expect("now");
     reads_own(&node.container(&volume, &container).await).await;
 }

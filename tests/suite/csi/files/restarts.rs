@@ -5,7 +5,6 @@ use crate::can_run;
 use crate::csi::{Node, settings};
 use std::fs;
 use testkit::sandbox::password;
-use testkit::workload::Signal;
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -35,8 +34,7 @@ async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
     }
     let mut node = Node::refreshing().await;
     let (volume, target) = node.with_files("web", PASSWORD).await;
-    node.agent.signal(Signal::SIGKILL).expect("it runs");
-    node.agent.until_ended().await.expect("it ends");
+    node.kill_agent().await;
     assert_eq!(read(&target.join(FILE)), password("test"));
     // As if it had been killed in the middle of a set.
     let directory = node.kubelet.directory().join("run/p");
