@@ -240,12 +240,26 @@ impl Directory {
             let facts = workload.facts();
             self.principal(&facts.namespace, &facts.service_account)
         });
+        self.account(principal, now).await
+    }
+
+    async fn account(
+        self: &Arc<Self>,
+        principal: &Arc<Principal>,
+        now: Instant,
+    ) -> Result<Arc<Account>, RequestError> {
         let last = principal.last();
         match &last {
             Some(last) if now < last.at + MAY_REFRESH || now < last.not_before => {
                 Ok(last.account.clone())
             }
-            Some(last) if now < last.at + MUST_REFRESH => {
+            // Where a look has failed of late, nobody waits for the next one either.
+            Some(last)
+                if now < last.at + MUST_REFRESH
+                    || principal
+                        .failed()
+                        .is_some_and(|(at, _)| now < at + MUST_REFRESH) =>
+            {
                 if let Ok(look) = principal.look.clone().try_lock_owned() {
                     let (this, principal) = (self.clone(), principal.clone());
                     tokio::spawn(async move {
@@ -423,3 +437,6 @@ async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Req
         .because(&elapsed)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -261,6 +261,7 @@ impl Agent {
                             pod.values.tidy();
                         }
                         if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
+                            // The one before goes on, for containers in which the socket itself is mounted.
                             tasks.spawn(server.clone().accept(listener, server.shared_door()));
                         }
                         if keeper.has_path && *self.phase.borrow() == Phase::Serving {

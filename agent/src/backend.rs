@@ -362,6 +362,15 @@ impl Backends {
         Ok(Self { rows, default })
     }
 
+    /// A table without a row.
+    #[cfg(test)]
+    pub(crate) const fn none() -> Self {
+        Self {
+            rows: Vec::new(),
+            default: BackendId(0),
+        }
+    }
+
     /// The backend `name`, or the default one.
     pub(crate) fn find(&self, name: Option<&str>) -> Option<BackendId> {
         match name {

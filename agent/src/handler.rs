@@ -207,7 +207,7 @@ impl Services {
             };
             let ended = failed.fault == Fault::SessionEnded;
             if ended || failed.is_refusal() {
-                workload.pod().sessions.put_away(key, &session, ended);
+                workload.pod().sessions.put_away(key, &session, failed);
             }
             if !ended || tries == 0 {
                 return outcome;

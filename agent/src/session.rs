@@ -1,9 +1,10 @@
 //! A pod's sessions: one for each role it takes on, exchanged once, renewed before it ends, gone with the pod.
 
-use crate::backend::{BackendError, BackendId, Session};
+use crate::backend::{BackendError, BackendId, Fault, Session};
 use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
+use latchkey_client::protocol::Code;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -11,8 +12,8 @@ use tokio::time::Instant;
 /// A session this close to its end is not used any more, so that no read starts with dying credentials.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
 
-/// How long a refused exchange is remembered, so that a pod whose trust policy is wrong does not use up
-/// the account's rate at the token service.
+/// How long a refused exchange is remembered, and a session that ended as the one before it did, so that a pod whose
+/// trust policy is wrong does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
 /// How long after a failed renewal the next one is tried, while the old session still serves.
@@ -52,6 +53,8 @@ struct Slot {
 struct State {
     held: Option<Held>,
     refused: Option<(Instant, BackendError)>,
+    /// When a session last turned out to have ended before its time.
+    ended: Option<Instant>,
     no_renewal_before: Option<Instant>,
 }
 
@@ -127,14 +130,28 @@ impl Sessions {
         }
     }
 
-    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young.
-    pub(crate) fn put_away(&self, key: &SessionKey, session: &Arc<dyn Session>, ended: bool) {
+    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young. If the
+    /// one before it has ended just now too, the next would: that stands for a while as a refusal does.
+    pub(crate) fn put_away(
+        &self,
+        key: &SessionKey,
+        session: &Arc<dyn Session>,
+        failed: &BackendError,
+    ) {
         let slot = self.slot(key);
+        let now = Instant::now();
         let mut state = slot.lock();
-        let stale = state.held.as_ref().is_some_and(|held| {
-            Arc::ptr_eq(&held.session, session) && (ended || held.begun.elapsed() >= YOUNG)
-        });
-        if stale {
+        let held = state.held.as_ref();
+        let Some(held) = held.filter(|held| Arc::ptr_eq(&held.session, session)) else {
+            return;
+        };
+        if failed.fault == Fault::SessionEnded {
+            state.held = None;
+            let before = state.ended.replace(now);
+            if before.is_some_and(|before| now < before + YOUNG) {
+                state.refused = Some((now, failed.clone()));
+            }
+        } else if held.begun.elapsed() >= YOUNG {
             state.held = None;
         }
     }
@@ -183,6 +200,7 @@ impl Slot {
                 };
                 *state = State {
                     held: Some(held.clone()),
+                    ended: state.ended,
                     ..State::default()
                 };
                 Ok(held)
@@ -191,6 +209,9 @@ impl Slot {
                 if error.is_refusal() {
                     // The role itself is refused now: what was got under it before goes too.
                     state.held = None;
+                }
+                // Denied without a refusal: the agent may not have the pod's token.
+                if error.is_refusal() || error.error.code == Code::Denied {
                     state.refused = Some((now, error.clone()));
                 }
                 Err(error)

@@ -131,8 +131,11 @@ enum Source {
 #[derive(Debug, Default)]
 struct Looks {
     begun: AtomicU64,
-    last: tokio::sync::Mutex<(u64, bool)>,
+    last: tokio::sync::Mutex<(u64, Option<Named>)>,
 }
+
+/// The pods that a complete list named.
+type Named = Arc<HashSet<PodUid>>;
 
 /// No authoritative look could be had: the API server does not answer, or not sensibly.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -324,13 +327,13 @@ impl Pods {
         self.changed.notified()
     }
 
-    /// Lists this node's pods, beginning after the call, and adds those that the watch has not told yet. All who
-    /// ask while a list is under way share the next one.
+    /// Lists this node's pods, beginning after the call, adds those that the watch has not told yet, and says whom
+    /// the list named. All who ask while a list is under way share the next one.
     ///
     /// # Errors
     ///
     /// If the API server cannot be asked.
-    pub(crate) async fn look(&self) -> Result<(), LookError> {
+    pub(crate) async fn look(&self) -> Result<Named, LookError> {
         let before = self.looks.begun.load(Ordering::SeqCst);
         let mut last = self.looks.last.lock().await;
         if last.0 <= before {
@@ -339,23 +342,22 @@ impl Pods {
             let answer = timeout(LOOK_TIMEOUT, self.api.list(&parameters)).await;
             let found = match answer {
                 Ok(Ok(list)) => {
-                    for pod in list.items {
-                        self.learn(pod, Source::Look);
-                    }
-                    true
+                    let pods = list.items.into_iter();
+                    let named = pods.filter_map(|pod| self.learn(pod, Source::Look));
+                    Some(Arc::new(named.collect()))
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(error = %error, "cannot list this node's pods");
-                    false
+                    None
                 }
                 Err(_) => {
                     tracing::warn!("the API server does not answer a list of this node's pods");
-                    false
+                    None
                 }
             };
             *last = (number, found);
         }
-        if last.1 { Ok(()) } else { Err(LookError) }
+        last.1.clone().ok_or(LookError)
     }
 
     /// The pod of that UID: as it is known, or as the API server says now under its name. Told by the kubelet before
@@ -417,7 +419,8 @@ impl Pods {
                         }
                         Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
                         Event::InitDone => {
-                            self.keep(&listed, listing_since);
+                            let doubted = self.keep(&listed, listing_since);
+                            self.confirm(doubted).await;
                             self.synced.send_replace(true);
                         }
                         Event::Apply(pod) => {
@@ -490,20 +493,54 @@ impl Pods {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops every pod that a complete list did not name, so that a deletion nobody told us about is noticed. A
-    /// pod that a look of our own found after that list began is younger news than the list.
-    fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) {
-        self.by_uid
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|uid, pod| {
-                let keep = listed.contains(uid) || pod.since > listing_since;
-                if !keep {
-                    self.note_deleted(*uid);
-                    pod.gone.store(true, Ordering::Relaxed);
-                }
-                keep
-            });
+    /// Drops every pod that a complete list did not name, so that a deletion nobody told us about is noticed, and
+    /// gives back those in doubt: found by a look of our own after that list began, so either younger than the list
+    /// or deleted before the watch could tell.
+    fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) -> Vec<PodUid> {
+        let mut doubted = Vec::new();
+        self.retain(|uid, pod| {
+            if listed.contains(&uid) {
+                return true;
+            }
+            let is_young = pod.since > listing_since;
+            if is_young {
+                doubted.push(uid);
+            } else {
+                self.note_deleted(uid);
+            }
+            is_young
+        });
+        doubted
+    }
+
+    /// Drops those of `doubted` whom a list that begins now does not name. Without such a list all of them: a pod that
+    /// is there is found again when it asks.
+    async fn confirm(&self, doubted: Vec<PodUid>) {
+        if doubted.is_empty() {
+            return;
+        }
+        let named = self.look().await;
+        self.retain(|uid, _| {
+            if !doubted.contains(&uid) {
+                return true;
+            }
+            let is_named = named.as_ref().is_ok_and(|named| named.contains(&uid));
+            if named.is_ok() && !is_named {
+                self.note_deleted(uid);
+            }
+            is_named
+        });
+    }
+
+    fn retain(&self, mut keep: impl FnMut(PodUid, &Pod) -> bool) {
+        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        by_uid.retain(|uid, pod| {
+            let keep = keep(*uid, pod);
+            if !keep {
+                pod.gone.store(true, Ordering::Relaxed);
+            }
+            keep
+        });
     }
 }
 

@@ -1,10 +1,9 @@
 use super::*;
-use crate::backend::{BackendId, Fault, Page, Secret, Selector};
+use crate::backend::{BackendId, Page, Secret, Selector};
 use crate::error::RequestError;
 use crate::role::Proof;
 use crate::secret::SecretName;
 use async_trait::async_trait;
-use latchkey_client::protocol::Code;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::{advance, sleep};
 
@@ -35,6 +34,7 @@ struct Service {
     life: Option<Duration>,
     exchanges: Arc<AtomicUsize>,
     refuses: Arc<std::sync::atomic::AtomicBool>,
+    gives_no_token: Arc<std::sync::atomic::AtomicBool>,
     away: Arc<std::sync::atomic::AtomicBool>,
 }
 
@@ -49,6 +49,9 @@ impl Service {
         if self.refuses.load(Ordering::SeqCst) {
             let error = RequestError::new(Code::Denied, "no");
             return Err(BackendError::new(Fault::Refused, error));
+        }
+        if self.gives_no_token.load(Ordering::SeqCst) {
+            return Err(RequestError::new(Code::Denied, "not the agent's").into());
         }
         if self.away.load(Ordering::SeqCst) {
             return Err(BackendError::new(
@@ -218,33 +221,75 @@ async fn a_role_that_is_refused_at_its_renewal_loses_its_session() {
     service.open(&sessions, &key).await.expect_err("revoked");
 }
 
+/// What a read fails with.
+fn failure(fault: Fault) -> BackendError {
+    BackendError::new(fault, RequestError::new(Code::Unavailable, "over"))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_not_young() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let first = sessions
-        .open(&key, RequestId::new("", 3), || service.clone().exchange())
-        .await
-        .expect("a session");
-    sessions.put_away(&key, &first, false);
+    let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
+    let (ended, refused) = (failure(Fault::SessionEnded), failure(Fault::Refused));
+    let first = open().await.expect("a session");
+    sessions.put_away(&key, &first, &refused);
     assert_eq!(service.open(&sessions, &key).await.expect("young"), 1);
     advance(YOUNG).await;
-    sessions.put_away(&key, &first, false);
+    sessions.put_away(&key, &first, &refused);
     assert_eq!(sessions.count(BackendId::synthetic(0)), 0);
-    let second = sessions
-        .open(&key, RequestId::new("", 2), || service.clone().exchange())
-        .await
-        .expect("a session");
-    sessions.put_away(&key, &first, true);
-    assert_eq!(number(&second).await.expect("a number"), 2);
-    assert_eq!(
-        service
-            .open(&sessions, &key)
-            .await
-            .expect("another's end is not its own"),
-        2
-    );
-    sessions.put_away(&key, &second, true);
+    let second = open().await.expect("a session");
+    sessions.put_away(&key, &first, &ended);
+    let number = service.open(&sessions, &key).await;
+    assert_eq!(number.expect("another's end is not its own"), 2);
+    advance(YOUNG).await;
+    sessions.put_away(&key, &second, &ended);
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_not_for_each_request()
+{
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
+    let ended = failure(Fault::SessionEnded);
+    for _ in 0..5 {
+        if let Ok(session) = open().await {
+            sessions.put_away(&key, &session, &ended);
+        }
+    }
+    assert_eq!(service.exchanges(), 2);
+    let error = service.open(&sessions, &key).await;
+    assert_eq!(error.expect_err("it stands").fault, Fault::SessionEnded);
+    advance(REFUSAL_STANDS).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("tried again"), 3);
+    // One that ends long after the last is exchanged at once.
+    advance(YOUNG).await;
+    let session = open().await.expect("the one at hand");
+    sessions.put_away(&key, &session, &ended);
+    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_the_agent_may_not_have_is_not_asked_for_at_each_request() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.gives_no_token.store(true, Ordering::SeqCst);
+    for _ in 0..5 {
+        service.open(&sessions, &key).await.expect_err("denied");
+    }
+    assert_eq!(service.exchanges(), 1);
+    service.gives_no_token.store(false, Ordering::SeqCst);
+    advance(REFUSAL_STANDS).await;
+    service.open(&sessions, &key).await.expect("tried again");
+    // That is no word on the role: the session at hand serves on.
+    service.gives_no_token.store(true, Ordering::SeqCst);
+    advance(LIFE * 3 / 4).await;
+    service
+        .open(&sessions, &key)
+        .await
+        .expect("the one at hand");
+    sleep(Duration::from_secs(1)).await;
+    service.open(&sessions, &key).await.expect("still");
+    assert_eq!(service.exchanges(), 3);
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,10 @@ use k8s_openapi::api::core::v1::{
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
 fn pods() -> Pods {
-    let client = client();
+    pods_of(client())
+}
+
+fn pods_of(client: kube::Client) -> Pods {
     let settings = Settings {
         limits: config::Limits::default(),
         cache: Arc::new(config::Cache::default()),
@@ -23,6 +26,25 @@ fn client() -> kube::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
     kube::Client::try_from(kube::Config::new(nowhere)).expect("a client")
+}
+
+/// A client whose API server answers every list with these pods, or with 500.
+fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
+    let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+        let answer = pods.as_ref().map_or_else(
+            || (500, "out of order".to_owned()),
+            |pods| {
+                let list = serde_json::json!({
+                    "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods,
+                });
+                (200, list.to_string())
+            },
+        );
+        let body = kube::client::Body::from(answer.1.into_bytes());
+        let answer = http::Response::builder().status(answer.0).body(body);
+        std::future::ready(answer)
+    });
+    kube::Client::new(service, "default")
 }
 
 fn pod(version: &str, host_network: bool) -> k8s::Pod {
@@ -146,7 +168,34 @@ async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_bega
     let pods = self::pods();
     let before = Instant::now();
     pods.learn(pod("20", false), Source::Look);
-    pods.keep(&HashSet::new(), before);
+    let doubted = pods.keep(&HashSet::new(), before);
+    assert_eq!(host_network(&pods), Some(false));
+    assert_eq!(doubted, [uid()]);
+    assert!(pods.keep(&HashSet::from([uid()]), before).is_empty());
+}
+
+#[tokio::test]
+async fn a_pod_in_doubt_stays_if_a_list_of_now_names_it() {
+    let there = Some(vec![pod("20", false)]);
+    for (answer, stays) in [(there, true), (Some(Vec::new()), false), (None, false)] {
+        let is_answered = answer.is_some();
+        let pods = pods_of(answered(answer));
+        pods.learn(pod("20", false), Source::Look);
+        let entry = pods.by_uid(uid()).expect("it is known");
+        pods.confirm(vec![uid()]).await;
+        assert_eq!(!entry.is_gone(), stays);
+        assert_eq!(host_network(&pods).is_some(), stays);
+        // Who only could not be confirmed is found by the next look, who is deleted is not.
+        pods.learn(pod("20", false), Source::Look);
+        assert_eq!(host_network(&pods).is_some(), stays || !is_answered);
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_not_in_doubt_stays_whatever_the_list_says() {
+    let pods = pods_of(answered(Some(Vec::new())));
+    pods.learn(pod("20", false), Source::Watch);
+    pods.confirm(vec![PodUid::synthetic(7)]).await;
     assert_eq!(host_network(&pods), Some(false));
 }
 

@@ -1,0 +1,108 @@
+//! How old a word on an account may be, and who waits for the next one.
+
+use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::time::advance;
+
+/// An API server that answers or swallows what it is asked. The UID of every account is the number of the answer.
+#[derive(Clone, Default)]
+struct ApiServer {
+    asked: Arc<AtomicUsize>,
+    swallows: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl ApiServer {
+    fn directory(&self) -> Arc<Directory> {
+        let server = self.clone();
+        let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+            let number = server.asked.fetch_add(1, Ordering::SeqCst) + 1;
+            let swallows = server.swallows.load(Ordering::SeqCst);
+            async move {
+                if swallows {
+                    std::future::pending::<()>().await;
+                }
+                let account = serde_json::json!({"metadata": {"uid": number.to_string()}});
+                let body = kube::client::Body::from(account.to_string().into_bytes());
+                http::Response::builder().body(body)
+            }
+        });
+        let client = kube::Client::new(service, "default");
+        Arc::new(Directory::new(client, Arc::new(Backends::none()), false))
+    }
+
+    fn asked(&self) -> usize {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+/// The UID in the account that a pod gets, and how long it waited for it.
+async fn ask(directory: &Arc<Directory>, principal: &Arc<Principal>) -> (String, Duration) {
+    let now = Instant::now();
+    let account = directory.account(principal, now).await.expect("an account");
+    // What goes on behind the answer has its turn.
+    let waited = now.elapsed();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    (account.uid.to_string(), waited)
+}
+
+fn at_once(uid: &str) -> (String, Duration) {
+    (uid.to_owned(), Duration::ZERO)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_word_is_used_then_refreshed_behind_the_answer_then_before_it() {
+    let server = ApiServer::default();
+    let directory = server.directory();
+    let principal = directory.principal(&"test".into(), &"app".into());
+    assert_eq!(ask(&directory, &principal).await, at_once("1"));
+    advance(MAY_REFRESH - Duration::from_millis(1)).await;
+    assert_eq!(ask(&directory, &principal).await, at_once("1"));
+    assert_eq!(server.asked(), 1);
+    advance(Duration::from_millis(1)).await;
+    assert_eq!(ask(&directory, &principal).await, at_once("1"));
+    assert_eq!(ask(&directory, &principal).await, at_once("2"));
+    advance(MUST_REFRESH).await;
+    assert_eq!(ask(&directory, &principal).await, at_once("3"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_most() {
+    let server = ApiServer::default();
+    let directory = server.directory();
+    let principal = directory.principal(&"test".into(), &"app".into());
+    ask(&directory, &principal).await;
+    server.swallows.store(true, Ordering::SeqCst);
+    advance(MUST_REFRESH).await;
+    let held_up = ask(&directory, &principal).await;
+    assert_eq!(held_up, ("1".to_owned(), LOOK_TIMEOUT));
+    for _ in 0..100 {
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(ask(&directory, &principal).await, at_once("1"));
+    }
+    let looks = server.asked() - 2;
+    assert!((10..=20).contains(&looks), "{looks} looks in 100 s");
+    // It is back: the word of now is there with the next look, which nobody waits for.
+    server.swallows.store(false, Ordering::SeqCst);
+    advance(RETRY + LOOK_TIMEOUT).await;
+    ask(&directory, &principal).await;
+    advance(LOOK_TIMEOUT).await;
+    ask(&directory, &principal).await;
+    let (uid, _) = ask(&directory, &principal).await;
+    assert_eq!(uid, server.asked().to_string());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_of_long_ago_makes_nobody_take_an_old_word() {
+    let server = ApiServer::default();
+    let directory = server.directory();
+    let principal = directory.principal(&"test".into(), &"app".into());
+    ask(&directory, &principal).await;
+    server.swallows.store(true, Ordering::SeqCst);
+    advance(MUST_REFRESH).await;
+    ask(&directory, &principal).await;
+    server.swallows.store(false, Ordering::SeqCst);
+    advance(MUST_REFRESH).await;
+    assert_eq!(ask(&directory, &principal).await, at_once("3"));
+}
