@@ -16,6 +16,12 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// trust policy is wrong does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
+/// How long at most a token service that asks to slow down is left alone.
+const LONGEST_REST: Duration = Duration::from_secs(10);
+
+/// The longest life of a session that is counted on, whatever the cloud says.
+const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
+
 /// How long after a failed renewal the next one is tried, while the old session still serves.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
@@ -52,6 +58,7 @@ struct Slot {
 #[derive(Debug, Default)]
 struct State {
     held: Option<Held>,
+    /// What the next who ask are told until then.
     refused: Option<(Instant, BackendError)>,
     /// When a session last turned out to have ended before its time.
     ended: Option<Instant>,
@@ -100,8 +107,8 @@ impl Sessions {
                     Some(session)
                 }
                 _ => {
-                    if let Some((at, refusal)) = &state.refused
-                        && now < *at + REFUSAL_STANDS
+                    if let Some((until, refusal)) = &state.refused
+                        && now < *until
                     {
                         return Err(refusal.clone());
                     }
@@ -149,7 +156,7 @@ impl Sessions {
             state.held = None;
             let before = state.ended.replace(now);
             if before.is_some_and(|before| now < before + YOUNG) {
-                state.refused = Some((now, failed.clone()));
+                state.refused = Some((now + REFUSAL_STANDS, failed.clone()));
             }
         } else if held.begun.elapsed() >= YOUNG {
             state.held = None;
@@ -191,7 +198,7 @@ impl Slot {
         let mut state = self.lock();
         match outcome {
             Ok(session) => {
-                let life = session.lives_for();
+                let life = session.lives_for().min(LONGEST_LIFE);
                 let held = Held {
                     session,
                     begun: now,
@@ -210,9 +217,16 @@ impl Slot {
                     // The role itself is refused now: what was got under it before goes too.
                     state.held = None;
                 }
-                // Denied without a refusal: the agent may not have the pod's token.
-                if error.is_refusal() || error.error.code == Code::Denied {
-                    state.refused = Some((now, error.clone()));
+                let stands = match error.error.code {
+                    // Also without a refusal: the agent may not have the pod's token.
+                    Code::Denied => Some(REFUSAL_STANDS),
+                    Code::Throttled => Some(
+                        error.error.retry_after.unwrap_or_default().clamp(REFUSAL_STANDS, LONGEST_REST),
+                    ),
+                    _ => error.is_refusal().then_some(REFUSAL_STANDS),
+                };
+                if let Some(stands) = stands {
+                    state.refused = Some((now + stands, error.clone()));
                 }
                 Err(error)
             }

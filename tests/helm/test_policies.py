@@ -207,6 +207,11 @@ class Driver(unittest.TestCase):
             [{"audience": "one", "expirationSeconds": 600}, {"audience": "two", "expirationSeconds": 600}], driver["spec"]["tokenRequests"]
         )
         self.assertTrue(driver["spec"]["requiresRepublish"])
+        driver = chart.one("CSIDriver", None, "config.backends.azure.audience=api://AzureADTokenExchangeUSGov")
+        self.assertEqual(["api://AzureADTokenExchangeUSGov"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
+        # Of digits alone, it is a text still.
+        driver = chart.one("CSIDriver", {"config": {"backends": {"aws": {"audiences": ["123"]}}}})
+        self.assertEqual(["123"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
 
 
 class Levels(unittest.TestCase):

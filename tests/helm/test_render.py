@@ -153,7 +153,9 @@ class Watched(unittest.TestCase):
             metrics = re.findall(r"latchkey_[a-z_]+", rule["expr"])
             for metric in metrics:
                 self.assertIn(f'"{metric.removesuffix("_bucket")}"', source, rule["alert"])
-            self.assertTrue(metrics or "process_start_time_seconds" in rule["expr"])
+            # Of Prometheus itself, of every process, and of kube-state-metrics.
+            others = ("up{", "process_start_time_seconds", "kube_daemonset_status_number_unavailable")
+            self.assertTrue(metrics or rule["expr"].startswith(others) or others[1] in rule["expr"], rule["alert"])
             self.assertTrue(f"| `{rule['alert']}` |" in guide, f"docs/operations.md does not say what to do at {rule['alert']}")
 
     def test_the_limits_in_alerts_are_those_that_are_configured(self):

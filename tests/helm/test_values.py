@@ -161,6 +161,16 @@ class Configuration(unittest.TestCase):
         self.assertEqual(checksum(), checksum("podLabels.a=b"))
         self.assertNotEqual(checksum(), checksum("config.cache.ttl=1s"))
 
+    def test_a_label_that_two_values_name_is_there_once_and_one_of_the_charts_own_is_refused(self):
+        values = {"commonLabels": {"team": "all"}, "podLabels": {"team": "pods", "sidecar.istio.io/inject": "true"}}
+        rendered = chart.text(values)
+        template = next(part for part in rendered.split("---\n") if "kind: DaemonSet" in part).split("\n  template:\n")[1]
+        self.assertEqual(["pods"], re.findall(r"^ *team: (.*)$", template, re.MULTILINE))
+        self.assertEqual(['"true"'], re.findall(r"^ *sidecar.istio.io/inject: (.*)$", template, re.MULTILINE))
+        for key in ("commonLabels", "podLabels"):
+            with self.assertRaisesRegex(Exception, "app.kubernetes.io/part-of"):
+                chart.text({key: {"app.kubernetes.io/part-of": "platform"}})
+
     def test_an_older_cluster_can_do_without_surge(self):
         strategy = chart.one("DaemonSet", {"updateStrategy": {"rollingUpdate": {"maxSurge": None, "maxUnavailable": 1}}})
         self.assertEqual({"maxUnavailable": 1}, strategy["spec"]["updateStrategy"]["rollingUpdate"])

@@ -65,7 +65,9 @@ pub(super) struct Aws {
     duration: i32,
     sts: AtFirstUse<sts::Client>,
     store: AtFirstUse<secretsmanager::Client>,
-    health: Arc<Health>,
+    /// Of the token service and of the vault apart: where one cannot be reached, the other may well be.
+    sts_health: Health,
+    store_health: Arc<Health>,
 }
 
 /// A client, made when it is needed first: each holds roots to trust and buffers, which an agent whose pods read
@@ -141,7 +143,8 @@ impl Aws {
             store: AtFirstUse::new(Box::new(|| {
                 secretsmanager::Client::from_conf(store.build())
             })),
-            health: Arc::default(),
+            sts_health: Health::default(),
+            store_health: Arc::default(),
         })
     }
 
@@ -253,10 +256,10 @@ impl Backend for Aws {
             offer => {
                 let token = offer.token()?;
                 let mut outcome = Err(errors::garbage());
-                for region in self.health.ordered(&regions) {
+                for region in self.sts_health.ordered(&regions) {
                     outcome = self.assume(role, region, &token, &session_name).await;
                     // A pod that has itself sent elsewhere says nothing of the region.
-                    if role.via.is_some() || !self.health.note(region, &outcome) {
+                    if role.via.is_some() || !self.sts_health.note(region, &outcome) {
                         break;
                     }
                 }
@@ -272,7 +275,7 @@ impl Backend for Aws {
             credentials,
             store: self.store.clone(),
             regions,
-            health: self.health.clone(),
+            health: self.store_health.clone(),
         }))
     }
 }

@@ -14,6 +14,7 @@ use crate::secret::SecretName;
 use latchkey_client::protocol::Code;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 /// What goes before the prefix of the configuration, if the account or its namespace has it.
@@ -24,6 +25,9 @@ pub(super) const VALUE_LIMIT: usize = 1 << 20;
 
 /// The longest part of a path, in bytes (NAME_MAX), less the longest ending that a store puts behind it.
 const PART_LIMIT: usize = 255 - ".gpg".len();
+
+/// How many threads may wait for file systems.
+static PLACES: Semaphore = Semaphore::const_new(16);
 
 /// The role of a pod at a store that gives each namespace the folder of its name, or everybody everything.
 pub(super) fn role(
@@ -151,12 +155,21 @@ pub(super) fn page(
     })
 }
 
-/// Runs what may wait for a file system, off the agent's one thread and not for ever.
+/// Runs what may wait for a file system, off the agent's one thread and not for ever. The runtime's other threads stay
+/// for others, such as the clouds' name resolution: a file system that hangs keeps its threads for itself.
 pub(super) async fn off_thread<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> Result<T, FolderError> + Send + 'static,
 ) -> Result<T, BackendError> {
-    match timeout(limit, tokio::task::spawn_blocking(work)).await {
+    let done = async {
+        let place = PLACES.acquire().await;
+        let work = move || {
+            let _place = place;
+            work()
+        };
+        tokio::task::spawn_blocking(work).await
+    };
+    match timeout(limit, done).await {
         Ok(Ok(outcome)) => outcome.map_err(|error| failure(&error)),
         Ok(Err(_)) => Err(BackendError::died()),
         Err(elapsed) => Err(BackendError::new(

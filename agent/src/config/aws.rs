@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use super::{backends::check_timeout, reader::Reader, value};
+use super::{
+    backends::check_timeout,
+    reader::Reader,
+    value::{self, Wrong},
+};
 
 /// AWS Secrets Manager, and the STS before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +64,24 @@ impl AwsConfig {
     pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
         let key = |name: &str| format!("{section}.{name}");
         check_timeout(reader, section, self.timeout, deadline);
+        if !self.fallback_regions.is_empty() && self.timeout * 2 > deadline {
+            reader.contradict(&key("timeout"), "limits.request_deadline", || {
+                format!(
+                    "leaves no time for one of the fallback_regions: at most half of that ({})",
+                    value::spell(deadline)
+                )
+            });
+        }
+        for (name, endpoint) in [("endpoint", &self.endpoint), ("sts_endpoint", &self.sts_endpoint)] {
+            for variable in ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"] {
+                let is_on = reader.variable(variable).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+                if endpoint.is_some() && is_on {
+                    let wrong = format!("is set together with {variable}, and the SDK makes no call with both");
+                    let remedy = format!("unset {variable}, and name the endpoint that is to be used");
+                    reader.blame(&key(name), Wrong::new(wrong, remedy));
+                }
+            }
+        }
         match &self.region {
             None if !self.fallback_regions.is_empty() => {
                 reader.contradict(&key("fallback_regions"), &key("region"), || {

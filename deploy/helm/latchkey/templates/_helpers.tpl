@@ -73,7 +73,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if eq $type "aws" -}}
 {{- $audiences = concat $audiences (default (list "sts.amazonaws.com") $backend.audiences) -}}
 {{- else if eq $type "azure" -}}
-{{- $audiences = append $audiences "api://AzureADTokenExchange" -}}
+{{- $audiences = append $audiences (default "api://AzureADTokenExchange" $backend.audience) -}}
 {{- else if and (eq $type "gcp") $backend.provider -}}
 {{- if hasPrefix "//" $backend.provider -}}
 {{- $audiences = append $audiences (printf "https:%s" $backend.provider) -}}
