@@ -221,7 +221,11 @@ impl Slot {
                     // Also without a refusal: the agent may not have the pod's token.
                     Code::Denied => Some(REFUSAL_STANDS),
                     Code::Throttled => Some(
-                        error.error.retry_after.unwrap_or_default().clamp(REFUSAL_STANDS, LONGEST_REST),
+                        error
+                            .error
+                            .retry_after
+                            .unwrap_or_default()
+                            .clamp(REFUSAL_STANDS, LONGEST_REST),
                     ),
                     _ => error.is_refusal().then_some(REFUSAL_STANDS),
                 };

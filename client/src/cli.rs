@@ -29,6 +29,7 @@ use jiff::fmt::friendly::SpanParser;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// What is the same for every sub-command, after its own help.
 const EXIT_CODES: &str = "\
@@ -163,8 +164,29 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a time such as 500ms, 5s or 1m".to_owned())
 }
 
-/// One thread is enough for whoever waits.
+/// Does what may take as long as the agent does. As process 1 of a container, whom no signal ends by itself
+/// (pid_namespaces(7)), it ends by those that ask for that.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    serve(async {
+        if std::process::id() != 1 {
+            return work.await;
+        }
+        let mut interrupt = listen_for(SignalKind::interrupt())?;
+        let mut terminate = listen_for(SignalKind::terminate())?;
+        tokio::select! {
+            outcome = work => outcome,
+            _ = interrupt.recv() => Err(Failure::by_signal(SignalKind::interrupt())),
+            _ = terminate.recv() => Err(Failure::by_signal(SignalKind::terminate())),
+        }
+    })
+}
+
+fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
+    signal(kind).map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))
+}
+
+/// Does what looks after signals itself. One thread is enough for whoever waits.
+fn serve<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

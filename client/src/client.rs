@@ -184,7 +184,7 @@ impl Client {
     }
 
     /// Reads the latest versions of many secrets, a hundred at a time. What a batch has no time or room for is asked
-    /// for once more by itself.
+    /// for once more by itself, all of these together in the time that one request may take.
     ///
     /// # Errors
     ///
@@ -226,6 +226,8 @@ impl Client {
         call.add(header::CONTENT_TYPE, "application/json");
         let answer = self.ask(call, Duration::ZERO).await?;
         let id = answer.header(header::HeaderName::from_static("x-request-id"));
+        // As long as one request may take, whatever their number.
+        let until = Instant::now() + self.patience;
         let response: BatchResponse = answer.read()?;
         for wire in response.secrets {
             batch.secrets.push(Secret::of(wire, None)?);
@@ -235,20 +237,24 @@ impl Client {
                 error.code,
                 Code::Busy | Code::Throttled | Code::Timeout | Code::TooLarge | Code::Unavailable
             );
-            if !passes {
-                let refusal = Refusal {
-                    code: error.code,
-                    message: error.error,
-                    request_id: id.clone().unwrap_or_default(),
-                    step: error.step,
-                    retry_after: None,
-                };
-                batch.refused.push((error.name, refusal));
-                continue;
-            }
-            match self.get(&error.name).await {
+            let refusal = Refusal {
+                code: error.code,
+                message: error.error,
+                request_id: id.clone().unwrap_or_default(),
+                step: error.step,
+                retry_after: None,
+            };
+            let patience = until.saturating_duration_since(Instant::now());
+            let again = if passes && !patience.is_zero() {
+                self.clone().patience(patience).get(&error.name).await
+            } else {
+                Err(ClientError::TimedOut)
+            };
+            match again {
                 Ok(secret) => batch.secrets.push(secret),
-                Err(ClientError::Refused(refusal)) => batch.refused.push((error.name, refusal)),
+                Err(ClientError::Refused(newer)) => batch.refused.push((error.name, newer)),
+                // What the batch said of it says more.
+                Err(ClientError::TimedOut) => batch.refused.push((error.name, refusal)),
                 Err(error) => return Err(error),
             }
         }

@@ -11,8 +11,9 @@ use tokio::time::Instant;
 /// random.
 const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// For how long a socket at which nobody listens is tried again. Agents hand it over without a gap; one that is being
-/// restarted without its successor is back in that time or has a reason.
+/// For how long a socket at which nobody listens, or a connection that breaks, is tried again, from the first such
+/// failure on. Agents hand the socket over without a gap; one that is being restarted without its successor is back in
+/// that time or has a reason.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Makes a request until it succeeds, it is no use, or the deadline is too near for another try.
@@ -23,7 +24,7 @@ pub(crate) async fn until<T, F>(
 where
     F: Future<Output = Result<T, ClientError>>,
 {
-    let began = Instant::now();
+    let mut broken = None;
     let waits = ExponentialBuilder::new()
         .with_min_delay(WAITS.0)
         .with_max_delay(WAITS.1)
@@ -32,7 +33,12 @@ where
     let mut last = None;
     let outcome = request
         .retry(waits)
-        .when(|error| may_help(error, began))
+        .when(|error| {
+            if error.refusal().is_some() {
+                broken = None;
+            }
+            may_help(error, *broken.get_or_insert_with(Instant::now))
+        })
         .adjust(|error, wait| {
             last = error.refusal().cloned().or(last.take());
             let asked = error.refusal().and_then(|refusal| refusal.retry_after);
@@ -47,23 +53,24 @@ where
     }
 }
 
-/// Whether another try may end better. Everything that a client asks is a read, so it is safe to ask twice.
-fn may_help(error: &ClientError, began: Instant) -> bool {
+/// Whether another try may end better, where nobody has answered since `broken`. Everything that a client asks is a read,
+/// so it is safe to ask twice.
+fn may_help(error: &ClientError, broken: Instant) -> bool {
     match error {
         ClientError::Refused(refusal) => match refusal.code {
             Code::Unavailable => true,
             Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
             _ => false,
         },
-        ClientError::Interrupted(_) => began.elapsed() < SOCKET_PATIENCE,
+        ClientError::Interrupted(_) => broken.elapsed() < SOCKET_PATIENCE,
         ClientError::Unreachable { socket, reason } => match reason.kind() {
             // Its queue is full.
             ErrorKind::WouldBlock => true,
-            ErrorKind::ConnectionRefused => began.elapsed() < SOCKET_PATIENCE,
+            ErrorKind::ConnectionRefused => broken.elapsed() < SOCKET_PATIENCE,
             // Where the directory is not mounted, no socket will come.
             ErrorKind::NotFound => {
                 socket.parent().is_some_and(|directory| directory.is_dir())
-                    && began.elapsed() < SOCKET_PATIENCE
+                    && broken.elapsed() < SOCKET_PATIENCE
             }
             _ => false,
         },
@@ -150,6 +157,31 @@ mod tests {
             1
         );
         assert_eq!(tries(|| ClientError::Unreadable(String::new())).await.0, 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_socket_begins_when_it_breaks_and_ends_when_somebody_answers() {
+        let began = Instant::now();
+        let count = Cell::new(0);
+        let outcome = until(began + Duration::from_secs(30), async || {
+            count.set(count.get() + 1);
+            match count.get() {
+                // The vault took four seconds, and then the agent was killed.
+                1 => {
+                    tokio::time::sleep(Duration::from_secs(4)).await;
+                    Err(ClientError::Interrupted(ErrorKind::BrokenPipe.into()))
+                }
+                2 => Err(unreachable(ErrorKind::ConnectionRefused)),
+                // The next agent is not ready for as long.
+                3..10 => Err(refused(503, Code::Unavailable, Some(1))),
+                10 => Err(unreachable(ErrorKind::ConnectionRefused)),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        outcome.expect("it is there again");
+        assert_eq!(count.get(), 11);
+        assert!(began.elapsed() > Duration::from_secs(10));
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! HTTP/1.1 over the agent's socket: one request and its whole answer.
 
 use crate::error::{ClientError, Refusal};
+use crate::protocol::Code;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{self, HeaderMap, HeaderName};
@@ -16,6 +17,9 @@ use zeroize::Zeroize;
 
 /// The largest answer that the client reads, in bytes: a batch of 4 MiB in base64, with room for its JSON.
 const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
+
+/// The longest target that an agent takes, in bytes; no agent is asked for more.
+pub(crate) const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The pool of connections to one agent. Cloning it shares the pool.
 #[derive(Clone, Debug)]
@@ -55,6 +59,15 @@ impl Transport {
 
     /// Makes the request once.
     pub(crate) async fn send(&self, call: &Call) -> Result<Answer, ClientError> {
+        if call.target.len() > TARGET_LIMIT {
+            return Err(ClientError::Refused(Refusal {
+                code: Code::InvalidRequest,
+                message: format!("what is asked for takes more than {TARGET_LIMIT} bytes to name"),
+                request_id: String::new(),
+                step: None,
+                retry_after: None,
+            }));
+        }
         let mut request = Request::builder()
             .method(call.method.clone())
             .uri(hyper::Uri::from(Uri::new(&self.socket, &call.target)))

@@ -72,12 +72,20 @@ impl AwsConfig {
                 )
             });
         }
-        for (name, endpoint) in [("endpoint", &self.endpoint), ("sts_endpoint", &self.sts_endpoint)] {
+        for (name, endpoint) in [
+            ("endpoint", &self.endpoint),
+            ("sts_endpoint", &self.sts_endpoint),
+        ] {
             for variable in ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"] {
-                let is_on = reader.variable(variable).is_some_and(|value| value.eq_ignore_ascii_case("true"));
+                let is_on = reader
+                    .variable(variable)
+                    .is_some_and(|value| value.eq_ignore_ascii_case("true"));
                 if endpoint.is_some() && is_on {
-                    let wrong = format!("is set together with {variable}, and the SDK makes no call with both");
-                    let remedy = format!("unset {variable}, and name the endpoint that is to be used");
+                    let wrong = format!(
+                        "is set together with {variable}, and the SDK makes no call with both"
+                    );
+                    let remedy =
+                        format!("unset {variable}, and name the endpoint that is to be used");
                     reader.blame(&key(name), Wrong::new(wrong, remedy));
                 }
             }

@@ -2,7 +2,7 @@
 
 use super::failure::{Failure, OTHER, USAGE};
 use super::variables::{Secrets, Wanted};
-use super::{Reach, block_on, duration, supervisor};
+use super::{Reach, block_on, duration, serve, supervisor};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
@@ -64,7 +64,7 @@ impl Exec {
         self.program()?;
         let client = reach.client();
         if self.on_change {
-            return block_on(supervisor::run(&self, &client));
+            return serve(supervisor::run(&self, &client));
         }
         let secrets = block_on(Secrets::read(&client, &self.names))?;
         let mut command = self.command(&secrets)?;

@@ -5,6 +5,7 @@ use crate::error::ClientError;
 use crate::protocol::Code;
 use std::fmt;
 use std::io;
+use tokio::signal::unix::SignalKind;
 
 /// Something that has no code of its own.
 pub(crate) const OTHER: u8 = 1;
@@ -50,6 +51,14 @@ impl Failure {
     pub(crate) fn of(mut self, what: impl fmt::Display) -> Self {
         self.text = self.text.map(|text| format!("{what}: {text}"));
         self
+    }
+
+    /// Ended by that signal, as shells count it. Whoever has sent it knows why.
+    pub(crate) fn by_signal(signal: SignalKind) -> Self {
+        Self {
+            exit: u8::try_from(128 + signal.as_raw_value()).unwrap_or(OTHER),
+            text: None,
+        }
     }
 
     /// A failure to write to stdout. Whoever has closed it wants no more, and no complaint.

@@ -6,8 +6,9 @@
 mod guard;
 
 use super::failure::Failure;
-use super::{Reach, block_on, terminal};
+use super::{Reach, listen_for, terminal};
 use crate::Client;
+use crate::transport::TARGET_LIMIT;
 use bytes::Bytes;
 use guard::Guard;
 use http_body_util::combinators::BoxBody;
@@ -28,7 +29,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -41,8 +42,11 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 /// How long the agent may take: the longest wait for a change, its deadline, and some time to spare.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(80);
 
-/// How many connections may be open: as many as the agent gives a pod.
-const CONNECTIONS: usize = 64;
+/// How many connections may be open. One that is idle takes nothing of the agent's.
+const CONNECTIONS: usize = 1024;
+
+/// How many requests are passed on at the same time: as many as the agent gives a pod connections.
+const REQUESTS: usize = 64;
 
 /// How long the accept loop rests when there are no descriptors left.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -75,6 +79,7 @@ struct Relay {
     socket: std::path::PathBuf,
     http: HttpClient<UnixConnector, Full<Bytes>>,
     guard: Guard,
+    requests: Arc<Semaphore>,
 }
 
 /// An address to listen on.
@@ -94,7 +99,7 @@ impl Proxy {
                 self.listen.ip()
             )));
         }
-        block_on(self.serve(&reach.client()))
+        super::serve(self.serve(&reach.client()))
     }
 
     async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {
@@ -105,6 +110,7 @@ impl Proxy {
             socket: client.socket().to_owned(),
             http: HttpClient::builder(TokioExecutor::new()).build(UnixConnector),
             guard: Guard::new(self.allow_host, self.require_header),
+            requests: Arc::new(Semaphore::new(REQUESTS)),
         });
         let listener = TcpListener::bind(self.listen).await.map_err(|error| {
             Failure::other(format!("cannot listen on {}: {error}", self.listen))
@@ -159,10 +165,6 @@ impl Proxy {
     }
 }
 
-fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal, Failure> {
-    signal(kind).map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))
-}
-
 fn connection(
     stream: TcpStream,
     relay: Arc<Relay>,
@@ -194,6 +196,10 @@ impl Relay {
             .uri
             .path_and_query()
             .map_or("/", |target| target.as_str());
+        if target.len() > TARGET_LIMIT {
+            let text = "what is asked for takes more than 8 KiB to name";
+            return refusal(StatusCode::URI_TOO_LONG, "invalid_request", text);
+        }
         let mut request = Request::new(Full::new(body.to_bytes()));
         *request.method_mut() = head.method;
         *request.uri_mut() = hyperlocal::Uri::new(&self.socket, target).into();
@@ -202,14 +208,25 @@ impl Relay {
         request
             .headers_mut()
             .insert(header::HOST, HeaderValue::from_static("localhost"));
-        let Ok(outcome) = timeout(ANSWER_TIMEOUT, self.http.request(request)).await else {
+        let passed_on = async {
+            let place = self.requests.clone().acquire_owned().await;
+            (self.http.request(request).await, place)
+        };
+        let Ok((outcome, place)) = timeout(ANSWER_TIMEOUT, passed_on).await else {
             let text = "the agent does not answer; try again";
             return refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", text);
         };
         match outcome {
             Ok(mut answer) => {
                 guard::remove_hop_by_hop(answer.headers_mut());
-                answer.map(BodyExt::boxed)
+                // The place is taken until the answer has been read.
+                answer.map(|body| {
+                    let held = move |frame| {
+                        let _place = &place;
+                        frame
+                    };
+                    body.map_frame(held).boxed()
+                })
             }
             Err(error) => {
                 let text = unreachable(&self.socket, error.is_connect());

@@ -34,8 +34,8 @@ const PASSED_ON: [Signal; 7] = [
 /// What a terminal sends to everybody in front of it, the program included.
 const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
 
-/// What asks a program to end.
-const LEAVE: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM];
+/// What asks a program to end; SIGQUIT has some, such as a JVM, show what they are doing and go on.
+const LEAVE: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 
 /// How long to wait before secrets that could not be read anew are tried again.
 const REST: Duration = Duration::from_secs(10);
@@ -85,6 +85,10 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
         tokio::select! {
             code = supervisor.program() => return Ok(code),
             () = sleep(SETTLE) => {}
+        }
+        // It takes the time to end that whoever has asked it to gives it, and is not started again.
+        if supervisor.leaving {
+            return Ok(supervisor.program().await);
         }
         match supervisor.react().await? {
             After::Ended(code) => return Ok(code),

@@ -1,12 +1,16 @@
 //! One secret, many, names, and who this is; and what each of them says when it cannot.
 
-use super::{Client, can_run, command_in, ended};
+use super::{Client, PATIENCE, can_run, command_in, ended};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use testkit::aws::{Behaviour, Fault, Operation, SecretInput};
+use testkit::binaries::sibling_binary;
 use testkit::sandbox::{REGION, password};
 use testkit::workload::{Workload, WorkloadSpec};
+use tokio::process::Command;
+use tokio::time::timeout;
 
 #[tokio::test]
 async fn a_value_is_printed_as_it_is_and_nothing_else() {
@@ -410,4 +414,59 @@ async fn an_agent_that_requires_a_header_is_sent_it_by_option_or_variable() {
     let doctor = client.run(&["doctor"]).await;
     assert_eq!(doctor.code, Some(2), "{doctor:?}");
     assert!(doctor.stdout.contains("LATCHKEY_HEADER=NAME"), "{doctor:?}");
+}
+
+#[tokio::test]
+async fn many_names_take_no_longer_than_two_requests_where_the_vault_is_away() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let _outage = client.sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::ServiceUnavailable,
+    ));
+    let names: Vec<_> = (0..10).map(|number| format!("test/{number}")).collect();
+    let mut arguments = vec!["--timeout", "4", "env"];
+    arguments.extend(names.iter().map(String::as_str));
+    let began = Instant::now();
+    let ended = client.run(&arguments).await;
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), names.len(), "{ended:?}");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(12), "it took {took:?}");
+}
+
+#[tokio::test]
+async fn as_process_1_of_a_container_a_command_that_waits_ends_when_it_is_asked_to() {
+    if !can_run() {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("agent.sock");
+    // It takes connections and never answers.
+    let agent = tokio::net::UnixListener::bind(&socket).expect("a socket");
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let program = sibling_binary("sandbox-latchkey").expect("the command is built");
+        let mut child = Command::new("unshare")
+            .args(["--pid", "--fork", "--kill-child"])
+            .arg(program)
+            .args(["exec", "test/database-password=DB", "--", "true"])
+            .env("LATCHKEY_SOCKET", &socket)
+            .kill_on_drop(true)
+            .spawn()
+            .expect("it starts");
+        let (_asked, _) = timeout(PATIENCE, agent.accept())
+            .await
+            .expect("it asks")
+            .expect("a connection");
+        let outer = child.id().expect("a pid");
+        let inner = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children"));
+        let killed = Command::new("kill")
+            .args(["-s", signal, inner.expect("its child").trim()])
+            .status();
+        assert!(killed.await.expect("kill(1)").success());
+        let ended = timeout(PATIENCE, child.wait()).await.expect("it ends");
+        assert_eq!(ended.expect("a status").code(), Some(code));
+    }
 }

@@ -376,3 +376,56 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
         .expect("a status");
     assert_eq!(status.code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_again() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let may_end = client.sandbox.directory().join("may-end");
+    let drain = format!("while [ ! -e {} ]; do sleep 0.05; done", may_end.display());
+    let script = format!(
+        r#"trap 'echo quit' QUIT; trap '{drain}; echo left; exit 7' TERM; echo "begins $DB"; while :; do sleep 0.05; done"#
+    );
+    let exec = || {
+        let arguments = [
+            "exec",
+            "--on-change",
+            "--grace",
+            "1s",
+            "test/database-password=DB",
+            "--",
+            "sh",
+            "-c",
+            &script,
+        ];
+        Staying::start(client.command(&arguments))
+    };
+    let (mut leaves, mut stays) = (exec(), exec());
+    for staying in [&mut leaves, &mut stays] {
+        assert!(staying.line().await.starts_with("begins "));
+    }
+    let watched = async {
+        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+        while client.sandbox.aws.calls_where(read).len() < 4 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(PATIENCE, watched).await.expect("both watch");
+    leaves.signal(Signal::SIGTERM);
+    // This one only says what it is doing, as a JVM does.
+    stays.signal(Signal::SIGQUIT);
+    assert_eq!(stays.line().await, "quit");
+    client.sandbox.secret("test/database-password", "rotated");
+    // Killed after its second of grace, since it may not end yet.
+    assert_eq!(stays.line().await, "begins rotated");
+    sleep(Duration::from_secs(1)).await;
+    fs::write(&may_end, "").expect("a file");
+    assert_eq!(leaves.line().await, "left");
+    let (code, said) = leaves.end().await;
+    assert_eq!(code, Some(7), "{said}");
+    stays.signal(Signal::SIGTERM);
+    assert_eq!(stays.line().await, "left");
+    assert_eq!(stays.end().await.0, Some(7));
+}

@@ -274,3 +274,47 @@ async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() 
     is(&answer, 200, &password("test"));
     assert!(status.success());
 }
+
+#[tokio::test]
+async fn connections_that_are_idle_keep_nobody_else_waiting() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let proxy = Proxy::start(client.command(&LISTEN)).await;
+    let mut idle = Vec::new();
+    for _ in 0..100 {
+        let ask = async {
+            let mut stream = TcpStream::connect(proxy.address).await?;
+            let request = format!("GET /v1/identity HTTP/1.1\r\n{OWN}\r\n");
+            stream.write_all(request.as_bytes()).await?;
+            let mut answer = [0; 15];
+            stream.read_exact(&mut answer).await?;
+            std::io::Result::Ok((stream, answer))
+        };
+        let asked = timeout(PATIENCE, ask).await.expect("an answer in time");
+        let (stream, answer) = asked.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200 OK");
+        idle.push(stream);
+    }
+    let answer = proxy.get("/v1/secrets/test/database-password", OWN).await;
+    is(&answer, 200, &password("test"));
+    drop(idle);
+}
+
+#[tokio::test]
+async fn a_target_that_no_agent_takes_is_refused_and_harms_nobody() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let proxy = Proxy::start(client.command(&LISTEN)).await;
+    let answer = proxy
+        .get(&format!("/v1/secrets/{}", "a".repeat(65_500)), OWN)
+        .await;
+    is(&answer, 414, "invalid_request");
+    let answer = proxy.get("/v1/secrets/test/database-password", OWN).await;
+    is(&answer, 200, &password("test"));
+    let name = "a".repeat(70_000);
+    client.run(&["get", &name]).await.failed(2, "8192 bytes");
+}

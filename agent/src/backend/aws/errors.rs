@@ -204,7 +204,8 @@ where
     };
     let (fault, answer) = match error {
         SdkError::ConstructionFailure(_) => {
-            let text = format!("the agent's settings let no call to {whose} be made; its log says why");
+            let text =
+                format!("the agent's settings let no call to {whose} be made; its log says why");
             (Fault::Call, RequestError::unavailable(text))
         }
         SdkError::TimeoutError(_) => unreachable("does not answer in time"),
