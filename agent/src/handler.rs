@@ -207,7 +207,10 @@ impl Services {
             };
             let ended = failed.fault == Fault::SessionEnded;
             if ended || failed.is_refusal() {
-                workload.pod().sessions.put_away(key, &session, failed);
+                workload
+                    .pod()
+                    .sessions
+                    .put_away(key, &session, failed, tries == 0);
             }
             if !ended || tries == 0 {
                 return outcome;

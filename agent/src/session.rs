@@ -60,8 +60,6 @@ struct State {
     held: Option<Held>,
     /// What the next who ask are told until then.
     refused: Option<(Instant, BackendError)>,
-    /// When a session last turned out to have ended before its time.
-    ended: Option<Instant>,
     no_renewal_before: Option<Instant>,
 }
 
@@ -137,29 +135,27 @@ impl Sessions {
         }
     }
 
-    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young. If the
-    /// one before it has ended just now too, the next would: that stands for a while as a refusal does.
+    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young. One that has
+    /// ended in place of another that had would be followed by the same: that stands for a while as a refusal does.
     pub(crate) fn put_away(
         &self,
         key: &SessionKey,
         session: &Arc<dyn Session>,
         failed: &BackendError,
+        in_place_of_another: bool,
     ) {
         let slot = self.slot(key);
-        let now = Instant::now();
         let mut state = slot.lock();
         let held = state.held.as_ref();
         let Some(held) = held.filter(|held| Arc::ptr_eq(&held.session, session)) else {
             return;
         };
-        if failed.fault == Fault::SessionEnded {
+        let ended = failed.fault == Fault::SessionEnded;
+        if ended || held.begun.elapsed() >= YOUNG {
             state.held = None;
-            let before = state.ended.replace(now);
-            if before.is_some_and(|before| now < before + YOUNG) {
-                state.refused = Some((now + REFUSAL_STANDS, failed.clone()));
-            }
-        } else if held.begun.elapsed() >= YOUNG {
-            state.held = None;
+        }
+        if ended && in_place_of_another {
+            state.refused = Some((Instant::now() + REFUSAL_STANDS, failed.clone()));
         }
     }
 
@@ -207,7 +203,6 @@ impl Slot {
                 };
                 *state = State {
                     held: Some(held.clone()),
-                    ended: state.ended,
                     ..State::default()
                 };
                 Ok(held)

@@ -472,3 +472,6 @@ impl Health {
 fn no_region(name: &str) -> String {
     format!("backends.{name}.region is not set and cannot be found out: set it, or AWS_REGION")
 }
+
+#[cfg(test)]
+mod tests;

@@ -317,6 +317,36 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_hangs_leaves_threads_for_others() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(20)
+            .build();
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let hangs = std::sync::Arc::new(std::sync::Mutex::new(hangs));
+        runtime.expect("a runtime").block_on(async {
+            let reads = (0..40).map(|_| {
+                let hangs = hangs.clone();
+                off_thread(Duration::from_millis(50), move || {
+                    let _ = hangs.lock().map(|hangs| hangs.recv());
+                    Ok(())
+                })
+            });
+            for read in futures::future::join_all(reads).await {
+                let failed = read.expect_err("it hangs");
+                assert_eq!(failed.fault, Fault::Unreachable);
+            }
+            let other = tokio::task::spawn_blocking(|| ());
+            let other = timeout(Duration::from_secs(10), other).await;
+            // Before what is asserted, so that a failure does not wait for them.
+            drop(release);
+            other.expect("a thread is free").expect("it runs");
+            let read = off_thread(Duration::from_secs(10), || Ok(()));
+            read.await.expect("the folder is there again");
+        });
+    }
+
+    #[test]
     fn a_list_shows_what_may_be_asked_for_as_it_is_asked_for_page_by_page() {
         let test = role_of("test", &[]);
         let (names, next) = listed(&test, 2, None);

@@ -232,17 +232,17 @@ async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_n
     let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
     let (ended, refused) = (failure(Fault::SessionEnded), failure(Fault::Refused));
     let first = open().await.expect("a session");
-    sessions.put_away(&key, &first, &refused);
+    sessions.put_away(&key, &first, &refused, false);
     assert_eq!(service.open(&sessions, &key).await.expect("young"), 1);
     advance(YOUNG).await;
-    sessions.put_away(&key, &first, &refused);
+    sessions.put_away(&key, &first, &refused, false);
     assert_eq!(sessions.count(BackendId::synthetic(0)), 0);
     let second = open().await.expect("a session");
-    sessions.put_away(&key, &first, &ended);
+    sessions.put_away(&key, &first, &ended, true);
     let number = service.open(&sessions, &key).await;
     assert_eq!(number.expect("another's end is not its own"), 2);
     advance(YOUNG).await;
-    sessions.put_away(&key, &second, &ended);
+    sessions.put_away(&key, &second, &ended, false);
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 3);
 }
 
@@ -253,8 +253,10 @@ async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_no
     let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
     let ended = failure(Fault::SessionEnded);
     for _ in 0..5 {
-        if let Ok(session) = open().await {
-            sessions.put_away(&key, &session, &ended);
+        for is_second_try in [false, true] {
+            if let Ok(session) = open().await {
+                sessions.put_away(&key, &session, &ended, is_second_try);
+            }
         }
     }
     assert_eq!(service.exchanges(), 2);
@@ -262,11 +264,6 @@ async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_no
     assert_eq!(error.expect_err("it stands").fault, Fault::SessionEnded);
     advance(REFUSAL_STANDS).await;
     assert_eq!(service.open(&sessions, &key).await.expect("tried again"), 3);
-    // One that ends long after the last is exchanged at once.
-    advance(YOUNG).await;
-    let session = open().await.expect("the one at hand");
-    sessions.put_away(&key, &session, &ended);
-    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 4);
 }
 
 #[tokio::test(start_paused = true)]
@@ -347,4 +344,45 @@ async fn a_pod_keeps_few_sessions_and_the_oldest_goes() {
             .expect("exchanged again"),
         KEPT + 2
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_service_that_asks_to_slow_down_is_left_alone_for_that_time_within_bounds() {
+    let hour = Duration::from_secs(3600);
+    let five = Duration::from_secs(5);
+    for (asked, rest) in [
+        (None, REFUSAL_STANDS),
+        (Some(Duration::ZERO), REFUSAL_STANDS),
+        (Some(five), five),
+        (Some(hour), LONGEST_REST),
+    ] {
+        let (sessions, key, exchanges) = (Sessions::default(), key("role"), AtomicUsize::new(0));
+        let slow_down = async || {
+            let error = RequestError::new(Code::Throttled, "slow down").retry_after(asked);
+            let failed = BackendError::new(Fault::Call, error);
+            let opened = sessions.open(&key, RequestId::new("", 1), || {
+                exchanges.fetch_add(1, Ordering::SeqCst);
+                std::future::ready(Err(failed))
+            });
+            opened.await.expect_err("throttled");
+            exchanges.load(Ordering::SeqCst)
+        };
+        assert_eq!(slow_down().await, 1);
+        advance(rest - Duration::from_millis(1)).await;
+        assert_eq!(slow_down().await, 1);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(slow_down().await, 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_said_to_live_for_ever_is_renewed_all_the_same() {
+    let (sessions, key) = (Sessions::default(), key("role"));
+    let service = Service {
+        life: Some(Duration::MAX),
+        ..Service::default()
+    };
+    assert_eq!(service.open(&sessions, &key).await.expect("a session"), 1);
+    advance(LONGEST_LIFE).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
 }

@@ -4,6 +4,7 @@ use super::{Client, Ended, can_run, command_in, ended};
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 use testkit::aws::{
     Behaviour, Fault, Gate, Operation, RoleSpec, read_policy, secret_arn, trust_policy,
 };
@@ -12,6 +13,7 @@ use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
 use tokio::process::Command;
+use tokio::time::sleep;
 
 const SECRET: &str = "test/database-password";
 
@@ -334,12 +336,14 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
     drop(away);
     let busy = fault(
         Operation::AssumeRoleWithWebIdentity,
-        Behaviour::Throttle(Some(7)),
+        Behaviour::Throttle(Some(1)),
     );
     found(doctor())
         .await
         .is("exchange", "throttled", &["token service", "slow down"]);
     drop(busy);
+    // It is left alone for two seconds.
+    sleep(Duration::from_millis(2200)).await;
     let away = fault(Operation::GetSecretValue, Behaviour::Disconnect);
     found(doctor()).await.is(
         "secret",

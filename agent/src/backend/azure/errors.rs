@@ -34,10 +34,14 @@ struct Told(String);
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct EntraError {
+    error: String,
     error_codes: Vec<u32>,
     error_description: String,
     trace_id: String,
 }
+
+/// The errors by which Entra ID says nothing about who asks, whatever their status.
+const TROUBLES: [&str; 2] = ["server_error", "temporarily_unavailable"];
 
 /// What an HTTP answer says that is no success.
 struct Refusal<'a> {
@@ -89,8 +93,11 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
         let error: EntraError = serde_json::from_slice(refusal.answer.body()).unwrap_or_default();
         let code = *error.error_codes.first()?;
         let client = &role.name;
-        // The assertion is minutes old at most, so it is the clock.
-        let (fault, answer) = if code == 700_024 {
+        let (fault, answer) = if TROUBLES.contains(&&*error.error) {
+            let text = "Entra ID has trouble of its own; try again";
+            (Fault::Unreachable, RequestError::unavailable(text))
+        } else if code == 700_024 {
+            // The assertion is minutes old at most, so it is the clock.
             let text = "Entra ID refused what is out of date: check the node's clock";
             (Fault::Call, RequestError::unavailable(text))
         } else {
@@ -145,12 +152,13 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
     if let Failed::Answer(error) = failed
         && matches!(root(error).kind(), ErrorKind::Credential | ErrorKind::Other)
     {
-        // The SDK's check of the challenge, or our own: no token was sent.
+        // The SDK's check of the challenge, or our own: no token was sent. The SDK goes on to ask for what that challenge
+        // named, so the session is of no more use, also when the vault is itself again.
         let answer = RequestError::new(
             Code::Denied,
             "the vault asks for a token that is not for it: check its URL, and the agent's authority and vault_suffixes",
         );
-        return BackendError::new(Fault::Call, answer.because(&told(error)));
+        return BackendError::new(Fault::SessionEnded, answer.because(&told(error)));
     }
     classify(failed, "Key Vault", |refusal| {
         let error: Option<ErrorResponse> = serde_json::from_slice(refusal.answer.body()).ok();

@@ -259,6 +259,11 @@ fn keys_at_odds_are_named_together() {
             "limits.request_deadline",
         ),
         (
+            "backends.aws.fallback_regions = [\"eu-west-1\"]\nbackends.aws.region = \"eu-central-1\"\nbackends.aws.timeout = \"6s\"",
+            "backends.aws.timeout",
+            "limits.request_deadline",
+        ),
+        (
             "backends.aws.fallback_regions = [\"eu-west-1\"]",
             "backends.aws.fallback_regions",
             "backends.aws.region",
@@ -274,6 +279,20 @@ fn keys_at_odds_are_named_together() {
         assert_eq!(blamed(&start), key, "{text}");
         let line = &start.faults()[0];
         assert!(line.contains(&format!("contradicts {other}")), "{line}");
+    }
+}
+
+#[test]
+fn endpoints_of_ones_own_and_the_sdks_choice_of_them_are_refused_together() {
+    for key in ["backends.aws.endpoint", "backends.aws.sts_endpoint"] {
+        for variable in ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"] {
+            let start = with_file(&format!("{key} = \"https://vpce.example.com\""));
+            let start = start.and_env(variable, "TRUE");
+            assert_eq!(blamed(&start), key);
+            assert!(start.faults()[0].contains(variable));
+            start.and_env(variable, "false").config();
+            with_file("").and_env(variable, "true").config();
+        }
     }
 }
 

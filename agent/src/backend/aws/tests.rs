@@ -1,0 +1,32 @@
+//! Which regions are asked when one cannot be reached.
+
+use super::*;
+
+#[tokio::test]
+async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault() {
+    let settings = AwsConfig {
+        region: Some("eu-central-1".to_owned()),
+        fallback_regions: vec!["eu-west-1".to_owned()],
+        // Nobody listens there.
+        sts_endpoint: Some("http://127.0.0.1:9".to_owned()),
+        ..AwsConfig::default()
+    };
+    let aws = Aws::open("aws", &settings, Duration::from_secs(3600)).await;
+    let aws = aws.expect("clients");
+    let annotation = (
+        "latchkey.dev/aws-role-arn",
+        "arn:aws:iam::111122223333:role/app",
+    );
+    let role = aws.role(&Annotations::of(&[annotation], &[]));
+    let role = role.expect("a role");
+    let caller = Caller {
+        pod_uid: "0".repeat(32),
+        namespace: "test".into(),
+        service_account: "app".into(),
+    };
+    let offer = Offer::Token(SubjectToken::from("token".to_owned()));
+    let failed = aws.exchange(&role, offer, &caller).await.err();
+    assert_eq!(failed.map(|failed| failed.fault), Some(Fault::Unreachable));
+    let down = |health: &Health| health.0.lock().expect("no panic").len();
+    assert_eq!((down(&aws.sts_health), down(&aws.store_health)), (2, 0));
+}
