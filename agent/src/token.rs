@@ -155,27 +155,4 @@ fn unavailable() -> RequestError {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use kube::core::Status;
-
-    #[test]
-    fn a_refusal_of_the_api_servers_says_whose_matter_it_is() {
-        for (status, code) in [
-            (400, Code::Denied),
-            (403, Code::Denied),
-            (404, Code::NotAttested),
-            (409, Code::NotAttested),
-            (422, Code::Denied),
-            (429, Code::Unavailable),
-            (500, Code::Unavailable),
-        ] {
-            let answer = Status {
-                code: status,
-                ..Status::default()
-            };
-            let error = refusal(&kube::Error::Api(answer.boxed()));
-            assert_eq!(error.code, code, "{status}");
-        }
-    }
-}
+mod tests;

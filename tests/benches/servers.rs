@@ -89,6 +89,22 @@ impl Stage {
         ))
     }
 
+    /// The same with the authorities as the image has them: one file, alone in its folder. A Debian machine's folder
+    /// has some three hundred links beside it, each of which would be read and parsed.
+    pub(crate) fn as_in_the_image(&self, settings: AgentSettings) -> Outcome<AgentSettings> {
+        let machines = Path::new("/etc/ssl/certs/ca-certificates.crt");
+        if !machines.exists() {
+            return Ok(settings);
+        }
+        let folder = self.sandbox.directory().join("certs");
+        let file = folder.join("ca-certificates.crt");
+        std::fs::create_dir_all(&folder)?;
+        std::fs::copy(machines, &file)?;
+        Ok(settings
+            .env("SSL_CERT_DIR", folder.display())
+            .env("SSL_CERT_FILE", file.display()))
+    }
+
     /// The same for an agent under load: limits raised out of the load's way, values cached or not.
     pub(crate) fn unlimited(&self, name: &str, cached: bool) -> Outcome<AgentSettings> {
         let settings = self

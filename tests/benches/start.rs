@@ -12,6 +12,7 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
     for number in 0..pace.rounds * 3 {
         process::until_quiet().await?;
         let settings = stage.settings(&format!("start-{number}"))?;
+        let settings = stage.as_in_the_image(settings)?;
         let began = Instant::now();
         let agent = settings.start().await?;
         while UnixStream::connect(agent.socket()).await.is_err() {
