@@ -146,6 +146,7 @@ class Placed(unittest.TestCase):
 class Watched(unittest.TestCase):
     def test_every_alert_is_about_a_metric_that_is_there_and_explained_in_the_guide(self):
         rules = chart.one("PrometheusRule", EVERYTHING)["spec"]["groups"][0]["rules"]
+        rules += chart.one("PrometheusRule", EVERYTHING, "delivery=hostPath", "rbac.tokens=namespace")["spec"]["groups"][0]["rules"]
         source = (chart.ROOT / "agent" / "src" / "metrics.rs").read_text()
         guide = (chart.ROOT / "docs" / "operations.md").read_text()
         self.assertGreater(len(rules), 8)
@@ -160,7 +161,8 @@ class Watched(unittest.TestCase):
 
     def test_the_limits_in_alerts_are_those_that_are_configured(self):
         def rule(*expressions):
-            rules = chart.one("PrometheusRule", EVERYTHING, *expressions)["spec"]["groups"][0]["rules"]
+            hostpath = ("delivery=hostPath", "rbac.tokens=namespace")
+            rules = chart.one("PrometheusRule", EVERYTHING, *hostpath, *expressions)["spec"]["groups"][0]["rules"]
             return next(rule["expr"] for rule in rules if rule["alert"] == "LatchkeyConnectionsHigh")
 
         self.assertEqual("latchkey_connections > 3276", rule())

@@ -323,3 +323,39 @@ async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
         told.elapsed()
     );
 }
+
+#[tokio::test]
+async fn a_batch_that_is_refused_as_a_whole_has_one_line() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
+    let agent = sandbox.agent_with(slow).await.expect("an agent");
+    let batch = |names: &str| {
+        let batch = Request::new("POST", "/v1/secrets:batchGet");
+        batch.body(format!(r#"{{"names":[{names}]}}"#))
+    };
+    let host = Workload::start(WorkloadSpec::host(&sandbox.socket()))
+        .await
+        .expect("a process");
+    let answer = host.request(batch(r#""test/a""#)).await.expect("an answer");
+    assert_eq!(code(&answer), "not_attested");
+    let line = line_of(&agent, "error", "").await;
+    assert_eq!(line["code"], "not_attested");
+    assert_eq!(line["reason"], "not_a_pod");
+    assert_eq!(line["pid"], host.pid());
+    let many = r#""test/a","test/b","test/c","test/d","test/e","test/f""#;
+    let answer = pod.request(batch(many)).await.expect("an answer");
+    assert_eq!(code(&answer), "busy");
+    let line = agent
+        .until_audit(|line| line["code"] == "busy")
+        .await
+        .expect("a line");
+    assert_eq!((&line["secret"], &line["pod"]), (&json!(""), &json!("web")));
+    // What is no batch asks for nothing.
+    let answer = pod.request(batch("1")).await.expect("an answer");
+    assert_eq!(code(&answer), "invalid_request");
+    let lines = agent.audit();
+    assert_eq!(lines.iter().filter(|line| line["secret"] == "").count(), 2);
+}

@@ -28,11 +28,21 @@ const FEWER: &str = "the request's deadline passed; ask for fewer names at once"
 impl Exchange {
     pub(super) async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
-        let workload = &self.in_time(FEWER, attest).await?;
-        let _permit = workload.pod().quota.request()?;
-        let names = self.in_time(FEWER, batch_names(body)).await?;
-        let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
-        workload.pod().quota.spend(more.saturating_sub(1))?;
+        let workload = &match self.in_time(FEWER, attest).await {
+            Ok(workload) => workload,
+            Err(error) => return self.refused_whole(None, error).await,
+        };
+        let admitted = async {
+            let permit = workload.pod().quota.request()?;
+            let names = self.in_time(FEWER, batch_names(body)).await?;
+            let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
+            workload.pod().quota.spend(more.saturating_sub(1))?;
+            Ok((permit, names))
+        };
+        let (_permit, names) = match admitted.await {
+            Ok(admitted) => admitted,
+            Err(error) => return self.refused_whole(Some(workload), error).await,
+        };
         let mut reads = stream::iter(names)
             .map(|name| async move {
                 let outcome = self.batched(workload, &name).await;
@@ -69,6 +79,21 @@ impl Exchange {
             response::batch(&bodies, &errors),
             self.id.as_str(),
         ))
+    }
+
+    /// The line of a batch that is refused before its names are looked at; it stands for all of them.
+    async fn refused_whole(
+        &self,
+        workload: Option<&Workload>,
+        error: RequestError,
+    ) -> Result<Answer, RequestError> {
+        // What is no batch asks for nothing.
+        if error.code != Code::InvalidRequest {
+            let mut record = self.record("").await?;
+            record.workload = workload.cloned();
+            record.close(Some(&error))?;
+        }
+        Err(error)
     }
 
     /// One name of a batch, with a line of its own.

@@ -120,7 +120,8 @@ async fn level(
     } else if settings.impersonate_node {
         "node: for pods of this node only, asked for as the node"
     } else if by_csi {
-        "none: the kubelet hands tokens over by CSI; beyond that only where a namespace names accounts in a Role of its own"
+        "none: the kubelet hands tokens over by CSI; beyond that only where a namespace names accounts in a Role of its own \
+         and no admission policy refuses it"
     } else {
         "namespace: only for accounts that their namespaces name in a Role of their own"
     }

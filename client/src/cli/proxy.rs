@@ -198,7 +198,7 @@ impl Relay {
             .map_or("/", |target| target.as_str());
         if target.len() > TARGET_LIMIT {
             let text = "what is asked for takes more than 8 KiB to name";
-            return refusal(StatusCode::URI_TOO_LONG, "invalid_request", text);
+            return refusal(StatusCode::URI_TOO_LONG, "too_large", text);
         }
         let mut request = Request::new(Full::new(body.to_bytes()));
         *request.method_mut() = head.method;

@@ -6,7 +6,7 @@ use super::exec::signal;
 use super::failure::Failure;
 use super::sink::Sink;
 use super::watch::{SETTLE, Watch};
-use super::{Reach, block_on, terminal};
+use super::{Reach, block_on, listen_for, serve, terminal};
 use crate::Client;
 use clap::ArgGroup;
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use template::Rendered;
-use tokio::signal::unix::{SignalKind, signal as listen_for};
+use tokio::signal::unix::SignalKind;
 use tokio::time::sleep;
 
 /// How long to wait before a template that could not be rendered is tried again.
@@ -51,22 +51,32 @@ pub(crate) struct Render {
 impl Render {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
         let client = reach.client();
-        block_on(async {
-            let rendered = self.render(&client).await?;
-            self.sink.write(rendered.text.as_bytes())?;
-            if !self.watch {
-                return Ok(ExitCode::SUCCESS);
-            }
+        if !self.watch {
+            return block_on(async {
+                self.write(&client).await?;
+                Ok(ExitCode::SUCCESS)
+            });
+        }
+        serve(async {
             // As process 1 of a container nothing else would end it.
-            let failed = |error| Failure::other(format!("cannot listen for signals: {error}"));
-            let mut terminate = listen_for(SignalKind::terminate()).map_err(failed)?;
-            let mut interrupt = listen_for(SignalKind::interrupt()).map_err(failed)?;
+            let mut terminate = listen_for(SignalKind::terminate())?;
+            let mut interrupt = listen_for(SignalKind::interrupt())?;
+            let watch = async {
+                let rendered = self.write(&client).await?;
+                self.keep(&client, rendered).await
+            };
             tokio::select! {
-                never = self.keep(&client, rendered) => never,
+                never = watch => never,
                 _ = terminate.recv() => Ok(ExitCode::SUCCESS),
                 _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
             }
         })
+    }
+
+    async fn write(&self, client: &Client) -> Result<Rendered, Failure> {
+        let rendered = self.render(client).await?;
+        self.sink.write(rendered.text.as_bytes())?;
+        Ok(rendered)
     }
 
     async fn render(&self, client: &Client) -> Result<Rendered, Failure> {

@@ -312,7 +312,7 @@ async fn a_target_that_no_agent_takes_is_refused_and_harms_nobody() {
     let answer = proxy
         .get(&format!("/v1/secrets/{}", "a".repeat(65_500)), OWN)
         .await;
-    is(&answer, 414, "invalid_request");
+    is(&answer, 414, "too_large");
     let answer = proxy.get("/v1/secrets/test/database-password", OWN).await;
     is(&answer, 200, &password("test"));
     let name = "a".repeat(70_000);
