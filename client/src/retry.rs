@@ -119,7 +119,8 @@ mod tests {
     async fn what_may_pass_is_tried_until_the_deadline_and_no_longer() {
         let (count, took) = tries(|| refused(503, Code::Unavailable, None)).await;
         assert!(count > 5, "{count}");
-        assert!(took < Duration::from_secs(10), "{took:?}");
+        // The clock counts in milliseconds, and the last wait is rounded up.
+        assert!(took <= Duration::from_secs(10), "{took:?}");
         let (count, _) = tries(|| refused(429, Code::Busy, Some(3))).await;
         assert_eq!(count, 4);
     }
