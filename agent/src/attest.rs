@@ -99,16 +99,6 @@ pub(crate) enum AttestError {
 // === impl Workload ===
 
 impl Workload {
-    /// Whoever has that pod's volume.
-    #[cfg(test)]
-    pub(crate) fn synthetic(pod: Pod) -> Self {
-        Self {
-            facts: pod.facts(),
-            pod: Arc::new(pod),
-            place: Place::Volume,
-        }
-    }
-
     /// The pod's entry, which owns everything that is done in the pod's name.
     pub(crate) fn pod(&self) -> &Arc<Pod> {
         &self.pod

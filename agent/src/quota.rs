@@ -31,7 +31,7 @@ const REQUESTS_A_TURN: usize = 8;
 const UNREAD: usize = 8 << 20;
 
 /// Answers that are shorter are not counted: all of a pod's connections together hold little of them.
-const SHORT: usize = 16 << 10;
+pub(crate) const SHORT: u64 = 16 << 10;
 
 /// A pod's connections, requests in flight, waits, request rate, and answers that it has not read.
 #[derive(Debug)]
@@ -97,25 +97,23 @@ impl Quota {
         })
     }
 
-    /// Room for an answer of so many bytes, until it is dropped: when all of it has been taken by the kernel. None is
-    /// needed for a short one.
+    /// Room for an answer of so many bytes, until it is dropped: when all of it has been taken by the kernel.
     ///
     /// # Errors
     ///
     /// `busy` if too much lies here unread.
-    pub(crate) fn answer(&self, size: usize) -> Result<Option<OwnedSemaphorePermit>, RequestError> {
-        if size < SHORT {
-            return Ok(None);
-        }
+    pub(crate) fn answer(&self, size: u64) -> Result<OwnedSemaphorePermit, RequestError> {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
-        match self.unread.clone().try_acquire_many_owned(size) {
-            Ok(room) => Ok(Some(room)),
-            Err(_) => Err(RequestError::new(
-                Code::Busy,
-                "this pod has not read the answers to its other requests yet; read them first",
-            )
-            .retry_after(Some(RETRY_AFTER))),
-        }
+        self.unread
+            .clone()
+            .try_acquire_many_owned(size)
+            .map_err(|_| {
+                RequestError::new(
+                    Code::Busy,
+                    "this pod has not read the answers to its other requests yet; read them first",
+                )
+                .retry_after(Some(RETRY_AFTER))
+            })
     }
 
     /// How long the refusal that the pod gets now is held back.

@@ -15,13 +15,10 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Uri, Version};
 use jiff::fmt::friendly::SpanParser;
-use latchkey_client::protocol::{Code, LIST_LIMIT};
+use latchkey_client::protocol::{Code, LIST_LIMIT, TARGET_LIMIT};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// The longest request target, in bytes.
-const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The longest `backend`, `version`, `stage` or `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;

@@ -171,18 +171,40 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
         if std::process::id() != 1 {
             return work.await;
         }
-        let mut interrupt = listen_for(SignalKind::interrupt())?;
-        let mut terminate = listen_for(SignalKind::terminate())?;
+        let mut leave = Leave::listen()?;
         tokio::select! {
             outcome = work => outcome,
-            _ = interrupt.recv() => Err(Failure::by_signal(SignalKind::interrupt())),
-            _ = terminate.recv() => Err(Failure::by_signal(SignalKind::terminate())),
+            signal = leave.asked() => Err(Failure::by_signal(signal)),
         }
     })
 }
 
-fn listen_for(kind: SignalKind) -> Result<Signal, Failure> {
-    signal(kind).map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))
+/// The signals that ask a command to end.
+struct Leave {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Leave {
+    /// From now on they do nothing but that.
+    fn listen() -> Result<Self, Failure> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::other(format!("cannot listen for signals: {error}")))
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    /// Ends with the next one.
+    async fn asked(&mut self) -> SignalKind {
+        tokio::select! {
+            _ = self.interrupt.recv() => SignalKind::interrupt(),
+            _ = self.terminate.recv() => SignalKind::terminate(),
+        }
+    }
 }
 
 /// Does what looks after signals itself. One thread is enough for whoever waits.

@@ -18,6 +18,9 @@ pub const DEFAULT_SOCKET: &str = "/run/latchkey/agent.sock";
 /// The most names that one `batchGet` may hold.
 pub const BATCH_NAMES: usize = 100;
 
+/// The longest target of a request, in bytes.
+pub const TARGET_LIMIT: usize = 8 * 1024;
+
 /// The most names that one page of a list may hold.
 pub const LIST_LIMIT: usize = 1000;
 

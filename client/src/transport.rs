@@ -1,7 +1,7 @@
 //! HTTP/1.1 over the agent's socket: one request and its whole answer.
 
 use crate::error::{ClientError, Refusal};
-use crate::protocol::Code;
+use crate::protocol::{Code, TARGET_LIMIT};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{self, HeaderMap, HeaderName};
@@ -17,9 +17,6 @@ use zeroize::Zeroize;
 
 /// The largest answer that the client reads, in bytes: a batch of 4 MiB in base64, with room for its JSON.
 const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
-
-/// The longest target that an agent takes, in bytes; no agent is asked for more.
-pub(crate) const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The pool of connections to one agent. Cloning it shares the pool.
 #[derive(Clone, Debug)]

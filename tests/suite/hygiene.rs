@@ -1,6 +1,6 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
-use crate::can_run;
+use crate::{REFUSAL_STANDS, can_run};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
@@ -212,7 +212,7 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
             pod.secret("test/json").await.expect("an answer");
             drop(fault);
             // What is remembered of it would keep the next one from being met.
-            sleep(Duration::from_millis(2200)).await;
+            sleep(REFUSAL_STANDS).await;
         }
     }
     for fault in [kube::Fault::Garbage, kube::Fault::Answer(500, None)] {

@@ -42,6 +42,9 @@ fn can_run() -> bool {
     }
 }
 
+/// Longer than the agent remembers that an exchange was refused, or that a session ended at birth.
+const REFUSAL_STANDS: std::time::Duration = std::time::Duration::from_millis(2200);
+
 /// The error's code in an answer.
 fn code(answer: &testkit::workload::Response) -> String {
     answer.json()["code"]

@@ -35,6 +35,20 @@ impl ApiServer {
     }
 }
 
+/// An API server that has just told of an account, and then swallows what it is asked for longer than its word is good:
+/// a pod has waited for it in vain.
+async fn gone_silent() -> (ApiServer, Arc<Directory>, Arc<Principal>) {
+    let server = ApiServer::default();
+    let directory = server.directory();
+    let principal = directory.principal(&"test".into(), &"app".into());
+    ask(&directory, &principal).await;
+    server.swallows.store(true, Ordering::SeqCst);
+    advance(MUST_REFRESH).await;
+    let held_up = ask(&directory, &principal).await;
+    assert_eq!(held_up, ("1".to_owned(), LOOK_TIMEOUT));
+    (server, directory, principal)
+}
+
 /// The UID in the account that a pod gets, and how long it waited for it.
 async fn ask(directory: &Arc<Directory>, principal: &Arc<Principal>) -> (String, Duration) {
     let now = Instant::now();
@@ -69,14 +83,7 @@ async fn a_word_is_used_then_refreshed_behind_the_answer_then_before_it() {
 
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_most() {
-    let server = ApiServer::default();
-    let directory = server.directory();
-    let principal = directory.principal(&"test".into(), &"app".into());
-    ask(&directory, &principal).await;
-    server.swallows.store(true, Ordering::SeqCst);
-    advance(MUST_REFRESH).await;
-    let held_up = ask(&directory, &principal).await;
-    assert_eq!(held_up, ("1".to_owned(), LOOK_TIMEOUT));
+    let (server, directory, principal) = gone_silent().await;
     for _ in 0..100 {
         advance(Duration::from_secs(1)).await;
         assert_eq!(ask(&directory, &principal).await, at_once("1"));
@@ -95,13 +102,7 @@ async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_mos
 
 #[tokio::test(start_paused = true)]
 async fn a_failure_of_long_ago_makes_nobody_take_an_old_word() {
-    let server = ApiServer::default();
-    let directory = server.directory();
-    let principal = directory.principal(&"test".into(), &"app".into());
-    ask(&directory, &principal).await;
-    server.swallows.store(true, Ordering::SeqCst);
-    advance(MUST_REFRESH).await;
-    ask(&directory, &principal).await;
+    let (server, directory, principal) = gone_silent().await;
     server.swallows.store(false, Ordering::SeqCst);
     advance(MUST_REFRESH).await;
     assert_eq!(ask(&directory, &principal).await, at_once("3"));

@@ -4,7 +4,11 @@
 //! deletion is one drop, and there is no key across pods that could be got wrong. Pods are known by UID only:
 //! a name can be given to another pod, a UID cannot.
 
-use super::cgroup::{ContainerId, PodUid, QosClass};
+mod facts;
+
+pub(crate) use facts::{ContainerKind, Facts};
+
+use super::cgroup::PodUid;
 use crate::account::Principal;
 use crate::cache::Values;
 use crate::config;
@@ -13,10 +17,9 @@ use crate::session::Sessions;
 use crate::token::KubeletTokens;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
-use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
@@ -33,13 +36,6 @@ const WATCH_SECONDS: u32 = 120;
 
 /// The waits after a watch failed: the first, and the longest.
 const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
-
-/// How far a node's clock may be behind the API server's before a deleted pod's grace ends late.
-const GRACE_SLACK: Duration = Duration::from_secs(2);
-
-/// The annotation of a pod that stands for a static pod (kubernetes.io/config.mirror). Its processes carry
-/// another UID; anything that claims this one is refused.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// One pod of this node, and all that is done in its name. A principal outside of Kubernetes has such an entry too.
 #[derive(Debug)]
@@ -60,44 +56,8 @@ pub(crate) struct Pod {
     pub(crate) tokens: KubeletTokens,
 }
 
-/// What the API server says about a pod, cut down to what is needed.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Facts {
-    pub(crate) namespace: Arc<str>,
-    pub(crate) name: Arc<str>,
-    pub(crate) service_account: Arc<str>,
-    pub(crate) node: String,
-    pub(crate) host_network: bool,
-    pub(crate) mirror: bool,
-    pub(crate) finished: bool,
-    pub(crate) qos: Option<QosClass>,
-    /// The name of its RuntimeClass.
-    pub(crate) runtime_class: Option<String>,
-    pub(crate) has_ephemeral: bool,
-    pub(crate) containers: HashMap<ContainerId, Container>,
-    /// Those annotations of the pod that say which containers get no role.
-    pub(crate) annotations: BTreeMap<String, String>,
-    grace_ends: Option<Timestamp>,
-}
-
-/// A container that the API server has named.
-#[derive(Debug, PartialEq)]
-pub(crate) struct Container {
-    pub(crate) name: String,
-    pub(crate) kind: ContainerKind,
-}
-
-/// How a container came into its pod.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum ContainerKind {
-    /// By `kubectl debug`: any image, under the pod's service account.
-    Ephemeral,
-    /// As part of the pod's specification.
-    Ordinary,
-}
-
 /// The settings that every new pod entry is made by.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) limits: config::Limits,
     pub(crate) cache: Arc<config::Cache>,
@@ -191,93 +151,6 @@ impl Pod {
         if **current != facts {
             *current = Arc::new(facts);
         }
-    }
-}
-
-// === impl Facts ===
-
-impl Facts {
-    /// What is known without an API server: a principal, and the name of its pod if it has one.
-    pub(crate) fn of_principal(namespace: &str, service_account: &str, pod: &str) -> Self {
-        Self {
-            namespace: namespace.into(),
-            name: pod.into(),
-            service_account: service_account.into(),
-            node: String::new(),
-            host_network: false,
-            mirror: false,
-            finished: false,
-            qos: None,
-            runtime_class: None,
-            has_ephemeral: false,
-            containers: HashMap::new(),
-            annotations: BTreeMap::new(),
-            grace_ends: None,
-        }
-    }
-
-    /// Whether the pod has been deleted and the time it was given to end has passed.
-    pub(crate) fn grace_ended(&self) -> bool {
-        self.grace_ends
-            .is_some_and(|end| crate::time::now() > end + GRACE_SLACK)
-    }
-
-    fn of(pod: k8s::Pod) -> Option<(PodUid, Self)> {
-        let uid = pod.metadata.uid?.parse().ok()?;
-        let spec = pod.spec?;
-        let status = pod.status.unwrap_or_default();
-        let annotations = pod.metadata.annotations.unwrap_or_default();
-        let mut containers = HashMap::new();
-        let ordinary = [status.container_statuses, status.init_container_statuses];
-        for (statuses, kind) in ordinary
-            .into_iter()
-            .map(|statuses| (statuses, ContainerKind::Ordinary))
-            .chain([(
-                status.ephemeral_container_statuses,
-                ContainerKind::Ephemeral,
-            )])
-        {
-            for status in statuses.unwrap_or_default() {
-                // The container before a restart may still have processes that end.
-                let last = [status.state, status.last_state].into_iter().flatten();
-                let ids = last
-                    .filter_map(|state| state.terminated.and_then(|state| state.container_id))
-                    .chain(status.container_id);
-                for id in ids.filter_map(|id| ContainerId::from_status(&id)) {
-                    containers.insert(
-                        id,
-                        Container {
-                            name: status.name.clone(),
-                            kind,
-                        },
-                    );
-                }
-            }
-        }
-        let facts = Self {
-            namespace: pod.metadata.namespace?.into(),
-            name: pod.metadata.name?.into(),
-            service_account: spec
-                .service_account_name
-                .unwrap_or_else(|| "default".into())
-                .into(),
-            node: spec.node_name.unwrap_or_default(),
-            host_network: spec.host_network.unwrap_or_default(),
-            mirror: annotations.contains_key(MIRROR),
-            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
-            qos: status.qos_class.and_then(|class| class.parse().ok()),
-            runtime_class: spec.runtime_class_name,
-            has_ephemeral: spec
-                .ephemeral_containers
-                .is_some_and(|list| !list.is_empty()),
-            containers,
-            annotations: annotations
-                .into_iter()
-                .filter(|(key, _)| crate::role::POD_ANNOTATIONS.contains(&key.as_str()))
-                .collect(),
-            grace_ends: pod.metadata.deletion_timestamp.map(|time| time.0),
-        };
-        Some((uid, facts))
     }
 }
 
@@ -420,8 +293,8 @@ impl Pods {
                         Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
                         Event::InitDone => {
                             let doubted = self.keep(&listed, listing_since);
-                            self.confirm(doubted).await;
                             self.synced.send_replace(true);
+                            self.confirm(doubted).await;
                         }
                         Event::Apply(pod) => {
                             self.learn(pod, Source::Watch);
@@ -471,12 +344,19 @@ impl Pods {
     }
 
     fn forget(&self, pod: k8s::Pod) {
-        let Some(uid) = pod.metadata.uid.and_then(|uid| uid.parse().ok()) else {
-            return;
-        };
+        if let Some(uid) = pod.metadata.uid.and_then(|uid| uid.parse().ok()) {
+            self.drop_entry(uid, true);
+        }
+    }
+
+    /// Drops a pod's entry and what was done in its name. One that is deleted is not found by a look either that is
+    /// under way.
+    fn drop_entry(&self, uid: PodUid, is_deleted: bool) {
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
         let gone = by_uid.remove(&uid);
-        self.note_deleted(uid);
+        if is_deleted {
+            self.note_deleted(uid);
+        }
         drop(by_uid);
         if let Some(pod) = gone {
             pod.gone.store(true, Ordering::Relaxed);
@@ -498,18 +378,22 @@ impl Pods {
     /// or deleted before the watch could tell.
     fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) -> Vec<PodUid> {
         let mut doubted = Vec::new();
-        self.retain(|uid, pod| {
-            if listed.contains(&uid) {
-                return true;
-            }
-            let is_young = pod.since > listing_since;
-            if is_young {
-                doubted.push(uid);
-            } else {
-                self.note_deleted(uid);
-            }
-            is_young
-        });
+        self.by_uid
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|uid, pod| {
+                if listed.contains(uid) {
+                    return true;
+                }
+                let is_young = pod.since > listing_since;
+                if is_young {
+                    doubted.push(*uid);
+                } else {
+                    self.note_deleted(*uid);
+                    pod.gone.store(true, Ordering::Relaxed);
+                }
+                is_young
+            });
         doubted
     }
 
@@ -520,27 +404,12 @@ impl Pods {
             return;
         }
         let named = self.look().await;
-        self.retain(|uid, _| {
-            if !doubted.contains(&uid) {
-                return true;
+        for uid in doubted {
+            match &named {
+                Ok(named) if named.contains(&uid) => {}
+                outcome => self.drop_entry(uid, outcome.is_ok()),
             }
-            let is_named = named.as_ref().is_ok_and(|named| named.contains(&uid));
-            if named.is_ok() && !is_named {
-                self.note_deleted(uid);
-            }
-            is_named
-        });
-    }
-
-    fn retain(&self, mut keep: impl FnMut(PodUid, &Pod) -> bool) {
-        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
-        by_uid.retain(|uid, pod| {
-            let keep = keep(*uid, pod);
-            if !keep {
-                pod.gone.store(true, Ordering::Relaxed);
-            }
-            keep
-        });
+        }
     }
 }
 

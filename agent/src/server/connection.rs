@@ -249,25 +249,24 @@ impl Connection {
         turns.pass().await;
     }
 
-    /// The answer, with room for it among those that its pod has not read.
+    /// The answer, with room for it among those that its pod has not read, unless it is short.
     ///
     /// # Errors
     ///
     /// `busy` if there is none.
     pub(crate) fn hold(&self, answer: Answer) -> Result<Answer, RequestError> {
         let size = answer.body().size_hint().lower();
-        let room = match &*self.standing() {
-            Standing::Attested { workload, .. } => workload
-                .pod()
-                .quota
-                .answer(usize::try_from(size).unwrap_or(usize::MAX))?,
+        if size < quota::SHORT {
+            return Ok(answer);
+        }
+        match &*self.standing() {
+            Standing::Attested { workload, .. } => {
+                let room = workload.pod().quota.answer(size)?;
+                Ok(response::held(answer, room))
+            }
             // Nobody else is given more than an error.
-            _ => None,
-        };
-        Ok(match room {
-            Some(room) => response::held(answer, room),
-            None => answer,
-        })
+            _ => Ok(answer),
+        }
     }
 
     /// How long a refusal that the peer gets now is held back.

@@ -3,7 +3,6 @@
 use super::*;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
-use crate::config;
 use kube::core::Status;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
@@ -52,12 +51,8 @@ fn issued(seconds: i64) -> Value {
 }
 
 fn workload(uid: Option<PodUid>) -> Workload {
-    let settings = Settings {
-        limits: config::Limits::default(),
-        cache: Arc::new(config::Cache::default()),
-    };
     let facts = Facts::of_principal("test", "app", "web");
-    Workload::synthetic(Pod::new(uid, facts, &settings))
+    Workload::synthetic(Pod::new(uid, facts, &Settings::default()))
 }
 
 #[tokio::test]

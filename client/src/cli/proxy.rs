@@ -6,9 +6,9 @@
 mod guard;
 
 use super::failure::Failure;
-use super::{Reach, listen_for, terminal};
+use super::{Leave, Reach, terminal};
 use crate::Client;
-use crate::transport::TARGET_LIMIT;
+use crate::protocol::TARGET_LIMIT;
 use bytes::Bytes;
 use guard::Guard;
 use http_body_util::combinators::BoxBody;
@@ -29,7 +29,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::signal::unix::SignalKind;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -103,8 +102,7 @@ impl Proxy {
     }
 
     async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {
-        let mut terminate = listen_for(SignalKind::terminate())?;
-        let mut interrupt = listen_for(SignalKind::interrupt())?;
+        let mut leave = Leave::listen()?;
         self.check_network(client).await?;
         let relay = Arc::new(Relay {
             socket: client.socket().to_owned(),
@@ -127,8 +125,7 @@ impl Proxy {
             };
             let (accepted, place) = tokio::select! {
                 accepted = accepted => accepted,
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                _ = leave.asked() => break,
             };
             match accepted {
                 Ok((stream, _)) => {

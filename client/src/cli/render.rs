@@ -6,7 +6,7 @@ use super::exec::signal;
 use super::failure::Failure;
 use super::sink::Sink;
 use super::watch::{SETTLE, Watch};
-use super::{Reach, block_on, listen_for, serve, terminal};
+use super::{Leave, Reach, block_on, serve, terminal};
 use crate::Client;
 use clap::ArgGroup;
 use nix::sys::signal::{Signal, kill};
@@ -16,7 +16,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use template::Rendered;
-use tokio::signal::unix::SignalKind;
 use tokio::time::sleep;
 
 /// How long to wait before a template that could not be rendered is tried again.
@@ -59,16 +58,14 @@ impl Render {
         }
         serve(async {
             // As process 1 of a container nothing else would end it.
-            let mut terminate = listen_for(SignalKind::terminate())?;
-            let mut interrupt = listen_for(SignalKind::interrupt())?;
+            let mut leave = Leave::listen()?;
             let watch = async {
                 let rendered = self.write(&client).await?;
                 self.keep(&client, rendered).await
             };
             tokio::select! {
                 never = watch => never,
-                _ = terminate.recv() => Ok(ExitCode::SUCCESS),
-                _ = interrupt.recv() => Ok(ExitCode::SUCCESS),
+                _ = leave.asked() => Ok(ExitCode::SUCCESS),
             }
         })
     }

@@ -86,10 +86,6 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
             code = supervisor.program() => return Ok(code),
             () = sleep(SETTLE) => {}
         }
-        // It takes the time to end that whoever has asked it to gives it, and is not started again.
-        if supervisor.leaving {
-            return Ok(supervisor.program().await);
-        }
         match supervisor.react().await? {
             After::Ended(code) => return Ok(code),
             After::GoesOn(newer) => watch = newer,
@@ -131,6 +127,10 @@ impl Supervisor<'_> {
                 () = sleep(REST) => {}
             }
         };
+        // It takes the time to end that whoever has asked it to gives it, and is not started again.
+        if self.leaving {
+            return Ok(After::Ended(self.program().await));
+        }
         let watch = watch_of(&secrets);
         if let Some(signal) = self.exec.signal() {
             self.send(signal);

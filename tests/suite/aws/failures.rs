@@ -1,15 +1,12 @@
 //! What the cloud's refusals and failures become for the caller, and what the agent forgets over them.
 
 use super::{SECRET, exchanges, reads};
-use crate::{can_run, code};
+use crate::{REFUSAL_STANDS, can_run, code};
 use std::time::{Duration, Instant};
 use testkit::aws::{Behaviour, Fault, Operation, Special, read_policy, secret_arn, trust_policy};
 use testkit::sandbox::{REGION, Sandbox};
 use testkit::workload::Response;
 use tokio::time::sleep;
-
-/// Longer than a refusal of the token service stands at the agent.
-const STANDS: Duration = Duration::from_millis(2200);
 
 #[tokio::test]
 async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_named() {
@@ -262,7 +259,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
             "{what}"
         );
     }
-    sleep(STANDS).await;
+    sleep(REFUSAL_STANDS).await;
     let throttle = Fault::on(
         Operation::AssumeRoleWithWebIdentity,
         Behaviour::Throttle(None),
@@ -272,7 +269,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
     drop(throttled);
     // It has asked to slow down, so it is left alone for a while.
     assert_eq!(code(&ask(SECRET).await), "throttled");
-    sleep(STANDS).await;
+    sleep(REFUSAL_STANDS).await;
     assert_eq!(ask(SECRET).await.status, 200);
 }
 

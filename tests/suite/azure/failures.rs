@@ -1,7 +1,7 @@
 //! What the cloud's failures become for the caller, and what they cannot lead to.
 
 use super::{SECRET, WRITTEN, exchanges, with_token};
-use crate::{can_run, code};
+use crate::{REFUSAL_STANDS, can_run, code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -12,9 +12,6 @@ use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::sandbox::{CANARY, password};
 use testkit::workload::{Request, Response};
 use tokio::time::sleep;
-
-/// Longer than a refusal stands at the agent.
-const STANDS: Duration = Duration::from_millis(2200);
 
 #[tokio::test]
 async fn each_answer_of_key_vault_has_its_own_code() {
@@ -130,7 +127,7 @@ async fn entra_id_fails_in_the_same_words() {
     assert!(with_token(&node).is_empty());
     // It has asked to slow down, so it is left alone for as long.
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 429);
-    sleep(STANDS).await;
+    sleep(REFUSAL_STANDS).await;
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
 }
 
@@ -162,7 +159,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
         );
         assert!(asked() > before, "{host}");
         // That stands for a while, as a refusal does.
-        sleep(STANDS).await;
+        sleep(REFUSAL_STANDS).await;
     }
     assert!(with_token(&node).is_empty());
     // The vault is itself again, and what it asked for is forgotten.

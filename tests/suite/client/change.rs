@@ -56,16 +56,25 @@ impl Staying {
     }
 }
 
+impl Client {
+    /// Waits until the vault has been read so often: each batch once, and then once more by each watch.
+    async fn until_reads(&self, count: usize) {
+        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+        let reads = async {
+            while self.sandbox.aws.calls_where(read).len() < count {
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(PATIENCE, reads).await.expect("they are watched");
+    }
+}
+
 #[tokio::test]
 async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     if !can_run() {
         return;
     }
     let client = Client::start().await;
-    let reads = || {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        client.sandbox.aws.calls_where(read).len()
-    };
     // The program ends in its own time when it is told to, and leaves an orphan behind.
     let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo hup' HUP; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
     let arguments = [
@@ -95,12 +104,7 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     staying.signal(Signal::SIGHUP);
     assert_eq!(staying.line().await, "hup");
     // The batch has read it, and the wait has begun.
-    let waiting = async {
-        while reads() < 2 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, waiting).await.expect("it is watched");
+    client.until_reads(2).await;
     client.sandbox.secret("test/database-password", "rotated");
     assert!(staying.line().await.starts_with("ends "));
     let second = staying.line().await;
@@ -137,13 +141,7 @@ async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there
     let mut anew = exec(&["--grace", "1s"]);
     assert!(signalled.line().await.starts_with("begins "));
     assert!(anew.line().await.starts_with("begins "));
-    let watched = async {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        while client.sandbox.aws.calls_where(read).len() < 4 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, watched).await.expect("both watch");
+    client.until_reads(4).await;
     client.sandbox.secret("test/database-password", "rotated");
     assert_eq!(signalled.line().await, "usr1");
     let again = anew.line().await;
@@ -406,13 +404,7 @@ async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_
     for staying in [&mut leaves, &mut stays] {
         assert!(staying.line().await.starts_with("begins "));
     }
-    let watched = async {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        while client.sandbox.aws.calls_where(read).len() < 4 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, watched).await.expect("both watch");
+    client.until_reads(4).await;
     leaves.signal(Signal::SIGTERM);
     // This one only says what it is doing, as a JVM does.
     stays.signal(Signal::SIGQUIT);

@@ -1,10 +1,10 @@
 //! `latchkey doctor`: the right cause, with what to do, and never a wrong one.
 
 use super::{Client, Ended, can_run, command_in, ended};
+use crate::REFUSAL_STANDS;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
 use testkit::aws::{
     Behaviour, Fault, Gate, Operation, RoleSpec, read_policy, secret_arn, trust_policy,
 };
@@ -343,7 +343,7 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
         .is("exchange", "throttled", &["token service", "slow down"]);
     drop(busy);
     // It is left alone for two seconds.
-    sleep(Duration::from_millis(2200)).await;
+    sleep(REFUSAL_STANDS).await;
     let away = fault(Operation::GetSecretValue, Behaviour::Disconnect);
     found(doctor()).await.is(
         "secret",

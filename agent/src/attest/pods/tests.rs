@@ -1,8 +1,9 @@
 //! What the pods know when, whoever tells it first.
 
 use super::*;
+use crate::attest::cgroup::ContainerId;
 use crate::attest::{AttestError, Attestor, Entrance, Located, Node, Place, Workload};
-use crate::config;
+use facts::MIRROR;
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
@@ -14,11 +15,7 @@ fn pods() -> Pods {
 }
 
 fn pods_of(client: kube::Client) -> Pods {
-    let settings = Settings {
-        limits: config::Limits::default(),
-        cache: Arc::new(config::Cache::default()),
-    };
-    Pods::new(client, "node", settings)
+    Pods::new(client, "node", Settings::default())
 }
 
 /// A client that asks nobody.
@@ -73,6 +70,17 @@ fn node(pods: &Arc<Pods>) -> Node {
         Duration::ZERO,
         Vec::new(),
     )
+}
+
+impl Workload {
+    /// Whoever has that pod's volume.
+    pub(crate) fn synthetic(pod: Pod) -> Self {
+        Self {
+            facts: pod.facts(),
+            pod: Arc::new(pod),
+            place: Place::Volume,
+        }
+    }
 }
 
 /// A process of that container in the pod, as it is known now.

@@ -1,0 +1,139 @@
+//! What the API server says about a pod, cut down to what is needed.
+
+use crate::attest::cgroup::{ContainerId, PodUid, QosClass};
+use k8s_openapi::api::core::v1 as k8s;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How far a node's clock may be behind the API server's before a deleted pod's grace ends late.
+const GRACE_SLACK: Duration = Duration::from_secs(2);
+
+/// The annotation of a pod that stands for a static pod (kubernetes.io/config.mirror). Its processes carry
+/// another UID; anything that claims this one is refused.
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// What the API server says about a pod, cut down to what is needed.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Facts {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) service_account: Arc<str>,
+    pub(crate) node: String,
+    pub(crate) host_network: bool,
+    pub(crate) mirror: bool,
+    pub(crate) finished: bool,
+    pub(crate) qos: Option<QosClass>,
+    /// The name of its RuntimeClass.
+    pub(crate) runtime_class: Option<String>,
+    pub(crate) has_ephemeral: bool,
+    pub(crate) containers: HashMap<ContainerId, Container>,
+    /// Those annotations of the pod that say which containers get no role.
+    pub(crate) annotations: BTreeMap<String, String>,
+    grace_ends: Option<Timestamp>,
+}
+
+/// A container that the API server has named.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Container {
+    pub(crate) name: String,
+    pub(crate) kind: ContainerKind,
+}
+
+/// How a container came into its pod.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum ContainerKind {
+    /// By `kubectl debug`: any image, under the pod's service account.
+    Ephemeral,
+    /// As part of the pod's specification.
+    Ordinary,
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// What is known without an API server: a principal, and the name of its pod if it has one.
+    pub(crate) fn of_principal(namespace: &str, service_account: &str, pod: &str) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: pod.into(),
+            service_account: service_account.into(),
+            node: String::new(),
+            host_network: false,
+            mirror: false,
+            finished: false,
+            qos: None,
+            runtime_class: None,
+            has_ephemeral: false,
+            containers: HashMap::new(),
+            annotations: BTreeMap::new(),
+            grace_ends: None,
+        }
+    }
+
+    /// Whether the pod has been deleted and the time it was given to end has passed.
+    pub(crate) fn grace_ended(&self) -> bool {
+        self.grace_ends
+            .is_some_and(|end| crate::time::now() > end + GRACE_SLACK)
+    }
+
+    /// The UID and the facts of a pod as the API server has it; nothing where it names none.
+    pub(super) fn of(pod: k8s::Pod) -> Option<(PodUid, Self)> {
+        let uid = pod.metadata.uid?.parse().ok()?;
+        let spec = pod.spec?;
+        let status = pod.status.unwrap_or_default();
+        let annotations = pod.metadata.annotations.unwrap_or_default();
+        let mut containers = HashMap::new();
+        let ordinary = [status.container_statuses, status.init_container_statuses];
+        for (statuses, kind) in ordinary
+            .into_iter()
+            .map(|statuses| (statuses, ContainerKind::Ordinary))
+            .chain([(
+                status.ephemeral_container_statuses,
+                ContainerKind::Ephemeral,
+            )])
+        {
+            for status in statuses.unwrap_or_default() {
+                // The container before a restart may still have processes that end.
+                let last = [status.state, status.last_state].into_iter().flatten();
+                let ids = last
+                    .filter_map(|state| state.terminated.and_then(|state| state.container_id))
+                    .chain(status.container_id);
+                for id in ids.filter_map(|id| ContainerId::from_status(&id)) {
+                    containers.insert(
+                        id,
+                        Container {
+                            name: status.name.clone(),
+                            kind,
+                        },
+                    );
+                }
+            }
+        }
+        let facts = Self {
+            namespace: pod.metadata.namespace?.into(),
+            name: pod.metadata.name?.into(),
+            service_account: spec
+                .service_account_name
+                .unwrap_or_else(|| "default".into())
+                .into(),
+            node: spec.node_name.unwrap_or_default(),
+            host_network: spec.host_network.unwrap_or_default(),
+            mirror: annotations.contains_key(MIRROR),
+            finished: matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")),
+            qos: status.qos_class.and_then(|class| class.parse().ok()),
+            runtime_class: spec.runtime_class_name,
+            has_ephemeral: spec
+                .ephemeral_containers
+                .is_some_and(|list| !list.is_empty()),
+            containers,
+            annotations: annotations
+                .into_iter()
+                .filter(|(key, _)| crate::role::POD_ANNOTATIONS.contains(&key.as_str()))
+                .collect(),
+            grace_ends: pod.metadata.deletion_timestamp.map(|time| time.0),
+        };
+        Some((uid, facts))
+    }
+}
