@@ -27,6 +27,7 @@ use hyper_util::rt::TokioTimer;
 use nix::errno::Errno;
 use nix::sys::socket::{Shutdown, shutdown};
 use roll::Roll;
+use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +68,8 @@ pub(crate) struct Server {
     tables: Semaphore,
     pub(crate) phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
+    /// The agent's own number.
+    own: u32,
     last_accept: Mutex<Instant>,
 }
 
@@ -108,6 +111,7 @@ impl Server {
             tables: Semaphore::new(TABLES),
             phase,
             tasks: TaskTracker::new(),
+            own: std::process::id(),
             last_accept: Mutex::new(Instant::now()),
         })
     }
@@ -201,7 +205,7 @@ impl Server {
             Err(error) => return self.refuse(&error),
         };
         // The agent dials its own path to see who answers there, and asks nothing.
-        if u32::try_from(peer.pid()) == Ok(std::process::id()) {
+        if u32::try_from(peer.pid()) == Ok(self.own) {
             return;
         }
         turns.pass().await;
@@ -222,9 +226,7 @@ impl Server {
             return;
         };
         let connection = Arc::new(connection);
-        let Ok(_entry) = self.roll.enter(&connection) else {
-            return;
-        };
+        let entry = self.roll.enter(&connection);
         if *self.phase.borrow() != Phase::Serving {
             connection.close_after_answer();
         }
@@ -239,6 +241,14 @@ impl Server {
             .max_buf_size(HEAD_LIMIT)
             .serve_connection(Metered::new(stream, connection.clone()), service);
         let mut http = std::pin::pin!(http);
+        let mut served = poll_fn(|context| {
+            let ended = http.as_mut().poll(context);
+            // What is answered at once is over before anybody could miss the peer.
+            if ended.is_pending() && connection.is_working() {
+                entry.watch(&connection);
+            }
+            ended
+        });
         let mut told = std::pin::pin!(connection.told());
         // Its read side is shut at most once; what was sent before that is still read and answered.
         let mut reading = true;
@@ -256,7 +266,7 @@ impl Server {
                     told.set(connection.told());
                 }
                 // An error here is the peer's: it left, or sent what is no HTTP.
-                ended = &mut http => {
+                ended = &mut served => {
                     if let Err(error) = ended {
                         tracing::debug!(pid = connection.pid(), %error, "a connection ended");
                     }

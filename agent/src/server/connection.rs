@@ -58,6 +58,9 @@ pub(crate) struct Connection {
     closes: Notify,
     ended: AtomicBool,
     told: Notify,
+    working: AtomicBool,
+    /// Whether somebody hears of the peer's exit.
+    watched: AtomicBool,
     clock: Arc<Clock>,
     times: Times,
 }
@@ -199,6 +202,8 @@ impl Connection {
             closes: Notify::new(),
             ended: AtomicBool::new(false),
             told: Notify::new(),
+            working: AtomicBool::new(false),
+            watched: AtomicBool::new(false),
             clock: clock.clone(),
             times: Times {
                 opened: Mark::now(clock),
@@ -240,13 +245,14 @@ impl Connection {
         }
     }
 
-    /// Ends when it is the turn of this peer's pod; see [`Turnstile`].
+    /// Ends when it is the turn of this peer's pod; see [`Turnstile`]. What follows is work for its request.
     pub(crate) async fn turn(&self) {
         let turns = match &*self.standing() {
             Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
             _ => self.turns.clone(),
         };
         turns.pass().await;
+        self.working.store(true, Ordering::Relaxed);
     }
 
     /// The answer, with room for it among those that its pod has not read, unless it is short.
@@ -321,9 +327,18 @@ impl Connection {
         send(self.fd, &[], flags) == Err(Errno::EPIPE)
     }
 
-    /// Becomes readable when the peer's process exits; absent where the kernel has none.
-    pub(super) fn pidfd(&self) -> Option<&OwnedFd> {
-        self.peer.pidfd()
+    /// What becomes readable when the peer's process exits, for who is to hear of it: once, and never where the kernel
+    /// has none.
+    pub(super) fn begin_watch(&self) -> Option<&OwnedFd> {
+        match self.watched.swap(true, Ordering::Relaxed) {
+            true => None,
+            false => self.peer.pidfd(),
+        }
+    }
+
+    /// Whether there is work under way for a request, which is in vain when the peer has exited.
+    pub(super) fn is_working(&self) -> bool {
+        self.working.load(Ordering::Relaxed)
     }
 
     /// What is to become of the connection now.
@@ -385,6 +400,7 @@ impl Connection {
 
     /// Notes that a request is answered.
     pub(crate) fn request_ended(&self) {
+        self.working.store(false, Ordering::Relaxed);
         self.times.answering.clear();
         self.times.quiet.set(&self.clock);
     }

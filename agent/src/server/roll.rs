@@ -1,7 +1,8 @@
 //! The roll of open connections, and what ends them from outside.
 //!
 //! A connection itself waits for nothing but its bytes. One task looks after them all: it hears of peers that exit,
-//! of pods that are deleted and of an agent that leaves, and each second it looks who is late.
+//! of pods that are deleted and of an agent that leaves, and each second it looks who is late. The kernel is asked to
+//! tell of a peer's exit when its request takes time, or after the first second: many connections end before either.
 
 use super::clock::{Clock, TICK};
 use super::connection::{Connection, Verdict};
@@ -70,26 +71,32 @@ impl Roll {
         })
     }
 
-    /// Enters a connection: from now on it is told what happens.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel does not tell when its peer exits.
-    pub(super) fn enter(&self, connection: &Arc<Connection>) -> io::Result<Entry<'_>> {
+    /// Enters a connection: from now on it is told what happens; but of its peer's exit from the next second on, or
+    /// from when it is [watched](Entry::watch).
+    pub(super) fn enter(&self, connection: &Arc<Connection>) -> Entry<'_> {
         let mut open = self.open();
         let number = open.next;
-        // Told once, also if it has exited before. Closing the pidfd, of which there is one, takes it out again.
-        if let Some(pidfd) = connection.pidfd() {
-            epoll::add(
-                self.exits.get_ref(),
-                pidfd,
-                epoll::EventData::new_u64(number),
-                epoll::EventFlags::IN | epoll::EventFlags::ONESHOT,
-            )?;
-        }
         open.next += 1;
         open.connections.insert(number, connection.clone());
-        Ok(Entry { roll: self, number })
+        Entry { roll: self, number }
+    }
+
+    /// Sees to it that the connection ends when its peer exits, or now if it has.
+    fn watch(&self, number: u64, connection: &Connection) {
+        let Some(pidfd) = connection.begin_watch() else {
+            return;
+        };
+        // Told once, also if it has exited before. Closing the pidfd, of which there is one, takes it out again.
+        let watched = epoll::add(
+            self.exits.get_ref(),
+            pidfd,
+            epoll::EventData::new_u64(number),
+            epoll::EventFlags::IN | epoll::EventFlags::ONESHOT,
+        );
+        if let Err(error) = watched {
+            tracing::warn!(pid = connection.pid(), %error, "a connection ends: the kernel does not tell when its peer exits");
+            connection.end();
+        }
     }
 
     /// Tells the connections what happens, for ever.
@@ -134,10 +141,10 @@ impl Roll {
     }
 
     fn look(&self) {
-        for connection in self.open().connections.values() {
+        for (number, connection) in &self.open().connections {
             match connection.look() {
                 Verdict::End => connection.end(),
-                Verdict::GoOn => {}
+                Verdict::GoOn => self.watch(*number, connection),
                 Verdict::StopReading => connection.stop_reading(),
             }
         }
@@ -171,6 +178,15 @@ impl Roll {
 
     fn open(&self) -> MutexGuard<'_, Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Entry ===
+
+impl Entry<'_> {
+    /// Sees to it that the connection ends as soon as its peer exits.
+    pub(super) fn watch(&self, connection: &Connection) {
+        self.roll.watch(self.number, connection);
     }
 }
 
