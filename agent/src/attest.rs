@@ -498,3 +498,6 @@ impl From<PeerError> for AttestError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

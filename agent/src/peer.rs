@@ -257,7 +257,7 @@ fn gone_or(error: io::Error) -> PeerError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::{Child, Command};
@@ -278,7 +278,7 @@ mod tests {
     }
 
     /// A listener, and a child that connects to it and lives until it is killed.
-    fn connected_child() -> (UnixStream, Child) {
+    pub(crate) fn connected_child() -> (UnixStream, Child) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).expect("a listener");

@@ -414,4 +414,4 @@ impl Pods {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::attest::cgroup::ContainerId;
-use crate::attest::{AttestError, Attestor, Entrance, Located, Node, Place, Workload};
-use facts::MIRROR;
+use crate::attest::{Entrance, Located, Node, Place, Workload};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
@@ -12,6 +11,13 @@ const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
 fn pods() -> Pods {
     pods_of(client())
+}
+
+/// Pods of which the watch has told one.
+pub(in crate::attest) fn known(pod: k8s::Pod) -> Arc<Pods> {
+    let pods = Arc::new(pods());
+    pods.learn(pod, Source::Watch);
+    pods
 }
 
 fn pods_of(client: kube::Client) -> Pods {
@@ -44,7 +50,7 @@ fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
     kube::Client::new(service, "default")
 }
 
-fn pod(version: &str, host_network: bool) -> k8s::Pod {
+pub(in crate::attest) fn pod(version: &str, host_network: bool) -> k8s::Pod {
     let mut pod = k8s::Pod::default();
     pod.metadata.uid = Some(UID.into());
     pod.metadata.name = Some("web".into());
@@ -58,11 +64,11 @@ fn pod(version: &str, host_network: bool) -> k8s::Pod {
     pod
 }
 
-fn uid() -> PodUid {
+pub(in crate::attest) fn uid() -> PodUid {
     UID.parse().expect("a UID")
 }
 
-fn node(pods: &Arc<Pods>) -> Node {
+pub(in crate::attest) fn node(pods: &Arc<Pods>) -> Node {
     Node::new(
         pods.clone(),
         "node".into(),
@@ -84,7 +90,7 @@ impl Workload {
 }
 
 /// A process of that container in the pod, as it is known now.
-fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
+pub(in crate::attest) fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
     let volume = node(pods).of_volume(uid()).expect("it is known");
     Workload {
         place: Place::Pod(Located {
@@ -97,7 +103,7 @@ fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
     }
 }
 
-fn status_id(digit: &str) -> String {
+pub(in crate::attest) fn status_id(digit: &str) -> String {
     format!("containerd://{}", digit.repeat(64))
 }
 
@@ -231,35 +237,4 @@ async fn a_restarted_container_is_known_by_both_of_its_ids() {
         let id = ContainerId::from_status(&status_id(digit)).expect("an id");
         assert_eq!(facts.containers[&id].name, "app");
     }
-}
-
-#[tokio::test]
-async fn no_files_are_read_for_a_pod_that_may_not_ask() {
-    type Change = fn(&mut k8s::Pod);
-    let changes: [(&str, Change); 3] = [
-        ("other_node", |pod| {
-            pod.spec.as_mut().expect("one").node_name = Some("other".into());
-        }),
-        ("pod_finished", |pod| {
-            pod.status.get_or_insert_default().phase = Some("Failed".into());
-        }),
-        ("static_pod", |pod| {
-            let annotations = pod.metadata.annotations.get_or_insert_default();
-            annotations.insert(MIRROR.into(), "x".into());
-        }),
-    ];
-    for (why, change) in changes {
-        let pods = Arc::new(pods());
-        let mut pod = pod("20", false);
-        change(&mut pod);
-        pods.learn(pod, Source::Watch);
-        let denied = node(&pods).of_volume(uid()).err();
-        assert_eq!(denied, Some(AttestError::Denied(why)));
-    }
-}
-
-#[tokio::test]
-async fn an_attestor_is_of_its_own_node_alone() {
-    let attestor = Attestor::Kubernetes(node(&Arc::new(pods())));
-    assert!(attestor.is_of("node") && !attestor.is_of("other"));
 }

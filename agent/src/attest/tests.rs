@@ -1,0 +1,206 @@
+//! Who is a workload, once it is known where the peer is and what the API server says of that pod.
+
+use super::pods::Settings;
+use super::pods::tests::{known, node, pod, status_id, uid, workload};
+use super::*;
+use crate::peer::tests::connected_child;
+use k8s_openapi::api::core::v1 as k8s;
+use std::collections::HashMap;
+
+fn container(digit: &str) -> ContainerId {
+    ContainerId::from_status(&status_id(digit)).expect("an id")
+}
+
+fn statuses(digits: &[&str]) -> Option<Vec<k8s::ContainerStatus>> {
+    let statuses = digits.iter().map(|digit| k8s::ContainerStatus {
+        name: (*digit).to_owned(),
+        container_id: Some(status_id(digit)),
+        ..k8s::ContainerStatus::default()
+    });
+    Some(statuses.collect())
+}
+
+fn at(container: Option<ContainerId>, entrance: Entrance) -> Located {
+    Located {
+        pod: uid(),
+        container,
+        nested_pod: false,
+        entrance,
+    }
+}
+
+/// Does something with a peer that was pinned so, and lives meanwhile.
+fn with_peer<T>(pinning: Pinning, work: impl FnOnce(&Peer) -> T) -> T {
+    let (stream, mut child) = connected_child();
+    let peer = Peer::of(&stream, pinning).expect("it lives");
+    let outcome = work(&peer);
+    child.kill().expect("it lives");
+    child.wait().expect("it ends");
+    outcome
+}
+
+/// A principal of the machine, or the pod of a sidecar.
+fn principal() -> Arc<Pod> {
+    let facts = Facts::of_principal("test", "app", "");
+    Arc::new(Pod::new(None, facts, &Settings::default()))
+}
+
+#[tokio::test]
+async fn a_container_is_confirmed_when_the_api_server_has_named_it() {
+    let mut named = pod("20", false);
+    named.status.get_or_insert_default().container_statuses = statuses(&["1"]);
+    let pods = known(named);
+    for (id, confirmed) in [
+        (Some(container("1")), true),
+        (Some(container("2")), false),
+        (None, false),
+    ] {
+        let workload = workload(&pods, id);
+        assert_eq!(workload.container(), id);
+        assert_eq!(workload.container_confirmed(), confirmed);
+        assert!(!workload.is_volume());
+    }
+    let volume = node(&pods).of_volume(uid()).expect("it is known");
+    assert!(volume.is_volume() && volume.container().is_none() && !volume.container_confirmed());
+}
+
+#[tokio::test]
+async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
+    let principals = HashMap::from([(4711, principal())]);
+    let local = Attestor::Local(Local::new(principals).expect("what everybody may see"));
+    let kubernetes = Attestor::Kubernetes(node(&known(pod("20", false))));
+    let sidecar = Attestor::Sidecar(principal());
+    let places = [
+        Place::Local(4711),
+        Place::OwnPod,
+        Place::Pod(at(None, Entrance::Shared)),
+        Place::Volume,
+        Place::Local(4712),
+    ];
+    with_peer(Pinning::ByPidfd, |peer| {
+        for (attestor, own) in [(&local, 0), (&sidecar, 1), (&kubernetes, 2)] {
+            let all = attestor.pods();
+            let [entry] = &*all else {
+                panic!("{all:?}");
+            };
+            for (number, place) in places.into_iter().enumerate() {
+                let workload = attestor.known(peer, place).expect("nobody is denied");
+                let is_entry = workload.map(|workload| Arc::ptr_eq(workload.pod(), entry));
+                assert_eq!(is_entry, (number == own).then_some(true), "{place:?}");
+            }
+        }
+        let place = sidecar.locate(peer, Entrance::Shared);
+        assert_eq!(place, Ok(Place::OwnPod));
+        for attestor in [&local, &sidecar] {
+            assert!(attestor.is_anchored() && !attestor.is_of("node"));
+            let denied = attestor.of_volume(uid()).err();
+            assert_eq!(denied, Some(AttestError::Denied("no_volumes")));
+            let denied = attestor.must_be_own(peer);
+            assert_eq!(denied, Err(AttestError::Denied("another_account")));
+        }
+    });
+    assert!(kubernetes.is_of("node") && !kubernetes.is_of("other"));
+}
+
+#[tokio::test]
+async fn nobody_is_located_before_the_kubepods_root_is_known() {
+    let node = node(&known(pod("20", false)));
+    let locate =
+        |node: &Node| with_peer(Pinning::ByPidfd, |peer| node.locate(peer, Entrance::Shared));
+    assert!(!node.is_anchored());
+    assert_eq!(locate(&node), Err(AttestError::NotYet("kubepods_root")));
+    // One that this test is not below, wherever it runs.
+    let elsewhere = Anchor::new("/no-pods-here/kubepods", None).expect("a root");
+    node.anchor(elsewhere);
+    assert!(node.is_anchored());
+    assert!(matches!(locate(&node), Err(AttestError::Denied(_))));
+    assert!(Attestor::Kubernetes(node).is_anchored());
+}
+
+#[tokio::test]
+async fn by_number_pods_of_the_nodes_network_are_denied_but_for_who_comes_in_by_the_pods_own_socket()
+ {
+    const DENIED: Option<AttestError> = Some(AttestError::Denied("host_network_without_pidfd"));
+    let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
+    for (host_network, pinning, entrance, denied) in [
+        (true, Pinning::ByNumber, shared, DENIED),
+        (true, Pinning::ByNumber, own, None),
+        (true, Pinning::ByPidfd, shared, None),
+        (false, Pinning::ByNumber, shared, None),
+    ] {
+        let node = node(&known(pod("20", host_network)));
+        let outcome = with_peer(pinning, |peer| node.known(peer, at(None, entrance)));
+        assert_eq!(
+            outcome.err(),
+            denied,
+            "{host_network} {pinning:?} {entrance:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
+    let mut debugged = pod("20", false);
+    let status = debugged.status.get_or_insert_default();
+    status.container_statuses = statuses(&["1"]);
+    let quiet = debugged.clone();
+    let status = debugged.status.get_or_insert_default();
+    status.ephemeral_container_statuses = statuses(&["2"]);
+    let spec = debugged.spec.as_mut().expect("one");
+    spec.ephemeral_containers = Some(vec![k8s::EphemeralContainer::default()]);
+    let outcome = |pod: &k8s::Pod, digit| {
+        let node = node(&known(pod.clone()));
+        let place = at(Some(container(digit)), Entrance::Shared);
+        let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, place));
+        known.map(|workload| workload.is_some())
+    };
+    let denied = Err(AttestError::Denied("ephemeral_container"));
+    let all = ["1", "2", "3"].map(|digit| outcome(&debugged, digit));
+    assert_eq!(all, [Ok(true), denied, Ok(false)]);
+    // Elsewhere a container that has just started need not be named.
+    let all = ["1", "3"].map(|digit| outcome(&quiet, digit));
+    assert_eq!(all, [Ok(true), Ok(true)]);
+}
+
+#[tokio::test]
+async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() {
+    let mut sandboxed = pod("20", false);
+    sandboxed.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
+    for (pod, runtimes, expected) in [
+        (sandboxed.clone(), vec!["kata", "gvisor"], true),
+        (sandboxed.clone(), vec!["kata"], false),
+        (sandboxed, Vec::new(), false),
+        (pod("20", false), vec!["gvisor"], false),
+    ] {
+        let runtimes = runtimes.into_iter().map(str::to_owned).collect();
+        let node = Node::new(known(pod), "node".into(), None, Duration::ZERO, runtimes);
+        assert_eq!(node.is_csi_only(uid()), expected);
+        let other = "00000000-0000-4000-8000-000000000000"
+            .parse()
+            .expect("a UID");
+        assert!(!node.is_csi_only(other));
+    }
+}
+
+#[tokio::test]
+async fn no_files_are_read_for_a_pod_that_may_not_ask() {
+    type Change = fn(&mut k8s::Pod);
+    let changes: [(&str, Change); 3] = [
+        ("other_node", |pod| {
+            pod.spec.as_mut().expect("one").node_name = Some("other".into());
+        }),
+        ("pod_finished", |pod| {
+            pod.status.get_or_insert_default().phase = Some("Failed".into());
+        }),
+        ("static_pod", |pod| {
+            let annotations = pod.metadata.annotations.get_or_insert_default();
+            annotations.insert("kubernetes.io/config.mirror".into(), "x".into());
+        }),
+    ];
+    for (why, change) in changes {
+        let mut pod = pod("20", false);
+        change(&mut pod);
+        let denied = node(&known(pod)).of_volume(uid()).err();
+        assert_eq!(denied, Some(AttestError::Denied(why)));
+    }
+}
