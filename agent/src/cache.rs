@@ -15,10 +15,7 @@ use shelf::Shelf;
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::time::{Instant, timeout};
-
-/// How long before a request's deadline an expired value stands in for one that has not come.
-const EARLY: Duration = Duration::from_millis(100);
+use tokio::time::Instant;
 
 /// What a read is of: the whole of what can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -117,8 +114,7 @@ impl Values {
         self.kept(key, CacheUse::Hit, now, self.settings.ttl)
     }
 
-    /// The value for `key` by `fetch`, which equal reads share. With `latest` no read is joined that began before. Where
-    /// an expired value may stand in, it does so shortly before `deadline` too: who does not answer is not reached.
+    /// The value for `key` by `fetch`, which equal reads share. With `latest` no read is joined that began before.
     ///
     /// # Errors
     ///
@@ -128,7 +124,6 @@ impl Values {
         key: &ReadKey,
         latest: bool,
         asker: RequestId,
-        deadline: Instant,
         fetch: impl FnOnce() -> F,
     ) -> Result<Read, (BackendError, CacheUse)>
     where
@@ -136,24 +131,11 @@ impl Values {
     {
         let keeps = self.keeps(&key.name);
         let cache = if keeps { CacheUse::Miss } else { CacheUse::Off };
-        // Whoever asked for the latest is better off without an answer than with an old one.
-        let may_be_stale = keeps && !latest && !self.settings.stale_if_error.is_zero();
-        let stale = || self.kept(key, CacheUse::Stale, Instant::now(), self.life());
-        let mut seat = self.reads.join(key, latest, asker, fetch());
-        let waits = if may_be_stale {
-            let left = deadline.saturating_duration_since(Instant::now());
-            left.saturating_sub(EARLY).max(left / 2)
-        } else {
-            Duration::MAX
-        };
-        let outcome = match timeout(waits, &mut seat.result).await {
-            Ok(outcome) => outcome,
-            Err(_) => match stale() {
-                Some(read) => return Ok(read),
-                None => seat.result.await,
-            },
-        };
-        let outcome = outcome.unwrap_or_else(|| Err(BackendError::died()));
+        let seat = self.reads.join(key, latest, asker, fetch());
+        let outcome = seat
+            .result
+            .await
+            .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
                 // A read that began later knows better, even if it ended before and found nothing.
@@ -170,7 +152,12 @@ impl Values {
                 })
             }
             Err(error) if error.fault == Fault::Unreachable => {
-                may_be_stale.then(stale).flatten().ok_or((error, cache))
+                // Whoever asked for the latest is better off without an answer than with an old one.
+                let may_be_stale = keeps && !latest && !self.settings.stale_if_error.is_zero();
+                may_be_stale
+                    .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
+                    .flatten()
+                    .ok_or((error, cache))
             }
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {

@@ -247,7 +247,6 @@ impl Services {
         asker: RequestId,
         workload: &Workload,
         ask: &SecretAsk,
-        deadline: Instant,
         record: &mut Record<'_>,
     ) -> Result<(Read, BackendId), RequestError> {
         let now = Instant::now();
@@ -276,7 +275,7 @@ impl Services {
                     services.fetch(workload.clone(), key, asker)
                 };
                 // Boxed, because a request that is answered from the cache need not carry it.
-                Box::pin(values.read(&key, ask.latest, asker, deadline, fetch)).await
+                Box::pin(values.read(&key, ask.latest, asker, fetch)).await
             }
         };
         match outcome {
@@ -371,10 +370,7 @@ impl Exchange {
             }
             let _permit = workload.pod().quota.request()?;
             let services = &self.services;
-            let deadline = self.deadline();
-            let (read, backend) = services
-                .read(self.id, &workload, ask, deadline, &mut record)
-                .await?;
+            let (read, backend) = services.read(self.id, &workload, ask, &mut record).await?;
             let backend = services.backends.name(backend);
             response::secret(&read, ask, backend, self.id.as_str())
         };

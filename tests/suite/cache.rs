@@ -278,28 +278,6 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
 }
 
 #[tokio::test]
-async fn an_expired_value_stands_in_before_the_deadline_also_if_calls_may_take_as_long() {
-    if !can_run() {
-        return;
-    }
-    let settings = [
-        ("cache.ttl", "100ms"),
-        ("cache.stale_if_error", "1h"),
-        ("backends.aws.timeout", "1s"),
-        ("limits.attest_wait", "1s"),
-        ("limits.request_deadline", "1s"),
-    ];
-    let reader = Reader::start(&settings).await;
-    assert_eq!(reader.read().await.status, 200);
-    tokio::time::sleep(Duration::from_millis(150)).await;
-    let _fault = reader.breaks(Behaviour::Hang);
-    let answer = reader.read().await;
-    assert_eq!((answer.status, value(&answer)), (200, "first".into()));
-    assert!(answer.header("age").is_some());
-    assert_eq!(code(&reader.latest().await), "timeout");
-}
-
-#[tokio::test]
 async fn what_is_kept_has_a_bound() {
     if !can_run() {
         return;

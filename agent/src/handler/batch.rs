@@ -105,10 +105,7 @@ impl Exchange {
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let services = &self.services;
             let ask = services.folded(SecretAsk::plain(name_asked));
-            let deadline = self.deadline();
-            let (read, backend) = services
-                .read(self.id, workload, &ask, deadline, &mut record)
-                .await?;
+            let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
             let backend = services.backends.name(backend);
             response::secret_json(&read.secret, ask.name.as_str(), backend)
         };

@@ -37,7 +37,7 @@ impl Services {
         });
         let work = async {
             let _permit = workload.pod().quota.request()?;
-            let (read, _) = self.read(id, workload, &ask, deadline, &mut record).await?;
+            let (read, _) = self.read(id, workload, &ask, &mut record).await?;
             Ok(read.secret)
         };
         let outcome = timeout_at(deadline, work)
