@@ -86,9 +86,9 @@ pub(crate) fn secret(
     request_id: &str,
 ) -> Result<Answer, RequestError> {
     let secret = &read.secret;
-    let etag = match (&ask.key, ask.shape) {
-        (None, Shape::Json) => written(secret, ask.name.as_str(), backend)?.etag.clone(),
-        (key, shape) => etag(&secret.version, key.as_deref(), shape)?,
+    let etag = match (&ask.key, ask.shape, secret.json.get()) {
+        (None, Shape::Json, Some(written)) => written.etag.clone(),
+        (key, shape, _) => etag(&secret.version, key.as_deref(), shape)?,
     };
     let unchanged = ask
         .if_none_match

@@ -243,7 +243,7 @@ impl Server {
         let mut http = std::pin::pin!(http);
         let mut served = poll_fn(|context| {
             let ended = http.as_mut().poll(context);
-            // What is answered at once is over before anybody could miss the peer.
+            // A request that is answered at once is over before its peer could be missed.
             if ended.is_pending() && connection.is_working() {
                 entry.watch(&connection);
             }

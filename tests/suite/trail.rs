@@ -199,6 +199,33 @@ async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
 }
 
 #[tokio::test]
+async fn the_death_of_a_caller_is_heard_of_at_once() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let agent = sandbox.agent().await.expect("an agent");
+    let gate = Gate::new();
+    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = sandbox.aws.fault(held);
+    // The agent looks at all connections each second: four that are told within half of one are not told by that.
+    for number in 1..=4 {
+        let mut caller = pod.workload.exec_into().await.expect("a second process");
+        tokio::select! {
+            answer = caller.get("/v1/secrets/test/database-password") => panic!("{answer:?}"),
+            () = gate.reached(number) => {}
+        }
+        let pid = caller.pid();
+        caller.kill().await.expect("it was there");
+        let killed = std::time::Instant::now();
+        let line = agent.until_audit(|line| line["outcome"] == "cancelled" && line["pid"] == pid);
+        line.await.expect("its line");
+        let waited = killed.elapsed();
+        assert!(waited < std::time::Duration::from_millis(500), "{waited:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
     if !can_run() {
         return;
