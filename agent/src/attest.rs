@@ -9,7 +9,7 @@ pub(crate) mod local;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
-use cgroup::{Anchor, CgroupDenial, ContainerId, PodUid};
+use cgroup::{Anchor, CgroupDenial, ContainerId, PodCgroup, PodUid};
 use local::Local;
 use pods::{ContainerKind, Facts, Pod, Pods};
 use std::os::fd::AsFd;
@@ -307,7 +307,16 @@ impl Node {
             .ok_or(AttestError::NotYet("kubepods_root"))?;
         let mut text = Vec::with_capacity(512);
         peer.read_cgroup(&mut text)?;
-        match (anchor.parse(&text), entrance) {
+        self.located(anchor.parse(&text), entrance)
+    }
+
+    /// Where a peer is whose cgroup says `cgroup` and who came in by `entrance`.
+    fn located(
+        &self,
+        cgroup: Result<PodCgroup, CgroupDenial>,
+        entrance: Entrance,
+    ) -> Result<Located, AttestError> {
+        match (cgroup, entrance) {
             (Ok(place), _) if self.own_pod == Some(place.pod) => {
                 Err(AttestError::Denied("own_pod"))
             }
@@ -339,7 +348,12 @@ impl Node {
     ///
     /// If it is not, or that cannot be said yet.
     pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
-        let place = match self.locate(peer, Entrance::Shared) {
+        self.is_among_own(self.locate(peer, Entrance::Shared))
+    }
+
+    /// The same of whoever is at `place`.
+    fn is_among_own(&self, place: Result<Located, AttestError>) -> Result<(), AttestError> {
+        let place = match place {
             Err(AttestError::Denied("own_pod" | "same_pod_elided")) => return Ok(()),
             Err(AttestError::Denied("not_a_pod")) if self.own_pod.is_none() => return Ok(()),
             outcome => outcome?,

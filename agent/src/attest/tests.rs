@@ -1,7 +1,7 @@
 //! Who is a workload, once it is known where the peer is and what the API server says of that pod.
 
 use super::pods::Settings;
-use super::pods::tests::{known, node, pod, status_id, uid, workload};
+use super::pods::tests::{known, known_all, node, pod, status_id, uid, workload};
 use super::*;
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
@@ -171,6 +171,92 @@ async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
     assert_eq!(all, [Ok(true), Ok(true)]);
 }
 
+/// A cgroup of a container in that pod.
+fn cgroup(pod: PodUid) -> Result<PodCgroup, CgroupDenial> {
+    Ok(PodCgroup {
+        pod,
+        container: container("1"),
+        nested_pod: true,
+    })
+}
+
+fn other_uid() -> PodUid {
+    "00000000-0000-4000-8000-000000000000"
+        .parse()
+        .expect("a UID")
+}
+
+/// A node whose agent is in that pod.
+fn node_of(own_pod: Option<PodUid>, pods: Arc<Pods>) -> Node {
+    let gvisor = vec!["gvisor".to_owned()];
+    Node::new(pods, "node".into(), own_pod, Duration::ZERO, gvisor)
+}
+
+#[tokio::test]
+async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_own_pod() {
+    let mut sandboxed = pod("20", false);
+    sandboxed.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
+    let node = node_of(Some(other_uid()), known(sandboxed));
+    let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
+    for entrance in [shared, own] {
+        let located = Located {
+            pod: uid(),
+            container: Some(container("1")),
+            nested_pod: true,
+            entrance,
+        };
+        assert_eq!(node.located(cgroup(uid()), entrance), Ok(located));
+        // Its own pod, whatever the socket.
+        let denied = node.located(cgroup(other_uid()), entrance);
+        assert_eq!(denied, Err(AttestError::Denied("own_pod")));
+        let denied = node.located(Err(CgroupDenial::Deleted), entrance);
+        assert_eq!(denied, Err(AttestError::Denied("deleted")));
+    }
+    let by_anothers = node.located(cgroup(uid()), Entrance::Pod(other_uid()));
+    assert_eq!(by_anothers, Err(AttestError::Denied("listener_mismatch")));
+    // In no pod: what the socket says counts for pods of that runtime alone.
+    let nowhere = Err(CgroupDenial::NotAPod);
+    assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
+    for entrance in [shared, Entrance::Pod(other_uid())] {
+        let denied = node.located(nowhere, entrance);
+        assert_eq!(denied, Err(AttestError::Denied("not_a_pod")));
+    }
+}
+
+#[tokio::test]
+async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
+    let denied = |why| Err(AttestError::Denied(why));
+    let agent = || pod("20", false);
+    let mut other = pod("21", false);
+    other.metadata.uid = Some(other_uid().to_string());
+    let mut foreign = other.clone();
+    foreign.spec.as_mut().expect("one").service_account_name = Some("other".into());
+    let place = || {
+        Ok(Located {
+            pod: other_uid(),
+            ..at(None, Entrance::Shared)
+        })
+    };
+    for (other, expected) in [(other, Ok(())), (foreign, denied("another_account"))] {
+        let node = node_of(Some(uid()), known_all([agent(), other]));
+        assert_eq!(node.is_among_own(place()), expected);
+        for own in ["own_pod", "same_pod_elided"] {
+            assert_eq!(node.is_among_own(Err(AttestError::Denied(own))), Ok(()));
+        }
+        let outside = node.is_among_own(Err(AttestError::Denied("not_a_pod")));
+        assert_eq!(outside, denied("not_a_pod"));
+    }
+    let unknown = node_of(Some(uid()), known(agent())).is_among_own(place());
+    assert_eq!(unknown, Err(AttestError::NotYet("own_pod")));
+    // An agent in no pod has none of its own in pods.
+    let outside = node_of(None, known(agent()));
+    assert_eq!(
+        outside.is_among_own(Err(AttestError::Denied("not_a_pod"))),
+        Ok(())
+    );
+    assert_eq!(outside.is_among_own(place()), denied("another_account"));
+}
+
 #[tokio::test]
 async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() {
     let mut sandboxed = pod("20", false);
@@ -184,10 +270,7 @@ async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() 
         let runtimes = runtimes.into_iter().map(str::to_owned).collect();
         let node = Node::new(known(pod), "node".into(), None, Duration::ZERO, runtimes);
         assert_eq!(node.is_csi_only(uid()), expected);
-        let other = "00000000-0000-4000-8000-000000000000"
-            .parse()
-            .expect("a UID");
-        assert!(!node.is_csi_only(other));
+        assert!(!node.is_csi_only(other_uid()));
     }
 }
 

@@ -13,10 +13,17 @@ fn pods() -> Pods {
     pods_of(client())
 }
 
-/// Pods of which the watch has told one.
+/// Pods of which the watch has told this one.
 pub(in crate::attest) fn known(pod: k8s::Pod) -> Arc<Pods> {
+    known_all([pod])
+}
+
+/// Pods of which the watch has told these.
+pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> Arc<Pods> {
     let pods = Arc::new(pods());
-    pods.learn(pod, Source::Watch);
+    for pod in told {
+        pods.learn(pod, Source::Watch);
+    }
     pods
 }
 
