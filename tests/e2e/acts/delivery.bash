@@ -74,6 +74,7 @@ delivery_by_proxy() {
   check_equal 'the proxy: what a web page would send is refused' invalid_request \
     "$(in_app proxy curl --silent --header 'Host: evil.example' "$url/shop/database-password" | jq -r .code)"
   address=$(kubectl -n shop get pod proxy -o jsonpath='{.status.podIP}')
+  running shop exec
   check_equal 'the proxy: no other pod reaches it' 7 \
     "$(in_app exec sh -c "curl --silent --max-time 5 http://$address:8080/health >&2; echo \$?" | tail -n 1)"
 }
