@@ -19,7 +19,6 @@ use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use bytes::Bytes;
-use hyper::header::HeaderValue;
 use kept::Kept;
 use latchkey_client::protocol::{Code, Step};
 use std::fmt;
@@ -161,14 +160,7 @@ pub(crate) struct Secret {
     /// Under which id the cloud's log knows the read.
     pub(crate) cloud_request_id: Option<Arc<str>>,
     /// The answer in JSON, written by the first who needs it.
-    pub(crate) json: OnceLock<Written>,
-}
-
-/// An answer that can be given again.
-#[derive(Debug)]
-pub(crate) struct Written {
-    pub(crate) body: Bytes,
-    pub(crate) etag: HeaderValue,
+    pub(crate) json: OnceLock<Bytes>,
 }
 
 /// What a backend tells about a secret beside its value.

@@ -1,6 +1,6 @@
 //! Secret → answer: the JSON shapes, the bare value, and the headers of every answer.
 
-use crate::backend::{Secret, Written};
+use crate::backend::Secret;
 use crate::cache::Read;
 use crate::error::RequestError;
 use crate::metrics::Route;
@@ -86,10 +86,7 @@ pub(crate) fn secret(
     request_id: &str,
 ) -> Result<Answer, RequestError> {
     let secret = &read.secret;
-    let etag = match (&ask.key, ask.shape, secret.json.get()) {
-        (None, Shape::Json, Some(written)) => written.etag.clone(),
-        (key, shape, _) => etag(&secret.version, key.as_deref(), shape)?,
-    };
+    let etag = etag(&secret.version, ask)?;
     let unchanged = ask
         .if_none_match
         .as_ref()
@@ -122,13 +119,9 @@ pub(crate) fn secret_json(
     name: &str,
     backend: &str,
 ) -> Result<Bytes, RequestError> {
-    Ok(written(secret, name, backend)?.body.clone())
-}
-
-/// The secret's answer in JSON. Equal reads have equal names and backends, so what one of them wrote is right for all.
-fn written<'a>(secret: &'a Secret, name: &str, backend: &str) -> Result<&'a Written, RequestError> {
-    if let Some(written) = secret.json.get() {
-        return Ok(written);
+    // Equal reads have equal names and backends, so what one of them wrote is right for all.
+    if let Some(body) = secret.json.get() {
+        return Ok(body.clone());
     }
     let encoded;
     let (value, encoding) = match secret.value.expose_str() {
@@ -145,11 +138,7 @@ fn written<'a>(secret: &'a Secret, name: &str, backend: &str) -> Result<&'a Writ
         version: &secret.version,
         backend,
     };
-    let etag = etag(&secret.version, None, Shape::Json)?;
-    Ok(secret.json.get_or_init(|| Written {
-        body: sealed_json(&body),
-        etag,
-    }))
+    Ok(secret.json.get_or_init(|| sealed_json(&body)).clone())
 }
 
 /// The bare value of the secret, or of its member `key`.
@@ -391,14 +380,14 @@ fn not_json() -> RequestError {
 }
 
 /// The tag of the representation, not of the secret alone (RFC 9110 section 8.8.3).
-fn etag(version: &str, key: Option<&str>, shape: Shape) -> Result<HeaderValue, RequestError> {
+fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
     let mut tag = String::with_capacity(version.len() + 2);
     tag.push('"');
     let _ = write!(tag, "{}", opaque(version));
-    if let Some(key) = key {
+    if let Some(key) = &ask.key {
         let _ = write!(tag, ";key={}", opaque(key));
     }
-    match shape {
+    match ask.shape {
         Shape::Json => {}
         Shape::Raw => tag.push_str(";raw"),
         Shape::Aws => tag.push_str(";aws"),

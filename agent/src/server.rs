@@ -245,7 +245,7 @@ impl Server {
             let ended = http.as_mut().poll(context);
             // A request that is answered at once is over before its peer could be missed.
             if ended.is_pending() && connection.is_working() {
-                entry.watch(&connection);
+                entry.watch();
             }
             ended
         });

@@ -171,6 +171,13 @@ async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
     assert_eq!(all, [Ok(true), Ok(true)]);
 }
 
+/// The pod, in a sandbox by its RuntimeClass.
+fn sandboxed() -> k8s::Pod {
+    let mut pod = pod("20", false);
+    pod.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
+    pod
+}
+
 /// A cgroup of a container in that pod.
 fn cgroup(pod: PodUid) -> Result<PodCgroup, CgroupDenial> {
     Ok(PodCgroup {
@@ -194,9 +201,7 @@ fn node_of(own_pod: Option<PodUid>, pods: Arc<Pods>) -> Node {
 
 #[tokio::test]
 async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_own_pod() {
-    let mut sandboxed = pod("20", false);
-    sandboxed.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
-    let node = node_of(Some(other_uid()), known(sandboxed));
+    let node = node_of(Some(other_uid()), known(sandboxed()));
     let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
     for entrance in [shared, own] {
         let located = Located {
@@ -259,12 +264,10 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
 
 #[tokio::test]
 async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() {
-    let mut sandboxed = pod("20", false);
-    sandboxed.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
     for (pod, runtimes, expected) in [
-        (sandboxed.clone(), vec!["kata", "gvisor"], true),
-        (sandboxed.clone(), vec!["kata"], false),
-        (sandboxed, Vec::new(), false),
+        (sandboxed(), vec!["kata", "gvisor"], true),
+        (sandboxed(), vec!["kata"], false),
+        (sandboxed(), Vec::new(), false),
         (pod("20", false), vec!["gvisor"], false),
     ] {
         let runtimes = runtimes.into_iter().map(str::to_owned).collect();

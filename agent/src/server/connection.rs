@@ -58,6 +58,7 @@ pub(crate) struct Connection {
     closes: Notify,
     ended: AtomicBool,
     told: Notify,
+    /// From when it is the turn of a request until that is answered.
     working: AtomicBool,
     /// Whether somebody hears of the peer's exit.
     watched: AtomicBool,

@@ -45,6 +45,7 @@ struct Open {
 pub(super) struct Entry<'a> {
     roll: &'a Roll,
     number: u64,
+    connection: &'a Connection,
 }
 
 /// Ends at the next change of the pods after the call; never where there are none to be known.
@@ -73,12 +74,16 @@ impl Roll {
 
     /// Enters a connection: from now on it is told what happens; but of its peer's exit from the next second on, or
     /// from when it is [watched](Entry::watch).
-    pub(super) fn enter(&self, connection: &Arc<Connection>) -> Entry<'_> {
+    pub(super) fn enter<'a>(&'a self, connection: &'a Arc<Connection>) -> Entry<'a> {
         let mut open = self.open();
         let number = open.next;
         open.next += 1;
         open.connections.insert(number, connection.clone());
-        Entry { roll: self, number }
+        Entry {
+            roll: self,
+            number,
+            connection,
+        }
     }
 
     /// Sees to it that the connection ends when its peer exits, or now if it has.
@@ -185,8 +190,8 @@ impl Roll {
 
 impl Entry<'_> {
     /// Sees to it that the connection ends as soon as its peer exits.
-    pub(super) fn watch(&self, connection: &Connection) {
-        self.roll.watch(self.number, connection);
+    pub(super) fn watch(&self) {
+        self.roll.watch(self.number, self.connection);
     }
 }
 
