@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::kube::{self, AGENT};
+use testkit::kubelet;
 use testkit::sandbox::{CANARY, Sandbox, SandboxPod, password};
 use testkit::workload::{Request, Signal, Workload, WorkloadSpec};
 use tokio::time::sleep;
@@ -298,6 +299,11 @@ async fn another_process_of_the_same_user_cannot_look_into_the_agent() {
     let mut sleeper = Command::new(POWERLESS[0]);
     let sleeper = sleeper.args(&POWERLESS[1..]).args(["sleep", "60"]);
     let mut sleeper = sleeper.spawn().expect("it runs");
+    // Until it has become `sleep` it still has the capabilities that it is about to put down.
+    let comm = format!("/proc/{}/comm", sleeper.id());
+    let is_powerless = || fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n");
+    let became = kubelet::until("a process without capabilities", is_powerless).await;
+    became.expect("it becomes `sleep`");
     let (of_other, of_agent) = (
         looks(sleeper.id(), "environ"),
         ["environ", "maps", "mem"].map(|file| looks(agent.pid(), file)),
