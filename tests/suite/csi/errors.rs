@@ -237,8 +237,13 @@ async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tri
         .kubelet
         .request(&node.sandbox.kube, &volume)
         .expect("a request");
+    let is_known = async || node.agent.metric("latchkey_pods").await.expect("a metric") > 0.0;
+    // Known, and then gone: who has not come yet would come later.
+    while !is_known().await {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
     volume.pod.delete();
-    while node.agent.metric("latchkey_pods").await.expect("a metric") > 0.0 {
+    while is_known().await {
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     let Status { code, message } = node.kubelet.send(&request).await.expect_err("it is gone");
