@@ -277,8 +277,29 @@ pub(crate) mod tests {
         }
     }
 
-    /// A listener, and a child that connects to it and lives until it is killed.
-    pub(crate) fn connected_child() -> (UnixStream, Child) {
+    /// A process that ends with the test, however that ends.
+    pub(crate) struct Caller(Child);
+
+    impl Caller {
+        pub(crate) fn id(&self) -> u32 {
+            self.0.id()
+        }
+
+        /// Ends it; it stays a zombie until it is dropped.
+        pub(crate) fn kill(&mut self) {
+            self.0.kill().expect("it lives");
+        }
+    }
+
+    impl Drop for Caller {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A listener's end of a connection, and the child at the other end.
+    pub(crate) fn connected_child() -> (UnixStream, Caller) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).expect("a listener");
@@ -292,13 +313,13 @@ pub(crate) mod tests {
             .spawn()
             .expect("a child");
         let (stream, _) = listener.accept().expect("a connection");
-        (stream, child)
+        (stream, Caller(child))
     }
 
     #[test]
     fn the_peer_is_the_process_that_connected() {
         for pinning in [Pinning::ByPidfd, Pinning::ByNumber] {
-            let (stream, mut child) = connected_child();
+            let (stream, child) = connected_child();
             let peer = Peer::of(&stream, pinning).expect("it lives");
             assert_eq!(u32::try_from(peer.pid()), Ok(child.id()));
             assert_eq!(peer.uid(), nix::unistd::getuid().as_raw());
@@ -308,8 +329,6 @@ pub(crate) mod tests {
             peer.read_cgroup(&mut text).expect("it can be read");
             let own = std::fs::read(format!("/proc/{}/cgroup", child.id())).expect("it lives");
             assert_eq!(text, own);
-            child.kill().expect("it lives");
-            child.wait().expect("it ends");
         }
     }
 
@@ -317,7 +336,7 @@ pub(crate) mod tests {
     fn a_peer_that_has_exited_is_gone_even_before_it_is_reaped() {
         let (stream, mut child) = connected_child();
         let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
-        child.kill().expect("it lives");
+        child.kill();
         let pidfd = peer.pidfd().expect("it is pinned");
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(5000_u16)).expect("it exits");
@@ -332,7 +351,7 @@ pub(crate) mod tests {
             Err(PeerError::Gone)
         ));
         assert!(Peer::of(&stream, Pinning::ByNumber).is_err());
-        child.wait().expect("it ends");
+        drop(child);
         assert!(matches!(
             Peer::of(&stream, Pinning::ByPidfd),
             Err(PeerError::Gone)
@@ -345,26 +364,22 @@ pub(crate) mod tests {
 
     #[test]
     fn by_number_the_connection_must_be_listed_in_the_peers_network_namespace() {
-        let (stream, mut child) = connected_child();
+        let (stream, _child) = connected_child();
         let peer = Peer::of(&stream, Pinning::ByNumber).expect("it lives");
         peer.must_own(&stream).expect("the connection is its own");
         // A socket that is listed nowhere: it is no socket of the Unix family.
         let foreign = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         assert!(matches!(peer.must_own(&foreign), Err(PeerError::Recycled)));
-        child.kill().expect("it lives");
-        child.wait().expect("it ends");
     }
 
     #[test]
     fn a_file_that_is_too_long_is_not_read_in_part() {
-        let (stream, mut child) = connected_child();
+        let (stream, _child) = connected_child();
         let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
         let mut text = Vec::new();
         assert!(matches!(
             peer.read("cgroup", 4, &mut text),
             Err(PeerError::Io(_))
         ));
-        child.kill().expect("it lives");
-        child.wait().expect("it ends");
     }
 }

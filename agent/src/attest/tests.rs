@@ -31,12 +31,8 @@ fn at(container: Option<ContainerId>, entrance: Entrance) -> Located {
 
 /// Does something with a peer that was pinned so, and lives meanwhile.
 fn with_peer<T>(pinning: Pinning, work: impl FnOnce(&Peer) -> T) -> T {
-    let (stream, mut child) = connected_child();
-    let peer = Peer::of(&stream, pinning).expect("it lives");
-    let outcome = work(&peer);
-    child.kill().expect("it lives");
-    child.wait().expect("it ends");
-    outcome
+    let (stream, _child) = connected_child();
+    work(&Peer::of(&stream, pinning).expect("it lives"))
 }
 
 /// A principal of the machine, or the pod of a sidecar.
