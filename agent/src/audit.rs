@@ -86,9 +86,7 @@ impl Audit {
                 .ok(),
             place => place.ok(),
         };
-        let place = place.ok_or_else(|| {
-            RequestError::unavailable("the agent cannot write its audit trail, so it reads nothing")
-        })?;
+        let place = place.ok_or_else(broken)?;
         Ok(Place { place, audit: self })
     }
 
@@ -110,8 +108,11 @@ impl Place<'_> {
     ///
     /// # Errors
     ///
-    /// `internal` if it cannot be written as JSON.
+    /// `internal` if it cannot be written as JSON, `unavailable` if the writer has given up since the place was taken.
     pub(crate) fn fill(self, line: Line<'_>) -> Result<(), RequestError> {
+        if self.audit.lines.is_closed() {
+            return Err(broken());
+        }
         let now = crate::time::now_rfc3339();
         let line = Line {
             time: now.as_str(),
@@ -127,6 +128,10 @@ impl Place<'_> {
         self.place.send(text);
         Ok(())
     }
+}
+
+fn broken() -> RequestError {
+    RequestError::unavailable("the agent cannot write its audit trail, so it reads nothing")
 }
 
 // === impl Writer ===
@@ -241,11 +246,18 @@ mod tests {
     async fn a_trail_that_cannot_be_written_ends_all_reading() {
         let (audit, writer) = Audit::start(4, Broken).expect("a thread");
         let place = audit.place(soon()).await.expect("a place");
+        let taken_before = audit.place(soon()).await.expect("a place");
         place.fill(Line::default()).expect("a line");
         tokio::task::spawn_blocking(|| writer.finish())
             .await
             .expect("it ends");
-        let refused = audit.place(soon()).await.expect_err("no place");
-        assert_eq!(refused.code, latchkey_client::protocol::Code::Unavailable);
+        let refused = [
+            taken_before.fill(Line::default()).err(),
+            audit.place(soon()).await.err(),
+        ];
+        for refused in refused {
+            let code = refused.expect("no line is taken").code;
+            assert_eq!(code, latchkey_client::protocol::Code::Unavailable);
+        }
     }
 }
