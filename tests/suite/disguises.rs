@@ -86,7 +86,7 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let mut scene = Scene::set(&[]).await;
     let workload = &scene.test.workload;
     workload.connect("kept").await.expect("a connection");
     assert!(is_own(
@@ -116,6 +116,13 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
         .until_audit(|line| line["reason"] == "identity_changed")
         .await;
     line.expect("why is in the trail");
+    let line = scene.agent.until_line("a process was moved").await;
+    let line: serde_json::Value =
+        serde_json::from_str(&line.expect("it is in the log")).expect("it is JSON");
+    for (field, pod) in [("from", "test/web/"), ("to", "prod/web/")] {
+        let named = line[field].as_str().unwrap_or_default();
+        assert!(named.starts_with(pod), "{line}");
+    }
 }
 
 #[tokio::test]

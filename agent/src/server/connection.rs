@@ -445,9 +445,12 @@ impl Connection {
             .locate(&self.peer, self.entrance)
             .and_then(|place| self.attestor.known(&self.peer, place))
             .and_then(|now| now.ok_or(AttestError::Denied("unknown_pod")))
-            .and_then(|now| match now.same_as(before) {
-                true => Ok(now),
-                false => Err(AttestError::Denied("identity_changed")),
+            .and_then(|now| {
+                if now.same_as(before) {
+                    return Ok(now);
+                }
+                self.tell_of_a_move(before, &now);
+                Err(AttestError::Denied("identity_changed"))
             });
         match now {
             Ok(now) => {
@@ -467,6 +470,22 @@ impl Connection {
                 Err(self.close_with(error))
             }
         }
+    }
+
+    /// The audit line of the request names no pod, since none is proven; here both are, for whoever looks into it.
+    fn tell_of_a_move(&self, from: &Workload, to: &Workload) {
+        let name = |workload: &Workload| {
+            let (pod, container) = (workload.facts(), workload.container());
+            let container = container.map_or_else(|| "-".to_owned(), |id| id.to_string());
+            format!("{}/{}/{container}", pod.namespace, pod.name)
+        };
+        tracing::warn!(
+            pid = self.pid(),
+            uid = self.uid(),
+            from = name(from),
+            to = name(to),
+            "a process was moved after it connected: its connection ends"
+        );
     }
 
     fn close_with(&self, error: AttestError) -> RequestError {
