@@ -1,4 +1,5 @@
-//! The floor: hyper alone on a Unix socket, answering the same bytes with the same headers and knowing nobody.
+//! The floor: hyper alone on a Unix socket, answering the same bytes with the same headers and knowing nobody. Or
+//! asking the kernel who has connected, which is the least that it takes to answer one and not another.
 
 use crate::Outcome;
 use bytes::Bytes;
@@ -8,11 +9,17 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 
 /// The argument that makes this program the floor.
 pub(crate) const PART: &str = "--part-floor";
@@ -21,6 +28,8 @@ pub(crate) const PART: &str = "--part-floor";
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Plan {
     pub(crate) socket: PathBuf,
+    /// Whether it asks who has connected, and then does nothing with it.
+    pub(crate) asks: bool,
     pub(crate) answers: Vec<Canned>,
 }
 
@@ -56,6 +65,12 @@ async fn serve(plan: Plan) -> Outcome<()> {
     let listener = UnixListener::bind(&plan.socket)?;
     loop {
         let (stream, _) = listener.accept().await?;
+        // Kept until the connection ends, as who asks for a reason must.
+        let pidfd = match plan.asks.then(|| ask(&stream)) {
+            Some(Ok(pidfd)) => pidfd,
+            Some(Err(_)) => continue,
+            None => None,
+        };
         let answers = answers.clone();
         let service = service_fn(move |request: Request<Incoming>| {
             let answer = answers
@@ -69,8 +84,28 @@ async fn serve(plan: Plan) -> Outcome<()> {
             }
             async move { Ok::<_, Infallible>(response) }
         });
-        tokio::spawn(http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(async move {
+            let served = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+            let _ = served.await;
+            drop(pidfd);
+        });
     }
+}
+
+/// Asks the kernel for the peer, its cgroup, and, where it hands out pidfds, whether the one is still the other's.
+fn ask(stream: &UnixStream) -> Outcome<Option<OwnedFd>> {
+    let pidfd = getsockopt(stream, PeerPidfd).ok();
+    let peer = getsockopt(stream, PeerCredentials)?;
+    let mut cgroup = [0; 4096];
+    let read = File::open(format!("/proc/{}/cgroup", peer.pid()))?.read(&mut cgroup)?;
+    let mut fds: Vec<_> = pidfd
+        .iter()
+        .map(|pidfd| PollFd::new(pidfd.as_fd(), PollFlags::POLLIN))
+        .collect();
+    if read == 0 || poll(&mut fds, PollTimeout::ZERO)? > 0 {
+        return Err("the peer has gone".into());
+    }
+    Ok(pidfd)
 }
 
 impl Answer {

@@ -36,12 +36,20 @@ struct Arguments {
     /// Rounds of each measurement.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only the parts whose names contain this: warm, uncached, memory, start, exec, neighbour.
+    /// Only the parts whose names contain this: warm, uncached, memory, start, exec, neighbour; or one of the first
+    /// part's scenarios: "warm, kept", "64 KiB, kept", "new connection".
     #[arg(long)]
     only: Option<String>,
     /// The agent's program [default: this build's].
     #[arg(long, value_name = "PROGRAM")]
     agent: Option<PathBuf>,
+    /// Another build of the agent, which answers in the same rounds: what a change is worth is seen only side by side.
+    #[arg(long, value_name = "PROGRAM")]
+    baseline: Option<PathBuf>,
+    /// How long each server answers in a round, in milliseconds. Many short rounds tell two builds apart that a busy
+    /// machine would blur.
+    #[arg(long, value_name = "MS", default_value_t = 1700)]
+    run: u64,
     /// Where the figures go as JSON.
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     json: PathBuf,
@@ -105,10 +113,10 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
             run: part,
         }
     } else {
-        let (warm_up, run) = (Duration::from_millis(300), Duration::from_millis(1700));
+        let run = Duration::from_millis(arguments.run.max(10));
         Pace {
             rounds: arguments.rounds.max(1),
-            warm_up,
+            warm_up: (run / 5).max(Duration::from_millis(50)),
             run,
         }
     };
@@ -118,7 +126,7 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
             .as_ref()
             .is_none_or(|only| part.contains(only))
     };
-    let stage = Stage::set(arguments.agent.clone()).await?;
+    let stage = Stage::set(arguments.agent.clone(), arguments.baseline.clone()).await?;
     let mut report = Report::new(&stage.program()?);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;
@@ -127,7 +135,9 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
         exec::measure(pace, &mut report).await?;
     }
     if wanted("warm") {
-        warm::measure(&stage, pace, &mut report).await?;
+        warm::measure(&stage, pace, |_| true, &mut report).await?;
+    } else if warm::names().any(wanted) {
+        warm::measure(&stage, pace, wanted, &mut report).await?;
     }
     if wanted("uncached") {
         uncached::measure(&stage, pace, &mut report).await?;

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::load::Load;
+use crate::servers::{ASKING, BASELINE};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -125,6 +126,15 @@ impl Report {
                 of(|l| crate::load::exact(l.failed))[2],
             )?;
         }
+        for (what, connections, server) in self.rows() {
+            if server == BASELINE {
+                let ratio = self.ratio(&what, connections, "agent", BASELINE);
+                writeln!(
+                    out,
+                    "{what}, {connections}: {ratio:.3} x the baseline's CPU"
+                )?;
+            }
+        }
         writeln!(out)?;
         for (name, number) in &self.numbers {
             writeln!(out, "{name:<26} {number:.1}")?;
@@ -192,6 +202,22 @@ impl Report {
         )
     }
 
+    /// How much more processor time a request takes of one server than of another: the median over the rounds, in each of
+    /// which the machine was as busy for both.
+    fn ratio(&self, what: &str, connections: usize, server: &str, other: &str) -> f64 {
+        let rounds = |server: &str| {
+            let of_row = move |figure: &&Figure| {
+                figure.what == what && figure.connections == connections && figure.server == server
+            };
+            let figures = self.figures.iter().filter(of_row);
+            figures
+                .map(|figure| figure.load.cpu.total())
+                .collect::<Vec<_>>()
+        };
+        let ratios = rounds(server).into_iter().zip(rounds(other));
+        spread(ratios.map(|(one, other)| one / other).collect())[0]
+    }
+
     fn judge(&mut self) {
         let cpu = |what: &str, connections, server: &str| {
             self.spread_of(what, connections, server, |load| load.cpu.total())[0]
@@ -205,16 +231,15 @@ impl Report {
             cpu("warm, kept", 64, "agent"),
             cpu("warm, kept", 64, "hyper"),
         );
-        let (large, large_floor) = (
-            cpu("64 KiB, kept", 16, "agent"),
-            cpu("64 KiB, kept", 16, "hyper"),
-        );
-        let (vault, bare) = (
-            cpu("uncached, kept", 16, "agent"),
-            cpu("uncached, kept", 16, "bare SDK"),
-        );
+        let warm_ratio = self.ratio("warm, kept", 64, "agent", "hyper");
+        let large_floor = cpu("64 KiB, kept", 16, "hyper");
+        let large_ratio = self.ratio("64 KiB, kept", 16, "agent", "hyper");
+        let bare = cpu("uncached, kept", 16, "bare SDK");
+        let vault_ratio = self.ratio("uncached, kept", 16, "agent", "bare SDK");
         let new = cpu("new connection", 16, "agent");
         let new_floor = cpu("new connection", 16, "hyper");
+        let asking = cpu("new connection", 16, ASKING);
+        let new_ratio = self.ratio("new connection", 16, "agent", ASKING);
         let (quiet, noisy) = (median("polite_quiet_p99_us"), median("polite_noisy_p99_us"));
         let elsewhere = median("polite_elsewhere_p99_us");
         let allowed = (2.0 * quiet).max(quiet + 1000.0);
@@ -248,16 +273,16 @@ impl Report {
         goal(
             "the same, against bare hyper",
             "<= 2 x".into(),
-            warm / floor,
+            warm_ratio,
             2.0,
-            format!("{:.2} x {floor:.2} us", warm / floor),
+            format!("{warm_ratio:.2} x {floor:.2} us"),
         );
         goal(
             "64 KiB, CPU, against bare hyper",
             "<= 1.3 x".into(),
-            large / large_floor,
+            large_ratio,
             1.3,
-            format!("{:.2} x {large_floor:.1} us", large / large_floor),
+            format!("{large_ratio:.2} x {large_floor:.1} us"),
         );
         goal(
             "new connection, CPU, 16 clients",
@@ -266,12 +291,20 @@ impl Report {
             30.0,
             format!("{new:.1} us; bare hyper {new_floor:.1} us"),
         );
+        // By the machine of the goal above: there 30 us stood against 23.
+        goal(
+            "the same, against hyper that asks who it is",
+            "<= 1.3 x".into(),
+            new_ratio,
+            1.3,
+            format!("{new_ratio:.2} x {asking:.1} us"),
+        );
         goal(
             "uncached read, CPU over the bare SDK",
             "<= 20 %".into(),
-            vault / bare,
+            vault_ratio,
             1.2,
-            format!("{:+.0} % of {bare:.0} us", (vault / bare - 1.0) * 100.0),
+            format!("{:+.0} % of {bare:.0} us", (vault_ratio - 1.0) * 100.0),
         );
         goal(
             "uncached read, latency over it, median",

@@ -25,6 +25,12 @@ pub(crate) const LOAD: usize = 1;
 /// The namespace of the pods.
 pub(crate) const NAMESPACE: &str = "bench";
 
+/// The bare hyper server that asks the kernel who has connected.
+pub(crate) const ASKING: &str = "hyper+who";
+
+/// The other build of the agent that it is compared with.
+pub(crate) const BASELINE: &str = "baseline";
+
 /// A secret of 64 bytes.
 pub(crate) const SMALL: &str = "/v1/secrets/bench/small";
 
@@ -38,6 +44,7 @@ pub(crate) struct Stage {
     /// The pod that makes the load.
     pub(crate) pod: SandboxPod,
     agent: Option<PathBuf>,
+    baseline: Option<PathBuf>,
 }
 
 /// A server under test.
@@ -54,7 +61,7 @@ pub(crate) struct Server {
 
 impl Stage {
     /// Sets up cluster, cloud, a namespace with its secrets, and the pod.
-    pub(crate) async fn set(agent: Option<PathBuf>) -> Outcome<Self> {
+    pub(crate) async fn set(agent: Option<PathBuf>, baseline: Option<PathBuf>) -> Outcome<Self> {
         let sandbox = Sandbox::start().await?;
         sandbox.namespace(NAMESPACE);
         sandbox.secret("bench/small", &"s".repeat(64));
@@ -64,6 +71,7 @@ impl Stage {
             sandbox,
             pod,
             agent,
+            baseline,
         })
     }
 
@@ -153,10 +161,20 @@ impl Stage {
         Ok(agent)
     }
 
-    /// The agent as one of those compared.
-    pub(crate) fn compared(agent: &AgentProcess) -> Server {
+    /// Starts the other build of the agent, if there is one.
+    pub(crate) async fn baseline(&self) -> Outcome<Option<AgentProcess>> {
+        if self.baseline.is_none() {
+            return Ok(None);
+        }
+        let mut settings = self.unlimited(BASELINE, true)?;
+        settings.program = self.baseline.clone();
+        Ok(Some(self.agent(settings, true).await?))
+    }
+
+    /// An agent as one of those compared.
+    pub(crate) fn compared(name: &'static str, agent: &AgentProcess) -> Server {
         Server {
-            name: "agent",
+            name,
             pid: agent.pid(),
             socket: agent.socket().to_owned(),
             small: SMALL,
@@ -199,18 +217,20 @@ impl Stage {
         })
     }
 
-    /// Starts the bare hyper server.
-    pub(crate) async fn floor(&self, answers: &[Canned]) -> Outcome<Server> {
-        let directory = self.sandbox.directory();
-        let (socket, file) = (directory.join("floor.sock"), directory.join("floor.json"));
+    /// Starts the bare hyper server, or the one that asks who has connected.
+    pub(crate) async fn floor(&self, answers: &[Canned], asks: bool) -> Outcome<Server> {
+        let name = if asks { ASKING } else { "hyper" };
+        let path = |ending| self.sandbox.directory().join(name).with_extension(ending);
+        let (socket, file) = (path("sock"), path("json"));
         let plan = floor::Plan {
             socket: socket.clone(),
+            asks,
             answers: answers.to_vec(),
         };
         std::fs::write(&file, serde_json::to_vec(&plan)?)?;
         let exe = std::env::current_exe()?.to_string_lossy().into_owned();
         let child = start(&[&exe, floor::PART, &file.to_string_lossy()])?;
-        server("hyper", child, socket, SMALL, LARGE).await
+        server(name, child, socket, SMALL, LARGE).await
     }
 
     /// Starts nginx, if this machine has it.

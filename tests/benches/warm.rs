@@ -2,7 +2,7 @@
 
 use crate::load::{self, Plan, Use};
 use crate::report::{Figure, Report};
-use crate::servers::{LARGE, SMALL, Server, Stage};
+use crate::servers::{ASKING, BASELINE, LARGE, SMALL, Server, Stage};
 use crate::{Outcome, Pace, process};
 
 /// One way to ask.
@@ -52,8 +52,18 @@ const SCENARIOS: [Scenario; 6] = [
     },
 ];
 
-/// Measures every scenario on every server, round by round.
-pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> Outcome<()> {
+/// The names of the scenarios, each of which may be asked for alone.
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
+    SCENARIOS.iter().map(|scenario| scenario.name)
+}
+
+/// Measures every `wanted` scenario on every server, round by round.
+pub(crate) async fn measure(
+    stage: &Stage,
+    pace: Pace,
+    wanted: impl Fn(&str) -> bool,
+    report: &mut Report,
+) -> Outcome<()> {
     let agent = stage.agent(stage.unlimited("cached", true)?, true).await?;
     tokio::time::sleep(std::time::Duration::from_millis(500)).await;
     report.number("rss_idle_bytes", agent.resident()? as f64);
@@ -61,17 +71,25 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
         stage.canned(&agent, SMALL).await?,
         stage.canned(&agent, LARGE).await?,
     ];
-    let mut servers = vec![Stage::compared(&agent), stage.floor(&canned).await?];
+    let mut servers = vec![
+        Stage::compared("agent", &agent),
+        stage.floor(&canned, false).await?,
+        stage.floor(&canned, true).await?,
+    ];
+    let baseline = stage.baseline().await?;
+    servers.extend(baseline.iter().map(|it| Stage::compared(BASELINE, it)));
     match stage.nginx(&canned).await? {
         Some(nginx) => servers.push(nginx),
         None => report.note("SKIPPED: nginx is not installed (apt-get install nginx-light)"),
     }
     for round in 0..pace.rounds {
-        for scenario in &SCENARIOS {
+        for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
             let mut order: Vec<&Server> = servers.iter().collect();
             if round % 2 == 1 {
                 order.reverse();
             }
+            // On a kept connection it asks as little as the other.
+            order.retain(|server| scenario.mode == Use::New || server.name != ASKING);
             for server in order {
                 process::until_quiet().await?;
                 let plan = Plan {
