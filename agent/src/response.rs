@@ -224,7 +224,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
 }
 
 /// The same answer, whose body holds on to `room` until it has been sent.
-pub(crate) fn held(answer: Answer, room: OwnedSemaphorePermit) -> Answer {
+pub(crate) fn held(mut answer: Answer, room: OwnedSemaphorePermit) -> Answer {
     struct Held {
         body: Bytes,
         _room: OwnedSemaphorePermit,
@@ -234,12 +234,10 @@ pub(crate) fn held(answer: Answer, room: OwnedSemaphorePermit) -> Answer {
             &self.body
         }
     }
-    let (head, body) = answer.into_parts();
-    let body = match body.into_inner() {
-        Some(body) => Full::new(Bytes::from_owner(Held { body, _room: room })),
-        None => Full::default(),
-    };
-    Response::from_parts(head, body)
+    if let Some(body) = std::mem::take(answer.body_mut()).into_inner() {
+        *answer.body_mut() = Full::new(Bytes::from_owner(Held { body, _room: room }));
+    }
+    answer
 }
 
 fn whole(body: Bytes, request_id: &str) -> Answer {
