@@ -153,7 +153,7 @@ impl Node {
             if let Ok(turn) = self.turn(key.clone())
                 && let Ok(None) = self.store.load(&turn.key)
             {
-                self.clear(&turn.key);
+                self.forget(&turn.key);
             }
         }
     }
@@ -202,14 +202,14 @@ impl Node {
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "cannot read the record of a volume"),
         }
-        if let Err(error) = self.store.forget(key) {
-            tracing::warn!(%error, "cannot remove the record of a volume");
-        }
-        self.clear(key);
+        self.forget(key);
         Ok(())
     }
 
-    fn clear(&self, key: &Key) {
+    fn forget(&self, key: &Key) {
+        if let Err(error) = self.store.forget(key) {
+            tracing::warn!(%error, "cannot remove the record of a volume");
+        }
         if let Err(error) = mount::unmount(&self.store.directory(key)) {
             tracing::warn!(%error, "cannot unmount the memory of a volume");
         }

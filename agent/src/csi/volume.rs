@@ -214,7 +214,7 @@ impl Store {
     /// If it cannot be written.
     pub(crate) fn save(&self, volume: &Volume) -> io::Result<()> {
         let key = volume.key();
-        let temporary = self.root.join("v").join(format!(".{}", key.0));
+        let temporary = self.half_record(&key);
         let _ = fs::remove_file(&temporary);
         let mut options = OpenOptions::new();
         let mut file = options
@@ -226,12 +226,13 @@ impl Store {
         fs::rename(&temporary, self.record(&key))
     }
 
-    /// Forgets a volume.
+    /// Forgets a volume, also one that a mounter was killed at remembering.
     ///
     /// # Errors
     ///
     /// If it cannot be removed.
     pub(crate) fn forget(&self, key: &Key) -> io::Result<()> {
+        gone(fs::remove_file(self.half_record(key)))?;
         gone(fs::remove_file(self.record(key)))
     }
 
@@ -246,6 +247,11 @@ impl Store {
 
     fn record(&self, key: &Key) -> PathBuf {
         self.root.join("v").join(&key.0)
+    }
+
+    /// Where a record is until it is whole.
+    fn half_record(&self, key: &Key) -> PathBuf {
+        self.root.join("v").join(format!(".{}", key.0))
     }
 }
 
@@ -321,11 +327,14 @@ mod tests {
             assert_eq!(store.keys().expect("names"), [key]);
         }
         let key = Key::of("csi-0123");
+        // What a mounter leaves that is killed before a record is whole.
+        fs::write(store.half_record(&key), "{").expect("it is written");
         for _ in 0..2 {
             store.forget(&key).expect("it is gone");
         }
         assert_eq!(store.load(&key).expect("nothing is wrong"), None);
-        assert!(store.keys().expect("names").is_empty());
+        let records = fs::read_dir(directory.path().join("run/v")).expect("it is there");
+        assert_eq!(records.count(), 0);
     }
 
     #[test]
