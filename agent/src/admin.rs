@@ -94,7 +94,7 @@ fn answer(
     match request.uri().path() {
         "/livez" => text(StatusCode::OK, "ok\n".into()),
         "/readyz" => {
-            let missing = services.readiness.missing();
+            let missing = services.missing();
             if missing.is_empty() {
                 text(StatusCode::OK, "ok\n".into())
             } else {

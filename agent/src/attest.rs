@@ -12,6 +12,7 @@ use crate::peer::{Peer, PeerError, Pinning};
 use cgroup::{Anchor, CgroupDenial, ContainerId, PodCgroup, PodUid};
 use local::Local;
 use pods::{ContainerKind, Facts, Pod, Pods};
+use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -133,6 +134,23 @@ impl Workload {
     /// Whether both are the same container of the same pod entry.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.pod, &other.pod) && self.container() == other.container()
+    }
+
+    /// Whether both are the same container of the same pod, be it known under the same entry or not.
+    pub(crate) fn is_where(&self, other: &Self) -> bool {
+        let (uid, container) = (self.pod.uid, self.container());
+        uid.is_some() && uid == other.pod.uid && container == other.container()
+    }
+}
+
+impl fmt::Display for Workload {
+    /// As namespace, pod and container.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.facts.namespace, self.facts.name)?;
+        match self.container() {
+            Some(container) => write!(f, "/{container}"),
+            None => Ok(()),
+        }
     }
 }
 

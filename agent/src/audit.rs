@@ -1,4 +1,4 @@
-//! The audit trail: one JSON line on stderr for each secret asked for. No secret leaves without its line.
+//! The audit trail: one JSON line on stderr for each secret asked for. No secret leaves before its line is queued.
 //!
 //! A request takes a place in a bounded queue before it reads, and fills it before it answers; a thread of its own
 //! writes. When the queue is full requests wait, and by their deadline give up with 503. If lines cannot be
@@ -95,6 +95,11 @@ impl Audit {
         self.lines.max_capacity() - self.lines.capacity()
     }
 
+    /// Whether no line can be written any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.lines.is_closed()
+    }
+
     /// What tells this run of the agent from every other.
     pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
@@ -110,9 +115,6 @@ impl Place<'_> {
     ///
     /// `internal` if it cannot be written as JSON, `unavailable` if the writer has given up since the place was taken.
     pub(crate) fn fill(self, line: Line<'_>) -> Result<(), RequestError> {
-        if self.audit.lines.is_closed() {
-            return Err(broken());
-        }
         let now = crate::time::now_rfc3339();
         let line = Line {
             time: now.as_str(),
@@ -126,12 +128,19 @@ impl Place<'_> {
             .map_err(|e| RequestError::internal(&e))?;
         text.push(b'\n');
         self.place.send(text);
-        Ok(())
+        // Afterwards, so that no line is taken for queued that the writer has left behind.
+        if self.audit.is_broken() {
+            Err(broken())
+        } else {
+            Ok(())
+        }
     }
 }
 
 fn broken() -> RequestError {
-    RequestError::unavailable("the agent cannot write its audit trail, so it reads nothing")
+    RequestError::unavailable(
+        "the agent cannot write its audit trail, so it answers with no secret",
+    )
 }
 
 // === impl Writer ===
@@ -159,6 +168,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
             .drain(..)
             .for_each(|line| text.extend_from_slice(&line));
         if let Err(error) = out.write_all(&text).and_then(|()| out.flush()) {
+            drop(lines);
             tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
             return;
         }

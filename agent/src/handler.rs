@@ -118,6 +118,15 @@ pub(crate) async fn handle(
 // === impl Services ===
 
 impl Services {
+    /// What the agent lacks to answer; empty when it is ready.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
+        let mut missing = self.readiness.missing();
+        if self.audit.is_broken() {
+            missing.push("an audit trail that can be written");
+        }
+        missing
+    }
+
     /// An id that no other request of this or any other run has.
     fn next_id(&self) -> RequestId {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
@@ -317,7 +326,7 @@ impl Services {
 impl Exchange {
     fn health(&self, route: Route) -> Result<Answer, RequestError> {
         let missing = if route == Route::Ready {
-            self.services.readiness.missing()
+            self.services.missing()
         } else {
             Vec::new()
         };

@@ -243,6 +243,17 @@ impl AgentProcess {
         Ok(())
     }
 
+    /// Closes the stderr that nobody has read so far, as whoever keeps the logs does when it ends.
+    ///
+    /// # Errors
+    ///
+    /// If it is read already.
+    pub fn hang_up(&mut self) -> io::Result<()> {
+        let unread = self.unread.take().ok_or(io::ErrorKind::NotFound)?;
+        drop(unread);
+        Ok(())
+    }
+
     /// Waits until it says on its admin port that it is ready.
     ///
     /// # Errors

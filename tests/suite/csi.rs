@@ -217,9 +217,12 @@ async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connectio
     if !can_run() {
         return;
     }
-    let node = Node::start().await;
+    let mut node = Node::start().await;
     let (one, two) = (node.pod("test", "one").await, node.pod("test", "two").await);
     one.workload.connect("kept").await.expect("a connection");
+    let read = testkit::workload::Request::get(OWN);
+    let answer = one.workload.send_on("kept", read).await;
+    assert_eq!(answer.expect("an answer").status, 200);
     one.workload.move_into(&two.workload).expect("root may");
     // Within the second for which a look at the cgroup stands.
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -236,6 +239,14 @@ async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connectio
         assert!(Instant::now() < deadline, "it goes on being served");
     };
     assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+    let line = node
+        .agent
+        .until_audit(|line| line["reason"] == "identity_changed")
+        .await;
+    line.expect("why is in the trail");
+    let told = node.agent.until_line("a process was moved").await;
+    let told = told.expect("from where is in the log");
+    assert!(told.contains("test/one/") && told.contains("listener_mismatch"));
 }
 
 #[tokio::test]

@@ -325,6 +325,42 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
 }
 
 #[tokio::test]
+async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agent_is_not_ready() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let deaf = AgentSettings {
+        deaf_stderr: true,
+        ..sandbox.settings().expect("settings")
+    };
+    let mut agent = deaf.start().await.expect("a process");
+    agent.until_readyz().await.expect("it is ready");
+    agent.hang_up().expect("nobody reads it yet");
+    // Whoever asks before the first line has failed still gets an answer.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let answer = pod.secret("test/database-password").await;
+        let answer = answer.expect("an answer");
+        if answer.status != 200 {
+            assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "secrets are given without a trail"
+        );
+    }
+    let (status, told) = agent.admin("/readyz").await.expect("an answer");
+    assert_eq!(status, 503);
+    assert!(told.contains("audit trail"), "{told}");
+    assert_eq!(
+        pod.get("/v1/identity").await.expect("an answer").status,
+        200
+    );
+}
+
+#[tokio::test]
 async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
     if !can_run() {
         return;

@@ -443,14 +443,21 @@ impl Connection {
         let now = self
             .attestor
             .locate(&self.peer, self.entrance)
+            .map_err(|error| match error {
+                // In another pod, which is no pod for this entrance. A process that is about to exit may seem to be in
+                // none (cgroup v1 shows it in the root), so that alone tells of no move.
+                AttestError::Denied(place @ ("listener_mismatch" | "own_pod")) => {
+                    self.tell_of_a_move(before, place.to_owned())
+                }
+                error => error,
+            })
             .and_then(|place| self.attestor.known(&self.peer, place))
             .and_then(|now| now.ok_or(AttestError::Denied("unknown_pod")))
-            .and_then(|now| {
-                if now.same_as(before) {
-                    return Ok(now);
-                }
-                self.tell_of_a_move(before, &now);
-                Err(AttestError::Denied("identity_changed"))
+            .and_then(|now| match now.same_as(before) {
+                true => Ok(now),
+                // Another entry of the same pod: nothing of the old one's is used for it.
+                false if now.is_where(before) => Err(AttestError::NotYet("known_anew")),
+                false => Err(self.tell_of_a_move(before, now.to_string())),
             });
         match now {
             Ok(now) => {
@@ -473,19 +480,15 @@ impl Connection {
     }
 
     /// The audit line of the request names no pod, since none is proven; here both are, for whoever looks into it.
-    fn tell_of_a_move(&self, from: &Workload, to: &Workload) {
-        let name = |workload: &Workload| {
-            let (pod, container) = (workload.facts(), workload.container());
-            let container = container.map_or_else(|| "-".to_owned(), |id| id.to_string());
-            format!("{}/{}/{container}", pod.namespace, pod.name)
-        };
+    fn tell_of_a_move(&self, from: &Workload, to: String) -> AttestError {
         tracing::warn!(
             pid = self.pid(),
             uid = self.uid(),
-            from = name(from),
-            to = name(to),
+            %from,
+            to,
             "a process was moved after it connected: its connection ends"
         );
+        AttestError::Denied("identity_changed")
     }
 
     fn close_with(&self, error: AttestError) -> RequestError {

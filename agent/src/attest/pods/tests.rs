@@ -170,6 +170,9 @@ async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
     pods.forget(pod("21", false));
     pods.learn(pod("22", false), Source::Watch);
     assert!(!first.same_as(&workload(&pods, one)));
+    // But nobody was moved.
+    assert!(first.is_where(&workload(&pods, one)));
+    assert!(!first.is_where(&workload(&pods, other)));
 }
 
 #[tokio::test]
