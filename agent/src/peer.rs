@@ -278,9 +278,9 @@ pub(crate) mod tests {
     }
 
     /// A process that ends with the test, however that ends.
-    pub(crate) struct Caller(Child);
+    pub(crate) struct Connected(Child);
 
-    impl Caller {
+    impl Connected {
         pub(crate) fn id(&self) -> u32 {
             self.0.id()
         }
@@ -291,7 +291,7 @@ pub(crate) mod tests {
         }
     }
 
-    impl Drop for Caller {
+    impl Drop for Connected {
         fn drop(&mut self) {
             let _ = self.0.kill();
             let _ = self.0.wait();
@@ -299,7 +299,7 @@ pub(crate) mod tests {
     }
 
     /// A listener's end of a connection, and the child at the other end.
-    pub(crate) fn connected_child() -> (UnixStream, Caller) {
+    pub(crate) fn connected_child() -> (UnixStream, Connected) {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).expect("a listener");
@@ -312,8 +312,9 @@ pub(crate) mod tests {
             .env(CHILD, &path)
             .spawn()
             .expect("a child");
+        let child = Connected(child);
         let (stream, _) = listener.accept().expect("a connection");
-        (stream, Caller(child))
+        (stream, child)
     }
 
     #[test]

@@ -172,7 +172,7 @@ mod tests {
             "sleep 1000 & echo $! $$ >{0}.new; mv {0}.new {0}; wait",
             pids.display()
         );
-        let outcome = run(shell(&script), Duration::from_millis(500), 10).await;
+        let outcome = run(shell(&script), Duration::from_secs(3), 10).await;
         assert!(matches!(outcome, Err(RunError::TooLate)));
         let pids = std::fs::read_to_string(pids).expect("it was started");
         for pid in pids.split_whitespace() {

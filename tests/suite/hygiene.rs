@@ -300,10 +300,16 @@ async fn another_process_of_the_same_user_cannot_look_into_the_agent() {
     let sleeper = sleeper.args(&POWERLESS[1..]).args(["sleep", "60"]);
     let mut sleeper = sleeper.spawn().expect("it runs");
     // Until it has become `sleep` it still has the capabilities that it is about to put down.
-    let comm = format!("/proc/{}/comm", sleeper.id());
-    let is_powerless = || fs::read_to_string(&comm).is_ok_and(|name| name == "sleep\n");
+    let status = format!("/proc/{}/status", sleeper.id());
+    let is_powerless = || {
+        let status = fs::read_to_string(&status).unwrap_or_default();
+        let mut permitted = status
+            .lines()
+            .filter_map(|line| line.strip_prefix("CapPrm:"));
+        permitted.any(|set| set.trim().bytes().all(|digit| digit == b'0'))
+    };
     let became = kubelet::until("a process without capabilities", is_powerless).await;
-    became.expect("it becomes `sleep`");
+    became.expect("it puts them down");
     let (of_other, of_agent) = (
         looks(sleeper.id(), "environ"),
         ["environ", "maps", "mem"].map(|file| looks(agent.pid(), file)),

@@ -14,9 +14,10 @@ act_reads() {
 
 # A pod that asks as the first thing it does is answered at once: nothing in it asks a second time.
 act_first_request() {
-  note 'first request: ten pods, one after the other, that ask once as soon as they start'
+  note 'first request: ten pods and more, one after the other, that ask once as soon as they start'
   local n asked answered answer status slowest=0 right=0 early=0 since_start=()
-  for n in {0..9}; do
+  # On a node that is busy none of ten may be so quick.
+  for ((n = 0; n < 10 || (n < 40 && early == 0); n++)); do
     pod test "early-$n" app Never early secrets/test/database-password
     eventually 60 ended "early-$n" || note "early-$n did not end"
     IFS=$'\t' read -r asked answered answer status < <(kubectl -n test logs "early-$n") || true
@@ -25,12 +26,12 @@ act_first_request() {
     ((answered - asked <= slowest)) || slowest=$((answered - asked))
     [[ $status != 200 || $(jq -r .value <<<"$answer") != "$test_value" ]] || right=$((right + 1))
   done
-  check_equal 'ten pods that ask once, as the first thing they do, all read their secret' 10 "$right"
+  check_equal 'pods that ask once, as the first thing they do, all read their secret' "$n" "$right"
   check 'some of them asked within the first 100 ms of their container' test "$early" -gt 0
   note "$early did; the slowest answer took $slowest ms with the start of curl; the agent says $(agent_audit |
     jq -rs '[.[] | select(.pod | tostring | startswith("early-")) | .duration_ms | round] | sort | map(tostring) | join(", ")') ms"
   note "from the container's start to its secret: $(printf '%s\n' "${since_start[@]}" | median) ms by hostPath, ${csi_since_start:-?} ms by CSI (medians)"
-  kubectl -n test delete pod early-{0..9} --wait=false >/dev/null
+  kubectl -n test delete pod --ignore-not-found early-{0..39} --wait=false >/dev/null
 }
 
 median() { sort -n | awk '{all[NR] = $1} END {print all[int((NR + 1) / 2)]}'; } # of numbers, one a line

@@ -15,7 +15,7 @@ const FALLBACK: &str = "eu-west-1";
 fn with_fallback(settings: AgentSettings) -> AgentSettings {
     settings
         .set("backends.aws.fallback_regions", format!("[{FALLBACK:?}]"))
-        .set("backends.aws.timeout", "300ms")
+        .set("backends.aws.timeout", "1s")
 }
 
 #[tokio::test]

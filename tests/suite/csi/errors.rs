@@ -237,15 +237,18 @@ async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tri
         .kubelet
         .request(&node.sandbox.kube, &volume)
         .expect("a request");
-    let is_known = async || node.agent.metric("latchkey_pods").await.expect("a metric") > 0.0;
+    let becomes = async |known: f64| {
+        while node.agent.metric("latchkey_pods").await.expect("a metric") != known {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let in_time = std::time::Duration::from_secs(30);
     // Known, and then gone: who has not come yet would come later.
-    while !is_known().await {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let comes = tokio::time::timeout(in_time, becomes(1.0)).await;
+    comes.expect("the agent hears of it");
     volume.pod.delete();
-    while is_known().await {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let goes = tokio::time::timeout(in_time, becomes(0.0)).await;
+    goes.expect("the agent hears of that too");
     let Status { code, message } = node.kubelet.send(&request).await.expect_err("it is gone");
     assert_eq!(code, UNAVAILABLE, "{message}");
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
