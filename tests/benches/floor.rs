@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
@@ -65,7 +66,7 @@ async fn serve(plan: Plan) -> Outcome<()> {
     let listener = UnixListener::bind(&plan.socket)?;
     loop {
         let (stream, _) = listener.accept().await?;
-        // Kept until the connection ends, as who asks for a reason must.
+        // Kept until the connection ends, so that the number cannot come to mean another process.
         let pidfd = match plan.asks.then(|| ask(&stream)) {
             Some(Ok(pidfd)) => pidfd,
             Some(Err(_)) => continue,
@@ -94,7 +95,10 @@ async fn serve(plan: Plan) -> Outcome<()> {
 
 /// Asks the kernel for the peer, its cgroup, and, where it hands out pidfds, whether the one is still the other's.
 fn ask(stream: &UnixStream) -> Outcome<Option<OwnedFd>> {
-    let pidfd = getsockopt(stream, PeerPidfd).ok();
+    let pidfd = match getsockopt(stream, PeerPidfd) {
+        Err(Errno::ENOPROTOOPT) => None,
+        pidfd => Some(pidfd?),
+    };
     let peer = getsockopt(stream, PeerCredentials)?;
     let mut cgroup = [0; 4096];
     let read = File::open(format!("/proc/{}/cgroup", peer.pid()))?.read(&mut cgroup)?;

@@ -43,12 +43,13 @@ struct Arguments {
     /// The agent's program [default: this build's].
     #[arg(long, value_name = "PROGRAM")]
     agent: Option<PathBuf>,
-    /// Another build of the agent, which answers in the same rounds: what a change is worth is seen only side by side.
+    /// Another build of the agent, which answers in the same rounds of `warm` and its scenarios: what a change is worth is
+    /// seen only side by side.
     #[arg(long, value_name = "PROGRAM")]
     baseline: Option<PathBuf>,
     /// How long each server answers in a round, in milliseconds. Many short rounds tell two builds apart that a busy
-    /// machine would blur.
-    #[arg(long, value_name = "MS", default_value_t = 1700)]
+    /// machine would blur; but processor time is counted in ticks of 10 ms.
+    #[arg(long, value_name = "MS", default_value_t = 1700, value_parser = clap::value_parser!(u64).range(100..), conflicts_with = "quick")]
     run: u64,
     /// Where the figures go as JSON.
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
@@ -91,7 +92,8 @@ fn bench(arguments: &Arguments) -> Outcome<()> {
         eprintln!("SKIPPED: {why}");
         return Ok(());
     }
-    if process::processors() < 2 {
+    let processors = process::processors();
+    if processors < 2 {
         eprintln!("SKIPPED: the server and its load need a processor each");
         return Ok(());
     }
@@ -100,10 +102,10 @@ fn bench(arguments: &Arguments) -> Outcome<()> {
         .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(run(arguments))
+    runtime.block_on(run(arguments, processors))
 }
 
-async fn run(arguments: &Arguments) -> Outcome<()> {
+async fn run(arguments: &Arguments, processors: usize) -> Outcome<()> {
     let began = Instant::now();
     let pace = if arguments.quick {
         let part = Duration::from_millis(300);
@@ -113,7 +115,7 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
             run: part,
         }
     } else {
-        let run = Duration::from_millis(arguments.run.max(10));
+        let run = Duration::from_millis(arguments.run);
         Pace {
             rounds: arguments.rounds.max(1),
             warm_up: (run / 5).max(Duration::from_millis(50)),
@@ -127,7 +129,7 @@ async fn run(arguments: &Arguments) -> Outcome<()> {
             .is_none_or(|only| part.contains(only))
     };
     let stage = Stage::set(arguments.agent.clone(), arguments.baseline.clone()).await?;
-    let mut report = Report::new(&stage.program()?);
+    let mut report = Report::new(&stage.program()?, arguments.baseline.as_deref(), processors);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;
     }

@@ -71,13 +71,12 @@ pub(crate) async fn measure(
         stage.canned(&agent, SMALL).await?,
         stage.canned(&agent, LARGE).await?,
     ];
-    let mut servers = vec![
-        Stage::compared("agent", &agent),
-        stage.floor(&canned, false).await?,
-        stage.floor(&canned, true).await?,
-    ];
     let baseline = stage.baseline().await?;
+    // Side by side, since they are compared most closely.
+    let mut servers = vec![Stage::compared("agent", &agent)];
     servers.extend(baseline.iter().map(|it| Stage::compared(BASELINE, it)));
+    servers.push(stage.floor(&canned, true).await?);
+    servers.push(stage.floor(&canned, false).await?);
     match stage.nginx(&canned).await? {
         Some(nginx) => servers.push(nginx),
         None => report.note("SKIPPED: nginx is not installed (apt-get install nginx-light)"),
