@@ -249,9 +249,10 @@ impl AgentProcess {
     ///
     /// If it is read already.
     pub fn hang_up(&mut self) -> io::Result<()> {
-        let unread = self.unread.take().ok_or(io::ErrorKind::NotFound)?;
-        drop(unread);
-        Ok(())
+        self.unread
+            .take()
+            .map(drop)
+            .ok_or(io::ErrorKind::NotFound.into())
     }
 
     /// Waits until it says on its admin port that it is ready.

@@ -395,6 +395,19 @@ impl Mounter {
         )))
     }
 
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    ///
+    /// If it has ended.
+    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
+        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
+        Ok(nix::sys::signal::kill(
+            nix::unistd::Pid::from_raw(pid),
+            signal,
+        )?)
+    }
+
     /// Kills it with SIGKILL, and waits until it is gone.
     ///
     /// # Errors
@@ -410,8 +423,7 @@ impl Mounter {
     ///
     /// If it does not.
     pub async fn stop(&mut self) -> io::Result<ExitStatus> {
-        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid).map_err(io::Error::other)?);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.signal(nix::sys::signal::Signal::SIGTERM)?;
         timeout(PATIENCE, self.child.wait())
             .await
             .map_err(io::Error::other)?

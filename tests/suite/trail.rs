@@ -45,6 +45,20 @@ async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod, String) {
     (sandbox, pod, role)
 }
 
+/// An agent to whose trail nobody listens.
+async fn deaf(
+    sandbox: &Sandbox,
+    change: impl FnOnce(AgentSettings) -> AgentSettings,
+) -> AgentProcess {
+    let deaf = AgentSettings {
+        deaf_stderr: true,
+        ..sandbox.settings().expect("settings")
+    };
+    let agent = change(deaf).start().await.expect("a process");
+    agent.until_readyz().await.expect("it is ready");
+    agent
+}
+
 async fn line_of(agent: &AgentProcess, outcome: &str, secret: &str) -> Value {
     let line = agent.until_audit(|line| line["outcome"] == outcome && line["secret"] == secret);
     let line = line.await.expect("a line");
@@ -277,17 +291,14 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
         return;
     }
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
-    let deaf = AgentSettings {
-        deaf_stderr: true,
-        ..sandbox.settings().expect("settings")
+    let short = |settings: AgentSettings| {
+        settings
+            .set("audit.queue", QUEUE)
+            .set("limits.attest_wait", "1s")
+            .set("backends.aws.timeout", "1s")
+            .set("limits.request_deadline", "2s")
     };
-    let deaf = deaf
-        .set("audit.queue", QUEUE)
-        .set("limits.attest_wait", "1s")
-        .set("backends.aws.timeout", "1s")
-        .set("limits.request_deadline", "2s");
-    let mut agent = deaf.start().await.expect("a process");
-    agent.until_readyz().await.expect("it is ready");
+    let mut agent = deaf(&sandbox, short).await;
     let asks = (0..12).map(|_| pod.secret("test/database-password"));
     let answers = futures::future::join_all(asks).await;
     let mut given = 0;
@@ -330,12 +341,7 @@ async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agen
         return;
     }
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
-    let deaf = AgentSettings {
-        deaf_stderr: true,
-        ..sandbox.settings().expect("settings")
-    };
-    let mut agent = deaf.start().await.expect("a process");
-    agent.until_readyz().await.expect("it is ready");
+    let mut agent = deaf(&sandbox, |settings| settings).await;
     agent.hang_up().expect("nobody reads it yet");
     // Whoever asks before the first line has failed still gets an answer.
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -366,13 +372,7 @@ async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
         return;
     }
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
-    let deaf = AgentSettings {
-        deaf_stderr: true,
-        ..sandbox.settings().expect("settings")
-    };
-    let deaf = deaf.set("limits.drain", "2s");
-    let mut agent = deaf.start().await.expect("a process");
-    agent.until_readyz().await.expect("it is ready");
+    let mut agent = deaf(&sandbox, |settings| settings.set("limits.drain", "2s")).await;
     let answer = pod
         .secret("test/database-password")
         .await

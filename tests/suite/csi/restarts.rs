@@ -3,8 +3,7 @@
 use super::{Node, OWN, reads_own, settings};
 use crate::{can_run, code};
 use nix::mount::{MsFlags, mount};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -44,11 +43,10 @@ async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
     let mut successor = node.kubelet.mounter().await.expect("a mounter");
     node.publish(&pod.volume).await.expect("by the successor");
     // It would notice within a second, perhaps at once.
-    let stopped = Pid::from_raw(i32::try_from(node.mounter.pid()).expect("a number"));
-    kill(stopped, Signal::SIGSTOP).expect("it runs");
+    node.mounter.signal(Signal::SIGSTOP).expect("it runs");
     successor.kill().await.expect("it runs");
     node.publish(&pod.volume).await.expect_err("nobody listens");
-    kill(stopped, Signal::SIGCONT).expect("it is stopped");
+    node.mounter.signal(Signal::SIGCONT).expect("it is stopped");
     let back = async {
         while node.publish(&pod.volume).await.is_err() || node.kubelet.register().await.is_err() {
             sleep(Duration::from_millis(50)).await;
