@@ -25,7 +25,8 @@ pub(crate) mod exit {
     pub(crate) const CONFIG: u8 = 78;
 }
 
-/// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own, for which requests wait.
+/// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own, for which
+/// requests wait.
 const LOG_QUEUE: usize = 4096;
 
 /// How long the last audit lines may take to be written.
