@@ -136,10 +136,9 @@ async fn run(arguments: &Arguments, processors: usize) -> Outcome<()> {
     if wanted("exec") {
         exec::measure(pace, &mut report).await?;
     }
-    if wanted("warm") {
-        warm::measure(&stage, pace, |_| true, &mut report).await?;
-    } else if warm::names().any(wanted) {
-        warm::measure(&stage, pace, wanted, &mut report).await?;
+    let scenario = |name: &str| wanted("warm") || wanted(name);
+    if warm::names().any(scenario) {
+        warm::measure(&stage, pace, scenario, &mut report).await?;
     }
     if wanted("uncached") {
         uncached::measure(&stage, pace, &mut report).await?;

@@ -195,6 +195,24 @@ impl Report {
         rows
     }
 
+    /// One figure of a row, round by round.
+    fn rounds(
+        &self,
+        what: &str,
+        connections: usize,
+        server: &str,
+        pick: fn(&Load) -> f64,
+    ) -> Vec<f64> {
+        let of_row = |figure: &&Figure| {
+            figure.what == what && figure.connections == connections && figure.server == server
+        };
+        self.figures
+            .iter()
+            .filter(of_row)
+            .map(|figure| pick(&figure.load))
+            .collect()
+    }
+
     /// Median, least and most over the rounds.
     fn spread_of(
         &self,
@@ -203,37 +221,21 @@ impl Report {
         server: &str,
         pick: fn(&Load) -> f64,
     ) -> [f64; 3] {
-        let of_row = |figure: &&Figure| {
-            figure.what == what && figure.connections == connections && figure.server == server
-        };
-        spread(
-            self.figures
-                .iter()
-                .filter(of_row)
-                .map(|figure| pick(&figure.load))
-                .collect(),
-        )
+        spread(self.rounds(what, connections, server, pick))
     }
 
     /// How much more processor time a request takes of one server than of another, round by round: in one round the machine
     /// was likeliest as busy for both.
     fn ratio(&self, what: &str, connections: usize, server: &str, other: &str) -> Ratio {
-        let rounds = |server: &str| {
-            let of_row = move |figure: &&Figure| {
-                figure.what == what && figure.connections == connections && figure.server == server
-            };
-            let figures = self.figures.iter().filter(of_row);
-            figures
-                .map(|figure| figure.load.cpu.total())
-                .collect::<Vec<_>>()
-        };
+        let rounds = |server| self.rounds(what, connections, server, |load| load.cpu.total());
         let ratios = rounds(server).into_iter().zip(rounds(other));
         let mut ratios: Vec<_> = ratios.map(|(one, other)| one / other).collect();
         ratios.sort_by(f64::total_cmp);
         let at = |place: usize| ratios.get(place).copied().unwrap_or(f64::NAN);
+        let quartiles = [at(ratios.len() / 4), at(ratios.len() * 3 / 4)];
         Ratio {
-            median: spread(ratios.clone())[0],
-            quartiles: [at(ratios.len() / 4), at(ratios.len() * 3 / 4)],
+            median: spread(ratios)[0],
+            quartiles,
         }
     }
 

@@ -163,11 +163,11 @@ impl Stage {
 
     /// Starts the other build of the agent, if there is one.
     pub(crate) async fn baseline(&self) -> Outcome<Option<AgentProcess>> {
-        if self.baseline.is_none() {
+        let Some(program) = &self.baseline else {
             return Ok(None);
-        }
+        };
         let mut settings = self.unlimited(BASELINE, true)?;
-        settings.program = self.baseline.clone();
+        settings.program = Some(program.clone());
         Ok(Some(self.agent(settings, true).await?))
     }
 
