@@ -175,14 +175,16 @@ impl FakeKube {
         Ok(path)
     }
 
-    /// Waits until `condition` holds, looking again at each change; a test bounds it with a timeout of its own.
+    /// Waits until `condition` holds, looking again at each change.
+    ///
+    /// # Panics
+    /// When it does not within a minute.
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changed = self.cluster.changed.subscribe();
-        while !condition(self) {
-            if changed.changed().await.is_err() {
-                return;
-            }
-        }
+        let holds = async { while !condition(self) && changed.changed().await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(60), holds)
+            .await
+            .expect("the cluster comes to what is waited for");
     }
 }
 

@@ -16,6 +16,7 @@ pub mod page;
 pub mod password_store;
 pub mod pid_namespace;
 pub mod sandbox;
+pub mod skip;
 pub mod workload;
 
 #[cfg(test)]

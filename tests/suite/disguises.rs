@@ -182,7 +182,6 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
     // Nothing is asked: the agent itself has heard of the exit.
     let silent = Raw {
         connection: Some("silent".into()),
-        read_millis: 2_000,
         ..Raw::new("")
     };
     let received = prod.raw(silent).await.expect("it can be read");

@@ -37,21 +37,22 @@ impl Served {
         self.pod.request(request).await.expect("an answer")
     }
 
-    /// What comes back for these bytes, until the agent closes or nothing more has come for `millis`.
-    async fn raw(&self, bytes: impl Into<Vec<u8>>, millis: u64) -> Received {
+    /// What comes back for these bytes until the agent closes.
+    async fn raw(&self, bytes: impl Into<Vec<u8>>) -> Received {
+        self.received(Raw::new(bytes)).await
+    }
+
+    /// So many answers to these bytes, and what comes within the next 150 ms: nothing, where the connection stays.
+    async fn kept(&self, bytes: impl Into<Vec<u8>>, answers: usize) -> Received {
         let raw = Raw {
-            read_millis: millis,
+            answers: Some(answers),
+            watch_millis: 150,
             ..Raw::new(bytes)
         };
+        self.received(raw).await
+    }
+
+    async fn received(&self, raw: Raw) -> Received {
         self.pod.workload.raw(raw).await.expect("a connection")
     }
-}
-
-/// The statuses of the answers on a connection, in order.
-fn statuses(received: &Received) -> Vec<u16> {
-    let text = String::from_utf8_lossy(&received.bytes);
-    let lines = text.split("HTTP/1.").skip(1);
-    lines
-        .filter_map(|line| line.get(2..5)?.parse().ok())
-        .collect()
 }

@@ -4,7 +4,6 @@
 
 use crate::can_run;
 use std::fs;
-use std::io::Write as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use testkit::agent::AgentProcess;
@@ -179,8 +178,7 @@ async fn follow(page: &str, heading: &str) {
     let page = Page::read(page).expect("the page");
     let section = page.section(heading).expect("a section by that name");
     if let Err(missing) = Readers::start().await.follow(section).await {
-        let mut out = std::io::stderr();
-        writeln!(out, "SKIPPED: {heading}: {missing}").expect("standard error");
+        testkit::skip::say_skipped(format!("{heading}: {missing}"));
     }
 }
 

@@ -28,7 +28,7 @@ mod trail;
 mod wait;
 mod watch;
 
-/// Says once, visibly, that the workloads' tests need root, and whether they can run.
+/// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
 ///
 /// CI runs as root, where nothing is skipped: a machine that refuses workloads there fails the test instead.
 fn can_run() -> bool {
@@ -36,7 +36,8 @@ fn can_run() -> bool {
         Ok(()) => true,
         Err(why) if nix::unistd::geteuid().is_root() => panic!("{why}"),
         Err(why) => {
-            eprintln!("SKIPPED: {why}");
+            static SAID: std::sync::Once = std::sync::Once::new();
+            SAID.call_once(|| testkit::skip::say_skipped(why));
             false
         }
     }

@@ -221,7 +221,7 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
     let path = instead_of_pass(store.beside(), &script);
     let settings = settings(&machine, &store)
         .env("PATH", path)
-        .set("backends.pass.timeout", "300ms");
+        .set("backends.pass.timeout", "1s");
     let mut agent = settings.start().await.expect("an agent");
     agent.until_ready().await.expect("it is ready");
     let process = machine.process(0).await.expect("a process");

@@ -166,17 +166,17 @@ async fn a_wait_that_sees_no_change_ends_with_304_and_the_tag() {
         return;
     }
     let of = Waiting::start(&[
-        ("limits.request_deadline", "1s"),
+        ("limits.request_deadline", "2s"),
         ("limits.attest_wait", "1s"),
-        ("backends.aws.timeout", "1s"),
+        ("backends.aws.timeout", "2s"),
     ])
     .await;
     let (before, began) = (of.reads(), Instant::now());
-    let answer = of.pod.request(of.ask("2s")).await.expect("an answer");
+    let answer = of.pod.request(of.ask("3s")).await.expect("an answer");
     assert_eq!((answer.status, answer.body.len()), (304, 0));
     assert_eq!(answer.header("etag"), Some(&*of.tag));
     // Past the deadline of a request, and no longer than was said.
-    assert!(began.elapsed() >= Duration::from_secs(2));
+    assert!(began.elapsed() >= Duration::from_secs(3));
     assert_eq!(of.reads(), before + 1);
     // What has changed before is told at once.
     of.sandbox.secret("test/database-password", "rotated");

@@ -123,13 +123,14 @@ doctor_by_secret() {
 
 doctor_by_host_network() {
   local report
-  check_equal "hostNetwork: the proxy does not start, and says why" true \
-    "$(kubectl -n doctor logs host -c proxy 2>&1 | grep -q hostNetwork && echo true)"
+  check 'hostNetwork: the proxy does not start, and says why' eventually 60 proxy_says_why
   examine host doctor/password
   judge 'hostNetwork: secrets are read all the same' nothing
   check_noted 'and that no proxy starts there is told' host_network
   names_from_outside 'hostNetwork with a proxy' 'network: host_network_proxy' '' host
 }
+
+proxy_says_why() { kubectl -n doctor logs host -c proxy 2>&1 | grep hostNetwork; }
 
 doctor_by_ephemeral_container() {
   local report path=/api/v1/namespaces/doctor/pods/well/ephemeralcontainers

@@ -1,11 +1,12 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::skip::say_skipped;
 use crate::workload::{PodCgroup, Request, Workload, WorkloadSpec};
 
 fn skipped() -> bool {
     Workload::supported()
-        .inspect_err(|why| eprintln!("skipped: {why}"))
+        .inspect_err(|why| say_skipped(why))
         .is_err()
 }
 
@@ -132,7 +133,7 @@ async fn a_small_namespace_runs_its_pids_around() {
         return;
     }
     if !limits_its_pids() {
-        eprintln!("skipped: kernel.pid_max belongs to a PID namespace only since Linux 6.14");
+        say_skipped("kernel.pid_max belongs to a PID namespace only since Linux 6.14");
         return;
     }
     let before = fs::read_to_string("/proc/sys/kernel/pid_max").expect("the machine's own");

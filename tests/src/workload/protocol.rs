@@ -118,8 +118,12 @@ pub struct Raw {
     pub descriptors: usize,
     /// Whether to shut the writing side down afterwards.
     pub shut: bool,
-    /// How long to read, in milliseconds, unless the other side closes before.
+    /// How long to read, in milliseconds, unless the other side closes before; 0 is not at all.
     pub read_millis: u64,
+    /// After how many answers only [`Self::watch_millis`] more are read; none reads on.
+    pub answers: Option<usize>,
+    /// How long to read on after the last of the [`Self::answers`], in milliseconds.
+    pub watch_millis: u64,
 }
 
 /// What came back for a [`Raw`].
@@ -318,13 +322,25 @@ impl Response {
     }
 }
 
+impl Received {
+    /// The statuses of the answers, in order.
+    #[must_use]
+    pub fn statuses(&self) -> Vec<u16> {
+        let text = String::from_utf8_lossy(&self.bytes);
+        let heads = text.split("HTTP/1.").skip(1);
+        heads
+            .filter_map(|head| head.get(2..5)?.parse().ok())
+            .collect()
+    }
+}
+
 impl Raw {
-    /// These bytes on a new connection, and five seconds to answer them.
+    /// These bytes on a new connection, read until the other side closes, for 20 s at most.
     #[must_use]
     pub fn new(bytes: impl Into<Vec<u8>>) -> Self {
         Self {
             bytes: bytes.into(),
-            read_millis: 5000,
+            read_millis: 20_000,
             ..Self::default()
         }
     }

@@ -240,11 +240,16 @@ async fn exchange(connections: &Connections, socket: &Path, raw: Raw) -> io::Res
         bytes: Vec::new(),
         closed: false,
     };
-    let end = tokio::time::Instant::now() + Duration::from_millis(raw.read_millis);
-    while !received.closed {
+    let mut end = tokio::time::Instant::now() + Duration::from_millis(raw.read_millis);
+    let mut awaited = raw.answers;
+    while !received.closed && raw.read_millis > 0 {
         tokio::select! {
             read = stream.read_buf(&mut received.bytes) => match read {
                 Ok(0) => received.closed = true,
+                Ok(_) if awaited.is_some_and(|answers| received.statuses().len() >= answers) => {
+                    awaited = None;
+                    end = tokio::time::Instant::now() + Duration::from_millis(raw.watch_millis);
+                }
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => received.closed = true,
                 Err(error) => return Err(error),

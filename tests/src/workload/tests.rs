@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 
 use super::*;
+use crate::skip::say_skipped;
 
 const POD: &str = "0d2f7a52-0c9d-4f6c-9f6e-0f3a1c7b9d11";
 
@@ -58,7 +59,7 @@ impl Drop for Server {
 /// Says so on standard error where a test cannot run.
 fn skipped() -> bool {
     Workload::supported()
-        .inspect_err(|why| eprintln!("skipped: {why}"))
+        .inspect_err(|why| say_skipped(why))
         .is_err()
 }
 
@@ -130,7 +131,7 @@ async fn each_shape_shows_in_proc_and_is_gone_afterwards() {
                         if hierarchies != Hierarchies::V2
                             && error.kind() == io::ErrorKind::Unsupported =>
                     {
-                        eprintln!("skipped: {error}");
+                        say_skipped(error);
                         continue;
                     }
                     started => started.expect("a workload"),

@@ -45,7 +45,7 @@ async fn the_token_services_fail_in_the_same_words_as_the_vault() {
         return;
     }
     let google = Google::start().await;
-    let agent = google.agent(&[("backends.gcp.timeout", "300ms")]).await;
+    let agent = google.agent(&[("backends.gcp.timeout", "1s")]).await;
     let pod = google.pod().await;
     let ask = async || -> Response { pod.secret(SECRET).await.expect("an answer") };
     let faults = [

@@ -1,13 +1,10 @@
 //! Where a request begins and ends: one reading only, and whatever has two ends the connection.
 
-use super::{Served, statuses};
+use super::Served;
 use crate::{can_run, code};
 use testkit::workload::{Raw, Request};
 
 const SECRET: &str = "/v1/secrets/test/database-password";
-
-/// How long a connection that is to stay open, or might answer once more, is watched, in milliseconds.
-const WATCHED: u64 = 150;
 
 #[tokio::test]
 async fn a_smuggled_request_is_never_answered() {
@@ -121,15 +118,15 @@ async fn a_smuggled_request_is_never_answered() {
         format!("GET {SECRET}?a b HTTP/1.1\r\nHost: x\r\n\r\n{HIDDEN}"),
     ];
     for bytes in corpus {
-        let received = served.raw(bytes.clone(), 3000).await;
+        let received = served.raw(bytes.clone()).await;
         let text = String::from_utf8_lossy(&received.bytes);
-        assert_eq!(statuses(&received), [400], "{bytes:?}\n{text}");
+        assert_eq!(received.statuses(), [400], "{bytes:?}\n{text}");
         assert!(received.closed, "{bytes:?}\n{text}");
         assert!(!text.contains("canary"), "{bytes:?}\n{text}");
     }
     // The preface of HTTP/2 is hung up on without a word.
     let preface = format!("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n{HIDDEN}");
-    let received = served.raw(preface, 3000).await;
+    let received = served.raw(preface).await;
     assert_eq!((received.bytes.len(), received.closed), (0, true));
     assert_eq!(
         served.sandbox.aws.count_calls(|call| call.secret.is_some()),
@@ -146,15 +143,15 @@ async fn a_bare_line_feed_has_one_reading() {
     // RFC 9112 section 2.2 lets a recipient take a single LF as the end of a line. Nobody relays to this socket, so
     // there is no second reader to differ; what counts is that each request is answered once and by itself.
     let received = served
-        .raw(
+        .kept(
             "GET /ping HTTP/1.1\nHost: x\n\nGET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n",
-            WATCHED,
+            1,
         )
         .await;
     assert!(
-        matches!(&*statuses(&received), [400] | [200, 404]),
+        matches!(&*received.statuses(), [400] | [200, 404]),
         "{:?}",
-        statuses(&received)
+        received.statuses()
     );
 }
 
@@ -209,10 +206,12 @@ async fn a_connection_lives_as_long_as_both_want_it() {
         ),
     ];
     for (bytes, answers, closed) in cases {
-        let received = served
-            .raw(bytes.clone(), if closed { 3000 } else { WATCHED })
-            .await;
-        assert_eq!(statuses(&received), vec![200; answers], "{bytes:?}");
+        let received = if closed {
+            served.raw(bytes.clone()).await
+        } else {
+            served.kept(bytes.clone(), answers).await
+        };
+        assert_eq!(received.statuses(), vec![200; answers], "{bytes:?}");
         assert_eq!(received.closed, closed, "{bytes:?}");
     }
     // One that only stops writing still gets its answer.
@@ -220,8 +219,8 @@ async fn a_connection_lives_as_long_as_both_want_it() {
         shut: true,
         ..Raw::new(format!("GET {SECRET} HTTP/1.1\r\nHost: x\r\n\r\n"))
     };
-    let received = served.pod.workload.raw(raw).await.expect("a connection");
-    assert_eq!((statuses(&received), received.closed), (vec![200], true));
+    let received = served.received(raw).await;
+    assert_eq!((received.statuses(), received.closed), (vec![200], true));
     // Many on one connection.
     served
         .pod
@@ -253,27 +252,17 @@ async fn a_body_that_waits_for_100_continue_is_asked_for() {
         .connect("patient")
         .await
         .expect("a connection");
-    let on = |bytes: &str, millis| Raw {
+    let on = |bytes: &str| Raw {
         connection: Some("patient".into()),
-        read_millis: millis,
+        answers: Some(1),
+        watch_millis: 150,
         ..Raw::new(bytes)
     };
-    let received = served
-        .pod
-        .workload
-        .raw(on(head, 500))
-        .await
-        .expect("a connection");
-    assert_eq!(statuses(&received), [100]);
-    let body = r#"{"names": ["test/database-password"]}"#;
-    assert_eq!(body.len(), 37);
-    let received = served
-        .pod
-        .workload
-        .raw(on(&body.replace(": ", ":"), 500))
-        .await
-        .expect("a connection");
-    assert_eq!(statuses(&received), [200]);
+    assert_eq!(served.received(on(head)).await.statuses(), [100]);
+    let body = r#"{"names":["test/database-password"]}"#;
+    assert_eq!(body.len(), 36);
+    let received = served.received(on(body)).await;
+    assert_eq!(received.statuses(), [200]);
     assert!(String::from_utf8_lossy(&received.bytes).contains(&testkit::sandbox::password("test")));
 }
 
@@ -289,33 +278,27 @@ async fn long_targets_and_long_headers_have_statuses_of_their_own() {
             "k".repeat(length)
         )
     };
-    assert_eq!(
-        statuses(&served.raw(target(7 * 1024), WATCHED).await),
-        [400]
-    );
+    assert_eq!(served.kept(target(7 * 1024), 1).await.statuses(), [400]);
     for length in [8 * 1024, 10 * 1024, 60 * 1024] {
-        let received = served.raw(target(length), 3000).await;
+        let received = served.raw(target(length)).await;
         assert!(
-            matches!(&*statuses(&received), [414 | 431]),
+            matches!(&*received.statuses(), [414 | 431]),
             "{length}: {:?}",
-            statuses(&received)
+            received.statuses()
         );
         assert!(received.closed, "{length}");
     }
-    let received = served.raw(target(8 * 1024), 3000).await;
-    assert_eq!(statuses(&received), [414]);
+    let received = served.raw(target(8 * 1024)).await;
+    assert_eq!(received.statuses(), [414]);
     let headers =
         |length: usize| format!("GET /ping HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(length));
-    assert_eq!(
-        statuses(&served.raw(headers(15 * 1024), WATCHED).await),
-        [200]
-    );
+    assert_eq!(served.kept(headers(15 * 1024), 1).await.statuses(), [200]);
     for bytes in [
         headers(17 * 1024),
         headers(1024 * 1024),
         format!("GET /ping HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(500)),
     ] {
-        let received = served.raw(bytes, 3000).await;
-        assert_eq!((statuses(&received), received.closed), (vec![431], true));
+        let received = served.raw(bytes).await;
+        assert_eq!((received.statuses(), received.closed), (vec![431], true));
     }
 }

@@ -1,0 +1,13 @@
+//! What a test says that cannot run here.
+
+use std::fmt::Display;
+use std::io::Write;
+
+/// Says that something is left out, and why, past the capture of what tests print: who reads the run sees it, and CI
+/// fails for it.
+///
+/// # Panics
+/// If there is no standard error.
+pub fn say_skipped(why: impl Display) {
+    writeln!(std::io::stderr(), "SKIPPED: {why}").expect("standard error");
+}
