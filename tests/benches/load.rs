@@ -1,13 +1,15 @@
-//! The load: a closed loop of raw HTTP/1.1 on a Unix socket, one thread, as cheap as can be.
+//! The load: a closed loop of raw HTTP/1.1 on a socket, one thread, as cheap as can be.
 //!
 //! It is a process of its own, because the agent answers only processes in a pod's cgroup.
 
 use crate::Outcome;
 use crate::process::Cpu;
-use mio::net::UnixStream;
+use mio::event::Source;
+use mio::net::{TcpStream, UnixStream};
 use mio::{Events, Interest, Poll, Token};
 use serde::{Deserialize, Serialize};
 use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -32,10 +34,26 @@ pub(crate) enum Use {
     Once,
 }
 
+/// Where a server is asked.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) enum Address {
+    Socket(PathBuf),
+    /// A port of the loopback interface, with a header that every request must bring.
+    Peer {
+        port: u16,
+        header: String,
+    },
+}
+
+/// A connection of either kind.
+trait Stream: Read + Write + Source {}
+
+impl<T: Read + Write + Source> Stream for T {}
+
 /// What load to make.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Plan {
-    pub(crate) socket: PathBuf,
+    pub(crate) address: Address,
     /// What is asked for; `{}` stands for the connection's number.
     pub(crate) path: String,
     pub(crate) mode: Use,
@@ -72,7 +90,7 @@ pub(crate) struct Latency {
 }
 
 struct Line {
-    stream: UnixStream,
+    stream: Box<dyn Stream>,
     buffer: Vec<u8>,
     filled: usize,
     since: Instant,
@@ -132,7 +150,10 @@ pub(crate) fn main(plan: &str) -> Outcome<()> {
 fn run(plan: &Plan) -> Outcome<Load> {
     let requests: Vec<Vec<u8>> = (0..plan.connections)
         .map(|number| plan.path.replace("{}", &number.to_string()))
-        .map(|path| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").into_bytes())
+        .map(|path| {
+            let header = plan.address.header();
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}\r\n").into_bytes()
+        })
         .collect();
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1024);
@@ -222,11 +243,43 @@ fn run(plan: &Plan) -> Outcome<Load> {
     })
 }
 
+impl From<&Path> for Address {
+    fn from(socket: &Path) -> Self {
+        Self::Socket(socket.to_owned())
+    }
+}
+
+impl Address {
+    fn connect(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Socket(path) => Box::new(UnixStream::connect(path)?),
+            Self::Peer { port, .. } => {
+                let stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, *port))?;
+                stream.set_nonblocking(true)?;
+                Box::new(TcpStream::from_std(stream))
+            }
+        })
+    }
+
+    /// Whether somebody listens there.
+    pub(crate) fn is_served(&self) -> bool {
+        self.connect().is_ok()
+    }
+
+    /// The line that every request must bring, if any.
+    fn header(&self) -> String {
+        match self {
+            Self::Socket(_) => String::new(),
+            Self::Peer { header, .. } => format!("{header}\r\n"),
+        }
+    }
+}
+
 impl Line {
     fn open(plan: &Plan, poll: &Poll, number: usize) -> Outcome<Self> {
         let since = Instant::now();
         let mut stream = loop {
-            match UnixStream::connect(&plan.socket) {
+            match plan.address.connect() {
                 Ok(stream) => break stream,
                 // The backlog is full.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => std::thread::yield_now(),
@@ -234,7 +287,7 @@ impl Line {
             }
         };
         poll.registry()
-            .register(&mut stream, Token(number), Interest::READABLE)?;
+            .register(&mut *stream, Token(number), Interest::READABLE)?;
         Ok(Self {
             stream,
             buffer: vec![0; 4096],

@@ -1,4 +1,5 @@
-//! The benchmark: the agent as it ships against the floor, a bare hyper answer and nginx, on one machine in one run.
+//! The benchmark: the agent as it ships against its peer, AWS's agent, and the floor, a bare hyper answer and nginx, on one machine in
+//! one run.
 //!
 //! The server under test has processor 0 to itself; everything else runs on processor 1. All servers take part in
 //! every round, and every second round goes backwards, so that what else the machine does hits them alike. Ratios of
@@ -9,6 +10,7 @@ mod floor;
 mod load;
 mod memory;
 mod neighbour;
+mod peer;
 mod process;
 mod report;
 mod sdk;
@@ -27,7 +29,7 @@ use std::time::{Duration, Instant};
 /// The result of anything in the benchmark; whatever fails ends it.
 type Outcome<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Measures the agent against a bare hyper server and nginx.
+/// Measures the agent against a bare hyper server, nginx and AWS's agent.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// A smoke run of under a minute: one short round of each. Its figures mean little.
@@ -47,6 +49,9 @@ struct Arguments {
     /// seen only side by side.
     #[arg(long, value_name = "PROGRAM")]
     baseline: Option<PathBuf>,
+    /// AWS's agent, its peer: `cargo install --locked aws_secretsmanager_agent` makes one.
+    #[arg(long, value_name = "PROGRAM")]
+    peer: Option<PathBuf>,
     /// How long each server answers in a round, in milliseconds. Many short rounds tell two builds apart that a busy
     /// machine would blur; but processor time is counted in ticks of 10 ms.
     #[arg(long, value_name = "MS", default_value_t = 1700, value_parser = clap::value_parser!(u64).range(100..), conflicts_with = "quick")]
@@ -128,7 +133,12 @@ async fn run(arguments: &Arguments, processors: usize) -> Outcome<()> {
             .as_ref()
             .is_none_or(|only| part.contains(only))
     };
-    let stage = Stage::set(arguments.agent.clone(), arguments.baseline.clone()).await?;
+    let stage = Stage::set(
+        arguments.agent.clone(),
+        arguments.baseline.clone(),
+        arguments.peer.clone(),
+    )
+    .await?;
     let mut report = Report::new(&stage.program()?, arguments.baseline.as_deref(), processors);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;

@@ -128,7 +128,7 @@ fn flood(
     run: Duration,
 ) -> Outcome<tokio::process::Child> {
     let plan = Plan {
-        socket: agent.socket().to_owned(),
+        address: agent.socket().into(),
         path: SMALL.to_owned(),
         mode: Use::Mixed,
         connections: 60,

@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::load::Load;
+use crate::peer;
 use crate::servers::{ASKING, BASELINE};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -224,10 +225,22 @@ impl Report {
         spread(self.rounds(what, connections, server, pick))
     }
 
-    /// How much more processor time a request takes of one server than of another, round by round: in one round the machine
-    /// was likeliest as busy for both.
+    /// How much more processor time a request takes of one server than of another.
     fn ratio(&self, what: &str, connections: usize, server: &str, other: &str) -> Ratio {
-        let rounds = |server| self.rounds(what, connections, server, |load| load.cpu.total());
+        self.ratio_of(what, connections, server, other, |load| load.cpu.total())
+    }
+
+    /// How much more of something one server has than another, round by round: in one round the machine was likeliest as
+    /// busy for both.
+    fn ratio_of(
+        &self,
+        what: &str,
+        connections: usize,
+        server: &str,
+        other: &str,
+        pick: fn(&Load) -> f64,
+    ) -> Ratio {
+        let rounds = |server| self.rounds(what, connections, server, pick);
         let ratios = rounds(server).into_iter().zip(rounds(other));
         let mut ratios: Vec<_> = ratios.map(|(one, other)| one / other).collect();
         ratios.sort_by(f64::total_cmp);
@@ -268,6 +281,13 @@ impl Report {
         let new_floor = cpu("new connection", 16, "hyper");
         let asking = cpu("new connection", 16, ASKING);
         let new_ratio = self.ratio("new connection", 16, "agent", ASKING);
+        let peers = |pick| self.ratio_of("warm, kept", 64, "agent", peer::NAME, pick);
+        let (peers_rate, peers_p99) = (
+            peers(|load| load.per_second),
+            peers(|load| load.latency.p99),
+        );
+        let peers_cpu = self.ratio("warm, kept", 64, "agent", peer::NAME);
+        let peers_new = self.ratio("new connection", 16, "agent", peer::NAME);
         let (quiet, noisy) = (median("polite_quiet_p99_us"), median("polite_noisy_p99_us"));
         let elsewhere = median("polite_elsewhere_p99_us");
         let allowed = (2.0 * quiet).max(quiet + 1000.0);
@@ -305,6 +325,29 @@ impl Report {
             2.0,
             format!("{warm_ratio} {floor:.2} us"),
         );
+        // Ours, from the goals in microseconds and what the peer took where they were set: 7.3 us, and 42 us for a new
+        // connection.
+        goal(
+            "the same, CPU against AWS's agent",
+            "<= 0.82 x".into(),
+            peers_cpu.median,
+            6.0 / 7.3,
+            format!("{peers_cpu}"),
+        );
+        goal(
+            "the same, requests/s against AWS's agent",
+            ">= 1.2 x".into(),
+            -peers_rate.median,
+            -1.2,
+            format!("{peers_rate}"),
+        );
+        goal(
+            "the same, p99 against AWS's agent",
+            "<= 0.8 x".into(),
+            peers_p99.median,
+            0.8,
+            format!("{peers_p99}"),
+        );
         goal(
             "64 KiB, CPU, against bare hyper",
             "<= 1.3 x".into(),
@@ -326,6 +369,13 @@ impl Report {
             new_ratio.median,
             1.3,
             format!("{new_ratio} {asking:.1} us"),
+        );
+        goal(
+            "the same, against AWS's agent",
+            "<= 0.71 x".into(),
+            peers_new.median,
+            30.0 / 42.0,
+            format!("{peers_new}"),
         );
         goal(
             "uncached read, CPU over the bare SDK",

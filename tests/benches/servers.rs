@@ -1,7 +1,8 @@
 //! The servers that are compared, and the sandbox around the agent.
 
 use crate::floor::{self, Canned};
-use crate::{Outcome, process};
+use crate::load::Address;
+use crate::{Outcome, peer, process};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,7 @@ pub(crate) struct Stage {
     pub(crate) pod: SandboxPod,
     agent: Option<PathBuf>,
     baseline: Option<PathBuf>,
+    peer: Option<PathBuf>,
 }
 
 /// A server under test.
@@ -52,7 +54,7 @@ pub(crate) struct Stage {
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) pid: u32,
-    pub(crate) socket: PathBuf,
+    pub(crate) address: Address,
     pub(crate) small: &'static str,
     pub(crate) large: &'static str,
     /// Ends it when dropped.
@@ -61,7 +63,11 @@ pub(crate) struct Server {
 
 impl Stage {
     /// Sets up cluster, cloud, a namespace with its secrets, and the pod.
-    pub(crate) async fn set(agent: Option<PathBuf>, baseline: Option<PathBuf>) -> Outcome<Self> {
+    pub(crate) async fn set(
+        agent: Option<PathBuf>,
+        baseline: Option<PathBuf>,
+        peer: Option<PathBuf>,
+    ) -> Outcome<Self> {
         let sandbox = Sandbox::start().await?;
         sandbox.namespace(NAMESPACE);
         sandbox.secret("bench/small", &"s".repeat(64));
@@ -72,6 +78,7 @@ impl Stage {
             pod,
             agent,
             baseline,
+            peer,
         })
     }
 
@@ -176,7 +183,7 @@ impl Stage {
         Server {
             name,
             pid: agent.pid(),
-            socket: agent.socket().to_owned(),
+            address: agent.socket().into(),
             small: SMALL,
             large: LARGE,
             _child: None,
@@ -229,8 +236,8 @@ impl Stage {
         };
         std::fs::write(&file, serde_json::to_vec(&plan)?)?;
         let exe = std::env::current_exe()?.to_string_lossy().into_owned();
-        let child = start(&[&exe, floor::PART, &file.to_string_lossy()])?;
-        server(name, child, socket, SMALL, LARGE).await
+        let child = start(&[&exe, floor::PART, &file.to_string_lossy()], &[])?;
+        server(name, child, Address::Socket(socket), SMALL, LARGE).await
     }
 
     /// Starts nginx, if this machine has it.
@@ -254,10 +261,19 @@ impl Stage {
              keepalive_requests 1000000000;\n server {{ listen unix:{listen}; root {root}; }}\n}}\n"
         );
         std::fs::write(&file, text)?;
-        let child = start(&[program, "-c", &file.to_string_lossy()])?;
+        let child = start(&[program, "-c", &file.to_string_lossy()], &[])?;
+        let address = Address::Socket(socket);
         Ok(Some(
-            server("nginx", child, socket, "/small", "/large").await?,
+            server("nginx", child, address, "/small", "/large").await?,
         ))
+    }
+
+    /// Starts AWS's agent, if its program was given.
+    pub(crate) async fn peer(&self) -> Outcome<Option<Server>> {
+        match &self.peer {
+            Some(program) => Ok(Some(peer::start(self, program).await?)),
+            None => Ok(None),
+        }
     }
 }
 
@@ -289,32 +305,35 @@ pub(crate) async fn until<F: Future<Output = bool>>(condition: impl Fn() -> F) -
     Err("a server did not come up".into())
 }
 
-fn start(arguments: &[&str]) -> Outcome<Child> {
+/// Starts a server under test on its processor.
+pub(crate) fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Outcome<Child> {
     let processor = SERVER.to_string();
     let mut command = Command::new(std::env::current_exe()?);
     command
         .args([LAUNCH, &processor, "/dev/null"])
         .args(arguments);
     Ok(command
+        .envs(environment.iter().copied())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()?)
 }
 
-async fn server(
+/// A server that was started, once it listens.
+pub(crate) async fn server(
     name: &'static str,
     child: Child,
-    socket: PathBuf,
+    address: Address,
     small: &'static str,
     large: &'static str,
 ) -> Outcome<Server> {
-    until(|| async { tokio::net::UnixStream::connect(&socket).await.is_ok() }).await?;
+    until(|| async { address.is_served() }).await?;
     let pid = child.id().ok_or("a server has ended")?;
     Ok(Server {
         name,
         pid,
-        socket,
+        address,
         small,
         large,
         _child: Some(child),

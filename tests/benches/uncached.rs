@@ -35,7 +35,7 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
                 process::until_quiet().await?;
                 let (server, load) = if (round + turn) % 2 == 0 {
                     let plan = Plan {
-                        socket: agent.socket().to_owned(),
+                        address: agent.socket().into(),
                         path: "/v1/secrets/bench/own-{}".to_owned(),
                         mode: Use::Keep,
                         connections,
@@ -78,7 +78,7 @@ async fn at_once(stage: &Stage, report: &mut Report) -> Outcome<()> {
         .aws
         .fault(Fault::on(Operation::GetSecretValue, Behaviour::Delay(SLOW)));
     let plan = Plan {
-        socket: agent.socket().to_owned(),
+        address: agent.socket().into(),
         path: "/v1/secrets/bench/missed".to_owned(),
         mode: Use::Once,
         connections: AT_ONCE,
@@ -107,8 +107,8 @@ async fn at_once(stage: &Stage, report: &mut Report) -> Outcome<()> {
     Ok(())
 }
 
-/// What the bare SDK needs: a session of the same role, got in the same way.
-async fn session(stage: &Stage) -> Outcome<sdk::Plan> {
+/// What the bare SDK, or another agent, needs: a session of the same role, got in the same way.
+pub(crate) async fn session(stage: &Stage) -> Outcome<sdk::Plan> {
     let (kube, aws) = (&stage.sandbox.kube, &stage.sandbox.aws);
     let account = Bound::new(ACCOUNT, kube.service_account_uid(NAMESPACE, ACCOUNT));
     let claims = Claims::new(

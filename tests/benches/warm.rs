@@ -81,6 +81,12 @@ pub(crate) async fn measure(
         Some(nginx) => servers.push(nginx),
         None => report.note("SKIPPED: nginx is not installed (apt-get install nginx-light)"),
     }
+    match stage.peer().await? {
+        Some(peer) => servers.push(peer),
+        None => report.note(
+            "SKIPPED: AWS's agent (cargo install --locked aws_secretsmanager_agent, then --peer PROGRAM)",
+        ),
+    }
     for round in 0..pace.rounds {
         for scenario in SCENARIOS.iter().filter(|scenario| wanted(scenario.name)) {
             let mut order: Vec<&Server> = servers.iter().collect();
@@ -92,7 +98,7 @@ pub(crate) async fn measure(
             for server in order {
                 process::until_quiet().await?;
                 let plan = Plan {
-                    socket: server.socket.clone(),
+                    address: server.address.clone(),
                     path: if scenario.large {
                         server.large
                     } else {
