@@ -11,6 +11,13 @@ use super::{Reach, block_on};
 use report::Report;
 use std::process::ExitCode;
 
+/// Which agents there are: a pod does not know what its node is called before the agent tells.
+const AGENTS: &str = "kubectl -n latchkey get pods -l app.kubernetes.io/component=agent -o wide";
+
+/// Then, of the one that is meant.
+const AGENTS_LOG: &str =
+    "kubectl -n latchkey logs -c agent POD, which is the one on this pod's node";
+
 /// Says why this pod gets no secret, and what to do about it
 ///
 /// Inside a pod it walks the way of a request: the socket, the agent, who this is, its role, the exchange in the cloud,

@@ -1,7 +1,7 @@
 //! From inside a pod: the way of a request, step by step, as far as it goes.
 
 use super::report::Report;
-use super::socket;
+use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
@@ -74,7 +74,8 @@ async fn readiness(report: &mut Report, client: &Client) -> Option<String> {
                     "agent_not_ready",
                     format!("the agent of this node is not ready: it waits for {}", health.missing.join(", ")),
                 )
-                .next("kubectl -n latchkey logs ds/latchkey-agent")
+                .next(AGENTS)
+                .next(AGENTS_LOG)
                 .next("kubectl -n latchkey exec ds/latchkey-agent -- /usr/bin/latchkey-agent check --config /etc/latchkey/config.toml");
             None
         }
@@ -145,7 +146,8 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
             report
                 .refused("attestation", "pod_not_known", refusal)
                 .next("a pod that has just started is known within seconds; if it lasts, the agent cannot ask the API server")
-                .next("kubectl -n latchkey logs ds/latchkey-agent");
+                .next(AGENTS)
+                .next(AGENTS_LOG);
         }
         _ => {
             report.refused("attestation", "refused", refusal);
@@ -212,12 +214,17 @@ impl Case<'_> {
             (Code::NoRole, _) => {
                 let names_one = !refusal.message.contains("names no");
                 let cause = if names_one { "wrong_role" } else { "no_role" };
-                report
-                    .refused("role", cause, refusal)
-                    .next(format!(
-                        "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
-                    ))
-                    .next(self.annotate());
+                let finding = report.refused("role", cause, refusal);
+                finding.next(format!(
+                    "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
+                ));
+                // The agent names the annotation: which cloud it is of, the backend's name does not say.
+                if let Some((_, key)) = refusal.message.split_once("annotate it with ") {
+                    let key = key.split_once(',').map_or(key, |(key, _)| key);
+                    finding.next(format!(
+                        "kubectl -n {namespace} annotate --overwrite serviceaccount {service_account} {key}=VALUE"
+                    ));
+                }
             }
             (_, Some(Step::Attestation)) => {
                 report.refused("attestation", "not_attested", refusal);
@@ -231,7 +238,7 @@ impl Case<'_> {
             (Code::Unavailable, Some(Step::Token)) => {
                 report
                     .refused("token", "token_unavailable", refusal)
-                    .next("kubectl -n latchkey logs ds/latchkey-agent");
+                    .next(self.agents_log());
             }
             (_, Some(Step::Token)) => {
                 let finding = report.refused("token", "token_refused", refusal);
@@ -247,7 +254,8 @@ impl Case<'_> {
             (Code::Unavailable, Some(Step::Exchange)) => {
                 report
                     .refused("exchange", "token_service_unreachable", refusal)
-                    .next("from the node, not from this pod: its network, DNS, proxy and clock; kubectl -n latchkey logs ds/latchkey-agent");
+                    .next("from the node, not from this pod: its network, DNS, proxy and clock")
+                    .next(self.agents_log());
             }
             (_, Some(Step::Exchange)) => {
                 let finding = report.refused("exchange", "role_refused", refusal);
@@ -267,7 +275,8 @@ impl Case<'_> {
             (Code::Timeout, _) => {
                 report
                     .refused("secret", "timeout", refusal)
-                    .next("the cloud answers too slowly, or not at all: kubectl -n latchkey logs ds/latchkey-agent");
+                    .next("the cloud answers too slowly, or not at all")
+                    .next(self.agents_log());
             }
             _ => {
                 report.refused("secret", "refused", refusal);
@@ -304,7 +313,8 @@ impl Case<'_> {
             (Code::Unavailable, _) => {
                 report
                     .refused("secret", "vault_unreachable", refusal)
-                    .next("from the node, not from this pod: its network, DNS and proxy; kubectl -n latchkey logs ds/latchkey-agent");
+                    .next("from the node, not from this pod: its network, DNS and proxy")
+                    .next(self.agents_log());
                 return;
             }
             _ => {
@@ -331,20 +341,11 @@ impl Case<'_> {
         }
     }
 
-    /// How to name a role, in the words of the backend's cloud.
-    fn annotate(&self) -> String {
-        let Identity {
-            namespace,
-            service_account,
-            ..
-        } = self.identity;
-        let annotation = match self.backend {
-            "azure" => "azure.workload.identity/client-id=CLIENT_ID",
-            "gcp" => "iam.gke.io/gcp-service-account=NAME@PROJECT.iam.gserviceaccount.com",
-            _ => "eks.amazonaws.com/role-arn=arn:aws:iam::ACCOUNT:role/ROLE",
-        };
+    /// How to see the log of this node's agent.
+    fn agents_log(&self) -> String {
+        let node = &self.identity.node;
         format!(
-            "kubectl -n {namespace} annotate --overwrite serviceaccount {service_account} {annotation}"
+            "kubectl -n latchkey logs -c agent \"$(kubectl -n latchkey get pods -o name -l app.kubernetes.io/component=agent --field-selector spec.nodeName={node})\""
         )
     }
 }

@@ -1,5 +1,6 @@
 //! The first step: is the agent's directory here, and does somebody listen in it?
 
+use super::AGENTS;
 use super::report::{Finding, Report};
 use std::fs;
 use std::io::ErrorKind;
@@ -112,8 +113,8 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
                     "agent_down",
                     format!("nobody listens at {shown}: the agent of this node has died"),
                 )
-                .next("kubectl -n latchkey get pods -l app.kubernetes.io/component=agent -o wide")
-                .next("kubectl -n latchkey logs ds/latchkey-agent --previous");
+                .next(AGENTS)
+                .next("kubectl -n latchkey logs -c agent --previous POD, which is the one on this pod's node");
             false
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
