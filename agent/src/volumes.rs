@@ -8,6 +8,7 @@ mod asked;
 mod control;
 mod filling;
 mod folder;
+mod memory;
 
 use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;

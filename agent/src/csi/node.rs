@@ -22,6 +22,11 @@ use tonic::Status;
 /// How long the agent may take to let go of a volume that goes in any case.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// The most of the store that the records of one pod's volumes may take together, in bytes: 32 short ones, or one of a
+/// volume with the longest attribute, all of it escaped. The 110 pods that a kubelet runs by default take 14 MiB
+/// at most, less than half of the store, which counts against the mounter's memory limit of 32 MiB.
+const RECORDS_LIMIT: u64 = 128 << 10;
+
 /// The node service.
 #[derive(Debug)]
 pub(super) struct Node {
@@ -173,6 +178,9 @@ impl Node {
         let failed = |what: &str, error: io::Error| {
             Failure::unavailable(format!("cannot {what} the pod's directory: {error}"))
         };
+        if !is_recorded {
+            self.must_have_room(&volume)?;
+        }
         self.store.make(key).map_err(|e| failed("make", e))?;
         if let Some(files) = &volume.files {
             mount::memory(directory, &options_of(files)).map_err(|e| failed("make", e))?;
@@ -183,6 +191,27 @@ impl Node {
         }
         self.agent.ask(Ask::Publish(volume), tokens).await?;
         mount::bind(directory, &target).map_err(|e| failed("mount", e))
+    }
+
+    /// Makes sure that the volume's pod may have one more record.
+    fn must_have_room(&self, volume: &Volume) -> Result<(), Failure> {
+        let of_pod = self
+            .store
+            .taken_by(volume.pod.uid)
+            .and_then(|taken| Ok(taken + volume.size()?))
+            .map_err(|error| {
+                Failure::unavailable(format!("the records of volumes cannot be read: {error}"))
+            })?;
+        if of_pod > RECORDS_LIMIT {
+            return Err(Failure::new(
+                FailureKind::Invalid,
+                format!(
+                    "the records of the pod's volumes would take {of_pod} bytes together, more than {RECORDS_LIMIT}: \
+                     give it fewer volumes of this driver, which containers can share, or shorter lists of secrets"
+                ),
+            ));
+        }
+        Ok(())
     }
 
     async fn withdraw(&self, key: &Key, target: &Target) -> io::Result<()> {

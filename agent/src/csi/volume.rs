@@ -65,6 +65,9 @@ const ROOT_MODE: u32 = 0o700;
 /// What a pod sees of its own directory.
 const POD_MODE: u32 = 0o755;
 
+/// The unit in which a tmpfs gives memory to a record, in bytes. Where the kernel's pages are larger it is less than that.
+const PAGE: u64 = 4096;
+
 // === impl Volume ===
 
 impl Volume {
@@ -76,6 +79,16 @@ impl Volume {
     pub(crate) fn name(&self) -> &str {
         let name = self.target.parent().and_then(Path::file_name);
         name.and_then(OsStr::to_str).unwrap_or_default()
+    }
+
+    /// How much of the store its record takes, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written as JSON.
+    pub(crate) fn size(&self) -> io::Result<u64> {
+        let length = serde_json::to_vec(self)?.len() as u64;
+        Ok(length.next_multiple_of(PAGE))
     }
 }
 
@@ -207,6 +220,24 @@ impl Store {
         }
     }
 
+    /// How much of the store the records of a pod's volumes take, in bytes. One that cannot be read is no pod's: it must
+    /// stop nobody.
+    ///
+    /// # Errors
+    ///
+    /// If the store cannot be read.
+    pub(crate) fn taken_by(&self, pod: PodUid) -> io::Result<u64> {
+        let mut taken = 0;
+        for key in self.keys()? {
+            if let Ok(Some(volume)) = self.load(&key)
+                && volume.pod.uid == pod
+            {
+                taken += volume.size()?;
+            }
+        }
+        Ok(taken)
+    }
+
     /// Remembers a volume, whole or not at all.
     ///
     /// # Errors
@@ -335,6 +366,40 @@ mod tests {
         assert_eq!(store.load(&key).expect("nothing is wrong"), None);
         let records = fs::read_dir(directory.path().join("run/v")).expect("it is there");
         assert_eq!(records.count(), 0);
+    }
+
+    #[test]
+    fn a_pods_records_are_counted_in_pages_and_as_they_are_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::create_dir(directory.path().join("run")).expect("a directory");
+        let store = Store::of(directory.path());
+        store.furnish().expect("directories");
+        let plain = volume("/one");
+        let pod = plain.pod.uid;
+        assert_eq!(store.taken_by(pod).expect("it can be read"), 0);
+        // As long as an attribute may be. In JSON each line feed takes two bytes.
+        let padded = Volume {
+            id: "csi-padded".into(),
+            files: Some(FilesAsked {
+                secrets: "\n".repeat(32 * 1024),
+                group: None,
+            }),
+            ..plain.clone()
+        };
+        let mut anothers = Volume {
+            id: "csi-anothers".into(),
+            ..plain.clone()
+        };
+        anothers.pod.uid = PodUid::synthetic(1);
+        for volume in [&plain, &padded, &anothers] {
+            store.save(volume).expect("it is written");
+        }
+        // Nobody's.
+        fs::write(store.record(&Key::of("csi-broken")), "{").expect("it is written");
+        let both = store.taken_by(pod).expect("it can be read");
+        assert_eq!(both, PAGE + (64 * 1024 + PAGE));
+        store.forget(&padded.key()).expect("it is gone");
+        assert_eq!(store.taken_by(pod).expect("it can be read"), PAGE);
     }
 
     #[test]

@@ -7,18 +7,16 @@
 use super::Volumes;
 use super::asked::{self, FileAsked};
 use super::folder::{FileMade, Folder};
+use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Workload};
 use crate::backend::Secret;
 use crate::csi::control::{Failure, FailureKind};
-use crate::csi::volume::{Key, Volume, is_tmpfs};
+use crate::csi::volume::{Key, Volume};
 use crate::error::RequestError;
 use crate::response;
 use crate::secret::SecretName;
 use futures::{StreamExt, stream};
 use latchkey_client::protocol::Code;
-use nix::sys::stat::stat;
-use nix::sys::statfs::statfs;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -33,9 +31,6 @@ const FILL_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The most bytes that the files of one volume may have together: as many as a Secret of Kubernetes.
 const VOLUME_LIMIT: usize = 1 << 20;
-
-/// The most memory that the files of all pods may take. It counts as the agent's.
-const NODE_LIMIT: u64 = 32 << 20;
 
 /// A pause between two fillings is longer by up to this part of it: volumes that were filled together do not go on so.
 const JITTER_PART: u32 = 8;
@@ -141,7 +136,7 @@ impl Volumes {
     ) -> Result<(), Failure> {
         let volume = &filling.volume;
         let outcome = match timeout(FILL_TIMEOUT, self.read_all(filling)).await {
-            Ok(Ok(files)) => self.put(key, &files).await,
+            Ok(Ok(files)) => self.put(key, volume.pod.uid, &files).await,
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(Failure::unavailable(
                 "the volume's secrets could not all be read in time",
@@ -214,42 +209,24 @@ impl Volumes {
         Ok(files)
     }
 
-    async fn put(&self, key: &Key, files: &[FileMade]) -> Result<bool, Failure> {
-        let root = self.store.directory(key);
-        // Without the mount, what is written would not be in the pod's memory but in that of all pods.
-        if !is_tmpfs(&root) || device(&root) == device(self.store.root()) {
-            return Err(Failure::unavailable(
-                "the agent does not see the volume's memory: csi.directory needs mountPropagation HostToContainer",
-            ));
-        }
-        let size: usize = files.iter().map(|file| file.content.len()).sum();
-        if self.memory_of_files() + size as u64 > NODE_LIMIT {
-            return Err(Failure::unavailable(format!(
-                "the files of this node's pods would take more than {NODE_LIMIT} bytes together"
-            )));
-        }
+    async fn put(&self, key: &Key, pod: PodUid, files: &[FileMade]) -> Result<bool, Failure> {
         // Two agents may be at it in a hand-over.
         let _lock = match self.place_of(key) {
             Some(place) => place.lock().await,
             None => None,
         };
-        Folder::of(root).put(files).map_err(|error| {
+        // Without the mount, what is written would not be in the pod's memory but in that of all pods.
+        if !self.has_memory(key) {
+            return Err(Failure::unavailable(
+                "the agent does not see the volume's memory: csi.directory needs mountPropagation HostToContainer",
+            ));
+        }
+        // From here to the last byte no other volume has its turn: two cannot both have the last room.
+        self.must_have_room(key, pod, files)?;
+        let folder = Folder::of(self.store.directory(key));
+        folder.put(files).map_err(|error| {
             Failure::unavailable(format!("the volume's files cannot be written: {error}"))
         })
-    }
-
-    /// How much memory the files of all pods take, as the kernel counts.
-    fn memory_of_files(&self) -> u64 {
-        let open = self.open();
-        let filled = open.iter().filter(|(_, open)| open.filling.is_some());
-        filled
-            .map(|(key, _)| {
-                statfs(&self.store.directory(key)).map_or(0, |statfs| {
-                    let used = statfs.blocks().saturating_sub(statfs.blocks_free());
-                    used * u64::try_from(statfs.block_size()).unwrap_or(0)
-                })
-            })
-            .sum()
     }
 }
 
@@ -293,8 +270,4 @@ fn must_be_current(workload: &Workload) -> Result<(), Failure> {
         return Err(no_pod(&AttestError::Gone));
     }
     Ok(())
-}
-
-fn device(path: &Path) -> Option<u64> {
-    stat(path).ok().map(|stat| stat.st_dev)
 }

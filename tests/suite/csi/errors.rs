@@ -3,7 +3,7 @@
 //!
 //! | row | where it is tried |
 //! | --- | --- |
-//! | missing, invalid or unsupported field, 3 | here, in csi/publish.rs and in volumes/asked.rs |
+//! | missing, invalid or unsupported field, 3 | here, in csi/publish.rs and in volumes/asked.rs; more than a pod may have: files/room.rs |
 //! | volume does not exist, 5 | none exists before it is published; a secret that does not: files/refusals.rs. Unpublish succeeds: here |
 //! | published already, and incompatible, 6 | here, and files/refusals.rs |
 //! | permission denied, 7 | tokens.rs, files/refusals.rs |

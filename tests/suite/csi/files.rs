@@ -2,6 +2,7 @@
 
 mod refusals;
 mod restarts;
+mod room;
 
 use super::{CsiPod, Node};
 use crate::can_run;

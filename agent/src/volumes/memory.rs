@@ -1,0 +1,207 @@
+//! The memory that files are in: whether there is some for a volume, and whether there is room for its files beside those
+//! of the same pod and of all others.
+//!
+//! What files take is asked of the kernel each time, so an agent that was restarted, or has taken over from another, counts
+//! what is there. A file takes whole pages, also one of a single byte.
+
+use super::Volumes;
+use super::folder::FileMade;
+use crate::attest::cgroup::PodUid;
+use crate::csi::control::{Failure, FailureKind};
+use crate::csi::volume::{Key, is_tmpfs};
+use nix::sys::stat::stat;
+use nix::sys::statfs::statfs;
+use std::path::Path;
+
+/// The most memory that the files of all pods may take, in bytes. It counts as the agent's.
+const NODE_LIMIT: u64 = 32 << 20;
+
+/// The most memory that the files of one pod's volumes may take together, in bytes: four volumes as large as one may be
+/// (`VOLUME_LIMIT`), for keys and certificates are small, and an eighth of what the node has, so that no pod alone keeps
+/// the others from theirs.
+const POD_LIMIT: u64 = 4 << 20;
+
+/// What files take now, in bytes as the kernel counts.
+#[derive(Debug, Default)]
+struct Taken {
+    /// In the volume that is to be filled.
+    here: u64,
+    /// In the other volumes of its pod.
+    by_pod: u64,
+    /// In all other volumes, those of its pod among them.
+    by_all: u64,
+}
+
+// === impl Volumes ===
+
+impl Volumes {
+    /// Whether the agent sees a memory of the volume's own, and not just the store that all volumes share.
+    pub(super) fn has_memory(&self, key: &Key) -> bool {
+        let directory = self.store.directory(key);
+        is_tmpfs(&directory) && device(&directory) != device(self.store.root())
+    }
+
+    /// Makes sure that there is room for these files in the volume of that name, which is that pod's.
+    ///
+    /// # Errors
+    ///
+    /// If the pod, or all pods together, would have more than they may.
+    pub(super) fn must_have_room(
+        &self,
+        key: &Key,
+        pod: PodUid,
+        files: &[FileMade],
+    ) -> Result<(), Failure> {
+        let (here, page) = used(&self.store.directory(key));
+        let mut taken = Taken {
+            here,
+            ..Taken::default()
+        };
+        let open = self.open();
+        let others = open
+            .iter()
+            .filter(|(other, open)| *other != key && open.filling.is_some())
+            // One that goes may be without its memory already, and what is used of the store is no pod's.
+            .filter(|(other, _)| self.has_memory(other));
+        for (other, open) in others {
+            let (there, _) = used(&self.store.directory(other));
+            taken.by_all += there;
+            if open.pod == Some(pod) {
+                taken.by_pod += there;
+            }
+        }
+        taken.must_leave(in_pages(files, page))
+    }
+}
+
+// === impl Taken ===
+
+impl Taken {
+    /// Makes sure that the volume may have files that take so many bytes in place of those that it has.
+    ///
+    /// While they are exchanged both are there for a moment, in one volume at a time. That is not counted: where most of the
+    /// memory is taken, nothing could rotate.
+    fn must_leave(&self, needed: u64) -> Result<(), Failure> {
+        // What takes no more than before takes nothing from anybody. So what has not changed never fails.
+        if needed <= self.here {
+            return Ok(());
+        }
+        let of_pod = self.by_pod + needed;
+        if of_pod > POD_LIMIT {
+            return Err(Failure::new(
+                FailureKind::Invalid,
+                format!(
+                    "the files of the pod's volumes would take {of_pod} bytes of memory together, more than {POD_LIMIT}: \
+                     ask for fewer files, or smaller ones"
+                ),
+            ));
+        }
+        if self.by_all + needed > NODE_LIMIT {
+            return Err(Failure::unavailable(format!(
+                "the files of this node's pods would take more than {NODE_LIMIT} bytes together"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How much memory these files take, in bytes.
+fn in_pages(files: &[FileMade], page: u64) -> u64 {
+    let lengths = files.iter().map(|file| file.content.len() as u64);
+    lengths
+        .map(|length| length.next_multiple_of(page.max(1)))
+        .sum()
+}
+
+/// How much of the memory behind a directory is used, and how large its pages are, in bytes.
+fn used(directory: &Path) -> (u64, u64) {
+    statfs(directory).map_or((0, 1), |statfs| {
+        let pages = statfs.blocks().saturating_sub(statfs.blocks_free());
+        let page = u64::try_from(statfs.block_size()).unwrap_or(1);
+        (pages * page, page)
+    })
+}
+
+fn device(path: &Path) -> Option<u64> {
+    stat(path).ok().map(|stat| stat.st_dev)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    const MIB: u64 = 1 << 20;
+
+    const PAGE: u64 = 4096;
+
+    fn refused(taken: &Taken, needed: u64) -> Failure {
+        taken.must_leave(needed).expect_err("there is no room")
+    }
+
+    #[test]
+    fn a_pod_may_have_four_full_volumes_however_much_room_the_node_has() {
+        let three = Taken {
+            by_pod: 3 * MIB,
+            by_all: 3 * MIB,
+            ..Taken::default()
+        };
+        three.must_leave(MIB).expect("the fourth");
+        let failure = refused(&three, MIB + PAGE);
+        // It is the pod that asks for too much: to try again does not help.
+        assert_eq!(failure.kind, FailureKind::Invalid);
+        assert!(
+            failure.text.contains("4198400 bytes") && failure.text.contains("fewer files"),
+            "{}",
+            failure.text
+        );
+    }
+
+    #[test]
+    fn a_pod_that_asks_for_little_is_refused_only_where_the_node_has_no_room() {
+        let nearly_full = Taken {
+            by_all: NODE_LIMIT - PAGE,
+            ..Taken::default()
+        };
+        nearly_full.must_leave(PAGE).expect("the last page");
+        let failure = refused(&nearly_full, 2 * PAGE);
+        assert_eq!(failure.kind, FailureKind::Unavailable);
+        assert!(failure.text.contains("this node's pods"));
+    }
+
+    #[test]
+    fn what_is_there_is_not_counted_twice_when_it_is_replaced() {
+        // It has a page and gets two: with both sets there would be three.
+        let growing = Taken {
+            here: PAGE,
+            by_pod: POD_LIMIT - 2 * PAGE,
+            by_all: NODE_LIMIT - 2 * PAGE,
+        };
+        growing.must_leave(2 * PAGE).expect("just enough");
+        refused(&growing, 3 * PAGE);
+    }
+
+    #[test]
+    fn files_that_take_no_more_than_before_are_never_refused() {
+        let over_all_limits = Taken {
+            here: 2 * PAGE,
+            by_pod: 2 * POD_LIMIT,
+            by_all: 2 * NODE_LIMIT,
+        };
+        for needed in [0, PAGE, 2 * PAGE] {
+            over_all_limits.must_leave(needed).expect("no more");
+        }
+        refused(&over_all_limits, 3 * PAGE);
+    }
+
+    #[test]
+    fn a_file_of_one_byte_takes_a_page_and_an_empty_one_none() {
+        let file = |content: &'static str| FileMade {
+            name: "a".into(),
+            mode: 0o440,
+            content: Bytes::from_static(content.as_bytes()),
+        };
+        let files = [file("1"), file(""), file("22")];
+        assert_eq!(in_pages(&files, PAGE), 2 * PAGE);
+    }
+}
