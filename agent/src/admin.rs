@@ -65,12 +65,15 @@ pub(crate) async fn serve(
                 async { Ok::<_, Infallible>(answer) }
             });
             let _ = http1::Builder::new()
+                // Whoever asks again and again comes in by the accept loop, which lets all others have their turn.
+                .keep_alive(false)
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });
         open.push_back(AbortOnDropHandle::new(connection));
+        tokio::task::yield_now().await;
     }
 }
 

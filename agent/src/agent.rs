@@ -44,7 +44,7 @@ const LAST_LOOK: Duration = Duration::from_millis(100);
 const LEARN_AGAIN: Duration = Duration::from_millis(250);
 
 /// An agent that listens and does not serve yet.
-pub struct Agent {
+pub(crate) struct Agent {
     config: Config,
     place: Place,
     listening: Listening,
@@ -77,7 +77,7 @@ impl Agent {
     /// # Errors
     ///
     /// Saying what is missing and what to do.
-    pub async fn bind(config: Config) -> Result<Self, StartError> {
+    pub(crate) async fn bind(config: Config) -> Result<Self, StartError> {
         let started = Instant::now();
         preflight::surroundings(&config)?;
         let pinning = Pinning::probe().map_err(StartError::Probe)?;
@@ -177,7 +177,7 @@ impl Agent {
     /// # Errors
     ///
     /// If the listener fails, or the path cannot be taken.
-    pub async fn run(self, shutdown: CancellationToken) -> std::io::Result<()> {
+    pub(crate) async fn run(self, shutdown: CancellationToken) -> std::io::Result<()> {
         let Self {
             config,
             place,
@@ -260,7 +260,7 @@ impl Agent {
                         for pod in self.attestor.pods() {
                             pod.values.tidy();
                         }
-                        if let Some(listener) = keeper.watch(&self.phase, is_ready).await? {
+                        if let Some(listener) = keeper.watch(&self.phase).await? {
                             // The one before goes on, for containers in which the socket itself is mounted.
                             tasks.spawn(server.clone().accept(listener, server.shared_door()));
                         }
@@ -326,33 +326,33 @@ impl Keeper {
         }
     }
 
-    /// Looks who answers on the path. Nobody: the path is bound again, and the listener for it returned. Another
+    /// Looks who answers on the path. Nobody: it is taken, or bound again and the listener for it returned. Another
     /// agent: ours has been replaced. Fails when the directory itself has been removed.
     async fn watch(
         &mut self,
         phase: &watch::Sender<Phase>,
-        is_ready: bool,
     ) -> std::io::Result<Option<Arc<tokio::net::UnixListener>>> {
         let found = self.place.look(&self.current).await;
-        let (now, again) = match found {
-            Found::Ours => (Phase::Serving, false),
-            Found::Another if self.has_path => (Phase::Replaced, false),
+        let now = match found {
+            Found::Another if self.has_path => Phase::Replaced,
             // Not replaced: it has not taken the path yet, because it is not ready.
-            Found::Another => (Phase::Serving, false),
-            Found::Nobody => (Phase::Serving, self.has_path || is_ready),
+            Found::Ours | Found::Another | Found::Nobody => Phase::Serving,
         };
         let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
         if changed && now == Phase::Replaced {
             // In a hand-over this is expected; at any other time somebody has put a socket of theirs in its place.
             tracing::warn!("another process answers on the socket's path");
         }
-        if !again {
-            return Ok(None);
-        }
-        match self.bind_again().await {
+        let bound = match found {
+            Found::Ours | Found::Another => return Ok(None),
+            Found::Nobody if self.has_path => self.bind_again().await.map(Some),
+            // The other has left or died before this one was ready. As on a cold start, pods wait inside.
+            Found::Nobody => self.take().await.map(|()| None),
+        };
+        match bound {
             Ok(listener) => {
                 tracing::warn!("nobody answered on the socket's path; bound it again");
-                Ok(Some(listener))
+                Ok(listener)
             }
             // Started anew, the agent's mount leads to the directory that is there now.
             Err(error) if self.place.is_gone() => Err(error),

@@ -1,22 +1,22 @@
 //! Peer → workload: which pod of this node is the process at the other end?
 //!
 //! The kernel names the process ([`crate::peer`]), its cgroup names a pod UID ([`cgroup`]), and the API server's
-//! word says what that UID is ([`pods`]). Only all three together make a [`Workload`], which nothing else can make.
-//! Outside of Kubernetes a uid takes the place of the pod ([`local`]), and in a sidecar the socket itself is the proof.
+//! word says what that UID is ([`pods`]). Only all three together ([`node`]) make a [`Workload`], which nothing else can
+//! make. Outside of Kubernetes a uid takes the place of the pod ([`local`]), and in a sidecar the socket itself is the proof.
 
-pub mod cgroup;
+pub(crate) mod cgroup;
 pub(crate) mod local;
+pub(crate) mod node;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
-use cgroup::{Anchor, CgroupDenial, ContainerId, PodCgroup, PodUid};
+use cgroup::{ContainerId, PodUid};
 use local::Local;
-use pods::{ContainerKind, Facts, Pod, Pods};
+use node::Node;
+use pods::{Facts, Pod};
 use std::fmt;
 use std::os::fd::AsFd;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use std::sync::Arc;
 
 /// An attested pod: the proof that the peer of a connection is a process of one of its containers, or that the kubelet
 /// has a volume for it. Outside of Kubernetes a principal of the machine stands for the pod.
@@ -69,18 +69,6 @@ pub(crate) enum Attestor {
     Local(Local),
     /// The socket: only the agent's own pod can reach it.
     Sidecar(Arc<Pod>),
-}
-
-/// Says which pod of a node a peer is.
-#[derive(Debug)]
-pub(crate) struct Node {
-    anchor: OnceLock<Anchor>,
-    pods: Arc<Pods>,
-    node: String,
-    own_pod: Option<PodUid>,
-    wait: Duration,
-    /// The RuntimeClasses whose pods are taken for what their own socket says.
-    csi_only_runtimes: Vec<String>,
 }
 
 /// Why a peer is no workload. The caller learns nothing of it but the code.
@@ -245,6 +233,16 @@ impl Attestor {
         }
     }
 
+    /// Whether a workload may still ask, by what the API server says of its pod now.
+    pub(crate) fn may_still_ask(&self, workload: &Workload) -> bool {
+        let pod = workload.pod();
+        !pod.is_gone()
+            && match self {
+                Self::Kubernetes(node) => node.may_ask(&pod.facts()).is_ok(),
+                Self::Local(_) | Self::Sidecar(_) => true,
+            }
+    }
+
     /// Whether the peer is an agent's own, as [`Node::must_be_own`] has it.
     ///
     /// # Errors
@@ -259,7 +257,7 @@ impl Attestor {
 
     /// Whether the pods of that node are attested.
     pub(crate) fn is_of(&self, name: &str) -> bool {
-        matches!(self, Self::Kubernetes(node) if node.node == name)
+        matches!(self, Self::Kubernetes(node) if node.name() == name)
     }
 
     /// Whether anybody can be attested: on a node, whether its kubepods root is known.
@@ -273,250 +271,10 @@ impl Attestor {
     /// The entries of all that are known.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         match self {
-            Self::Kubernetes(node) => node.pods.all(),
+            Self::Kubernetes(node) => node.pods(),
             Self::Local(local) => local.principals().cloned().collect(),
             Self::Sidecar(pod) => vec![pod.clone()],
         }
-    }
-}
-
-// === impl Node ===
-
-impl Node {
-    /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor). A peer whose
-    /// cgroup is no pod's is taken for the pod whose own socket it came in by if that pod's RuntimeClass is one of
-    /// `csi_only_runtimes`.
-    pub(crate) fn new(
-        pods: Arc<Pods>,
-        node: String,
-        own_pod: Option<PodUid>,
-        wait: Duration,
-        csi_only_runtimes: Vec<String>,
-    ) -> Self {
-        Self {
-            anchor: OnceLock::new(),
-            pods,
-            node,
-            own_pod,
-            wait,
-            csi_only_runtimes,
-        }
-    }
-
-    /// Ties the attestor to the node's kubepods root; the first word counts.
-    pub(crate) fn anchor(&self, anchor: Anchor) {
-        let _ = self.anchor.set(anchor);
-    }
-
-    /// Whether the kubepods root is known.
-    pub(crate) fn is_anchored(&self) -> bool {
-        self.anchor.get().is_some()
-    }
-
-    /// Which pod the peer is in now: its cgroup says it, and its entrance must say the same.
-    ///
-    /// # Errors
-    ///
-    /// If its cgroup is no pod's or another pod's, or it has exited.
-    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Located, AttestError> {
-        let anchor = self
-            .anchor
-            .get()
-            .ok_or(AttestError::NotYet("kubepods_root"))?;
-        let mut text = Vec::with_capacity(512);
-        peer.read_cgroup(&mut text)?;
-        self.located(anchor.parse(&text), entrance)
-    }
-
-    /// Where a peer is whose cgroup says `cgroup` and who came in by `entrance`.
-    fn located(
-        &self,
-        cgroup: Result<PodCgroup, CgroupDenial>,
-        entrance: Entrance,
-    ) -> Result<Located, AttestError> {
-        match (cgroup, entrance) {
-            (Ok(place), _) if self.own_pod == Some(place.pod) => {
-                Err(AttestError::Denied("own_pod"))
-            }
-            (Ok(place), Entrance::Pod(uid)) if place.pod != uid => {
-                Err(AttestError::Denied("listener_mismatch"))
-            }
-            (Ok(place), _) => Ok(Located {
-                pod: place.pod,
-                container: Some(place.container),
-                nested_pod: place.nested_pod,
-                entrance,
-            }),
-            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod)) if self.is_csi_only(pod) => {
-                Ok(Located {
-                    pod,
-                    container: None,
-                    nested_pod: false,
-                    entrance,
-                })
-            }
-            (Err(denial), _) => Err(AttestError::Denied(denial.reason())),
-        }
-    }
-
-    /// Whether the peer is in the agent's own pod or in one of the same service account: a second agent of a hand-over.
-    /// Of an agent outside of all pods, its own are outside of them too.
-    ///
-    /// # Errors
-    ///
-    /// If it is not, or that cannot be said yet.
-    pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
-        self.is_among_own(self.locate(peer, Entrance::Shared))
-    }
-
-    /// The same of whoever is at `place`.
-    fn is_among_own(&self, place: Result<Located, AttestError>) -> Result<(), AttestError> {
-        let place = match place {
-            Err(AttestError::Denied("own_pod" | "same_pod_elided")) => return Ok(()),
-            Err(AttestError::Denied("not_a_pod")) if self.own_pod.is_none() => return Ok(()),
-            outcome => outcome?,
-        };
-        let own = self.own_pod.ok_or(AttestError::Denied("another_account"))?;
-        let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(place.pod)) {
-            (Some(own), Some(theirs)) => (own.facts(), theirs.facts()),
-            _ => return Err(AttestError::NotYet("own_pod")),
-        };
-        let is_own =
-            (&own.namespace, &own.service_account) == (&theirs.namespace, &theirs.service_account);
-        if is_own {
-            Ok(())
-        } else {
-            Err(AttestError::Denied("another_account"))
-        }
-    }
-
-    fn is_csi_only(&self, pod: PodUid) -> bool {
-        !self.csi_only_runtimes.is_empty()
-            && self.pods.by_uid(pod).is_some_and(|pod| {
-                let facts = pod.facts();
-                let class = facts.runtime_class.as_ref();
-                class.is_some_and(|class| self.csi_only_runtimes.contains(class))
-            })
-    }
-
-    /// Whether a pod of which the API server says that may ask at all.
-    fn may_ask(&self, facts: &Facts) -> Result<(), AttestError> {
-        let why = if facts.node != self.node {
-            "other_node"
-        } else if facts.mirror {
-            "static_pod"
-        } else if facts.finished {
-            "pod_finished"
-        } else if facts.grace_ended() {
-            "pod_deleted"
-        } else {
-            return Ok(());
-        };
-        Err(AttestError::Denied(why))
-    }
-
-    /// The pod in whose name the files of its volume are read. That it has one is the word of the kubelet, by way of
-    /// the mounter; who it is, that of the API server.
-    ///
-    /// # Errors
-    ///
-    /// If the pod may not ask, or is not known.
-    pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
-        let pod = self
-            .pods
-            .by_uid(pod)
-            .ok_or(AttestError::NotYet("unknown_pod"))?;
-        let facts = pod.facts();
-        self.may_ask(&facts)?;
-        Ok(Workload {
-            pod,
-            facts,
-            place: Place::Volume,
-        })
-    }
-
-    /// The workload at `place`, if the API server has already named the pod.
-    ///
-    /// # Errors
-    ///
-    /// If the pod is known and may not ask.
-    pub(crate) fn known(
-        &self,
-        peer: &Peer,
-        place: Located,
-    ) -> Result<Option<Workload>, AttestError> {
-        let Some(pod) = self.pods.by_uid(place.pod) else {
-            return Ok(None);
-        };
-        let facts = pod.facts();
-        self.may_ask(&facts)?;
-        // A number that was recycled within the pod whose own socket it is changes nothing.
-        if facts.host_network
-            && peer.pinning() == Pinning::ByNumber
-            && place.entrance == Entrance::Shared
-        {
-            return Err(AttestError::Denied("host_network_without_pidfd"));
-        }
-        let container = place.container.and_then(|id| facts.containers.get(&id));
-        match container.map(|container| container.kind) {
-            Some(ContainerKind::Ephemeral) => {
-                return Err(AttestError::Denied("ephemeral_container"));
-            }
-            // Its image may be anybody's: where there are ephemeral containers, being unnamed is not enough.
-            None if facts.has_ephemeral => return Ok(None),
-            Some(ContainerKind::Ordinary) | None => {}
-        }
-        Ok(Some(Workload {
-            pod,
-            facts,
-            place: Place::Pod(place),
-        }))
-    }
-
-    /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch
-    /// and then one look of our own, which all who wait share.
-    ///
-    /// # Errors
-    ///
-    /// If it is none, or that cannot be said yet.
-    pub(crate) async fn attest(
-        &self,
-        peer: &Peer,
-        entrance: Entrance,
-    ) -> Result<Workload, AttestError> {
-        let place = self.locate(peer, entrance)?;
-        if let Some(workload) = self.known(peer, place)? {
-            return Ok(workload);
-        }
-        let deadline = Instant::now() + self.wait;
-        let waited = timeout_at(deadline, async {
-            loop {
-                let change = self.pods.changed();
-                if let Some(workload) = self.known(peer, place)? {
-                    return Ok::<_, AttestError>(workload);
-                }
-                change.await;
-            }
-        })
-        .await;
-        if let Ok(outcome) = waited {
-            outcome?;
-        } else {
-            self.pods
-                .look()
-                .await
-                .map_err(|_| AttestError::NotYet("api_server"))?;
-        }
-        // Time has passed: what was read of the peer before the wait is read again.
-        let place = self.locate(peer, entrance)?;
-        self.known(peer, place)?.ok_or_else(|| {
-            let known = self.pods.by_uid(place.pod).is_some();
-            AttestError::Denied(if known {
-                "unconfirmed_container"
-            } else {
-                "unknown_pod"
-            })
-        })
     }
 }
 

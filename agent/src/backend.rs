@@ -3,7 +3,7 @@
 
 mod aws;
 mod azure;
-pub mod dashes;
+pub(crate) mod dashes;
 mod file;
 mod folder;
 mod gcp;

@@ -27,23 +27,23 @@ use std::{
 
 use hyper::header::HeaderName;
 
-pub use self::aws::AwsConfig;
-pub use self::azure::AzureConfig;
+pub(crate) use self::aws::AwsConfig;
+pub(crate) use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
-pub use self::csi::Csi;
-pub use self::fault::{Fault, Faults, Origin};
-pub use self::gcp::{GcpConfig, GcpProvider};
-pub use self::limits::Limits;
-pub use self::principal::{LocalRole, LocalWorkload, Sidecar};
-pub use self::stores::{FileConfig, PassConfig};
+pub(crate) use self::csi::Csi;
+pub(crate) use self::fault::{Faults, Origin};
+pub(crate) use self::gcp::{GcpConfig, GcpProvider};
+pub(crate) use self::limits::Limits;
+pub(crate) use self::principal::{LocalRole, LocalWorkload, Sidecar};
+pub(crate) use self::stores::{FileConfig, PassConfig};
 use self::{reader::Reader, settings::Settings};
 
 /// Where the configuration lies when no other file is named.
-pub const DEFAULT_FILE: &str = "/etc/latchkey/config.toml";
+pub(crate) const DEFAULT_FILE: &str = "/etc/latchkey/config.toml";
 
 /// The agent's whole configuration, checked.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Config {
+pub(crate) struct Config {
     /// The backend of a request that names none; a key of `backends`.
     pub default_backend: String,
     /// Where the agent listens.
@@ -74,7 +74,7 @@ pub struct Config {
 
 /// Where the agent listens.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Listen {
+pub(crate) struct Listen {
     /// The workloads' socket: an absolute path of fewer than 100 bytes.
     pub socket: PathBuf,
     /// The address of `/livez`, `/readyz` and `/metrics`.
@@ -85,21 +85,21 @@ pub struct Listen {
 
 /// What the agent logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
+pub(crate) struct Log {
     /// Directives of `tracing_subscriber::EnvFilter`; they parse.
     pub level: String,
 }
 
 /// The audit trail.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Audit {
+pub(crate) struct Audit {
     /// How many lines may wait for the writer.
     pub queue: usize,
 }
 
 /// How a caller becomes a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Identity {
+pub(crate) struct Identity {
     /// Who vouches for callers.
     pub mode: IdentityMode,
     /// Whether a namespace's annotation stands for its service accounts that have none.
@@ -112,7 +112,7 @@ pub struct Identity {
 
 /// Who vouches for callers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IdentityMode {
+pub(crate) enum IdentityMode {
     /// The kernel's cgroups and the API server's pods.
     Kubernetes,
     /// The kernel's uids and the configuration.
@@ -123,7 +123,7 @@ pub enum IdentityMode {
 
 /// The agent's own place in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Kubernetes {
+pub(crate) struct Kubernetes {
     /// Whether pods are watched and tokens asked for as the node itself, by constrained impersonation.
     pub impersonate_node: bool,
     /// The name of the node whose pods are served; empty where nothing has named it, outside of the mode `kubernetes`.
@@ -136,14 +136,14 @@ pub struct Kubernetes {
 
 /// Sessions at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     /// The life asked of the cloud for a session.
     pub duration: Duration,
 }
 
 /// The cache of values.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Cache {
+pub(crate) struct Cache {
     /// How long a value may be served again; zero switches the cache off.
     pub ttl: Duration,
     /// Prefixes of the names that may be cached; all names if empty.
@@ -156,7 +156,7 @@ pub struct Cache {
 
 /// One vault, by its type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum BackendConfig {
+pub(crate) enum BackendConfig {
     /// AWS Secrets Manager.
     Aws(AwsConfig),
     /// Azure Key Vault.
@@ -172,13 +172,13 @@ pub enum BackendConfig {
 impl BackendConfig {
     /// Whether it is asked over the network.
     #[must_use]
-    pub fn is_cloud(&self) -> bool {
+    pub(crate) fn is_cloud(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Pass(_))
     }
 
     /// Its type, as it is written.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
+    pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Aws(_) => "aws",
             Self::Azure(_) => "azure",
@@ -198,7 +198,7 @@ impl Config {
     /// # Errors
     ///
     /// Everything that is wrong, at once; of a file that is no TOML, only that.
-    pub fn load(
+    pub(crate) fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
         flags: Vec<(String, String)>,
@@ -267,7 +267,7 @@ impl Config {
 
 /// The environment of this process; what is not Unicode in it comes with replacement characters.
 #[expect(clippy::disallowed_methods, reason = "this is the configuration")]
-pub fn environment() -> impl Iterator<Item = (String, String)> {
+pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| {
         (
             name.to_string_lossy().into_owned(),

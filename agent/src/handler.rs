@@ -89,7 +89,6 @@ pub(crate) async fn handle(
         Ok(Target::Attested(ask)) => exchange.answer(ask, body).await,
         Err(error) => Err(error),
     };
-    let outcome = outcome.and_then(|answer| exchange.connection.hold(answer));
     let code = outcome.as_ref().err().map(|error| error.code);
     let mut answer = outcome.unwrap_or_else(|error| {
         exchange.log(&method, route, &error);
@@ -351,7 +350,7 @@ impl Exchange {
         match ask {
             Ask::Secret(ask) => self.secret(&self.services.folded(ask)).await,
             // Boxed, because each request would else carry the largest of them.
-            Ask::Batch => Box::pin(self.batch(body)).await,
+            Ask::Batch { latest } => Box::pin(self.batch(body, latest)).await,
             Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
             Ask::Identity => self.in_time(AGAIN, Box::pin(self.identity())).await,
         }
@@ -381,7 +380,8 @@ impl Exchange {
             let services = &self.services;
             let (read, backend) = services.read(self.id, &workload, ask, &mut record).await?;
             let backend = services.backends.name(backend);
-            response::secret(&read, ask, backend, self.id.as_str())
+            let answer = response::secret(&read, ask, backend, self.id.as_str())?;
+            self.connection.hold(answer)
         };
         let outcome = self.in_time(AGAIN, work).await;
         record.close(outcome.as_ref().err())?;
@@ -408,13 +408,14 @@ impl Exchange {
             .call(&workload, &key, self.id, "list", list)
             .await
             .map_err(|failed| failed.error)?;
-        response::json(
+        let answer = response::json(
             &SecretList {
                 secrets: page.names,
                 next: page.next,
             },
             self.id.as_str(),
-        )
+        )?;
+        self.connection.hold(answer)
     }
 
     async fn identity(&self) -> Result<Answer, RequestError> {

@@ -4,9 +4,9 @@
 //! a request meets them, and [`handler`] names every step in one function.
 
 pub mod cli;
-pub mod config;
+mod config;
 pub mod csi;
-pub mod preflight;
+mod preflight;
 
 mod agent;
 mod handover;
@@ -17,9 +17,9 @@ mod volumes;
 mod handler;
 mod request;
 
-pub mod peer;
+mod peer;
 
-pub mod attest;
+mod attest;
 
 mod account;
 mod role;
@@ -31,9 +31,9 @@ mod session;
 mod cache;
 mod flight;
 
-pub mod backend;
+mod backend;
 mod program;
-pub mod secret;
+mod secret;
 
 mod audit;
 mod error;
@@ -46,6 +46,4 @@ mod readiness;
 mod taint;
 mod time;
 mod turns;
-
-pub use agent::Agent;
-pub use preflight::StartError;
+mod unescape;

@@ -25,7 +25,7 @@ const NET_UNIX_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// How a peer's PID is tied to the process that connected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Pinning {
+pub(crate) enum Pinning {
     /// `SO_PEERPIDFD`: the kernel hands out the very process. Nothing can come between.
     ByPidfd,
     /// `pidfd_open(2)` on the number, and then the connection's own socket must be listed in that process's
@@ -36,7 +36,7 @@ pub enum Pinning {
 
 /// A connected process that could be pinned.
 #[derive(Debug)]
-pub struct Peer {
+pub(crate) struct Peer {
     pid: i32,
     uid: u32,
     /// Absent where the kernel has no pidfd of a process out of sight.
@@ -46,7 +46,7 @@ pub struct Peer {
 
 /// Why a peer could not be pinned.
 #[derive(Debug, thiserror::Error)]
-pub enum PeerError {
+pub(crate) enum PeerError {
     /// It has exited, or exited while it was looked at.
     #[error("the peer has exited")]
     Gone,
@@ -70,7 +70,7 @@ impl Pinning {
     /// # Errors
     ///
     /// If no socket pair can be made, or the kernel answers neither with a pidfd nor with `ENOPROTOOPT`.
-    pub fn probe() -> io::Result<Self> {
+    pub(crate) fn probe() -> io::Result<Self> {
         let (one, _other) = socketpair(
             AddressFamily::Unix,
             SockType::Stream,
@@ -93,7 +93,7 @@ impl Peer {
     /// # Errors
     ///
     /// If the process has exited, is outside the agent's PID namespace, or cannot be tied to the connection.
-    pub fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+    pub(crate) fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
         // The pidfd first: with it in hand, what the number means can be checked.
         let by_kernel = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
@@ -129,7 +129,7 @@ impl Peer {
     /// # Errors
     ///
     /// If the process has exited, or the kernel tells nothing about it.
-    pub fn unseen(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+    pub(crate) fn unseen(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
         let pidfd = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
             Pinning::ByNumber => None,
@@ -145,32 +145,32 @@ impl Peer {
 
     /// The number of the process in the agent's PID namespace, 0 if it is not in it.
     #[must_use]
-    pub fn pid(&self) -> i32 {
+    pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
     /// The uid under which it connected, as the agent's user namespace sees it. Never a ground to allow.
     #[must_use]
-    pub fn uid(&self) -> u32 {
+    pub(crate) fn uid(&self) -> u32 {
         self.uid
     }
 
     /// How the process is tied to the connection.
     #[must_use]
-    pub fn pinning(&self) -> Pinning {
+    pub(crate) fn pinning(&self) -> Pinning {
         self.pinning
     }
 
     /// A descriptor that becomes readable when the process exits (`pidfd_open(2)`).
     #[must_use]
-    pub fn pidfd(&self) -> Option<&OwnedFd> {
+    pub(crate) fn pidfd(&self) -> Option<&OwnedFd> {
         self.pidfd.as_ref()
     }
 
     /// Whether the process that connected still runs, as far as it is pinned. A zombie does not: only `poll(2)` tells
     /// that, a signal 0 would still reach it.
     #[must_use]
-    pub fn is_alive(&self) -> bool {
+    pub(crate) fn is_alive(&self) -> bool {
         let Some(pidfd) = &self.pidfd else {
             return true;
         };
@@ -184,7 +184,7 @@ impl Peer {
     /// # Errors
     ///
     /// If the process has exited or the file cannot be read.
-    pub fn read_cgroup(&self, text: &mut Vec<u8>) -> Result<(), PeerError> {
+    pub(crate) fn read_cgroup(&self, text: &mut Vec<u8>) -> Result<(), PeerError> {
         self.read("cgroup", CGROUP_LIMIT, text)?;
         if self.is_alive() {
             Ok(())

@@ -23,7 +23,7 @@ mod rights;
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
-pub enum StartError {
+pub(crate) enum StartError {
     /// The port of `listen.admin`.
     #[error("cannot listen on listen.admin {0}: {1}")]
     Admin(SocketAddr, #[source] io::Error),

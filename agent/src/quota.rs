@@ -30,6 +30,9 @@ const REQUESTS_A_TURN: usize = 8;
 /// How many bytes of answers may lie here for a pod that does not read them: more than any one answer has.
 const UNREAD: usize = 8 << 20;
 
+/// The same for all pods of the node together, well below the memory that the agent is given.
+const NODES_UNREAD: usize = 4 * UNREAD;
+
 /// Answers that are shorter are not counted: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
 
@@ -38,25 +41,51 @@ pub(crate) const SHORT: u64 = 16 << 10;
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
     in_flight: Semaphore,
+    batched: Semaphore,
     waits: Arc<Semaphore>,
     rate: DefaultDirectRateLimiter,
     refusals: DefaultDirectRateLimiter,
     unread: Arc<Semaphore>,
+    nodes_unread: NodesUnread,
     pub(crate) turns: Arc<Turnstile>,
+}
+
+/// What all pods of the node together may leave unread.
+#[derive(Clone, Debug)]
+pub(crate) struct NodesUnread(Arc<Semaphore>);
+
+/// Room for an answer, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    _of_pod: OwnedSemaphorePermit,
+    _of_node: OwnedSemaphorePermit,
+}
+
+impl Default for NodesUnread {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(NODES_UNREAD)))
+    }
 }
 
 impl Quota {
     /// A quota of so many connections, requests in flight, and requests a second with a burst of twice that.
-    pub(crate) fn new(connections: usize, in_flight: usize, per_second: u32) -> Self {
+    pub(crate) fn new(
+        connections: usize,
+        in_flight: usize,
+        per_second: u32,
+        unread: &NodesUnread,
+    ) -> Self {
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(TWO));
         Self {
             connections: Arc::new(Semaphore::new(connections)),
             in_flight: Semaphore::new(in_flight),
+            batched: Semaphore::new(in_flight),
             waits: Arc::new(Semaphore::new(WAITS)),
             rate: RateLimiter::direct(rate),
             refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
             unread: Arc::new(Semaphore::new(UNREAD)),
+            nodes_unread: unread.clone(),
             turns: Turnstile::new(REQUESTS_A_TURN),
         }
     }
@@ -82,6 +111,17 @@ impl Quota {
         Ok(permit)
     }
 
+    /// The right to read one name of a batch, until it is dropped, as soon as there is one. All of a pod's batches together
+    /// read no more at once than it may have requests in flight: each read takes memory for a whole value.
+    ///
+    /// # Errors
+    ///
+    /// None: there are always some to wait for.
+    pub(crate) async fn batched(&self) -> Result<SemaphorePermit<'_>, RequestError> {
+        let permit = self.batched.acquire().await;
+        permit.map_err(|closed| RequestError::internal(&closed))
+    }
+
     /// The right to one wait for a change, until it is dropped. It is none to a request in flight: each look of a
     /// wait takes one of those for as long as the look lasts, so waits do not starve the pod's reads.
     ///
@@ -101,19 +141,24 @@ impl Quota {
     ///
     /// # Errors
     ///
-    /// `busy` if too much lies here unread.
-    pub(crate) fn answer(&self, size: u64) -> Result<OwnedSemaphorePermit, RequestError> {
+    /// `busy` if too much lies here unread, of the pod's or of all pods'.
+    pub(crate) fn answer(&self, size: u64) -> Result<Room, RequestError> {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
-        self.unread
-            .clone()
-            .try_acquire_many_owned(size)
-            .map_err(|_| {
-                RequestError::new(
-                    Code::Busy,
-                    "this pod has not read the answers to its other requests yet; read them first",
-                )
-                .retry_after(Some(RETRY_AFTER))
-            })
+        let room = |of: &Arc<Semaphore>, full| {
+            of.clone()
+                .try_acquire_many_owned(size)
+                .map_err(|_| RequestError::new(Code::Busy, full).retry_after(Some(RETRY_AFTER)))
+        };
+        Ok(Room {
+            _of_pod: room(
+                &self.unread,
+                "this pod has not read the answers to its other requests yet; read them first",
+            )?,
+            _of_node: room(
+                &self.nodes_unread.0,
+                "the pods of this node have left too many answers unread; try again",
+            )?,
+        })
     }
 
     /// How long the refusal that the pod gets now is held back.
@@ -156,9 +201,25 @@ mod tests {
 
     #[test]
     fn who_goes_on_asking_while_refused_waits_as_long_as_told() {
-        let quota = Quota::new(1, 1, 1);
+        let quota = Quota::new(1, 1, 1, &NodesUnread::default());
         let rests: Vec<Duration> = (0..100).map(|_| quota.rest()).collect();
         assert_eq!(rests.first(), Some(&REST));
         assert_eq!(rests.last(), Some(&LONG_REST));
+    }
+
+    #[test]
+    fn what_pods_leave_unread_has_a_bound_for_each_and_one_for_all() {
+        let node = NodesUnread::default();
+        let quotas: Vec<_> = (0..5).map(|_| Quota::new(1, 1, 1, &node)).collect();
+        let whole = u64::try_from(UNREAD).expect("it fits");
+        let mut rooms: Vec<_> = quotas.iter().map(|quota| quota.answer(whole)).collect();
+        assert_eq!(rooms.iter().filter(|room| room.is_ok()).count(), 4);
+        assert!(quotas[0].answer(1).is_err() && quotas[4].answer(1).is_err());
+        rooms.swap_remove(0).expect("room");
+        assert!(quotas[1].answer(1).is_err(), "its own is still full");
+        assert!(
+            quotas[4].answer(whole).is_ok(),
+            "of the node's there is some"
+        );
     }
 }

@@ -41,7 +41,10 @@ const RELAYED: [HeaderName; 4] = [
 #[derive(Debug)]
 pub(crate) enum Ask {
     /// Many secrets by name; the body is still to be read.
-    Batch,
+    Batch {
+        /// Past cache and reads that began before.
+        latest: bool,
+    },
     /// One secret.
     Secret(SecretAsk),
     /// Who the agent says the peer is.
@@ -84,7 +87,7 @@ pub(crate) struct ListAsk {
     pub(crate) cursor: Option<String>,
 }
 
-/// A route and what it was asked, or which methods it knows.
+/// What a route was asked.
 #[derive(Debug)]
 pub(crate) enum Target {
     /// Answered to anybody.
@@ -199,7 +202,8 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         }),
         "/v1/secrets:batchGet" => with(Route::Batch, &[Method::POST], &|| {
             Query::of(head, &[])?;
-            Ok(Target::Attested(Ask::Batch))
+            let latest = asks_for_latest(&head.headers);
+            Ok(Target::Attested(Ask::Batch { latest }))
         }),
         "/v1/secrets" => with(Route::List, reads, &|| {
             Ok(Target::Attested(Ask::List(list(head)?)))

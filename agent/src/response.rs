@@ -6,6 +6,7 @@ use crate::error::RequestError;
 use crate::metrics::Route;
 use crate::request::{SecretAsk, Shape, allowed};
 use crate::secret::SecretBytes;
+use crate::unescape;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -18,7 +19,6 @@ use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
-use tokio::sync::OwnedSemaphorePermit;
 use zeroize::Zeroizing;
 
 /// An answer, whole before it is sent.
@@ -224,12 +224,12 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
 }
 
 /// The same answer, whose body holds on to `room` until it has been sent.
-pub(crate) fn held(mut answer: Answer, room: OwnedSemaphorePermit) -> Answer {
-    struct Held {
+pub(crate) fn held<T: Send + 'static>(mut answer: Answer, room: T) -> Answer {
+    struct Held<T> {
         body: Bytes,
-        _room: OwnedSemaphorePermit,
+        _room: T,
     }
-    impl AsRef<[u8]> for Held {
+    impl<T> AsRef<[u8]> for Held<T> {
         fn as_ref(&self) -> &[u8] {
             &self.body
         }
@@ -334,11 +334,8 @@ fn member(text: &str, key: &str) -> Result<Zeroizing<String>, RequestError> {
     let found = found.ok_or_else(|| {
         RequestError::new(Code::KeyNotFound, "the secret's JSON has no such member")
     })?;
-    let member = match serde_json::from_str::<Text<'_>>(found.get()) {
-        Ok(text) => Zeroizing::new(text.0.into_owned()),
-        Err(_) => Zeroizing::new(found.get().to_owned()),
-    };
-    Ok(member)
+    let text = unescape::text(found.get());
+    Ok(text.unwrap_or_else(|| Zeroizing::new(found.get().to_owned())))
 }
 
 fn child<'a>(value: &'a RawValue, step: &str) -> Option<&'a RawValue> {
@@ -365,10 +362,6 @@ impl std::borrow::Borrow<str> for Member<'_> {
         &self.0
     }
 }
-
-/// A JSON string, borrowed where it needs no unescaping.
-#[derive(serde::Deserialize)]
-struct Text<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
 
 fn not_json() -> RequestError {
     RequestError::new(

@@ -12,11 +12,11 @@ use zeroize::Zeroizing;
 ///
 /// Which characters it may hold, and what it is called at the vault, is the backend's to say.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct SecretName(Arc<str>);
+pub(crate) struct SecretName(Arc<str>);
 
 /// Why something is no name of a secret.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum NameError {
+pub(crate) enum NameError {
     /// It holds a backslash, a NUL or another control character.
     #[error("a secret's name holds no backslash and no control characters")]
     Character,
@@ -38,16 +38,16 @@ pub enum NameError {
 const MAX_NAME: usize = 512;
 
 /// The value of a secret.
-pub struct SecretValue(Zeroizing<Vec<u8>>);
+pub(crate) struct SecretValue(Zeroizing<Vec<u8>>);
 
 /// A subject token: the pod's service account JWT, offered for exchange.
-pub struct SubjectToken(Zeroizing<String>);
+pub(crate) struct SubjectToken(Zeroizing<String>);
 
 /// Bytes that hold a secret, such as an answer's body, on their way into [`Bytes`].
 ///
 /// The last of the clones and slices of those `Bytes` to go overwrites them all. `Bytes` itself
 /// prints what it holds: it goes to the socket and never into a `{:?}`.
-pub struct SecretBytes(Zeroizing<Vec<u8>>);
+pub(crate) struct SecretBytes(Zeroizing<Vec<u8>>);
 
 // === impl SecretName ===
 
@@ -57,7 +57,7 @@ impl SecretName {
     /// # Errors
     ///
     /// If it is too long, or could mean something else than one secret to whoever reads it next.
-    pub fn parse(text: &str) -> Result<Self, NameError> {
+    pub(crate) fn parse(text: &str) -> Result<Self, NameError> {
         if text.is_empty() {
             return Err(NameError::Empty);
         }
@@ -81,7 +81,7 @@ impl SecretName {
     /// # Errors
     ///
     /// If it is not encoded rightly, else as [`SecretName::parse`].
-    pub fn from_path(tail: &str) -> Result<Self, NameError> {
+    pub(crate) fn from_path(tail: &str) -> Result<Self, NameError> {
         // The decoder lets through what it does not understand; two readers may differ about it.
         let is_sound = |after: &str| {
             after.len() >= 2 && after.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
@@ -94,13 +94,13 @@ impl SecretName {
     }
 
     /// The name.
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         &self.0
     }
 
     /// The same name in small letters.
     #[must_use]
-    pub fn lowercased(&self) -> Self {
+    pub(crate) fn lowercased(&self) -> Self {
         if self.0.bytes().any(|byte| byte.is_ascii_uppercase()) {
             Self(self.0.to_ascii_lowercase().into())
         } else {
@@ -109,7 +109,7 @@ impl SecretName {
     }
 
     /// Whether the name is written as an ARN.
-    pub fn is_arn(&self) -> bool {
+    pub(crate) fn is_arn(&self) -> bool {
         self.0.starts_with("arn:")
     }
 }
@@ -124,23 +124,13 @@ impl fmt::Display for SecretName {
 
 impl SecretValue {
     /// The value itself.
-    pub fn expose(&self) -> &[u8] {
+    pub(crate) fn expose(&self) -> &[u8] {
         &self.0
     }
 
     /// The value itself, if it is text.
-    pub fn expose_str(&self) -> Option<&str> {
+    pub(crate) fn expose_str(&self) -> Option<&str> {
         str::from_utf8(&self.0).ok()
-    }
-
-    /// The number of bytes.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 
@@ -175,7 +165,7 @@ impl fmt::Debug for SecretValue {
 
 impl SubjectToken {
     /// The token itself.
-    pub fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
@@ -197,7 +187,7 @@ impl fmt::Debug for SubjectToken {
 
 impl SecretBytes {
     /// The same memory as [`Bytes`], which can be shared and sliced.
-    pub fn into_bytes(self) -> Bytes {
+    pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self)
     }
 }

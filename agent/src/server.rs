@@ -8,6 +8,7 @@ mod connection;
 mod doorman;
 mod roll;
 mod stream;
+mod times;
 mod warnings;
 
 pub(crate) use connection::Connection;
@@ -25,16 +26,19 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::SndBuf;
+use nix::sys::socket::{Shutdown, setsockopt, shutdown};
 use roll::Roll;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stream::Metered;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use warnings::Warnings;
@@ -48,8 +52,18 @@ const TABLES: usize = 4;
 /// How many connections a pod's own socket takes beyond those that the pod may have.
 const TOLD_BUSY: usize = 4;
 
+/// How many connections by a pod's own socket use up nothing of what all such sockets have together.
+const OF_ITS_OWN: usize = 4;
+
 /// How many peers are let in by a door, or strangers heard there, before everybody else has had a turn.
 const PEERS_A_TURN: usize = 4;
+
+/// How many bytes of answers the kernel may hold for a peer that does not read them, by its own count, which is twice
+/// this: one of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could have 20 MiB.
+const QUEUED: usize = 40 * 1024;
+
+/// How often it is looked whether a peer has read its last answer: at first, and at last.
+const TAKEN_LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 
 /// How long the accept loop rests when the machine has run out of descriptors or memory.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -59,7 +73,10 @@ pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
     pub(crate) attestor: Arc<Attestor>,
     pub(crate) pinning: Pinning,
+    /// Connections by the shared socket.
     connections: Arc<Semaphore>,
+    /// Connections by the pods' own sockets, all together.
+    own_connections: Arc<Semaphore>,
     connections_per_pod: usize,
     pub(crate) doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
@@ -78,14 +95,29 @@ pub(crate) struct Server {
 pub(crate) struct Door {
     entrance: Entrance,
     permits: Arc<Semaphore>,
+    /// Of those, what it has for itself, and what all such doors have together.
+    shares: Option<(Arc<Semaphore>, Arc<Semaphore>)>,
     turns: Arc<Turnstile>,
+}
+
+// === impl Door ===
+
+impl Door {
+    /// The connection's share, as soon as there is one.
+    async fn share(&self) -> Option<OwnedSemaphorePermit> {
+        let (own, all) = self.shares.as_ref()?;
+        match own.clone().try_acquire_owned() {
+            Ok(own) => Some(own),
+            Err(_) => all.clone().acquire_owned().await.ok(),
+        }
+    }
 }
 
 // === impl Server ===
 
 impl Server {
-    /// A server that lets `unattested` peers wait while at most `connections` are open in all by the shared socket,
-    /// and somewhat more than `connections_per_pod` by each pod's own.
+    /// A server that lets `unattested` peers wait while at most `connections` are open by the shared socket, as many by
+    /// the pods' own together, and somewhat more than `connections_per_pod` by each of those.
     ///
     /// # Errors
     ///
@@ -104,6 +136,7 @@ impl Server {
             attestor,
             pinning,
             connections: Arc::new(Semaphore::new(connections)),
+            own_connections: Arc::new(Semaphore::new(connections)),
             connections_per_pod,
             doorman: Arc::new(Doorman::new(unattested)),
             roll: Arc::new(Roll::new()?),
@@ -121,16 +154,22 @@ impl Server {
         Door {
             entrance: Entrance::Shared,
             permits: self.connections.clone(),
+            shares: None,
             turns: Turnstile::new(PEERS_A_TURN),
         }
     }
 
-    /// The door of a socket that is one pod's own. Its connections use up nothing of another door's.
+    /// The door of a socket that is one pod's own. Its connections use up nothing of the shared one's, and all but the
+    /// first few share what such doors have together.
     pub(crate) fn door_of(&self, pod: PodUid) -> Door {
         Door {
             entrance: Entrance::Pod(pod),
             // Some more than the pod may have, so that it is told so and not left to wait.
             permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
+            shares: Some((
+                Arc::new(Semaphore::new(OF_ITS_OWN)),
+                self.own_connections.clone(),
+            )),
             turns: Turnstile::new(PEERS_A_TURN),
         }
     }
@@ -169,11 +208,13 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     *self.accepted() = Instant::now();
+                    // Only now: a door that nobody comes by takes none.
+                    let share = door.share().await;
                     let (server, entrance) = (self.clone(), door.entrance);
                     let turns = door.turns.clone();
                     self.tasks.spawn(async move {
                         server.connection(stream, entrance, turns).await;
-                        drop(permit);
+                        drop((permit, share));
                     });
                     // However fast one pod connects, every other listener has its turn before the next.
                     if entrance != Entrance::Shared {
@@ -199,6 +240,8 @@ impl Server {
         entrance: Entrance,
         turns: Arc<Turnstile>,
     ) {
+        // It fails for no socket that is one.
+        let _ = setsockopt(&stream, SndBuf, &QUEUED);
         let (stream, peer) = self.pin(stream).await;
         let peer = match peer {
             Ok(peer) => peer,
@@ -234,44 +277,65 @@ impl Server {
             let (services, connection) = (self.services.clone(), connection.clone());
             service_fn(move |request| handle(services.clone(), connection.clone(), request))
         };
-        let http = http1::Builder::new()
+        let mut http = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(None)
             .half_close(true)
             .max_buf_size(HEAD_LIMIT)
             .serve_connection(Metered::new(stream, connection.clone()), service);
-        let mut http = std::pin::pin!(http);
-        let mut served = poll_fn(|context| {
-            let ended = http.as_mut().poll(context);
-            // A request that is answered at once is over before its peer could be missed.
-            if ended.is_pending() && connection.is_working() {
-                entry.watch();
-            }
-            ended
-        });
-        let mut told = std::pin::pin!(connection.told());
         // Its read side is shut at most once; what was sent before that is still read and answered.
         let mut reading = true;
         loop {
+            let served = poll_fn(|context| {
+                let ended = Pin::new(&mut http).poll(context);
+                // A request that is answered at once is over before its peer could be missed.
+                if ended.is_pending() && connection.is_working() {
+                    entry.watch();
+                }
+                ended
+            });
             tokio::select! {
                 biased;
-                () = &mut told => {
+                () = connection.told() => {
                     // Its work in flight ends with it: nobody is left to read the answer.
                     if connection.is_over() {
-                        return;
+                        break;
                     }
                     if std::mem::take(&mut reading) {
-                        shut_reading(fd);
+                        shut(fd, Shutdown::Read);
                     }
-                    told.set(connection.told());
                 }
                 // An error here is the peer's: it left, or sent what is no HTTP.
-                ended = &mut served => {
+                ended = served => {
                     if let Err(error) = ended {
                         tracing::debug!(pid = connection.pid(), %error, "a connection ended");
                     }
-                    return;
+                    break;
                 }
+            }
+        }
+        drop(entry);
+        self.until_taken(http.into_parts().io.into_inner()).await;
+    }
+
+    /// Ends when the peer has read what was sent to it, or cannot any more. Until then that lies in the kernel's memory,
+    /// charged to the agent, closed or not (`unix_stream_sendmsg` in net/unix/af_unix.c allocates with the sender's
+    /// account); so until then the connection counts as one of its pod's. Not while the agent leaves: then it is told by
+    /// nobody any more.
+    async fn until_taken(&self, stream: UnixStream) {
+        // The least that the kernel allows: from now on the socket is writable only when less than some 1,200 bytes are
+        // queued, with what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
+        let _ = setsockopt(&stream, SndBuf, &1);
+        if is_writable(&stream) {
+            return;
+        }
+        shut(stream.as_raw_fd(), Shutdown::Both);
+        let mut phase = self.phase.clone();
+        let mut look = TAKEN_LOOKS.0;
+        while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
+            tokio::select! {
+                () = tokio::time::sleep(look) => look = (look * 2).min(TAKEN_LOOKS.1),
+                _ = phase.changed() => {}
             }
         }
     }
@@ -316,10 +380,21 @@ impl Server {
     }
 }
 
-/// Tells the peer that nothing more is read. What it has sent before stays readable, a write of its after this
-/// fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
-fn shut_reading(fd: std::os::fd::RawFd) {
-    if let Err(error) = shutdown(fd, Shutdown::Read) {
-        tracing::debug!(%error, "cannot shut a connection's read side");
+/// Tells the peer that nothing more is read, or sent either. What it has sent before stays readable, a write of its after
+/// this fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
+fn shut(fd: std::os::fd::RawFd, how: Shutdown) {
+    if let Err(error) = shutdown(fd, how) {
+        tracing::debug!(%error, "cannot shut a connection");
     }
+}
+
+/// Whether there is room to write; also where the kernel does not say.
+fn is_writable(stream: &UnixStream) -> bool {
+    let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+    let told = poll(&mut asked, PollTimeout::ZERO);
+    let [asked] = asked;
+    told.is_err()
+        || asked
+            .revents()
+            .is_none_or(|told| told.contains(PollFlags::POLLOUT))
 }

@@ -309,6 +309,12 @@ impl AgentProcess {
         found.ok_or_else(|| io::Error::other(format!("no such audit line in {:#?}", self.audit())))
     }
 
+    /// Where the admin port is.
+    #[must_use]
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// Asks the admin port; its status and body.
     ///
     /// # Errors

@@ -51,6 +51,13 @@ impl Reader {
         self.pod.secret(NAME).await.expect("an answer")
     }
 
+    async fn batch(&self, cache_control: &str) -> Response {
+        let request = Request::new("POST", "/v1/secrets:batchGet")
+            .header("cache-control", cache_control)
+            .body(format!(r#"{{"names":["{NAME}"]}}"#));
+        self.pod.request(request).await.expect("an answer")
+    }
+
     async fn latest(&self) -> Response {
         let request = Request::get(&format!("/v1/secrets/{NAME}"))
             .header("cache-control", "max-age=0, no-cache");
@@ -213,6 +220,13 @@ async fn no_cache_goes_to_the_vault_and_joins_no_read_that_began_before() {
         assert_eq!(reader.asked(), 2);
         // What it found is what is kept from now on.
         assert_eq!(value(&reader.read().await), "second");
+        // So it is for the names of a batch.
+        reader.sandbox.secret(NAME, "third");
+        for (word, kept) in [("no-store", "second"), ("no-cache", "third"), ("", "third")] {
+            let expected = if settings.is_empty() { "third" } else { kept };
+            let answer = reader.batch(word).await.json();
+            assert_eq!(answer["secrets"][0]["value"], expected, "{word:?}");
+        }
     }
 }
 
@@ -224,7 +238,7 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
     let settings = [
         ("cache.ttl", "100ms"),
         ("cache.stale_if_error", "1h"),
-        ("backends.aws.timeout", "300ms"),
+        ("backends.aws.timeout", "1s"),
     ];
     let reader = Reader::start(&settings).await;
     let expired = async || {

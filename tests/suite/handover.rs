@@ -216,7 +216,7 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         return;
     }
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let _old = agent(&sandbox).await;
+    let mut old = agent(&sandbox).await;
     assert_eq!(
         pod.secret("test/database-password")
             .await
@@ -240,8 +240,21 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         .await
         .expect("an answer");
     assert_eq!(answer.status, 200, "{}", answer.text());
+    // When that one dies, there is somebody to wait with.
+    old.signal(Signal::SIGKILL).expect("it runs");
+    old.until_ended().await.expect("it is killed");
+    let died = Instant::now();
+    while pod.secret("test/database-password").await.is_err() {
+        assert!(died.elapsed() < BACK_WITHIN, "nobody answers");
+        sleep(Duration::from_millis(10)).await;
+    }
     sandbox.kube.heal();
     late.until_ready().await.expect("it becomes ready");
+    let answer = pod
+        .secret("test/database-password")
+        .await
+        .expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
 }
 
 #[tokio::test]

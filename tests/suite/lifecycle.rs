@@ -2,9 +2,9 @@
 
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
-use testkit::kube::{Fault, PodSpec};
+use testkit::kube::{Container, Fault, PodSpec};
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
-use testkit::workload::{Request, Response, Workload};
+use testkit::workload::{Raw, Request, Response, Workload};
 use tokio::time::sleep;
 
 const OWN: &str = "/v1/secrets/test/database-password";
@@ -26,11 +26,14 @@ fn is_no_workload(answer: &Response) -> bool {
     answer.status == 403 && code(answer) == "not_attested"
 }
 
-/// Asks until the answer is as wanted.
+/// Asks until the answer is as wanted. One that is under way when the pod ends has none.
 async fn until(pod: &SandboxPod, wanted: impl Fn(&Response) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        let answer = pod.get(OWN).await.expect("an answer");
+        let Ok(answer) = pod.get(OWN).await else {
+            assert!(Instant::now() < deadline, "still no answer");
+            continue;
+        };
         if wanted(&answer) {
             return;
         }
@@ -155,8 +158,23 @@ async fn a_finished_pod_is_refused() {
     for phase in ["Succeeded", "Failed"] {
         let (sandbox, agent) = scene().await;
         let pod = sandbox.pod("test", "web").await.expect("a pod");
+        pod.workload.connect("idle").await.expect("a connection");
+        let on_idle = |text: &str| Raw {
+            connection: Some("idle".into()),
+            ..Raw::new(text)
+        };
+        let ask = Raw {
+            answers: Some(1),
+            watch_millis: 50,
+            ..on_idle("GET /v1/identity HTTP/1.1\r\nHost: x\r\n\r\n")
+        };
+        let asked = pod.workload.raw(ask).await.expect("an answer");
+        assert_eq!((asked.statuses(), asked.closed), (vec![200], false));
         pod.object.set_phase(phase);
         until(&pod, is_no_workload).await;
+        // Nothing more is asked on it.
+        let received = pod.workload.raw(on_idle("")).await.expect("it can be read");
+        assert!(received.closed && received.bytes.is_empty(), "{received:?}");
         agent
             .until_audit(|line| line["reason"] == "pod_finished")
             .await
@@ -404,14 +422,28 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
         )],
         ..PodSpec::default()
     };
-    let pod = sandbox.pod_of(exempting).await.expect("a pod");
+    let pod = sandbox.pod_of(exempting.clone()).await.expect("a pod");
     let answer = pod.get(OWN).await.expect("an answer");
     assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
-    // Which container it is has to be known for that.
-    let spec = sandbox.place(pod.object.uid(), &container_id());
+    // Which container it is has to be known for that, and it waits until it is.
+    let (object, id) = (
+        sandbox.kube.create_pod(PodSpec {
+            name: "young".into(),
+            containers: vec![Container::new("sidecar")],
+            ..exempting
+        }),
+        container_id(),
+    );
+    let spec = sandbox.place(object.uid(), &id);
     let unnamed = Workload::start(spec).await.expect("a process");
     let answer = unnamed.get(OWN).await.expect("an answer");
     assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    let named = async {
+        sleep(Duration::from_millis(300)).await;
+        object.set_container("sidecar", &id);
+    };
+    let (answer, ()) = tokio::join!(unnamed.get(OWN), named);
+    assert!(is_own(&answer.expect("an answer")));
 
     let role = sandbox.role("wide", ACCOUNT, "wide/*");
     sandbox
@@ -421,6 +453,29 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     sandbox.secret("wide/a", "value");
     let pod = sandbox.pod("wide", "web").await.expect("a pod");
     assert_eq!(pod.secret("wide/a").await.expect("an answer").status, 200);
+}
+
+#[tokio::test]
+async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_known() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let theirs = sandbox.pod("test", "theirs").await.expect("a pod");
+    // The API server takes any year that has four digits; not everybody reads them all.
+    theirs.object.claim_edit_at("9999-12-31T00:00:00Z");
+    let agent = sandbox.agent().await.expect("it becomes ready");
+    for pod in [&pod, &theirs] {
+        assert!(is_own(&pod.get(OWN).await.expect("an answer")));
+    }
+    // Nor from being forgotten, or made known later.
+    theirs.object.delete();
+    until(&theirs, is_no_workload).await;
+    let late = sandbox.pod("test", "late").await.expect("a pod");
+    assert!(is_own(&late.get(OWN).await.expect("an answer")));
+    drop(agent);
 }
 
 #[tokio::test]

@@ -1,13 +1,15 @@
 //! What callers are known by, put together as `identity.mode` says: attestor, accounts and subject tokens.
 
 use crate::account::{Account, Accounts, Annotations, Directory};
+use crate::attest::Attestor;
 use crate::attest::local::Local;
+use crate::attest::node::Node;
 use crate::attest::pods::{self, Facts, Pod, Pods};
-use crate::attest::{Attestor, Node};
 use crate::backend::Backends;
 use crate::config::{Config, IdentityMode, LocalRole, LocalWorkload};
 use crate::kubernetes::Clients;
 use crate::preflight::{self, StartError};
+use crate::quota::NodesUnread;
 use crate::role::NoRole;
 use crate::token::SubjectTokens;
 use std::collections::HashMap;
@@ -39,6 +41,7 @@ impl Callers {
         let settings = pods::Settings {
             limits: config.limits.clone(),
             cache: Arc::new(config.cache.clone()),
+            unread: NodesUnread::default(),
         };
         match config.identity.mode {
             IdentityMode::Kubernetes => Self::kubernetes(config, backends, settings).await,

@@ -19,15 +19,15 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-pub use anchor::{Anchor, AnchorError};
-pub use id::{ContainerId, InvalidId, PodUid};
-pub use name::QosClass;
+pub(crate) use anchor::{Anchor, AnchorError};
+pub(crate) use id::{ContainerId, InvalidId, PodUid};
+pub(crate) use name::QosClass;
 
 use thiserror::Error;
 
 /// Where a process stands, as all lines of its cgroup file agree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PodCgroup {
+pub(crate) struct PodCgroup {
     /// The outermost pod.
     pub pod: PodUid,
     /// The container directly in it; for a gVisor pod, its sandbox.
@@ -39,7 +39,7 @@ pub struct PodCgroup {
 
 /// Why a cgroup file proves no pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
-pub enum CgroupDenial {
+pub(crate) enum CgroupDenial {
     /// The process is in a pod, but not in a container of it that has an id of 64 hex digits.
     #[error("what follows the pod in the cgroup path is no container")]
     BadContainerId,
@@ -71,7 +71,7 @@ pub enum CgroupDenial {
 
 impl CgroupDenial {
     /// The denial as one stable word, for logs and metrics.
-    pub const fn reason(self) -> &'static str {
+    pub(crate) const fn reason(self) -> &'static str {
         match self {
             Self::BadContainerId => "bad_container_id",
             Self::ControllersDisagree => "controllers_disagree",

@@ -5,6 +5,7 @@
 //! a name can be given to another pod, a UID cannot.
 
 mod facts;
+mod listed;
 
 pub(crate) use facts::{ContainerKind, Facts};
 
@@ -12,13 +13,14 @@ use super::cgroup::PodUid;
 use crate::account::Principal;
 use crate::cache::Values;
 use crate::config;
-use crate::quota::Quota;
+use crate::quota::{NodesUnread, Quota};
 use crate::session::Sessions;
 use crate::token::KubeletTokens;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
+use listed::Listed;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -61,12 +63,13 @@ pub(crate) struct Pod {
 pub(crate) struct Settings {
     pub(crate) limits: config::Limits,
     pub(crate) cache: Arc<config::Cache>,
+    pub(crate) unread: NodesUnread,
 }
 
 /// The pods of this node.
 #[derive(Debug)]
 pub(crate) struct Pods {
-    api: Api<k8s::Pod>,
+    api: Api<Listed>,
     selector: String,
     settings: Settings,
     by_uid: RwLock<HashMap<PodUid, Arc<Pod>>>,
@@ -119,6 +122,7 @@ impl Pod {
                 limits.connections_per_pod,
                 limits.in_flight_per_pod,
                 limits.requests_per_second_per_pod,
+                &settings.unread,
             ),
             sessions: Sessions::default(),
             values: Values::new(settings.cache.clone()),
@@ -216,7 +220,7 @@ impl Pods {
             let found = match answer {
                 Ok(Ok(list)) => {
                     let pods = list.items.into_iter();
-                    let named = pods.filter_map(|pod| self.learn(pod, Source::Look));
+                    let named = pods.filter_map(|Listed(pod)| self.learn(pod, Source::Look));
                     Some(Arc::new(named.collect()))
                 }
                 Ok(Err(error)) => {
@@ -248,9 +252,9 @@ impl Pods {
         if let Some(pod) = self.by_uid(uid) {
             return Ok(Some(pod));
         }
-        let api = Api::<k8s::Pod>::namespaced(self.api.clone().into_client(), namespace);
+        let api = Api::<Listed>::namespaced(self.api.clone().into_client(), namespace);
         match timeout(LOOK_TIMEOUT, api.get_opt(name)).await {
-            Ok(Ok(Some(pod))) => {
+            Ok(Ok(Some(Listed(pod)))) => {
                 self.learn(pod, Source::Look);
                 self.changed.notify_waiters();
                 Ok(self.by_uid(uid))
@@ -290,16 +294,18 @@ impl Pods {
                             listed.clear();
                             listing_since = Instant::now();
                         }
-                        Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
+                        Event::InitApply(Listed(pod)) => {
+                            listed.extend(self.learn(pod, Source::Watch))
+                        }
                         Event::InitDone => {
                             let doubted = self.keep(&listed, listing_since);
                             self.synced.send_replace(true);
                             self.confirm(doubted).await;
                         }
-                        Event::Apply(pod) => {
+                        Event::Apply(Listed(pod)) => {
                             self.learn(pod, Source::Watch);
                         }
-                        Event::Delete(pod) => self.forget(pod),
+                        Event::Delete(Listed(pod)) => self.forget(pod),
                     }
                     self.changed.notify_waiters();
                 }

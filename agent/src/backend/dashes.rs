@@ -7,7 +7,7 @@ use crate::secret::SecretName;
 
 /// How names are written at one kind of vault.
 #[derive(Clone, Copy, Debug)]
-pub struct Dashes {
+pub(crate) struct Dashes {
     /// Whose vault it is, for people.
     pub whose: &'static str,
     /// The characters that a name may hold beside letters, digits and dashes.
@@ -19,7 +19,7 @@ pub struct Dashes {
 }
 
 /// Google Cloud Secret Manager (its API's `secretId`).
-pub const GCP: Dashes = Dashes {
+pub(crate) const GCP: Dashes = Dashes {
     whose: "Google Cloud",
     others: "_",
     ignores_case: false,
@@ -27,7 +27,7 @@ pub const GCP: Dashes = Dashes {
 };
 
 /// Azure Key Vault (its "object identifiers").
-pub const AZURE: Dashes = Dashes {
+pub(crate) const AZURE: Dashes = Dashes {
     whose: "Azure",
     others: "",
     ignores_case: true,
@@ -36,7 +36,7 @@ pub const AZURE: Dashes = Dashes {
 
 /// Why a name cannot be written at a vault.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub enum DashError {
+pub(crate) enum DashError {
     /// The vault has no such character.
     #[error(
         "a secret's name at {whose} has letters, digits, - {others}and / only, not {character:?}"
@@ -65,7 +65,7 @@ impl Dashes {
     /// # Errors
     ///
     /// If the vault can hold no secret of that name.
-    pub fn write(&self, prefix: &str, name: &SecretName) -> Result<String, DashError> {
+    pub(crate) fn write(&self, prefix: &str, name: &SecretName) -> Result<String, DashError> {
         self.check_characters(name.as_str())?;
         let mistakable =
             |part: &str| part.starts_with('-') || part.ends_with('-') || part.contains("--");
@@ -84,14 +84,14 @@ impl Dashes {
     /// # Errors
     ///
     /// If the vault has not all of its characters.
-    pub fn write_prefix(&self, prefix: &str) -> Result<String, DashError> {
+    pub(crate) fn write_prefix(&self, prefix: &str) -> Result<String, DashError> {
         self.check_characters(prefix)?;
         Ok(self.with_dashes(prefix))
     }
 
     /// The name that is written as `written` behind `prefix`, if there is one: not every secret has a name here.
     #[must_use]
-    pub fn read(&self, prefix: &str, written: &str) -> Option<SecretName> {
+    pub(crate) fn read(&self, prefix: &str, written: &str) -> Option<SecretName> {
         let rest = written.strip_prefix(&*self.write_prefix(prefix).ok()?)?;
         let name = SecretName::parse(&rest.replace("--", "/")).ok()?;
         // Only what leads back: `a---b` would be read in one way and written in another.

@@ -10,7 +10,7 @@ use super::{
 
 /// AWS Secrets Manager, and the STS before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AwsConfig {
+pub(crate) struct AwsConfig {
     /// The region of roles and secrets; the machine's own if absent.
     pub region: Option<String>,
     /// Regions asked in this order, each only when the one before cannot be reached.

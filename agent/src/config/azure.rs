@@ -28,7 +28,7 @@ const MAX_PREFIX: usize = 100;
 
 /// Azure Key Vault, and the Entra ID before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AzureConfig {
+pub(crate) struct AzureConfig {
     /// The vault of service accounts that name none, as [`vault_url`] writes it.
     pub vault_url: Option<String>,
     /// The tenant of service accounts that name none.

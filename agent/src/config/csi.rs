@@ -12,7 +12,7 @@ const MAX_DIRECTORY: usize = 65;
 
 /// Delivery of the socket and of tokens by CSI.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Csi {
+pub(crate) struct Csi {
     /// Whether pods get it.
     pub enabled: bool,
     /// The directory of the CSI plugin, the same as the mounter's.

@@ -4,11 +4,11 @@ use std::{error::Error, fmt, path::PathBuf};
 
 /// All that is wrong with a configuration; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Faults(Vec<Fault>);
+pub(crate) struct Faults(Vec<Fault>);
 
 /// One thing that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Fault {
+pub(crate) struct Fault {
     /// Where it was written.
     pub origin: Origin,
     /// The dotted key; empty if the file as a whole is meant.
@@ -21,7 +21,7 @@ pub struct Fault {
 
 /// Where a setting was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Origin {
+pub(crate) enum Origin {
     /// In the file, counted from one.
     File {
         /// The file.
@@ -51,7 +51,8 @@ impl Faults {
     }
 
     /// Every fault.
-    pub fn iter(&self) -> impl Iterator<Item = &Fault> {
+    #[cfg(test)]
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Fault> {
         self.0.iter()
     }
 }

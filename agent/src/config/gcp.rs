@@ -17,7 +17,7 @@ const GKE_END: &str = ".svc.id.goog";
 
 /// Google Cloud Secret Manager, and the token services before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GcpConfig {
+pub(crate) struct GcpConfig {
     /// The id or number of the project whose secrets are read.
     pub project: String,
     /// By what the cluster's tokens are believed. Outside of a cluster there are none.
@@ -36,7 +36,7 @@ pub struct GcpConfig {
 
 /// By what Google Cloud believes the cluster's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum GcpProvider {
+pub(crate) enum GcpProvider {
     /// A provider of workload identity federation, by its full name
     /// `//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
     Federation(String),

@@ -6,7 +6,7 @@ use super::{reader::Reader, value};
 
 /// What one pod, and all of them, may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Limits {
+pub(crate) struct Limits {
     /// Connections in all.
     pub connections: usize,
     /// Connections of one pod.

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 /// A principal of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LocalWorkload {
+pub(crate) struct LocalWorkload {
     /// The uid of its processes, as the kernel tells.
     pub uid: u32,
     /// The namespace that it counts as.
@@ -23,7 +23,7 @@ pub struct LocalWorkload {
 
 /// What a principal of this machine becomes at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum LocalRole {
+pub(crate) enum LocalRole {
     /// Whatever the machine's own credentials are.
     Machine,
     /// A role that the machine's credentials may take on: an AWS role's ARN, a GCP service account, or the client id of
@@ -33,7 +33,7 @@ pub enum LocalRole {
 
 /// The pod that a sidecar serves, which is its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sidecar {
+pub(crate) struct Sidecar {
     /// Its namespace.
     pub namespace: String,
     /// Its name.

@@ -12,7 +12,7 @@ const VARIABLES: [&str; 3] = ["GNUPGHOME", "HOME", "PATH"];
 
 /// The password store of the `pass` program.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PassConfig {
+pub(crate) struct PassConfig {
     /// Where the store is.
     pub store: PathBuf,
     /// Whether a secret is the first line of its entry alone.
@@ -29,7 +29,7 @@ pub struct PassConfig {
 
 /// A folder of secrets, one file each.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FileConfig {
+pub(crate) struct FileConfig {
     /// The folder.
     pub path: PathBuf,
     /// Whether each namespace reads its own folder only.

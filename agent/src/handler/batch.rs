@@ -3,6 +3,7 @@
 use super::Exchange;
 use crate::attest::Workload;
 use crate::error::RequestError;
+use crate::quota::Room;
 use crate::request::SecretAsk;
 use crate::response::{self, Answer};
 use crate::secret::SecretName;
@@ -12,6 +13,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The longest body of a batch, in bytes.
 const BATCH_BODY: usize = 64 * 1024;
@@ -26,7 +28,7 @@ const BATCH_VALUES: usize = 4 * 1024 * 1024;
 const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
 
 impl Exchange {
-    pub(super) async fn batch(&self, body: Incoming) -> Result<Answer, RequestError> {
+    pub(super) async fn batch(&self, body: Incoming, latest: bool) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
         let workload = &match self.in_time(FEWER, attest).await {
             Ok(workload) => workload,
@@ -43,28 +45,21 @@ impl Exchange {
             Ok(admitted) => admitted,
             Err(error) => return self.refused_whole(Some(workload), error).await,
         };
+        let size = &AtomicUsize::new(0);
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name).await;
+                let outcome = self.batched(workload, &name, latest, size).await;
                 (name, outcome)
             })
             .buffered(BATCH_WIDTH);
-        let mut bodies: Vec<Bytes> = Vec::new();
-        let mut size = 0;
+        let (mut bodies, mut rooms) = (Vec::new(), Vec::new());
         let mut errors = Vec::new();
         while let Some((name, outcome)) = reads.next().await {
-            let outcome = outcome.and_then(|body| {
-                size += body.len();
-                if size > BATCH_VALUES {
-                    return Err(RequestError::new(
-                        Code::TooLarge,
-                        "the values of this batch are too large together: ask for this one alone",
-                    ));
-                }
-                Ok(body)
-            });
             match outcome {
-                Ok(body) => bodies.push(body),
+                Ok((body, room)) => {
+                    bodies.push(body);
+                    rooms.push(room);
+                }
                 Err(error) => errors.push(BatchError {
                     name,
                     error: error.message.to_string(),
@@ -75,13 +70,11 @@ impl Exchange {
             }
         }
         let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
-        Ok(response::json_bytes(
-            response::batch(&bodies, &errors),
-            self.id.as_str(),
-        ))
+        let answer = response::json_bytes(response::batch(&bodies, &errors), self.id.as_str());
+        Ok(response::held(answer, rooms))
     }
 
-    /// The line of a batch that is refused before its names are looked at; it stands for all of them.
+    /// The line of a batch that is refused before its names are looked at; it stands for all of its names.
     async fn refused_whole(
         &self,
         workload: Option<&Workload>,
@@ -96,18 +89,38 @@ impl Exchange {
         Err(error)
     }
 
-    /// One name of a batch, with a line of its own.
-    async fn batched(&self, workload: &Workload, name: &str) -> Result<Bytes, RequestError> {
+    /// One name of a batch, with a line of its own. `size` is that of all values so far.
+    async fn batched(
+        &self,
+        workload: &Workload,
+        name: &str,
+        latest: bool,
+        size: &AtomicUsize,
+    ) -> Result<(Bytes, Room), RequestError> {
         let mut record = self.record(name).await?;
         record.workload = Some(workload.clone());
         let work = async {
             let name_asked =
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let services = &self.services;
-            let ask = services.folded(SecretAsk::plain(name_asked));
+            let quota = &workload.pod().quota;
+            let _permit = quota.batched().await?;
+            let ask = services.folded(SecretAsk {
+                latest,
+                ..SecretAsk::plain(name_asked)
+            });
             let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
             let backend = services.backends.name(backend);
-            response::secret_json(&read.secret, ask.name.as_str(), backend)
+            let body = response::secret_json(&read.secret, ask.name.as_str(), backend)?;
+            if size.fetch_add(body.len(), Ordering::Relaxed) + body.len() > BATCH_VALUES {
+                return Err(RequestError::new(
+                    Code::TooLarge,
+                    "the values of this batch are too large together: ask for this one alone",
+                ));
+            }
+            // Before the line: it says of what is given out that it was.
+            let room = quota.answer(u64::try_from(body.len()).unwrap_or(u64::MAX))?;
+            Ok((body, room))
         };
         let outcome = self.in_time(FEWER, work).await;
         record.close(outcome.as_ref().err())?;

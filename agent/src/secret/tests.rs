@@ -118,10 +118,14 @@ fn a_value_is_text_only_if_it_is_utf_8() {
     );
     let binary = SecretValue::from(vec![0xff, 0x00]);
     assert_eq!(
-        (binary.expose_str(), binary.len(), binary.is_empty()),
+        (
+            binary.expose_str(),
+            binary.expose().len(),
+            binary.expose().is_empty()
+        ),
         (None, 2, false)
     );
-    assert!(SecretValue::from(String::new()).is_empty());
+    assert!(SecretValue::from(String::new()).expose().is_empty());
 }
 
 #[test]

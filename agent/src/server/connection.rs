@@ -1,7 +1,8 @@
 //! One connection: who is behind it, and whether that still holds.
 
-use super::clock::{Clock, Mark};
+use super::clock::Clock;
 use super::doorman::{Doorman, Origin, Waiting};
+use super::times::{Times, Verdict};
 use super::warnings::Warnings;
 use crate::attest::{AttestError, Attestor, Entrance, Place, Workload};
 use crate::error::RequestError;
@@ -25,18 +26,6 @@ use tokio::time::{Instant, sleep};
 /// An identity older than this is made sure of again before it is used: the peer may have been moved into another
 /// cgroup.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
-
-/// How long a connection that is not attested may stay open.
-const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// How long a request's head may take from its first byte.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How long a connection may stand idle between requests.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// How often a request that takes long looks whether its peer is still there.
 const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
@@ -62,8 +51,7 @@ pub(crate) struct Connection {
     working: AtomicBool,
     /// Whether somebody hears of the peer's exit.
     watched: AtomicBool,
-    clock: Arc<Clock>,
-    times: Times,
+    pub(super) times: Times,
 }
 
 /// What the peer has been found to be, and the permit that it holds.
@@ -81,31 +69,6 @@ enum Standing {
     Denied { error: AttestError, _place: Waiting },
     /// Not said yet: its pod is not known. It is looked for when it asks for something.
     Unknown { _place: Waiting },
-}
-
-/// When bytes came and requests went.
-#[derive(Debug)]
-struct Times {
-    opened: Mark,
-    /// When the head that is being read began.
-    head: Mark,
-    /// When the request that is being answered began; HTTP/1 answers one at a time.
-    answering: Mark,
-    /// When the last request was answered.
-    quiet: Mark,
-    /// Since when the peer has taken nothing of an answer.
-    stuck: Mark,
-}
-
-/// What is to become of a connection that has been looked at.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Verdict {
-    /// It ends at once, with what it has in flight.
-    End,
-    /// It goes on.
-    GoOn,
-    /// It has been idle: what was sent before it is told is still answered.
-    StopReading,
 }
 
 /// Who has come in, and where.
@@ -205,14 +168,7 @@ impl Connection {
             told: Notify::new(),
             working: AtomicBool::new(false),
             watched: AtomicBool::new(false),
-            clock: clock.clone(),
-            times: Times {
-                opened: Mark::now(clock),
-                head: Mark::default(),
-                answering: Mark::default(),
-                quiet: Mark::now(clock),
-                stuck: Mark::default(),
-            },
+            times: Times::new(clock.clone()),
         })
     }
 
@@ -344,25 +300,16 @@ impl Connection {
 
     /// What is to become of the connection now.
     pub(super) fn look(&self) -> Verdict {
-        let (times, clock) = (&self.times, &*self.clock);
-        let (is_attested, is_deleted) = match &*self.standing() {
-            Standing::Attested { workload, .. } => (true, workload.pod().is_gone()),
-            _ => (false, false),
+        let is_attested = match &*self.standing() {
+            Standing::Attested { workload, .. } => {
+                if !self.attestor.may_still_ask(workload) {
+                    return Verdict::End;
+                }
+                true
+            }
+            _ => false,
         };
-        let is_answering = times.answering.is_set();
-        let waits_too_long =
-            !is_attested && !is_answering && times.opened.is_past(WAITING_TIMEOUT, clock);
-        if is_deleted
-            || waits_too_long
-            || times.head.is_past(HEAD_TIMEOUT, clock)
-            || times.stuck.is_past(WRITE_TIMEOUT, clock)
-        {
-            Verdict::End
-        } else if !is_answering && times.quiet.is_past(IDLE_TIMEOUT, clock) {
-            Verdict::StopReading
-        } else {
-            Verdict::GoOn
-        }
+        self.times.look(is_attested)
     }
 
     /// Ends the connection with all that it has in flight.
@@ -386,33 +333,15 @@ impl Connection {
         self.told.notified()
     }
 
-    /// Notes that bytes have come in.
-    pub(super) fn bytes_came(&self) {
-        if !self.times.answering.is_set() {
-            self.times.head.begin(&self.clock);
-        }
-    }
-
     /// Notes that a request's head is complete.
     pub(crate) fn request_began(&self) {
-        self.times.head.clear();
-        self.times.answering.set(&self.clock);
+        self.times.request_began();
     }
 
     /// Notes that a request is answered.
     pub(crate) fn request_ended(&self) {
         self.working.store(false, Ordering::Relaxed);
-        self.times.answering.clear();
-        self.times.quiet.set(&self.clock);
-    }
-
-    /// Notes that the peer takes nothing of an answer, or takes some again.
-    pub(super) fn write_is_stuck(&self, stuck: bool) {
-        if stuck {
-            self.times.stuck.set(&self.clock);
-        } else {
-            self.times.stuck.clear();
-        }
+        self.times.request_ended();
     }
 
     /// Attests a peer whose pod was not known, and lets it in.

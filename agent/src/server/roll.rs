@@ -5,7 +5,8 @@
 //! tell of a peer's exit when its request takes time, or after the first second: many connections end before either.
 
 use super::clock::{Clock, TICK};
-use super::connection::{Connection, Verdict};
+use super::connection::Connection;
+use super::times::Verdict;
 use crate::attest::pods::Pods;
 use crate::handover::Phase;
 use futures::future::{Either, Pending, pending};

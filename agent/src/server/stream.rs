@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::net::UnixStream;
 
-/// A stream that tells its connection when bytes have come in, and when the peer takes none. It reads with plain `read(2)`: descriptors that a peer
-/// sends along are closed by the kernel.
+/// A stream that tells its connection when bytes have come in, and when the peer takes none. It reads with plain
+/// `read(2)`: descriptors that a peer sends along are closed by the kernel.
 pub(super) struct Metered {
     stream: TokioIo<UnixStream>,
     connection: Arc<Connection>,
@@ -27,10 +27,15 @@ impl Metered {
         }
     }
 
+    /// The stream itself.
+    pub(super) fn into_inner(self) -> UnixStream {
+        self.stream.into_inner()
+    }
+
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
         if self.stuck != outcome.is_pending() {
             self.stuck = !self.stuck;
-            self.connection.write_is_stuck(self.stuck);
+            self.connection.times.write_is_stuck(self.stuck);
         }
     }
 }
@@ -44,7 +49,7 @@ impl Read for Metered {
         let room = buf.remaining();
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
         if outcome.is_ready() && room > 0 {
-            self.connection.bytes_came();
+            self.connection.times.bytes_came();
         }
         outcome
     }
@@ -65,8 +70,9 @@ impl Write for Metered {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+    /// Nothing: what ends a connection goes on to close it, or to wait for the peer.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -288,6 +288,16 @@ impl Pod {
         });
     }
 
+    /// Says that somebody has edited it at that time (`metadata.managedFields`), as whoever edits a pod may say.
+    pub fn claim_edit_at(&self, time: &str) {
+        self.edit(|pod| {
+            pod["metadata"]["managedFields"] = json!([{
+                "manager": "somebody", "operation": "Update", "apiVersion": "v1", "time": time,
+                "fieldsType": "FieldsV1", "fieldsV1": {},
+            }]);
+        });
+    }
+
     /// Sets `status.phase`.
     pub fn set_phase(&self, phase: &str) {
         self.edit(|pod| pod["status"]["phase"] = phase.into());

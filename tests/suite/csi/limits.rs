@@ -3,7 +3,8 @@
 use super::{Node, OWN, reads_own};
 use crate::{can_run, number};
 use std::time::Duration;
-use testkit::workload::{Flood, Flooded, Signal, Workload};
+use testkit::agent::AgentSettings;
+use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
 use tokio::time::{sleep, timeout};
 
 /// By how much a flood may delay half of another pod's connects, in microseconds. They share the agent's core, and on a
@@ -100,6 +101,46 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
     assert!(
         first < 10,
         "{first} requests of the noisy pod's came before"
+    );
+}
+
+#[tokio::test]
+async fn all_pods_own_sockets_have_a_bound_together_and_each_has_some_for_itself() {
+    if !can_run() {
+        return;
+    }
+    let limited = |settings: AgentSettings| {
+        settings
+            .set("limits.connections", 8)
+            .set("limits.connections_per_pod", 8)
+    };
+    let node = Node::start_with(limited).await;
+    let greedy = node.pod("test", "greedy").await;
+    let other = node.pod("test", "other").await;
+    // Four are its own, and eight are what all have together.
+    let mut kept = Vec::new();
+    for number in 0..12 {
+        kept.push(format!("c{number}"));
+        greedy.workload.connect(&kept[number]).await.expect("one");
+    }
+    for number in 0..4 {
+        let name = format!("c{number}");
+        other.workload.connect(&name).await.expect("one");
+        let asked = other.workload.send_on(&name, Request::get("/health"));
+        assert_eq!(asked.await.expect("one of its own").status, 200);
+    }
+    other.workload.connect("more").await.expect("it is queued");
+    let more = other.workload.send_on("more", Request::get("/health"));
+    tokio::pin!(more);
+    let early = timeout(Duration::from_millis(300), &mut more).await;
+    assert!(early.is_err(), "{early:?}");
+    for name in &kept[..6] {
+        greedy.workload.close(name).await.expect("it is open");
+    }
+    let answer = timeout(Duration::from_secs(20), more).await;
+    assert_eq!(
+        answer.expect("there is room").expect("an answer").status,
+        200
     );
 }
 

@@ -210,6 +210,23 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
             .iter()
             .all(|error| error["code"] == "too_large" && error["status"] == 413)
     );
+    // The trail says the same of each.
+    let id = answer.header("x-request-id").expect("an id").to_owned();
+    let of_it = |line: &serde_json::Value, code: &serde_json::Value| {
+        line["request_id"] == *id && line["code"] == *code
+    };
+    let count = |code: serde_json::Value| {
+        let lines = served.agent.audit();
+        lines.iter().filter(|line| of_it(line, &code)).count()
+    };
+    let whole = async {
+        while count(json!("too_large")) + count(json!(null)) < 70 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let whole = tokio::time::timeout(std::time::Duration::from_secs(10), whole);
+    whole.await.expect("a line for each");
+    assert_eq!(count(json!("too_large")), errors.len());
     let small = served.ask(batch(r#"{"names":["test/big/0"]}"#)).await;
     assert_eq!(small.json()["secrets"][0]["value"], value);
 }

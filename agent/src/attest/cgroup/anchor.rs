@@ -13,7 +13,7 @@ use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 
 /// The kubepods root that cgroup paths are read from, as the reader's cgroup namespace shows it.
 #[derive(Clone, Debug)]
-pub struct Anchor {
+pub(crate) struct Anchor {
     /// The root's own path; none where a cgroup namespace hides it and nobody has told it.
     root: Option<Box<str>>,
     /// How many levels the reader's container lies below the top; none if paths are absolute.
@@ -24,7 +24,7 @@ pub struct Anchor {
 
 /// Why the kubepods root is not known, and what an operator can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum AnchorError {
+pub(crate) enum AnchorError {
     /// The agent's depth is none that a pod under the root can have.
     #[error(
         "the agent's container is {depth} levels below the node's init, but a pod's under {root} \
@@ -129,7 +129,7 @@ impl Anchor {
     /// # Errors
     ///
     /// If `root` is no path of a kubepods root, or no pod under it can be at `depth`.
-    pub fn new(root: &str, depth: Option<usize>) -> Result<Self, AnchorError> {
+    pub(crate) fn new(root: &str, depth: Option<usize>) -> Result<Self, AnchorError> {
         let invalid = || AnchorError::InvalidRoot(root.to_owned());
         let last = Path::parse(root.as_bytes())
             .ok()
@@ -169,7 +169,8 @@ impl Anchor {
     }
 
     /// The root's own path; none where a cgroup namespace hides it and nobody has told it.
-    pub fn root(&self) -> Option<&str> {
+    #[cfg(test)]
+    pub(super) fn root(&self) -> Option<&str> {
         self.root.as_deref()
     }
 
@@ -181,7 +182,7 @@ impl Anchor {
     /// # Errors
     ///
     /// If the file does not prove that its process is in one container of one pod.
-    pub fn parse(&self, text: &[u8]) -> Result<PodCgroup, CgroupDenial> {
+    pub(crate) fn parse(&self, text: &[u8]) -> Result<PodCgroup, CgroupDenial> {
         // The depth is that in the unified hierarchy. In another, two levels up may be anywhere.
         let unified_only = matches!(self.view, View::Relative { .. })
             && text::lines(text).any(|line| line.is_ok_and(|line| line.unified));

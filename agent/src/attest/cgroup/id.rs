@@ -9,23 +9,23 @@ use uuid::Uuid;
 
 /// A pod's UID, as the API server wrote it into `metadata.uid`: lower-case, with dashes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PodUid(Uuid);
+pub(crate) struct PodUid(Uuid);
 
 /// A container's id: 64 lower-case hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ContainerId([u8; 32]);
+pub(crate) struct ContainerId([u8; 32]);
 
 /// A text that is not the id it was taken for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a {0}")]
-pub struct InvalidId(pub(super) &'static str);
+pub(crate) struct InvalidId(pub(super) &'static str);
 
 /// Where the four separators of a UUID stand in its text.
 const SEPARATORS: [usize; 4] = [8, 13, 18, 23];
 
 impl PodUid {
     /// The UID as 32 hex digits without dashes.
-    pub fn simple(&self) -> impl fmt::Display + fmt::Debug + use<> {
+    pub(crate) fn simple(&self) -> impl fmt::Display + fmt::Debug + use<> {
         self.0.simple()
     }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for PodUid {
 impl ContainerId {
     /// Reads the id out of a container status, where the runtime's name stands before it
     /// (`containerd://<id>`).
-    pub fn from_status(text: &str) -> Option<Self> {
+    pub(crate) fn from_status(text: &str) -> Option<Self> {
         let (runtime, id) = text.split_once("://")?;
         if runtime.is_empty() {
             None

@@ -9,7 +9,7 @@ use super::{CgroupDenial, ContainerId, InvalidId, PodUid, id};
 
 /// A pod's class of service, which decides how deep its cgroup lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum QosClass {
+pub(crate) enum QosClass {
     /// Below the directory `besteffort`.
     BestEffort,
     /// Below the directory `burstable`.

@@ -72,6 +72,11 @@ impl Facts {
         }
     }
 
+    /// Whether some of its containers get no role, so that it must be known which one asks.
+    pub(crate) fn exempts_containers(&self) -> bool {
+        !self.annotations.is_empty()
+    }
+
     /// Whether the pod has been deleted and the time it was given to end has passed.
     pub(crate) fn grace_ended(&self) -> bool {
         self.grace_ends

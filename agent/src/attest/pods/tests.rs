@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::attest::cgroup::ContainerId;
-use crate::attest::{Entrance, Located, Node, Place, Workload};
+use crate::attest::node::Node;
+use crate::attest::{Entrance, Located, Place, Workload};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
@@ -196,6 +197,28 @@ async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_bega
     assert_eq!(host_network(&pods), Some(false));
     assert_eq!(doubted, [uid()]);
     assert!(pods.keep(&HashSet::from([uid()]), before).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_began_when_a_pod_was_found_knows_better() {
+    let pods = pods();
+    pods.learn(pod("20", false), Source::Look);
+    assert!(pods.keep(&HashSet::new(), Instant::now()).is_empty());
+    assert_eq!(host_network(&pods), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_is_remembered_for_as_long_as_a_look_from_before_it_may_take() {
+    let pods = pods();
+    let delete = |byte| pods.drop_entry(PodUid::synthetic(byte), true);
+    let is_remembered = |byte| pods.deleted().contains_key(&PodUid::synthetic(byte));
+    delete(1);
+    tokio::time::advance(LOOK_TIMEOUT * 2 - Duration::from_millis(1)).await;
+    delete(2);
+    assert!(is_remembered(1));
+    tokio::time::advance(Duration::from_millis(1)).await;
+    delete(3);
+    assert_eq!([1, 2, 3].map(is_remembered), [false, true, true]);
 }
 
 #[tokio::test]

@@ -145,6 +145,7 @@ mod tests {
             of(&answer("", json!({})))
                 .expect("a secret")
                 .value
+                .expose()
                 .is_empty()
         );
     }

@@ -26,7 +26,7 @@ impl Anchor {
     /// # Errors
     ///
     /// If the root does not follow from the files beyond doubt.
-    pub fn learn(
+    pub(crate) fn learn(
         own: &[u8],
         init: &[u8],
         own_uid: PodUid,
@@ -87,7 +87,7 @@ impl Anchor {
     /// # Errors
     ///
     /// If the root does not fit the agent's own cgroup.
-    pub fn with_root(root: &str, own: &[u8], init: &[u8]) -> Result<Self, AnchorError> {
+    pub(crate) fn with_root(root: &str, own: &[u8], init: &[u8]) -> Result<Self, AnchorError> {
         read(OWN, own)?;
         let init_lines = read(INIT, init)?;
         let absolute = Self::new(root, None)?;

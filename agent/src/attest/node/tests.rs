@@ -1,0 +1,205 @@
+//! Who is a workload, once it is known where the peer is and what the API server says of that pod.
+
+use super::*;
+use crate::attest::Attestor;
+use crate::attest::pods::tests::{known, known_all, node, pod, uid};
+use crate::attest::tests::{at, container, statuses, with_peer};
+use k8s_openapi::api::core::v1 as k8s;
+
+#[tokio::test]
+async fn nobody_is_located_before_the_kubepods_root_is_known() {
+    let attestor = Attestor::Kubernetes(node(&known(pod("20", false))));
+    let locate = || {
+        with_peer(Pinning::ByPidfd, |peer| {
+            attestor.locate(peer, Entrance::Shared)
+        })
+    };
+    assert!(!attestor.is_anchored());
+    assert_eq!(locate(), Err(AttestError::NotYet("kubepods_root")));
+    // One that this test is not below, wherever it runs.
+    let elsewhere = Anchor::new("/no-pods-here/kubepods", None).expect("a root");
+    let Attestor::Kubernetes(node) = &attestor else {
+        panic!("it is one of a node");
+    };
+    node.anchor(elsewhere);
+    assert!(attestor.is_anchored());
+    let denied = locate().expect_err("it is in no pod below that root");
+    assert!(
+        matches!(denied, AttestError::Denied(why) if why != "unreadable_peer"),
+        "{denied}"
+    );
+}
+
+#[tokio::test]
+async fn by_number_pods_of_the_nodes_network_are_denied_but_for_who_comes_in_by_the_pods_own_socket()
+ {
+    const DENIED: Option<AttestError> = Some(AttestError::Denied("host_network_without_pidfd"));
+    let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
+    for (host_network, pinning, entrance, denied) in [
+        (true, Pinning::ByNumber, shared, DENIED),
+        (true, Pinning::ByNumber, own, None),
+        (true, Pinning::ByPidfd, shared, None),
+        (false, Pinning::ByNumber, shared, None),
+    ] {
+        let node = node(&known(pod("20", host_network)));
+        let outcome = with_peer(pinning, |peer| node.known(peer, at(None, entrance)));
+        assert_eq!(
+            outcome.err(),
+            denied,
+            "{host_network} {pinning:?} {entrance:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
+    let mut debugged = pod("20", false);
+    let status = debugged.status.get_or_insert_default();
+    status.container_statuses = statuses(&["1"]);
+    let quiet = debugged.clone();
+    let status = debugged.status.get_or_insert_default();
+    status.ephemeral_container_statuses = statuses(&["2"]);
+    let spec = debugged.spec.as_mut().expect("one");
+    spec.ephemeral_containers = Some(vec![k8s::EphemeralContainer::default()]);
+    let outcome = |pod: &k8s::Pod, digit| {
+        let node = node(&known(pod.clone()));
+        let place = at(Some(container(digit)), Entrance::Shared);
+        let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, place));
+        known.map(|workload| workload.is_some())
+    };
+    let denied = Err(AttestError::Denied("ephemeral_container"));
+    let all = ["1", "2", "3"].map(|digit| outcome(&debugged, digit));
+    assert_eq!(all, [Ok(true), denied, Ok(false)]);
+    // Elsewhere a container that has just started need not be named.
+    let all = ["1", "3"].map(|digit| outcome(&quiet, digit));
+    assert_eq!(all, [Ok(true), Ok(true)]);
+}
+
+/// The pod, in a sandbox by its RuntimeClass.
+fn sandboxed() -> k8s::Pod {
+    let mut pod = pod("20", false);
+    pod.spec.as_mut().expect("one").runtime_class_name = Some("gvisor".into());
+    pod
+}
+
+/// A cgroup of a container in that pod.
+fn cgroup(pod: PodUid) -> Result<PodCgroup, CgroupDenial> {
+    Ok(PodCgroup {
+        pod,
+        container: container("1"),
+        nested_pod: true,
+    })
+}
+
+fn other_uid() -> PodUid {
+    "00000000-0000-4000-8000-000000000000"
+        .parse()
+        .expect("a UID")
+}
+
+/// A node whose agent is in that pod.
+fn node_of(own_pod: Option<PodUid>, pods: Arc<Pods>) -> Node {
+    let gvisor = vec!["gvisor".to_owned()];
+    Node::new(pods, "node".into(), own_pod, Duration::ZERO, gvisor)
+}
+
+#[tokio::test]
+async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_own_pod() {
+    let node = node_of(Some(other_uid()), known(sandboxed()));
+    let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
+    for entrance in [shared, own] {
+        let located = Located {
+            pod: uid(),
+            container: Some(container("1")),
+            nested_pod: true,
+            entrance,
+        };
+        assert_eq!(node.located(cgroup(uid()), entrance), Ok(located));
+        // Its own pod, whatever the socket.
+        let denied = node.located(cgroup(other_uid()), entrance);
+        assert_eq!(denied, Err(AttestError::Denied("own_pod")));
+        let denied = node.located(Err(CgroupDenial::Deleted), entrance);
+        assert_eq!(denied, Err(AttestError::Denied("deleted")));
+    }
+    let by_anothers = node.located(cgroup(uid()), Entrance::Pod(other_uid()));
+    assert_eq!(by_anothers, Err(AttestError::Denied("listener_mismatch")));
+    // In no pod: what the socket says counts for pods of that runtime alone.
+    let nowhere = Err(CgroupDenial::NotAPod);
+    assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
+    for entrance in [shared, Entrance::Pod(other_uid())] {
+        let denied = node.located(nowhere, entrance);
+        assert_eq!(denied, Err(AttestError::Denied("not_a_pod")));
+    }
+}
+
+#[tokio::test]
+async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
+    let denied = |why| Err(AttestError::Denied(why));
+    let agent = || pod("20", false);
+    let mut other = pod("21", false);
+    other.metadata.uid = Some(other_uid().to_string());
+    let mut foreign = other.clone();
+    foreign.spec.as_mut().expect("one").service_account_name = Some("other".into());
+    let place = || {
+        Ok(Located {
+            pod: other_uid(),
+            ..at(None, Entrance::Shared)
+        })
+    };
+    for (other, expected) in [(other, Ok(())), (foreign, denied("another_account"))] {
+        let node = node_of(Some(uid()), known_all([agent(), other]));
+        assert_eq!(node.is_among_own(place()), expected);
+        for own in ["own_pod", "same_pod_elided"] {
+            assert_eq!(node.is_among_own(Err(AttestError::Denied(own))), Ok(()));
+        }
+        let outside = node.is_among_own(Err(AttestError::Denied("not_a_pod")));
+        assert_eq!(outside, denied("not_a_pod"));
+    }
+    let unknown = node_of(Some(uid()), known(agent())).is_among_own(place());
+    assert_eq!(unknown, Err(AttestError::NotYet("own_pod")));
+    // An agent in no pod has none of its own in pods.
+    let outside = node_of(None, known(agent()));
+    assert_eq!(
+        outside.is_among_own(Err(AttestError::Denied("not_a_pod"))),
+        Ok(())
+    );
+    assert_eq!(outside.is_among_own(place()), denied("another_account"));
+}
+
+#[tokio::test]
+async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() {
+    for (pod, runtimes, expected) in [
+        (sandboxed(), vec!["kata", "gvisor"], true),
+        (sandboxed(), vec!["kata"], false),
+        (sandboxed(), Vec::new(), false),
+        (pod("20", false), vec!["gvisor"], false),
+    ] {
+        let runtimes = runtimes.into_iter().map(str::to_owned).collect();
+        let node = Node::new(known(pod), "node".into(), None, Duration::ZERO, runtimes);
+        assert_eq!(node.is_csi_only(uid()), expected);
+        assert!(!node.is_csi_only(other_uid()));
+    }
+}
+
+#[tokio::test]
+async fn no_files_are_read_for_a_pod_that_may_not_ask() {
+    type Change = fn(&mut k8s::Pod);
+    let changes: [(&str, Change); 3] = [
+        ("other_node", |pod| {
+            pod.spec.as_mut().expect("one").node_name = Some("other".into());
+        }),
+        ("pod_finished", |pod| {
+            pod.status.get_or_insert_default().phase = Some("Failed".into());
+        }),
+        ("static_pod", |pod| {
+            let annotations = pod.metadata.annotations.get_or_insert_default();
+            annotations.insert("kubernetes.io/config.mirror".into(), "x".into());
+        }),
+    ];
+    for (why, change) in changes {
+        let mut pod = pod("20", false);
+        change(&mut pod);
+        let denied = node(&known(pod)).of_volume(uid()).err();
+        assert_eq!(denied, Some(AttestError::Denied(why)));
+    }
+}

@@ -1,0 +1,153 @@
+//! How long a connection may take over what it does.
+
+use super::clock::{Clock, Mark};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a connection that is not attested may stay open.
+const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How long a request's head may take from its first byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may stand idle between requests.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
+
+/// When bytes came and requests went.
+#[derive(Debug)]
+pub(super) struct Times {
+    clock: Arc<Clock>,
+    opened: Mark,
+    /// When the head that is being read began.
+    head: Mark,
+    /// When the request that is being answered began; HTTP/1 answers one at a time.
+    answering: Mark,
+    /// When the last request was answered.
+    quiet: Mark,
+    /// Since when the peer has taken nothing of an answer.
+    stuck: Mark,
+}
+
+/// What is to become of a connection that has been looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// It ends at once, with what it has in flight.
+    End,
+    /// It goes on.
+    GoOn,
+    /// It has been idle: what was sent before it is told is still answered.
+    StopReading,
+}
+
+// === impl Times ===
+
+impl Times {
+    /// Those of a connection that opens now.
+    pub(super) fn new(clock: Arc<Clock>) -> Self {
+        Self {
+            opened: Mark::now(&clock),
+            head: Mark::default(),
+            answering: Mark::default(),
+            quiet: Mark::now(&clock),
+            stuck: Mark::default(),
+            clock,
+        }
+    }
+
+    /// What is to become of the connection now.
+    pub(super) fn look(&self, is_attested: bool) -> Verdict {
+        let clock = &*self.clock;
+        let is_answering = self.answering.is_set();
+        let waits_too_long =
+            !is_attested && !is_answering && self.opened.is_past(WAITING_TIMEOUT, clock);
+        if waits_too_long
+            || self.head.is_past(HEAD_TIMEOUT, clock)
+            || self.stuck.is_past(WRITE_TIMEOUT, clock)
+        {
+            Verdict::End
+        } else if !is_answering && self.quiet.is_past(IDLE_TIMEOUT, clock) {
+            Verdict::StopReading
+        } else {
+            Verdict::GoOn
+        }
+    }
+
+    /// Notes that bytes have come in.
+    pub(super) fn bytes_came(&self) {
+        if !self.answering.is_set() {
+            self.head.begin(&self.clock);
+        }
+    }
+
+    /// Notes that a request's head is complete.
+    pub(super) fn request_began(&self) {
+        self.head.clear();
+        self.answering.set(&self.clock);
+    }
+
+    /// Notes that a request is answered.
+    pub(super) fn request_ended(&self) {
+        self.answering.clear();
+        self.quiet.set(&self.clock);
+    }
+
+    /// Notes that the peer takes nothing of an answer, or takes some again.
+    pub(super) fn write_is_stuck(&self, stuck: bool) {
+        if stuck {
+            self.stuck.set(&self.clock);
+        } else {
+            self.stuck.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How many seconds pass until it is no longer to go on, and what then.
+    fn lasts(is_attested: bool, begin: impl FnOnce(&Times)) -> (u32, Verdict) {
+        let clock = Arc::new(Clock::default());
+        let times = Times::new(clock.clone());
+        begin(&times);
+        for seconds in 0..200 {
+            let verdict = times.look(is_attested);
+            if verdict != Verdict::GoOn {
+                return (seconds, verdict);
+            }
+            clock.tick();
+        }
+        (200, Verdict::GoOn)
+    }
+
+    // By this clock a limit has surely passed a second after it.
+    #[test]
+    fn what_keeps_a_connection_waiting_has_its_limit_and_an_answer_in_the_making_has_none_here() {
+        assert_eq!(lasts(true, |_| {}), (91, Verdict::StopReading));
+        assert_eq!(lasts(false, |_| {}), (16, Verdict::End));
+        assert_eq!(lasts(true, Times::bytes_came), (6, Verdict::End));
+        let stuck = |times: &Times| {
+            times.request_began();
+            times.write_is_stuck(true);
+        };
+        assert_eq!(lasts(true, stuck), (11, Verdict::End));
+        for is_attested in [true, false] {
+            let answers = |times: &Times| {
+                times.bytes_came();
+                times.request_began();
+                // The next one's, which hyper reads ahead.
+                times.bytes_came();
+            };
+            assert_eq!(lasts(is_attested, answers), (200, Verdict::GoOn));
+        }
+        let answered = |times: &Times| {
+            stuck(times);
+            times.write_is_stuck(false);
+            times.request_ended();
+        };
+        assert_eq!(lasts(true, answered), (91, Verdict::StopReading));
+    }
+}
