@@ -17,8 +17,8 @@ const REQUEST_BUCKETS: [f64; 12] = [
     0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
 ];
 
-/// The upper bounds of a cloud call's time, in seconds: from a vault nearby to two tries that both hang. The chart's alert
-/// asks for two seconds.
+/// The upper bounds of a cloud call's time, in seconds: from a vault nearby to two tries that both hang. The chart's
+/// alert asks for two seconds.
 const BACKEND_BUCKETS: [f64; 12] = [
     0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.0, 3.0, 6.0, 10.0,
 ];

@@ -111,12 +111,12 @@ impl Quota {
         Ok(permit)
     }
 
-    /// The right to read one name of a batch, until it is dropped, as soon as there is one. All of a pod's batches together
-    /// read no more at once than it may have requests in flight: each read takes memory for a whole value.
+    /// The right to read one name of a batch, until it is dropped, as soon as there is one. All of a pod's batches
+    /// together read no more at once than it may have requests in flight: each read takes memory for a whole value.
     ///
     /// # Errors
     ///
-    /// None: there are always some to wait for.
+    /// `internal` if it could never come, which is a fault of the agent's.
     pub(crate) async fn batched(&self) -> Result<SemaphorePermit<'_>, RequestError> {
         let permit = self.batched.acquire().await;
         permit.map_err(|closed| RequestError::internal(&closed))

@@ -380,8 +380,8 @@ impl Server {
     }
 }
 
-/// Tells the peer that nothing more is read, or sent either. What it has sent before stays readable, a write of its after
-/// this fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
+/// Tells the peer that nothing more is read, or sent either. What it has sent before stays readable, a write of its
+/// after this fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
 fn shut(fd: std::os::fd::RawFd, how: Shutdown) {
     if let Err(error) = shutdown(fd, how) {
         tracing::debug!(%error, "cannot shut a connection");

@@ -65,7 +65,8 @@ const ROOT_MODE: u32 = 0o700;
 /// What a pod sees of its own directory.
 const POD_MODE: u32 = 0o755;
 
-/// The unit in which a tmpfs gives memory to a record, in bytes. Where the kernel's pages are larger it is less than that.
+/// The unit in which a tmpfs gives memory to a record, in bytes. Where the kernel's pages are larger it is less than
+/// that.
 const PAGE: u64 = 4096;
 
 // === impl Volume ===
@@ -87,9 +88,13 @@ impl Volume {
     ///
     /// If it cannot be written as JSON.
     pub(crate) fn size(&self) -> io::Result<u64> {
-        let length = serde_json::to_vec(self)?.len() as u64;
-        Ok(length.next_multiple_of(PAGE))
+        Ok(in_pages(serde_json::to_vec(self)?.len() as u64))
     }
+}
+
+/// How much of the store a file of that length takes, in bytes.
+fn in_pages(length: u64) -> u64 {
+    length.next_multiple_of(PAGE)
 }
 
 fn write_uid<S: Serializer>(uid: &PodUid, serializer: S) -> Result<S::Ok, S::Error> {
@@ -232,7 +237,7 @@ impl Store {
             if let Ok(Some(volume)) = self.load(&key)
                 && volume.pod.uid == pod
             {
-                taken += volume.size()?;
+                taken += in_pages(fs::metadata(self.record(&key))?.len());
             }
         }
         Ok(taken)

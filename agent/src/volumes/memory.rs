@@ -53,10 +53,15 @@ impl Volumes {
         files: &[FileMade],
     ) -> Result<(), Failure> {
         let (here, page) = used(&self.store.directory(key));
+        let needed = in_pages(files, page);
         let mut taken = Taken {
             here,
             ..Taken::default()
         };
+        // So it is at most refreshes: what others take need not be asked then.
+        if !taken.grows_to(needed) {
+            return Ok(());
+        }
         let open = self.open();
         let others = open
             .iter()
@@ -70,20 +75,25 @@ impl Volumes {
                 taken.by_pod += there;
             }
         }
-        taken.must_leave(in_pages(files, page))
+        taken.must_leave(needed)
     }
 }
 
 // === impl Taken ===
 
 impl Taken {
+    /// Whether files of so many bytes take more than those that are there. If not, they take nothing from anybody.
+    fn grows_to(&self, needed: u64) -> bool {
+        needed > self.here
+    }
+
     /// Makes sure that the volume may have files that take so many bytes in place of those that it has.
     ///
     /// While they are exchanged both are there for a moment, in one volume at a time. That is not counted: where most of the
     /// memory is taken, nothing could rotate.
     fn must_leave(&self, needed: u64) -> Result<(), Failure> {
-        // What takes no more than before takes nothing from anybody. So what has not changed never fails.
-        if needed <= self.here {
+        // So what has not changed never fails.
+        if !self.grows_to(needed) {
             return Ok(());
         }
         let of_pod = self.by_pod + needed;
