@@ -1,5 +1,5 @@
-//! The benchmark: the agent as it ships against its peer, AWS's agent, and the floor, a bare hyper answer and nginx, on one machine in
-//! one run.
+//! The benchmark: the agent as it ships against its peer, AWS's agent, and the floor, a bare hyper answer and nginx, on
+//! one machine in one run.
 //!
 //! The server under test has processor 0 to itself; everything else runs on processor 1. All servers take part in
 //! every round, and every second round goes backwards, so that what else the machine does hits them alike. Ratios of
@@ -133,12 +133,7 @@ async fn run(arguments: &Arguments, processors: usize) -> Outcome<()> {
             .as_ref()
             .is_none_or(|only| part.contains(only))
     };
-    let stage = Stage::set(
-        arguments.agent.clone(),
-        arguments.baseline.clone(),
-        arguments.peer.clone(),
-    )
-    .await?;
+    let stage = Stage::set(arguments).await?;
     let mut report = Report::new(&stage.program()?, arguments.baseline.as_deref(), processors);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;

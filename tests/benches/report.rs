@@ -282,11 +282,9 @@ impl Report {
         let asking = cpu("new connection", 16, ASKING);
         let new_ratio = self.ratio("new connection", 16, "agent", ASKING);
         let peers = |pick| self.ratio_of("warm, kept", 64, "agent", peer::NAME, pick);
-        let (peers_rate, peers_p99) = (
-            peers(|load| load.per_second),
-            peers(|load| load.latency.p99),
-        );
-        let peers_cpu = self.ratio("warm, kept", 64, "agent", peer::NAME);
+        let peers_cpu = peers(|load| load.cpu.total());
+        let peers_rate = peers(|load| load.per_second);
+        let peers_p99 = peers(|load| load.latency.p99);
         let peers_new = self.ratio("new connection", 16, "agent", peer::NAME);
         let (quiet, noisy) = (median("polite_quiet_p99_us"), median("polite_noisy_p99_us"));
         let elsewhere = median("polite_elsewhere_p99_us");

@@ -2,7 +2,7 @@
 
 use crate::floor::{self, Canned};
 use crate::load::Address;
-use crate::{Outcome, peer, process};
+use crate::{Arguments, Outcome, peer, process};
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -63,11 +63,7 @@ pub(crate) struct Server {
 
 impl Stage {
     /// Sets up cluster, cloud, a namespace with its secrets, and the pod.
-    pub(crate) async fn set(
-        agent: Option<PathBuf>,
-        baseline: Option<PathBuf>,
-        peer: Option<PathBuf>,
-    ) -> Outcome<Self> {
+    pub(crate) async fn set(arguments: &Arguments) -> Outcome<Self> {
         let sandbox = Sandbox::start().await?;
         sandbox.namespace(NAMESPACE);
         sandbox.secret("bench/small", &"s".repeat(64));
@@ -76,9 +72,9 @@ impl Stage {
         Ok(Self {
             sandbox,
             pod,
-            agent,
-            baseline,
-            peer,
+            agent: arguments.agent.clone(),
+            baseline: arguments.baseline.clone(),
+            peer: arguments.peer.clone(),
         })
     }
 

@@ -1,5 +1,7 @@
 //! What a test says that cannot run here.
 
+#[cfg(test)]
+use crate::workload::Workload;
 use std::fmt::Display;
 use std::io::Write;
 
@@ -10,4 +12,12 @@ use std::io::Write;
 /// If there is no standard error.
 pub fn say_skipped(why: impl Display) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").expect("standard error");
+}
+
+/// Whether workloads cannot be started here, which is said then.
+#[cfg(test)]
+pub(crate) fn without_workloads() -> bool {
+    Workload::supported()
+        .inspect_err(|why| say_skipped(why))
+        .is_err()
 }

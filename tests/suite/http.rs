@@ -1,6 +1,7 @@
 //! HTTP/1.1 on the workload socket, as `docs/protocol.md` promises it.
 
 mod answers;
+mod batch;
 mod framing;
 mod names;
 mod routes;

@@ -1,14 +1,8 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::skip::say_skipped;
+use crate::skip::{say_skipped, without_workloads};
 use crate::workload::{PodCgroup, Request, Workload, WorkloadSpec};
-
-fn skipped() -> bool {
-    Workload::supported()
-        .inspect_err(|why| say_skipped(why))
-        .is_err()
-}
 
 fn pod(socket: &Path) -> WorkloadSpec {
     let id = uuid::Uuid::new_v4().simple().to_string().repeat(2);
@@ -21,7 +15,7 @@ fn pod(socket: &Path) -> WorkloadSpec {
 
 #[tokio::test]
 async fn a_pid_is_given_out_again_to_another_pod_while_a_connection_waits() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let namespace = PidNamespace::start(None).await.expect("a namespace");
@@ -61,7 +55,7 @@ async fn a_pid_is_given_out_again_to_another_pod_while_a_connection_waits() {
 
 #[tokio::test]
 async fn a_taken_pid_is_refused() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let namespace = PidNamespace::start(None).await.expect("a namespace");
@@ -76,7 +70,7 @@ async fn a_taken_pid_is_refused() {
 
 #[tokio::test]
 async fn programs_run_stop_and_end_inside() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let namespace = PidNamespace::start(None).await.expect("a namespace");
@@ -129,7 +123,7 @@ async fn programs_run_stop_and_end_inside() {
 
 #[tokio::test]
 async fn a_small_namespace_runs_its_pids_around() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     if !limits_its_pids() {

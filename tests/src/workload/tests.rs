@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use tokio::net::UnixListener;
 
 use super::*;
-use crate::skip::say_skipped;
+use crate::skip::{say_skipped, without_workloads};
 
 const POD: &str = "0d2f7a52-0c9d-4f6c-9f6e-0f3a1c7b9d11";
 
@@ -54,13 +54,6 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
     }
-}
-
-/// Says so on standard error where a test cannot run.
-fn skipped() -> bool {
-    Workload::supported()
-        .inspect_err(|why| say_skipped(why))
-        .is_err()
 }
 
 fn container() -> PodCgroup {
@@ -111,7 +104,7 @@ fn paths_are_those_of_the_kubelet_and_the_runtimes() {
 
 #[tokio::test]
 async fn each_shape_shows_in_proc_and_is_gone_afterwards() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -172,7 +165,7 @@ fn cgroups_named(parent: &str) -> Vec<PathBuf> {
 
 #[tokio::test]
 async fn a_workload_sees_a_network_of_its_own_and_the_agents_socket() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -191,7 +184,7 @@ async fn a_workload_sees_a_network_of_its_own_and_the_agents_socket() {
 
 #[tokio::test]
 async fn users_pids_and_mounts_can_be_a_workloads_own() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -233,7 +226,7 @@ async fn users_pids_and_mounts_can_be_a_workloads_own() {
 #[tokio::test]
 async fn an_ordinary_user_reads_and_is_read_like_one() {
     use std::os::unix::fs::MetadataExt as _;
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -253,7 +246,7 @@ async fn an_ordinary_user_reads_and_is_read_like_one() {
 
 #[tokio::test]
 async fn named_connections_stay_and_can_be_passed_on() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -296,7 +289,7 @@ async fn named_connections_stay_and_can_be_passed_on() {
 
 #[tokio::test]
 async fn raw_bytes_descriptors_and_floods_reach_the_server() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -340,7 +333,7 @@ async fn raw_bytes_descriptors_and_floods_reach_the_server() {
 
 #[tokio::test]
 async fn a_workload_can_be_moved_nested_and_joined() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -373,7 +366,7 @@ async fn a_workload_can_be_moved_nested_and_joined() {
 
 #[tokio::test]
 async fn a_process_of_the_node_is_in_no_pod() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -401,7 +394,7 @@ async fn without_peerpidfd_the_kernel_says_that_it_does_not_know_the_option() {
 
 #[tokio::test]
 async fn a_program_runs_in_the_container_with_what_it_is_given() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();
@@ -422,7 +415,7 @@ async fn a_program_runs_in_the_container_with_what_it_is_given() {
 
 #[tokio::test]
 async fn a_program_is_watched_signalled_and_reaped() {
-    if skipped() {
+    if without_workloads() {
         return;
     }
     let server = Server::start();

@@ -5,14 +5,10 @@ use crate::{can_run, code};
 use serde_json::json;
 use testkit::aws::{FakeAwsConfig, SecretInput};
 use testkit::kube::FakeKubeConfig;
-use testkit::sandbox::{REGION, Sandbox, password};
+use testkit::sandbox::{REGION, Sandbox};
 use testkit::workload::{Request, Response, Workload, WorkloadSpec};
 
 const SECRET: &str = "/v1/secrets/test/database-password";
-
-fn batch(body: impl Into<Vec<u8>>) -> Request {
-    Request::new("POST", "/v1/secrets:batchGet").body(body)
-}
 
 fn names(answer: &Response) -> Vec<String> {
     let names = answer.json()["secrets"]
@@ -87,148 +83,6 @@ async fn a_list_comes_page_by_page_as_the_application_writes_the_names() {
             "{query}"
         );
     }
-}
-
-#[tokio::test]
-async fn a_batch_answers_each_name_once_and_for_itself() {
-    if !can_run() {
-        return;
-    }
-    let served = Served::start().await;
-    served.sandbox.namespace("prod");
-    served
-        .sandbox
-        .aws
-        .put_secret(REGION, "test/binary", SecretInput::binary(vec![0xff]));
-    let wanted = json!({"names": [
-        "test/database-password", "test/missing", "test/binary", "test/database-password", "prod/database-password", "a//b",
-    ]});
-    let answer = served.ask(batch(wanted.to_string())).await;
-    assert_eq!(
-        (answer.status, answer.header("content-type")),
-        (200, Some("application/json"))
-    );
-    let body = answer.json();
-    let read: Vec<_> = body["secrets"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .map(|s| (&s["name"], &s["value"]))
-        .collect();
-    let expected = [
-        (&json!("test/database-password"), &json!(password("test"))),
-        (&json!("test/binary"), &json!("/w==")),
-    ];
-    assert_eq!(read, expected);
-    let errors: Vec<_> = body["errors"].as_array().into_iter().flatten().collect();
-    let short: Vec<_> = errors
-        .iter()
-        .map(|e| json!([e["name"], e["code"], e["status"]]))
-        .collect();
-    let expected = [
-        json!(["test/missing", "not_found", 404]),
-        json!(["prod/database-password", "denied", 403]),
-        json!(["a//b", "invalid_request", 400]),
-    ];
-    assert_eq!(short, expected);
-    let reads = served
-        .sandbox
-        .aws
-        .count_calls(|call| call.secret.as_deref() == Some("test/database-password"));
-    assert_eq!(reads, 1, "a name that stands twice is read once");
-    let id = answer.header("x-request-id").expect("an id").to_owned();
-    let expected = [
-        "a//b",
-        "prod/database-password",
-        "test/binary",
-        "test/database-password",
-        "test/missing",
-    ];
-    for name in expected {
-        let is_its = |line: &serde_json::Value| line["request_id"] == *id && line["secret"] == name;
-        served.agent.until_audit(is_its).await.expect("its line");
-    }
-    let is_ours = |line: &serde_json::Value| line["request_id"] == *id;
-    let lines = served.agent.audit().into_iter().filter(is_ours);
-    let mut asked: Vec<_> = lines.map(|line| line["secret"].to_string()).collect();
-    asked.sort_unstable();
-    assert_eq!(
-        asked,
-        expected.map(|name| format!("{name:?}")),
-        "one line a name"
-    );
-}
-
-#[tokio::test]
-async fn a_batch_that_is_too_large_or_malformed_is_refused() {
-    if !can_run() {
-        return;
-    }
-    let served = Served::start().await;
-    let many = |count: usize| {
-        json!({"names": (0..count).map(|n| format!("test/{n}")).collect::<Vec<_>>()}).to_string()
-    };
-    assert_eq!(served.ask(batch(many(100))).await.status, 200);
-    for body in [
-        many(101),
-        many(0),
-        String::new(),
-        "[]".into(),
-        "{}".into(),
-        r#"{"names":["a"],"more":1}"#.into(),
-        r#"{"names":"a"}"#.into(),
-        r#"{"names":[1]}"#.into(),
-        r#"{"names":["a"]}x"#.into(),
-        "{\"names\":[\"a\"]".into(),
-    ] {
-        let answer = served.ask(batch(body.clone())).await;
-        assert_eq!(
-            (answer.status, &*code(&answer)),
-            (400, "invalid_request"),
-            "{body:.60}"
-        );
-    }
-    let answer = served.ask(batch(vec![b' '; 64 * 1024 + 1])).await;
-    assert_eq!((answer.status, &*code(&answer)), (413, "too_large"));
-
-    // 70 values of 64 KiB are more than 4 MiB: what does not fit any more says so, the rest is there.
-    let value = "v".repeat(64 * 1024 - 1);
-    let big: Vec<_> = (0..70).map(|number| format!("test/big/{number}")).collect();
-    for name in &big {
-        served.sandbox.secret(name, &value);
-    }
-    let answer = served.ask(batch(json!({"names": big}).to_string())).await;
-    let body = answer.json();
-    let (read, errors) = (
-        body["secrets"].as_array().expect("some"),
-        body["errors"].as_array().expect("some"),
-    );
-    assert_eq!((read.len() + errors.len(), answer.status), (70, 200));
-    assert!((62..=64).contains(&read.len()), "{}", read.len());
-    assert!(
-        errors
-            .iter()
-            .all(|error| error["code"] == "too_large" && error["status"] == 413)
-    );
-    // The trail says the same of each.
-    let id = answer.header("x-request-id").expect("an id").to_owned();
-    let of_it = |line: &serde_json::Value, code: &serde_json::Value| {
-        line["request_id"] == *id && line["code"] == *code
-    };
-    let count = |code: serde_json::Value| {
-        let lines = served.agent.audit();
-        lines.iter().filter(|line| of_it(line, &code)).count()
-    };
-    let whole = async {
-        while count(json!("too_large")) + count(json!(null)) < 70 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let whole = tokio::time::timeout(std::time::Duration::from_secs(10), whole);
-    whole.await.expect("a line for each");
-    assert_eq!(count(json!("too_large")), errors.len());
-    let small = served.ask(batch(r#"{"names":["test/big/0"]}"#)).await;
-    assert_eq!(small.json()["secrets"][0]["value"], value);
 }
 
 #[tokio::test]

@@ -1,0 +1,194 @@
+//! What a pod asks for and does not read lies somewhere meanwhile, and that is bounded wherever it lies.
+
+use super::{Neighbours, connect};
+use crate::{can_run, code, number};
+use std::time::Duration;
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::workload::{Raw, Request, Workload};
+
+#[tokio::test]
+async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[]).await;
+    // Some 4 MiB as JSON.
+    let names: Vec<_> = (0..10).map(|number| format!("test/{number}")).collect();
+    for name in &names {
+        of.sandbox.secret(name, &"\u{1}".repeat(64_000));
+    }
+    let body = serde_json::json!({ "names": names }).to_string();
+    let post = format!(
+        "POST /v1/secrets:batchGet HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let resident = || of.agent.resident().expect("it runs");
+    let batch = || {
+        let again = Request::new("POST", "/v1/secrets:batchGet").body(body.clone());
+        of.noisy.request(again)
+    };
+    // Each name says for itself whether there was room for its value.
+    let until = async |read: usize| {
+        loop {
+            let answer = batch().await.expect("an answer").json();
+            let count = |list: &str| answer[list].as_array().map_or(0, Vec::len);
+            assert_eq!(count("secrets") + count("errors"), names.len());
+            if count("secrets") == read {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // The values are read once, and kept for all that follow.
+    let first = batch().await.expect("an answer");
+    assert!(first.body.len() > 3 << 20);
+    let before = resident();
+    let kept = connect(&of.noisy.workload, 30).await;
+    for name in &kept {
+        let raw = Raw {
+            connection: Some(name.clone()),
+            read_millis: 0,
+            ..Raw::new(post.clone())
+        };
+        of.noisy.workload.raw(raw).await.expect("it is sent");
+    }
+    let answer = tokio::time::timeout(Duration::from_secs(20), until(0)).await;
+    let errors = &answer.expect("it is told")["errors"];
+    assert_eq!(
+        (&errors[0]["code"], &errors[0]["status"]),
+        (&"busy".into(), &429.into())
+    );
+    // No value is given out of which the trail does not say so, nor the other way round.
+    let one = of.noisy.secret(&names[0]).await.expect("an answer");
+    assert_eq!((one.status, &*code(&one)), (429, "busy"));
+    let id = one.header("x-request-id").expect("an id").to_owned();
+    let line = of.agent.until_audit(|line| line["request_id"] == *id);
+    assert_eq!(line.await.expect("its line")["code"], "busy");
+    of.polite_is_served().await;
+    let grown = resident().saturating_sub(before);
+    assert!(grown < 40 << 20, "{grown} bytes more than before");
+    // Short answers are given all the same, and with what was not read goes its room.
+    assert_eq!(
+        of.noisy
+            .get("/v1/identity")
+            .await
+            .expect("an answer")
+            .status,
+        200
+    );
+    for name in &kept {
+        of.noisy.workload.close(name).await.expect("it is open");
+    }
+    let room = tokio::time::timeout(Duration::from_secs(20), until(names.len())).await;
+    room.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_pods_batches_read_no_more_at_once_than_it_may_have_requests_in_flight() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[("limits.in_flight_per_pod", "2")]).await;
+    let names: Vec<_> = (0..8).map(|number| format!("test/{number}")).collect();
+    for name in &names {
+        of.sandbox.secret(name, name);
+    }
+    let gate = Gate::new();
+    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = of.sandbox.aws.fault(held);
+    let body = serde_json::json!({ "names": names }).to_string();
+    let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
+    let opens = async {
+        gate.reached(2).await;
+        let third = tokio::time::timeout(Duration::from_millis(300), gate.reached(3)).await;
+        gate.open();
+        third
+    };
+    let (answer, third) = tokio::join!(of.noisy.request(batch), opens);
+    assert!(third.is_err(), "three are read at once");
+    let answer = answer.expect("an answer").json();
+    assert_eq!(
+        answer["secrets"].as_array().map(Vec::len),
+        Some(8),
+        "{answer:#}"
+    );
+}
+
+/// So many requests at once that anybody may ask, the last of which ends the connection.
+fn pipelined(count: usize) -> String {
+    const ASK: &str = "GET /health HTTP/1.1\r\nHost: x\r\n";
+    format!("{ASK}\r\n").repeat(count - 1) + ASK + "Connection: close\r\n\r\n"
+}
+
+/// Whether one more connection may be had; it is kept if so.
+async fn is_let_in(workload: &Workload, name: &str) -> bool {
+    workload.connect(name).await.expect("a connection");
+    let asked = workload.send_on(name, Request::get("/v1/identity")).await;
+    let is_let_in = asked.is_ok_and(|answer| answer.status == 200);
+    if !is_let_in {
+        // It may have ended by itself.
+        let _ended = workload.close(name).await;
+    }
+    is_let_in
+}
+
+#[tokio::test]
+async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[("limits.connections_per_pod", "4")]).await;
+    let kept = connect(&of.noisy.workload, 4).await;
+    for name in &kept {
+        let raw = Raw {
+            connection: Some(name.clone()),
+            read_millis: 0,
+            ..Raw::new(pipelined(20))
+        };
+        of.noisy.workload.raw(raw).await.expect("it is sent");
+    }
+    // All is answered and the agent has closed. What it has sent lies in the kernel's memory, on the agent's account.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let answer = of.noisy.get("/v1/identity").await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (429, "busy"));
+    of.polite_is_served().await;
+    // One is read, another thrown away.
+    let rest = Raw {
+        connection: Some(kept[0].clone()),
+        ..Raw::new("")
+    };
+    let read = of.noisy.workload.raw(rest).await.expect("it is there");
+    assert_eq!((read.statuses(), read.closed), (vec![200; 20], true));
+    of.noisy.workload.close(&kept[1]).await.expect("it is open");
+    let room = async {
+        for name in ["one", "two"] {
+            while !is_let_in(&of.noisy.workload, name).await {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    };
+    let room = tokio::time::timeout(Duration::from_secs(20), room).await;
+    room.expect("there is room for two again");
+}
+
+#[tokio::test]
+async fn few_answers_are_queued_for_a_peer_that_does_not_read_them() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[]).await;
+    let next = async || number(&of.polite.get("/health").await.expect("an answer"));
+    let before = next().await;
+    let unread = connect(&of.noisy.workload, 1).await;
+    let raw = Raw {
+        connection: Some(unread[0].clone()),
+        read_millis: 0,
+        ..Raw::new(pipelined(400))
+    };
+    of.noisy.workload.raw(raw).await.expect("it is sent");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    // Each takes more than a KiB there, whatever its length.
+    let begun = next().await - before;
+    assert!((20..110).contains(&begun), "{begun} were answered");
+}
