@@ -30,6 +30,14 @@ impl Clients {
         let mut config = kube::Config::infer()
             .await
             .map_err(|error| StartError::Kubernetes(error.into()))?;
+        // The environment's proxy is for the way to the clouds; kube takes it for a kubeconfig's cluster too. One that the
+        // kubeconfig itself names stays, and is refused by name.
+        let is_the_clouds = |(name, value): (String, String)| {
+            name.eq_ignore_ascii_case("HTTPS_PROXY") && value.parse().ok() == config.proxy_url
+        };
+        if config::environment().any(is_the_clouds) {
+            config.proxy_url = None;
+        }
         // Its own retries wait for up to 1000 s; ours are bounded by the request.
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT_TIMEOUT);

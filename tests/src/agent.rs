@@ -73,6 +73,14 @@ impl AgentSettings {
         self
     }
 
+    /// Puts a file over its `/etc/hosts`, in a mount namespace of its own.
+    #[must_use]
+    pub fn with_hosts(self, hosts: &Path) -> Self {
+        const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        let hosts = hosts.display().to_string();
+        self.wrapped(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts])
+    }
+
     /// Has it started by another program, and that by those which were said before.
     #[must_use]
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {

@@ -211,10 +211,16 @@ impl FakeAws {
         shared.clone()
     }
 
+    /// The address of both services.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.inner.main.address()
+    }
+
     /// The URL of both services.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.inner.main.address())
+        format!("http://{}", self.address())
     }
 
     /// The URL at which only one region is served; it must be one of [`FakeAwsConfig::pinned_regions`].

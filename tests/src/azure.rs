@@ -9,7 +9,6 @@
 //!
 //! All hosts are one listener: `login.test` is Entra ID, `NAME.vault.test` a vault. [`FakeAzure::in_reach`] leads there.
 
-mod authority;
 mod call;
 mod directory;
 mod entra;
@@ -39,21 +38,17 @@ pub use directory::AppSpec;
 pub use fault::{Behaviour, Fault, Special};
 pub use vault::{Access, SecretSpec};
 
-use authority::Authority;
 use directory::Directory;
 use vault::Vaults;
 
 use crate::agent::AgentSettings;
-use crate::fake::{CallLog, FaultGuard, Faults, Listener};
+use crate::fake::{Authority, CallLog, FaultGuard, Faults, Listener};
 
 /// Entra ID's host.
 pub const LOGIN_HOST: &str = "login.test";
 
 /// What the hosts of vaults end with.
 pub const VAULT_SUFFIX: &str = ".vault.test";
-
-/// Puts the hosts file `$0` over the machine's, for this process alone, and becomes the agent.
-const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
 
 /// The resource that tokens for the vaults are made out to.
 const RESOURCE: &str = "https://vault.test";
@@ -95,6 +90,7 @@ impl FakeAzure {
     pub async fn start() -> io::Result<Self> {
         let ended = CancellationToken::new();
         let authority = Authority::new()?;
+        let names = vec![LOGIN_HOST.to_owned(), format!("*{VAULT_SUFFIX}")];
         let state = Arc::new(State {
             directory: RwLock::new(Directory::new(&format!("https://{LOGIN_HOST}"))),
             vaults: RwLock::default(),
@@ -106,7 +102,7 @@ impl FakeAzure {
         let serving = state.clone();
         let listener = Listener::bind_with(
             (Ipv4Addr::LOCALHOST, 0).into(),
-            Some(authority.acceptor()?),
+            Some(authority.acceptor(names)?),
             ended.clone(),
             move |request| service::serve(serving.clone(), request),
         )?;
@@ -161,14 +157,13 @@ impl FakeAzure {
         directory: &Path,
         vaults: &[&str],
     ) -> io::Result<AgentSettings> {
-        let hosts = self.hosts_file(directory, vaults)?.display().to_string();
+        let hosts = self.hosts_file(directory, vaults)?;
         let ca = self.ca_file(directory)?;
-        let wrapper = ["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts];
         Ok(settings
             .set("backends.azure.authority", self.authority())
             .set("backends.azure.vault_suffixes", VAULT_SUFFIX)
             .env("SSL_CERT_FILE", ca.display())
-            .wrapped(&wrapper))
+            .with_hosts(&hosts))
     }
 
     fn hosts_file(&self, directory: &Path, vaults: &[&str]) -> io::Result<PathBuf> {

@@ -1,6 +1,7 @@
 //! What the fake clouds have in common: a listener that can be closed for a while, bodies that break off, a log of
 //! calls, and faults that are in force until a test is done with them.
 
+mod authority;
 mod body;
 mod fault;
 mod faults;
@@ -8,6 +9,7 @@ mod gate;
 mod listener;
 mod log;
 
+pub(crate) use authority::Authority;
 pub(crate) use body::{BrokenOff, ReplyBody};
 pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;

@@ -6,6 +6,7 @@ pub mod aws;
 pub mod azure;
 pub mod binaries;
 pub mod clouds;
+pub mod egress;
 pub mod fake;
 pub mod gcp;
 pub mod jwt;

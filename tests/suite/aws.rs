@@ -1,5 +1,6 @@
 //! AWS: the exchange, the session, and what the cloud's refusals and failures become.
 
+mod endpoints;
 mod failures;
 mod regions;
 mod sessions;

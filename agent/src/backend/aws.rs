@@ -27,6 +27,7 @@ use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
+use latchkey_client::protocol::Code;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, timeout};
@@ -411,14 +412,20 @@ impl Session for AwsSession {
             return self.read_in(region, name.as_str(), selector).await;
         }
         let id = format!("{}{name}", self.role.prefix);
-        let mut outcome = Err(errors::garbage());
+        let mut by_own = Err(errors::garbage());
         for region in self.health.ordered(&self.regions) {
-            outcome = self.read_in(region, &id, selector).await;
-            if !self.health.note(region, &outcome) {
-                break;
+            let outcome = self.read_in(region, &id, selector).await;
+            let unreachable = self.health.note(region, &outcome);
+            let is_own = *region == self.regions[0];
+            // A replica may not have been given it yet, or ever: that there is no such secret is the own region's word.
+            if !unreachable && (is_own || !is_missing(&outcome)) {
+                return outcome;
+            }
+            if is_own {
+                by_own = outcome;
             }
         }
-        outcome
+        by_own
     }
 
     async fn list(
@@ -467,6 +474,11 @@ impl Health {
         }
         unreachable
     }
+}
+
+/// Whether the cloud knows no such secret, or not that version of it.
+fn is_missing<T>(outcome: &Result<T, BackendError>) -> bool {
+    matches!(outcome, Err(failed) if failed.error.code == Code::NotFound)
 }
 
 fn no_region(name: &str) -> String {

@@ -79,6 +79,24 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
         1,
         "{asked:?}"
     );
+    // What the replica does not have may yet be in the first, which alone can say that it is nowhere.
+    sandbox
+        .aws
+        .put_secret(REGION, "test/new", SecretInput::text("x"));
+    let unsure = pod.secret("test/new").await.expect("an answer");
+    assert_eq!((unsure.status, &*code(&unsure)), (503, "unavailable"));
+    drop(down);
+    for (name, status) in [("test/new", 200), ("test/none", 404)] {
+        assert_eq!(
+            pod.secret(name).await.expect("an answer").status,
+            status,
+            "{name}"
+        );
+    }
+    let down = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, Behaviour::Hang).in_region(REGION));
+    assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     // When the other one is down too, the first is asked after all.
     let both = sandbox
         .aws

@@ -8,13 +8,11 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::TlsAcceptor;
 
-use super::{LOGIN_HOST, VAULT_SUFFIX};
-
 /// A certificate authority that nobody trusts but who is told to.
-pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    pub(super) fn new() -> io::Result<Self> {
+    pub(crate) fn new() -> io::Result<Self> {
         let mut params = CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![
@@ -27,13 +25,12 @@ impl Authority {
     }
 
     /// Its certificate in PEM.
-    pub(super) fn certificate(&self) -> String {
+    pub(crate) fn certificate(&self) -> String {
         self.0.pem()
     }
 
-    /// What serves the hosts of the fake.
-    pub(super) fn acceptor(&self) -> io::Result<TlsAcceptor> {
-        let names = vec![LOGIN_HOST.to_owned(), format!("*{VAULT_SUFFIX}")];
+    /// What serves hosts of these names.
+    pub(crate) fn acceptor(&self, names: Vec<String>) -> io::Result<TlsAcceptor> {
         let params = CertificateParams::new(names).map_err(io::Error::other)?;
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let certificate = params.signed_by(&key, &self.0).map_err(io::Error::other)?;
