@@ -191,8 +191,9 @@ impl Agent {
         } = self;
         let mut tasks = JoinSet::new();
         if let Some(pods) = pods.clone() {
+            let failures = services.metrics.watch_failures.clone();
             tasks.spawn(async move {
-                pods.follow().await;
+                pods.follow(&failures).await;
                 Ok(())
             });
         }

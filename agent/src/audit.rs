@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 const BATCH: usize = 512;
 
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(4);
 
 /// The queue's entrance.
 #[derive(Debug)]

@@ -52,8 +52,9 @@ pub(crate) struct Metrics {
     cache: [IntCounter; CacheUse::ALL.len()],
     pub(crate) sessions: IntGaugeVec,
     pub(crate) connections: IntGauge,
-    pub(crate) connections_refused: IntCounterVec,
+    connections_refused: IntCounterVec,
     pub(crate) pods: IntGauge,
+    pub(crate) watch_failures: IntCounter,
     pub(crate) audit_queue: IntGauge,
     tasks: IntGauge,
     pub(crate) volumes: IntGauge,
@@ -116,6 +117,11 @@ impl Metrics {
             let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
             registry.register(Box::new(counters.clone()))?;
             Ok::<_, prometheus::Error>(counters)
+        };
+        let counter = |name: &str, help: &str| {
+            let counter = IntCounter::new(name, help)?;
+            registry.register(Box::new(counter.clone()))?;
+            Ok::<_, prometheus::Error>(counter)
         };
         let times = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
@@ -189,6 +195,10 @@ impl Metrics {
                 &["reason"],
             )?,
             pods: gauge("latchkey_pods", "Pods of this node that are known.")?,
+            watch_failures: counter(
+                "latchkey_watch_failures_total",
+                "Attempts to list or watch this node's pods that failed.",
+            )?,
             audit_queue: gauge(
                 "latchkey_audit_queue",
                 "Audit lines that wait to be written.",
@@ -268,6 +278,11 @@ impl Metrics {
         self.exchanges.with_label_values(&[backend, outcome]).inc();
     }
 
+    /// Counts a connection that was closed at once.
+    pub(crate) fn refused(&self, reason: &str) {
+        self.connections_refused.with_label_values(&[reason]).inc();
+    }
+
     /// Counts an attestation by the word for how it ended.
     pub(crate) fn attestation(&self, outcome: &str) {
         self.attestations.with_label_values(&[outcome]).inc();
@@ -318,6 +333,7 @@ mod tests {
             "latchkey_connections 0",
             "latchkey_pods 0",
             "latchkey_audit_queue 0",
+            "latchkey_watch_failures_total 0",
             "latchkey_build_info{version=",
             "process_resident_memory_bytes",
         ] {

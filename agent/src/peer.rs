@@ -92,7 +92,8 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// If the process has exited, is outside the agent's PID namespace, or cannot be tied to the connection.
+    /// If the process is outside the agent's PID namespace, or cannot be tied to the connection, or the kernel says at
+    /// once that it has exited.
     pub(crate) fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
         // The pidfd first: with it in hand, what the number means can be checked.
         let by_kernel = match pinning {
@@ -113,13 +114,17 @@ impl Peer {
             pidfd: Some(pidfd),
             pinning,
         };
-        if pinning == Pinning::ByNumber {
-            peer.must_own(stream)?;
-        }
-        if peer.is_alive() {
-            Ok(peer)
-        } else {
-            Err(PeerError::Gone)
+        match pinning {
+            // Both are the kernel's word on the connection; whoever reads by the number looks at the pidfd afterwards.
+            Pinning::ByPidfd => Ok(peer),
+            Pinning::ByNumber => {
+                peer.must_own(stream)?;
+                if peer.is_alive() {
+                    Ok(peer)
+                } else {
+                    Err(PeerError::Gone)
+                }
+            }
         }
     }
 
@@ -347,16 +352,11 @@ pub(crate) mod tests {
             peer.read_cgroup(&mut Vec::new()),
             Err(PeerError::Gone)
         ));
-        assert!(matches!(
-            Peer::of(&stream, Pinning::ByPidfd),
-            Err(PeerError::Gone)
-        ));
-        assert!(Peer::of(&stream, Pinning::ByNumber).is_err());
+        let anew = |pinning| Peer::of(&stream, pinning)?.read_cgroup(&mut Vec::new());
+        assert!(matches!(anew(Pinning::ByPidfd), Err(PeerError::Gone)));
+        assert!(anew(Pinning::ByNumber).is_err());
         drop(child);
-        assert!(matches!(
-            Peer::of(&stream, Pinning::ByPidfd),
-            Err(PeerError::Gone)
-        ));
+        assert!(matches!(anew(Pinning::ByPidfd), Err(PeerError::Gone)));
         assert!(matches!(
             peer.read_cgroup(&mut Vec::new()),
             Err(PeerError::Gone)

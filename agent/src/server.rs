@@ -58,10 +58,6 @@ const OF_ITS_OWN: usize = 4;
 /// How many peers are let in by a door, or strangers heard there, before everybody else has had a turn.
 const PEERS_A_TURN: usize = 4;
 
-/// How many bytes of answers the kernel may hold for a peer that does not read them, by its own count, which is twice
-/// this: one of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could have 20 MiB.
-const QUEUED: usize = 40 * 1024;
-
 /// How often it is looked whether a peer has read its last answer: at first, and at last.
 const TAKEN_LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 
@@ -240,8 +236,6 @@ impl Server {
         entrance: Entrance,
         turns: Arc<Turnstile>,
     ) {
-        // It fails for no socket that is one.
-        let _ = setsockopt(&stream, SndBuf, &QUEUED);
         let (stream, peer) = self.pin(stream).await;
         let peer = match peer {
             Ok(peer) => peer,
@@ -323,6 +317,10 @@ impl Server {
     /// account); so until then the connection counts as one of its pod's. Not while the agent leaves: then it is told by
     /// nobody any more.
     async fn until_taken(&self, stream: UnixStream) {
+        // The runtime is not to be woken by what changes here.
+        let Ok(stream) = stream.into_std() else {
+            return;
+        };
         // The least that the kernel allows: from now on the socket is writable only when less than some 1,200 bytes are
         // queued, with what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
         let _ = setsockopt(&stream, SndBuf, &1);
@@ -367,11 +365,7 @@ impl Server {
             PeerError::Recycled => "recycled_pid",
             PeerError::Io(_) => "unreadable_peer",
         };
-        self.services
-            .metrics
-            .connections_refused
-            .with_label_values(&[reason])
-            .inc();
+        self.services.metrics.refused(reason);
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
             _ if !self.warnings.is_due(reason, None) => {}
@@ -389,7 +383,7 @@ fn shut(fd: std::os::fd::RawFd, how: Shutdown) {
 }
 
 /// Whether there is room to write; also where the kernel does not say.
-fn is_writable(stream: &UnixStream) -> bool {
+fn is_writable(stream: &impl AsFd) -> bool {
     let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     let told = poll(&mut asked, PollTimeout::ZERO);
     let [asked] = asked;

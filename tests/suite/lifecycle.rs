@@ -297,9 +297,14 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     if !can_run() {
         return;
     }
-    let (sandbox, _agent) = scene().await;
+    let (sandbox, agent) = scene().await;
+    let failures = async || {
+        let failures = agent.metric("latchkey_watch_failures_total").await;
+        failures.expect("metrics")
+    };
     let known = sandbox.pod("test", "known").await.expect("a pod");
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
+    let before = failures().await;
     sandbox.kube.stop().await;
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
     // Its container restarts: another id, which nobody can name now.
@@ -312,6 +317,9 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     // Past the age at which the account is looked up before it is used.
     sleep(Duration::from_secs(26)).await;
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
+    // One every three seconds at least, for whoever watches over the agent.
+    let failed = failures().await - before;
+    assert!(failed >= 5.0, "{failed} failures");
     sandbox
         .kube
         .start_again()

@@ -5,14 +5,15 @@ use super::cgroup::{Anchor, CgroupDenial, PodCgroup, PodUid};
 use super::pods::{ContainerKind, Facts, Pod, Pods};
 use super::{AttestError, Entrance, Located, Place, Workload};
 use crate::peer::{Peer, Pinning};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::SetOnce;
 use tokio::time::{Instant, timeout_at};
 
 /// Says which pod of a node a peer is.
 #[derive(Debug)]
 pub(crate) struct Node {
-    anchor: OnceLock<Anchor>,
+    anchor: SetOnce<Anchor>,
     pods: Arc<Pods>,
     node: String,
     own_pod: Option<PodUid>,
@@ -35,7 +36,7 @@ impl Node {
         csi_only_runtimes: Vec<String>,
     ) -> Self {
         Self {
-            anchor: OnceLock::new(),
+            anchor: SetOnce::new(),
             pods,
             node,
             own_pod,
@@ -61,7 +62,7 @@ impl Node {
 
     /// Whether the kubepods root is known.
     pub(crate) fn is_anchored(&self) -> bool {
-        self.anchor.get().is_some()
+        self.anchor.initialized()
     }
 
     /// Which pod the peer is in now: its cgroup says it, and its entrance must say the same.
@@ -227,7 +228,8 @@ impl Node {
     }
 
     /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch
-    /// and then one look of our own, which all who wait share.
+    /// and then one look of our own, which all who wait share. An agent that has just started may learn the kubepods
+    /// root only from the pods: that is part of the wait.
     ///
     /// # Errors
     ///
@@ -237,11 +239,13 @@ impl Node {
         peer: &Peer,
         entrance: Entrance,
     ) -> Result<Workload, AttestError> {
+        let deadline = Instant::now() + self.wait;
+        // If it is still not known then, the look at the peer says so.
+        let _ = timeout_at(deadline, self.anchor.wait()).await;
         let place = self.locate(peer, entrance)?;
         if let Some(workload) = self.known(peer, place)? {
             return Ok(workload);
         }
-        let deadline = Instant::now() + self.wait;
         let waited = timeout_at(deadline, async {
             loop {
                 let change = self.pods.changed();

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use listed::Listed;
+use prometheus::IntCounter;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -268,16 +269,17 @@ impl Pods {
         }
     }
 
-    /// Follows the API server until the task is dropped. While it is away the pods stay as last told.
-    pub(crate) async fn follow(&self) {
+    /// Follows the API server until the task is dropped, and counts in `failures` how often that fails. While the server
+    /// is away the pods stay as last told.
+    pub(crate) async fn follow(&self, failures: &IntCounter) {
         loop {
-            self.follow_until_gone().await;
+            self.follow_until_gone(failures).await;
         }
     }
 
     /// Follows until the server says 410 Gone to a watch's start. The watcher itself would ask for the same, forgotten
     /// version again and again; a new one begins with a list.
-    async fn follow_until_gone(&self) {
+    async fn follow_until_gone(&self, failures: &IntCounter) {
         let config = watcher::Config::default()
             .fields(&self.selector)
             .timeout(WATCH_SECONDS);
@@ -310,6 +312,7 @@ impl Pods {
                     self.changed.notify_waiters();
                 }
                 Err(error) => {
+                    failures.inc();
                     tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(RETRY_WAITS.1);

@@ -120,10 +120,7 @@ impl Connection {
         let place = || {
             let place = doorman.let_in(origin);
             if place.is_none() {
-                metrics
-                    .connections_refused
-                    .with_label_values(&["unattested_limit"])
-                    .inc();
+                metrics.refused("unattested_limit");
             }
             place
         };
@@ -143,7 +140,10 @@ impl Connection {
                 }
             },
             Ok(None) => Standing::Unknown { _place: place()? },
-            Err(AttestError::Gone) => return None,
+            Err(AttestError::Gone) => {
+                metrics.refused("peer_gone");
+                return None;
+            }
             // What is missing may come before the peer asks.
             Err(AttestError::NotYet(_)) => Standing::Unknown { _place: place()? },
             Err(error @ AttestError::Denied(reason)) => {

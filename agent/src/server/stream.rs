@@ -1,13 +1,22 @@
-//! The bytes of a connection, with a note of when they come.
+//! The bytes of a connection, with a note of when they come, and a bound on those that nobody reads.
 
 use super::Connection;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBuf;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::net::UnixStream;
+
+/// How many bytes of answers the kernel may hold for a peer that does not read them, by its own count, which is twice
+/// this: one of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could have 20 MiB.
+const QUEUED: usize = 40 * 1024;
+
+/// The longest first write that needs no bound yet: many connections end after one short answer.
+const FIRST: usize = 8 * 1024;
 
 /// A stream that tells its connection when bytes have come in, and when the peer takes none. It reads with plain
 /// `read(2)`: descriptors that a peer sends along are closed by the kernel.
@@ -16,6 +25,17 @@ pub(super) struct Metered {
     connection: Arc<Connection>,
     /// Whether the last write found no room.
     stuck: bool,
+    queue: Queue,
+}
+
+/// What the kernel holds for a peer that does not read.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Queue {
+    Empty,
+    /// One write of at most [`FIRST`].
+    Short,
+    /// At most [`QUEUED`].
+    Bounded,
 }
 
 impl Metered {
@@ -24,12 +44,26 @@ impl Metered {
             stream: TokioIo::new(stream),
             connection,
             stuck: false,
+            queue: Queue::Empty,
         }
     }
 
     /// The stream itself.
     pub(super) fn into_inner(self) -> UnixStream {
         self.stream.into_inner()
+    }
+
+    /// Before `bytes` are written.
+    fn bound(&mut self, bytes: usize) {
+        self.queue = match self.queue {
+            Queue::Empty if bytes <= FIRST => Queue::Short,
+            Queue::Bounded => return,
+            Queue::Empty | Queue::Short => {
+                // It fails for no socket that is one.
+                let _ = setsockopt(self.stream.inner(), SndBuf, &QUEUED);
+                Queue::Bounded
+            }
+        };
     }
 
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
@@ -61,6 +95,7 @@ impl Write for Metered {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.bound(buf.len());
         let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
         self.wrote(&outcome);
         outcome
@@ -84,6 +119,7 @@ impl Write for Metered {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.bound(bufs.iter().map(|buf| buf.len()).sum());
         let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         self.wrote(&outcome);
         outcome

@@ -4,6 +4,7 @@ use super::*;
 use crate::attest::Attestor;
 use crate::attest::pods::tests::{known, known_all, node, pod, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
+use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
 
 #[tokio::test]
@@ -28,6 +29,20 @@ async fn nobody_is_located_before_the_kubepods_root_is_known() {
         matches!(denied, AttestError::Denied(why) if why != "unreadable_peer"),
         "{denied}"
     );
+}
+
+#[tokio::test]
+async fn who_asks_before_the_kubepods_root_is_known_waits_for_it() {
+    let node = node(&known(pod("20", false)));
+    let (stream, _child) = connected_child();
+    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    let learns = async {
+        tokio::task::yield_now().await;
+        node.anchor(Anchor::new("/no-pods-here/kubepods", None).expect("a root"));
+    };
+    let (attested, ()) = tokio::join!(node.attest(&peer, Entrance::Shared), learns);
+    let denied = attested.expect_err("it is in no pod below that root");
+    assert!(matches!(denied, AttestError::Denied(_)), "{denied}");
 }
 
 #[tokio::test]
