@@ -145,7 +145,7 @@ impl Metrics {
             &["backend"],
         )?;
         registry.register(Box::new(sessions.clone()))?;
-        Ok(Self {
+        let metrics = Self {
             requests: counters(
                 "latchkey_requests_total",
                 "Requests on the workload socket by route and by how they ended.",
@@ -222,7 +222,23 @@ impl Metrics {
                 &["outcome"],
             )?,
             registry,
-        })
+        };
+        metrics.begin_at_zero();
+        Ok(metrics)
+    }
+
+    /// Shows what alerts wait for before it happens: Prometheus sees no rise in a counter whose first sample is its first
+    /// event.
+    fn begin_at_zero(&self) {
+        for outcome in ["identity_changed", "nested_pod_seen"] {
+            self.attestations.with_label_values(&[outcome]);
+        }
+        self.connections_refused
+            .with_label_values(&["recycled_pid"]);
+        for route in Route::ALL {
+            self.requests
+                .with_label_values(&[route.as_str(), Code::Internal.as_str()]);
+        }
     }
 
     /// Counts a reading of a volume's files.
@@ -307,6 +323,23 @@ impl Metrics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_an_alert_waits_for_is_shown_before_it_happens() {
+        let metrics = Metrics::new().expect("no name twice");
+        let text = String::from_utf8(metrics.text()).expect("text");
+        for series in [
+            r#"latchkey_attestations_total{outcome="identity_changed"}"#,
+            r#"latchkey_attestations_total{outcome="nested_pod_seen"}"#,
+            r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,
+            r#"latchkey_requests_total{code="internal",route="secret"}"#,
+            r#"latchkey_cache_total{outcome="stale"}"#,
+            "latchkey_watch_failures_total",
+        ] {
+            let line = format!("{series} 0");
+            assert!(text.lines().any(|other| other == line), "{line}");
+        }
+    }
 
     #[test]
     fn every_metric_of_the_contract_is_shown() {

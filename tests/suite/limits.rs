@@ -238,7 +238,7 @@ async fn strangers_share_a_small_pool_of_few_places_each() {
     of.polite_is_served().await;
     assert!(
         of.agent
-            .metric("latchkey_connections_refused_total{")
+            .metric("latchkey_connections_refused_total{reason=\"unattested_limit\"}")
             .await
             .expect("metrics")
             >= 3.0

@@ -1,0 +1,136 @@
+"""The alerts, as Prometheus itself understands them: silent on a node where all is well, and each there when it should."""
+
+import json
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import chart
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+JOB = 'job="latchkey/latchkey-agent"'
+
+# One event, half an hour after the start.
+ONCE = "0x29 1x30"
+
+
+# A series that rises from zero by that much each minute. A counter that first shows with its first event would be no
+# rise to Prometheus: those that alerts wait for are there from the start, which agent/src/metrics.rs tests.
+def rises(by):
+    return f"0+{by}x60"
+
+
+# Every series that an alert looks at, on a node where some things fail now and then.
+WELL = {
+    f"up{{{JOB}}}": "1x60",
+    'kube_daemonset_status_number_unavailable{namespace="latchkey",daemonset="latchkey-agent"}': "0x60",
+    f"process_start_time_seconds{{{JOB}}}": "100x40 200x20",
+    'latchkey_requests_total{route="secret",code="ok"}': rises(1000),
+    'latchkey_requests_total{route="secret",code="unavailable"}': rises(1),
+    'latchkey_requests_total{route="secret",code="denied"}': rises(1),
+    'latchkey_requests_total{route="secret",code="internal"}': rises(0),
+    "latchkey_pods": "30x60",
+    "latchkey_watch_failures_total": "0x20 3x20 6x20",
+    'latchkey_attestations_total{outcome="ok"}': rises(100),
+    'latchkey_attestations_total{outcome="identity_changed"}': rises(0),
+    'latchkey_attestations_total{outcome="nested_pod_seen"}': rises(0),
+    'latchkey_connections_refused_total{reason="peer_gone"}': rises(5),
+    'latchkey_connections_refused_total{reason="recycled_pid"}': rises(0),
+    "latchkey_csi_volumes": "10x60",
+    'latchkey_csi_publishes_total{outcome="ok"}': rises(10),
+    'latchkey_csi_publishes_total{outcome="unavailable"}': "0x30 1x30",
+    'latchkey_csi_fillings_total{outcome="ok"}': rises(10),
+    'latchkey_backend_errors_total{backend="aws",code="throttled"}': "0x30 2x30",
+    'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="1"}': rises(100),
+    'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="5"}': rises(100),
+    'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="+Inf"}': rises(100),
+    'latchkey_cache_total{outcome="hit"}': rises(100),
+    'latchkey_cache_total{outcome="stale"}': rises(0),
+    "latchkey_connections": "200x60",
+    "latchkey_audit_queue": "3x60",
+}
+
+# What is not well, the minute by which the alert is there, and one before it at which it is not yet.
+ILL = {
+    "LatchkeyDown": ({f"up{{{JOB}}}": "1x29 0x30"}, 31, 35),
+    "LatchkeyMissing": (
+        {'kube_daemonset_status_number_unavailable{namespace="latchkey",daemonset="latchkey-agent"}': "0x29 2x30"}, 40, 50,
+    ),
+    "LatchkeyUnavailable": ({'latchkey_requests_total{route="secret",code="timeout"}': "0x29 0+30x30"}, 31, 45),
+    "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
+    "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
+    "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 31, 40),
+    "LatchkeyIdentityChanged": ({'latchkey_attestations_total{outcome="identity_changed"}': ONCE}, 29, 31),
+    "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
+    "LatchkeyDenied": ({'latchkey_requests_total{route="secret",code="no_role"}': "0x9 0+30x50"}, 20, 50),
+    "LatchkeyVolumesFail": ({'latchkey_csi_fillings_total{outcome="denied"}': "0x9 0+5x50"}, 20, 50),
+    "LatchkeyTokensStale": ({'latchkey_csi_publishes_total{outcome="ok"}': "0+10x29 290x30"}, 33, 45),
+    "LatchkeyThrottled": ({'latchkey_backend_errors_total{backend="aws",code="throttled"}': "0x9 0+10x50"}, 20, 50),
+    "LatchkeyBackendSlow": (
+        {'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="1"}': "0+90x60"}, 10, 50,
+    ),
+    "LatchkeyStale": ({'latchkey_cache_total{outcome="stale"}': ONCE}, 29, 31),
+    "LatchkeyInternal": ({'latchkey_requests_total{route="secret",code="internal"}': ONCE}, 29, 31),
+    "LatchkeyConnectionsHigh": ({"latchkey_connections": "200x29 3500x30"}, 31, 40),
+    "LatchkeyAuditSlow": ({"latchkey_audit_queue": "3x29 5000x30"}, 30, 35),
+}
+
+# Those that are made with delivery by hostPath alone; with it those of volumes are not.
+BY_HOST_PATH = {"LatchkeyConnectionsHigh"}
+
+
+def on_a_node(series):
+    """The same series with the label of the agent that they are scraped from."""
+    name, _, labels = series.partition("{")
+    return f'{name}{{instance="a",{labels}' if labels else f'{name}{{instance="a"}}'
+
+
+def fires(alert, minute, how_many):
+    """The check that so many alerts of that name, or of all, are firing at that minute."""
+    chosen = f'alertname="{alert}",' if alert else ""
+    samples = [{"labels": "{}", "value": how_many}] if how_many else []
+    return {
+        "expr": f'count(ALERTS{{{chosen}alertstate="firing"}})', "eval_time": f"{minute}m", "exp_samples": samples,
+    }
+
+
+def case(name, series, checks):
+    given = [{"series": on_a_node(which), "values": values} for which, values in {**WELL, **series}.items()]
+    return {"name": name, "interval": "1m", "input_series": given, "promql_expr_test": checks}
+
+
+class Alerts(unittest.TestCase):
+    def tried(self, delivery, cases):
+        """Has Prometheus' checker try these cases on the rules of that delivery."""
+        values = {"delivery": delivery, "metrics": {"prometheusRule": {"enabled": True}}}
+        if delivery == "hostPath":
+            values["rbac"] = {"tokens": "namespace"}
+        rule = chart.one("PrometheusRule", values)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            # JSON is YAML too.
+            (folder / "rules.yaml").write_text(json.dumps(rule["spec"]))
+            tests = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases}
+            (folder / "tests.yaml").write_text(json.dumps(tests))
+            for arguments in (["check", "rules", "--lint=all", "rules.yaml"], ["test", "rules", "tests.yaml"]):
+                said = subprocess.run([HERE / "promtool", *arguments], cwd=folder, capture_output=True, text=True)
+                self.assertEqual(0, said.returncode, said.stdout + said.stderr)
+        return {found["alert"] for group in rule["spec"]["groups"] for found in group["rules"]}
+
+    def test_where_all_is_well_nothing_is_said(self):
+        checks = [fires(None, minute, 0) for minute in range(60)]
+        for delivery in ("csi", "hostPath"):
+            self.tried(delivery, [case("well", {}, checks)])
+
+    def test_each_alert_is_there_when_its_cause_lasts_and_not_at_once(self):
+        there = set()
+        for delivery in ("csi", "hostPath"):
+            cases = [
+                case(alert, series, [fires(alert, before, 0), fires(alert, by, 1)])
+                for alert, (series, before, by) in ILL.items()
+                if (alert in BY_HOST_PATH) == (delivery == "hostPath")
+            ]
+            there |= self.tried(delivery, cases)
+        self.assertEqual(there, ILL.keys())
