@@ -183,7 +183,7 @@ impl Client {
         secret(&answer).map(Some)
     }
 
-    /// Reads the latest versions of many secrets, a hundred at a time. What a batch has no time or room for is asked
+    /// Reads the latest versions of many secrets, a hundred at a time; each has the name that it was asked for by. What a batch has no time or room for is asked
     /// for once more by itself, all of these together in the time that one request may take.
     ///
     /// # Errors
@@ -229,8 +229,21 @@ impl Client {
         // As long as one request may take, whatever their number.
         let until = Instant::now() + self.patience;
         let response: BatchResponse = answer.read()?;
+        let mut open: Vec<&String> = names.iter().collect();
         for wire in response.secrets {
-            batch.secrets.push(Secret::of(wire, None)?);
+            let mut secret = Secret::of(wire, None)?;
+            // A vault that does not tell spellings apart has them all answered under one.
+            let asked = open
+                .iter()
+                .position(|name| **name == secret.name)
+                .or_else(|| {
+                    let is_it = |name: &&String| name.eq_ignore_ascii_case(&secret.name);
+                    open.iter().position(is_it)
+                });
+            if let Some(asked) = asked {
+                secret.name.clone_from(open.swap_remove(asked));
+            }
+            batch.secrets.push(secret);
         }
         for error in response.errors {
             let passes = matches!(
@@ -251,7 +264,10 @@ impl Client {
                 Err(ClientError::TimedOut)
             };
             match again {
-                Ok(secret) => batch.secrets.push(secret),
+                Ok(secret) => batch.secrets.push(Secret {
+                    name: error.name,
+                    ..secret
+                }),
                 Err(ClientError::Refused(newer)) => batch.refused.push((error.name, newer)),
                 // What the batch said of it says more.
                 Err(ClientError::TimedOut) => batch.refused.push((error.name, refusal)),

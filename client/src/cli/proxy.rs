@@ -146,19 +146,23 @@ impl Proxy {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Refuses the node's own network, where every process of the node could ask here.
+    /// Refuses a machine's own network, where every process of the machine could ask here.
     async fn check_network(&self, client: &Client) -> Result<(), Failure> {
         if self.force {
             return Ok(());
         }
         let identity = client.identity().await?;
-        if identity.host_network {
-            return Err(Failure::usage(
+        match (identity.host_network, identity.pod.is_empty()) {
+            (false, _) => Ok(()),
+            (true, false) => Err(Failure::usage(
                 "this pod uses the node's network (hostNetwork): every process of the node would \
                  get this pod's secrets; use the socket, or --force",
-            ));
+            )),
+            (true, true) => Err(Failure::usage(
+                "this is no pod: every process of this machine, whoever's it is, would get your \
+                 secrets; use the socket, or --force",
+            )),
         }
-        Ok(())
     }
 }
 

@@ -93,7 +93,15 @@ impl Secrets {
             Failure::new(exit_of(refusal.code), refusal.to_string()).of(name)
         });
         let Some(first) = failures.next() else {
-            return Ok(Self(secrets));
+            let missing = wanted
+                .iter()
+                .find(|wanted| !secrets.contains_key(&wanted.secret));
+            return match missing {
+                None => Ok(Self(secrets)),
+                Some(Wanted { secret, .. }) => Err(Failure::other(format!(
+                    "{secret}: the agent said nothing of it, so nothing is begun"
+                ))),
+            };
         };
         // Each has its line; the last one said is the first one asked for, whose code it is.
         for failure in failures {

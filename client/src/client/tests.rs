@@ -235,6 +235,27 @@ async fn names_are_asked_a_hundred_at_a_time_once_each_and_come_back_in_order() 
 }
 
 #[tokio::test]
+async fn each_secret_of_a_batch_has_the_name_that_it_was_asked_for_by() {
+    // As of a vault that does not tell capitals apart.
+    let named = |name: &str, version: &str| serde_json::json!({"name": name, "value": "v", "version": version, "backend": "azure"});
+    let secrets = [
+        named("prod/db", "1"),
+        named("prod/db", "1"),
+        named("x", "2"),
+    ];
+    let body = serde_json::json!({"secrets": secrets, "errors": []});
+    let agent = Scripted::start(vec![answer(200, "", &body.to_string())]).expect("a socket");
+    let asked = ["Prod/DB", "X", "prod/db"];
+    let got = agent.client().batch_get(asked).await.expect("a batch");
+    let got: Vec<_> = got
+        .secrets
+        .iter()
+        .map(|secret| (&*secret.name, &*secret.version))
+        .collect();
+    assert_eq!(got, [("Prod/DB", "1"), ("X", "2"), ("prod/db", "1")]);
+}
+
+#[tokio::test]
 async fn what_a_batch_has_no_room_for_is_asked_for_alone_and_what_is_refused_is_told() {
     let errors = r#"{"secrets":[],"errors":[
         {"name":"n","error":"too large together","code":"too_large","status":413},

@@ -109,7 +109,7 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
                 format!("pod {namespace}/{pod}, service account {service_account}, node {node}")
             };
             report.ok("attestation", who);
-            if identity.host_network {
+            if identity.host_network && !pod.is_empty() {
                 report
                     .note(
                         "network",

@@ -154,7 +154,7 @@ impl Report {
             step,
             verdict,
             cause,
-            text,
+            text: shown(&text),
             next: Vec::new(),
             request_id: None,
         });
@@ -167,7 +167,37 @@ impl Report {
 impl Finding {
     /// Adds what to do or to type next.
     pub(super) fn next(&mut self, what: impl Into<String>) -> &mut Self {
-        self.next.push(what.into());
+        self.next.push(shown(&what.into()));
         self
+    }
+}
+
+/// The text with its control characters written out: some of what is shown was written by whoever made the pod, and a
+/// terminal would obey it.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_have_written_moves_no_cursor_and_makes_no_line() {
+        let mut report = Report::default();
+        report
+            .note("role", "skipped", "\u{1b}[2Kapp\nok   role")
+            .next("kubectl \u{9b}1A\u{7f}get");
+        let finding = &report.findings[0];
+        assert_eq!(finding.text, "\\u{1b}[2Kapp\\nok   role");
+        assert_eq!(finding.next, ["kubectl \\u{9b}1A\\u{7f}get"]);
     }
 }

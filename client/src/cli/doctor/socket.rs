@@ -2,7 +2,7 @@
 
 use super::AGENTS;
 use super::report::{Finding, Report};
-use std::fs;
+use std::fs::{self, FileType};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::UnixStream;
@@ -19,53 +19,11 @@ const MOUNT: [&str; 3] = [
 
 /// Looks at the socket. Whether it is worth going on.
 pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
-    let shown = socket.display();
-    let Some(directory) = socket.parent().filter(|parent| parent.is_dir()) else {
-        let directory = socket.parent().unwrap_or(socket).display();
-        let finding = report.fail(
-            STEP,
-            "no_mount",
-            format!(
-                "{directory} is not there: the agent's directory is not mounted into this container"
-            ),
-        );
-        mount(finding);
+    let Some(kind) = kind_of(report, socket) else {
         return false;
     };
+    let shown = socket.display();
     let is_mount = is_mount_point(socket);
-    let kind = match fs::metadata(socket) {
-        Ok(metadata) => metadata.file_type(),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let directory = directory.display();
-            if nearest_mount(socket.parent().unwrap_or(socket))
-                .is_some_and(|mount| mount.is_image())
-            {
-                mount(report.fail(
-                    STEP,
-                    "no_mount",
-                    format!("{directory} is the image's own, without a socket: the agent's directory is not mounted over it"),
-                ));
-                return false;
-            }
-            report
-                .fail(
-                    STEP,
-                    "agent_down",
-                    format!("there is no socket in {directory}: no agent runs on this node, or what is mounted there is not its directory"),
-                )
-                .next("kubectl -n latchkey get pods -l app.kubernetes.io/component=agent -o wide")
-                .next(format!("latchkey doctor --pod {}", pod_name()));
-            return false;
-        }
-        Err(error) => {
-            report.fail(
-                STEP,
-                "unreadable",
-                format!("cannot look at {shown}: {error}"),
-            );
-            return false;
-        }
-    };
     if kind.is_dir() || is_mount && !kind.is_socket() {
         mounted_as_file(
             report,
@@ -79,6 +37,60 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
         report.fail(STEP, "no_socket", format!("{shown} is no socket"));
         return false;
     }
+    dial(report, socket, is_mount)
+}
+
+/// What lies where the socket should; none if nothing does or it cannot be told, and then the report says why.
+fn kind_of(report: &mut Report, socket: &Path) -> Option<FileType> {
+    let Some(directory) = socket.parent().filter(|parent| parent.is_dir()) else {
+        let directory = socket.parent().unwrap_or(socket).display();
+        let finding = report.fail(
+            STEP,
+            "no_mount",
+            format!(
+                "{directory} is not there: the agent's directory is not mounted into this container"
+            ),
+        );
+        mount(finding);
+        return None;
+    };
+    match fs::metadata(socket) {
+        Ok(metadata) => Some(metadata.file_type()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let is_image = nearest_mount(directory).is_some_and(|mount| mount.is_image());
+            let directory = directory.display();
+            if is_image {
+                mount(report.fail(
+                    STEP,
+                    "no_mount",
+                    format!("{directory} is the image's own, without a socket: the agent's directory is not mounted over it"),
+                ));
+                return None;
+            }
+            report
+                .fail(
+                    STEP,
+                    "agent_down",
+                    format!("there is no socket in {directory}: no agent runs on this node, or what is mounted there is not its directory"),
+                )
+                .next(AGENTS)
+                .next(format!("latchkey doctor --pod {}", pod_name()));
+            None
+        }
+        Err(error) => {
+            report.fail(
+                STEP,
+                "unreadable",
+                format!("cannot look at {}: {error}", socket.display()),
+            );
+            None
+        }
+    }
+}
+
+/// Connects to the socket, which may be mounted as a file of its own. Whether it is worth going on.
+fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
+    let shown = socket.display();
     match UnixStream::connect(socket) {
         Ok(_) if is_mount => {
             mount(report.note(
