@@ -3,14 +3,19 @@
 
 mod aws;
 mod azure;
+mod body;
 pub(crate) mod dashes;
+mod error;
 mod file;
 mod folder;
 mod gcp;
 mod kept;
 pub(crate) mod machine;
+mod paging;
 mod pass;
 mod store;
+
+pub(crate) use error::{BackendError, Fault};
 
 use crate::account::Annotations;
 use crate::config::{BackendConfig, Config, LocalRole};
@@ -20,7 +25,7 @@ use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use bytes::Bytes;
 use kept::Kept;
-use latchkey_client::protocol::{Code, Step};
+use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -183,30 +188,10 @@ pub(crate) struct Page {
     pub(crate) next: Option<String>,
 }
 
-/// A failed call to a backend, and what follows from it.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{error}")]
-pub(crate) struct BackendError {
-    /// What the caller is told.
-    pub(crate) error: RequestError,
-    /// What the agent does about it.
-    pub(crate) fault: Fault,
-    /// Under which id the cloud's log knows the call.
-    pub(crate) cloud_request_id: Option<Arc<str>>,
-}
-
-/// What a failed call says about role, session and cloud.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Fault {
-    /// Nothing beyond the one call.
-    Call,
-    /// The cloud says no to this principal.
-    Refused,
-    /// The session has ended before its time; a new one may do.
-    SessionEnded,
-    /// The cloud could not be reached.
-    Unreachable,
-}
+/// An exchange that wants a token was offered something else.
+#[derive(Debug, thiserror::Error)]
+#[error("the exchange wants a token, and was offered {0:?}")]
+struct NoToken(Offer);
 
 /// One of the configured backends. Only the [table](Backends) hands it out, so it is always one that is there.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -236,51 +221,12 @@ impl Offer {
     pub(crate) fn token(self) -> Result<SubjectToken, BackendError> {
         match self {
             Self::Token(token) => Ok(token),
-            Self::Machine | Self::None => Err(BackendError::from(RequestError::new(
-                Code::Internal,
-                "the agent offered no token; its log knows the request id",
-            ))),
+            offer @ (Self::Machine | Self::None) => {
+                let text = "the agent offered no token; its log knows the request id";
+                let error = RequestError::new(Code::Internal, text);
+                Err(error.because(&NoToken(offer)).into())
+            }
         }
-    }
-}
-
-// === impl BackendError ===
-
-impl BackendError {
-    /// A failure of the kind `fault`.
-    pub(crate) fn new(fault: Fault, error: RequestError) -> Self {
-        Self {
-            error,
-            fault,
-            cloud_request_id: None,
-        }
-    }
-
-    /// The task that made the call died.
-    pub(crate) fn died() -> Self {
-        let error = RequestError::new(
-            Code::Internal,
-            "the agent failed; its log knows the request id",
-        );
-        Self::new(Fault::Call, error)
-    }
-
-    /// The same failure as one of that step.
-    #[must_use]
-    pub(crate) fn at(mut self, step: Step) -> Self {
-        self.error = self.error.at(step);
-        self
-    }
-
-    /// Whether the cloud said no.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.fault == Fault::Refused
-    }
-}
-
-impl From<RequestError> for BackendError {
-    fn from(error: RequestError) -> Self {
-        Self::new(Fault::Call, error)
     }
 }
 

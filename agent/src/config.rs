@@ -36,6 +36,7 @@ pub(crate) use self::gcp::{GcpConfig, GcpProvider};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::principal::{LocalRole, LocalWorkload, Sidecar};
 pub(crate) use self::stores::{FileConfig, PassConfig};
+pub(crate) use self::value::{is_aws_name_byte, is_region};
 use self::{reader::Reader, settings::Settings};
 
 /// Where the configuration lies when no other file is named.
@@ -428,7 +429,7 @@ impl Cache {
                 default.ttl,
             ),
             only: reader.read("cache.only", value::name_prefixes, default.only),
-            // The smallest still holds the largest value of any cloud, 64 KiB.
+            // A value counts as itself and as its JSON: the smallest holds values of some 30 KiB.
             max_bytes: reader.read(
                 "cache.max_bytes",
                 value::bytes(64 << 10..=1 << 30),

@@ -5,6 +5,8 @@
 
 use std::{fmt, str, sync::Arc};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
 use zeroize::Zeroizing;
 
@@ -34,9 +36,6 @@ pub(crate) enum NameError {
     Segment,
 }
 
-/// The longest name, in bytes; AWS has the longest of all clouds.
-const MAX_NAME: usize = 512;
-
 /// The value of a secret.
 pub(crate) struct SecretValue(Zeroizing<Vec<u8>>);
 
@@ -52,6 +51,9 @@ pub(crate) struct SecretBytes(Zeroizing<Vec<u8>>);
 // === impl SecretName ===
 
 impl SecretName {
+    /// The longest name, in bytes; AWS has the longest of all clouds.
+    pub(crate) const MAX_LENGTH: usize = 512;
+
     /// The name that `text` is, nothing in which is encoded any more.
     ///
     /// # Errors
@@ -61,7 +63,7 @@ impl SecretName {
         if text.is_empty() {
             return Err(NameError::Empty);
         }
-        if text.len() > MAX_NAME {
+        if text.len() > Self::MAX_LENGTH {
             return Err(NameError::Length);
         }
         if text.chars().any(|c| c == '\\' || c.is_control()) {
@@ -167,6 +169,17 @@ impl SubjectToken {
     /// The token itself.
     pub(crate) fn expose(&self) -> &str {
         &self.0
+    }
+
+    /// What the token says about itself, in JSON (RFC 7519 section 3), if it has the form of a JWT. Nobody has verified
+    /// it: that is for whom the token is made out to. Without its signature it opens nothing.
+    pub(crate) fn payload(&self) -> Option<Zeroizing<Vec<u8>>> {
+        let mut parts = self.0.split('.');
+        let (_header, payload, _signature) = (parts.next()?, parts.next()?, parts.next()?);
+        // With room for all of it, nothing is moved and left behind while it is decoded.
+        let mut decoded = Zeroizing::new(Vec::with_capacity(payload.len()));
+        URL_SAFE_NO_PAD.decode_vec(payload, &mut decoded).ok()?;
+        Some(decoded)
     }
 }
 

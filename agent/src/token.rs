@@ -66,14 +66,16 @@ impl SubjectTokens {
             )),
             Self::Projected(files) => {
                 let facts = workload.facts();
-                let subject = format!(
-                    "system:serviceaccount:{}:{}",
-                    facts.namespace, facts.service_account
-                );
+                let subject = subject(&facts.namespace, &facts.service_account);
                 projected::find(files, audience, &subject)
             }
         }
     }
+}
+
+/// What the tokens of a service account have as their `sub`.
+pub(crate) fn subject(namespace: &str, service_account: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{service_account}")
 }
 
 /// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever

@@ -10,7 +10,7 @@ pub(super) mod machine;
 mod role;
 
 use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session, paging,
 };
 use crate::account::Annotations;
 use crate::config::{AwsConfig, LocalRole};
@@ -46,9 +46,6 @@ const DOWN_FOR: Duration = Duration::from_secs(10);
 
 /// The most names that `ListSecrets` gives at once (its `MaxResults`).
 const PAGE_NAMES: usize = 100;
-
-/// The most calls that one page of ours may take.
-const PAGE_CALLS: usize = 10;
 
 /// What stands between region and token in a list's cursor.
 const CURSOR: char = ':';
@@ -349,47 +346,55 @@ impl AwsSession {
         limit: usize,
         token: Option<&str>,
     ) -> Result<Page, BackendError> {
-        let mut page = Page {
-            names: Vec::new(),
-            next: token.map(str::to_owned),
-        };
-        for _ in 0..PAGE_CALLS {
-            let wanted = (limit - page.names.len()).min(PAGE_NAMES);
-            let mut call = self
-                .store
-                .list_secrets()
-                .max_results(i32::try_from(wanted).unwrap_or(i32::MAX))
-                .set_next_token(page.next.take());
-            if !self.role.prefix.is_empty() {
-                let prefix = Filter::builder()
-                    .key(FilterNameStringType::Name)
-                    .values(&*self.role.prefix)
-                    .build();
-                call = call.filters(prefix);
-            }
-            let answer = call
-                .customize()
-                .config_override(self.own(region))
-                .send()
-                .await
-                .map_err(|error| errors::of_read(&error, &self.role, region))?;
-            let names = answer
-                .secret_list
-                .unwrap_or_default()
-                .into_iter()
-                .filter_map(|s| s.name);
-            page.names.extend(names.filter_map(|name| {
+        let token = token.map(str::to_owned);
+        let page = paging::collect(limit, PAGE_NAMES, token, |wanted, from| {
+            self.page(region, wanted, from)
+        });
+        let mut page = page.await?;
+        page.next = page.next.map(|token| format!("{region}{CURSOR}{token}"));
+        Ok(page)
+    }
+
+    /// One page of the vault's own with at most so many names.
+    async fn page(
+        &self,
+        region: &str,
+        wanted: usize,
+        from: Option<String>,
+    ) -> Result<Page, BackendError> {
+        let mut call = self
+            .store
+            .list_secrets()
+            .max_results(i32::try_from(wanted).unwrap_or(i32::MAX))
+            .set_next_token(from);
+        if !self.role.prefix.is_empty() {
+            let prefix = Filter::builder()
+                .key(FilterNameStringType::Name)
+                .values(&*self.role.prefix)
+                .build();
+            call = call.filters(prefix);
+        }
+        let answer = call
+            .customize()
+            .config_override(self.own(region))
+            .send()
+            .await
+            .map_err(|error| errors::of_read(&error, &self.role, region))?;
+        let names = answer
+            .secret_list
+            .unwrap_or_default()
+            .into_iter()
+            .filter_map(|secret| secret.name)
+            .filter_map(|name| {
                 let name = name.strip_prefix(&*self.role.prefix)?;
                 // A name that cannot be asked for is not shown.
                 SecretName::parse(name).ok().map(|name| name.to_string())
-            }));
-            page.next = answer.next_token;
-            if page.next.is_none() || page.names.len() >= limit {
-                break;
-            }
-        }
-        page.next = page.next.map(|token| format!("{region}{CURSOR}{token}"));
-        Ok(page)
+            })
+            .collect();
+        Ok(Page {
+            names,
+            next: answer.next_token,
+        })
     }
 }
 

@@ -12,7 +12,7 @@ pub(super) mod machine;
 mod role;
 
 use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session,
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session, paging,
 };
 use crate::account::Annotations;
 use crate::backend::dashes::GCP;
@@ -48,9 +48,6 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The most names that one `ListSecrets` is asked for.
 const PAGE_NAMES: usize = 1000;
-
-/// The most calls that one page of ours may take.
-const PAGE_CALLS: usize = 10;
 
 const STS: &str = "https://sts.googleapis.com";
 const IAM: &str = "https://iamcredentials.googleapis.com";
@@ -207,6 +204,41 @@ impl GcpSession {
             .await
             .map_err(|error| errors::of_read(&error, &self.role))
     }
+
+    /// One page of the vault's own with at most so many names.
+    async fn page(
+        &self,
+        filter: &str,
+        wanted: usize,
+        from: Option<String>,
+        request_id: &str,
+    ) -> Result<Page, BackendError> {
+        let parent = format!("projects/{}", self.role.place);
+        let from = from.unwrap_or_default();
+        let answer = again(|| {
+            let call = self
+                .store
+                .list_secrets()
+                .set_parent(&parent)
+                .set_filter(filter)
+                .set_page_size(i32::try_from(wanted).unwrap_or(i32::MAX))
+                .set_page_token(&from)
+                .send();
+            self.call(request_id, call)
+        })
+        .await?;
+        let names = answer
+            .secrets
+            .iter()
+            .filter_map(|secret| secret.name.rsplit('/').next())
+            // A secret that cannot be asked for is not shown.
+            .filter_map(|name| Some(GCP.read(&self.role.prefix, name)?.to_string()))
+            .collect();
+        Ok(Page {
+            names,
+            next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+        })
+    }
 }
 
 #[async_trait]
@@ -235,7 +267,8 @@ impl Session for GcpSession {
                 .send();
             self.call(request_id, call)
         });
-        secret_of(answer.await?, &secret, &version).ok_or_else(|| errors::garbage(errors::STORE))
+        secret_of(answer.await?, &secret, &version)
+            .ok_or_else(|| BackendError::garbage(errors::STORE))
     }
 
     async fn list(
@@ -244,49 +277,19 @@ impl Session for GcpSession {
         cursor: Option<String>,
         request_id: &str,
     ) -> Result<Page, BackendError> {
-        let prefix = &self.role.prefix;
         let written = GCP
-            .write_prefix(prefix)
+            .write_prefix(&self.role.prefix)
             .map_err(|error| RequestError::invalid(error.to_string()))?;
-        // Secret Manager finds it anywhere in a name; where it stands is looked at here.
+        // Secret Manager finds it anywhere in a name; where it stands is looked at in each page.
         let filter = if written.is_empty() {
             written
         } else {
             format!("name:{written}")
         };
-        let parent = format!("projects/{}", self.role.place);
-        let mut page = Page {
-            names: Vec::new(),
-            next: cursor,
-        };
-        for _ in 0..PAGE_CALLS {
-            let wanted = (limit - page.names.len()).min(PAGE_NAMES);
-            let from = page.next.take().unwrap_or_default();
-            let answer = again(|| {
-                let call = self
-                    .store
-                    .list_secrets()
-                    .set_parent(&parent)
-                    .set_filter(&filter)
-                    .set_page_size(i32::try_from(wanted).unwrap_or(i32::MAX))
-                    .set_page_token(&from)
-                    .send();
-                self.call(request_id, call)
-            })
-            .await?;
-            let written = answer
-                .secrets
-                .iter()
-                .filter_map(|secret| secret.name.rsplit('/').next());
-            // A secret that cannot be asked for is not shown.
-            page.names
-                .extend(written.filter_map(|name| Some(GCP.read(prefix, name)?.to_string())));
-            page.next = Some(answer.next_page_token).filter(|token| !token.is_empty());
-            if page.next.is_none() || page.names.len() >= limit {
-                break;
-            }
-        }
-        Ok(page)
+        paging::collect(limit, PAGE_NAMES, cursor, |wanted, from| {
+            self.page(&filter, wanted, from, request_id)
+        })
+        .await
     }
 }
 

@@ -9,16 +9,13 @@ use super::{BackendError, Fault, Page, Selector};
 use crate::account::Annotations;
 use crate::config::LocalRole;
 use crate::error::RequestError;
-use crate::role::{NoRole, Proof, Role};
+use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use latchkey_client::protocol::Code;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
-
-/// What goes before the prefix of the configuration, if the account or its namespace has it.
-const PREFIX_KEY: &str = "latchkey.dev/prefix";
 
 /// The longest value, in bytes; no cloud takes more than 64 KiB.
 pub(super) const VALUE_LIMIT: usize = 1 << 20;
@@ -35,7 +32,7 @@ pub(super) fn role(
     prefix: &str,
     per_namespace: bool,
 ) -> Result<Role, NoRole> {
-    let prefix = annotations.first(&[PREFIX_KEY]).unwrap_or(prefix);
+    let prefix = annotations.first(&[PREFIX_KEY])?.unwrap_or(prefix);
     let folder = per_namespace.then(|| annotations.owner().0);
     Ok(role_in(folder, prefix))
 }
@@ -76,6 +73,11 @@ pub(super) fn check(
     if selector.version.is_some() || selector.stage.is_some() {
         return Err(RequestError::invalid(
             "this backend keeps one version of a secret, without stages",
+        ));
+    }
+    if name.is_arn() {
+        return Err(RequestError::invalid(
+            "an ARN names a secret of AWS, and this backend is none of AWS's",
         ));
     }
     let path = format!("{}{name}", role.prefix);
@@ -275,9 +277,18 @@ mod tests {
     }
 
     #[test]
-    fn names_of_the_stores_own_files_and_options_are_refused() {
+    fn names_of_the_stores_own_files_and_options_are_refused_and_so_are_arns() {
         let all = machine_role(&LocalRole::Machine, "dev", "", true);
-        for name in [".gpg-id", "a/.git", ".git/config", "-c", "--help", "a/.b/c"] {
+        let arn = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:x";
+        for name in [
+            arn,
+            ".gpg-id",
+            "a/.git",
+            ".git/config",
+            "-c",
+            "--help",
+            "a/.b/c",
+        ] {
             assert_eq!(code(&all, name), Some(Code::InvalidRequest), "{name}");
         }
         assert_eq!(code(&all, "a/-c"), None);

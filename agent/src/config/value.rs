@@ -432,9 +432,22 @@ pub(super) fn regions(value: &Value) -> Result<Vec<String>, Wrong> {
 
 const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
 
-/// The region becomes part of a host name: nothing but a region's code may get there.
 fn check_region(region: &str) -> Result<(), Wrong> {
-    let parts: Vec<&str> = region.split('-').collect();
+    if is_region(region) {
+        return Ok(());
+    }
+    let remedy = if region.contains("fips") {
+        "write the region itself and set AWS_USE_FIPS_ENDPOINT=true"
+    } else {
+        REGION_REMEDY
+    };
+    Err(Wrong::text(region, "no region's code", remedy))
+}
+
+/// Whether that is the code of an AWS region. It becomes part of a host name: nothing else may get there, and no name
+/// that only an SDK knows, such as `aws-global` and `fips-us-east-1`.
+pub(crate) fn is_region(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
     let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
     let right = match parts.as_slice() {
         [area @ .., number] if area.len() >= 2 => {
@@ -444,14 +457,7 @@ fn check_region(region: &str) -> Result<(), Wrong> {
         }
         _ => false,
     };
-    if right && region.len() <= 32 {
-        Ok(())
-    } else if region.contains("fips") {
-        let remedy = "write the region itself and set AWS_USE_FIPS_ENDPOINT=true";
-        Err(Wrong::text(region, "no region's code", remedy))
-    } else {
-        Err(Wrong::text(region, "no region's code", REGION_REMEDY))
-    }
+    right && text.len() <= 32 && !text.contains("fips")
 }
 
 /// The audiences that a subject token may have, at least one.
@@ -494,16 +500,17 @@ pub(super) fn aws_prefix(value: &Value) -> Result<String, Wrong> {
     let prefix = text(value, remedy)?;
     let parts_right =
         prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
-    let right = prefix.len() <= MAX_PREFIX
-        && prefix
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"/_+=.@-".contains(&b))
-        && parts_right;
+    let right = prefix.len() <= MAX_PREFIX && prefix.bytes().all(is_aws_name_byte) && parts_right;
     if right {
         Ok(prefix.to_owned())
     } else {
         Err(Wrong::text(prefix, "no prefix", remedy))
     }
+}
+
+/// Whether the name of a secret in AWS Secrets Manager may hold that byte.
+pub(crate) fn is_aws_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/_+=.@-".contains(&byte)
 }
 
 /// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.

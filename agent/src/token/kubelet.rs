@@ -2,8 +2,6 @@
 
 use crate::attest::cgroup::PodUid;
 use crate::secret::SubjectToken;
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -100,7 +98,7 @@ impl KubeletTokens {
     ) -> Result<(), HandedError> {
         let written: BTreeMap<String, Written<'_>> =
             serde_json::from_slice(json).map_err(|_| HandedError::Malformed)?;
-        let subject = format!("system:serviceaccount:{namespace}:{service_account}");
+        let subject = super::subject(namespace, service_account);
         let mut taken = Vec::new();
         for (
             audience,
@@ -113,8 +111,8 @@ impl KubeletTokens {
             let expires = expiration_timestamp
                 .parse()
                 .map_err(|_| HandedError::Malformed)?;
-            must_be(token, &subject, uid)?;
             let token = SubjectToken::from(token.to_owned());
+            must_be(&token, &subject, uid)?;
             taken.push((audience, Held { token, expires }));
         }
         let mut state = self.lock();
@@ -205,13 +203,9 @@ impl State {
 
 /// Whether the token says that it is that account's and bound to that pod. Nobody's signature is checked: that is
 /// for the cloud, whom it is made out to. This finds what was mixed up, or put there by the pod itself.
-fn must_be(token: &str, subject: &str, uid: PodUid) -> Result<(), HandedError> {
-    let payload = token.split('.').nth(1).ok_or(HandedError::Malformed)?;
-    let mut decoded = Zeroizing::new(Vec::with_capacity(payload.len()));
-    BASE64_URL_SAFE_NO_PAD
-        .decode_vec(payload, &mut decoded)
-        .map_err(|_| HandedError::Malformed)?;
-    let claims: Claims<'_> = serde_json::from_slice(&decoded).map_err(|_| HandedError::Foreign)?;
+fn must_be(token: &SubjectToken, subject: &str, uid: PodUid) -> Result<(), HandedError> {
+    let payload = token.payload().ok_or(HandedError::Malformed)?;
+    let claims: Claims<'_> = serde_json::from_slice(&payload).map_err(|_| HandedError::Foreign)?;
     if claims.sub == subject && claims.kubernetes.pod.uid.parse() == Ok(uid) {
         Ok(())
     } else {
@@ -222,6 +216,8 @@ fn must_be(token: &str, subject: &str, uid: PodUid) -> Result<(), HandedError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
     const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
@@ -308,6 +304,9 @@ mod tests {
         let unbound = format!("h.{}.s", BASE64_URL_SAFE_NO_PAD.encode(r#"{"sub":"x"}"#));
         let json = handed(&[("a", &unbound, 600)]);
         assert_eq!(take(&tokens, &json), Err(HandedError::Foreign));
+        let unsigned = own("a").trim_end_matches(".s").to_owned();
+        let json = handed(&[("a", &unsigned, 600)]);
+        assert_eq!(take(&tokens, &json), Err(HandedError::Malformed));
         for malformed in [
             "",
             "[]",

@@ -5,8 +5,6 @@
 
 use crate::error::RequestError;
 use crate::secret::SubjectToken;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use std::fs::File;
 use std::io::{self, Read};
@@ -86,18 +84,18 @@ fn read(file: &Path) -> io::Result<(SubjectToken, Claims)> {
     // With room for all of it, nothing is moved and left behind while it is read.
     let mut text = Zeroizing::new(String::with_capacity(TOKEN_LIMIT + 1));
     File::open(file)?
-        .take(TOKEN_LIMIT as u64)
+        .take(TOKEN_LIMIT as u64 + 1)
         .read_to_string(&mut text)?;
-    let token = text.trim();
-    let claims = claims(token).ok_or_else(|| io::Error::other("it is no JWT"))?;
-    Ok((SubjectToken::from(token.to_owned()), claims))
-}
-
-fn claims(token: &str) -> Option<Claims> {
-    let mut parts = token.split('.');
-    let claims = (parts.next()?, parts.next()?, parts.next()?).1;
-    let claims = URL_SAFE_NO_PAD.decode(claims).ok()?;
-    serde_json::from_slice(&claims).ok()
+    if text.len() > TOKEN_LIMIT {
+        // Cut, it could still look like a token.
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let token = SubjectToken::from(text.trim().to_owned());
+    let claims = token
+        .payload()
+        .and_then(|payload| serde_json::from_slice(&payload).ok())
+        .ok_or_else(|| io::Error::other("it is no JWT"))?;
+    Ok((token, claims))
 }
 
 // === impl Audiences ===
@@ -114,6 +112,8 @@ impl Audiences {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     use latchkey_client::protocol::Code;
 
     const SUBJECT: &str = "system:serviceaccount:test:app";
@@ -161,6 +161,23 @@ mod tests {
             let error = find(&files, "a", SUBJECT).expect_err("a wrong token");
             assert_eq!(error.code, Code::Unavailable);
         }
+    }
+
+    #[test]
+    fn a_token_file_that_is_too_long_is_not_offered_in_part() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let files = [file(&directory, "a", SUBJECT, YEAR_2100)];
+        let text = std::fs::read_to_string(&files[0]).expect("there");
+        // A long signature: whatever is cut off it, the claims can still be read.
+        let longest = text.trim().to_owned() + &"x".repeat(TOKEN_LIMIT - text.trim().len());
+        std::fs::write(&files[0], &longest).expect("a file");
+        let found = find(&files, "a", SUBJECT).expect("a token");
+        assert_eq!(found.expose().len(), TOKEN_LIMIT);
+        std::fs::write(&files[0], longest + "x").expect("a file");
+        let error = read(&files[0]).expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        let error = find(&files, "a", SUBJECT).expect_err("too long");
+        assert_eq!(error.code, Code::Unavailable);
     }
 
     #[test]

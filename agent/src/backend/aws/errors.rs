@@ -86,7 +86,7 @@ where
                 ),
                 _ => return None,
             };
-            Some((Fault::Refused, RequestError::new(Code::Denied, text)))
+            Some(BackendError::refused(text))
         },
     )
 }
@@ -116,7 +116,7 @@ where
             ),
             _ => return None,
         };
-        Some((Fault::Refused, RequestError::new(Code::Denied, text)))
+        Some(BackendError::refused(text))
     })
 }
 
@@ -140,49 +140,34 @@ where
     let role = &role.name;
     classify(error, &format!("AWS Secrets Manager in {region}"), |code| {
         Some(match code {
-            "AccessDeniedException" | "AccessDenied" => (
-                Fault::Refused,
-                RequestError::new(
-                    Code::Denied,
-                    format!(
-                        "AWS refused this in {region} to the role {role}: check its policy, the secret's and the key's"
-                    ),
-                ),
-            ),
-            "DecryptionFailure" => (
-                Fault::Call,
-                RequestError::new(
-                    Code::Denied,
-                    format!(
-                        "AWS could not decrypt the secret for the role {role}: check its KMS key"
-                    ),
-                ),
-            ),
-            "ResourceNotFoundException" => (
-                Fault::Call,
-                RequestError::new(
-                    Code::NotFound,
-                    format!("there is no such secret, version or stage in {region}"),
-                ),
-            ),
-            "InvalidRequestException" => (
-                Fault::Call,
-                RequestError::new(
-                    Code::NotFound,
-                    "the secret is marked for deletion or has no value",
-                ),
-            ),
-            "InvalidParameterException" | "ValidationException" | "InvalidNextTokenException" => (
-                Fault::Call,
-                RequestError::invalid("AWS does not take this name, version, stage or cursor"),
-            ),
+            "AccessDeniedException" | "AccessDenied" => BackendError::refused(format!(
+                "AWS refused this in {region} to the role {role}: check its policy, the secret's and the key's"
+            )),
+            "DecryptionFailure" => {
+                let text = format!(
+                    "AWS could not decrypt the secret for the role {role}: check its KMS key"
+                );
+                RequestError::new(Code::Denied, text).into()
+            }
+            "ResourceNotFoundException" => {
+                let text = format!("there is no such secret, version or stage in {region}");
+                RequestError::new(Code::NotFound, text).into()
+            }
+            "InvalidRequestException" => {
+                let text = "the secret is marked for deletion or has no value";
+                RequestError::new(Code::NotFound, text).into()
+            }
+            "InvalidParameterException" | "ValidationException" | "InvalidNextTokenException" => {
+                let text = "AWS does not take this name, version, stage or cursor";
+                RequestError::invalid(text).into()
+            }
             "ExpiredTokenException"
             | "ExpiredToken"
             | "UnrecognizedClientException"
-            | "InvalidClientTokenId" => (
-                Fault::SessionEnded,
-                RequestError::unavailable("AWS ended the session before its time; try again"),
-            ),
+            | "InvalidClientTokenId" => {
+                let text = "AWS ended the session before its time; try again";
+                BackendError::new(Fault::SessionEnded, RequestError::unavailable(text))
+            }
             _ => return None,
         })
     })
@@ -191,55 +176,43 @@ where
 fn classify<E>(
     error: &SdkError<E, HttpResponse>,
     whose: &str,
-    known: impl FnOnce(&str) -> Option<(Fault, RequestError)>,
+    known: impl FnOnce(&str) -> Option<BackendError>,
 ) -> BackendError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    let unreachable = |what: &str| {
-        (
-            Fault::Unreachable,
-            RequestError::unavailable(format!("{whose} {what}; try again")),
-        )
-    };
-    let (fault, answer) = match error {
+    let failed = match error {
         SdkError::ConstructionFailure(_) => {
             let text =
                 format!("the agent's settings let no call to {whose} be made; its log says why");
-            (Fault::Call, RequestError::unavailable(text))
+            BackendError::from(RequestError::unavailable(text))
         }
-        SdkError::TimeoutError(_) => unreachable("does not answer in time"),
-        SdkError::DispatchFailure(_) => unreachable("cannot be reached"),
+        SdkError::TimeoutError(_) => BackendError::late(whose),
+        SdkError::DispatchFailure(_) => BackendError::unreachable(whose),
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
             let code = service.err().code().unwrap_or_default();
             if THROTTLES.contains(&code) {
-                let text = format!("{whose} asks to slow down; try again later");
-                let answer = RequestError::new(Code::Throttled, text);
-                (Fault::Call, answer.retry_after(retry_after(service.raw())))
-            } else if let Some(answer) = known(code) {
-                answer
+                BackendError::throttled(whose, retry_after(service.raw()))
+            } else if let Some(failed) = known(code) {
+                failed
             } else if CLOCK.contains(&code) {
                 let text = format!("{whose} refused what is out of date: check the node's clock");
-                (Fault::Call, RequestError::unavailable(text))
+                BackendError::from(RequestError::unavailable(text))
             } else if status >= 500 {
-                unreachable("has trouble of its own")
+                BackendError::troubled(whose)
             } else if code.is_empty() {
                 // A proxy's page, or half an answer: nobody who is AWS has spoken.
-                unreachable("gave an answer that cannot be read")
+                BackendError::garbage(whose)
             } else {
-                // It is there and says no in a way of its own: what one pod asks must not take a region from the others.
-                let text = format!("{whose} gave an unexpected answer; try again");
-                (Fault::Call, RequestError::unavailable(text))
+                BackendError::unexpected(whose)
             }
         }
-        _ => unreachable("gave an answer that cannot be read"),
+        _ => BackendError::garbage(whose),
     };
-    let cloud_request_id = error.request_id().map(Into::into);
     BackendError {
-        error: answer.because(error),
-        fault,
-        cloud_request_id,
+        cloud_request_id: error.request_id().map(Into::into),
+        ..failed.because(error)
     }
 }
 

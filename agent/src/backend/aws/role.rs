@@ -2,16 +2,15 @@
 
 use crate::account::Annotations;
 use crate::backend::Selector;
-use crate::config::{AwsConfig, LocalRole};
+use crate::config::{AwsConfig, LocalRole, is_aws_name_byte, is_region};
 use crate::error::RequestError;
 pub(super) use crate::role::MACHINE;
-use crate::role::{NoRole, Proof, Role};
+use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 
 /// Where the role stands: ours for applications whose own SDK is to have another one, else that of IRSA.
 const ROLE_KEYS: [&str; 2] = ["latchkey.dev/aws-role-arn", "eks.amazonaws.com/role-arn"];
 const REGION_KEY: &str = "latchkey.dev/aws-region";
-const PREFIX_KEY: &str = "latchkey.dev/prefix";
 const AUDIENCE_KEY: &str = "eks.amazonaws.com/audience";
 const REGIONAL_STS_KEY: &str = "eks.amazonaws.com/sts-regional-endpoints";
 
@@ -42,14 +41,14 @@ pub(super) fn of(
     settings: &AwsConfig,
     default_region: &str,
 ) -> Result<Role, NoRole> {
-    let arn = annotations.first(&ROLE_KEYS).ok_or(NoRole(
+    let arn = annotations.first(&ROLE_KEYS)?.ok_or(NoRole(
         "the pod's service account names no AWS role: annotate it with eks.amazonaws.com/role-arn"
             .into(),
     ))?;
     let partition = partition_of_role(arn).ok_or_else(|| {
         NoRole(format!("the service account's annotation is no ARN of an IAM role: {arn:?}").into())
     })?;
-    let region = match annotations.first(&[REGION_KEY]) {
+    let region = match annotations.first(&[REGION_KEY])? {
         Some(region) if partition_of(region) != partition => {
             return Err(NoRole(
                 format!("{REGION_KEY} {region:?} is not in the role's partition {partition}")
@@ -68,7 +67,7 @@ pub(super) fn of(
             .find(|(_, name, _)| *name == partition)
             .map_or("us-east-1", |(_, _, region)| region),
     };
-    let audience = match annotations.first(&[AUDIENCE_KEY]) {
+    let audience = match annotations.first(&[AUDIENCE_KEY])? {
         Some(audience) if settings.audiences.iter().any(|allowed| allowed == audience) => audience,
         Some(audience) => {
             return Err(NoRole(
@@ -90,8 +89,10 @@ pub(super) fn of(
                 "the agent's configuration allows no audience for AWS".into(),
             ))?,
     };
-    let prefix = annotations.first(&[PREFIX_KEY]).unwrap_or(&settings.prefix);
-    if !prefix.bytes().all(is_name_byte) {
+    let prefix = annotations
+        .first(&[PREFIX_KEY])?
+        .unwrap_or(&settings.prefix);
+    if !prefix.bytes().all(is_aws_name_byte) {
         return Err(NoRole(
             format!("{PREFIX_KEY} {prefix:?} holds characters that no AWS secret name has").into(),
         ));
@@ -102,7 +103,7 @@ pub(super) fn of(
         prefix: prefix.into(),
         place: region.into(),
         // Only the oldest partition has a global endpoint.
-        via: (partition == "aws" && annotations.first(&[REGIONAL_STS_KEY]) == Some("false"))
+        via: (partition == "aws" && annotations.first(&[REGIONAL_STS_KEY])? == Some("false"))
             .then(|| GLOBAL_REGION.into()),
     })
 }
@@ -167,7 +168,7 @@ pub(super) fn check_name(
     } else if let Some(character) = name
         .as_str()
         .chars()
-        .find(|c| !u8::try_from(*c).is_ok_and(is_name_byte))
+        .find(|c| !u8::try_from(*c).is_ok_and(is_aws_name_byte))
     {
         return Err(RequestError::invalid(format!(
             "an AWS secret name has letters, digits and /_+=.@- only, not {character:?}"
@@ -213,7 +214,7 @@ pub(super) fn region_of_arn(name: &str) -> Option<&str> {
     let parts: Vec<&str> = name.splitn(7, ':').collect();
     match parts[..] {
         ["arn", _, "secretsmanager", region, account, "secret", name]
-            if is_account(account) && !name.is_empty() && name.bytes().all(is_name_byte) =>
+            if is_account(account) && !name.is_empty() && name.bytes().all(is_aws_name_byte) =>
         {
             Some(region)
         }
@@ -246,21 +247,6 @@ fn partition_of_role(arn: &str) -> Option<&'static str> {
 
 fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
-}
-
-/// A region becomes part of a host name, so nothing else may stand in it.
-fn is_region(text: &str) -> bool {
-    (5..=32).contains(&text.len())
-        && text.contains('-')
-        && !text.starts_with('-')
-        && !text.ends_with('-')
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-}
-
-fn is_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"/_+=.@-".contains(&byte)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Azure's errors, as the contract names them. The texts say what to look at and name no client but the caller's own.
 
 use crate::backend::{BackendError, Fault};
-use crate::error::RequestError;
+use crate::error::{RequestError, chain};
 use crate::role::{Proof, Role};
 use azure_core::error::{ErrorKind, ErrorResponse};
 use azure_core::http::RawResponse;
@@ -93,25 +93,23 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
         let error: EntraError = serde_json::from_slice(refusal.answer.body()).unwrap_or_default();
         let code = *error.error_codes.first()?;
         let client = &role.name;
-        let (fault, answer) = if TROUBLES.contains(&&*error.error) {
-            let text = "Entra ID has trouble of its own; try again";
-            (Fault::Unreachable, RequestError::unavailable(text))
+        let failed = if TROUBLES.contains(&&*error.error) {
+            BackendError::troubled("Entra ID")
         } else if code == 700_024 {
             // The assertion is minutes old at most, so it is the clock.
             let text = "Entra ID refused what is out of date: check the node's clock";
-            (Fault::Call, RequestError::unavailable(text))
+            BackendError::from(RequestError::unavailable(text))
         } else {
-            let text = format!(
+            BackendError::refused(format!(
                 "Entra ID refused the client {client} (AADSTS{code}): {}",
                 what_to_check(code)
-            );
-            (Fault::Refused, RequestError::new(Code::Denied, text))
+            ))
         };
         let told = Told(words(&error.error_description));
         let request = Some(error.trace_id).filter(|id| !id.is_empty());
         Some(BackendError {
             cloud_request_id: request.map(Into::into),
-            ..BackendError::new(fault, answer.because(&told))
+            ..failed.because(&told)
         })
     })
 }
@@ -168,64 +166,49 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
         let client = &role.name;
         let by_machine = role.proof == Proof::Machine;
         let code = detail.code.unwrap_or_default();
-        let denied = |text: String| RequestError::new(Code::Denied, text);
-        let (fault, answer) = match (refusal.status, inner.as_deref().unwrap_or(&code)) {
-            (400, _) => (
-                Fault::Call,
-                RequestError::invalid("Azure does not take this name, version or cursor"),
-            ),
+        let failed: BackendError = match (refusal.status, inner.as_deref().unwrap_or(&code)) {
+            (400, _) => {
+                let text = "Azure does not take this name, version or cursor";
+                RequestError::invalid(text).into()
+            }
             // The token is genuine, and another tenant's.
-            (401, _) if message.contains("AKV10032") && by_machine => (
-                Fault::Refused,
-                denied(format!(
+            (401, _) if message.contains("AKV10032") && by_machine => {
+                BackendError::refused(format!(
                     "the vault belongs to another tenant than this machine's credentials ({client}): sign in to its tenant"
-                )),
-            ),
-            (401, _) if message.contains("AKV10032") => (
-                Fault::Refused,
-                denied(format!(
-                    "the vault belongs to another tenant than the client {client}: check azure.workload.identity/tenant-id and the vault's URL"
-                )),
-            ),
-            (401, _) => (
-                Fault::SessionEnded,
-                RequestError::unavailable("Azure ended the session before its time; try again"),
-            ),
-            (403, "SecretDisabled") => (
-                Fault::Call,
-                RequestError::new(Code::NotFound, "the secret is disabled"),
-            ),
-            (403, "SecretExpired" | "SecretNotYetValid") => (
-                Fault::Call,
-                RequestError::new(Code::NotFound, "the secret has expired, or is not valid yet"),
-            ),
-            (403, "ForbiddenByConnection" | "ForbiddenByFirewall") => (
-                Fault::Call,
-                denied(
-                    "the vault does not let this node in: check its firewall and its private endpoint"
-                        .to_owned(),
-                ),
-            ),
-            (403, _) if by_machine => (
-                Fault::Refused,
-                denied(format!(
-                    "Azure refused this to this machine's credentials ({client}): check their role assignments, or the vault's access policy"
-                )),
-            ),
-            (403, _) => (
-                Fault::Refused,
-                denied(format!(
-                    "Azure refused this to the client {client}: check its role assignments, or the vault's access policy"
-                )),
-            ),
-            (404 | 409 | 410, _) => (
-                Fault::Call,
-                RequestError::new(Code::NotFound, "there is no such secret or version"),
-            ),
+                ))
+            }
+            (401, _) if message.contains("AKV10032") => BackendError::refused(format!(
+                "the vault belongs to another tenant than the client {client}: check azure.workload.identity/tenant-id and the vault's URL"
+            )),
+            (401, _) => {
+                let text = "Azure ended the session before its time; try again";
+                BackendError::new(Fault::SessionEnded, RequestError::unavailable(text))
+            }
+            (403, "SecretDisabled") => {
+                RequestError::new(Code::NotFound, "the secret is disabled").into()
+            }
+            (403, "SecretExpired" | "SecretNotYetValid") => {
+                let text = "the secret has expired, or is not valid yet";
+                RequestError::new(Code::NotFound, text).into()
+            }
+            (403, "ForbiddenByConnection" | "ForbiddenByFirewall") => RequestError::new(
+                Code::Denied,
+                "the vault does not let this node in: check its firewall and its private endpoint",
+            )
+            .into(),
+            (403, _) if by_machine => BackendError::refused(format!(
+                "Azure refused this to this machine's credentials ({client}): check their role assignments, or the vault's access policy"
+            )),
+            (403, _) => BackendError::refused(format!(
+                "Azure refused this to the client {client}: check its role assignments, or the vault's access policy"
+            )),
+            (404 | 409 | 410, _) => {
+                RequestError::new(Code::NotFound, "there is no such secret or version").into()
+            }
             _ => return None,
         };
         let told = Told(format!("{} {code}: {}", refusal.status, words(&message)));
-        Some(BackendError::new(fault, answer.because(&told)))
+        Some(failed.because(&told))
     })
 }
 
@@ -234,17 +217,11 @@ fn classify(
     whose: &str,
     known: impl FnOnce(&Refusal<'_>) -> Option<BackendError>,
 ) -> BackendError {
-    let unreachable = |what: &str| {
-        BackendError::new(
-            Fault::Unreachable,
-            RequestError::unavailable(format!("{whose} {what}; try again")),
-        )
-    };
     let error = match failed {
-        Failed::Late => return unreachable("does not answer in time"),
+        Failed::Late => return BackendError::late(whose),
         Failed::Answer(error) => error,
     };
-    let mut outcome = match root(error).kind() {
+    let failed = match root(error).kind() {
         ErrorKind::HttpResponse {
             status,
             raw_response: Some(answer),
@@ -253,25 +230,22 @@ fn classify(
             let status = u16::from(*status);
             let refusal = Refusal { status, answer };
             if status == 429 {
-                let text = format!("{whose} asks to slow down; try again later");
-                let answer = RequestError::new(Code::Throttled, text);
-                BackendError::new(Fault::Call, answer.retry_after(retry_after(refusal.answer)))
+                BackendError::throttled(whose, retry_after(refusal.answer))
             } else if status >= 500 {
-                unreachable("has trouble of its own")
-            } else if let Some(outcome) = known(&refusal) {
-                return outcome;
+                BackendError::troubled(whose)
+            } else if let Some(failed) = known(&refusal) {
+                return failed;
             } else {
                 // Somebody else's page: nobody who is Azure has spoken.
-                unreachable("gave an answer that cannot be read")
+                BackendError::garbage(whose)
             }
         }
-        ErrorKind::Connection => unreachable("cannot be reached"),
-        ErrorKind::Io if is_late(error) => unreachable("does not answer in time"),
-        ErrorKind::Io => unreachable("cannot be reached"),
-        _ => unreachable("gave an answer that cannot be read"),
+        ErrorKind::Connection => BackendError::unreachable(whose),
+        ErrorKind::Io if is_late(error) => BackendError::late(whose),
+        ErrorKind::Io => BackendError::unreachable(whose),
+        _ => BackendError::garbage(whose),
     };
-    outcome.error = outcome.error.because(&told(error));
-    outcome
+    failed.because(&told(error))
 }
 
 /// The error that the others are about: the SDK wraps them in each other, each with less in it.
@@ -304,15 +278,7 @@ fn told(error: &azure_core::Error) -> Told {
     let text = match root.kind() {
         ErrorKind::DataConversion => "the answer is not what Azure's API says".to_owned(),
         ErrorKind::HttpResponse { status, .. } => status.to_string(),
-        _ => {
-            let mut text = root.to_string();
-            let mut source = root.source();
-            while let Some(error) = source {
-                text = format!("{text}: {error}");
-                source = error.source();
-            }
-            words(&text)
-        }
+        _ => words(&chain(root)),
     };
     Told(text)
 }

@@ -4,7 +4,7 @@ use crate::account::Annotations;
 use crate::backend::{Selector, dashes};
 use crate::config::{AzureConfig, LocalRole, is_prefix, is_tenant, suffix_of, vault_url};
 use crate::error::RequestError;
-use crate::role::{MACHINE, NoRole, Proof, Role};
+use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use uuid::Uuid;
 
@@ -13,7 +13,6 @@ const CLIENT_KEY: &str = "azure.workload.identity/client-id";
 pub(super) const TENANT_KEY: &str = "azure.workload.identity/tenant-id";
 
 pub(super) const VAULT_KEY: &str = "latchkey.dev/azure-vault";
-const PREFIX_KEY: &str = "latchkey.dev/prefix";
 
 /// The length of a version's id, in hexadecimal digits.
 const VERSION_LENGTH: usize = 32;
@@ -25,14 +24,14 @@ pub(super) fn of(
     name: &str,
 ) -> Result<Role, NoRole> {
     let none = |text: String| NoRole(text.into());
-    let client = annotations.first(&[CLIENT_KEY]).ok_or(NoRole(
+    let client = annotations.first(&[CLIENT_KEY])?.ok_or(NoRole(
         "the pod's service account names no Azure client: annotate it with azure.workload.identity/client-id"
             .into(),
     ))?;
     if !is_client(client) {
         return Err(none(format!("{CLIENT_KEY} {client:?} is no client id")));
     }
-    let tenant = match annotations.first(&[TENANT_KEY]) {
+    let tenant = match annotations.first(&[TENANT_KEY])? {
         Some(tenant) if !is_tenant(tenant) => {
             return Err(none(format!("{TENANT_KEY} {tenant:?} is no tenant")));
         }
@@ -43,7 +42,7 @@ pub(super) fn of(
             ))
         })?,
     };
-    let vault = match annotations.first(&[VAULT_KEY]) {
+    let vault = match annotations.first(&[VAULT_KEY])? {
         Some(vault) => {
             let url = vault_url(vault)
                 .ok_or_else(|| none(format!("{VAULT_KEY} {vault:?} is no URL of a vault")))?;
@@ -60,7 +59,9 @@ pub(super) fn of(
             ))
         })?,
     };
-    let prefix = annotations.first(&[PREFIX_KEY]).unwrap_or(&settings.prefix);
+    let prefix = annotations
+        .first(&[PREFIX_KEY])?
+        .unwrap_or(&settings.prefix);
     if !is_prefix(prefix) {
         return Err(none(format!(
             "{PREFIX_KEY} {prefix:?} is no beginning of an Azure secret's name"

@@ -1,7 +1,7 @@
 //! A role taken on at Azure: what it reads and lists.
 
 use super::{answer, errors, role, tried, wire};
-use crate::backend::{BackendError, Page, Secret, Selector, Session};
+use crate::backend::{BackendError, Page, Secret, Selector, Session, paging};
 use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use azure_core::http::pager::{PagerContinuation, PagerOptions};
 use azure_core::http::request::options::ClientRequestId;
 use azure_core::http::{ClientMethodOptions, Context};
 use azure_security_keyvault_secrets::models::{
-    SecretClientGetSecretOptions, SecretClientListSecretPropertiesOptions, SecretProperties,
+    SecretClientGetSecretOptions, SecretClientListSecretPropertiesOptions,
 };
 use azure_security_keyvault_secrets::{ResourceExt as _, SecretClient};
 use futures::TryStreamExt as _;
@@ -19,9 +19,6 @@ use tokio::time::Instant;
 
 /// The most names that Key Vault gives at once (`maxresults` of Get Secrets).
 const PAGE_NAMES: usize = 25;
-
-/// The most calls that one page of ours may take.
-const PAGE_CALLS: usize = 10;
 
 /// The query parameter of Key Vault's links to the next page that says where it begins.
 const NEXT: &str = "$skiptoken";
@@ -70,20 +67,20 @@ impl AzureSession {
         }
     }
 
-    /// One page of the vault's own with at most so many names, and where its next begins.
+    /// One page of the vault's own with at most so many names.
     async fn page(
         &self,
-        from: Option<&str>,
-        most: usize,
+        wanted: usize,
+        from: Option<String>,
         request_id: &str,
-    ) -> Result<(Vec<SecretProperties>, Option<String>), BackendError> {
-        let most = i32::try_from(most).unwrap_or(i32::MAX);
+    ) -> Result<Page, BackendError> {
+        let most = i32::try_from(wanted).unwrap_or(i32::MAX);
         // The client's cursor only ever becomes this one parameter, whatever is in it.
         let continuation = from.map(|from| {
             let mut link = self.client.0.endpoint().clone();
             link.set_path("/secrets");
             link.query_pairs_mut()
-                .append_pair(NEXT, from)
+                .append_pair(NEXT, &from)
                 .append_pair("maxresults", &most.to_string());
             PagerContinuation::Link(link)
         });
@@ -126,7 +123,16 @@ impl AzureSession {
                     .ok_or_else(errors::garbage)?,
             ),
         };
-        Ok((page.value, next))
+        // What cannot be asked for is not shown.
+        let names = page
+            .value
+            .into_iter()
+            .filter(|secret| answer::usable(secret.attributes.as_ref()).is_ok())
+            .filter_map(|secret| secret.resource_id().ok())
+            .filter_map(|id| role::read(&self.role, &id.name))
+            .map(|name| name.to_string())
+            .collect();
+        Ok(Page { names, next })
     }
 }
 
@@ -172,26 +178,10 @@ impl Session for AzureSession {
         cursor: Option<String>,
         request_id: &str,
     ) -> Result<Page, BackendError> {
-        let mut page = Page {
-            names: Vec::new(),
-            next: cursor,
-        };
-        for _ in 0..PAGE_CALLS {
-            let most = (limit - page.names.len()).min(PAGE_NAMES);
-            let (secrets, next) = self.page(page.next.as_deref(), most, request_id).await?;
-            // What cannot be asked for is not shown.
-            let names = secrets
-                .into_iter()
-                .filter(|secret| answer::usable(secret.attributes.as_ref()).is_ok())
-                .filter_map(|secret| secret.resource_id().ok())
-                .filter_map(|id| role::read(&self.role, &id.name));
-            page.names.extend(names.map(|name| name.to_string()));
-            page.next = next;
-            if page.next.is_none() || page.names.len() >= limit {
-                break;
-            }
-        }
-        Ok(page)
+        paging::collect(limit, PAGE_NAMES, cursor, |wanted, from| {
+            self.page(wanted, from, request_id)
+        })
+        .await
     }
 }
 

@@ -1,6 +1,7 @@
 //! The wire to Azure: one pool of TLS connections under all of the SDK's clients, and what each request says about
 //! who is behind it.
 
+use crate::backend::body::{self, BodyError};
 use crate::secret::SecretBytes;
 use async_trait::async_trait;
 use azure_core::error::{Error, ErrorKind};
@@ -11,7 +12,6 @@ use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::redirect;
 use std::sync::Arc;
 use std::time::Duration;
-use zeroize::Zeroizing;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,7 +114,7 @@ impl HttpClient for Wire {
             header.set_sensitive(name.as_str().eq_ignore_ascii_case(AUTHORIZATION.as_str()));
             asked = asked.header(name.as_str(), header);
         }
-        let answer = asked.send().await.map_err(unreached)?;
+        let mut answer = asked.send().await.map_err(unreached)?;
         let status = answer.status().as_u16();
         let mut headers = Headers::new();
         for (name, value) in answer.headers() {
@@ -122,7 +122,8 @@ impl HttpClient for Wire {
                 headers.insert(name.as_str().to_owned(), value.to_owned());
             }
         }
-        let body = SecretBytes::from(whole(answer).await?).into_bytes();
+        let body = body::whole(&mut answer, MAX_ANSWER).await;
+        let body = SecretBytes::from(body.map_err(unread)?).into_bytes();
         // The SDK reads these as JSON of its own kind, and loses status, headers and text where they are not: so it does
         // with each refusal of Entra ID, which alone is posted to, that has an escaped character in it. A vault's other
         // refusals it must see, as one of them is the challenge.
@@ -142,31 +143,11 @@ impl HttpClient for Wire {
     }
 }
 
-/// The whole body, in memory that is overwritten when it is let go.
-async fn whole(mut answer: reqwest::Response) -> azure_core::Result<Zeroizing<Vec<u8>>> {
-    let expected = answer.content_length().unwrap_or_default();
-    let too_long = || {
-        let text = format!("the answer is longer than {MAX_ANSWER} bytes");
-        Error::with_message(ErrorKind::DataConversion, text)
-    };
-    let expected = usize::try_from(expected).map_err(|_| too_long())?;
-    if expected > MAX_ANSWER {
-        return Err(too_long());
+fn unread(error: BodyError) -> Error {
+    match error {
+        BodyError::Lost(error) => unreached(error),
+        BodyError::TooLong(_) => Error::with_message(ErrorKind::DataConversion, error.to_string()),
     }
-    let mut body = Zeroizing::new(Vec::with_capacity(expected));
-    while let Some(chunk) = answer.chunk().await.map_err(unreached)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(too_long());
-        }
-        if body.capacity() < body.len() + chunk.len() {
-            // A vector that grows by itself leaves what it held where it was.
-            let mut larger = Zeroizing::new(Vec::with_capacity(2 * (body.len() + chunk.len())));
-            larger.extend_from_slice(&body);
-            body = larger;
-        }
-        body.extend_from_slice(&chunk);
-    }
-    Ok(body)
 }
 
 fn unreached(error: reqwest::Error) -> Error {

@@ -42,31 +42,16 @@ struct ApiStatus {
     message: String,
 }
 
-/// An answer without what it must hold.
-pub(super) fn garbage(whose: &str) -> BackendError {
-    unreachable(whose, "gave an answer that cannot be read")
-}
-
-/// Nobody there has said anything that counts.
-pub(super) fn unreachable(whose: &str, what: &str) -> BackendError {
-    let text = format!("{whose} {what}; try again");
-    BackendError::new(Fault::Unreachable, RequestError::unavailable(text))
-}
-
 /// A call of ours that brought no answer.
 pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError {
-    let what = if error.is_connect() {
-        "cannot be reached"
+    let failed = if error.is_connect() {
+        BackendError::unreachable(whose)
     } else if error.is_timeout() {
-        "does not answer in time"
+        BackendError::late(whose)
     } else {
-        "gave an answer that cannot be read"
+        BackendError::garbage(whose)
     };
-    let failed = unreachable(whose, what);
-    BackendError {
-        error: failed.error.because(error),
-        ..failed
-    }
+    failed.because(error)
 }
 
 /// The token service's refusal of the subject token.
@@ -137,18 +122,12 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
     };
     let http = error.http_status_code().unwrap_or_default();
     let code = error.status().map(|status| status.code);
-    let call = |code, text: &str| (Fault::Call, RequestError::new(code, text.to_owned()));
-    let (fault, answer) = match code {
-        Some(Status::PermissionDenied) => (
-            Fault::Refused,
-            RequestError::new(
-                Code::Denied,
-                format!(
-                    "Google refused this to {role}: it needs roles/secretmanager.secretAccessor on the secret (check \
-                     the binding's condition too), and the Secret Manager API must be on"
-                ),
-            ),
-        ),
+    let call = |code, text: &'static str| BackendError::from(RequestError::new(code, text));
+    let failed = match code {
+        Some(Status::PermissionDenied) => BackendError::refused(format!(
+            "Google refused this to {role}: it needs roles/secretmanager.secretAccessor on the secret (check \
+             the binding's condition too), and the Secret Manager API must be on"
+        )),
         Some(Status::NotFound) => call(
             Code::NotFound,
             "there is no such secret or version in the project",
@@ -161,7 +140,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
             Code::InvalidRequest,
             "Google Cloud does not take this name, version or cursor",
         ),
-        Some(Status::ResourceExhausted) => slow_down(STORE, wait_of(error)),
+        Some(Status::ResourceExhausted) => BackendError::throttled(STORE, wait_of(error)),
         Some(Status::Unauthenticated) => session_ended(),
         Some(
             Status::Unavailable
@@ -169,26 +148,14 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
             | Status::DeadlineExceeded
             | Status::Aborted
             | Status::DataLoss,
-        ) => trouble(STORE),
+        ) => BackendError::troubled(STORE),
+        Some(_) => BackendError::unexpected(STORE),
         None if http == 401 => session_ended(),
-        None if http == 429 => slow_down(STORE, wait_of(error)),
-        None if http >= 500 => trouble(STORE),
-        Some(_) => {
-            // It is there and says no in a way of its own.
-            let text = format!("{STORE} gave an unexpected answer; try again");
-            (Fault::Call, RequestError::unavailable(text))
-        }
-        None => {
-            let what = if error.is_timeout() {
-                "does not answer in time"
-            } else if error.is_connect() {
-                "cannot be reached"
-            } else {
-                "gave an answer that cannot be read"
-            };
-            let failed = unreachable(STORE, what);
-            (failed.fault, failed.error)
-        }
+        None if http == 429 => BackendError::throttled(STORE, wait_of(error)),
+        None if http >= 500 => BackendError::troubled(STORE),
+        None if error.is_timeout() => BackendError::late(STORE),
+        None if error.is_connect() => BackendError::unreachable(STORE),
+        None => BackendError::garbage(STORE),
     };
     // What could not be read may be a value: its words are not repeated.
     let cause = match (error.status(), http) {
@@ -197,7 +164,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
         (None, 0) => None,
         (None, http) => Some(format!("HTTP {http}")),
     };
-    BackendError::new(fault, with_words(answer, cause.as_deref()))
+    with_words(failed, cause.as_deref())
 }
 
 fn classify(
@@ -207,52 +174,37 @@ fn classify(
     code: &str,
     words: &str,
 ) -> BackendError {
-    let (fault, error) = if answer.status == 429 || code == "RESOURCE_EXHAUSTED" {
-        slow_down(whose, answer.retry_after)
+    let failed = if answer.status == 429 || code == "RESOURCE_EXHAUSTED" {
+        BackendError::throttled(whose, answer.retry_after)
     } else if answer.status >= 500 {
-        trouble(whose)
+        BackendError::troubled(whose)
     } else if !refused.is_empty() {
-        (Fault::Refused, RequestError::new(Code::Denied, refused))
+        BackendError::refused(refused)
     } else if code.is_empty() {
         // A proxy's page, or half an answer: nobody who is Google has spoken.
-        let failed = garbage(whose);
-        (failed.fault, failed.error)
+        BackendError::garbage(whose)
     } else {
-        let text = format!("{whose} gave an unexpected answer; try again");
-        (Fault::Call, RequestError::unavailable(text))
+        BackendError::unexpected(whose)
     };
     let words = (!code.is_empty()).then_some(words);
-    BackendError::new(fault, with_words(error, words))
+    with_words(failed, words)
 }
 
-fn slow_down(whose: &str, wait: Option<Duration>) -> (Fault, RequestError) {
-    let text = format!("{whose} asks to slow down; try again later");
-    (
-        Fault::Call,
-        RequestError::new(Code::Throttled, text).retry_after(wait),
-    )
-}
-
-fn trouble(whose: &str) -> (Fault, RequestError) {
-    let failed = unreachable(whose, "has trouble of its own");
-    (failed.fault, failed.error)
-}
-
-fn session_ended() -> (Fault, RequestError) {
+fn session_ended() -> BackendError {
     let text = "Google ended the session before its time; try again";
-    (Fault::SessionEnded, RequestError::unavailable(text))
+    BackendError::new(Fault::SessionEnded, RequestError::unavailable(text))
 }
 
-/// The error with Google's own words for the log, cut, and without anything that looks like a token.
-fn with_words(mut error: RequestError, words: Option<&str>) -> RequestError {
-    error.cause = words.map(|words| {
+/// The failure with Google's own words for the log, cut, and without anything that looks like a token.
+fn with_words(mut failed: BackendError, words: Option<&str>) -> BackendError {
+    failed.error.cause = words.map(|words| {
         if words.contains("eyJ") || words.contains("ya29.") {
             "(its words hold what looks like a token)".into()
         } else {
             words.chars().take(MAX_WORDS).collect::<String>().into()
         }
     });
-    error
+    failed
 }
 
 /// The seconds that an answer's head asks to wait; a date is not worth parsing here.

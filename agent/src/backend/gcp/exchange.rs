@@ -6,12 +6,11 @@
 
 use super::bearer::{AccessToken, Bearer};
 use super::{errors, role};
+use crate::backend::body::{self, BodyError};
 use crate::backend::{BackendError, Caller};
 use crate::config::GcpProvider;
 use crate::role::Role;
 use crate::secret::SubjectToken;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
@@ -89,10 +88,11 @@ impl Exchange {
     ) -> Result<Granted, BackendError> {
         let whose = errors::TOKEN_SERVICE;
         let audience = match &self.provider {
-            None => return Err(errors::garbage("the configuration")),
+            None => return Err(BackendError::garbage("the configuration")),
             Some(GcpProvider::Federation(name)) => name.clone(),
             Some(GcpProvider::Gke(pool)) => {
-                let issuer = issuer(token).ok_or_else(|| errors::garbage("the API server"))?;
+                let issuer =
+                    issuer(token).ok_or_else(|| BackendError::garbage("the API server"))?;
                 format!("identitynamespace:{pool}:{issuer}")
             }
         };
@@ -111,14 +111,14 @@ impl Exchange {
             return Err(errors::of_token_service(&answer, role));
         }
         let told: Federated =
-            serde_json::from_slice(&answer.body).map_err(|_| errors::garbage(whose))?;
+            serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
         let life = told.expires_in.map_or(UNTOLD_LIFE, Duration::from_secs);
         Ok(Granted {
-            bearer: Bearer::of(&told.access_token).ok_or_else(|| errors::garbage(whose))?,
+            bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
             // Nobody's token lives for years: what says so is no answer of Google's.
             ends: asked
                 .checked_add(life)
-                .ok_or_else(|| errors::garbage(whose))?,
+                .ok_or_else(|| BackendError::garbage(whose))?,
         })
     }
 
@@ -154,10 +154,10 @@ impl Exchange {
             return Err(errors::of_impersonation(&answer, role));
         }
         let told: Impersonated =
-            serde_json::from_slice(&answer.body).map_err(|_| errors::garbage(whose))?;
+            serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
         let left = told.expire_time.duration_since(crate::time::now());
         Ok(Granted {
-            bearer: Bearer::of(&told.access_token).ok_or_else(|| errors::garbage(whose))?,
+            bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
             // A clock that is behind must not make a token live longer than was asked for.
             ends: asked
                 + Duration::try_from(left)
@@ -171,13 +171,11 @@ impl Exchange {
 async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, BackendError> {
     let lost = |error: reqwest::Error| errors::of_transport(&error, whose);
     let mut response = request.send().await.map_err(lost)?;
-    let mut body = Zeroizing::new(Vec::with_capacity(8 << 10));
-    while let Some(chunk) = response.chunk().await.map_err(lost)? {
-        if body.len() + chunk.len() > MAX_ANSWER {
-            return Err(errors::garbage(whose));
-        }
-        body.extend_from_slice(&chunk);
-    }
+    let body = body::whole(&mut response, MAX_ANSWER).await;
+    let body = body.map_err(|error| match error {
+        BodyError::Lost(error) => lost(error),
+        BodyError::TooLong(_) => BackendError::garbage(whose),
+    })?;
     Ok(Answer {
         status: response.status().as_u16(),
         retry_after: errors::retry_after(response.headers()),
@@ -187,15 +185,15 @@ async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, Ba
 
 /// The issuer that a token names. Nobody's word is taken for it here: Google verifies the token.
 fn issuer(token: &SubjectToken) -> Option<String> {
-    let claims = token.expose().split('.').nth(1)?;
-    let claims = Zeroizing::new(URL_SAFE_NO_PAD.decode(claims).ok()?);
-    let claims: Claims = serde_json::from_slice(&claims).ok()?;
+    let claims: Claims = serde_json::from_slice(&token.payload()?).ok()?;
     (!claims.iss.is_empty()).then_some(claims.iss)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
     #[test]
     fn the_issuer_is_the_tokens_own_claim() {

@@ -5,11 +5,11 @@ use super::bearer::{AccessToken, Bearer, QUOTA_PROJECT};
 use super::errors;
 use super::exchange::{Granted, SCOPE};
 use crate::backend::{BackendError, machine};
+use crate::error::chain;
 use google_cloud_auth::credentials::{Builder, CacheableResource};
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use hyper::http::Extensions;
 use serde::{Deserialize, Serialize};
-use std::error::Error;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -61,15 +61,4 @@ pub(super) async fn granted(limit: Duration) -> Result<Granted, BackendError> {
         bearer: bearer.counted(quota_project),
         ends: asked + machine::LOOK_AGAIN,
     })
-}
-
-/// An error with all that it came from.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }

@@ -6,7 +6,7 @@ use crate::backend::dashes::GCP;
 use crate::config::gcp::is_project;
 use crate::config::{GcpConfig, LocalRole};
 use crate::error::RequestError;
-use crate::role::{MACHINE, NoRole, Proof, Role};
+use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use hyper::header::HeaderValue;
 
@@ -15,7 +15,6 @@ const ACCOUNT_KEY: &str = "iam.gke.io/gcp-service-account";
 /// Accounts to go through on the way to it, as the CSI driver of Google Cloud reads them.
 const DELEGATES_KEY: &str = "iam.gke.io/gcp-service-account-delegates";
 const PROJECT_KEY: &str = "latchkey.dev/gcp-project";
-const PREFIX_KEY: &str = "latchkey.dev/prefix";
 
 /// The end of every service account's email address.
 const ACCOUNT_END: &str = ".gserviceaccount.com";
@@ -33,10 +32,10 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
     let provider = settings.provider.as_ref().ok_or(NoRole(
         "the agent's configuration names no provider of identities in Google Cloud".into(),
     ))?;
-    let (name, via) = match annotations.first(&[ACCOUNT_KEY]) {
+    let (name, via) = match annotations.first(&[ACCOUNT_KEY])? {
         None => (provider.principal(namespace, account), None),
         Some(email) if is_account(email) => {
-            let chain = annotations.first(&[DELEGATES_KEY]).map(delegates);
+            let chain = annotations.first(&[DELEGATES_KEY])?.map(delegates);
             (email.to_owned(), chain.transpose()?)
         }
         Some(other) => {
@@ -46,14 +45,16 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
         }
     };
     let project = annotations
-        .first(&[PROJECT_KEY])
+        .first(&[PROJECT_KEY])?
         .unwrap_or(&settings.project);
     if !is_project(project) {
         return Err(wrong(format!(
             "{PROJECT_KEY} {project:?} is no id of a Google Cloud project"
         )));
     }
-    let prefix = annotations.first(&[PREFIX_KEY]).unwrap_or(&settings.prefix);
+    let prefix = annotations
+        .first(&[PREFIX_KEY])?
+        .unwrap_or(&settings.prefix);
     if GCP.write_prefix(prefix).is_err() {
         return Err(wrong(format!(
             "{PREFIX_KEY} {prefix:?} holds characters that no secret's name has in Google Cloud"

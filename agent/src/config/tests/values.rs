@@ -149,6 +149,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
             "\"eu-central-1.evil.example.com\"",
             "\"EU-CENTRAL-1\"",
             "\"eu-central-1-fips\"",
+            "\"fips-us-east-1\"",
             "\"eu--central-1\"",
             "\" eu-central-1\"",
             "1",

@@ -24,6 +24,28 @@ fn token_for(audience: &str) -> Proof {
 }
 
 #[test]
+fn an_annotation_that_is_longer_than_any_name_gives_no_role_and_is_not_quoted() {
+    let arn = |length: usize| format!("arn:aws:iam::111122223333:role/{}", "a".repeat(length));
+    // The namespace's, where the account has none of that key.
+    let of_two = |key: &str, value: &str| match key {
+        "eks.amazonaws.com/role-arn" => role(&[(key, value)], &[]),
+        _ => role(&[("eks.amazonaws.com/role-arn", ARN)], &[(key, value)]),
+    };
+    for key in [
+        "eks.amazonaws.com/role-arn",
+        "latchkey.dev/prefix",
+        "latchkey.dev/aws-region",
+    ] {
+        let NoRole(text) = of_two(key, &arn(200_000)).expect_err("it is too long");
+        assert_eq!(
+            text,
+            format!("the annotation {key} is longer than 2048 bytes")
+        );
+    }
+    assert!(of_two("latchkey.dev/prefix", &"a".repeat(2048)).is_ok());
+}
+
+#[test]
 fn the_role_of_irsa_is_used_as_it_is() {
     let role = role(&[("eks.amazonaws.com/role-arn", ARN)], &[]).expect("a role");
     assert_eq!(&*role.name, ARN);
@@ -111,6 +133,14 @@ fn a_region_outside_the_partition_or_unfit_for_a_host_name_is_refused() {
         &*role(&annotations, &[]).expect("a role").place,
         "ap-southeast-2"
     );
+}
+
+#[test]
+fn a_region_that_only_an_sdk_knows_gives_no_role() {
+    for wrong in ["aws-global", "eu-central-1-fips", "fips-us-east-1"] {
+        let annotations = [("eks.amazonaws.com/role-arn", ARN), (REGION_KEY, wrong)];
+        assert!(role(&annotations, &[]).is_err(), "{wrong}");
+    }
 }
 
 #[test]

@@ -1,0 +1,77 @@
+//! One page of names as the application asks for it, gathered from as many of a cloud's own pages as it takes.
+
+use super::{BackendError, Page};
+
+/// The most calls that one page of ours may take. Where a cloud gives little that is shown, the cursor leads on.
+const CALLS: usize = 10;
+
+/// Gathers up to `limit` names from `cursor` on. `ask` is told how many names are wanted, never more than the `most`
+/// that the cloud gives at once, and from which cursor on; it gives one page of the cloud's own.
+///
+/// # Errors
+///
+/// That of the first call that fails.
+pub(super) async fn collect<F>(
+    limit: usize,
+    most: usize,
+    cursor: Option<String>,
+    mut ask: impl FnMut(usize, Option<String>) -> F,
+) -> Result<Page, BackendError>
+where
+    F: Future<Output = Result<Page, BackendError>>,
+{
+    let mut page = Page {
+        names: Vec::new(),
+        next: cursor,
+    };
+    for _ in 0..CALLS {
+        let wanted = (limit - page.names.len()).min(most);
+        let more = ask(wanted, page.next.take()).await?;
+        page.names.extend(more.names);
+        page.next = more.next;
+        if page.next.is_none() || page.names.len() >= limit {
+            break;
+        }
+    }
+    Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::ready;
+
+    /// A cloud whose pages begin at their numbers, and of which every second one has nothing to show.
+    fn page(asked: &mut Vec<usize>, wanted: usize, from: Option<String>) -> Page {
+        asked.push(wanted);
+        let number: usize = from.map_or(0, |from| from.parse().expect("a number"));
+        let shown = if number.is_multiple_of(2) { wanted } else { 0 };
+        Page {
+            names: vec![number.to_string(); shown],
+            next: Some((number + 1).to_string()),
+        }
+    }
+
+    #[tokio::test]
+    async fn no_more_is_asked_for_than_is_wanted_nor_than_the_cloud_gives_at_once() {
+        let mut asked = Vec::new();
+        let found = collect(5, 3, None, |wanted, from| {
+            ready(Ok(page(&mut asked, wanted, from)))
+        });
+        let found = found.await.expect("a page");
+        assert_eq!(asked, [3, 2, 2]);
+        assert_eq!(found.names, ["0", "0", "0", "2", "2"]);
+        assert_eq!(found.next.as_deref(), Some("3"));
+    }
+
+    #[tokio::test]
+    async fn a_page_ends_after_so_many_calls_and_leads_on() {
+        let mut asked = Vec::new();
+        let found = collect(1000, 3, None, |wanted, from| {
+            ready(Ok(page(&mut asked, wanted, from)))
+        });
+        let found = found.await.expect("a page");
+        assert_eq!((asked.len(), found.names.len()), (CALLS, 3 * CALLS / 2));
+        assert_eq!(found.next, Some(CALLS.to_string()));
+    }
+}
