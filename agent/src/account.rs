@@ -18,6 +18,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
+/// The longest annotation that is read, in bytes. The longest of use is a chain of service accounts of Google Cloud.
+const ANNOTATION_LIMIT: usize = 2048;
+
 /// From this age an account is looked up again in the background.
 const MAY_REFRESH: Duration = Duration::from_secs(10);
 
@@ -125,15 +128,25 @@ impl Account {
 impl Annotations {
     /// The value of the first of `keys` that is annotated and not empty: of the service account, and only if
     /// it has none of them, of its namespace.
-    pub(crate) fn first(&self, keys: &[&str]) -> Option<&str> {
-        [&self.account, &self.namespace]
+    ///
+    /// # Errors
+    ///
+    /// If it is longer than anything that it could mean: up to 256 KiB may be annotated (Kubernetes' own limit), and
+    /// what is read here gets into answers, the log and the audit trail.
+    pub(crate) fn first(&self, keys: &[&str]) -> Result<Option<&str>, NoRole> {
+        let first = [&self.account, &self.namespace]
             .into_iter()
             .find_map(|annotations| {
                 keys.iter()
-                    .filter_map(|key| annotations.get(*key))
-                    .map(|value| value.trim())
-                    .find(|value| !value.is_empty())
-            })
+                    .filter_map(|key| Some((key, annotations.get(*key)?.trim())))
+                    .find(|(_, value)| !value.is_empty())
+            });
+        match first {
+            Some((key, value)) if value.len() > ANNOTATION_LIMIT => Err(NoRole(
+                format!("the annotation {key} is longer than {ANNOTATION_LIMIT} bytes").into(),
+            )),
+            first => Ok(first.map(|(_, value)| value)),
+        }
     }
 
     /// Whose they are: the namespace and the name of the service account.
@@ -307,7 +320,7 @@ impl Directory {
         {
             return Ok(last.account);
         }
-        // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of his own.
+        // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of their own.
         if let Some((at, error)) = principal.failed()
             && now < at + FAILURE_STANDS
         {

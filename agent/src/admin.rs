@@ -43,7 +43,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// Serves until it is dropped. `gauge` sets what is not counted as it happens, just before it is shown.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    listener: &TcpListener,
     services: Arc<Services>,
     gauge: Arc<dyn Fn() + Send + Sync>,
 ) {

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -45,15 +45,15 @@ const LEARN_AGAIN: Duration = Duration::from_millis(250);
 
 /// An agent that listens and does not serve yet.
 pub(crate) struct Agent {
-    config: Config,
-    place: Place,
-    listening: Listening,
-    admin: TcpListener,
+    config: Arc<Config>,
+    keeper: Keeper,
+    admin: Arc<TcpListener>,
     pods: Option<Arc<Pods>>,
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
-    volumes: Option<Arc<Volumes>>,
+    /// What goes on until the agent leaves; that one of these ends is a failure.
+    tasks: JoinSet<std::io::Result<()>>,
     phase: watch::Sender<Phase>,
     writer: Writer,
     /// Absent where there is no cluster.
@@ -155,15 +155,19 @@ impl Agent {
             );
         }
         Ok(Self {
-            config,
-            place,
-            listening,
-            admin,
+            config: Arc::new(config),
+            keeper: Keeper {
+                place,
+                current: listening,
+                has_path: false,
+                volumes,
+            },
+            admin: Arc::new(admin),
             pods,
             attestor,
             services,
             server,
-            volumes,
+            tasks: JoinSet::new(),
             phase,
             writer,
             own_account,
@@ -177,115 +181,136 @@ impl Agent {
     /// # Errors
     ///
     /// If the listener fails, or the path cannot be taken.
-    pub(crate) async fn run(self, shutdown: CancellationToken) -> std::io::Result<()> {
-        let Self {
-            config,
-            place,
-            listening,
-            admin,
-            pods,
-            services,
-            server,
-            volumes,
-            ..
-        } = self;
-        let mut tasks = JoinSet::new();
-        if let Some(pods) = pods.clone() {
-            let failures = services.metrics.watch_failures.clone();
-            tasks.spawn(async move {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> std::io::Result<()> {
+        let mut roll = self.begin();
+        self.serve(&mut roll, shutdown).await?;
+        self.drain(roll).await;
+        Ok(())
+    }
+
+    /// Begins to follow the pods, to answer the operator and to accept workloads. What it gives looks after the
+    /// connections until the last has ended.
+    fn begin(&mut self) -> AbortOnDropHandle<std::io::Result<()>> {
+        if let Some(pods) = self.pods.clone() {
+            let failures = self.services.metrics.watch_failures.clone();
+            self.tasks.spawn(async move {
                 pods.follow(&failures).await;
                 Ok(())
             });
         }
-        tasks.spawn({
-            let (services, server) = (services.clone(), server.clone());
-            let attestor = self.attestor.clone();
+        self.tasks.spawn({
+            let (admin, services) = (self.admin.clone(), self.services.clone());
+            let (attestor, server) = (self.attestor.clone(), self.server.clone());
             async move {
                 let gauged = services.clone();
                 let gauge = Arc::new(move || gauge(&gauged, &attestor, &server));
-                admin::serve(admin, services, gauge).await;
+                admin::serve(&admin, services, gauge).await;
                 Ok(())
             }
         });
-        tasks.spawn(
-            server
-                .clone()
-                .accept(listening.listener.clone(), server.shared_door()),
-        );
-        // Not one of those: it looks after the connections until the last has ended.
-        let mut roll = AbortOnDropHandle::new(tokio::spawn({
-            let (roll, pods, phase) = (server.roll.clone(), pods.clone(), self.phase.subscribe());
-            async move { roll.look_after(pods.as_deref(), phase).await }
-        }));
-        let mut keeper = Keeper {
-            place,
-            current: listening,
-            has_path: false,
-            volumes,
-        };
+        self.accept(self.keeper.current.listener.clone());
+        let (roll, pods) = (self.server.roll.clone(), self.pods.clone());
+        let phase = self.phase.subscribe();
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            roll.look_after(pods.as_deref(), phase).await
+        }))
+    }
+
+    fn accept(&mut self, listener: Arc<UnixListener>) {
+        let server = self.server.clone();
+        let door = server.shared_door();
+        self.tasks.spawn(server.accept(listener, door));
+    }
+
+    /// Serves until `shutdown`: takes the path when the pods are known, and looks now and then who has it.
+    async fn serve(
+        &mut self,
+        roll: &mut AbortOnDropHandle<std::io::Result<()>>,
+        shutdown: CancellationToken,
+    ) -> std::io::Result<()> {
         // On a cold start pods are better off waiting inside than finding nobody.
-        if keeper.place.look(&keeper.current).await == Found::Nobody {
-            keeper.take().await?;
+        if self.keeper.look().await == Found::Nobody {
+            self.keeper.take().await?;
         }
-        {
-            let mut ready = std::pin::pin!(ready(&config, pods.as_ref(), &self.attestor));
-            let mut is_ready = false;
-            let mut rounds = interval(ROUND);
-            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    () = shutdown.cancelled() => break,
-                    () = &mut ready, if !is_ready => {
-                        is_ready = true;
-                        if keeper.has_path {
-                            // The pods are known now, and so whose tokens are to come.
-                            keeper.keep_volumes().await;
-                        } else {
-                            keeper.take().await?;
-                        }
-                        let took = self.started.elapsed();
-                        tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
-                        if let (Some(key), Some(account)) =
-                            (config.kubernetes.startup_taint.clone(), self.own_account.clone())
-                        {
-                            let node = config.kubernetes.node.clone();
-                            tasks.spawn(async move {
-                                taint::take_off(account, &node, &key).await;
-                                Ok(())
-                            });
-                        }
-                    }
-                    Some(ended) = tasks.join_next() => ended??,
-                    ended = &mut roll => ended??,
-                    _ = rounds.tick() => {
-                        for pod in self.attestor.pods() {
-                            pod.values.tidy();
-                        }
-                        if let Some(listener) = keeper.watch(&self.phase).await? {
-                            // The one before goes on, for containers in which the socket itself is mounted.
-                            tasks.spawn(server.clone().accept(listener, server.shared_door()));
-                        }
-                        if keeper.has_path && *self.phase.borrow() == Phase::Serving {
-                            keeper.keep_volumes().await;
-                        }
-                    }
+        let (config, pods) = (self.config.clone(), self.pods.clone());
+        let mut ready = std::pin::pin!(ready(config, pods, self.attestor.clone()));
+        let mut is_ready = false;
+        let mut rounds = interval(ROUND);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return Ok(()),
+                () = &mut ready, if !is_ready => {
+                    is_ready = true;
+                    self.became_ready().await?;
                 }
+                Some(ended) = self.tasks.join_next() => ended??,
+                ended = &mut *roll => ended??,
+                _ = rounds.tick() => self.round().await?,
             }
         }
+    }
 
+    /// The pods are known: the path is to lead here, and the node may be told.
+    async fn became_ready(&mut self) -> std::io::Result<()> {
+        if self.keeper.has_path {
+            // It is known now whose tokens are to come.
+            self.keeper.keep_volumes().await;
+        } else {
+            self.keeper.take().await?;
+        }
+        let took = self.started.elapsed();
+        tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
+        let settings = &self.config.kubernetes;
+        if let (Some(key), Some(account)) =
+            (settings.startup_taint.clone(), self.own_account.clone())
+        {
+            let node = settings.node.clone();
+            self.tasks.spawn(async move {
+                taint::take_off(account, &node, &key).await;
+                Ok(())
+            });
+        }
+        Ok(())
+    }
+
+    /// What is due now and then.
+    async fn round(&mut self) -> std::io::Result<()> {
+        for pod in self.attestor.pods() {
+            pod.values.tidy();
+        }
+        if let Some(listener) = self.keeper.watch(&self.phase).await? {
+            // The one before goes on, for containers in which the socket itself is mounted.
+            self.accept(listener);
+        }
+        if self.keeper.has_path && *self.phase.borrow() == Phase::Serving {
+            self.keeper.keep_volumes().await;
+        }
+        Ok(())
+    }
+
+    /// Answers what is in flight and what still comes, until nobody comes any more or the drain's time is over.
+    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>) {
+        let Self {
+            config,
+            keeper,
+            services,
+            server,
+            mut tasks,
+            phase,
+            writer,
+            ..
+        } = self;
         let deadline = Instant::now() + config.limits.drain;
         tracing::info!(connections = server.open_connections(), "draining");
-        self.phase.send_replace(Phase::Draining);
+        phase.send_replace(Phase::Draining);
         // New connections are still answered: the path may lead here, and the backlog may hold some.
         // What comes in last has some of the time for its answer.
         let last_call = deadline - config.limits.drain / 4;
         while Instant::now() < last_call && server.quiet_for() < QUIET {
             sleep(QUIET / 20).await;
         }
-        keeper.place.leave(&keeper.current).await;
-        if let Some(volumes) = &keeper.volumes {
-            volumes.leave();
-        }
+        keeper.leave().await;
         sleep(LAST_LOOK).await;
         tasks.shutdown().await;
         server.tasks.close();
@@ -298,9 +323,8 @@ impl Agent {
         tracing::info!("drained");
         // The audit trail ends when nothing can write to it any more; volumes read for their files.
         drop((keeper, services, server, roll));
-        let written = tokio::task::spawn_blocking(|| self.writer.finish());
+        let written = tokio::task::spawn_blocking(|| writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
-        Ok(())
     }
 }
 
@@ -314,11 +338,24 @@ struct Keeper {
 }
 
 impl Keeper {
+    /// Looks who answers on the path.
+    async fn look(&self) -> Found {
+        self.place.look(&self.current).await
+    }
+
     async fn take(&mut self) -> std::io::Result<()> {
         self.place.take(&self.current).await?;
         self.has_path = true;
         self.keep_volumes().await;
         Ok(())
+    }
+
+    /// Gives the path back, and the sockets of volumes with it.
+    async fn leave(&self) {
+        self.place.leave(&self.current).await;
+        if let Some(volumes) = &self.volumes {
+            volumes.leave();
+        }
     }
 
     async fn keep_volumes(&self) {
@@ -332,8 +369,8 @@ impl Keeper {
     async fn watch(
         &mut self,
         phase: &watch::Sender<Phase>,
-    ) -> std::io::Result<Option<Arc<tokio::net::UnixListener>>> {
-        let found = self.place.look(&self.current).await;
+    ) -> std::io::Result<Option<Arc<UnixListener>>> {
+        let found = self.look().await;
         let now = match found {
             Found::Another if self.has_path => Phase::Replaced,
             // Not replaced: it has not taken the path yet, because it is not ready.
@@ -364,7 +401,7 @@ impl Keeper {
         }
     }
 
-    async fn bind_again(&mut self) -> std::io::Result<Arc<tokio::net::UnixListener>> {
+    async fn bind_again(&mut self) -> std::io::Result<Arc<UnixListener>> {
         self.current = self.place.listen()?;
         self.take().await?;
         Ok(self.current.listener.clone())
@@ -372,8 +409,8 @@ impl Keeper {
 }
 
 /// Ends when this node's pods are known and the attestor is anchored: at once where there is no cluster.
-async fn ready(config: &Config, pods: Option<&Arc<Pods>>, attestor: &Attestor) {
-    let (Some(pods), Attestor::Kubernetes(attestor)) = (pods, attestor) else {
+async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attestor>) {
+    let (Some(pods), Attestor::Kubernetes(attestor)) = (pods, &*attestor) else {
         return;
     };
     let mut synced = pods.synced();
@@ -388,7 +425,7 @@ async fn ready(config: &Config, pods: Option<&Arc<Pods>>, attestor: &Attestor) {
         let qos = own_pod
             .and_then(|uid| pods.by_uid(uid))
             .and_then(|pod| pod.facts().qos);
-        match preflight::anchor(config, own_pod, qos) {
+        match preflight::anchor(&config, own_pod, qos) {
             Ok(anchor) => attestor.anchor(anchor),
             Err(error) if !told => {
                 tracing::error!(%error, "cannot learn the node's kubepods root");

@@ -20,6 +20,9 @@ use tokio::time::{Instant, timeout_at};
 /// How many lines one write to stderr may hold.
 const BATCH: usize = 512;
 
+/// How many bytes the writer keeps to write from.
+const TEXT_KEPT: usize = 1 << 20;
+
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
 const GATHER: Duration = Duration::from_millis(4);
 
@@ -172,6 +175,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
             tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
             return;
         }
+        text.shrink_to(TEXT_KEPT);
     }
 }
 

@@ -7,8 +7,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The longest sentence, in bytes. Some quote what is wrong, and that may be of any length.
+const MESSAGE_LIMIT: usize = 1024;
+
 /// What clients are told to wait when nothing better is known.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// A failed request. Cloning is cheap, because requests that shared one vault call share its error.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -33,9 +36,14 @@ impl RequestError {
     pub(crate) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         let retry_after =
             matches!(code, Code::Busy | Code::Throttled | Code::Unavailable).then_some(RETRY_AFTER);
+        let mut message = message.into();
+        if message.len() > MESSAGE_LIMIT {
+            let end = message.floor_char_boundary(MESSAGE_LIMIT);
+            message.to_mut().truncate(end);
+        }
         Self {
             code,
-            message: message.into(),
+            message,
             retry_after,
             cause: None,
             reason: None,
@@ -65,13 +73,7 @@ impl RequestError {
     /// The same error with the chain of causes that `error` has.
     #[must_use]
     pub(crate) fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(error) = source {
-            let _ = write!(text, ": {error}");
-            source = error.source();
-        }
-        self.cause = Some(text.into());
+        self.cause = Some(chain(error).into());
         self
     }
 
@@ -95,4 +97,15 @@ impl RequestError {
         self.step.get_or_insert(step);
         self
     }
+}
+
+/// What `error` says, and behind it what each of its causes says.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let _ = write!(text, ": {error}");
+        source = error.source();
+    }
+    text
 }

@@ -37,7 +37,7 @@ pub(crate) struct Seat<T: Clone> {
     pub(crate) leader: Option<RequestId>,
     /// Which flight it is: a later one has a higher number.
     pub(crate) number: u64,
-    /// When the flight began, which for who joins is before the ask.
+    /// When the flight began, which, for whoever joins, is before their own ask.
     pub(crate) began: Instant,
     /// The result, or nothing if the task died.
     pub(crate) result: Shared<Landing<T>>,

@@ -20,6 +20,9 @@ use tokio::time::{Instant, sleep, timeout};
 /// The bits of a directory's mode that let others put something in the socket's place.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
+/// The bit of a directory's mode that lets everybody in.
+const OPEN_TO_ALL: u32 = 0o001;
+
 /// The bits of a directory's mode that let others in.
 const OPEN_TO_OTHERS: u32 = 0o077;
 
@@ -39,6 +42,8 @@ pub(crate) enum Access {
     /// Everybody who mounts its directory or sees it: who may ask is decided by who they are, and a pod with a user
     /// namespace of its own is nobody's uid here. The directory is theirs to enter, ours alone to change.
     Everybody,
+    /// Whoever its directory lets in, which is the kubelet's.
+    AsItIs,
     /// The agent's own user.
     OwnUser,
     /// The containers of the agent's own pod, by a volume that is nobody else's. Each of them may write in it, and would
@@ -96,6 +101,8 @@ pub(crate) enum PlaceError {
         "the socket's directory {0} belongs to uid {1}: it must belong to root or to the agent"
     )]
     Foreign(PathBuf, u32),
+    #[error("others cannot enter the socket's directory {0} (mode {1:o}): chmod it to 0755")]
+    Closed(PathBuf, u32),
     #[error("the socket's directory {0} can be written by others (mode {1:o}): chmod it to 0755")]
     Writable(PathBuf, u32),
     #[error("others may enter the socket's directory {0} (mode {1:o}): chmod it to 0700")]
@@ -111,14 +118,14 @@ pub(crate) enum PlaceError {
 impl Access {
     fn socket_mode(self) -> Mode {
         Mode::from_bits_truncate(match self {
-            Self::Everybody | Self::OwnPod => 0o666,
+            Self::Everybody | Self::OwnPod | Self::AsItIs => 0o666,
             Self::OwnUser => 0o600,
         })
     }
 
     fn directory_mode(self) -> u32 {
         match self {
-            Self::Everybody | Self::OwnPod => 0o755,
+            Self::Everybody | Self::OwnPod | Self::AsItIs => 0o755,
             Self::OwnUser => 0o700,
         }
     }
@@ -164,6 +171,9 @@ impl Place {
         }
         if access == Access::OwnUser && mode & OPEN_TO_OTHERS != 0 {
             return Err(PlaceError::Enterable(path.to_owned(), mode));
+        }
+        if access == Access::Everybody && mode & OPEN_TO_ALL == 0 {
+            return Err(PlaceError::Closed(path.to_owned(), mode));
         }
         let place = Self {
             directory,

@@ -10,7 +10,7 @@ use crate::handover::{Access, Place, PlaceError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
 use crate::role::{Proof, Role};
-use crate::token::projected;
+use crate::token::{self, projected};
 use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
@@ -22,7 +22,6 @@ mod rights;
 
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
-#[error(transparent)]
 pub(crate) enum StartError {
     /// The port of `listen.admin`.
     #[error("cannot listen on listen.admin {0}: {1}")]
@@ -290,10 +289,7 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
         IdentityMode::Sidecar => {
             let pod = &config.sidecar;
             let annotations = Annotations::of_sidecar(pod);
-            let subject = format!(
-                "system:serviceaccount:{}:{}",
-                pod.namespace, pod.service_account
-            );
+            let subject = token::subject(&pod.namespace, &pod.service_account);
             let mut findings = Vec::new();
             for (id, name) in backends.names() {
                 let role = backends.at(id).role(&annotations);

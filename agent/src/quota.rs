@@ -1,6 +1,6 @@
 //! What one pod may have of the node's agent at once. A pod over its quota is told so; nobody else notices.
 
-use crate::error::RequestError;
+use crate::error::{RETRY_AFTER, RequestError};
 use crate::turns::Turnstile;
 use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
 use latchkey_client::protocol::Code;
@@ -22,8 +22,6 @@ const LONG_REST: Duration = RETRY_AFTER;
 /// After so many refusals in a second.
 const REFUSALS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
 /// How many of a pod's requests are begun before everybody else has had a turn.
 const REQUESTS_A_TURN: usize = 8;
 
@@ -32,6 +30,9 @@ const UNREAD: usize = 8 << 20;
 
 /// The same for all pods of the node together, well below the memory that the agent is given.
 const NODES_UNREAD: usize = 4 * UNREAD;
+
+/// What of it each pod has for itself, so that no others can leave it without.
+const OWN_UNREAD: usize = 128 << 10;
 
 /// Answers that are shorter are not counted: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
@@ -46,11 +47,12 @@ pub(crate) struct Quota {
     rate: DefaultDirectRateLimiter,
     refusals: DefaultDirectRateLimiter,
     unread: Arc<Semaphore>,
+    own_unread: Arc<Semaphore>,
     nodes_unread: NodesUnread,
     pub(crate) turns: Arc<Turnstile>,
 }
 
-/// What all pods of the node together may leave unread.
+/// What all pods of the node together may leave unread beyond what each has for itself.
 #[derive(Clone, Debug)]
 pub(crate) struct NodesUnread(Arc<Semaphore>);
 
@@ -58,7 +60,7 @@ pub(crate) struct NodesUnread(Arc<Semaphore>);
 #[derive(Debug)]
 pub(crate) struct Room {
     _of_pod: OwnedSemaphorePermit,
-    _of_node: OwnedSemaphorePermit,
+    _own_or_of_node: OwnedSemaphorePermit,
 }
 
 impl Default for NodesUnread {
@@ -85,6 +87,7 @@ impl Quota {
             rate: RateLimiter::direct(rate),
             refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
             unread: Arc::new(Semaphore::new(UNREAD)),
+            own_unread: Arc::new(Semaphore::new(OWN_UNREAD)),
             nodes_unread: unread.clone(),
             turns: Turnstile::new(REQUESTS_A_TURN),
         }
@@ -147,17 +150,19 @@ impl Quota {
         let room = |of: &Arc<Semaphore>, full| {
             of.clone()
                 .try_acquire_many_owned(size)
-                .map_err(|_| RequestError::new(Code::Busy, full).retry_after(Some(RETRY_AFTER)))
+                .map_err(|_| RequestError::new(Code::Busy, full))
         };
         Ok(Room {
             _of_pod: room(
                 &self.unread,
                 "this pod has not read the answers to its other requests yet; read them first",
             )?,
-            _of_node: room(
-                &self.nodes_unread.0,
-                "the pods of this node have left too many answers unread; try again",
-            )?,
+            _own_or_of_node: room(&self.own_unread, "").or_else(|_| {
+                room(
+                    &self.nodes_unread.0,
+                    "the pods of this node have left too many answers unread; try again",
+                )
+            })?,
         })
     }
 
@@ -180,8 +185,12 @@ impl Quota {
         };
         match self.rate.check_n(count) {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(too_fast().retry_after(Some(RETRY_AFTER))),
-            Err(_) => Err(too_fast()),
+            Ok(Err(_)) => Err(too_fast()),
+            // More than there ever is: to wait is in vain.
+            Err(_) => Err(RequestError {
+                retry_after: None,
+                ..too_fast()
+            }),
         }
     }
 }
@@ -214,7 +223,10 @@ mod tests {
         let whole = u64::try_from(UNREAD).expect("it fits");
         let mut rooms: Vec<_> = quotas.iter().map(|quota| quota.answer(whole)).collect();
         assert_eq!(rooms.iter().filter(|room| room.is_ok()).count(), 4);
-        assert!(quotas[0].answer(1).is_err() && quotas[4].answer(1).is_err());
+        assert!(quotas[0].answer(1).is_err());
+        let own = u64::try_from(OWN_UNREAD).expect("it fits");
+        assert!(quotas[4].answer(own + 1).is_err());
+        assert!(quotas[4].answer(own).is_ok(), "that much is its own");
         rooms.swap_remove(0).expect("room");
         assert!(quotas[1].answer(1).is_err(), "its own is still full");
         assert!(

@@ -29,6 +29,9 @@ pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 /// How many names a list holds when nothing is said.
 const LIST_DEFAULT: usize = 100;
 
+/// How many ranges of an `Accept` are looked at. Browsers send six.
+const ACCEPTED: usize = 32;
+
 /// Headers that only a relay or a browser sends; `x-forwarded-*` is refused by its beginning.
 const RELAYED: [HeaderName; 4] = [
     header::ORIGIN,
@@ -401,6 +404,7 @@ fn prefers_raw(headers: &HeaderMap) -> bool {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
+        .take(ACCEPTED)
         .map(|range| {
             let mut parts = range.split(';').map(str::trim);
             let media = parts.next().unwrap_or_default().to_ascii_lowercase();

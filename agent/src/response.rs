@@ -110,18 +110,10 @@ pub(crate) fn secret(
 }
 
 /// The secret as a JSON object of the contract, for a batch.
-///
-/// # Errors
-///
-/// `internal` if it cannot be written.
-pub(crate) fn secret_json(
-    secret: &Secret,
-    name: &str,
-    backend: &str,
-) -> Result<Bytes, RequestError> {
+pub(crate) fn secret_json(secret: &Secret, name: &str, backend: &str) -> Bytes {
     // Equal reads have equal names and backends, so what one of them wrote is right for all.
     if let Some(body) = secret.json.get() {
-        return Ok(body.clone());
+        return body.clone();
     }
     let encoded;
     let (value, encoding) = match secret.value.expose_str() {
@@ -138,7 +130,7 @@ pub(crate) fn secret_json(
         version: &secret.version,
         backend,
     };
-    Ok(secret.json.get_or_init(|| sealed_json(&body)).clone())
+    secret.json.get_or_init(|| sealed_json(&body)).clone()
 }
 
 /// The bare value of the secret, or of its member `key`.
@@ -268,7 +260,7 @@ fn body(
     let name = ask.name.as_str();
     let Some(key) = &ask.key else {
         return match ask.shape {
-            Shape::Json => Ok((JSON, secret_json(secret, name, backend)?)),
+            Shape::Json => Ok((JSON, secret_json(secret, name, backend))),
             Shape::Raw => {
                 let kind = if secret.is_text { TEXT } else { BINARY };
                 Ok((kind, bare(secret, None)?))

@@ -15,6 +15,9 @@ pub(crate) const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers"
 /// The same for Azure, separated by semicolons, as its workload identity webhook reads it.
 pub(crate) const AZURE_SKIP_CONTAINERS: &str = "azure.workload.identity/skip-containers";
 
+/// The annotation that says what stands before each name at the backend, in place of the configuration.
+pub(crate) const PREFIX_KEY: &str = "latchkey.dev/prefix";
+
 /// The name of the role that is the machine's own credentials, whatever they are.
 pub(crate) const MACHINE: &str = "machine";
 
@@ -76,7 +79,7 @@ pub(crate) fn of(
     let facts = workload.facts();
     let skipped = backends
         .skip_annotation(backend)
-        .and_then(|key| facts.annotations.get(key));
+        .and_then(|key| facts.exempt.get(key));
     if let Some(skipped) = skipped {
         if workload.is_volume() {
             return Err(RequestError::new(
@@ -94,10 +97,7 @@ pub(crate) fn of(
             )
             .at(Step::Role));
         };
-        if skipped
-            .split([',', ';'])
-            .any(|name| name.trim() == container.name)
-        {
+        if skipped.contains(&container.name) {
             return Err(RequestError::new(
                 Code::NoRole,
                 "the pod's skip-containers annotation exempts this container from the role",

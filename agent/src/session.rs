@@ -16,6 +16,10 @@ const RENEW_BEFORE: Duration = Duration::from_secs(60);
 /// trust policy is wrong does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
+/// How often in a row a token service may be out of reach before that is remembered too, and for how long: each exchange
+/// begins with a token, and a region that does not exist is its pod's own doing.
+const UNREACHABLE: (u32, Duration) = (3, Duration::from_secs(1));
+
 /// How long at most a token service that asks to slow down is left alone.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
@@ -61,6 +65,8 @@ struct State {
     /// What the next who ask are told until then.
     refused: Option<(Instant, BackendError)>,
     no_renewal_before: Option<Instant>,
+    /// How many exchanges in a row have not reached the token service.
+    unreachable: u32,
 }
 
 /// A session with the times that matter.
@@ -212,6 +218,10 @@ impl Slot {
                     // The role itself is refused now: what was got under it before goes too.
                     state.held = None;
                 }
+                state.unreachable = match error.fault {
+                    Fault::Unreachable => state.unreachable.saturating_add(1),
+                    _ => 0,
+                };
                 let stands = match error.error.code {
                     // Also without a refusal: the agent may not have the pod's token.
                     Code::Denied => Some(REFUSAL_STANDS),
@@ -222,6 +232,7 @@ impl Slot {
                             .unwrap_or_default()
                             .clamp(REFUSAL_STANDS, LONGEST_REST),
                     ),
+                    _ if state.unreachable >= UNREACHABLE.0 => Some(UNREACHABLE.1),
                     _ => error.is_refusal().then_some(REFUSAL_STANDS),
                 };
                 if let Some(stands) = stands {

@@ -173,7 +173,7 @@ impl Volumes {
             Ok(Ok(stream)) => Some(stream),
             _ => None,
         };
-        let place = Place::open(&path, Access::Everybody).map_err(io::Error::other)?;
+        let place = Place::open(&path, Access::AsItIs).map_err(io::Error::other)?;
         let listening = place.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
         *self.control() = Some(Open {
@@ -198,7 +198,7 @@ impl Volumes {
             return Ok(None);
         };
         let filling = Filling::of(&volume)?;
-        let place = Place::open(&self.store.socket(key), Access::Everybody)
+        let place = Place::open(&self.store.socket(key), Access::AsItIs)
             .map_err(|error| failed(io::Error::other(error)))?;
         let listening = place.claim(SOCKET_MODE).map_err(failed)?;
         let accepting = {

@@ -104,6 +104,8 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
     let (group, other) = (make("group"), make("other"));
     mode(&group, 0o775);
     mode(&other, 0o1757);
+    let closed = make("closed");
+    mode(&closed, 0o750);
     let occupied = make("occupied");
     fs::write(occupied.join("agent.sock"), "a file").expect("a file");
     let pointed = make("pointed");
@@ -114,6 +116,7 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
         (&foreign, "belongs to uid 12345"),
         (&group, "can be written by others"),
         (&other, "can be written by others"),
+        (&closed, "others cannot enter"),
         (&occupied, "is no socket"),
         (&pointed, "is no socket"),
     ] {

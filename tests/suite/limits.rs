@@ -173,7 +173,10 @@ async fn a_pods_rate_counts_each_name_of_a_batch() {
     );
     // More than the burst can never be had at once.
     let answer = of.polite.request(batch(30)).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (429, "busy"));
+    assert_eq!(
+        (answer.status, &*code(&answer), answer.header("retry-after")),
+        (429, "busy", None)
+    );
     of.polite_is_served().await;
     let flood = Flood {
         path: "/v1/identity".into(),

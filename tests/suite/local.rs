@@ -357,6 +357,8 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
     let identity = process.get("/v1/identity").await.expect("an answer").json();
     assert_eq!(identity["roles"]["aws"], "machine");
     assert_eq!(identity["pod_uid"], "");
+    // What listens on loopback here is everybody's.
+    assert_eq!(identity["host_network"], true);
 }
 
 #[tokio::test]

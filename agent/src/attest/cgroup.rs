@@ -1,7 +1,7 @@
 //! A process's cgroup file → the pod and container it runs in.
 //!
 //! Pure and exact. A cgroup path is only as good as the directories it begins with, since whoever
-//! owns a cgroup names those below it as he likes. So nothing is searched for: a path is read from
+//! owns a cgroup names those below it as they like. So nothing is searched for: a path is read from
 //! the outside in, beginning at the kubelet's own directory, the kubepods root, and the first pod
 //! in it is the pod. What that root is, and how much of it a cgroup namespace hides from the agent,
 //! is found out once, by [`Anchor`]. What cannot be proven is denied.

@@ -171,7 +171,7 @@ impl Agent {
     /// # Errors
     ///
     /// What it refuses, or that it cannot be reached now.
-    pub(crate) async fn ask(&self, ask: Ask, tokens: Vec<u8>) -> Result<Reply, Failure> {
+    pub(crate) async fn ask(&self, ask: Ask, tokens: Vec<u8>) -> Result<(), Failure> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
             Message::with(ask, tokens).write(&mut stream).await?;
@@ -184,7 +184,7 @@ impl Agent {
         };
         match timeout(REPLY_TIMEOUT, exchange).await {
             Ok(Ok(Message { body, .. })) => match body.failure {
-                None => Ok(body),
+                None => Ok(()),
                 Some(failure) => Err(failure),
             },
             Ok(Err(error)) => Err(away(&error)),

@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
@@ -25,8 +26,13 @@ const CONNECTION_AGE: Duration = Duration::from_secs(15);
 /// How long a call under way may still take when its connection is to end; the kubelet gives up after two minutes.
 const LAST_CALL: Duration = Duration::from_secs(120);
 
-/// The longest message. A token has some 1,500 bytes.
-const MESSAGE_LIMIT: usize = 1 << 20;
+/// The longest message, and so much is read ahead of one. A token has some 1,500 bytes; the rest are the volume's
+/// attributes, which whoever makes the pod may make as long as they like.
+const MESSAGE_LIMIT: usize = 192 << 10;
+const WINDOW: u32 = 64 << 10;
+
+/// How many connections are served at the same time. The others wait: the kubelet has patience, the mounter's memory not.
+const CONNECTIONS: usize = 16;
 
 /// How long the accept loop rests when the machine has run out of something.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -46,12 +52,21 @@ pub(super) async fn serve<S: Services>(
     services: Arc<S>,
     calls: TaskTracker,
 ) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
+        // Nobody closes it.
+        let Ok(place) = places.clone().acquire_owned().await else {
+            return;
+        };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
                 if is_root {
-                    calls.spawn(connection(stream, services.clone()));
+                    let connection = connection(stream, services.clone());
+                    calls.spawn(async move {
+                        connection.await;
+                        drop(place);
+                    });
                 } else {
                     tracing::warn!("somebody who is not root connected");
                 }
@@ -72,6 +87,8 @@ async fn connection<S: Services>(stream: UnixStream, services: Arc<S>) {
     let mut http = std::pin::pin!(
         http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
+            .initial_stream_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
             .serve_connection(TokioIo::new(stream), service)
     );
     tokio::select! {

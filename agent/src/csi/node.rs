@@ -75,7 +75,7 @@ impl Node {
         let directory = self.store.directory(&turn.key);
         let target = publish.target.clone();
         let pod = publish.volume.pod.clone();
-        // Who cannot tell leaves a pod what it may be using.
+        // If that cannot be told, the pod keeps what it may be using.
         let was_bound = known.is_some() && mount::is_bound(&directory, &target).unwrap_or(true);
         let outcome = self
             .make(publish, &turn.key, &directory, known.is_some())

@@ -1,11 +1,10 @@
 //! What the kubelet asks for, checked: everything that could lead somewhere else than to the pod's own volume is
 //! refused here.
 
-use super::proto::{AccessType, NodePublishVolumeRequest};
+use super::proto::{AccessType, NodePublishVolumeRequest, VolumeCapability};
 use super::volume::{FilesAsked, PodReference, Volume};
 use crate::attest::cgroup::PodUid;
 use std::collections::HashMap;
-use std::mem;
 use std::path::{Path, PathBuf};
 use tonic::Status;
 
@@ -58,41 +57,7 @@ impl Publish {
     ) -> Result<Self, Status> {
         let id = volume_id(request.volume_id)?;
         let target = Target::parse(&request.target_path, kubelet)?;
-        let capability = request
-            .volume_capability
-            .ok_or_else(|| Status::invalid_argument("volume_capability is missing"))?;
-        if capability.access_mode.is_none_or(|mode| mode.mode == 0) {
-            return Err(Status::invalid_argument(
-                "volume_capability.access_mode is missing",
-            ));
-        }
-        // The kubelet then gives it to each container read-only: what is mounted here is so in the mounter's view alone.
-        if !request.readonly {
-            return Err(Status::failed_precondition(
-                "the volume must have readOnly: true, so that nothing in the pod can write where its socket is",
-            ));
-        }
-        let group;
-        match capability.access_type {
-            None => {
-                return Err(Status::invalid_argument(
-                    "volume_capability.access_type is missing",
-                ));
-            }
-            Some(AccessType::Block(_)) => {
-                return Err(Status::failed_precondition(
-                    "there are no block volumes: use volumeMounts, not volumeDevices",
-                ));
-            }
-            Some(AccessType::Mount(mut mount)) => {
-                group = mem::take(&mut mount.volume_mount_group);
-                if !mount.fs_type.is_empty() || !mount.mount_flags.is_empty() {
-                    return Err(Status::failed_precondition(
-                        "the volume takes no fsType and no mount options: leave them out",
-                    ));
-                }
-            }
-        }
+        let group = group_of(request.volume_capability, request.readonly)?;
         let context = &mut request.volume_context;
         if context
             .get("csi.storage.k8s.io/ephemeral")
@@ -167,6 +132,44 @@ pub(super) fn volume_id(id: String) -> Result<String, Status> {
     }
 }
 
+/// The pod's group as the kubelet writes it, of a volume that is mounted read-only and without options.
+///
+/// # Errors
+///
+/// `INVALID_ARGUMENT` or `FAILED_PRECONDITION` if it is to be any other volume.
+fn group_of(capability: Option<VolumeCapability>, readonly: bool) -> Result<String, Status> {
+    let Some(capability) = capability else {
+        return Err(Status::invalid_argument("volume_capability is missing"));
+    };
+    if capability.access_mode.is_none_or(|mode| mode.mode == 0) {
+        return Err(Status::invalid_argument(
+            "volume_capability.access_mode is missing",
+        ));
+    }
+    // The kubelet then gives it to each container read-only: what is mounted here is so in the mounter's view alone.
+    if !readonly {
+        return Err(Status::failed_precondition(
+            "the volume must have readOnly: true, so that nothing in the pod can write where its socket is",
+        ));
+    }
+    match capability.access_type {
+        None => Err(Status::invalid_argument(
+            "volume_capability.access_type is missing",
+        )),
+        Some(AccessType::Block(_)) => Err(Status::failed_precondition(
+            "there are no block volumes: use volumeMounts, not volumeDevices",
+        )),
+        Some(AccessType::Mount(mount)) => {
+            if !mount.fs_type.is_empty() || !mount.mount_flags.is_empty() {
+                return Err(Status::failed_precondition(
+                    "the volume takes no fsType and no mount options: leave them out",
+                ));
+            }
+            Ok(mount.volume_mount_group)
+        }
+    }
+}
+
 fn not_too_long(secrets: String) -> Result<String, Status> {
     if secrets.len() > SECRETS_LIMIT {
         return Err(Status::invalid_argument(format!(
@@ -238,7 +241,7 @@ fn elsewhere(pods: &Path) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use super::super::proto::{AccessMode, Empty, MountVolume, VolumeCapability};
+    use super::super::proto::{AccessMode, Empty, MountVolume};
     use super::*;
     use tonic::Code;
 

@@ -31,7 +31,7 @@ impl<S: Services> Socket<S> {
     ///
     /// If the socket's directory is not safe, or the kernel refuses.
     pub(super) fn serve(path: &Path, services: &Arc<S>, calls: &TaskTracker) -> io::Result<Self> {
-        let place = Place::open(path, Access::Everybody).map_err(io::Error::other)?;
+        let place = Place::open(path, Access::AsItIs).map_err(io::Error::other)?;
         let listening = place.claim(MODE).map_err(|e| named(e, path))?;
         let serving = serve(listening.listener.clone(), services.clone(), calls.clone());
         Ok(Self {

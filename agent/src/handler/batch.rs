@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::task::yield_now;
 
 /// The longest body of a batch, in bytes.
 const BATCH_BODY: usize = 64 * 1024;
@@ -55,6 +56,10 @@ impl Exchange {
         let (mut bodies, mut rooms) = (Vec::new(), Vec::new());
         let mut errors = Vec::new();
         while let Some((name, outcome)) = reads.next().await {
+            // However many there are, others have their turn in between.
+            if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
+                yield_now().await;
+            }
             match outcome {
                 Ok((body, room)) => {
                     bodies.push(body);
@@ -97,21 +102,23 @@ impl Exchange {
         latest: bool,
         size: &AtomicUsize,
     ) -> Result<(Bytes, Room), RequestError> {
+        let quota = &workload.pod().quota;
+        // First, so that those who wait for it hold no place in the trail.
+        let permit = self.in_time(FEWER, quota.batched()).await;
         let mut record = self.record(name).await?;
         record.workload = Some(workload.clone());
         let work = async {
+            let _permit = permit?;
             let name_asked =
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let services = &self.services;
-            let quota = &workload.pod().quota;
-            let _permit = quota.batched().await?;
             let ask = services.folded(SecretAsk {
                 latest,
                 ..SecretAsk::plain(name_asked)
             });
             let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
             let backend = services.backends.name(backend);
-            let body = response::secret_json(&read.secret, ask.name.as_str(), backend)?;
+            let body = response::secret_json(&read.secret, ask.name.as_str(), backend);
             if size.fetch_add(body.len(), Ordering::Relaxed) + body.len() > BATCH_VALUES {
                 return Err(RequestError::new(
                     Code::TooLarge,
@@ -151,6 +158,13 @@ async fn batch_names(body: Incoming) -> Result<Vec<String>, RequestError> {
     if names.is_empty() || names.len() > BATCH_NAMES {
         return Err(RequestError::invalid(format!(
             "a batch has 1 to {BATCH_NAMES} names"
+        )));
+    }
+    // Each stands in a line of the trail and in the answer, whatever else is wrong with it.
+    if names.iter().any(|name| name.len() > SecretName::MAX_LENGTH) {
+        return Err(RequestError::invalid(format!(
+            "a secret's name has at most {} bytes",
+            SecretName::MAX_LENGTH
         )));
     }
     names.retain(|name| seen.insert(name.clone()));

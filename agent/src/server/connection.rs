@@ -84,7 +84,7 @@ pub(super) struct Arrival {
 // === impl Connection ===
 
 impl Connection {
-    /// A connection to serve, or none if there is no room for one whose peer is not attested.
+    /// A connection to serve, or none if there is no room for one whose peer is not attested, or the peer has exited.
     pub(super) fn open(
         arrival: Arrival,
         attestor: Arc<Attestor>,

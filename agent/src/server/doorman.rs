@@ -1,4 +1,4 @@
-//! Who may wait at the door: peers that are not attested, so many in all and few from one cgroup.
+//! Who may wait at the door: peers that are not attested, so many in all and few from one pod or cgroup.
 
 use crate::attest::Place;
 use crate::attest::cgroup::PodUid;
@@ -8,13 +8,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many connections one cgroup may have waiting to be attested.
+/// How many connections one pod, or one cgroup outside of pods, may have waiting to be attested.
 const WAITING_PER_CGROUP: usize = 4;
 
-/// Lets peers wait that are not attested: so many in all, and few from one cgroup.
+/// Lets peers wait that are not attested: so many in all, and few from one pod or cgroup.
 #[derive(Debug)]
 pub(crate) struct Doorman {
     all: Arc<Semaphore>,
+    /// Those of them who are in no pod: their cgroups may be as many as somebody likes to make.
+    strangers: Arc<Semaphore>,
     by_cgroup: Mutex<HashMap<Origin, usize>>,
 }
 
@@ -31,7 +33,7 @@ pub(super) enum Origin {
 pub(super) struct Waiting {
     doorman: Arc<Doorman>,
     origin: Origin,
-    _permit: OwnedSemaphorePermit,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 // === impl Origin ===
@@ -59,10 +61,11 @@ impl Origin {
 // === impl Doorman ===
 
 impl Doorman {
-    /// Room for so many.
+    /// Room for so many, half of them for who is in no pod.
     pub(super) fn new(places: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(places)),
+            strangers: Arc::new(Semaphore::new(places.div_ceil(2))),
             by_cgroup: Mutex::default(),
         }
     }
@@ -70,6 +73,10 @@ impl Doorman {
     /// A place for one more from there, if there is one.
     pub(super) fn let_in(self: &Arc<Self>, origin: Origin) -> Option<Waiting> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
+        let strangers = match origin {
+            Origin::Pod(_) => None,
+            Origin::Elsewhere(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
+        };
         let mut by_cgroup = self
             .by_cgroup
             .lock()
@@ -82,7 +89,7 @@ impl Doorman {
         Some(Waiting {
             doorman: self.clone(),
             origin,
-            _permit: permit,
+            _permits: (permit, strangers),
         })
     }
 }
@@ -100,5 +107,28 @@ impl Drop for Waiting {
                 by_cgroup.remove(&self.origin);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strangers_leave_half_of_the_places_to_pods_however_many_cgroups_they_make() {
+        let doorman = Arc::new(Doorman::new(8));
+        let mut strangers: Vec<_> = (0..8)
+            .map(|cgroup| doorman.let_in(Origin::Elsewhere(cgroup)))
+            .collect();
+        assert_eq!(strangers.iter().flatten().count(), 4);
+        let pod = Origin::Pod(
+            "3b5d4f1c-0a9e-8d7c-6b5a-493827160f5e"
+                .parse()
+                .expect("a UID"),
+        );
+        let pods: Vec<_> = (0..5).map(|_| doorman.let_in(pod)).collect();
+        assert_eq!(pods.iter().flatten().count(), WAITING_PER_CGROUP);
+        strangers.clear();
+        assert!(doorman.let_in(Origin::Elsewhere(9)).is_some());
     }
 }

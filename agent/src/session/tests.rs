@@ -198,13 +198,20 @@ async fn a_refused_exchange_is_remembered_for_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreachable_service_is_asked_again_at_once() {
+async fn an_unreachable_service_is_asked_again_at_once_but_not_over_and_over() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     service.away.store(true, Ordering::SeqCst);
-    service.open(&sessions, &key).await.expect_err("away");
+    for asked in [1, 2, 3, 3, 3] {
+        service.open(&sessions, &key).await.expect_err("it is away");
+        assert_eq!(service.exchanges(), asked);
+    }
+    advance(Duration::from_secs(1)).await;
+    service.open(&sessions, &key).await.expect_err("it is away");
+    service.open(&sessions, &key).await.expect_err("it is away");
+    assert_eq!(service.exchanges(), 4);
     service.away.store(false, Ordering::SeqCst);
-    service.open(&sessions, &key).await.expect("back");
-    assert_eq!(service.exchanges(), 2);
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(service.open(&sessions, &key).await.expect("a session"), 5);
 }
 
 #[tokio::test(start_paused = true)]

@@ -29,7 +29,7 @@ const SET_MODE: u32 = 0o755;
 pub(super) struct FileMade {
     pub(super) name: String,
     pub(super) mode: u32,
-    /// It would print what it holds.
+    /// `Bytes` prints what it holds, hence the `Debug` below.
     pub(super) content: Bytes,
 }
 

@@ -5,7 +5,7 @@ use crate::{can_run, code};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::SecretInput;
 use testkit::egress::InspectingProxy;
-use testkit::sandbox::{REGION, Sandbox};
+use testkit::sandbox::{ACCOUNT, REGION, Sandbox};
 
 /// A cloud, the proxy before it, and an agent that knows neither's address but that of the proxy.
 struct Way {
@@ -113,6 +113,33 @@ async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy(
         );
         assert_eq!(way.proxy.asked(), hosts.map(|host| format!("{host}:443")));
     }
+}
+
+#[tokio::test]
+async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service() {
+    if !can_run() {
+        return;
+    }
+    let way = Way::new(REGION, &[]).await;
+    let sandbox = &way.sandbox;
+    let role = sandbox.namespace("test");
+    let annotations = [
+        ("eks.amazonaws.com/role-arn", &*role),
+        ("eks.amazonaws.com/sts-regional-endpoints", "false"),
+    ];
+    sandbox
+        .kube
+        .annotate_service_account("test", ACCOUNT, &annotations);
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(
+        way.proxy.asked(),
+        [
+            "sts.amazonaws.com:443",
+            "secretsmanager.eu-central-1.amazonaws.com:443"
+        ]
+    );
 }
 
 #[tokio::test]

@@ -4,10 +4,11 @@ use super::{SECRET, reads};
 use crate::{can_run, code};
 use testkit::agent::AgentSettings;
 use testkit::aws::{
-    Behaviour, Fault, Operation, RoleSpec, SecretInput, provider_arn, read_and_list_policy,
-    secret_arn, trust_policy,
+    Behaviour, FakeAwsConfig, Fault, Operation, RoleSpec, SecretInput, provider_arn,
+    read_and_list_policy, secret_arn, trust_policy,
 };
-use testkit::sandbox::{REGION, Sandbox};
+use testkit::kube::FakeKubeConfig;
+use testkit::sandbox::{ACCOUNT, REGION, Sandbox};
 use testkit::workload::Response;
 
 const FALLBACK: &str = "eu-west-1";
@@ -157,6 +158,39 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
         let answer = page(&format!("cursor={cursor}")).await;
         assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
     }
+}
+
+#[tokio::test]
+async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
+    if !can_run() {
+        return;
+    }
+    let few = FakeAwsConfig {
+        page_limit: 1,
+        ..FakeAwsConfig::default()
+    };
+    let sandbox = Sandbox::with(FakeKubeConfig::default(), few).await;
+    let sandbox = sandbox.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let annotations = [
+        ("eks.amazonaws.com/role-arn", &*role),
+        ("latchkey.dev/prefix", "test/"),
+    ];
+    sandbox
+        .kube
+        .annotate_service_account("test", ACCOUNT, &annotations);
+    for number in 0..30 {
+        sandbox.secret(&format!("a/{number}"), "x");
+    }
+    let _agent = sandbox.agent().await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let page = pod.get("/v1/secrets").await.expect("an answer");
+    let expected = serde_json::json!({"secrets": ["database-password"]});
+    assert_eq!((page.status, page.json()), (200, expected));
+    let lists = sandbox
+        .aws
+        .count_calls(|call| call.operation == Operation::ListSecrets);
+    assert_eq!(lists, 1);
 }
 
 #[tokio::test]

@@ -13,6 +13,42 @@ fn batch(body: impl Into<Vec<u8>>) -> Request {
 }
 
 #[tokio::test]
+async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_into_an_answer() {
+    if !can_run() {
+        return;
+    }
+    let served = Served::start().await;
+    let long = "a".repeat(60_000);
+    let answer = served
+        .ask(batch(json!({"names": ["x", long]}).to_string()))
+        .await;
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (400, "invalid_request"),
+        "{}",
+        answer.text()
+    );
+    assert!(answer.text().len() < 1024);
+    let longest = "a".repeat(512);
+    let answer = served
+        .ask(batch(json!({"names": [longest]}).to_string()))
+        .await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let line = served
+        .agent
+        .until_audit(|line| line["secret"] == *longest)
+        .await;
+    line.expect("its line");
+    assert!(
+        served
+            .agent
+            .audit()
+            .iter()
+            .all(|line| line.to_string().len() < 2048)
+    );
+}
+
+#[tokio::test]
 async fn a_batch_answers_each_name_once_and_for_itself() {
     if !can_run() {
         return;

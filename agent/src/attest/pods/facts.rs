@@ -3,7 +3,7 @@
 use crate::attest::cgroup::{ContainerId, PodUid, QosClass};
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::jiff::Timestamp;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,8 +29,8 @@ pub(crate) struct Facts {
     pub(crate) runtime_class: Option<String>,
     pub(crate) has_ephemeral: bool,
     pub(crate) containers: HashMap<ContainerId, Container>,
-    /// Those annotations of the pod that say which containers get no role.
-    pub(crate) annotations: BTreeMap<String, String>,
+    /// By the annotations that exempt containers from a role: those of the named ones that each names.
+    pub(crate) exempt: BTreeMap<String, BTreeSet<String>>,
     grace_ends: Option<Timestamp>,
 }
 
@@ -53,34 +53,35 @@ pub(crate) enum ContainerKind {
 // === impl Facts ===
 
 impl Facts {
-    /// What is known without an API server: a principal, and the name of its pod if it has one.
+    /// What is known without an API server: a principal, and the name of its pod if it has one. Without a pod it is in
+    /// the machine's own network.
     pub(crate) fn of_principal(namespace: &str, service_account: &str, pod: &str) -> Self {
         Self {
             namespace: namespace.into(),
             name: pod.into(),
             service_account: service_account.into(),
             node: String::new(),
-            host_network: false,
+            host_network: pod.is_empty(),
             mirror: false,
             finished: false,
             qos: None,
             runtime_class: None,
             has_ephemeral: false,
             containers: HashMap::new(),
-            annotations: BTreeMap::new(),
+            exempt: BTreeMap::new(),
             grace_ends: None,
         }
     }
 
     /// Whether some of its containers get no role, so that it must be known which one asks.
     pub(crate) fn exempts_containers(&self) -> bool {
-        !self.annotations.is_empty()
+        !self.exempt.is_empty()
     }
 
     /// Whether the pod has been deleted and the time it was given to end has passed.
     pub(crate) fn grace_ended(&self) -> bool {
         self.grace_ends
-            .is_some_and(|end| crate::time::now() > end + GRACE_SLACK)
+            .is_some_and(|end| crate::time::now() - GRACE_SLACK > end)
     }
 
     /// The UID and the facts of a pod as the API server has it; nothing where it names none.
@@ -116,6 +117,20 @@ impl Facts {
                 }
             }
         }
+        // Read once and not at each request: whoever writes the annotation may make it as long as they like.
+        let named = |listed: &str| {
+            let listed: BTreeSet<&str> = listed.split([',', ';']).map(str::trim).collect();
+            containers
+                .values()
+                .map(|container: &Container| container.name.clone())
+                .filter(|name| listed.contains(&**name))
+                .collect()
+        };
+        let exempt = annotations
+            .iter()
+            .filter(|(key, _)| crate::role::POD_ANNOTATIONS.contains(&key.as_str()))
+            .map(|(key, listed)| (key.clone(), named(listed)))
+            .collect();
         let facts = Self {
             namespace: pod.metadata.namespace?.into(),
             name: pod.metadata.name?.into(),
@@ -132,11 +147,8 @@ impl Facts {
             has_ephemeral: spec
                 .ephemeral_containers
                 .is_some_and(|list| !list.is_empty()),
+            exempt,
             containers,
-            annotations: annotations
-                .into_iter()
-                .filter(|(key, _)| crate::role::POD_ANNOTATIONS.contains(&key.as_str()))
-                .collect(),
             grace_ends: pod.metadata.deletion_timestamp.map(|time| time.0),
         };
         Some((uid, facts))

@@ -7,6 +7,7 @@ use crate::attest::{Entrance, Located, Place, Workload};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
+use std::collections::{BTreeMap, BTreeSet};
 
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
@@ -270,4 +271,28 @@ async fn a_restarted_container_is_known_by_both_of_its_ids() {
         let id = ContainerId::from_status(&status_id(digit)).expect("an id");
         assert_eq!(facts.containers[&id].name, "app");
     }
+}
+
+#[test]
+fn an_exemption_of_any_length_keeps_only_the_names_of_containers_that_are_there() {
+    let mut exempting = pod("20", false);
+    let annotations = exempting.metadata.annotations.get_or_insert_default();
+    let listed = format!("{}; app ,{}", ",".repeat(100_000), "other,".repeat(10_000));
+    annotations.insert(crate::role::EKS_SKIP_CONTAINERS.to_owned(), listed);
+    annotations.insert("somebody.example/note".to_owned(), "app".to_owned());
+    let status = exempting.status.get_or_insert_default();
+    status.container_statuses = crate::attest::tests::statuses(&["1"]).map(|mut statuses| {
+        statuses[0].name = "app".to_owned();
+        statuses
+    });
+    let (_, facts) = Facts::of(exempting.clone()).expect("a pod");
+    let named = [(
+        crate::role::EKS_SKIP_CONTAINERS.to_owned(),
+        BTreeSet::from(["app".to_owned()]),
+    )];
+    assert_eq!(facts.exempt, BTreeMap::from(named));
+    // Where none of the named ones is known yet, it must still be known which one asks.
+    exempting.status = None;
+    let (_, facts) = Facts::of(exempting).expect("a pod");
+    assert!(facts.exempts_containers());
 }
