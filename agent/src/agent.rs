@@ -10,7 +10,7 @@ use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
 use crate::config::{Config, IdentityMode};
 use crate::handler::Services;
-use crate::handover::{Found, Listening, Phase, Place};
+use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
@@ -81,8 +81,8 @@ impl Agent {
         let started = Instant::now();
         preflight::surroundings(&config)?;
         let pinning = Pinning::probe().map_err(StartError::Probe)?;
-        let place = preflight::place(&config)?;
-        place.sweep();
+        let path = preflight::socket_path(&config)?;
+        path.sweep();
         let admin = admin::bind(config.listen.admin)
             .map_err(|error| StartError::Admin(config.listen.admin, error))?;
         let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
@@ -118,7 +118,7 @@ impl Agent {
             readiness: Readiness::new(synced, attestor.clone()),
         });
         // Last, so that a start that fails leaves nothing behind.
-        let listening = place.listen().map_err(StartError::Listen)?;
+        let listening = path.listen().map_err(StartError::Listen)?;
         let phase = watch::Sender::new(Phase::Serving);
         let server = Server::new(
             services.clone(),
@@ -157,7 +157,7 @@ impl Agent {
         Ok(Self {
             config: Arc::new(config),
             keeper: Keeper {
-                place,
+                path,
                 current: listening,
                 has_path: false,
                 volumes,
@@ -330,7 +330,7 @@ impl Agent {
 
 /// Holds the socket's path.
 struct Keeper {
-    place: Place,
+    path: SocketPath,
     current: Listening,
     has_path: bool,
     /// The sockets in pods' volumes, which go with the path.
@@ -340,11 +340,11 @@ struct Keeper {
 impl Keeper {
     /// Looks who answers on the path.
     async fn look(&self) -> Found {
-        self.place.look(&self.current).await
+        self.path.look(&self.current).await
     }
 
     async fn take(&mut self) -> std::io::Result<()> {
-        self.place.take(&self.current).await?;
+        self.path.take(&self.current).await?;
         self.has_path = true;
         self.keep_volumes().await;
         Ok(())
@@ -352,7 +352,7 @@ impl Keeper {
 
     /// Gives the path back, and the sockets of volumes with it.
     async fn leave(&self) {
-        self.place.leave(&self.current).await;
+        self.path.leave(&self.current).await;
         if let Some(volumes) = &self.volumes {
             volumes.leave();
         }
@@ -393,7 +393,7 @@ impl Keeper {
                 Ok(listener)
             }
             // Started anew, the agent's mount leads to the directory that is there now.
-            Err(error) if self.place.is_gone() => Err(error),
+            Err(error) if self.path.is_gone() => Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot bind the socket's path again");
                 Ok(None)
@@ -402,7 +402,7 @@ impl Keeper {
     }
 
     async fn bind_again(&mut self) -> std::io::Result<Arc<UnixListener>> {
-        self.current = self.place.listen()?;
+        self.current = self.path.listen()?;
         self.take().await?;
         Ok(self.current.listener.clone())
     }

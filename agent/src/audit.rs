@@ -24,7 +24,7 @@ const BATCH: usize = 512;
 const TEXT_KEPT: usize = 1 << 20;
 
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
-const GATHER: Duration = Duration::from_millis(4);
+const GATHER: Duration = Duration::from_millis(1);
 
 /// The queue's entrance.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub(crate) struct Audit {
 
 /// A place in the queue: the right to answer with a secret.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct Reservation<'a> {
     place: Permit<'a, Vec<u8>>,
     audit: &'a Audit,
 }
@@ -77,7 +77,7 @@ impl Audit {
     /// # Errors
     ///
     /// `unavailable` if the trail can no longer be written, or not fast enough.
-    pub(crate) async fn place(&self, deadline: Instant) -> Result<Place<'_>, RequestError> {
+    pub(crate) async fn reserve(&self, deadline: Instant) -> Result<Reservation<'_>, RequestError> {
         let place = match self.lines.try_reserve() {
             Err(TrySendError::Full(())) => timeout_at(deadline, self.lines.reserve())
                 .await
@@ -90,7 +90,7 @@ impl Audit {
             place => place.ok(),
         };
         let place = place.ok_or_else(broken)?;
-        Ok(Place { place, audit: self })
+        Ok(Reservation { place, audit: self })
     }
 
     /// How many lines wait to be written.
@@ -109,9 +109,9 @@ impl Audit {
     }
 }
 
-// === impl Place ===
+// === impl Reservation ===
 
-impl Place<'_> {
+impl Reservation<'_> {
     /// Puts the line in its place.
     ///
     /// # Errors
@@ -221,7 +221,7 @@ mod tests {
         let page = Page::default();
         let (audit, writer) = Audit::start(4, page.clone()).expect("a thread");
         for _ in 0..100 {
-            let place = audit.place(soon()).await.expect("a place");
+            let place = audit.reserve(soon()).await.expect("a place");
             place
                 .fill(Line {
                     secret: "prod/db",
@@ -248,26 +248,29 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_queue_makes_requests_wait() {
         let (audit, _writer) = Audit::start(1, Page::default()).expect("a thread");
-        let held = audit.place(soon()).await.expect("a place");
-        let next = audit.place(soon()).await;
+        let held = audit.reserve(soon()).await.expect("a place");
+        let next = audit.reserve(soon()).await;
         let error = next.expect_err("there was a second place in a queue of one");
         assert_eq!(error.code, latchkey_client::protocol::Code::Unavailable);
         drop(held);
-        audit.place(soon()).await.expect("the place is free again");
+        audit
+            .reserve(soon())
+            .await
+            .expect("the place is free again");
     }
 
     #[tokio::test]
     async fn a_trail_that_cannot_be_written_ends_all_reading() {
         let (audit, writer) = Audit::start(4, Broken).expect("a thread");
-        let place = audit.place(soon()).await.expect("a place");
-        let taken_before = audit.place(soon()).await.expect("a place");
+        let place = audit.reserve(soon()).await.expect("a place");
+        let taken_before = audit.reserve(soon()).await.expect("a place");
         place.fill(Line::default()).expect("a line");
         tokio::task::spawn_blocking(|| writer.finish())
             .await
             .expect("it ends");
         let refused = [
             taken_before.fill(Line::default()).err(),
-            audit.place(soon()).await.err(),
+            audit.reserve(soon()).await.err(),
         ];
         for refused in refused {
             let code = refused.expect("no line is taken").code;

@@ -114,7 +114,7 @@ impl Values {
         self.kept(key, CacheUse::Hit, now, self.settings.ttl)
     }
 
-    /// The value for `key` by `fetch`, which equal reads share. With `latest` no read is joined that began before.
+    /// The value for `key` by `fetch`, which equal reads share. With `fresh` no read is joined that began before.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl Values {
     pub(crate) async fn read<F>(
         &self,
         key: &ReadKey,
-        latest: bool,
+        fresh: bool,
         asker: RequestId,
         fetch: impl FnOnce() -> F,
     ) -> Result<Read, (BackendError, CacheUse)>
@@ -131,7 +131,7 @@ impl Values {
     {
         let keeps = self.keeps(&key.name);
         let cache = if keeps { CacheUse::Miss } else { CacheUse::Off };
-        let seat = self.reads.join(key, latest, asker, fetch());
+        let seat = self.reads.join(key, fresh, asker, fetch());
         let outcome = seat
             .result
             .await
@@ -153,7 +153,7 @@ impl Values {
             }
             Err(error) if error.fault == Fault::Unreachable => {
                 // Whoever asked for the latest is better off without an answer than with an old one.
-                let may_be_stale = keeps && !latest && !self.settings.stale_if_error.is_zero();
+                let may_be_stale = keeps && !fresh && !self.settings.stale_if_error.is_zero();
                 may_be_stale
                     .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
                     .flatten()

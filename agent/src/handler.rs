@@ -139,48 +139,59 @@ impl Services {
         key: &SessionKey,
         asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let (services, exchanged, role) = (self.clone(), workload.clone(), key.role.clone());
-        let backend = key.backend;
-        workload
-            .pod()
-            .sessions
-            .open(key, asker, || async move {
-                let offer = match &role.proof {
-                    Proof::Machine => Offer::Machine,
-                    Proof::None => Offer::None,
-                    Proof::Token(audience) => {
-                        let issued = services.tokens.issue(&exchanged, audience).await;
-                        Offer::Token(issued.map_err(|error| error.at(Step::Token))?)
-                    }
-                };
-                let facts = exchanged.facts();
-                let caller = Caller {
-                    pod_uid: exchanged
-                        .pod()
-                        .uid
-                        .map_or_else(|| "local".into(), |uid| uid.simple().to_string()),
-                    namespace: facts.namespace.clone(),
-                    service_account: facts.service_account.clone(),
-                };
-                let started = Instant::now();
-                let outcome = services
-                    .backends
-                    .at(backend)
-                    .exchange(&role, offer, &caller)
-                    .await;
-                let error = outcome.as_ref().err().map(|failed| &failed.error);
-                let name = services.backends.name(backend);
-                services
-                    .metrics
-                    .backend_call(name, "exchange", started.elapsed(), error);
-                services.metrics.exchange(name, error);
-                if outcome.as_ref().is_err_and(BackendError::is_refusal) {
-                    exchanged.pod().values.forget(&role);
-                }
-                outcome
-            })
-            .await
-            .map_err(|failed| failed.at(Step::Exchange))
+        let exchange = || self.clone().exchange(workload.clone(), key.clone());
+        let session = workload.pod().sessions.open(key, asker, exchange).await;
+        session.map_err(|failed| failed.at(Step::Exchange))
+    }
+
+    /// Takes the role of `key` on.
+    async fn exchange(
+        self: Arc<Self>,
+        workload: Workload,
+        key: SessionKey,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let SessionKey { backend, role, .. } = key;
+        let offer = match &role.proof {
+            Proof::Machine => Offer::Machine,
+            Proof::None => Offer::None,
+            Proof::Token(audience) => {
+                let issued = self.tokens.issue(&workload, audience).await;
+                Offer::Token(issued.map_err(|error| error.at(Step::Token))?)
+            }
+        };
+        let facts = workload.facts();
+        let caller = Caller {
+            pod_uid: workload
+                .pod()
+                .uid
+                .map_or_else(|| "local".into(), |uid| uid.simple().to_string()),
+            namespace: facts.namespace.clone(),
+            service_account: facts.service_account.clone(),
+        };
+        let call = self.backends.at(backend).exchange(&role, offer, &caller);
+        let outcome = self.timed(backend, "exchange", call).await;
+        let error = outcome.as_ref().err().map(|failed| &failed.error);
+        self.metrics.exchange(self.backends.name(backend), error);
+        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
+            workload.pod().values.forget(&role);
+        }
+        outcome
+    }
+
+    /// What a call to a cloud gives, counted and timed.
+    async fn timed<T>(
+        &self,
+        backend: BackendId,
+        operation: &str,
+        call: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let began = Instant::now();
+        let outcome = call.await;
+        let error = outcome.as_ref().err().map(|failed| &failed.error);
+        let name = self.backends.name(backend);
+        self.metrics
+            .backend_call(name, operation, began.elapsed(), error);
+        outcome
     }
 
     /// Makes a call with the session for `key`, and again with a new one if that one has ended before its time.
@@ -199,17 +210,9 @@ impl Services {
         loop {
             tries -= 1;
             let session = self.session(workload, key, asker).await?;
-            let began = Instant::now();
-            let outcome = call(session.clone())
-                .await
-                .map_err(|failed| failed.at(Step::Secret));
-            let error = outcome.as_ref().err().map(|failed| &failed.error);
-            self.metrics.backend_call(
-                self.backends.name(key.backend),
-                operation,
-                began.elapsed(),
-                error,
-            );
+            let call = call(session.clone());
+            let outcome = self.timed(key.backend, operation, call).await;
+            let outcome = outcome.map_err(|failed| failed.at(Step::Secret));
             let Err(failed) = &outcome else {
                 return outcome;
             };
@@ -274,7 +277,7 @@ impl Services {
             selector: ask.selector.clone(),
         };
         let values = &workload.pod().values;
-        let at_hand = (!ask.latest).then(|| values.at_hand(&key, now)).flatten();
+        let at_hand = (!ask.fresh).then(|| values.at_hand(&key, now)).flatten();
         let outcome = match at_hand {
             Some(read) => Ok(read),
             None => {
@@ -283,7 +286,7 @@ impl Services {
                     services.fetch(workload.clone(), key, asker)
                 };
                 // Boxed, because a request that is answered from the cache need not carry it.
-                Box::pin(values.read(&key, ask.latest, asker, fetch)).await
+                Box::pin(values.read(&key, ask.fresh, asker, fetch)).await
             }
         };
         match outcome {
@@ -350,7 +353,7 @@ impl Exchange {
         match ask {
             Ask::Secret(ask) => self.secret(&self.services.folded(ask)).await,
             // Boxed, because each request would else carry the largest of them.
-            Ask::Batch { latest } => Box::pin(self.batch(body, latest)).await,
+            Ask::Batch { fresh } => Box::pin(self.batch(body, fresh)).await,
             Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
             Ask::Identity => self.in_time(AGAIN, Box::pin(self.identity())).await,
         }

@@ -62,9 +62,9 @@ pub(crate) enum Phase {
     Draining,
 }
 
-/// The directory of the socket, held open so that nothing can be put in its place.
+/// The socket's path, by its directory, which is held open so that nothing can be put in its place.
 #[derive(Debug)]
-pub(crate) struct Place {
+pub(crate) struct SocketPath {
     directory: OwnedFd,
     name: String,
     path: PathBuf,
@@ -92,7 +92,7 @@ pub(crate) enum Found {
 
 /// Why the socket's directory cannot be used.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum PlaceError {
+pub(crate) enum SocketPathError {
     #[error("listen.socket {0} has no directory: give an absolute path")]
     NoDirectory(PathBuf),
     #[error("the socket's directory {0} is reached through a symbolic link: give its real path")]
@@ -131,17 +131,17 @@ impl Access {
     }
 }
 
-// === impl Place ===
+// === impl SocketPath ===
 
-impl Place {
+impl SocketPath {
     /// The directory of `socket`, checked: reached without symbolic links, owned by root or us, and ours alone to
     /// write or, where nobody else is to reach it, to enter. It is made if it is missing.
     ///
     /// # Errors
     ///
     /// Saying what to change.
-    pub(crate) fn open(socket: &Path, access: Access) -> Result<Self, PlaceError> {
-        let no_directory = || PlaceError::NoDirectory(socket.to_owned());
+    pub(crate) fn open(socket: &Path, access: Access) -> Result<Self, SocketPathError> {
+        let no_directory = || SocketPathError::NoDirectory(socket.to_owned());
         let path = socket
             .parent()
             .filter(|path| path.is_absolute())
@@ -150,43 +150,43 @@ impl Place {
             .file_name()
             .and_then(|name| name.to_str())
             .ok_or_else(no_directory)?;
-        let failed = |error: io::Error| PlaceError::Io(path.to_owned(), error);
+        let failed = |error: io::Error| SocketPathError::Io(path.to_owned(), error);
         make(path, access.directory_mode()).map_err(failed)?;
         let how = OpenHow::new()
             .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let directory = match openat2(nix::fcntl::AT_FDCWD, path, how) {
-            Err(Errno::ELOOP) => return Err(PlaceError::Symlink(path.to_owned())),
+            Err(Errno::ELOOP) => return Err(SocketPathError::Symlink(path.to_owned())),
             outcome => outcome.map_err(|errno| failed(errno.into()))?,
         };
         let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;
         let mode = stat.st_mode & 0o7777;
         if access != Access::OwnPod {
             if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
-                return Err(PlaceError::Foreign(path.to_owned(), stat.st_uid));
+                return Err(SocketPathError::Foreign(path.to_owned(), stat.st_uid));
             }
             if mode & WRITABLE_BY_OTHERS != 0 {
-                return Err(PlaceError::Writable(path.to_owned(), mode));
+                return Err(SocketPathError::Writable(path.to_owned(), mode));
             }
         }
         if access == Access::OwnUser && mode & OPEN_TO_OTHERS != 0 {
-            return Err(PlaceError::Enterable(path.to_owned(), mode));
+            return Err(SocketPathError::Enterable(path.to_owned(), mode));
         }
         if access == Access::Everybody && mode & OPEN_TO_ALL == 0 {
-            return Err(PlaceError::Closed(path.to_owned(), mode));
+            return Err(SocketPathError::Closed(path.to_owned(), mode));
         }
-        let place = Self {
+        let opened = Self {
             directory,
             name: name.to_owned(),
             path: path.to_owned(),
             access,
         };
-        if let Some(stat) = place.stat(name)
+        if let Some(stat) = opened.stat(name)
             && stat.st_mode & SFlag::S_IFMT.bits() != SFlag::S_IFSOCK.bits()
         {
-            return Err(PlaceError::NoSocket(socket.to_owned()));
+            return Err(SocketPathError::NoSocket(socket.to_owned()));
         }
-        Ok(place)
+        Ok(opened)
     }
 
     /// Listens on a name of its own beside the socket's.

@@ -6,7 +6,7 @@ use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
 use crate::csi::volume::Store;
-use crate::handover::{Access, Place, PlaceError};
+use crate::handover::{Access, SocketPath, SocketPathError};
 use crate::kubernetes::Clients;
 use crate::peer::Pinning;
 use crate::role::{Proof, Role};
@@ -63,8 +63,8 @@ pub(crate) enum StartError {
     #[error("local.workload.{0}.role {1:?} is no backend's: {2}")]
     LocalRole(usize, String, String),
     /// The socket's directory.
-    #[error("{0}")]
-    Place(String),
+    #[error(transparent)]
+    SocketPath(#[from] SocketPathError),
     /// The socket's directory is no volume of the agent's own pod.
     #[error(
         "the socket's directory {0} is no emptyDir of this pod, so others than its containers could reach it: mount an \
@@ -77,12 +77,6 @@ pub(crate) enum StartError {
     /// Where the agent runs.
     #[error("cannot find out where the agent itself runs: {0}")]
     Surroundings(#[source] io::Error),
-}
-
-impl StartError {
-    pub(crate) fn place(error: PlaceError) -> Self {
-        Self::Place(error.to_string())
-    }
 }
 
 /// One check and how it went.
@@ -111,7 +105,7 @@ fn asks_clouds(config: &Config) -> bool {
 }
 
 /// The socket's directory, for those who are to reach it.
-pub(crate) fn place(config: &Config) -> Result<Place, StartError> {
+pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
     let own = geteuid().as_raw();
     let access = match config.identity.mode {
         IdentityMode::Kubernetes => Access::Everybody,
@@ -122,7 +116,7 @@ pub(crate) fn place(config: &Config) -> Result<Place, StartError> {
         }
         IdentityMode::Local => Access::Everybody,
     };
-    Place::open(&config.listen.socket, access).map_err(StartError::place)
+    Ok(SocketPath::open(&config.listen.socket, access)?)
 }
 
 /// The agent's own pod, whose volume the socket's directory is proved to be: an emptyDir, which the kubelet keeps under
@@ -231,7 +225,7 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     );
     note(
         "socket directory",
-        place(config)
+        socket_path(config)
             .map(|_| config.listen.socket.display().to_string())
             .map_err(text),
     );

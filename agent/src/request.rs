@@ -46,7 +46,7 @@ pub(crate) enum Ask {
     /// Many secrets by name; the body is still to be read.
     Batch {
         /// Past cache and reads that began before.
-        latest: bool,
+        fresh: bool,
     },
     /// One secret.
     Secret(SecretAsk),
@@ -64,7 +64,7 @@ pub(crate) struct SecretAsk {
     pub(crate) selector: Selector,
     pub(crate) key: Option<String>,
     /// Past cache and reads that began before.
-    pub(crate) latest: bool,
+    pub(crate) fresh: bool,
     pub(crate) shape: Shape,
     pub(crate) if_none_match: Option<HeaderValue>,
     /// For how long the answer may wait until the tag is no longer right.
@@ -109,7 +109,7 @@ impl SecretAsk {
             backend: None,
             selector: Selector::default(),
             key: None,
-            latest: false,
+            fresh: false,
             shape: Shape::Json,
             if_none_match: None,
             wait: None,
@@ -205,8 +205,8 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         }),
         "/v1/secrets:batchGet" => with(Route::Batch, &[Method::POST], &|| {
             Query::of(head, &[])?;
-            let latest = asks_for_latest(&head.headers);
-            Ok(Target::Attested(Ask::Batch { latest }))
+            let fresh = asks_for_fresh(&head.headers);
+            Ok(Target::Attested(Ask::Batch { fresh }))
         }),
         "/v1/secrets" => with(Route::List, reads, &|| {
             Ok(Target::Attested(Ask::List(list(head)?)))
@@ -259,7 +259,7 @@ fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
         backend: query.owned("backend"),
         key: query.owned("key"),
         // What the cache holds is what the caller has.
-        latest: wait.is_some() || asks_for_latest(&head.headers),
+        fresh: wait.is_some() || asks_for_fresh(&head.headers),
         shape: if prefers_raw(&head.headers) {
             Shape::Raw
         } else {
@@ -313,7 +313,7 @@ fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
         selector: query.selector("versionId", "versionStage"),
         backend: None,
         key: None,
-        latest: refresh || asks_for_latest(&head.headers),
+        fresh: refresh || asks_for_fresh(&head.headers),
         shape: Shape::Aws,
         if_none_match: None,
         wait: None,
@@ -383,7 +383,7 @@ impl Query {
     }
 }
 
-fn asks_for_latest(headers: &HeaderMap) -> bool {
+fn asks_for_fresh(headers: &HeaderMap) -> bool {
     headers.get_all(header::CACHE_CONTROL).iter().any(|value| {
         value.to_str().is_ok_and(|value| {
             value

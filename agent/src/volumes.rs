@@ -16,7 +16,7 @@ use crate::attest::pods::Pods;
 use crate::config;
 use crate::csi::control::{Ask, Failure, FailureKind, Message};
 use crate::csi::volume::{Key, Store, Volume};
-use crate::handover::{Access, Listening, Place};
+use crate::handover::{Access, Listening, SocketPath};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::server::Server;
@@ -55,7 +55,7 @@ pub(crate) struct Volumes {
 
 /// A socket that is listened on until this is dropped.
 struct Open {
-    place: Arc<Place>,
+    path: Arc<SocketPath>,
     listening: Listening,
     /// The pod whose volume it is in; none for the mounter's.
     pod: Option<PodUid>,
@@ -156,10 +156,10 @@ impl Volumes {
     /// Gives back every socket that is still its own.
     pub(crate) fn leave(&self) {
         for open in std::mem::take(&mut *self.open()).into_values() {
-            open.place.release(&open.listening);
+            open.path.release(&open.listening);
         }
         if let Some(open) = self.control().take() {
-            open.place.release(&open.listening);
+            open.path.release(&open.listening);
         }
     }
 
@@ -173,11 +173,11 @@ impl Volumes {
             Ok(Ok(stream)) => Some(stream),
             _ => None,
         };
-        let place = Place::open(&path, Access::AsItIs).map_err(io::Error::other)?;
-        let listening = place.claim(CONTROL_MODE)?;
+        let socket = SocketPath::open(&path, Access::AsItIs).map_err(io::Error::other)?;
+        let listening = socket.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
         *self.control() = Some(Open {
-            place: Arc::new(place),
+            path: Arc::new(socket),
             listening,
             pod: None,
             filling: None,
@@ -198,9 +198,9 @@ impl Volumes {
             return Ok(None);
         };
         let filling = Filling::of(&volume)?;
-        let place = Place::open(&self.store.socket(key), Access::AsItIs)
+        let socket = SocketPath::open(&self.store.socket(key), Access::AsItIs)
             .map_err(|error| failed(io::Error::other(error)))?;
-        let listening = place.claim(SOCKET_MODE).map_err(failed)?;
+        let listening = socket.claim(SOCKET_MODE).map_err(failed)?;
         let accepting = {
             let server = self.server.clone();
             let (listener, door) = (listening.listener.clone(), server.door_of(volume.pod.uid));
@@ -213,7 +213,7 @@ impl Volumes {
         open.insert(
             key.clone(),
             Open {
-                place: Arc::new(place),
+                path: Arc::new(socket),
                 listening,
                 pod: Some(volume.pod.uid),
                 filling: filling.clone(),
@@ -277,8 +277,8 @@ impl Volumes {
         self.open().get(key).is_some_and(Open::is_held)
     }
 
-    fn place_of(&self, key: &Key) -> Option<Arc<Place>> {
-        self.open().get(key).map(|open| open.place.clone())
+    fn path_of(&self, key: &Key) -> Option<Arc<SocketPath>> {
+        self.open().get(key).map(|open| open.path.clone())
     }
 
     fn volume_of(&self, key: &Key) -> Option<Volume> {
@@ -298,6 +298,6 @@ impl Volumes {
 
 impl Open {
     fn is_held(&self) -> bool {
-        self.place.holds(&self.listening)
+        self.path.holds(&self.listening)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::can_run;
 use std::time::{Duration, Instant};
-use testkit::agent::AgentProcess;
+use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::sandbox::{Sandbox, SandboxPod};
 use testkit::workload::{Flood, Flooded, Request, Signal};
 use tokio::time::sleep;
@@ -39,7 +39,7 @@ async fn under_load<T>(
 
 /// An agent that takes a cached value, so that the load is on the socket and not on the fake cloud.
 async fn agent(sandbox: &Sandbox) -> AgentProcess {
-    let quick = |settings: testkit::agent::AgentSettings| {
+    let quick = |settings: AgentSettings| {
         settings
             .set("cache.ttl", "5m")
             .set("limits.requests_per_second_per_pod", 100_000)
@@ -188,6 +188,24 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
     }
     assert!(old.signal(Signal::SIGCONT).is_ok(), "it is still there");
     assert!(old.stop().await.expect("it leaves").success());
+}
+
+#[tokio::test]
+async fn the_two_agents_of_a_hand_over_have_the_admin_port_together() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let port = free_address().expect("a port");
+    let on_it = |settings: AgentSettings| settings.set("listen.admin", port);
+    let mut old = sandbox.agent_with(on_it).await.expect("an agent");
+    let new = sandbox.agent_with(on_it).await.expect("its successor");
+    old.stop().await.expect("it leaves");
+    let answer = pod.secret("test/database-password").await;
+    assert_eq!(answer.expect("an answer").status, 200);
+    let text = new.admin("/metrics").await.expect("metrics").1;
+    let read = "latchkey_requests_total{code=\"ok\",route=\"secret\"} 1";
+    assert!(text.contains(read), "it is the successor's: {text}");
 }
 
 #[tokio::test]

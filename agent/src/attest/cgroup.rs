@@ -11,9 +11,9 @@
 //! otherwise.
 
 mod anchor;
+mod evidence;
 mod id;
 mod name;
-mod place;
 mod text;
 
 #[cfg(test)]

@@ -48,22 +48,22 @@ impl Vault {
         &self,
         values: &Values,
         key: &ReadKey,
-        latest: bool,
+        fresh: bool,
     ) -> Result<Read, (BackendError, CacheUse)> {
-        if !latest && let Some(read) = values.at_hand(key, Instant::now()) {
+        if !fresh && let Some(read) = values.at_hand(key, Instant::now()) {
             return Ok(read);
         }
         let fetch = || self.clone().fetch();
-        values.read(key, latest, asker(), fetch).await
+        values.read(key, fresh, asker(), fetch).await
     }
 
     async fn read(
         &self,
         values: &Values,
         key: &ReadKey,
-        latest: bool,
+        fresh: bool,
     ) -> Result<(String, &'static str), (Code, &'static str)> {
-        match self.ask(values, key, latest).await {
+        match self.ask(values, key, fresh).await {
             Ok(read) => Ok((read.secret.version.to_string(), read.cache.as_str())),
             Err((error, cache)) => Err((error.error.code, cache.as_str())),
         }

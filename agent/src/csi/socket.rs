@@ -5,7 +5,7 @@
 
 use super::grpc::{Services, serve};
 use super::named;
-use crate::handover::{Access, Found, Listening, Place};
+use crate::handover::{Access, Found, Listening, SocketPath};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ const MODE: u32 = 0o600;
 /// A socket that is served until this is dropped.
 pub(super) struct Socket<S> {
     path: PathBuf,
-    place: Place,
+    socket: SocketPath,
     listening: Listening,
     services: Arc<S>,
     calls: TaskTracker,
@@ -31,12 +31,12 @@ impl<S: Services> Socket<S> {
     ///
     /// If the socket's directory is not safe, or the kernel refuses.
     pub(super) fn serve(path: &Path, services: &Arc<S>, calls: &TaskTracker) -> io::Result<Self> {
-        let place = Place::open(path, Access::AsItIs).map_err(io::Error::other)?;
-        let listening = place.claim(MODE).map_err(|e| named(e, path))?;
+        let socket = SocketPath::open(path, Access::AsItIs).map_err(io::Error::other)?;
+        let listening = socket.claim(MODE).map_err(|e| named(e, path))?;
         let serving = serve(listening.listener.clone(), services.clone(), calls.clone());
         Ok(Self {
             path: path.to_owned(),
-            place,
+            socket,
             _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
             listening,
             services: services.clone(),
@@ -46,8 +46,8 @@ impl<S: Services> Socket<S> {
 
     /// Claims the path again if nobody answers there. Another mounter that does has it rightly.
     pub(super) async fn keep(&mut self) {
-        if self.place.holds(&self.listening)
-            || self.place.look(&self.listening).await != Found::Nobody
+        if self.socket.holds(&self.listening)
+            || self.socket.look(&self.listening).await != Found::Nobody
         {
             return;
         }

@@ -29,7 +29,7 @@ const BATCH_VALUES: usize = 4 * 1024 * 1024;
 const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
 
 impl Exchange {
-    pub(super) async fn batch(&self, body: Incoming, latest: bool) -> Result<Answer, RequestError> {
+    pub(super) async fn batch(&self, body: Incoming, fresh: bool) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
         let workload = &match self.in_time(FEWER, attest).await {
             Ok(workload) => workload,
@@ -49,7 +49,7 @@ impl Exchange {
         let size = &AtomicUsize::new(0);
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name, latest, size).await;
+                let outcome = self.batched(workload, &name, fresh, size).await;
                 (name, outcome)
             })
             .buffered(BATCH_WIDTH);
@@ -99,7 +99,7 @@ impl Exchange {
         &self,
         workload: &Workload,
         name: &str,
-        latest: bool,
+        fresh: bool,
         size: &AtomicUsize,
     ) -> Result<(Bytes, Room), RequestError> {
         let quota = &workload.pod().quota;
@@ -113,7 +113,7 @@ impl Exchange {
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let services = &self.services;
             let ask = services.folded(SecretAsk {
-                latest,
+                fresh,
                 ..SecretAsk::plain(name_asked)
             });
             let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;

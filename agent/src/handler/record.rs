@@ -2,7 +2,7 @@
 
 use super::Exchange;
 use crate::attest::Workload;
-use crate::audit::{Line, Place};
+use crate::audit::{Line, Reservation};
 use crate::error::RequestError;
 use crate::request::RequestId;
 use crate::server::Connection;
@@ -12,7 +12,7 @@ use tokio::time::Instant;
 /// What is known of an ask, line by line as the pipeline finds it out. It ends in the audit trail however
 /// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
 pub(super) struct Record<'a> {
-    place: Option<Place<'a>>,
+    place: Option<Reservation<'a>>,
     id: RequestId,
     asker: Asker<'a>,
     secret: &'a str,
@@ -37,7 +37,12 @@ pub(super) enum Asker<'a> {
 
 impl<'a> Record<'a> {
     /// A record of an ask of which no more is known yet.
-    pub(super) fn new(place: Place<'a>, id: RequestId, asker: Asker<'a>, secret: &'a str) -> Self {
+    pub(super) fn new(
+        place: Reservation<'a>,
+        id: RequestId,
+        asker: Asker<'a>,
+        secret: &'a str,
+    ) -> Self {
         Self {
             place: Some(place),
             id,
@@ -118,7 +123,7 @@ impl Drop for Record<'_> {
 impl Exchange {
     /// A record of the ask, with its place in the audit trail.
     pub(super) async fn record<'a>(&'a self, secret: &'a str) -> Result<Record<'a>, RequestError> {
-        let place = self.services.audit.place(self.deadline()).await?;
+        let place = self.services.audit.reserve(self.deadline()).await?;
         Ok(Record::new(
             place,
             self.id,

@@ -27,12 +27,12 @@ impl Services {
     ) -> Result<Arc<Secret>, RequestError> {
         let id = self.next_id();
         let deadline = Instant::now() + self.deadline;
-        let place = self.audit.place(deadline).await?;
+        let place = self.audit.reserve(deadline).await?;
         let mut record = Record::new(place, id, Asker::Volume(volume), name.as_str());
         record.workload = Some(workload.clone());
         let ask = self.folded(SecretAsk {
             backend: backend.map(str::to_owned),
-            latest: true,
+            fresh: true,
             ..SecretAsk::plain(name.clone())
         });
         let work = async {

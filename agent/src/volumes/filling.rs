@@ -211,8 +211,8 @@ impl Volumes {
 
     async fn put(&self, key: &Key, pod: PodUid, files: &[FileMade]) -> Result<bool, Failure> {
         // Two agents may be at it in a hand-over.
-        let _lock = match self.place_of(key) {
-            Some(place) => place.lock().await,
+        let _lock = match self.path_of(key) {
+            Some(path) => path.lock().await,
             None => None,
         };
         // Without the mount, what is written would not be in the pod's memory but in that of all pods.

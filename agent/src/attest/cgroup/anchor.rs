@@ -6,8 +6,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::evidence::{self, Evidence, View};
 use super::name::Names;
-use super::place::{self, Place, View};
 use super::text::{self, Path};
 use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 
@@ -198,12 +198,12 @@ impl Anchor {
             }
             last = line.path;
             let place = if unified_only && !line.unified {
-                place::outside(&Path::parse(line.path)?, CgroupDenial::NotAPod)?
+                evidence::outside(&Path::parse(line.path)?, CgroupDenial::NotAPod)?
             } else {
-                self.view.place(&self.names, line.path)?
+                self.view.read(&self.names, line.path)?
             };
             let pair = match place {
-                Place::Pod(place) => {
+                Evidence::Proof(place) => {
                     let nested_pod =
                         place.nested_pod || proof.is_some_and(|proof| proof.nested_pod);
                     proof = Some(PodCgroup {
@@ -212,11 +212,11 @@ impl Anchor {
                     });
                     (place.pod, place.container)
                 }
-                Place::Claim(pod, container) => {
+                Evidence::Claim(pod, container) => {
                     denial = CgroupDenial::OutsideRoot;
                     (pod, container)
                 }
-                Place::Silent(reason) => {
+                Evidence::Silent(reason) => {
                     if denial == CgroupDenial::NotAPod {
                         denial = reason;
                     }

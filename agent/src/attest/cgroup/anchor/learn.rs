@@ -5,8 +5,8 @@
 //! init is; how many of these levels are the pod's and the container's is then known by the pod's
 //! class (cgroup_namespaces(7)).
 
+use super::super::evidence::{self, View};
 use super::super::name::{self, Mismatched, Names, QosClass, UidText};
-use super::super::place::{self, View};
 use super::super::text::{self, Line, Path};
 use super::super::{CgroupDenial, PodUid};
 use super::{Anchor, AnchorError};
@@ -164,7 +164,9 @@ fn root_above(path: &[u8], own_uid: PodUid) -> Option<String> {
             ]
             .into_iter()
             .find_map(|class| name::strip_qos(pod.slice?, class))?;
-            let base = above.strip_suffix(place::RUNTIME_SERVICE).unwrap_or(above);
+            let base = above
+                .strip_suffix(evidence::RUNTIME_SERVICE)
+                .unwrap_or(above);
             slices(str::from_utf8(base).ok()?, str::from_utf8(stem).ok()?)
         }
         None => {

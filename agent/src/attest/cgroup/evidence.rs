@@ -8,9 +8,9 @@ use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 
 /// What one line says that does not deny the whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Evidence {
     /// The process is in this pod: the line proves it.
-    Pod(PodCgroup),
+    Proof(PodCgroup),
     /// The line names a pod where no kubelet of ours could: no proof, but it may not contradict one.
     Claim(PodUid, ContainerId),
     /// The line says nothing of a pod, as is normal for some controllers; alone it denies.
@@ -54,7 +54,7 @@ enum Parent {
 
 impl View {
     /// Reads one path of a hierarchy that the root is known to be in.
-    pub(super) fn place(&self, names: &Names, path: &[u8]) -> Result<Place, CgroupDenial> {
+    pub(super) fn read(&self, names: &Names, path: &[u8]) -> Result<Evidence, CgroupDenial> {
         let parsed = Path::parse(path)?;
         match self {
             Self::Absolute { .. } if parsed.up > 0 => outside(&parsed, CgroupDenial::OutsideRoot),
@@ -86,10 +86,10 @@ impl View {
 }
 
 /// Reads what follows the kubepods root, which a reader of class `own` reached by going up.
-fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Place, CgroupDenial> {
+fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Evidence, CgroupDenial> {
     let mut rest = text::names(below);
     let Some(first) = rest.clone().next() else {
-        return Ok(Place::Silent(CgroupDenial::NotAPod));
+        return Ok(Evidence::Silent(CgroupDenial::NotAPod));
     };
     let Some(class) = names.qos(first) else {
         return match PodName::parse(first) {
@@ -110,9 +110,9 @@ fn in_class<'a>(
     names: &Names,
     mut rest: impl Iterator<Item = &'a [u8]>,
     parent: Parent,
-) -> Result<Place, CgroupDenial> {
+) -> Result<Evidence, CgroupDenial> {
     let Some(first) = rest.next() else {
-        return Ok(Place::Silent(CgroupDenial::NotAPod));
+        return Ok(Evidence::Silent(CgroupDenial::NotAPod));
     };
     let pod = PodName::parse(first).ok_or(CgroupDenial::NotAPod)?;
     let fits = match parent {
@@ -130,7 +130,7 @@ fn in_class<'a>(
 
 /// Reads a path that lies beside the root as the cgroup of a container whose runtime does not use
 /// the kubelet's driver; none if it is no such path.
-fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Place, CgroupDenial>> {
+fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Evidence, CgroupDenial>> {
     let below = text::below(path, base)?;
     let mut rest = text::names(text::below(below, RUNTIME_SERVICE).unwrap_or(below));
     let Mismatched { pod, container } = Mismatched::parse(rest.next()?)?;
@@ -149,7 +149,7 @@ fn in_pod<'a>(
     pod: &PodName<'_>,
     container: Result<&[u8], CgroupDenial>,
     mut rest: impl Iterator<Item = &'a [u8]>,
-) -> Result<Place, CgroupDenial> {
+) -> Result<Evidence, CgroupDenial> {
     let pod = match pod.uid {
         UidText::Invalid => return Err(CgroupDenial::Malformed),
         UidText::Static => return Err(CgroupDenial::StaticPod),
@@ -157,7 +157,7 @@ fn in_pod<'a>(
     };
     let container = name::container(container?)?;
     let nested_pod = rest.any(|name| name::claimed_uid(name).is_some());
-    Ok(Place::Pod(PodCgroup {
+    Ok(Evidence::Proof(PodCgroup {
         pod,
         container,
         nested_pod,
@@ -166,7 +166,7 @@ fn in_pod<'a>(
 
 /// Reads a path that is not known to begin at the root; `otherwise` is why it denies if it claims
 /// no pod.
-pub(super) fn outside(path: &Path<'_>, otherwise: CgroupDenial) -> Result<Place, CgroupDenial> {
+pub(super) fn outside(path: &Path<'_>, otherwise: CgroupDenial) -> Result<Evidence, CgroupDenial> {
     let mut names = path.names();
     let mut silent = otherwise;
     while let Some(name) = names.next() {
@@ -179,12 +179,12 @@ pub(super) fn outside(path: &Path<'_>, otherwise: CgroupDenial) -> Result<Place,
                     None => names.next(),
                 };
                 return match container.map(name::container) {
-                    Some(Ok(container)) => Ok(Place::Claim(pod, container)),
+                    Some(Ok(container)) => Ok(Evidence::Claim(pod, container)),
                     _ => Err(CgroupDenial::OutsideRoot),
                 };
             }
             Some(_) => return Err(CgroupDenial::OutsideRoot),
         }
     }
-    Ok(Place::Silent(silent))
+    Ok(Evidence::Silent(silent))
 }
