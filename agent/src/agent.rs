@@ -294,6 +294,7 @@ impl Agent {
         let Self {
             config,
             keeper,
+            admin,
             services,
             server,
             mut tasks,
@@ -313,6 +314,8 @@ impl Agent {
         keeper.leave().await;
         sleep(LAST_LOOK).await;
         tasks.shutdown().await;
+        // A successor in the same network has the port alone from now on.
+        drop(admin);
         server.tasks.close();
         if timeout_at(deadline, server.tasks.wait()).await.is_err() {
             tracing::warn!(

@@ -166,7 +166,6 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
             let more = std::iter::from_fn(|| lines.try_recv().ok());
             batch.extend(more.take(BATCH - batch.len()));
         }
-        text.clear();
         batch
             .drain(..)
             .for_each(|line| text.extend_from_slice(&line));
@@ -175,6 +174,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
             tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
             return;
         }
+        text.clear();
         text.shrink_to(TEXT_KEPT);
     }
 }

@@ -42,7 +42,7 @@ pub(crate) enum Access {
     /// Everybody who mounts its directory or sees it: who may ask is decided by who they are, and a pod with a user
     /// namespace of its own is nobody's uid here. The directory is theirs to enter, ours alone to change.
     Everybody,
-    /// Whoever its directory lets in, which is the kubelet's.
+    /// Whoever its directory lets in as it is: the kubelet's, or one that somebody has made for a few.
     AsItIs,
     /// The agent's own user.
     OwnUser,

@@ -114,7 +114,7 @@ pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
         IdentityMode::Local if config.local.iter().all(|w| [0, own].contains(&w.uid)) => {
             Access::OwnUser
         }
-        IdentityMode::Local => Access::Everybody,
+        IdentityMode::Local => Access::AsItIs,
     };
     Ok(SocketPath::open(&config.listen.socket, access)?)
 }

@@ -28,10 +28,10 @@ const REQUESTS_A_TURN: usize = 8;
 /// How many bytes of answers may lie here for a pod that does not read them: more than any one answer has.
 const UNREAD: usize = 8 << 20;
 
-/// The same for all pods of the node together, well below the memory that the agent is given.
+/// The same for all pods of the node together, beyond what each has for itself; well below the agent's memory.
 const NODES_UNREAD: usize = 4 * UNREAD;
 
-/// What of it each pod has for itself, so that no others can leave it without.
+/// What each pod has for itself beside that, so that no others can leave it without.
 const OWN_UNREAD: usize = 128 << 10;
 
 /// Answers that are shorter are not counted: all of a pod's connections together hold little of them.

@@ -18,7 +18,7 @@ const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
 /// How often in a row a token service may be out of reach before that is remembered too, and for how long: each exchange
 /// begins with a token, and a region that does not exist is its pod's own doing.
-const UNREACHABLE: (u32, Duration) = (3, Duration::from_secs(1));
+const UNREACHABLE: (u32, Duration) = (10, Duration::from_secs(1));
 
 /// How long at most a token service that asks to slow down is left alone.
 const LONGEST_REST: Duration = Duration::from_secs(10);

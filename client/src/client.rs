@@ -229,7 +229,8 @@ impl Client {
         // As long as one request may take, whatever their number.
         let until = Instant::now() + self.patience;
         let response: BatchResponse = answer.read()?;
-        let mut open: Vec<&String> = names.iter().collect();
+        let has_failed = |name: &&String| response.errors.iter().any(|e| e.name == **name);
+        let mut open: Vec<&String> = names.iter().filter(|name| !has_failed(name)).collect();
         for wire in response.secrets {
             let mut secret = Secret::of(wire, None)?;
             // A vault that does not tell spellings apart has them all answered under one.

@@ -170,7 +170,7 @@ pub struct Identity {
     pub service_account: String,
     /// The container's id, 64 hexadecimal characters.
     pub container_id: String,
-    /// Whether the pod uses the node's network.
+    /// Whether the pod uses the node's network; true outside of pods, where everybody uses the machine's.
     pub host_network: bool,
     /// The node that the agent serves.
     pub node: String,

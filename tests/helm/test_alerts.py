@@ -32,7 +32,7 @@ WELL = {
     'latchkey_requests_total{route="secret",code="denied"}': rises(1),
     'latchkey_requests_total{route="secret",code="internal"}': rises(0),
     "latchkey_pods": "30x60",
-    "latchkey_watch_failures_total": "0x20 3x20 6x20",
+    "latchkey_watch_failures_total": "0x20 15x20 18x20",
     'latchkey_attestations_total{outcome="ok"}': rises(100),
     'latchkey_attestations_total{outcome="identity_changed"}': rises(0),
     'latchkey_attestations_total{outcome="nested_pod_seen"}': rises(0),

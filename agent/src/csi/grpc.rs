@@ -32,7 +32,7 @@ const MESSAGE_LIMIT: usize = 192 << 10;
 const WINDOW: u32 = 64 << 10;
 
 /// How many connections are served at the same time. The others wait: the kubelet has patience, the mounter's memory not.
-const CONNECTIONS: usize = 16;
+const CONNECTIONS: usize = 32;
 
 /// How long the accept loop rests when the machine has run out of something.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);

@@ -15,6 +15,7 @@ use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::yield_now;
+use tokio::time::Instant;
 
 /// The longest body of a batch, in bytes.
 const BATCH_BODY: usize = 64 * 1024;
@@ -103,9 +104,11 @@ impl Exchange {
         size: &AtomicUsize,
     ) -> Result<(Bytes, Room), RequestError> {
         let quota = &workload.pod().quota;
+        let began = Instant::now();
         // First, so that those who wait for it hold no place in the trail.
         let permit = self.in_time(FEWER, quota.batched()).await;
         let mut record = self.record(name).await?;
+        record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
             let _permit = permit?;
@@ -161,9 +164,10 @@ async fn batch_names(body: Incoming) -> Result<Vec<String>, RequestError> {
         )));
     }
     // Each stands in a line of the trail and in the answer, whatever else is wrong with it.
-    if names.iter().any(|name| name.len() > SecretName::MAX_LENGTH) {
+    let is_long = |name: &String| name.len() > SecretName::MAX_LENGTH;
+    if let Some(index) = names.iter().position(is_long) {
         return Err(RequestError::invalid(format!(
-            "a secret's name has at most {} bytes",
+            "names[{index}] has more than {} bytes: no vault has such a secret",
             SecretName::MAX_LENGTH
         )));
     }

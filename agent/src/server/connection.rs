@@ -115,7 +115,7 @@ impl Connection {
                 }
                 (Origin::of(&peer, place), attestor.known(&peer, place))
             }
-            Err(error) => (Origin::elsewhere(&peer), Err(error)),
+            Err(error) => (Origin::of_unknown(&peer, entrance, &error), Err(error)),
         };
         let place = || {
             let place = doorman.let_in(origin);

@@ -1,7 +1,7 @@
 //! Who may wait at the door: peers that are not attested, so many in all and few from one pod or cgroup.
 
-use crate::attest::Place;
 use crate::attest::cgroup::PodUid;
+use crate::attest::{AttestError, Entrance, Place};
 use crate::peer::Peer;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,6 +24,8 @@ pub(crate) struct Doorman {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Origin {
     Pod(PodUid),
+    /// A cgroup that cannot be told from a pod's yet, by a hash of its text.
+    Untold(u64),
     /// A cgroup that is no pod's, by a hash of its text.
     Elsewhere(u64),
 }
@@ -43,19 +45,27 @@ impl Origin {
     pub(super) fn of(peer: &Peer, place: Place) -> Self {
         match place {
             Place::Pod(cgroup) => Self::Pod(cgroup.pod),
-            Place::Local(_) | Place::OwnPod | Place::Volume => Self::elsewhere(peer),
+            Place::Local(_) | Place::OwnPod | Place::Volume => Self::Elsewhere(cgroup_of(peer)),
         }
     }
 
-    /// Where a peer comes from that is in no pod's cgroup.
-    pub(super) fn elsewhere(peer: &Peer) -> Self {
-        let mut text = Vec::new();
-        // A peer that cannot be read shares its places with all of its kind.
-        let _ = peer.read_cgroup(&mut text);
-        let mut hasher = DefaultHasher::new();
-        text.hash(&mut hasher);
-        Self::Elsewhere(hasher.finish())
+    /// Where a peer comes from that came in by `entrance` and is in no pod that is known.
+    pub(super) fn of_unknown(peer: &Peer, entrance: Entrance, error: &AttestError) -> Self {
+        match (entrance, error) {
+            (Entrance::Pod(pod), _) => Self::Pod(pod),
+            (Entrance::Shared, AttestError::NotYet(_)) => Self::Untold(cgroup_of(peer)),
+            (Entrance::Shared, _) => Self::Elsewhere(cgroup_of(peer)),
+        }
     }
+}
+
+/// A hash of what the peer's cgroup file says. A peer that cannot be read shares its places with all of its kind.
+fn cgroup_of(peer: &Peer) -> u64 {
+    let mut text = Vec::new();
+    let _ = peer.read_cgroup(&mut text);
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 // === impl Doorman ===
@@ -74,7 +84,7 @@ impl Doorman {
     pub(super) fn let_in(self: &Arc<Self>, origin: Origin) -> Option<Waiting> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let strangers = match origin {
-            Origin::Pod(_) => None,
+            Origin::Pod(_) | Origin::Untold(_) => None,
             Origin::Elsewhere(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
         };
         let mut by_cgroup = self

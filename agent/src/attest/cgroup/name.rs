@@ -1,7 +1,7 @@
 //! What one segment of a cgroup path can be: a QoS directory, a pod, a container, a monitor.
 //!
 //! A kubelet writes the names of the first two in the way of its cgroup driver, a runtime those
-//! of the others in its own. Which segment may stand where is decided in `place.rs`.
+//! of the others in its own. Which segment may stand where is decided in `evidence.rs`.
 
 use std::str::FromStr;
 
