@@ -1,14 +1,41 @@
 //! `latchkey exec`: the program has its secrets and is a process of its own.
 
-use super::{Client, can_run, ended};
+use super::{Client, can_run, command_in, ended};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
 use testkit::aws::{Operation, SecretInput};
+use testkit::sandbox::azure::AzureSandbox;
 use testkit::sandbox::{CANARY, REGION, password};
 use tokio::time::{sleep, timeout};
 
 const DB: &str = "test/database-password=DB";
+
+#[tokio::test]
+async fn a_variable_is_there_however_the_name_is_spelt_that_the_vault_folds() {
+    if !can_run() {
+        return;
+    }
+    let node = AzureSandbox::start().await.expect("a sandbox");
+    let client = node.namespace("test");
+    node.secret(&client, "test--key", "from the vault");
+    let _agent = node.agent().await.expect("an agent");
+    let pod = node.sandbox.pod("test", "web").await.expect("a pod");
+    let program = [
+        "exec",
+        "Test/Key=KEY",
+        "--",
+        "sh",
+        "-c",
+        "printf %s \"$KEY\"",
+    ];
+    let said = ended(command_in(&pod, &node.sandbox.socket(), &program)).await;
+    assert_eq!(
+        (said.code, &*said.stdout),
+        (Some(0), "from the vault"),
+        "{said:?}"
+    );
+}
 
 #[tokio::test]
 async fn a_program_has_its_secrets_in_its_environment_and_none_in_its_arguments() {
