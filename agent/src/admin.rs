@@ -95,7 +95,7 @@ fn answer(
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into());
     }
     match request.uri().path() {
-        // Where stderr has ended, a new container gets a new one: the only want that a restart stills.
+        // Where stderr has ended, a new container gets a new one: the only fault that a restart mends.
         "/livez" if services.audit.is_broken() => text(
             StatusCode::SERVICE_UNAVAILABLE,
             "the audit trail cannot be written any more\n".into(),

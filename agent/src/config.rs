@@ -27,7 +27,7 @@ use std::{
 
 use hyper::header::HeaderName;
 
-pub(crate) use self::aws::AwsConfig;
+pub(crate) use self::aws::{AwsConfig, is_aws_name_byte, is_region};
 pub(crate) use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
 pub(crate) use self::csi::Csi;
@@ -36,7 +36,6 @@ pub(crate) use self::gcp::{GcpConfig, GcpProvider};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::principal::{LocalRole, LocalWorkload, Sidecar};
 pub(crate) use self::stores::{FileConfig, PassConfig};
-pub(crate) use self::value::{is_aws_name_byte, is_region};
 use self::{reader::Reader, settings::Settings};
 
 /// Where the configuration lies when no other file is named.

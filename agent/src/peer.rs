@@ -114,18 +114,12 @@ impl Peer {
             pidfd: Some(pidfd),
             pinning,
         };
-        match pinning {
-            // Both are the kernel's word on the connection; whoever reads by the number looks at the pidfd afterwards.
-            Pinning::ByPidfd => Ok(peer),
-            Pinning::ByNumber => {
-                peer.must_own(stream)?;
-                if peer.is_alive() {
-                    Ok(peer)
-                } else {
-                    Err(PeerError::Gone)
-                }
-            }
+        // By pidfd, both are the kernel's word on the connection; whoever reads by the number looks at the pidfd afterwards.
+        if pinning == Pinning::ByNumber {
+            peer.must_own(stream)?;
+            peer.must_be_alive()?;
         }
+        Ok(peer)
     }
 
     /// The process that connected `stream`, whether or not the agent can see it: for a socket that proves by itself
@@ -183,6 +177,19 @@ impl Peer {
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 
+    /// Proves what was read of the process by its number: see [`Self::is_alive`].
+    ///
+    /// # Errors
+    ///
+    /// If it has exited.
+    pub(crate) fn must_be_alive(&self) -> Result<(), PeerError> {
+        if self.is_alive() {
+            Ok(())
+        } else {
+            Err(PeerError::Gone)
+        }
+    }
+
     /// Appends the text of the process's cgroup file to `text`, which is proved to be that of the process
     /// that connected: that process is alive afterwards, so nobody else has had its number before.
     ///
@@ -191,11 +198,7 @@ impl Peer {
     /// If the process has exited or the file cannot be read.
     pub(crate) fn read_cgroup(&self, text: &mut Vec<u8>) -> Result<(), PeerError> {
         self.read("cgroup", CGROUP_LIMIT, text)?;
-        if self.is_alive() {
-            Ok(())
-        } else {
-            Err(PeerError::Gone)
-        }
+        self.must_be_alive()
     }
 
     /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.

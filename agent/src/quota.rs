@@ -147,22 +147,17 @@ impl Quota {
     /// `busy` if too much lies here unread, of the pod's or of all pods'.
     pub(crate) fn answer(&self, size: u64) -> Result<Room, RequestError> {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
-        let room = |of: &Arc<Semaphore>, full| {
-            of.clone()
-                .try_acquire_many_owned(size)
-                .map_err(|_| RequestError::new(Code::Busy, full))
-        };
+        let room = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(size).ok();
+        let full = |text: &'static str| move || RequestError::new(Code::Busy, text);
         Ok(Room {
-            _of_pod: room(
-                &self.unread,
+            _of_pod: room(&self.unread).ok_or_else(full(
                 "this pod has not read the answers to its other requests yet; read them first",
-            )?,
-            _own_or_of_node: room(&self.own_unread, "").or_else(|_| {
-                room(
-                    &self.nodes_unread.0,
+            ))?,
+            _own_or_of_node: room(&self.own_unread)
+                .or_else(|| room(&self.nodes_unread.0))
+                .ok_or_else(full(
                     "the pods of this node have left too many answers unread; try again",
-                )
-            })?,
+                ))?,
         })
     }
 

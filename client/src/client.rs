@@ -183,8 +183,10 @@ impl Client {
         secret(&answer).map(Some)
     }
 
-    /// Reads the latest versions of many secrets, a hundred at a time; each has the name that it was asked for by. What a batch has no time or room for is asked
-    /// for once more by itself, all of these together in the time that one request may take.
+    /// Reads the latest versions of many secrets, a hundred at a time; each has the name that it was asked for by.
+    ///
+    /// What a batch has no time or room for is asked for once more by itself, all of these together in the time that one
+    /// request may take.
     ///
     /// # Errors
     ///

@@ -1,4 +1,6 @@
-//! What a pod may ask for from its first moment to after its last, and what the agent knows while the API server is away.
+//! What a pod may ask for from its first moment to after its last.
+
+mod away;
 
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
@@ -290,75 +292,6 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
     sandbox.kube.compact();
     sandbox.kube.restart().await.expect("it comes back");
     until(&old, is_no_workload).await;
-}
-
-#[tokio::test]
-async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
-    if !can_run() {
-        return;
-    }
-    let (sandbox, agent) = scene().await;
-    let failures = async || {
-        let failures = agent.metric("latchkey_watch_failures_total").await;
-        failures.expect("metrics")
-    };
-    let known = sandbox.pod("test", "known").await.expect("a pod");
-    assert!(is_own(&known.get(OWN).await.expect("an answer")));
-    let before = failures().await;
-    sandbox.kube.stop().await;
-    assert!(is_own(&known.get(OWN).await.expect("an answer")));
-    // Its container restarts: another id, which nobody can name now.
-    let spec = sandbox.place(known.object.uid(), &container_id());
-    let restarted = Workload::start(spec).await.expect("a process");
-    assert!(is_own(&restarted.get(OWN).await.expect("an answer")));
-    let new = sandbox.pod("test", "new").await.expect("a pod");
-    let answer = new.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
-    // Past the age at which the account is looked up before it is used.
-    sleep(Duration::from_secs(26)).await;
-    assert!(is_own(&known.get(OWN).await.expect("an answer")));
-    // One every three seconds at least, for whoever watches over the agent.
-    let failed = failures().await - before;
-    assert!(failed >= 5.0, "{failed} failures");
-    sandbox
-        .kube
-        .start_again()
-        .await
-        .expect("the port is its own");
-    let back = Instant::now();
-    until(&new, is_own).await;
-    assert!(
-        back.elapsed() < Duration::from_secs(5),
-        "it took {:?}",
-        back.elapsed()
-    );
-}
-
-#[tokio::test]
-async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_back() {
-    if !can_run() {
-        return;
-    }
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    sandbox.kube.stop().await;
-    let mut agent = sandbox
-        .settings()
-        .expect("settings")
-        .start()
-        .await
-        .expect("a process");
-    agent.until_served().await.expect("pods find somebody");
-    let (status, text) = agent.admin("/readyz").await.expect("an answer");
-    assert_eq!(status, 503);
-    assert!(text.contains("pods"), "{text}");
-    sandbox
-        .kube
-        .start_again()
-        .await
-        .expect("the port is its own");
-    agent.until_ready().await.expect("it becomes ready");
-    assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
 }
 
 #[tokio::test]

@@ -87,11 +87,7 @@ impl Local {
         if pid_depth(&status) != Some(self.own.pid_depth) || self.is_elsewhere(peer, "ns/pid")? {
             return Err(AttestError::Denied("other_pid_namespace"));
         }
-        if peer.is_alive() {
-            Ok(())
-        } else {
-            Err(AttestError::Gone)
-        }
+        Ok(peer.must_be_alive()?)
     }
 
     /// Whether the peer is in another namespace of that kind than the agent. The link can be read of processes of the

@@ -52,13 +52,19 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn no_more_is_asked_for_than_is_wanted_nor_than_the_cloud_gives_at_once() {
+    /// How many names the cloud was asked for each time, and the page of so many that came of it.
+    async fn collected(limit: usize) -> (Vec<usize>, Page) {
         let mut asked = Vec::new();
-        let found = collect(5, 3, None, |wanted, from| {
+        let found = collect(limit, 3, None, |wanted, from| {
             ready(Ok(page(&mut asked, wanted, from)))
         });
         let found = found.await.expect("a page");
+        (asked, found)
+    }
+
+    #[tokio::test]
+    async fn no_more_is_asked_for_than_is_wanted_nor_than_the_cloud_gives_at_once() {
+        let (asked, found) = collected(5).await;
         assert_eq!(asked, [3, 2, 2]);
         assert_eq!(found.names, ["0", "0", "0", "2", "2"]);
         assert_eq!(found.next.as_deref(), Some("3"));
@@ -66,11 +72,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_page_ends_after_so_many_calls_and_leads_on() {
-        let mut asked = Vec::new();
-        let found = collect(1000, 3, None, |wanted, from| {
-            ready(Ok(page(&mut asked, wanted, from)))
-        });
-        let found = found.await.expect("a page");
+        let (asked, found) = collected(1000).await;
         assert_eq!((asked.len(), found.names.len()), (CALLS, 3 * CALLS / 2));
         assert_eq!(found.next, Some(CALLS.to_string()));
     }

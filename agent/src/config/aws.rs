@@ -5,8 +5,11 @@ use std::time::Duration;
 use super::{
     backends::check_timeout,
     reader::Reader,
+    settings::Value,
     value::{self, Wrong},
 };
+
+const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
 
 /// AWS Secrets Manager, and the STS before it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,15 +39,15 @@ impl AwsConfig {
         let default = Self::default();
         let key = |name: &str| format!("{section}.{name}");
         Self {
-            region: reader.read_or(&key("region"), &["AWS_REGION"], value::region, None),
+            region: reader.read_or(&key("region"), &["AWS_REGION"], region, None),
             fallback_regions: reader.read(
                 &key("fallback_regions"),
-                value::regions,
+                regions,
                 default.fallback_regions,
             ),
             audiences: reader.read(&key("audiences"), value::audiences, default.audiences),
             allow_arns: reader.read(&key("allow_arns"), value::boolean, default.allow_arns),
-            prefix: reader.read(&key("prefix"), value::aws_prefix, default.prefix),
+            prefix: reader.read(&key("prefix"), prefix, default.prefix),
             endpoint: reader.read_or(
                 &key("endpoint"),
                 &["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"],
@@ -119,4 +122,69 @@ impl Default for AwsConfig {
             timeout: value::CALL_TIMEOUT,
         }
     }
+}
+
+/// A region's code, or nothing.
+fn region(value: &Value) -> Result<Option<String>, Wrong> {
+    let region = value::text(value, REGION_REMEDY)?;
+    if region.is_empty() {
+        return Ok(None);
+    }
+    check_region(region).map(|()| Some(region.to_owned()))
+}
+
+fn regions(value: &Value) -> Result<Vec<String>, Wrong> {
+    value::list(
+        value,
+        "write a list of regions, such as [\"eu-west-1\"]",
+        check_region,
+    )
+}
+
+fn check_region(region: &str) -> Result<(), Wrong> {
+    if is_region(region) {
+        return Ok(());
+    }
+    let remedy = if region.contains("fips") {
+        "write the region itself and set AWS_USE_FIPS_ENDPOINT=true"
+    } else {
+        REGION_REMEDY
+    };
+    Err(Wrong::text(region, "no region's code", remedy))
+}
+
+/// Whether that is the code of an AWS region. It becomes part of a host name: nothing else may get there, and no name
+/// that only an SDK knows, such as `aws-global` and `fips-us-east-1`.
+pub(crate) fn is_region(text: &str) -> bool {
+    let parts: Vec<&str> = text.split('-').collect();
+    let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
+    let right = match parts.as_slice() {
+        [area @ .., number] if area.len() >= 2 => {
+            area.iter().all(word)
+                && (1..=2).contains(&number.len())
+                && number.bytes().all(|b| b.is_ascii_digit())
+        }
+        _ => false,
+    };
+    right && text.len() <= 32 && !text.contains("fips")
+}
+
+/// What stands before every name, in the characters of AWS Secrets Manager.
+fn prefix(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-, without //, . or .. as a part";
+    let prefix = value::text(value, remedy)?;
+    let parts_right =
+        prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
+    let right =
+        prefix.len() <= value::MAX_PREFIX && prefix.bytes().all(is_aws_name_byte) && parts_right;
+    if right {
+        Ok(prefix.to_owned())
+    } else {
+        Err(Wrong::text(prefix, "no prefix", remedy))
+    }
+}
+
+/// Whether the name of a secret in AWS Secrets Manager may hold that byte.
+pub(crate) fn is_aws_name_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"/_+=.@-".contains(&byte)
 }

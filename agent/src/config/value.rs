@@ -413,53 +413,6 @@ pub(super) fn name_prefixes(value: &Value) -> Result<Vec<String>, Wrong> {
     })
 }
 
-/// A region's code, or nothing.
-pub(super) fn region(value: &Value) -> Result<Option<String>, Wrong> {
-    let region = text(value, REGION_REMEDY)?;
-    if region.is_empty() {
-        return Ok(None);
-    }
-    check_region(region).map(|()| Some(region.to_owned()))
-}
-
-pub(super) fn regions(value: &Value) -> Result<Vec<String>, Wrong> {
-    list(
-        value,
-        "write a list of regions, such as [\"eu-west-1\"]",
-        check_region,
-    )
-}
-
-const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
-
-fn check_region(region: &str) -> Result<(), Wrong> {
-    if is_region(region) {
-        return Ok(());
-    }
-    let remedy = if region.contains("fips") {
-        "write the region itself and set AWS_USE_FIPS_ENDPOINT=true"
-    } else {
-        REGION_REMEDY
-    };
-    Err(Wrong::text(region, "no region's code", remedy))
-}
-
-/// Whether that is the code of an AWS region. It becomes part of a host name: nothing else may get there, and no name
-/// that only an SDK knows, such as `aws-global` and `fips-us-east-1`.
-pub(crate) fn is_region(text: &str) -> bool {
-    let parts: Vec<&str> = text.split('-').collect();
-    let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
-    let right = match parts.as_slice() {
-        [area @ .., number] if area.len() >= 2 => {
-            area.iter().all(word)
-                && (1..=2).contains(&number.len())
-                && number.bytes().all(|b| b.is_ascii_digit())
-        }
-        _ => false,
-    };
-    right && text.len() <= 32 && !text.contains("fips")
-}
-
 /// The audiences that a subject token may have, at least one.
 pub(super) fn audiences(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of the cloud's audiences, such as [\"sts.amazonaws.com\"]";
@@ -492,25 +445,6 @@ fn check_audience(audience: &str, remedy: &str) -> Result<(), Wrong> {
         ));
     }
     Ok(())
-}
-
-/// What stands before every name, in the characters of AWS Secrets Manager.
-pub(super) fn aws_prefix(value: &Value) -> Result<String, Wrong> {
-    let remedy = "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-, without //, . or .. as a part";
-    let prefix = text(value, remedy)?;
-    let parts_right =
-        prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
-    let right = prefix.len() <= MAX_PREFIX && prefix.bytes().all(is_aws_name_byte) && parts_right;
-    if right {
-        Ok(prefix.to_owned())
-    } else {
-        Err(Wrong::text(prefix, "no prefix", remedy))
-    }
-}
-
-/// Whether the name of a secret in AWS Secrets Manager may hold that byte.
-pub(crate) fn is_aws_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"/_+=.@-".contains(&byte)
 }
 
 /// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.

@@ -26,9 +26,11 @@ const CONNECTION_AGE: Duration = Duration::from_secs(15);
 /// How long a call under way may still take when its connection is to end; the kubelet gives up after two minutes.
 const LAST_CALL: Duration = Duration::from_secs(120);
 
-/// The longest message, and so much is read ahead of one. A token has some 1,500 bytes; the rest are the volume's
-/// attributes, which whoever makes the pod may make as long as they like.
+/// The longest message. A token has some 1,500 bytes; the rest are the volume's attributes, which whoever makes the pod
+/// may make as long as they like.
 const MESSAGE_LIMIT: usize = 192 << 10;
+
+/// How many bytes of a message may come before any of them is looked at.
 const WINDOW: u32 = 64 << 10;
 
 /// How many connections are served at the same time. The others wait: the kubelet has patience, the mounter's memory not.

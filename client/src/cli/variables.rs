@@ -93,15 +93,12 @@ impl Secrets {
             Failure::new(exit_of(refusal.code), refusal.to_string()).of(name)
         });
         let Some(first) = failures.next() else {
-            let missing = wanted
-                .iter()
-                .find(|wanted| !secrets.contains_key(&wanted.secret));
-            return match missing {
-                None => Ok(Self(secrets)),
-                Some(Wanted { secret, .. }) => Err(Failure::other(format!(
-                    "{secret}: the agent said nothing of it, so nothing is begun"
-                ))),
-            };
+            let is_missing = |wanted: &&Wanted| !secrets.contains_key(&wanted.secret);
+            if let Some(missing) = wanted.iter().find(is_missing) {
+                let text = "the agent said nothing of it, so nothing is begun";
+                return Err(Failure::other(text).of(&missing.secret));
+            }
+            return Ok(Self(secrets));
         };
         // Each has its line; the last one said is the first one asked for, whose code it is.
         for failure in failures {

@@ -122,8 +122,9 @@ impl Facts {
             let listed: BTreeSet<&str> = listed.split([',', ';']).map(str::trim).collect();
             containers
                 .values()
-                .map(|container: &Container| container.name.clone())
-                .filter(|name| listed.contains(&**name))
+                .map(|container: &Container| &container.name)
+                .filter(|name| listed.contains(&***name))
+                .cloned()
                 .collect()
         };
         let exempt = annotations
