@@ -159,6 +159,7 @@ impl Node {
                 && let Ok(None) = self.store.load(&turn.key)
             {
                 self.forget(&turn.key);
+                self.remove(&turn.key);
             }
         }
     }
@@ -220,18 +221,24 @@ impl Node {
             tracing::warn!(uid = %target.pod, %error, "cannot remove a volume's mount");
             return Err(error);
         }
-        match self.store.load(key) {
+        let recorded = match self.store.load(key) {
             // Another volume's that happens to have this name: it is not ours to remove.
             Ok(Some(volume)) if volume.target != target.path => return Ok(()),
-            Ok(Some(volume)) => {
-                // If the agent does not hear it, it notices that the record is gone.
-                let farewell = self.agent.ask(Ask::Unpublish(volume.id), Vec::new());
-                let _ = timeout(FAREWELL, farewell).await;
+            Ok(recorded) => recorded,
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the record of a volume");
+                None
             }
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "cannot read the record of a volume"),
-        }
+        };
+        // Before the agent lets go: it looks at the records each second, and would listen in the volume again while the
+        // directory is being removed.
         self.forget(key);
+        if let Some(volume) = recorded {
+            // If the agent does not hear it, it notices that the record is gone.
+            let farewell = self.agent.ask(Ask::Unpublish(volume.id), Vec::new());
+            let _ = timeout(FAREWELL, farewell).await;
+        }
+        self.remove(key);
         Ok(())
     }
 
@@ -239,6 +246,9 @@ impl Node {
         if let Err(error) = self.store.forget(key) {
             tracing::warn!(%error, "cannot remove the record of a volume");
         }
+    }
+
+    fn remove(&self, key: &Key) {
         if let Err(error) = mount::unmount(&self.store.directory(key)) {
             tracing::warn!(%error, "cannot unmount the memory of a volume");
         }

@@ -10,6 +10,8 @@ use std::path::Path;
 use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::until;
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
 
 #[tokio::test]
@@ -179,6 +181,42 @@ async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
             .expect("a metric")
             < 1.0
     );
+}
+
+/// It looks at the records each second, and where it finds one it listens: in a directory that is just being removed, too.
+#[tokio::test]
+async fn the_agent_hears_that_a_volume_goes_when_its_record_is_gone_and_its_directory_is_there() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    drop(pod.workload);
+    node.kill_agent().await;
+    let run = node.kubelet.directory().join("run");
+    // In the agent's place.
+    fs::remove_file(run.join("control.sock")).expect("the agent's");
+    let listener = UnixListener::bind(run.join("control.sock")).expect("a socket");
+    let names = |directory: &str| {
+        fs::read_dir(run.join(directory))
+            .expect("it is there")
+            .count()
+    };
+    assert_eq!((names("v"), names("p")), (1, 1));
+    let heard = async {
+        let (mut mounter, _) = listener.accept().await.expect("a connection");
+        let length = mounter.read_u32().await.expect("a frame");
+        let mut question = vec![0; length as usize];
+        mounter.read_exact(&mut question).await.expect("all of it");
+        let question = String::from_utf8(question).expect("JSON");
+        (question, names("v"), names("p"))
+    };
+    let (gone, (question, records, directories)) =
+        tokio::join!(node.kubelet.unpublish(&pod.volume), heard);
+    gone.expect("it goes all the same");
+    assert!(question.contains("unpublish"), "{question}");
+    assert_eq!((records, directories), (0, 1));
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
 }
 
 #[tokio::test]
