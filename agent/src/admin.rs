@@ -23,6 +23,9 @@ const CONNECTIONS: usize = 64;
 /// How long one of them may take to ask.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest head of a request, in bytes.
+const HEAD_LIMIT: usize = 8 * 1024;
+
 /// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`,
 /// socket(7)); the kernel lets only processes of the same uid share it.
 ///
@@ -69,6 +72,8 @@ pub(crate) async fn serve(
                 .keep_alive(false)
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
+                // What is unfinished is kept for everybody who can reach the port.
+                .max_buf_size(HEAD_LIMIT)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
         });

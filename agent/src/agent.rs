@@ -17,7 +17,7 @@ use crate::preflight::{self, StartError};
 use crate::readiness::Readiness;
 use crate::server::Server;
 use crate::taint;
-use crate::volumes::Volumes;
+use crate::volumes::{Left, Volumes};
 use callers::Callers;
 pub(crate) use callers::account_of;
 use std::net::SocketAddr;
@@ -181,11 +181,10 @@ impl Agent {
     /// # Errors
     ///
     /// If the listener fails, or the path cannot be taken.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> std::io::Result<()> {
+    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> std::io::Result<Drained> {
         let mut roll = self.begin();
         self.serve(&mut roll, shutdown).await?;
-        self.drain(roll).await;
-        Ok(())
+        Ok(self.drain(roll).await)
     }
 
     /// Begins to follow the pods, to answer the operator and to accept workloads. What it gives looks after the
@@ -290,7 +289,7 @@ impl Agent {
     }
 
     /// Answers what is in flight and what still comes, until nobody comes any more or the drain's time is over.
-    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>) {
+    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>) -> Drained {
         let Self {
             config,
             keeper,
@@ -311,24 +310,44 @@ impl Agent {
         while Instant::now() < last_call && server.quiet_for() < QUIET {
             sleep(QUIET / 20).await;
         }
-        keeper.leave().await;
+        let left = keeper.leave().await;
         sleep(LAST_LOOK).await;
+        drop(left);
         tasks.shutdown().await;
         // A successor in the same network has the port alone from now on.
         drop(admin);
         server.tasks.close();
-        if timeout_at(deadline, server.tasks.wait()).await.is_err() {
-            tracing::warn!(
-                connections = server.open_connections(),
-                "the drain's time is over"
-            );
-        }
-        tracing::info!("drained");
+        let answered = timeout_at(deadline, server.tasks.wait()).await;
+        let cut = server.open_connections();
         // The audit trail ends when nothing can write to it any more; volumes read for their files.
         drop((keeper, services, server, roll));
+        let backlog = writer.backlog();
         let written = tokio::task::spawn_blocking(|| writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
+        // By the log, which may be lost: nobody may be reading stderr, and the agent is to leave all the same.
+        if backlog.is_there() {
+            tracing::error!("the last audit lines could not be written in time");
+            return Drained::InPart;
+        }
+        if answered.is_err() {
+            tracing::error!(
+                connections = cut,
+                "the drain's time is over: these connections were cut"
+            );
+            return Drained::InPart;
+        }
+        tracing::info!("drained");
+        Drained::Whole
     }
+}
+
+/// How an agent has left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Drained {
+    /// Everybody had an answer, and the audit trail is written to its end.
+    Whole,
+    /// The time was not enough.
+    InPart,
 }
 
 /// Holds the socket's path.
@@ -347,23 +366,24 @@ impl Keeper {
     }
 
     async fn take(&mut self) -> std::io::Result<()> {
+        if let Some(volumes) = &self.volumes {
+            volumes.prepare().await;
+        }
         self.path.take(&self.current).await?;
         self.has_path = true;
         self.keep_volumes().await;
         Ok(())
     }
 
-    /// Gives the path back, and the sockets of volumes with it.
-    async fn leave(&self) {
+    /// Gives the path back, and the sockets of volumes with it, on which is accepted until what is returned is dropped.
+    async fn leave(&self) -> Option<Left> {
         self.path.leave(&self.current).await;
-        if let Some(volumes) = &self.volumes {
-            volumes.leave();
-        }
+        self.volumes.as_ref().map(|volumes| volumes.leave())
     }
 
     async fn keep_volumes(&self) {
         if let Some(volumes) = &self.volumes {
-            volumes.keep().await;
+            volumes.keep(|| self.path.holds(&self.current)).await;
         }
     }
 

@@ -165,7 +165,11 @@ impl Attestor {
         match self {
             // The containers of a pod mostly do not see each other's processes.
             Self::Sidecar(_) => Peer::unseen(stream, pinning),
-            Self::Kubernetes(_) | Self::Local(_) => Peer::of(stream, pinning),
+            Self::Kubernetes(_) | Self::Local(_) => match Peer::of(stream, pinning) {
+                // Nothing can be read of it, so it is refused: with an answer that says so.
+                Err(PeerError::OutsidePidNamespace) => Peer::unseen(stream, pinning),
+                pinned => pinned,
+            },
         }
     }
 
@@ -266,6 +270,11 @@ impl Attestor {
             Self::Kubernetes(node) => node.is_anchored(),
             Self::Local(_) | Self::Sidecar(_) => true,
         }
+    }
+
+    /// Whether there is such a pod, as far as is known.
+    pub(crate) fn knows(&self, pod: PodUid) -> bool {
+        self.pods().iter().any(|known| known.uid == Some(pod))
     }
 
     /// The entries of all that are known.

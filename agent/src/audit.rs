@@ -10,7 +10,8 @@ pub(crate) use line::Line;
 
 use crate::error::RequestError;
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
@@ -43,7 +44,14 @@ pub(crate) struct Reservation<'a> {
 
 /// The thread that writes; it ends when the entrance is gone and the queue is empty.
 #[derive(Debug)]
-pub(crate) struct Writer(JoinHandle<()>);
+pub(crate) struct Writer {
+    thread: JoinHandle<()>,
+    backlog: Backlog,
+}
+
+/// Whether there are lines that have been taken out of the queue and are not written.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Backlog(Arc<AtomicBool>);
 
 // === impl Audit ===
 
@@ -58,9 +66,11 @@ impl Audit {
         out: impl Write + Send + 'static,
     ) -> std::io::Result<(Self, Writer)> {
         let (sender, lines) = mpsc::channel(queue);
+        let backlog = Backlog::default();
+        let writers = backlog.clone();
         let thread = std::thread::Builder::new()
             .name("audit".into())
-            .spawn(move || write(lines, out))?;
+            .spawn(move || write(lines, out, &writers))?;
         let boot_id = uuid::Uuid::new_v4().to_string().into();
         Ok((
             Self {
@@ -68,7 +78,7 @@ impl Audit {
                 seq: AtomicU64::default(),
                 boot_id,
             },
-            Writer(thread),
+            Writer { thread, backlog },
         ))
     }
 
@@ -151,16 +161,31 @@ fn broken() -> RequestError {
 impl Writer {
     /// Waits until everything is written. The [`Audit`] must be gone by then.
     pub(crate) fn finish(self) {
-        let _ = self.0.join();
+        let _ = self.thread.join();
+    }
+
+    /// What is not written yet, to be looked at while it finishes.
+    pub(crate) fn backlog(&self) -> Backlog {
+        self.backlog.clone()
+    }
+}
+
+// === impl Backlog ===
+
+impl Backlog {
+    /// Whether there is one now.
+    pub(crate) fn is_there(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
     }
 }
 
 /// Writes until the queue is closed and empty, or a write fails: the receiver goes then, and with it every
 /// further place in the queue.
-fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
+fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write, backlog: &Backlog) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut text = Vec::new();
     while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
+        backlog.0.store(true, Ordering::Relaxed);
         if batch.len() < BATCH {
             std::thread::sleep(GATHER);
             let more = std::iter::from_fn(|| lines.try_recv().ok());
@@ -174,6 +199,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write) {
             tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
             return;
         }
+        backlog.0.store(false, Ordering::Relaxed);
         text.clear();
         text.shrink_to(TEXT_KEPT);
     }

@@ -20,6 +20,7 @@ pub(crate) use error::{BackendError, Fault};
 use crate::account::Annotations;
 use crate::config::{BackendConfig, Config, LocalRole};
 use crate::error::RequestError;
+use crate::request::RequestId;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
@@ -140,6 +141,8 @@ pub(crate) struct Caller {
     pub(crate) namespace: Arc<str>,
     /// The pod's service account.
     pub(crate) service_account: Arc<str>,
+    /// The request that the session is made for first; the pod's others may use it too.
+    pub(crate) request_id: RequestId,
 }
 
 /// Which version of a secret is meant; neither means the latest.
@@ -152,7 +155,6 @@ pub(crate) struct Selector {
 }
 
 /// A secret as a backend gave it.
-#[derive(Debug)]
 pub(crate) struct Secret {
     /// The value.
     pub(crate) value: SecretValue,
@@ -186,6 +188,8 @@ pub(crate) struct Page {
     pub(crate) names: Vec<String>,
     /// Where the next page begins; none after the last.
     pub(crate) next: Option<String>,
+    /// How many calls it took beyond the first.
+    pub(crate) more_calls: usize,
 }
 
 /// An exchange that wants a token was offered something else.
@@ -231,6 +235,15 @@ impl Offer {
 }
 
 // === impl Secret ===
+
+impl fmt::Debug for Secret {
+    /// Without what it is: its answer in JSON holds it too.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Secret")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Secret {
     /// The bytes that the value takes, together with the answer in JSON that may yet be written of it.

@@ -1,9 +1,9 @@
 //! The program: arguments, hygiene, logging, configuration, runtime, exit codes.
 
-use crate::agent::Agent;
+use crate::agent::{Agent, Drained};
 use crate::backend::machine::Source;
 use crate::config::{self, Config};
-use crate::preflight;
+use crate::preflight::{self, StartError};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{IsTerminal, Write};
@@ -138,10 +138,12 @@ async fn serve(config: Config) -> ExitCode {
     }
     let agent = match Agent::bind(config).await {
         Ok(agent) => agent,
+        Err(error @ StartError::LocalRole(..)) => return fail(exit::CONFIG, &error),
         Err(error) => return fail(exit::UNAVAILABLE, &error),
     };
     match agent.run(shutdown).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Drained::Whole) => ExitCode::SUCCESS,
+        Ok(Drained::InPart) => exit::SOFTWARE.into(),
         Err(error) => fail(exit::SOFTWARE, &error),
     }
 }

@@ -31,7 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 /// What is said to who asked for something that took too long.
 const AGAIN: &str = "the request's deadline passed; try again";
@@ -81,12 +81,13 @@ pub(crate) async fn handle(
         // Whoever sends such a request may see its end elsewhere than we do.
         exchange.connection.close_after_answer();
     }
-    let parsed = admitted.and(parsed);
     let is_long = request::is_long(&head.uri);
     let method = head.method;
-    let outcome = match parsed {
-        Ok(Target::Open(route)) => exchange.health(route),
-        Ok(Target::Attested(ask)) => exchange.answer(ask, body).await,
+    let outcome = match admitted.map(|()| parsed) {
+        Ok(Ok(Target::Open(route))) => exchange.health(route),
+        Ok(Ok(Target::Attested(ask))) => exchange.answer(ask, body).await,
+        Ok(Err(error)) if route.is_open() => Err(error),
+        Ok(Err(error)) => Err(exchange.counted(error).await),
         Err(error) => Err(error),
     };
     let code = outcome.as_ref().err().map(|error| error.code);
@@ -108,7 +109,7 @@ pub(crate) async fn handle(
         .metrics
         .request(route, code, exchange.began.elapsed());
     if matches!(code, Some(Code::Busy | Code::NotAttested)) {
-        sleep(exchange.connection.rest()).await;
+        exchange.connection.rest().await;
     }
     exchange.connection.request_ended();
     Ok(answer)
@@ -139,7 +140,7 @@ impl Services {
         key: &SessionKey,
         asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let exchange = || self.clone().exchange(workload.clone(), key.clone());
+        let exchange = || self.clone().exchange(workload.clone(), key.clone(), asker);
         let session = workload.pod().sessions.open(key, asker, exchange).await;
         session.map_err(|failed| failed.at(Step::Exchange))
     }
@@ -149,6 +150,7 @@ impl Services {
         self: Arc<Self>,
         workload: Workload,
         key: SessionKey,
+        asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
         let SessionKey { backend, role, .. } = key;
         let offer = match &role.proof {
@@ -167,6 +169,7 @@ impl Services {
                 .map_or_else(|| "local".into(), |uid| uid.simple().to_string()),
             namespace: facts.namespace.clone(),
             service_account: facts.service_account.clone(),
+            request_id: asker,
         };
         let call = self.backends.at(backend).exchange(&role, offer, &caller);
         let outcome = self.timed(backend, "exchange", call).await;
@@ -411,6 +414,8 @@ impl Exchange {
             .call(&workload, &key, self.id, "list", list)
             .await
             .map_err(|failed| failed.error)?;
+        // Each page of the vault's own counts as a request, as far as there are any left.
+        let _ = (0..page.more_calls).try_for_each(|_| workload.pod().quota.spend(1));
         let answer = response::json(
             &SecretList {
                 secrets: page.names,
@@ -446,6 +451,16 @@ impl Exchange {
             roles,
         };
         response::json(&identity, self.id.as_str())
+    }
+
+    /// What a request is refused with that asks for nothing there is: it is one of its pod's all the same.
+    async fn counted(&self, error: RequestError) -> RequestError {
+        let counted = async {
+            let workload = self.connection.workload(self.began).await?;
+            workload.pod().quota.request().map(drop)
+        };
+        let counted = self.in_time(AGAIN, Box::pin(counted)).await;
+        counted.err().unwrap_or(error)
     }
 
     /// When the request must be answered; however much it asks for, it has one deadline.

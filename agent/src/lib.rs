@@ -37,6 +37,7 @@ mod secret;
 
 mod audit;
 mod error;
+mod pointer;
 mod response;
 
 mod admin;

@@ -84,6 +84,11 @@ impl Route {
         Self::Wait,
     ];
 
+    /// Whether it answers everybody, known or not.
+    pub(crate) const fn is_open(self) -> bool {
+        matches!(self, Self::Health | Self::Ready)
+    }
+
     const fn as_str(self) -> &'static str {
         match self {
             Self::Batch => "batch",

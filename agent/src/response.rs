@@ -4,6 +4,7 @@ use crate::backend::Secret;
 use crate::cache::Read;
 use crate::error::RequestError;
 use crate::metrics::Route;
+use crate::pointer;
 use crate::request::{SecretAsk, Shape, allowed};
 use crate::secret::SecretBytes;
 use crate::unescape;
@@ -15,8 +16,6 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 use latchkey_client::protocol::{Code, Encoding, ErrorBody};
 use serde::Serialize;
-use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use zeroize::Zeroizing;
@@ -33,7 +32,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Room for the headers of any answer, so that their table is made once.
 const HEADERS: usize = 12;
 
-/// How deep a pointer may go. Each step reads what is left of the value once more, and one thread serves everybody.
+/// How deep a pointer may go: each step takes some of the stack.
 const POINTER_STEPS: usize = 32;
 
 /// The contract's shape of a secret. The owned one is in the client crate; this one borrows the value.
@@ -303,56 +302,24 @@ fn text(secret: &Secret) -> Result<&str, RequestError> {
 /// The member of a JSON object: by its name, or by a pointer (RFC 6901) if the key starts with `/`. Only what was
 /// asked for is copied.
 fn member(text: &str, key: &str) -> Result<Zeroizing<String>, RequestError> {
-    let object: BTreeMap<Member<'_>, &RawValue> =
-        serde_json::from_str(text).map_err(|_| not_json())?;
-    if key.matches('/').count() > POINTER_STEPS {
+    let steps: Vec<String> = match key.strip_prefix('/') {
+        Some(pointer) => pointer
+            .split('/')
+            .map(|step| step.replace("~1", "/").replace("~0", "~"))
+            .collect(),
+        None => vec![key.to_owned()],
+    };
+    if steps.len() > POINTER_STEPS {
         return Err(RequestError::invalid(format!(
             "a key has at most {POINTER_STEPS} steps"
         )));
     }
-    let found = if let Some(pointer) = key.strip_prefix('/') {
-        let mut steps = pointer
-            .split('/')
-            .map(|step| step.replace("~1", "/").replace("~0", "~"));
-        let first = steps
-            .next()
-            .and_then(|step| object.get(step.as_str()).copied());
-        steps.fold(first, |value, step| {
-            value.and_then(|value| child(value, &step))
-        })
-    } else {
-        object.get(key).copied()
-    };
+    let found = pointer::find(text, &steps).map_err(|_| not_json())?;
     let found = found.ok_or_else(|| {
         RequestError::new(Code::KeyNotFound, "the secret's JSON has no such member")
     })?;
     let text = unescape::text(found.get());
     Ok(text.unwrap_or_else(|| Zeroizing::new(found.get().to_owned())))
-}
-
-fn child<'a>(value: &'a RawValue, step: &str) -> Option<&'a RawValue> {
-    if let Ok(object) = serde_json::from_str::<BTreeMap<Member<'a>, &'a RawValue>>(value.get()) {
-        return object.get(step).copied();
-    }
-    // An index has no sign and no leading zero.
-    let index: usize = step
-        .parse()
-        .ok()
-        .filter(|index: &usize| index.to_string() == step)?;
-    serde_json::from_str::<Vec<&'a RawValue>>(value.get())
-        .ok()?
-        .get(index)
-        .copied()
-}
-
-/// A member's name, borrowed where it needs no unescaping.
-#[derive(Eq, Ord, PartialEq, PartialOrd, serde::Deserialize)]
-struct Member<'a>(#[serde(borrow)] std::borrow::Cow<'a, str>);
-
-impl std::borrow::Borrow<str> for Member<'_> {
-    fn borrow(&self) -> &str {
-        &self.0
-    }
 }
 
 fn not_json() -> RequestError {

@@ -65,8 +65,7 @@ impl NoRole {
 ///
 /// # Errors
 ///
-/// `no_role` if its service account names none or its container is exempt, `unavailable` if a container that
-/// could be exempt has not been named by the API server yet.
+/// `no_role` if its service account names none, or its container is exempt or may be so.
 pub(crate) fn of(
     workload: &Workload,
     account: &Account,
@@ -80,30 +79,22 @@ pub(crate) fn of(
     let skipped = backends
         .skip_annotation(backend)
         .and_then(|key| facts.exempt.get(key));
-    if let Some(skipped) = skipped {
-        if workload.is_volume() {
-            return Err(RequestError::new(
-                Code::NoRole,
-                "the pod exempts containers from its role, and any container may mount the volume's files",
-            )
-            .at(Step::Role));
+    let Some(skipped) = skipped else {
+        return Ok(role.clone());
+    };
+    let container = workload
+        .container()
+        .and_then(|container| facts.containers.get(&container));
+    let why = match container {
+        _ if workload.is_volume() => {
+            "the pod exempts containers from its role, and any container may mount the volume's files"
         }
-        let container = workload
-            .container()
-            .and_then(|container| facts.containers.get(&container));
-        let Some(container) = container else {
-            return Err(RequestError::unavailable(
-                "the pod exempts containers from its role, and which container this is, is not known yet",
-            )
-            .at(Step::Role));
-        };
-        if skipped.contains(&container.name) {
-            return Err(RequestError::new(
-                Code::NoRole,
-                "the pod's skip-containers annotation exempts this container from the role",
-            )
-            .at(Step::Role));
+        Some(container) if !skipped.contains(&container.name) => return Ok(role.clone()),
+        Some(_) => "the pod's skip-containers annotation exempts this container from the role",
+        // Its cgroup does not say, as in some sandboxes. One that it says and that is not named yet is no workload.
+        None => {
+            "the pod exempts containers from its role, and which of them asks cannot be told here"
         }
-    }
-    Ok(role.clone())
+    };
+    Err(RequestError::new(Code::NoRole, why).at(Step::Role))
 }

@@ -6,6 +6,7 @@
 mod clock;
 mod connection;
 mod doorman;
+mod remains;
 mod roll;
 mod stream;
 mod times;
@@ -29,6 +30,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::SndBuf;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown};
+use remains::{Orphans, Remains};
 use roll::Roll;
 use std::future::poll_fn;
 use std::io;
@@ -76,6 +78,7 @@ pub(crate) struct Server {
     connections_per_pod: usize,
     pub(crate) doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
+    orphans: Arc<Orphans>,
     warnings: Warnings,
     /// Peers of whom a whole table is read at the same time, where the kernel has no pidfd for them.
     tables: Semaphore,
@@ -93,6 +96,8 @@ pub(crate) struct Door {
     permits: Arc<Semaphore>,
     /// Of those, what it has for itself, and what all such doors have together.
     shares: Option<(Arc<Semaphore>, Arc<Semaphore>)>,
+    /// How many of its peers may be looked up in whole tables of sockets at the same time.
+    tables: Arc<Semaphore>,
     turns: Arc<Turnstile>,
 }
 
@@ -136,6 +141,7 @@ impl Server {
             connections_per_pod,
             doorman: Arc::new(Doorman::new(unattested)),
             roll: Arc::new(Roll::new()?),
+            orphans: Orphans::new(connections_per_pod),
             warnings: Warnings::default(),
             tables: Semaphore::new(TABLES),
             phase,
@@ -151,6 +157,8 @@ impl Server {
             entrance: Entrance::Shared,
             permits: self.connections.clone(),
             shares: None,
+            // One is left for the pods' own doors.
+            tables: Arc::new(Semaphore::new(TABLES - 1)),
             turns: Turnstile::new(PEERS_A_TURN),
         }
     }
@@ -166,6 +174,7 @@ impl Server {
                 Arc::new(Semaphore::new(OF_ITS_OWN)),
                 self.own_connections.clone(),
             )),
+            tables: Arc::new(Semaphore::new(1)),
             turns: Turnstile::new(PEERS_A_TURN),
         }
     }
@@ -207,9 +216,9 @@ impl Server {
                     // Only now: a door that nobody comes by takes none.
                     let share = door.share().await;
                     let (server, entrance) = (self.clone(), door.entrance);
-                    let turns = door.turns.clone();
+                    let (turns, tables) = (door.turns.clone(), door.tables.clone());
                     self.tasks.spawn(async move {
-                        server.connection(stream, entrance, turns).await;
+                        server.connection(stream, entrance, turns, tables).await;
                         drop((permit, share));
                     });
                     // However fast one pod connects, every other listener has its turn before the next.
@@ -235,8 +244,9 @@ impl Server {
         stream: UnixStream,
         entrance: Entrance,
         turns: Arc<Turnstile>,
+        tables: Arc<Semaphore>,
     ) {
-        let (stream, peer) = self.pin(stream).await;
+        let (stream, peer) = self.pin(stream, &tables).await;
         let peer = match peer {
             Ok(peer) => peer,
             Err(error) => return self.refuse(&error),
@@ -257,6 +267,7 @@ impl Server {
             self.attestor.clone(),
             &self.services.metrics,
             &self.doorman,
+            &self.orphans,
             &self.roll.clock,
             &self.warnings,
         ) else {
@@ -309,14 +320,19 @@ impl Server {
             }
         }
         drop(entry);
-        self.until_taken(http.into_parts().io.into_inner()).await;
+        let stream = http.into_parts().io.into_inner();
+        connection.rested().await;
+        // Nobody else has it now: all that it was goes, but what is to be counted.
+        if let Some(connection) = Arc::into_inner(connection) {
+            self.until_taken(stream, connection.remains()).await;
+        }
     }
 
     /// Ends when the peer has read what was sent to it, or cannot any more. Until then that lies in the kernel's memory,
     /// charged to the agent, closed or not (`unix_stream_sendmsg` in net/unix/af_unix.c allocates with the sender's
     /// account); so until then the connection counts as one of its pod's. Not while the agent leaves: then it is told by
     /// nobody any more.
-    async fn until_taken(&self, stream: UnixStream) {
+    async fn until_taken(&self, stream: UnixStream, mut remains: Remains) {
         // The runtime is not to be woken by what changes here.
         let Ok(stream) = stream.into_std() else {
             return;
@@ -331,6 +347,10 @@ impl Server {
         let mut phase = self.phase.clone();
         let mut look = TAKEN_LOOKS.0;
         while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
+            match remains.now(&self.attestor, &self.orphans) {
+                Some(now) => remains = now,
+                None => return,
+            }
             tokio::select! {
                 () = tokio::time::sleep(look) => look = (look * 2).min(TAKEN_LOOKS.1),
                 _ = phase.changed() => {}
@@ -340,7 +360,11 @@ impl Server {
 
     /// Pins the peer of `stream`. The fallback may read megabytes for it, so it has a thread of its own and few may
     /// do so at the same time.
-    async fn pin(&self, stream: UnixStream) -> (UnixStream, Result<Peer, PeerError>) {
+    async fn pin(
+        &self,
+        stream: UnixStream,
+        of_door: &Semaphore,
+    ) -> (UnixStream, Result<Peer, PeerError>) {
         let (pinning, attestor) = (self.pinning, self.attestor.clone());
         let pin = move || {
             let peer = attestor.peer(&stream, pinning);
@@ -349,6 +373,8 @@ impl Server {
         match pinning {
             Pinning::ByPidfd => pin(),
             Pinning::ByNumber => {
+                // First the door's, so that those of one pod do not stand in others' way.
+                let _of_door = of_door.acquire().await;
                 let _table = self.tables.acquire().await;
                 match tokio::task::spawn_blocking(pin).await {
                     Ok(pinned) => pinned,

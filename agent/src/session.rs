@@ -130,9 +130,12 @@ impl Sessions {
                 async move { landing.fill(exchange.await) },
             )
         };
+        // It lands by itself, so that what it ends with is remembered whoever leaves meanwhile: a pod whose processes
+        // ask and exit would otherwise have exchanges made as fast as it connects.
+        if seat.leader.is_none() {
+            tokio::spawn(seat.result.clone());
+        }
         if let Some(session) = at_hand {
-            // Nobody waits for a renewal; it lands by itself.
-            tokio::spawn(seat.result);
             return Ok(session);
         }
         match seat.result.await {

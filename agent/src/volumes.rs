@@ -59,11 +59,14 @@ struct Open {
     listening: Listening,
     /// The pod whose volume it is in; none for the mounter's.
     pod: Option<PodUid>,
-    /// Its files, if it has some.
-    filling: Option<Arc<Filling>>,
+    /// Its files, if it has some, or what is wrong with what the pod asks for.
+    filling: Result<Option<Arc<Filling>>, Failure>,
     _accepting: AbortOnDropHandle<()>,
     _filling: Option<AbortOnDropHandle<()>>,
 }
+
+/// Sockets whose names are given back, and which are accepted on until this is dropped.
+pub(crate) struct Left(#[expect(dead_code, reason = "it is dropped")] Vec<Open>);
 
 // === impl Volumes ===
 
@@ -89,8 +92,23 @@ impl Volumes {
         }
     }
 
+    /// Before the shared socket's path is taken: pods ask by it at once, and what is asked of the clouds for them takes the
+    /// tokens that the agent before has.
+    pub(crate) async fn prepare(&self) {
+        let Ok((true, keys)) = self.look() else {
+            return;
+        };
+        self.expect_tokens(&keys);
+        if !self.is_asked()
+            && let Some(stream) = self.dial().await
+        {
+            self.inherit(stream).await;
+        }
+    }
+
     /// Listens wherever it should, and nowhere else: for the agent that has the shared socket's path, each second.
-    pub(crate) async fn keep(self: &Arc<Self>) {
+    /// `has_path` says whether it still has: who takes that over takes these afterwards.
+    pub(crate) async fn keep(self: &Arc<Self>, has_path: impl Fn() -> bool) {
         let (is_there, keys) = match self.look() {
             Ok(seen) => seen,
             // Out of descriptors or memory, perhaps: that says nothing of the volumes, and pods are using them.
@@ -109,7 +127,8 @@ impl Volumes {
         for key in gone {
             self.let_go(&key);
         }
-        if !is_there {
+        self.expect_tokens(&keys);
+        if !is_there || !has_path() {
             return;
         }
         let inheritance = match self.keep_control().await {
@@ -120,6 +139,9 @@ impl Volumes {
             }
         };
         for key in &keys {
+            if !has_path() {
+                return;
+            }
             // One that the pod describes wrongly is refused when it is published.
             if let Err(failure) = self.keep_open(key)
                 && failure.kind != FailureKind::Invalid
@@ -131,15 +153,19 @@ impl Volumes {
         if let Some(stream) = inheritance {
             self.inherit(stream).await;
         }
-        let open = self.open();
-        for uid in open.values().filter_map(|open| open.pod) {
-            if let Some(pod) = self.pods.by_uid(uid) {
+        let open = self.open().len();
+        self.metrics
+            .volumes
+            .set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// Lets the pods of these volumes wait for the kubelet's tokens, where they have none.
+    fn expect_tokens(&self, keys: &[Key]) {
+        for volume in keys.iter().filter_map(|key| self.volume_of(key)) {
+            if let Some(pod) = self.pods.by_uid(volume.pod.uid) {
                 pod.tokens.expect();
             }
         }
-        self.metrics
-            .volumes
-            .set(i64::try_from(open.len()).unwrap_or(i64::MAX));
     }
 
     /// Whether there is a store, and the volumes in it. There is none before the mounter first starts on this node.
@@ -153,14 +179,15 @@ impl Volumes {
         Ok((is_there, keys))
     }
 
-    /// Gives back every socket that is still its own.
-    pub(crate) fn leave(&self) {
-        for open in std::mem::take(&mut *self.open()).into_values() {
+    /// Gives back the name of every socket that is still its own. What has connected by then is accepted until what is
+    /// returned is dropped.
+    pub(crate) fn leave(&self) -> Left {
+        let open = std::mem::take(&mut *self.open()).into_values();
+        let left: Vec<Open> = open.chain(self.control().take()).collect();
+        for open in &left {
             open.path.release(&open.listening);
         }
-        if let Some(open) = self.control().take() {
-            open.path.release(&open.listening);
-        }
+        Left(left)
     }
 
     /// Listens for the mounter. Gives a connection to the agent that did so before, if there is one.
@@ -168,36 +195,43 @@ impl Volumes {
         if self.is_asked() {
             return Ok(None);
         }
-        let path = self.store.control();
-        let before = match timeout(INHERIT_TIMEOUT, UnixStream::connect(&path)).await {
-            Ok(Ok(stream)) => Some(stream),
-            _ => None,
-        };
-        let socket = SocketPath::open(&path, Access::AsItIs).map_err(io::Error::other)?;
+        let before = self.dial().await;
+        let socket =
+            SocketPath::open(&self.store.control(), Access::AsItIs).map_err(io::Error::other)?;
         let listening = socket.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
         *self.control() = Some(Open {
             path: Arc::new(socket),
             listening,
             pod: None,
-            filling: None,
+            filling: Ok(None),
             _accepting: AbortOnDropHandle::new(accepting),
             _filling: None,
         });
         Ok(before)
     }
 
-    /// Listens in a volume, if it is to be had and not listened in yet. Gives its files, if it is to have some.
+    /// A connection to whoever listens for the mounter now.
+    async fn dial(&self) -> Option<UnixStream> {
+        let dialled = UnixStream::connect(self.store.control());
+        timeout(INHERIT_TIMEOUT, dialled).await.ok()?.ok()
+    }
+
+    /// Listens in a volume, if it is to be had and not listened in yet. Gives its files, if it is to have some. Where what
+    /// the pod asks for is wrong it is listened in all the same: an agent of before may have thought otherwise.
     fn keep_open(self: &Arc<Self>, key: &Key) -> Result<Option<Arc<Filling>>, Failure> {
         let mut open = self.open();
         if let Some(open) = open.get(key).filter(|open| open.is_held()) {
-            return Ok(open.filling.clone());
+            return open.filling.clone();
         }
         let failed = |error: io::Error| Failure::unavailable(error.to_string());
         let Some(volume) = self.store.load(key).map_err(failed)? else {
             return Ok(None);
         };
-        let filling = Filling::of(&volume)?;
+        let filling = Filling::of(&volume);
+        if let Err(failure) = &filling {
+            tracing::warn!(uid = %volume.pod.uid, error = failure.text, "a volume has no files");
+        }
         let socket = SocketPath::open(&self.store.socket(key), Access::AsItIs)
             .map_err(|error| failed(io::Error::other(error)))?;
         let listening = socket.claim(SOCKET_MODE).map_err(failed)?;
@@ -218,13 +252,13 @@ impl Volumes {
                 pod: Some(volume.pod.uid),
                 filling: filling.clone(),
                 _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
-                _filling: filling.clone().map(|filling| {
+                _filling: filling.clone().ok().flatten().map(|filling| {
                     let work = self.clone().go_on_filling(key.clone(), filling);
                     AbortOnDropHandle::new(tokio::spawn(work))
                 }),
             },
         );
-        Ok(filling)
+        filling
     }
 
     /// Lets go of a volume, and with a pod's last one of its tokens.
@@ -248,7 +282,9 @@ impl Volumes {
         match timeout(INHERIT_TIMEOUT, exchange).await {
             Ok(Ok(inventory)) => control::take_over(&self.pods, &inventory),
             // It may have died: then there is nothing to be had.
-            Ok(Err(error)) => tracing::debug!(%error, "no tokens were handed over"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no tokens were handed over; the kubelet brings them within a minute or two");
+            }
             Err(_) => tracing::warn!("the agent before does not hand its tokens over"),
         }
     }
@@ -275,6 +311,14 @@ impl Volumes {
     /// Whether the volume is still this agent's.
     fn is_held(&self, key: &Key) -> bool {
         self.open().get(key).is_some_and(Open::is_held)
+    }
+
+    /// Whether the volume is still this agent's, and these are still its files.
+    fn is_filled_by(&self, key: &Key, filling: &Filling) -> bool {
+        self.open().get(key).is_some_and(|open| {
+            let current = open.filling.as_ref().ok().and_then(Option::as_ref);
+            open.is_held() && current.is_some_and(|current| std::ptr::eq(&**current, filling))
+        })
     }
 
     fn path_of(&self, key: &Key) -> Option<Arc<SocketPath>> {

@@ -353,8 +353,7 @@ fn socket_of_env() -> PathBuf {
         return path.into();
     }
     let default = Path::new(DEFAULT_SOCKET);
-    // The directory stands for the agent: without its socket there is still this agent to wait for.
-    if !default.parent().is_some_and(Path::is_dir)
+    if !default.exists()
         && let Some(runtime) = variable("XDG_RUNTIME_DIR")
     {
         let socket = Path::new(&runtime).join("latchkey/agent.sock");

@@ -53,7 +53,7 @@ struct Arguments {
     #[arg(long, value_name = "PROGRAM")]
     peer: Option<PathBuf>,
     /// How long each server answers in a round, in milliseconds. Many short rounds tell two builds apart that a busy
-    /// machine would blur; but processor time is counted in ticks of 10 ms.
+    /// machine would blur.
     #[arg(long, value_name = "MS", default_value_t = 1700, value_parser = clap::value_parser!(u64).range(100..), conflicts_with = "quick")]
     run: u64,
     /// Where the figures go as JSON.

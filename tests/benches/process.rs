@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::{Pid, SysconfVar, sysconf};
 use serde::{Deserialize, Serialize};
 use std::fs;
@@ -15,19 +16,19 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    /// What a process, threads that have ended included, has used so far (proc_pid_stat(5), fields 14 and 15).
+    /// What a process, threads that have ended included, has used so far: in all by its own clock, to the nanosecond
+    /// (clock_getcpuclockid(3)), of which the user's part is counted in ticks (proc_pid_stat(5), field 14).
     pub(crate) fn of(pid: u32) -> Outcome<Self> {
+        let number = Pid::from_raw(i32::try_from(pid)?);
+        let used = clock_gettime(clock_getcpuclockid(number)?)?;
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let after_name = stat
-            .rsplit_once(") ")
-            .map(|(_, rest)| rest)
-            .unwrap_or_default();
-        let mut fields = after_name.split(' ').skip(11).map(str::parse::<f64>);
-        let mut next = || fields.next().ok_or("/proc/PID/stat is too short");
-        let tick = 1e6 / ticks_per_second();
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        let user = after_name.and_then(|rest| rest.split(' ').nth(11));
+        let user = user.ok_or("/proc/PID/stat is too short")?.parse::<f64>()?;
+        let user = user * 1e6 / ticks_per_second();
         Ok(Self {
-            user: next()?? * tick,
-            system: next()?? * tick,
+            user,
+            system: Duration::from(used).as_secs_f64() * 1e6 - user,
         })
     }
 

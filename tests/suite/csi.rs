@@ -289,6 +289,34 @@ async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_
     }
 }
 
+/// Nothing tells its containers apart.
+#[tokio::test]
+async fn a_sandbox_that_is_known_by_its_socket_has_no_role_where_one_of_its_containers_is_exempt() {
+    if !can_run() {
+        return;
+    }
+    let named =
+        |settings: AgentSettings| settings.set("identity.csi_only_runtimes", "[\"sandboxed\"]");
+    let node = Node::start_with(named).await;
+    let (volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        runtime_class: Some("sandboxed".to_owned()),
+        annotations: vec![("eks.amazonaws.com/skip-containers".into(), "proxy".into())],
+        ..PodSpec::default()
+    });
+    node.publish(&volume).await.expect("it is published");
+    let spec = node.with_volume(&volume, WorkloadSpec::host(Path::new(AT)));
+    let outside = Workload::start(spec).await.expect("a process");
+    let answer = outside.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    assert!(
+        answer.text().contains("which of them asks"),
+        "{}",
+        answer.text()
+    );
+}
+
 #[tokio::test]
 async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_socket() {
     if !can_run() {

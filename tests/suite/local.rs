@@ -8,7 +8,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
-use testkit::agent::AgentProcess;
+use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Call, Operation};
 use testkit::machine::{Machine, run_by, with_principal};
 use testkit::sandbox::container_id;
@@ -30,6 +30,10 @@ struct Scene {
 
 impl Scene {
     async fn set() -> Self {
+        Self::set_with(|settings| settings).await
+    }
+
+    async fn set_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let machine = Machine::start().await.expect("a machine");
         let mut settings = machine.settings().expect("settings");
         for (number, (uid, name)) in [(ALICE, "alice"), (BOB, "bob"), (MAPPED, "mapped")]
@@ -40,7 +44,7 @@ impl Scene {
             machine.secret(&format!("{name}/token"), &value_of(name));
             settings = with_principal(settings, number, uid, name, &role);
         }
-        let mut agent = settings.start().await.expect("an agent");
+        let mut agent = change(settings).start().await.expect("an agent");
         agent.until_ready().await.expect("it is ready");
         Self { machine, agent }
     }
@@ -228,6 +232,19 @@ async fn a_process_of_another_pid_namespace_is_nobody_whatever_its_uid_is() {
     let (answer, reason) = scene.refusal_of(spec).await;
     assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
     assert_eq!(reason, "other_pid_namespace");
+}
+
+/// To an agent with processes of its own alone, the kernel names everybody else by the number 0.
+#[tokio::test]
+async fn a_process_that_the_agent_cannot_see_is_nobody_whatever_its_uid_is() {
+    if !can_run() {
+        return;
+    }
+    let own_pids = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let scene = Scene::set_with(|settings| settings.wrapped(&own_pids)).await;
+    let (answer, reason) = scene.refusal_of(scene.machine.process_of(ALICE)).await;
+    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    assert_eq!(reason, "outside_pid_namespace");
 }
 
 #[tokio::test]
@@ -454,7 +471,7 @@ async fn a_role_that_is_no_backends_stops_the_start() {
     let settings = machine.settings().expect("settings");
     let settings = with_principal(settings, 0, 0, "me", "arn:aws:iam::1:role/x");
     let (status, _, stderr) = settings.run_to_end(&[]).await.expect("it ends");
-    assert_eq!(status.code(), Some(69), "{stderr}");
+    assert_eq!(status.code(), Some(78), "{stderr}");
     assert!(stderr.contains("local.workload.0.role"), "{stderr}");
     assert_eq!(stderr.trim().lines().count(), 1, "{stderr}");
 }

@@ -89,7 +89,7 @@ async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
     };
     let (answer, (ended, took)) = tokio::join!(pod.secret("test/database-password"), told);
     assert!(answer.is_err(), "{answer:?}");
-    assert_eq!(ended.code(), Some(0));
+    assert_eq!(ended.code(), Some(70));
     assert!(took < Duration::from_secs(5), "it took {took:?}");
     let line = agent
         .until_audit(|line| line["outcome"] == "cancelled")
@@ -446,4 +446,25 @@ async fn whoever_asks_the_admin_port_for_much_at_once_is_answered_once_at_most()
     let text = asked.await.expect("it ends").expect("a connection");
     // The end of a connection with more to read may take the one answer along (tcp(7)).
     assert!(text.matches("HTTP/1.1 200").count() <= 1, "{text:.200}");
+}
+
+#[tokio::test]
+async fn the_admin_port_keeps_little_of_who_never_ends_asking() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let agent = sandbox.agent().await.expect("an agent");
+    let asked = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(agent.admin_address())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        // It may have ended before all of it is sent.
+        let _ended =
+            stream.write_all(format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64_000)).as_bytes());
+        let begun = Instant::now();
+        let _ended = stream.read_to_end(&mut Vec::new());
+        Ok::<_, std::io::Error>(begun.elapsed())
+    });
+    let took = asked.await.expect("it ends").expect("a connection");
+    assert!(took < Duration::from_secs(3), "it is waited for more");
 }

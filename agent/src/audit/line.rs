@@ -103,8 +103,26 @@ impl Object<'_> {
                 self.out.push(b'"');
                 Ok(())
             }
-            other => self.value(name, other),
+            Some(text) => {
+                self.name(name);
+                self.escaped(text)
+            }
+            None => self.value(name, None::<&str>),
         }
+    }
+
+    /// Also escapes what JSON need not: a terminal would do what those characters say.
+    fn escaped(&mut self, text: &str) -> serde_json::Result<()> {
+        for c in serde_json::to_string(text)?.chars() {
+            if is_late_control(c) {
+                let escape = format!("\\u{:04x}", u32::from(c));
+                self.out.extend_from_slice(escape.as_bytes());
+            } else {
+                self.out
+                    .extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            }
+        }
+        Ok(())
     }
 
     fn value(&mut self, name: &'static str, value: impl Serialize) -> serde_json::Result<()> {
@@ -121,12 +139,18 @@ impl Object<'_> {
     }
 }
 
-/// Whether the text stands in JSON as it is (RFC 8259 section 7).
+/// Whether the text stands in JSON as it is (RFC 8259 section 7), and has nothing of which [`is_late_control`] says that it
+/// must not: those begin with the byte 0xc2 in UTF-8, as little else does.
 fn is_plain(text: &str) -> bool {
     // To its end in any case, so that it can be looked at in large steps.
     !text.bytes().fold(false, |escaped, byte| {
-        escaped | (byte < 0x20) | (byte == b'"') | (byte == b'\\')
+        escaped | (byte < 0x20) | (byte == b'"') | (byte == b'\\') | (byte == 0x7f) | (byte == 0xc2)
     })
+}
+
+/// Whether it is one of the control characters that JSON lets stand: DEL and those of ISO 6429's second set.
+fn is_late_control(c: char) -> bool {
+    matches!(c, '\u{7f}'..='\u{9f}')
 }
 
 #[cfg(test)]
@@ -136,7 +160,7 @@ mod tests {
     use proptest::prelude::*;
 
     /// Texts of which many need escaping.
-    const TEXTS: &str = "[a-c\"\\\\/\n\u{0}\u{1f} \u{7f}é\u{2028}]{0,12}";
+    const TEXTS: &str = "[a-c\"\\\\/\n\u{0}\u{1f} \u{7f}\u{9b}\u{a0}é\u{2028}]{0,12}";
 
     proptest! {
         #[test]
@@ -173,7 +197,11 @@ mod tests {
             };
             let mut written = Vec::new();
             line.write(&mut written).expect("it is written");
-            prop_assert_eq!(written, serde_json::to_vec(&line).expect("it is written"));
+            let written = String::from_utf8(written).expect("text");
+            prop_assert!(!written.chars().any(char::is_control), "{}", written);
+            let as_serialized = serde_json::to_string(&line).expect("it is written");
+            let expected = as_serialized.replace('\u{7f}', "\\u007f").replace('\u{9b}', "\\u009b");
+            prop_assert_eq!(written, expected);
         }
     }
 }

@@ -27,6 +27,7 @@ use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
+use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
 use latchkey_client::protocol::Code;
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -125,11 +126,11 @@ impl Aws {
             .ok_or_else(|| no_region(name))?
             .to_string()
             .into();
-        let mut sts = sts::config::Builder::from(&base);
+        let mut sts = sts::config::Builder::from(&base).retry_partition(unshared());
         if let Some(endpoint) = &settings.sts_endpoint {
             sts = sts.endpoint_url(endpoint);
         }
-        let mut store = secretsmanager::config::Builder::from(&base);
+        let mut store = secretsmanager::config::Builder::from(&base).retry_partition(unshared());
         if let Some(endpoint) = &settings.endpoint {
             store = store.endpoint_url(endpoint);
         }
@@ -182,6 +183,14 @@ impl Aws {
             .map_err(|error| errors::of_exchange(&error, role, region))?;
         session_credentials(answer.credentials)
     }
+}
+
+/// Second tries at no cost. The SDK's own allowance of them is one for all who call the same service, and a pod that
+/// has itself sent where nobody answers would use up the others'; each call has two tries at most.
+fn unshared() -> RetryPartition {
+    RetryPartition::custom("each call for itself")
+        .token_bucket(TokenBucket::unlimited())
+        .build()
 }
 
 /// The credentials of a session that the token service has given.
@@ -394,6 +403,7 @@ impl AwsSession {
         Ok(Page {
             names,
             next: answer.next_token,
+            more_calls: 0,
         })
     }
 }

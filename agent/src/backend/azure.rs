@@ -137,11 +137,16 @@ impl Backend for Azure {
         let bearer = match offer {
             Offer::Machine => self.of_machine(role, suffix).await?,
             offer => {
+                let request_id = caller.request_id.as_str();
                 let exchange = entra::Exchange {
                     authority: &self.settings.authority,
                     role,
                     suffix,
                     options: self.options(&caller.pod_uid),
+                    context: wire::context(
+                        request_id,
+                        &wire::correlation(request_id, &caller.pod_uid),
+                    ),
                 };
                 exchange.run(offer.token()?, self.settings.timeout).await?
             }

@@ -128,7 +128,7 @@ impl Gcp {
             Offer::Machine => machine::granted(self.settings.timeout).await?,
             offer => {
                 let token = offer.token()?;
-                again(|| self.exchange.federate(&token, role)).await?
+                again(|| self.exchange.federate(&token, role, caller)).await?
             }
         };
         if role::impersonates(role) {
@@ -198,7 +198,7 @@ impl GcpSession {
         request_id: &str,
         call: impl Future<Output = google_cloud_secretmanager_v1::Result<T>>,
     ) -> Result<T, BackendError> {
-        let reason = role::reason(&self.pod_uid, Some(request_id));
+        let reason = role::reason(&self.pod_uid, request_id);
         self.bearer
             .make(reason, call)
             .await
@@ -237,6 +237,7 @@ impl GcpSession {
         Ok(Page {
             names,
             next: Some(answer.next_page_token).filter(|token| !token.is_empty()),
+            more_calls: 0,
         })
     }
 }

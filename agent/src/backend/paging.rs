@@ -23,12 +23,14 @@ where
     let mut page = Page {
         names: Vec::new(),
         next: cursor,
+        more_calls: 0,
     };
-    for _ in 0..CALLS {
+    for call in 0..CALLS {
         let wanted = (limit - page.names.len()).min(most);
         let more = ask(wanted, page.next.take()).await?;
         page.names.extend(more.names);
         page.next = more.next;
+        page.more_calls = call;
         if page.next.is_none() || page.names.len() >= limit {
             break;
         }
@@ -49,6 +51,7 @@ mod tests {
         Page {
             names: vec![number.to_string(); shown],
             next: Some((number + 1).to_string()),
+            more_calls: 0,
         }
     }
 
@@ -74,6 +77,7 @@ mod tests {
     async fn a_page_ends_after_so_many_calls_and_leads_on() {
         let (asked, found) = collected(1000).await;
         assert_eq!((asked.len(), found.names.len()), (CALLS, 3 * CALLS / 2));
+        assert_eq!(found.more_calls, CALLS - 1);
         assert_eq!(found.next, Some(CALLS.to_string()));
     }
 }

@@ -154,6 +154,7 @@ pub(super) fn page(
     Ok(Page {
         next: more.then(|| names.last().cloned()).flatten(),
         names,
+        more_calls: 0,
     })
 }
 

@@ -93,18 +93,12 @@ impl AwsConfig {
                 }
             }
         }
-        match &self.region {
-            None if !self.fallback_regions.is_empty() => {
-                reader.contradict(&key("fallback_regions"), &key("region"), || {
-                    "has no region to fall back from".to_owned()
-                });
-            }
-            Some(region) if self.fallback_regions.contains(region) => {
-                reader.contradict(&key("fallback_regions"), &key("region"), || {
-                    format!("names that very region ({region})")
-                });
-            }
-            _ => {}
+        if let Some(region) = &self.region
+            && self.fallback_regions.contains(region)
+        {
+            reader.contradict(&key("fallback_regions"), &key("region"), || {
+                format!("names that very region ({region})")
+            });
         }
     }
 }

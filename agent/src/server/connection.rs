@@ -2,6 +2,7 @@
 
 use super::clock::Clock;
 use super::doorman::{Doorman, Origin, Waiting};
+use super::remains::{Orphans, Remains};
 use super::times::{Times, Verdict};
 use super::warnings::Warnings;
 use crate::attest::{AttestError, Attestor, Entrance, Place, Workload};
@@ -21,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// An identity older than this is made sure of again before it is used: the peer may have been moved into another
 /// cgroup.
@@ -38,6 +39,7 @@ pub(crate) struct Connection {
     attestor: Arc<Attestor>,
     metrics: Arc<Metrics>,
     standing: Mutex<Standing>,
+    orphans: Arc<Orphans>,
     /// For the requests of those who are no workload.
     turns: Arc<Turnstile>,
     /// The socket's number. Who owns it outlives every request on it.
@@ -51,6 +53,8 @@ pub(crate) struct Connection {
     working: AtomicBool,
     /// Whether somebody hears of the peer's exit.
     watched: AtomicBool,
+    /// Until when the last refusal is held back.
+    rests: Mutex<Option<Instant>>,
     pub(super) times: Times,
 }
 
@@ -61,14 +65,14 @@ enum Standing {
     Attested {
         workload: Workload,
         checked: Instant,
-        _permit: OwnedSemaphorePermit,
+        permit: OwnedSemaphorePermit,
     },
     /// Its pod has as many connections as it may.
-    Busy { _place: Waiting },
+    Busy { place: Waiting },
     /// Found to be no workload.
-    Denied { error: AttestError, _place: Waiting },
+    Denied { error: AttestError, place: Waiting },
     /// Not said yet: its pod is not known. It is looked for when it asks for something.
-    Unknown { _place: Waiting },
+    Unknown { place: Waiting },
 }
 
 /// Who has come in, and where.
@@ -90,6 +94,7 @@ impl Connection {
         attestor: Arc<Attestor>,
         metrics: &Arc<Metrics>,
         doorman: &Arc<Doorman>,
+        orphans: &Arc<Orphans>,
         clock: &Arc<Clock>,
         warnings: &Warnings,
     ) -> Option<Self> {
@@ -125,32 +130,32 @@ impl Connection {
             place
         };
         let standing = match verdict {
-            Ok(Some(workload)) => match workload.pod().quota.connection() {
+            Ok(Some(workload)) => match connection_of(&workload, orphans) {
                 Some(permit) => {
                     metrics.attestation("ok");
                     Standing::Attested {
                         workload,
                         checked: Instant::now(),
-                        _permit: permit,
+                        permit,
                     }
                 }
                 None => {
                     metrics.attestation("busy");
-                    Standing::Busy { _place: place()? }
+                    Standing::Busy { place: place()? }
                 }
             },
-            Ok(None) => Standing::Unknown { _place: place()? },
+            Ok(None) => Standing::Unknown { place: place()? },
             Err(AttestError::Gone) => {
                 metrics.refused("peer_gone");
                 return None;
             }
             // What is missing may come before the peer asks.
-            Err(AttestError::NotYet(_)) => Standing::Unknown { _place: place()? },
+            Err(AttestError::NotYet(_)) => Standing::Unknown { place: place()? },
             Err(error @ AttestError::Denied(reason)) => {
                 metrics.attestation(reason);
                 Standing::Denied {
                     error,
-                    _place: place()?,
+                    place: place()?,
                 }
             }
         };
@@ -160,6 +165,7 @@ impl Connection {
             attestor,
             metrics: metrics.clone(),
             standing: Mutex::new(standing),
+            orphans: orphans.clone(),
             turns,
             fd,
             closing: AtomicBool::new(false),
@@ -168,6 +174,7 @@ impl Connection {
             told: Notify::new(),
             working: AtomicBool::new(false),
             watched: AtomicBool::new(false),
+            rests: Mutex::default(),
             times: Times::new(clock.clone()),
         })
     }
@@ -232,11 +239,38 @@ impl Connection {
         }
     }
 
-    /// How long a refusal that the peer gets now is held back.
-    pub(crate) fn rest(&self) -> Duration {
-        match &*self.standing() {
+    /// Holds back a refusal that the peer gets now.
+    pub(crate) async fn rest(&self) {
+        let rest = match &*self.standing() {
             Standing::Attested { workload, .. } => workload.pod().quota.rest(),
             _ => quota::REST,
+        };
+        let until = Instant::now() + rest;
+        *self.rests() = Some(until);
+        sleep_until(until).await;
+    }
+
+    /// Ends when nothing is held back any more: who leaves meanwhile must not come back sooner for it.
+    pub(super) async fn rested(&self) {
+        let until = *self.rests();
+        if let Some(until) = until {
+            sleep_until(until).await;
+        }
+    }
+
+    /// What counts for the connection after its end.
+    pub(super) fn remains(self) -> Remains {
+        let standing = self.standing.into_inner();
+        match standing.unwrap_or_else(PoisonError::into_inner) {
+            Standing::Attested {
+                workload, permit, ..
+            } => Remains::OfPod {
+                pod: workload.pod().clone(),
+                _permit: permit,
+            },
+            Standing::Busy { place }
+            | Standing::Denied { place, .. }
+            | Standing::Unknown { place } => Remains::AtTheDoor(place, Instant::now()),
         }
     }
 
@@ -355,14 +389,14 @@ impl Connection {
                 return Err(self.close_with(error));
             }
         };
-        let Some(permit) = workload.pod().quota.connection() else {
+        let Some(permit) = connection_of(&workload, &self.orphans) else {
             return Err(self.close_as_busy());
         };
         self.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),
-            _permit: permit,
+            permit,
         };
         Ok(workload)
     }
@@ -381,7 +415,12 @@ impl Connection {
                 error => error,
             })
             .and_then(|place| self.attestor.known(&self.peer, place))
-            .and_then(|now| now.ok_or(AttestError::Denied("unknown_pod")))
+            .and_then(|now| {
+                now.ok_or(match before.pod().is_gone() {
+                    true => AttestError::Denied("unknown_pod"),
+                    false => AttestError::NotYet("unconfirmed_container"),
+                })
+            })
             .and_then(|now| match now.same_as(before) {
                 true => Ok(now),
                 // Another entry of the same pod: nothing of the old one's is used for it.
@@ -441,9 +480,21 @@ impl Connection {
         )
     }
 
+    fn rests(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.rests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The right to one more connection of the workload's, if it may have one.
+fn connection_of(workload: &Workload, orphans: &Orphans) -> Option<OwnedSemaphorePermit> {
+    if orphans.are_many(&workload.facts().namespace) {
+        return None;
+    }
+    workload.pod().quota.connection()
 }
 
 /// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container,
@@ -457,3 +508,6 @@ fn not_attested(reason: &'static str) -> RequestError {
     };
     RequestError::new(Code::NotAttested, text).reason(reason)
 }
+
+#[cfg(test)]
+mod tests;

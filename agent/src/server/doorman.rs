@@ -104,6 +104,16 @@ impl Doorman {
     }
 }
 
+impl Waiting {
+    /// The pod that waits, if it is one.
+    pub(super) fn pod(&self) -> Option<PodUid> {
+        match self.origin {
+            Origin::Pod(pod) => Some(pod),
+            Origin::Untold(_) | Origin::Elsewhere(_) => None,
+        }
+    }
+}
+
 impl Drop for Waiting {
     fn drop(&mut self) {
         let mut by_cgroup = self

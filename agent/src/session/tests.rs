@@ -22,6 +22,7 @@ impl Session for Numbered {
     }
     async fn list(&self, _: usize, _: Option<String>, _: &str) -> Result<Page, BackendError> {
         Ok(Page {
+            more_calls: 0,
             names: vec![self.0.to_string()],
             next: None,
         })
@@ -392,4 +393,18 @@ async fn a_session_that_is_said_to_live_for_ever_is_renewed_all_the_same() {
     assert_eq!(service.open(&sessions, &key).await.expect("a session"), 1);
     advance(LONGEST_LIFE).await;
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_exchange_ends_with_is_remembered_though_whoever_asked_has_left() {
+    let (service, sessions) = (Service::default(), Sessions::default());
+    service.refuses.store(true, Ordering::SeqCst);
+    let key = key("test");
+    for _ in 0..10 {
+        let opens = service.open(&sessions, &key);
+        let left = tokio::time::timeout(Duration::from_millis(20), opens).await;
+        assert!(left.is_err() || service.exchanges() == 1);
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(service.exchanges(), 1);
 }

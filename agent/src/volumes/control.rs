@@ -56,7 +56,13 @@ impl Volumes {
     }
 
     async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
-        if let Err(error) = self.must_be_mounter(&stream) {
+        let mut standing = self.must_be_mounter(&stream);
+        if let Err(AttestError::NotYet(_)) = standing {
+            // The watch may be late with the pod of an agent that takes over.
+            let _ = self.pods.look().await;
+            standing = self.must_be_mounter(&stream);
+        }
+        if let Err(error) = standing {
             if let AttestError::Gone = error {
                 // It was killed, and asks again when it is back.
                 return Err(io::Error::other(error));
@@ -120,15 +126,16 @@ impl Volumes {
                 "another agent has taken over; it is tried again",
             ));
         }
+        // Before its tokens are taken: they would outlive the volume.
+        let key = volume.key();
+        if self.volume_of(&key).as_ref() != Some(&volume) {
+            return Err(Failure::unavailable("the volume's record is gone"));
+        }
         if !tokens.is_empty() {
             let told = &volume.pod;
             pod.tokens
                 .take(tokens, told.uid, &told.namespace, &told.service_account)
                 .map_err(|error| Failure::new(FailureKind::Denied, error.to_string()))?;
-        }
-        let key = volume.key();
-        if self.volume_of(&key).as_ref() != Some(&volume) {
-            return Err(Failure::unavailable("the volume's record is gone"));
         }
         let filling = self.keep_open(&key).map_err(|failure| {
             if failure.kind == FailureKind::Invalid {

@@ -7,7 +7,6 @@
 use super::Volumes;
 use super::asked::{self, FileAsked};
 use super::folder::{FileMade, Folder};
-use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Workload};
 use crate::backend::Secret;
 use crate::csi::control::{Failure, FailureKind};
@@ -99,9 +98,15 @@ impl Volumes {
     ///
     /// Why it cannot be filled.
     pub(super) async fn fill_first(&self, key: &Key, filling: &Filling) -> Result<(), Failure> {
-        let mut last = filling.last.lock().await;
-        if let Some(Ok(())) = *last {
-            return Ok(());
+        let (mut last, has_waited) = match filling.last.try_lock() {
+            Ok(last) => (last, false),
+            Err(_) => (filling.last.lock().await, true),
+        };
+        // Whoever has waited for a filling has what came of it: another one might take longer than the mounter waits.
+        match &*last {
+            Some(Ok(())) => return Ok(()),
+            Some(failed) if has_waited => return failed.clone(),
+            _ => {}
         }
         let outcome = self.fill(key, filling, last.as_ref()).await;
         *last = Some(outcome.clone());
@@ -136,7 +141,7 @@ impl Volumes {
     ) -> Result<(), Failure> {
         let volume = &filling.volume;
         let outcome = match timeout(FILL_TIMEOUT, self.read_all(filling)).await {
-            Ok(Ok(files)) => self.put(key, volume.pod.uid, &files).await,
+            Ok(Ok(files)) => self.put(key, filling, &files).await,
             Ok(Err(failure)) => Err(failure),
             Err(_) => Err(Failure::unavailable(
                 "the volume's secrets could not all be read in time",
@@ -209,12 +214,18 @@ impl Volumes {
         Ok(files)
     }
 
-    async fn put(&self, key: &Key, pod: PodUid, files: &[FileMade]) -> Result<bool, Failure> {
+    async fn put(&self, key: &Key, filling: &Filling, files: &[FileMade]) -> Result<bool, Failure> {
         // Two agents may be at it in a hand-over.
         let _lock = match self.path_of(key) {
             Some(path) => path.lock().await,
             None => None,
         };
+        // The reads took their time: what another agent has put there since may be newer.
+        if !self.is_filled_by(key, filling) {
+            return Err(Failure::unavailable(
+                "the volume is another agent's by now; it is tried again",
+            ));
+        }
         // Without the mount, what is written would not be in the pod's memory but in that of all pods.
         if !self.has_memory(key) {
             return Err(Failure::unavailable(
@@ -222,7 +233,7 @@ impl Volumes {
             ));
         }
         // From here to the last byte no other volume has its turn: two cannot both have the last room.
-        self.must_have_room(key, pod, files)?;
+        self.must_have_room(key, filling.volume.pod.uid, files)?;
         let folder = Folder::of(self.store.directory(key));
         folder.put(files).map_err(|error| {
             Failure::unavailable(format!("the volume's files cannot be written: {error}"))

@@ -65,7 +65,7 @@ impl Volumes {
         let open = self.open();
         let others = open
             .iter()
-            .filter(|(other, open)| *other != key && open.filling.is_some())
+            .filter(|(other, open)| *other != key && !matches!(open.filling, Ok(None)))
             // One that goes may be without its memory already, and what is used of the store is no pod's.
             .filter(|(other, _)| self.has_memory(other));
         for (other, open) in others {

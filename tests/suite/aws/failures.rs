@@ -3,9 +3,10 @@
 use super::{SECRET, exchanges, reads};
 use crate::{REFUSAL_STANDS, can_run, code};
 use std::time::{Duration, Instant};
+use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Operation, Special, read_policy, secret_arn, trust_policy};
 use testkit::sandbox::{REGION, Sandbox};
-use testkit::workload::Response;
+use testkit::workload::{Request, Response};
 use tokio::time::sleep;
 
 #[tokio::test]
@@ -295,4 +296,34 @@ async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
     assert_eq!((answer.status, &*code(&answer)), (504, "timeout"));
     assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(3));
     assert!(exchanges(&sandbox).len() <= 1);
+}
+
+/// The SDK would have some hundred second tries for all together.
+#[tokio::test]
+async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    sandbox.namespace("prod");
+    let patient = |settings: AgentSettings| settings.set("limits.request_deadline", "60s");
+    let _agent = sandbox.agent_with(patient).await.expect("an agent");
+    let unlucky = sandbox.pod("prod", "web").await.expect("a pod");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
+    let fails = || Fault::on(Operation::GetSecretValue, Behaviour::InternalError);
+    let failing = sandbox.aws.fault(fails());
+    let names: Vec<_> = (0..100).map(|number| format!("prod/{number}")).collect();
+    let body = serde_json::json!({ "names": names }).to_string();
+    for _ in 0..2 {
+        let batch = Request::new("POST", "/v1/secrets:batchGet").body(body.clone());
+        let answer = unlucky.request(batch).await.expect("an answer").json();
+        assert_eq!(answer["errors"].as_array().map(Vec::len), Some(100));
+    }
+    drop(failing);
+    for _ in 0..3 {
+        let _once = sandbox.aws.fault(fails().times(1));
+        assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
+    }
 }

@@ -62,8 +62,9 @@ async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_reques
         correlation.replace('-', "").starts_with(&digits),
         "{correlation}"
     );
-    for read in &reads {
-        let agent = &read.user_agent;
+    assert_eq!(exchanges[0].correlation_id, reads[1].correlation_id);
+    for call in exchanges.iter().chain(&reads) {
+        let agent = &call.user_agent;
         assert!(
             agent.contains(&uid.replace('-', "")) && agent.contains(request),
             "{agent}"

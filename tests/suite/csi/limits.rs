@@ -89,13 +89,21 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
     };
     let asks = async {
         sleep(Duration::from_millis(500)).await;
-        number_of_next(&polite.workload).await
+        // Nobody accepts; but it is in the queue.
+        polite
+            .workload
+            .connect("asks")
+            .await
+            .expect("there is room");
+        let asked = polite.workload.send_on("asks", Request::get("/health"));
+        let goes_on = async {
+            sleep(Duration::from_millis(500)).await;
+            node.agent.signal(Signal::SIGCONT).expect("it is stopped");
+        };
+        let (answer, ()) = tokio::join!(asked, goes_on);
+        number(&answer.expect("an answer"))
     };
-    let goes_on = async {
-        sleep(Duration::from_secs(1)).await;
-        node.agent.signal(Signal::SIGCONT).expect("it is stopped");
-    };
-    let (flood, number, ()) = tokio::join!(flood, asks, goes_on);
+    let (flood, number) = tokio::join!(flood, asks);
     assert_eq!(flood.count(200), QUEUE, "{flood:?}");
     let first = number - before;
     assert!(

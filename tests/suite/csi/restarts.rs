@@ -6,6 +6,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 use testkit::kube::PodSpec;
@@ -158,6 +159,35 @@ async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
     node.publish(&pod.volume).await.expect("again");
 }
 
+/// A refusal would be final, and kept.
+#[tokio::test]
+async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come_back() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+    let inode = || fs::metadata(target.join("agent.sock")).map(|socket| socket.ino());
+    let before = inode().expect("the first agent's");
+    // It has the tokens, and does not hand them over.
+    node.agent.signal(Signal::SIGSTOP).expect("it runs");
+    let next = settings(&node.sandbox, &node.kubelet).start().await;
+    let mut next = next.expect("an agent");
+    let is_nexts = || inode().is_ok_and(|now| now != before);
+    until("the next agent's socket", is_nexts)
+        .await
+        .expect("it takes over");
+    let answer = pod.workload.get(OWN).await.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert!(answer.text().contains("kubelet"), "{}", answer.text());
+    next.until_ready().await.expect("it is ready");
+    node.publish(&pod.volume).await.expect("again");
+    reads_own(&pod.workload).await;
+    node.agent.signal(Signal::SIGCONT).expect("it is stopped");
+    node.agent = next;
+}
+
 #[tokio::test]
 async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
     if !can_run() {
@@ -211,8 +241,9 @@ async fn the_agent_hears_that_a_volume_goes_when_its_record_is_gone_and_its_dire
         let question = String::from_utf8(question).expect("JSON");
         (question, names("v"), names("p"))
     };
-    let (gone, (question, records, directories)) =
-        tokio::join!(node.kubelet.unpublish(&pod.volume), heard);
+    let heard = timeout(Duration::from_secs(10), heard);
+    let (gone, heard) = tokio::join!(node.kubelet.unpublish(&pod.volume), heard);
+    let (question, records, directories) = heard.expect("the mounter asks");
     gone.expect("it goes all the same");
     assert!(question.contains("unpublish"), "{question}");
     assert_eq!((records, directories), (0, 1));

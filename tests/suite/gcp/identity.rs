@@ -214,7 +214,10 @@ async fn googles_own_log_names_pod_and_request() {
     );
     assert_eq!(read.principal, Some(account()));
     let taken_on = google.gcp.cloud.calls_of(Operation::GenerateAccessToken);
-    assert_eq!(taken_on[0].reason, Some(format!("latchkey pod_uid={uid}")));
+    let exchanged = google.gcp.cloud.calls_of(Operation::ExchangeToken);
+    for call in exchanged.iter().chain(&taken_on) {
+        assert_eq!(call.reason, read.reason);
+    }
     assert_eq!(
         taken_on[0].principal,
         Some(google.gcp.principal("test", "app"))

@@ -221,3 +221,25 @@ async fn a_list_asks_google_for_what_has_the_prefix_and_at_most_ten_times() {
     let refused = pod.get("/v1/secrets").await.expect("an answer");
     assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
 }
+
+#[tokio::test]
+async fn each_call_that_a_list_makes_counts_against_the_pods_rate() {
+    if !can_run() {
+        return;
+    }
+    let google = Google::start().await;
+    for number in 0..30 {
+        google.gcp.put(&format!("test/page/{number}"), b"x");
+    }
+    google.gcp.cloud.set_page_limit(2);
+    let _agent = google
+        .agent(&[("limits.requests_per_second_per_pod", "5")])
+        .await;
+    let pod = google.pod().await;
+    // Ten calls, which is all that there is for the first second.
+    let list = async || pod.get("/v1/secrets?limit=1000").await.expect("an answer");
+    assert_eq!(list().await.status, 200);
+    assert_eq!(google.count(Operation::ListSecrets), 10);
+    let answer = list().await;
+    assert_eq!((answer.status, &*code(&answer)), (429, "busy"));
+}

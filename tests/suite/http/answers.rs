@@ -68,7 +68,7 @@ async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
     }
     let served = Served::start().await;
     let json = r#"{"user":"me","port":5432,"on":true,"none":null,"deep":{"a/b":{"m~n":["x",{"y":"z"}]}},
-        "/odd":"slash","":"empty","caf\u00e9":"e","raw":{"k": [1, 2]}}"#;
+        "/odd":"slash","a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/r/s/t/u/v/w/x/y/z/0/1/2/3/4/5/6/7":"many","":"empty","caf\u00e9":"e","raw":{"k": [1, 2]}}"#;
     served.sandbox.secret("test/json", json);
     served.sandbox.secret("test/array", "[1,2]");
     let good = [
@@ -81,6 +81,10 @@ async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
         ("/deep/a~1b/m~0n/0", "x"),
         ("/deep/a~1b/m~0n/1/y", "z"),
         ("/~1odd", "slash"),
+        (
+            "a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/r/s/t/u/v/w/x/y/z/0/1/2/3/4/5/6/7",
+            "many",
+        ),
         ("/user", "me"),
         ("/", "empty"),
     ];

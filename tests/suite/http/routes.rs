@@ -3,6 +3,7 @@
 use super::Served;
 use crate::{can_run, code};
 use serde_json::json;
+use testkit::agent::AgentSettings;
 use testkit::aws::{FakeAwsConfig, SecretInput};
 use testkit::kube::FakeKubeConfig;
 use testkit::sandbox::{REGION, Sandbox};
@@ -277,6 +278,30 @@ async fn the_agent_only_reads() {
         );
     }
     assert!(served.sandbox.aws.calls().is_empty());
+}
+
+#[tokio::test]
+async fn who_asks_for_what_there_is_not_is_a_pod_within_its_rate_all_the_same() {
+    if !can_run() {
+        return;
+    }
+    let mut served = Served::start().await;
+    let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
+    served.agent = served.sandbox.agent_with(slow).await.expect("an agent");
+    for (method, path) in [("GET", "/v2/secrets/x"), ("POST", SECRET)] {
+        let mut refused = 0;
+        for _ in 0..20 {
+            let answer = served.ask(Request::new(method, path)).await;
+            refused += u32::from(code(&answer) == "busy");
+        }
+        assert!(refused > 0, "{method} {path}");
+        let host = Workload::start(WorkloadSpec::host(&served.sandbox.socket()))
+            .await
+            .expect("a process");
+        let answer = host.request(Request::new(method, path)).await;
+        let answer = answer.expect("an answer");
+        assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    }
 }
 
 #[tokio::test]

@@ -172,6 +172,52 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
     room.expect("there is room for two again");
 }
 
+/// Each new pod would otherwise have a quota of its own, while what those before it left lies in the agent's memory.
+#[tokio::test]
+async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_until_it_is_let_go() {
+    if !can_run() {
+        return;
+    }
+    let mut of = Neighbours::start(&[("limits.connections_per_pod", "2")]).await;
+    of.sandbox.namespace("prod");
+    let other = of.sandbox.pod("prod", "other").await.expect("a pod");
+    let holder = &of.polite.workload;
+    for name in &connect(&of.noisy.workload, 2).await {
+        let raw = Raw {
+            connection: Some(name.clone()),
+            read_millis: 0,
+            ..Raw::new(pipelined(20))
+        };
+        of.noisy.workload.raw(raw).await.expect("it is sent");
+        let meeting = of.sandbox.directory().join(name);
+        let (received, passed) = tokio::join!(holder.receive(name, &meeting), async {
+            while !meeting.exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            of.noisy.workload.pass(name, &meeting).await
+        });
+        received.and(passed).expect("the connection changes hands");
+    }
+    of.noisy.workload.kill().await.expect("it ends");
+    of.noisy.object.delete();
+    let next = of.sandbox.pod("test", "next").await.expect("a pod");
+    let until = async |status: u16| {
+        let asks = async {
+            while next.get("/v1/identity").await.expect("an answer").status != status {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), asks).await
+    };
+    until(429)
+        .await
+        .expect("its namespace has no more connections");
+    let answer = other.get("/v1/identity").await.expect("an answer");
+    assert_eq!(answer.status, 200, "that is another's namespace");
+    holder.close("c0").await.expect("it is open");
+    until(200).await.expect("one has been let go of");
+}
+
 #[tokio::test]
 async fn few_answers_are_queued_for_a_peer_that_does_not_read_them() {
     if !can_run() {

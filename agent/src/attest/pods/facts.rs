@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The longest list of exempt containers that is looked into, in bytes.
+const EXEMPTION_LIMIT: usize = 16 * 1024;
+
 /// How far a node's clock may be behind the API server's before a deleted pod's grace ends late.
 const GRACE_SLACK: Duration = Duration::from_secs(2);
 
@@ -117,13 +120,19 @@ impl Facts {
                 }
             }
         }
-        // Read once and not at each request: whoever writes the annotation may make it as long as they like.
+        // Read once and not at each request. Whoever writes the annotation may make it as long as they like, and write it
+        // anew as often: one that is longer than any list of containers is not looked into, and exempts them all.
         let named = |listed: &str| {
-            let listed: BTreeSet<&str> = listed.split([',', ';']).map(str::trim).collect();
+            let listed: Option<BTreeSet<&str>> = (listed.len() <= EXEMPTION_LIMIT)
+                .then(|| listed.split([',', ';']).map(str::trim).collect());
             containers
                 .values()
                 .map(|container: &Container| &container.name)
-                .filter(|name| listed.contains(&***name))
+                .filter(|name| {
+                    listed
+                        .as_ref()
+                        .is_none_or(|listed| listed.contains(&***name))
+                })
                 .cloned()
                 .collect()
         };

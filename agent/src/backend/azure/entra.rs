@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use azure_core::cloud::CustomConfiguration;
 use azure_core::credentials::{AccessToken, TokenCredential, TokenRequestOptions};
 use azure_core::error::ErrorKind;
-use azure_core::http::{ClientMethodOptions, ClientOptions};
+use azure_core::http::{ClientMethodOptions, ClientOptions, Context};
 use azure_core::time::OffsetDateTime;
 use azure_identity::{
     ClientAssertion, ClientAssertionCredential, ClientAssertionCredentialOptions,
@@ -26,6 +26,8 @@ pub(super) struct Exchange<'a> {
     pub(super) suffix: &'a str,
     /// How calls are made.
     pub(super) options: ClientOptions,
+    /// What they are told of their request.
+    pub(super) context: Context<'static>,
 }
 
 /// What an exchange gave: an access token that is good for the vaults of one cloud. It is never refreshed, since that
@@ -74,7 +76,12 @@ impl Exchange<'_> {
                 .map_err(|error| errors::internal(&error))?;
         let scope = scope_of(self.suffix);
         let scopes = [scope.as_str()];
-        let token = tried(limit, || credential.get_token(&scopes, None))
+        let told = || TokenRequestOptions {
+            method_options: ClientMethodOptions {
+                context: self.context.clone(),
+            },
+        };
+        let token = tried(limit, || credential.get_token(&scopes, Some(told())))
             .await
             .map_err(|failed| errors::of_exchange(&failed, self.role))?;
         Ok(Bearer { scope, token })

@@ -6,7 +6,6 @@ use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use azure_core::http::pager::{PagerContinuation, PagerOptions};
-use azure_core::http::request::options::ClientRequestId;
 use azure_core::http::{ClientMethodOptions, Context};
 use azure_security_keyvault_secrets::models::{
     SecretClientGetSecretOptions, SecretClientListSecretPropertiesOptions,
@@ -52,10 +51,7 @@ impl AzureSession {
     {
         let correlation: Arc<str> = wire::correlation(request_id, &self.pod_uid).into();
         let outcome = tried(self.timeout, || {
-            let context = Context::new()
-                .with_value(ClientRequestId::new(correlation.to_string()))
-                .with_value(wire::RequestId(request_id.to_owned()));
-            call(context)
+            call(wire::context(request_id, &correlation))
         })
         .await;
         match outcome {
@@ -132,7 +128,11 @@ impl AzureSession {
             .filter_map(|id| role::read(&self.role, &id.name))
             .map(|name| name.to_string())
             .collect();
-        Ok(Page { names, next })
+        Ok(Page {
+            names,
+            next,
+            more_calls: 0,
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use azure_core::error::{Error, ErrorKind};
 use azure_core::http::headers::{HeaderName, Headers};
 use azure_core::http::policies::{Policy, PolicyResult};
+use azure_core::http::request::options::ClientRequestId;
 use azure_core::http::{AsyncRawResponse, Body, Context, HttpClient, Method, RawResponse, Request};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use reqwest::redirect;
@@ -40,7 +41,7 @@ pub(super) struct Signature {
 
 /// The request that a call is made for.
 #[derive(Debug)]
-pub(super) struct RequestId(pub(super) String);
+struct RequestId(String);
 
 /// The id under which Key Vault's log keeps a call, which it takes only in the form of a UUID: the digits of the
 /// request's id in the first half, the end of the pod's UID in the second.
@@ -59,6 +60,13 @@ pub(super) fn correlation(request_id: &str, pod_uid: &str) -> String {
         text.push(digit.to_ascii_lowercase());
     }
     text
+}
+
+/// What a call is told of the request that it is made for.
+pub(super) fn context(request_id: &str, correlation: &str) -> Context<'static> {
+    Context::new()
+        .with_value(ClientRequestId::new(correlation.to_owned()))
+        .with_value(RequestId(request_id.to_owned()))
 }
 
 // === impl Wire ===

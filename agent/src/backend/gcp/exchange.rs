@@ -4,7 +4,7 @@
 //! Two small POSTs of our own. The SDK's way of doing it keeps a task for each credential that refreshes it for ever,
 //! and has no deadline.
 
-use super::bearer::{AccessToken, Bearer};
+use super::bearer::{AccessToken, Bearer, REASON};
 use super::{errors, role};
 use crate::backend::body::{self, BodyError};
 use crate::backend::{BackendError, Caller};
@@ -85,6 +85,7 @@ impl Exchange {
         &self,
         token: &SubjectToken,
         role: &Role,
+        caller: &Caller,
     ) -> Result<Granted, BackendError> {
         let whose = errors::TOKEN_SERVICE;
         let audience = match &self.provider {
@@ -105,7 +106,14 @@ impl Exchange {
             ("subject_token", token.expose()),
         ];
         let asked = Instant::now();
-        let request = self.http.post(format!("{}/v1/token", self.sts)).form(&form);
+        let request = self
+            .http
+            .post(format!("{}/v1/token", self.sts))
+            .header(
+                REASON,
+                role::reason(&caller.pod_uid, caller.request_id.as_str()),
+            )
+            .form(&form);
         let answer = ask(request, whose).await?;
         if answer.status != 200 {
             return Err(errors::of_token_service(&answer, role));
@@ -113,6 +121,8 @@ impl Exchange {
         let told: Federated =
             serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
         let life = told.expires_in.map_or(UNTOLD_LIFE, Duration::from_secs);
+        // Google takes no wish for this one: it is used no longer than was wanted.
+        let life = life.min(self.lifetime);
         Ok(Granted {
             bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
             // Nobody's token lives for years: what says so is no answer of Google's.
@@ -147,7 +157,7 @@ impl Exchange {
         let request = self
             .http
             .post(format!("{}/v1/{account}:generateAccessToken", self.iam))
-            .headers(own.headers(role::reason(&caller.pod_uid, None)))
+            .headers(own.headers(role::reason(&caller.pod_uid, caller.request_id.as_str())))
             .json(&body);
         let answer = ask(request, whose).await?;
         if answer.status != 200 {

@@ -167,14 +167,11 @@ fn is_account(text: &str) -> bool {
         && domain.ends_with(ACCOUNT_END)
 }
 
-/// What Google's audit log is told about a call: the pod, and the request if there is one.
-pub(super) fn reason(pod_uid: &str, request_id: Option<&str>) -> HeaderValue {
+/// What Google's audit log is told about a call: the pod and the request.
+pub(super) fn reason(pod_uid: &str, request_id: &str) -> HeaderValue {
     let pod =
         uuid::Uuid::try_parse(pod_uid).map_or_else(|_| pod_uid.to_owned(), |uid| uid.to_string());
-    let text = match request_id {
-        Some(id) => format!("latchkey pod_uid={pod} request_id={id}"),
-        None => format!("latchkey pod_uid={pod}"),
-    };
+    let text = format!("latchkey pod_uid={pod} request_id={request_id}");
     HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static("latchkey"))
 }
 
@@ -353,12 +350,8 @@ mod tests {
     fn the_reason_names_pod_and_request() {
         let uid = "0b1a7c0e6a5d4c3e9a430123456789ab";
         assert_eq!(
-            reason(uid, Some("ab-1")).to_str().ok(),
+            reason(uid, "ab-1").to_str().ok(),
             Some("latchkey pod_uid=0b1a7c0e-6a5d-4c3e-9a43-0123456789ab request_id=ab-1")
-        );
-        assert_eq!(
-            reason(uid, None).to_str().ok(),
-            Some("latchkey pod_uid=0b1a7c0e-6a5d-4c3e-9a43-0123456789ab")
         );
     }
 }

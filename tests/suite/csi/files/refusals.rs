@@ -4,15 +4,20 @@ use super::{FILE, PASSWORD, read, until_it_holds};
 use crate::can_run;
 use crate::csi::{Node, reads_own};
 use std::fs;
+use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::Status;
 use testkit::sandbox::{ACCOUNT, REGION, password};
+use tokio::time::{sleep, timeout};
 
 const INVALID_ARGUMENT: u16 = 3;
 const NOT_FOUND: u16 = 5;
 const ALREADY_EXISTS: u16 = 6;
 const PERMISSION_DENIED: u16 = 7;
 const UNAVAILABLE: u16 = 14;
+
+/// How long what comes by and by may take.
+const SOON: Duration = Duration::from_secs(30);
 
 /// How a new volume with these secrets is refused; nothing may be left of it.
 async fn refused(node: &Node, name: &str, secrets: &str) -> Status {
@@ -192,9 +197,12 @@ async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_a
         node.agent.metric(metric).await.unwrap_or_default()
     };
     let count = failed().await;
-    while failed().await < count + 2.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let again = async {
+        while failed().await < count + 2.0 {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(SOON, again).await.expect("it is tried again");
     assert_eq!(read(&file), password("test"));
     let Status { code, message } = node.publish(&volume).await.expect_err("the vault is away");
     assert_eq!(code, UNAVAILABLE, "{message}");
@@ -221,12 +229,15 @@ async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_
     node.sandbox
         .aws
         .delete_secret(REGION, "test/database-password");
-    let told = loop {
-        match node.publish(&volume).await {
-            Ok(()) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
-            Err(status) => break status,
+    let told = async {
+        loop {
+            match node.publish(&volume).await {
+                Ok(()) => sleep(Duration::from_millis(100)).await,
+                Err(status) => break status,
+            }
         }
     };
+    let told = timeout(SOON, told).await.expect("the kubelet is told");
     // Not as final: the pod runs, and what it has stays.
     assert_eq!(told.code, UNAVAILABLE, "{told}");
     assert!(

@@ -85,3 +85,32 @@ async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leav
         .await
         .expect("by the new one");
 }
+
+/// As after an upgrade to an agent that is stricter: the pod runs, and its socket is not what is wrong.
+#[tokio::test]
+async fn a_pod_that_runs_keeps_its_socket_though_what_it_asks_for_is_wrong_to_the_next_agent() {
+    if !can_run() {
+        return;
+    }
+    let mut node = Node::refreshing().await;
+    let (volume, container) = node.asking("web", PASSWORD);
+    node.publish(&volume).await.expect("it is published");
+    let workload = node.container(&volume, &container).await;
+    node.kill_agent().await;
+    let records = node.kubelet.directory().join("run/v");
+    let record = fs::read_dir(&records)
+        .expect("it can be read")
+        .flatten()
+        .next();
+    let record = record.expect("the volume's").path();
+    let mut written: serde_json::Value = serde_json::from_str(&read(&record)).expect("JSON");
+    written["files"]["secrets"] = "[{}]".into();
+    fs::write(&record, written.to_string()).expect("it is written");
+    node.start_agent().await;
+    let health = workload.get("/health").await.expect("somebody listens");
+    assert_eq!(health.status, 200);
+    node.agent
+        .until_line("a volume has no files")
+        .await
+        .expect("it says why");
+}

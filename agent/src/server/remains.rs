@@ -1,0 +1,137 @@
+//! What counts for a connection that has ended while nobody takes its last answer.
+//!
+//! Whoever was handed the peer's end (`SCM_RIGHTS`, unix(7)) may keep it longer than its process or its pod lives, and
+//! what lies there is charged to the agent until then. So it goes on counting: as its pod's while there is the pod, and
+//! then against those that come after it in the namespace, each of which would begin with a quota of its own.
+
+use super::doorman::Waiting;
+use crate::attest::Attestor;
+use crate::attest::pods::Pod;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+/// How long a peer that was not attested counts at the door, if its pod is not known by then: it is gone, and what it was
+/// sent is a short error.
+const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+
+/// How many connections of pods that are gone nobody has read to the end, by namespace.
+#[derive(Debug)]
+pub(super) struct Orphans {
+    count: Mutex<HashMap<Arc<str>, usize>>,
+    /// How many a namespace may have, above which no more of its pods' connections are taken.
+    limit: usize,
+}
+
+/// One of them, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Orphan {
+    orphans: Arc<Orphans>,
+    namespace: Arc<str>,
+}
+
+/// What a connection leaves.
+#[derive(Debug)]
+pub(super) enum Remains {
+    /// A connection of its pod's.
+    OfPod {
+        pod: Arc<Pod>,
+        _permit: OwnedSemaphorePermit,
+    },
+    /// A place at the door, since then.
+    AtTheDoor(Waiting, Instant),
+    /// One connection more that its namespace is to blame for.
+    Orphan { _count: Orphan },
+}
+
+// === impl Orphans ===
+
+impl Orphans {
+    /// None, of which each namespace may have `limit`.
+    pub(super) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self {
+            count: Mutex::default(),
+            limit,
+        })
+    }
+
+    /// Whether the namespace has as many as it may.
+    pub(super) fn are_many(&self, namespace: &str) -> bool {
+        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        // Mostly there are none at all.
+        !count.is_empty()
+            && count
+                .get(namespace)
+                .is_some_and(|count| *count >= self.limit)
+    }
+
+    fn enter(self: &Arc<Self>, namespace: Arc<str>) -> Orphan {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count.entry(namespace.clone()).or_default() += 1;
+        Orphan {
+            orphans: self.clone(),
+            namespace,
+        }
+    }
+}
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        let orphans = &self.orphans;
+        let mut count = orphans.count.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(left) = count.get_mut(&self.namespace) {
+            *left -= 1;
+            if *left == 0 {
+                count.remove(&self.namespace);
+            }
+        }
+    }
+}
+
+// === impl Remains ===
+
+impl Remains {
+    /// What is left of it now; nothing if it is not to be counted any more.
+    pub(super) fn now(self, attestor: &Attestor, orphans: &Arc<Orphans>) -> Option<Self> {
+        match self {
+            Self::OfPod { pod, .. } if pod.is_gone() => {
+                let namespace = pod.facts().namespace.clone();
+                tracing::warn!(
+                    pod_uid = pod.uid.map(tracing::field::display),
+                    %namespace,
+                    "a pod is gone, and somebody holds a connection of its that has an answer unread"
+                );
+                Some(Self::Orphan {
+                    _count: orphans.enter(namespace),
+                })
+            }
+            Self::AtTheDoor(place, since)
+                if since.elapsed() >= UNKNOWN_FOR
+                    && place.pod().is_some_and(|pod| !attestor.knows(pod)) =>
+            {
+                None
+            }
+            same => Some(same),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orphans_count_in_their_own_namespace_until_they_are_gone() {
+        let orphans = Orphans::new(2);
+        let one = orphans.enter("test".into());
+        assert!(!orphans.are_many("test"));
+        let two = orphans.enter("test".into());
+        assert!(orphans.are_many("test") && !orphans.are_many("prod"));
+        drop(one);
+        assert!(!orphans.are_many("test"));
+        drop(two);
+        assert!(orphans.count.lock().expect("no panic").is_empty());
+    }
+}
