@@ -59,60 +59,61 @@ struct Exchange {
 }
 
 /// Answers a request. It cannot fail: a failure is an answer too.
-pub(crate) async fn handle(
+pub(crate) fn handle(
     services: Arc<Services>,
     connection: Arc<Connection>,
     request: Request<Incoming>,
-) -> Result<Answer, Infallible> {
+) -> impl Future<Output = Result<Answer, Infallible>> {
     connection.request_began();
-    let began = Instant::now();
-    connection.turn().await;
     let exchange = Exchange {
         id: services.next_id(),
         services,
         connection,
-        began,
+        began: Instant::now(),
     };
-    let (head, body) = request.into_parts();
-    let (route, parsed) = request::parse(&head);
-    let required = exchange.services.require_header.as_ref();
-    let admitted = request::admit(&head, !body.is_end_stream(), required);
-    if admitted.is_err() {
-        // Whoever sends such a request may see its end elsewhere than we do.
-        exchange.connection.close_after_answer();
-    }
-    let is_long = request::is_long(&head.uri);
-    let method = head.method;
-    let outcome = match admitted.map(|()| parsed) {
-        Ok(Ok(Target::Open(route))) => exchange.health(route),
-        Ok(Ok(Target::Attested(ask))) => exchange.answer(ask, body).await,
-        Ok(Err(error)) if route.is_open() => Err(error),
-        Ok(Err(error)) => Err(exchange.counted(error).await),
-        Err(error) => Err(error),
-    };
-    let code = outcome.as_ref().err().map(|error| error.code);
-    let mut answer = outcome.unwrap_or_else(|error| {
-        exchange.log(&method, route, &error);
-        let mut answer = response::error(&error, route, exchange.id.as_str());
-        if is_long {
-            *answer.status_mut() = StatusCode::URI_TOO_LONG;
+    // Taken apart here, and no async fn: what a future moves within itself has room in it twice, and each request's is
+    // copied.
+    let (head, mut body) = request.into_parts();
+    async move {
+        exchange.connection.turn().await;
+        let (route, parsed) = request::parse(&head);
+        let required = exchange.services.require_header.as_ref();
+        let admitted = request::admit(&head, !body.is_end_stream(), required);
+        if admitted.is_err() {
+            // Whoever sends such a request may see its end elsewhere than we do.
+            exchange.connection.close_after_answer();
         }
-        answer
-    });
-    if exchange.connection.is_closing() || matches!(code, Some(Code::NotAttested)) {
-        answer
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        let outcome = match admitted.map(|()| parsed) {
+            Ok(Ok(Target::Open(route))) => exchange.health(route),
+            Ok(Ok(Target::Attested(mut ask))) => exchange.answer(&mut ask, &mut body).await,
+            Ok(Err(error)) if route.is_open() => Err(error),
+            Ok(Err(error)) => Err(exchange.counted(error).await),
+            Err(error) => Err(error),
+        };
+        let code = outcome.as_ref().err().map(|error| error.code);
+        let mut answer = outcome.unwrap_or_else(|error| {
+            exchange.log(&head.method, route, &error);
+            let mut answer = response::error(&error, route, exchange.id.as_str());
+            if request::is_long(&head.uri) {
+                *answer.status_mut() = StatusCode::URI_TOO_LONG;
+            }
+            answer
+        });
+        if exchange.connection.is_closing() || matches!(code, Some(Code::NotAttested)) {
+            answer
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        exchange
+            .services
+            .metrics
+            .request(route, code, exchange.began.elapsed());
+        if matches!(code, Some(Code::Busy | Code::NotAttested)) {
+            exchange.connection.rest().await;
+        }
+        exchange.connection.request_ended();
+        Ok(answer)
     }
-    exchange
-        .services
-        .metrics
-        .request(route, code, exchange.began.elapsed());
-    if matches!(code, Some(Code::Busy | Code::NotAttested)) {
-        exchange.connection.rest().await;
-    }
-    exchange.connection.request_ended();
-    Ok(answer)
 }
 
 // === impl Services ===
@@ -316,13 +317,12 @@ impl Services {
             .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
     }
 
-    /// The same ask by the one name of all spellings that the vault does not tell apart: keys are made of it.
-    fn folded(&self, mut ask: SecretAsk) -> SecretAsk {
+    /// Has the ask name the one of all spellings that the vault does not tell apart: keys are made of it.
+    fn fold(&self, ask: &mut SecretAsk) {
         let backend = self.backends.find(ask.backend.as_deref());
         if backend.is_some_and(|backend| self.backends.at(backend).ignores_case()) {
             ask.name = ask.name.lowercased();
         }
-        ask
     }
 }
 
@@ -352,12 +352,15 @@ impl Exchange {
         Ok(answer)
     }
 
-    async fn answer(&self, ask: Ask, body: Incoming) -> Result<Answer, RequestError> {
+    async fn answer(&self, ask: &mut Ask, body: &mut Incoming) -> Result<Answer, RequestError> {
         match ask {
-            Ask::Secret(ask) => self.secret(&self.services.folded(ask)).await,
+            Ask::Secret(ask) => {
+                self.services.fold(ask);
+                self.secret(ask).await
+            }
             // Boxed, because each request would else carry the largest of them.
-            Ask::Batch { fresh } => Box::pin(self.batch(body, fresh)).await,
-            Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(&ask))).await,
+            Ask::Batch { fresh } => Box::pin(self.batch(body, *fresh)).await,
+            Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(ask))).await,
             Ask::Identity => self.in_time(AGAIN, Box::pin(self.identity())).await,
         }
     }

@@ -30,7 +30,11 @@ const BATCH_VALUES: usize = 4 * 1024 * 1024;
 const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
 
 impl Exchange {
-    pub(super) async fn batch(&self, body: Incoming, fresh: bool) -> Result<Answer, RequestError> {
+    pub(super) async fn batch(
+        &self,
+        body: &mut Incoming,
+        fresh: bool,
+    ) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
         let workload = &match self.in_time(FEWER, attest).await {
             Ok(workload) => workload,
@@ -115,10 +119,11 @@ impl Exchange {
             let name_asked =
                 SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
             let services = &self.services;
-            let ask = services.folded(SecretAsk {
+            let mut ask = SecretAsk {
                 fresh,
                 ..SecretAsk::plain(name_asked)
-            });
+            };
+            services.fold(&mut ask);
             let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
             let backend = services.backends.name(backend);
             let body = response::secret_json(&read.secret, ask.name.as_str(), backend);
@@ -139,7 +144,7 @@ impl Exchange {
 }
 
 /// The names of a batch, each once, in the order asked for.
-async fn batch_names(body: Incoming) -> Result<Vec<String>, RequestError> {
+async fn batch_names(body: &mut Incoming) -> Result<Vec<String>, RequestError> {
     let body = Limited::new(body, BATCH_BODY)
         .collect()
         .await

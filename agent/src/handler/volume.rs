@@ -30,11 +30,12 @@ impl Services {
         let place = self.audit.reserve(deadline).await?;
         let mut record = Record::new(place, id, Asker::Volume(volume), name.as_str());
         record.workload = Some(workload.clone());
-        let ask = self.folded(SecretAsk {
+        let mut ask = SecretAsk {
             backend: backend.map(str::to_owned),
             fresh: true,
             ..SecretAsk::plain(name.clone())
-        });
+        };
+        self.fold(&mut ask);
         let work = async {
             let _permit = workload.pod().quota.request()?;
             let (read, _) = self.read(id, workload, &ask, &mut record).await?;
