@@ -6,6 +6,7 @@
 //! one run count, times of different machines do not.
 
 mod exec;
+mod first;
 mod floor;
 mod load;
 mod memory;
@@ -38,7 +39,7 @@ struct Arguments {
     /// Rounds of each measurement.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
-    /// Only the parts whose names contain this: warm, uncached, memory, start, exec, neighbour; or one of the first
+    /// Only the parts whose names contain this: warm, uncached, memory, start, first secret, exec, neighbour; or one of the first
     /// part's scenarios: "warm, kept", "64 KiB, kept", "new connection".
     #[arg(long)]
     only: Option<String>,
@@ -137,6 +138,9 @@ async fn run(arguments: &Arguments, processors: usize) -> Outcome<()> {
     let mut report = Report::new(&stage.program()?, arguments.baseline.as_deref(), processors);
     if wanted("start") {
         start::measure(&stage, pace, &mut report).await?;
+    }
+    if wanted("first secret") {
+        first::measure(&stage, pace, &mut report).await?;
     }
     if wanted("exec") {
         exec::measure(pace, &mut report).await?;
