@@ -124,9 +124,7 @@ impl Agent {
             services.clone(),
             attestor.clone(),
             pinning,
-            config.limits.connections,
-            config.limits.connections_per_pod,
-            config.limits.unattested,
+            &config.limits,
             phase.subscribe(),
         )
         .map_err(StartError::Listen)?;

@@ -1,5 +1,6 @@
 //! What one pod may have of the node's agent at once. A pod over its quota is told so; nobody else notices.
 
+use crate::config;
 use crate::error::{RETRY_AFTER, RequestError};
 use crate::turns::Turnstile;
 use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
@@ -70,13 +71,11 @@ impl Default for NodesUnread {
 }
 
 impl Quota {
-    /// A quota of so many connections, requests in flight, and requests a second with a burst of twice that.
-    pub(crate) fn new(
-        connections: usize,
-        in_flight: usize,
-        per_second: u32,
-        unread: &NodesUnread,
-    ) -> Self {
+    /// A quota of as many connections, requests in flight, and requests a second as a pod may have by `limits`, with a
+    /// burst of twice the last.
+    pub(crate) fn new(limits: &config::Limits, unread: &NodesUnread) -> Self {
+        let (connections, in_flight) = (limits.connections_per_pod, limits.in_flight_per_pod);
+        let per_second = limits.requests_per_second_per_pod;
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
         let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(TWO));
         Self {
@@ -205,7 +204,7 @@ mod tests {
 
     #[test]
     fn who_goes_on_asking_while_refused_waits_as_long_as_told() {
-        let quota = Quota::new(1, 1, 1, &NodesUnread::default());
+        let quota = Quota::new(&config::Limits::default(), &NodesUnread::default());
         let rests: Vec<Duration> = (0..100).map(|_| quota.rest()).collect();
         assert_eq!(rests.first(), Some(&REST));
         assert_eq!(rests.last(), Some(&LONG_REST));
@@ -214,7 +213,9 @@ mod tests {
     #[test]
     fn what_pods_leave_unread_has_a_bound_for_each_and_one_for_all() {
         let node = NodesUnread::default();
-        let quotas: Vec<_> = (0..5).map(|_| Quota::new(1, 1, 1, &node)).collect();
+        let quotas: Vec<_> = (0..5)
+            .map(|_| Quota::new(&config::Limits::default(), &node))
+            .collect();
         let whole = u64::try_from(UNREAD).expect("it fits");
         let mut rooms: Vec<_> = quotas.iter().map(|quota| quota.answer(whole)).collect();
         assert_eq!(rooms.iter().filter(|room| room.is_ok()).count(), 4);

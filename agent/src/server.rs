@@ -18,6 +18,7 @@ use connection::Arrival;
 
 use crate::attest::cgroup::PodUid;
 use crate::attest::{Attestor, Entrance};
+use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning};
@@ -117,8 +118,8 @@ impl Door {
 // === impl Server ===
 
 impl Server {
-    /// A server that lets `unattested` peers wait while at most `connections` are open by the shared socket, as many by
-    /// the pods' own together, and somewhat more than `connections_per_pod` by each of those.
+    /// A server that lets as many peers wait and as many connections be open as `limits` say: as many as by the shared
+    /// socket by the pods' own together, and by each of those somewhat more than a pod may have.
     ///
     /// # Errors
     ///
@@ -127,21 +128,19 @@ impl Server {
         services: Arc<Services>,
         attestor: Arc<Attestor>,
         pinning: Pinning,
-        connections: usize,
-        connections_per_pod: usize,
-        unattested: usize,
+        limits: &config::Limits,
         phase: watch::Receiver<Phase>,
     ) -> io::Result<Self> {
         Ok(Self {
             services,
             attestor,
             pinning,
-            connections: Arc::new(Semaphore::new(connections)),
-            own_connections: Arc::new(Semaphore::new(connections)),
-            connections_per_pod,
-            doorman: Arc::new(Doorman::new(unattested)),
+            connections: Arc::new(Semaphore::new(limits.connections)),
+            own_connections: Arc::new(Semaphore::new(limits.connections)),
+            connections_per_pod: limits.connections_per_pod,
+            doorman: Arc::new(Doorman::new(limits.unattested)),
             roll: Arc::new(Roll::new()?),
-            orphans: Orphans::new(connections_per_pod),
+            orphans: Orphans::new(limits.connections_per_pod),
             warnings: Warnings::default(),
             tables: Semaphore::new(TABLES),
             phase,

@@ -111,7 +111,6 @@ pub(crate) struct LookError;
 impl Pod {
     /// An entry in whose name nothing has been done yet.
     pub(crate) fn new(uid: Option<PodUid>, facts: Facts, settings: &Settings) -> Self {
-        let limits = &settings.limits;
         Self {
             uid,
             facts: RwLock::new(Arc::new(facts)),
@@ -119,12 +118,7 @@ impl Pod {
             gone: AtomicBool::new(false),
             since: Instant::now(),
             principal: OnceLock::new(),
-            quota: Quota::new(
-                limits.connections_per_pod,
-                limits.in_flight_per_pod,
-                limits.requests_per_second_per_pod,
-                &settings.unread,
-            ),
+            quota: Quota::new(&settings.limits, &settings.unread),
             sessions: Sessions::default(),
             values: Values::new(settings.cache.clone()),
             tokens: KubeletTokens::default(),

@@ -6,11 +6,12 @@
 //! either: each call brings those of its session, and nothing keeps them beyond it.
 
 mod errors;
+mod health;
 pub(super) mod machine;
 mod role;
 
 use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session, paging,
+    Backend, BackendError, Caller, Details, Offer, Page, Secret, Selector, Session, paging,
 };
 use crate::account::Annotations;
 use crate::config::{AwsConfig, LocalRole};
@@ -28,10 +29,11 @@ use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
 use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
+use health::Health;
 use latchkey_client::protocol::Code;
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, SystemTime};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 /// How often a call is tried in one region. More would outlast the request's deadline.
 const ATTEMPTS: u32 = 2;
@@ -41,9 +43,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the machine's metadata service may take to name the region, once, at start.
 const REGION_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long a region that could not be reached is asked after the others.
-const DOWN_FOR: Duration = Duration::from_secs(10);
 
 /// The most names that `ListSecrets` gives at once (its `MaxResults`).
 const PAGE_NAMES: usize = 100;
@@ -72,10 +71,6 @@ pub(super) struct Aws {
 /// A client, made when it is needed first: each holds roots to trust and buffers, which an agent whose pods read
 /// nothing from AWS need not pay for.
 type AtFirstUse<T> = LazyLock<T, Box<dyn FnOnce() -> T + Send>>;
-
-/// The regions that could not be reached lately.
-#[derive(Debug, Default)]
-struct Health(Mutex<Vec<(Arc<str>, Instant)>>);
 
 /// A role taken on.
 #[derive(Debug)]
@@ -464,30 +459,6 @@ impl Session for AwsSession {
             }
         }
         outcome
-    }
-}
-
-// === impl Health ===
-
-impl Health {
-    /// `regions` in their order, those not reached lately last.
-    fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
-        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
-        let mut ordered: Vec<_> = regions.iter().collect();
-        ordered.sort_by_key(|region| down.iter().any(|(other, _)| other == *region));
-        ordered
-    }
-
-    /// Notes how a call to `region` ended; whether the next region is to be asked.
-    fn note<T>(&self, region: &Arc<str>, outcome: &Result<T, BackendError>) -> bool {
-        let unreachable = matches!(outcome, Err(error) if error.fault == Fault::Unreachable);
-        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        down.retain(|(other, _)| other != region);
-        if unreachable {
-            down.push((region.clone(), Instant::now()));
-        }
-        unreachable
     }
 }
 

@@ -1,0 +1,112 @@
+//! What the clouds are asked in a pod's name: roles taken on, and calls with the sessions that came of it.
+
+use super::Services;
+use crate::attest::Workload;
+use crate::backend::{BackendError, BackendId, Caller, Fault, Offer, Session};
+use crate::request::RequestId;
+use crate::role::Proof;
+use crate::session::SessionKey;
+use latchkey_client::protocol::Step;
+use std::sync::Arc;
+use tokio::time::Instant;
+
+impl Services {
+    /// The session for `key`, exchanged where there is none at hand.
+    async fn session(
+        self: &Arc<Self>,
+        workload: &Workload,
+        key: &SessionKey,
+        asker: RequestId,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let exchange = || self.clone().exchange(workload.clone(), key.clone(), asker);
+        let session = workload.pod().sessions.open(key, asker, exchange).await;
+        session.map_err(|failed| failed.at(Step::Exchange))
+    }
+
+    /// Takes the role of `key` on.
+    async fn exchange(
+        self: Arc<Self>,
+        workload: Workload,
+        key: SessionKey,
+        asker: RequestId,
+    ) -> Result<Arc<dyn Session>, BackendError> {
+        let SessionKey { backend, role, .. } = key;
+        let offer = match &role.proof {
+            Proof::Machine => Offer::Machine,
+            Proof::None => Offer::None,
+            Proof::Token(audience) => {
+                let issued = self.tokens.issue(&workload, audience).await;
+                Offer::Token(issued.map_err(|error| error.at(Step::Token))?)
+            }
+        };
+        let facts = workload.facts();
+        let caller = Caller {
+            pod_uid: workload
+                .pod()
+                .uid
+                .map_or_else(|| "local".into(), |uid| uid.simple().to_string()),
+            namespace: facts.namespace.clone(),
+            service_account: facts.service_account.clone(),
+            request_id: asker,
+        };
+        let call = self.backends.at(backend).exchange(&role, offer, &caller);
+        let outcome = self.timed(backend, "exchange", call).await;
+        let error = outcome.as_ref().err().map(|failed| &failed.error);
+        self.metrics.exchange(self.backends.name(backend), error);
+        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
+            workload.pod().values.forget(&role);
+        }
+        outcome
+    }
+
+    /// What a call to a cloud gives, counted and timed.
+    async fn timed<T>(
+        &self,
+        backend: BackendId,
+        operation: &str,
+        call: impl Future<Output = Result<T, BackendError>>,
+    ) -> Result<T, BackendError> {
+        let began = Instant::now();
+        let outcome = call.await;
+        let error = outcome.as_ref().err().map(|failed| &failed.error);
+        let name = self.backends.name(backend);
+        self.metrics
+            .backend_call(name, operation, began.elapsed(), error);
+        outcome
+    }
+
+    /// Makes a call with the session for `key`, and again with a new one if that one has ended before its time.
+    pub(super) async fn call<T, F>(
+        self: &Arc<Self>,
+        workload: &Workload,
+        key: &SessionKey,
+        asker: RequestId,
+        operation: &str,
+        call: impl Fn(Arc<dyn Session>) -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let mut tries = 2;
+        loop {
+            tries -= 1;
+            let session = self.session(workload, key, asker).await?;
+            let call = call(session.clone());
+            let outcome = self.timed(key.backend, operation, call).await;
+            let outcome = outcome.map_err(|failed| failed.at(Step::Secret));
+            let Err(failed) = &outcome else {
+                return outcome;
+            };
+            let ended = failed.fault == Fault::SessionEnded;
+            if ended || failed.is_refusal() {
+                workload
+                    .pod()
+                    .sessions
+                    .put_away(key, &session, failed, tries == 0);
+            }
+            if !ended || tries == 0 {
+                return outcome;
+            }
+        }
+    }
+}
