@@ -1,5 +1,5 @@
-//! The way out of many companies' clusters: a proxy that ends TLS itself, by an authority of its own, and looks into what
-//! goes by. Behind it is one fake cloud, whatever host was asked for.
+//! The way out of many companies' clusters: a proxy, some of which end TLS themselves, by an authority of their own, and
+//! look into what goes by. Behind it is one fake cloud, whatever host was asked for.
 
 use crate::fake::Authority;
 use std::io;
@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// A running proxy, until it is dropped.
 #[derive(Debug)]
-pub struct InspectingProxy {
+pub struct EgressProxy {
     address: SocketAddr,
     inside: Arc<Inside>,
     _task: AbortOnDropHandle<()>,
@@ -21,24 +21,38 @@ pub struct InspectingProxy {
 
 #[derive(Debug)]
 struct Inside {
-    authority: Authority,
+    /// Of a proxy that ends TLS.
+    authority: Option<Authority>,
     cloud: SocketAddr,
     asked: Mutex<Vec<String>>,
 }
 
-// === impl InspectingProxy ===
+// === impl EgressProxy ===
 
-impl InspectingProxy {
-    /// A proxy that leads to `cloud`, which speaks plain HTTP.
+impl EgressProxy {
+    /// A proxy that ends TLS and leads to `cloud`, which speaks plain HTTP.
     ///
     /// # Errors
     ///
     /// If there is no port for it.
-    pub async fn start(cloud: SocketAddr) -> io::Result<Self> {
+    pub async fn inspecting(cloud: SocketAddr) -> io::Result<Self> {
+        Self::start(cloud, Some(Authority::new()?)).await
+    }
+
+    /// A proxy that passes on what it cannot read to `cloud`, which speaks TLS.
+    ///
+    /// # Errors
+    ///
+    /// If there is no port for it.
+    pub async fn blind(cloud: SocketAddr) -> io::Result<Self> {
+        Self::start(cloud, None).await
+    }
+
+    async fn start(cloud: SocketAddr, authority: Option<Authority>) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let inside = Arc::new(Inside {
-            authority: Authority::new()?,
+            authority,
             cloud,
             asked: Mutex::default(),
         });
@@ -67,10 +81,12 @@ impl InspectingProxy {
     ///
     /// # Errors
     ///
-    /// If the file cannot be written.
+    /// If the file cannot be written, or the proxy has no authority.
     pub fn ca_file(&self, directory: &Path) -> io::Result<PathBuf> {
         let path = directory.join("proxy-ca.pem");
-        std::fs::write(&path, self.inside.authority.certificate())?;
+        let authority = self.inside.authority.as_ref();
+        let authority = authority.ok_or_else(|| io::Error::other("this proxy ends no TLS"))?;
+        std::fs::write(&path, authority.certificate())?;
         Ok(path)
     }
 
@@ -105,12 +121,16 @@ impl Inside {
             }
         }
         self.note(&to);
-        let host = to.rsplit_once(':').map_or(&*to, |(host, _)| host);
-        let acceptor = self.authority.acceptor(vec![host.to_owned()])?;
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
-        let mut stream = acceptor.accept(stream).await?;
         let mut cloud = TcpStream::connect(self.cloud).await?;
-        copy_bidirectional(&mut stream, &mut cloud).await?;
+        if let Some(authority) = &self.authority {
+            let host = to.rsplit_once(':').map_or(&*to, |(host, _)| host);
+            let acceptor = authority.acceptor(vec![host.to_owned()])?;
+            let mut stream = acceptor.accept(stream).await?;
+            copy_bidirectional(&mut stream, &mut cloud).await?;
+        } else {
+            copy_bidirectional(&mut stream, &mut cloud).await?;
+        }
         Ok(())
     }
 

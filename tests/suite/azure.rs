@@ -3,6 +3,7 @@
 mod failures;
 mod hanging;
 mod names;
+mod proxy;
 mod refusals;
 mod sessions;
 

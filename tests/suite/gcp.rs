@@ -1,5 +1,6 @@
 //! Google Cloud: the exchange, principals and service accounts, and what is its own among vaults.
 
+mod endpoints;
 mod failures;
 mod identity;
 mod vault;

@@ -4,20 +4,20 @@ use super::{SECRET, exchanges};
 use crate::{can_run, code};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::SecretInput;
-use testkit::egress::InspectingProxy;
+use testkit::egress::EgressProxy;
 use testkit::sandbox::{ACCOUNT, REGION, Sandbox};
 
 /// A cloud, the proxy before it, and an agent that knows neither's address but that of the proxy.
 struct Way {
     sandbox: Sandbox,
-    proxy: InspectingProxy,
+    proxy: EgressProxy,
     _agent: AgentProcess,
 }
 
 impl Way {
     async fn new(region: &str, environment: &[(&str, &str)]) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        let proxy = InspectingProxy::start(sandbox.aws.address()).await;
+        let proxy = EgressProxy::inspecting(sandbox.aws.address()).await;
         let proxy = proxy.expect("a proxy");
         let ca = proxy.ca_file(sandbox.directory()).expect("a file");
         // Whoever goes past the proxy finds nobody, on every machine.
@@ -148,7 +148,7 @@ async fn a_server_that_no_trusted_authority_vouches_for_gets_no_token() {
         return;
     }
     let other = tempfile::tempdir().expect("a directory");
-    let elsewhere = InspectingProxy::start(([127, 0, 0, 1], 9).into()).await;
+    let elsewhere = EgressProxy::inspecting(([127, 0, 0, 1], 9).into()).await;
     let ca = elsewhere.expect("a proxy").ca_file(other.path());
     let ca = ca.expect("a file").display().to_string();
     let way = Way::new(REGION, &[("SSL_CERT_FILE", &ca)]).await;

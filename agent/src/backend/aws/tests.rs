@@ -27,7 +27,10 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
     };
     let offer = Offer::Token(SubjectToken::from("token".to_owned()));
     let failed = aws.exchange(&role, offer, &caller).await.err();
-    assert_eq!(failed.map(|failed| failed.fault), Some(crate::backend::Fault::Unreachable));
+    assert_eq!(
+        failed.map(|failed| failed.fault),
+        Some(crate::backend::Fault::Unreachable)
+    );
     let down = |health: &Health| health.0.lock().expect("no panic").len();
     assert_eq!((down(&aws.sts_health), down(&aws.store_health)), (2, 0));
 }

@@ -1,0 +1,37 @@
+//! Out of the cluster by a proxy alone.
+
+use super::SECRET;
+use crate::can_run;
+use std::net::{Ipv4Addr, SocketAddr};
+use testkit::agent::AgentSettings;
+use testkit::azure::LOGIN_HOST;
+use testkit::egress::EgressProxy;
+use testkit::sandbox::azure::{AzureSandbox, VAULT};
+use testkit::sandbox::password;
+
+#[tokio::test]
+async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy() {
+    if !can_run() {
+        return;
+    }
+    let node = AzureSandbox::start().await.expect("a sandbox");
+    node.namespace("test");
+    let vault = node.azure.vault_url(VAULT);
+    let (host, port) = vault
+        .trim_start_matches("https://")
+        .rsplit_once(':')
+        .expect("a port");
+    let cloud = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().expect("a number")));
+    let proxy = EgressProxy::blind(cloud).await.expect("a proxy");
+    let by_proxy = |settings: AgentSettings| settings.env("HTTPS_PROXY", proxy.url());
+    let _agent = node.agent_with(by_proxy).await.expect("an agent");
+    let pod = node.sandbox.pod("test", "web").await.expect("a pod");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    assert_eq!(answer.status, 200, "{} {:?}", answer.text(), proxy.asked());
+    assert_eq!(answer.json()["value"], password("test"));
+    let mut asked = proxy.asked();
+    asked.sort();
+    let mut expected = [LOGIN_HOST, host].map(|host| format!("{host}:{port}"));
+    expected.sort();
+    assert_eq!(asked, expected);
+}
