@@ -9,7 +9,7 @@ use crate::attest::pods::Pods;
 use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
 use crate::config::{Config, IdentityMode};
-use crate::handler::Services;
+use crate::handler::{Clouds, Services};
 use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
@@ -105,12 +105,17 @@ impl Agent {
             }
         }
         let synced = pods.as_ref().map(|pods| pods.synced());
+        let clouds = Clouds {
+            backends: backends.clone(),
+            tokens,
+            metrics: metrics.clone(),
+        };
         let services = Arc::new(Services {
             accounts,
             audit,
             backends,
+            clouds: Arc::new(clouds),
             metrics,
-            tokens,
             node: config.kubernetes.node.clone(),
             require_header: config.listen.require_header.clone(),
             deadline: config.limits.request_deadline,
@@ -324,14 +329,15 @@ impl Agent {
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
         // By the log, which may be lost: nobody may be reading stderr, and the agent is to leave all the same.
         if backlog.is_there() {
-            tracing::error!("the last audit lines could not be written in time");
-            return Drained::InPart;
+            tracing::error!("the last audit lines could not all be written");
         }
         if answered.is_err() {
             tracing::error!(
                 connections = cut,
                 "the drain's time is over: these connections were cut"
             );
+        }
+        if backlog.is_there() || answered.is_err() {
             return Drained::InPart;
         }
         tracing::info!("drained");

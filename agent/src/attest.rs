@@ -18,6 +18,9 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+/// Why a peer is denied of which the kernel tells no number.
+pub(crate) const OUT_OF_SIGHT: &str = "outside_pid_namespace";
+
 /// An attested pod: the proof that the peer of a connection is a process of one of its containers, or that the kubelet
 /// has a volume for it. Outside of Kubernetes a principal of the machine stands for the pod.
 #[derive(Clone, Debug)]
@@ -274,7 +277,10 @@ impl Attestor {
 
     /// Whether there is such a pod, as far as is known.
     pub(crate) fn knows(&self, pod: PodUid) -> bool {
-        self.pods().iter().any(|known| known.uid == Some(pod))
+        match self {
+            Self::Kubernetes(node) => node.knows(pod),
+            Self::Local(_) | Self::Sidecar(_) => false,
+        }
     }
 
     /// The entries of all that are known.
@@ -291,7 +297,7 @@ impl From<PeerError> for AttestError {
     fn from(error: PeerError) -> Self {
         match error {
             PeerError::Gone => Self::Gone,
-            PeerError::OutsidePidNamespace => Self::Denied("outside_pid_namespace"),
+            PeerError::OutsidePidNamespace => Self::Denied(OUT_OF_SIGHT),
             PeerError::Recycled => Self::Denied("recycled_pid"),
             PeerError::Io(_) => Self::Denied("unreadable_peer"),
         }

@@ -9,7 +9,7 @@ mod wait;
 use crate::account::Accounts;
 use crate::attest::Workload;
 use crate::audit::Audit;
-use crate::backend::{BackendError, BackendId, Backends, Secret, Session};
+use crate::backend::{BackendId, Backends, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
 use crate::metrics::{Metrics, Route};
@@ -19,7 +19,7 @@ use crate::response::{self, Answer};
 use crate::role;
 use crate::server::Connection;
 use crate::session::SessionKey;
-use crate::token::SubjectTokens;
+pub(crate) use clouds::Clouds;
 use futures::FutureExt;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
@@ -43,7 +43,7 @@ pub(crate) struct Services {
     pub(crate) audit: Audit,
     pub(crate) backends: Arc<Backends>,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) tokens: SubjectTokens,
+    pub(crate) clouds: Arc<Clouds>,
     pub(crate) node: String,
     pub(crate) require_header: Option<HeaderName>,
     pub(crate) deadline: Duration,
@@ -135,29 +135,6 @@ impl Services {
         RequestId::new(self.audit.boot_id(), number)
     }
 
-    /// Reads from the vault.
-    async fn fetch(
-        self: Arc<Self>,
-        workload: Workload,
-        key: ReadKey,
-        asker: RequestId,
-    ) -> Result<Arc<Secret>, BackendError> {
-        let session = SessionKey {
-            backend: key.backend,
-            role: key.role.clone(),
-            account: key.account.clone(),
-        };
-        let read = |session: Arc<dyn Session>| {
-            let key = &key;
-            async move { session.read(&key.name, &key.selector, asker.as_str()).await }
-        };
-        let outcome = self.call(&workload, &session, asker, "read", read).await;
-        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
-            workload.pod().values.forget(&key.role);
-        }
-        outcome.map(Arc::new)
-    }
-
     /// THE PIPELINE: workload → role → session → secret.
     async fn read(
         self: &Arc<Self>,
@@ -188,8 +165,8 @@ impl Services {
             Some(read) => Ok(read),
             None => {
                 let fetch = || {
-                    let (services, key) = (self.clone(), key.clone());
-                    services.fetch(workload.clone(), key, asker)
+                    let (clouds, key) = (self.clouds.clone(), key.clone());
+                    clouds.fetch(workload.clone(), key, asker)
                 };
                 // Boxed, because a request that is answered from the cache need not carry it.
                 Box::pin(values.read(&key, ask.fresh, asker, fetch)).await
@@ -316,6 +293,7 @@ impl Exchange {
                 .await
         };
         let page = services
+            .clouds
             .call(&workload, &key, self.id, "list", list)
             .await
             .map_err(|failed| failed.error)?;

@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_object_is_an_error_wherever_it_ends_to_be_one() {
+    fn what_is_no_object_is_an_error_wherever_it_stops_being_one() {
         let steps = ["a".to_owned()];
         for text in [
             "",

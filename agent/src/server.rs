@@ -17,7 +17,7 @@ pub(crate) use connection::Connection;
 use connection::Arrival;
 
 use crate::attest::cgroup::PodUid;
-use crate::attest::{Attestor, Entrance};
+use crate::attest::{Attestor, Entrance, OUT_OF_SIGHT};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
@@ -329,8 +329,8 @@ impl Server {
 
     /// Ends when the peer has read what was sent to it, or cannot any more. Until then that lies in the kernel's memory,
     /// charged to the agent, closed or not (`unix_stream_sendmsg` in net/unix/af_unix.c allocates with the sender's
-    /// account); so until then the connection counts as one of its pod's. Not while the agent leaves: then it is told by
-    /// nobody any more.
+    /// account); so until then it is counted, as [`Remains`] says. Not while the agent leaves: then it is told by nobody any
+    /// more.
     async fn until_taken(&self, stream: UnixStream, mut remains: Remains) {
         // The runtime is not to be woken by what changes here.
         let Ok(stream) = stream.into_std() else {
@@ -386,7 +386,8 @@ impl Server {
     fn refuse(&self, error: &PeerError) {
         let reason = match error {
             PeerError::Gone => "peer_gone",
-            PeerError::OutsidePidNamespace => "outside_pid_namespace",
+            // Not from here: it is let in, to be told.
+            PeerError::OutsidePidNamespace => OUT_OF_SIGHT,
             PeerError::Recycled => "recycled_pid",
             PeerError::Io(_) => "unreadable_peer",
         };

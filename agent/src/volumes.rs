@@ -161,8 +161,11 @@ impl Volumes {
 
     /// Lets the pods of these volumes wait for the kubelet's tokens, where they have none.
     fn expect_tokens(&self, keys: &[Key]) {
-        for volume in keys.iter().filter_map(|key| self.volume_of(key)) {
-            if let Some(pod) = self.pods.by_uid(volume.pod.uid) {
+        for key in keys {
+            // The record of one that is listened in need not be read each second.
+            let listened = self.open().get(key).and_then(|open| open.pod);
+            let uid = listened.or_else(|| Some(self.volume_of(key)?.pod.uid));
+            if let Some(pod) = uid.and_then(|uid| self.pods.by_uid(uid)) {
                 pod.tokens.expect();
             }
         }

@@ -9,7 +9,7 @@ use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::{AGENT, PodSpec, Rule};
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, password};
-use testkit::workload::{Request, Signal};
+use testkit::workload::{Raw, Request, Signal};
 
 /// How long a start may take on a busy machine; what it takes on an idle one is in the line that says "ready".
 const START_WITHIN_MS: f64 = 2_000.0;
@@ -95,6 +95,37 @@ async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
         .until_audit(|line| line["outcome"] == "cancelled")
         .await;
     line.expect("what was cut is in the trail");
+}
+
+#[tokio::test]
+async fn an_agent_leaves_without_waiting_for_an_exchange_that_nobody_wants_any_more() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, mut pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    let gate = Gate::new();
+    let _held = sandbox.aws.fault(Fault::on(
+        Operation::AssumeRoleWithWebIdentity,
+        Behaviour::Hold(gate.clone()),
+    ));
+    pod.workload.connect("asks").await.expect("a connection");
+    let asks = Raw {
+        connection: Some("asks".into()),
+        read_millis: 0,
+        ..Raw::new("GET /v1/secrets/test/database-password HTTP/1.1\r\nHost: x\r\n\r\n")
+    };
+    pod.workload.raw(asks).await.expect("it is sent");
+    gate.reached(1).await;
+    pod.workload.kill().await.expect("it runs");
+    let told = Instant::now();
+    assert!(agent.stop().await.expect("it leaves").success());
+    // The token service would be waited for twice three seconds.
+    assert!(
+        told.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        told.elapsed()
+    );
 }
 
 #[tokio::test]

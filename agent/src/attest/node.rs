@@ -50,6 +50,11 @@ impl Node {
         &self.node
     }
 
+    /// Whether there is such a pod on this node, as far as is known.
+    pub(super) fn knows(&self, pod: PodUid) -> bool {
+        self.pods.by_uid(pod).is_some()
+    }
+
     /// The entries of all pods that are known.
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.all()

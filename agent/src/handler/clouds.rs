@@ -1,16 +1,28 @@
 //! What the clouds are asked in a pod's name: roles taken on, and calls with the sessions that came of it.
 
-use super::Services;
 use crate::attest::Workload;
-use crate::backend::{BackendError, BackendId, Caller, Fault, Offer, Session};
+use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Offer, Secret, Session};
+use crate::cache::ReadKey;
+use crate::metrics::Metrics;
 use crate::request::RequestId;
 use crate::role::Proof;
 use crate::session::SessionKey;
+use crate::token::SubjectTokens;
 use latchkey_client::protocol::Step;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-impl Services {
+/// What it takes to ask. An exchange goes on when who asked has left: it must not hold the audit trail open, whose end an
+/// agent that leaves waits for.
+pub(crate) struct Clouds {
+    pub(crate) backends: Arc<Backends>,
+    pub(crate) tokens: SubjectTokens,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+// === impl Clouds ===
+
+impl Clouds {
     /// The session for `key`, exchanged where there is none at hand.
     async fn session(
         self: &Arc<Self>,
@@ -108,5 +120,28 @@ impl Services {
                 return outcome;
             }
         }
+    }
+
+    /// Reads from the vault.
+    pub(super) async fn fetch(
+        self: Arc<Self>,
+        workload: Workload,
+        key: ReadKey,
+        asker: RequestId,
+    ) -> Result<Arc<Secret>, BackendError> {
+        let session = SessionKey {
+            backend: key.backend,
+            role: key.role.clone(),
+            account: key.account.clone(),
+        };
+        let read = |session: Arc<dyn Session>| {
+            let key = &key;
+            async move { session.read(&key.name, &key.selector, asker.as_str()).await }
+        };
+        let outcome = self.call(&workload, &session, asker, "read", read).await;
+        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
+            workload.pod().values.forget(&key.role);
+        }
+        outcome.map(Arc::new)
     }
 }

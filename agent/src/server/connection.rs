@@ -5,7 +5,7 @@ use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::{Orphans, Remains};
 use super::times::{Times, Verdict};
 use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Entrance, Place, Workload};
+use crate::attest::{AttestError, Attestor, Entrance, OUT_OF_SIGHT, Place, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -67,8 +67,8 @@ enum Standing {
         checked: Instant,
         permit: OwnedSemaphorePermit,
     },
-    /// Its pod has as many connections as it may.
-    Busy { place: Waiting },
+    /// Its pod may have no more connections: why.
+    Busy { why: &'static str, place: Waiting },
     /// Found to be no workload.
     Denied { error: AttestError, place: Waiting },
     /// Not said yet: its pod is not known. It is looked for when it asks for something.
@@ -131,7 +131,7 @@ impl Connection {
         };
         let standing = match verdict {
             Ok(Some(workload)) => match connection_of(&workload, orphans) {
-                Some(permit) => {
+                Ok(permit) => {
                     metrics.attestation("ok");
                     Standing::Attested {
                         workload,
@@ -139,9 +139,10 @@ impl Connection {
                         permit,
                     }
                 }
-                None => {
+                Err(why) => {
                     metrics.attestation("busy");
-                    Standing::Busy { place: place()? }
+                    let place = place()?;
+                    Standing::Busy { why, place }
                 }
             },
             Ok(None) => Standing::Unknown { place: place()? },
@@ -153,6 +154,11 @@ impl Connection {
             Err(AttestError::NotYet(_)) => Standing::Unknown { place: place()? },
             Err(error @ AttestError::Denied(reason)) => {
                 metrics.attestation(reason);
+                if reason == OUT_OF_SIGHT && warnings.is_due(reason, None) {
+                    tracing::warn!(
+                        "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
+                    );
+                }
                 Standing::Denied {
                     error,
                     place: place()?,
@@ -199,7 +205,7 @@ impl Connection {
                 Some(workload.clone())
             }
             Standing::Denied { error, .. } => return Err(self.close_with(error.clone())),
-            Standing::Busy { .. } => return Err(self.close_as_busy()),
+            Standing::Busy { why, .. } => return Err(self.close_as_busy(why)),
             Standing::Unknown { .. } => None,
         };
         match before {
@@ -268,7 +274,7 @@ impl Connection {
                 pod: workload.pod().clone(),
                 _permit: permit,
             },
-            Standing::Busy { place }
+            Standing::Busy { place, .. }
             | Standing::Denied { place, .. }
             | Standing::Unknown { place } => Remains::AtTheDoor(place, Instant::now()),
         }
@@ -389,9 +395,8 @@ impl Connection {
                 return Err(self.close_with(error));
             }
         };
-        let Some(permit) = connection_of(&workload, &self.orphans) else {
-            return Err(self.close_as_busy());
-        };
+        let permit = connection_of(&workload, &self.orphans);
+        let permit = permit.map_err(|why| self.close_as_busy(why))?;
         self.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),
@@ -472,12 +477,9 @@ impl Connection {
         error.at(Step::Attestation)
     }
 
-    fn close_as_busy(&self) -> RequestError {
+    fn close_as_busy(&self, why: &'static str) -> RequestError {
         self.close_after_answer();
-        RequestError::new(
-            Code::Busy,
-            "this pod has too many connections; keep fewer and reuse them",
-        )
+        RequestError::new(Code::Busy, why)
     }
 
     fn rests(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -489,12 +491,18 @@ impl Connection {
     }
 }
 
-/// The right to one more connection of the workload's, if it may have one.
-fn connection_of(workload: &Workload, orphans: &Orphans) -> Option<OwnedSemaphorePermit> {
+/// The right to one more connection of the workload's, or why it may have none.
+fn connection_of(
+    workload: &Workload,
+    orphans: &Orphans,
+) -> Result<OwnedSemaphorePermit, &'static str> {
     if orphans.are_many(&workload.facts().namespace) {
-        return None;
+        return Err(
+            "somebody holds connections of this namespace's pods that are gone, with answers unread; end who does",
+        );
     }
-    workload.pod().quota.connection()
+    let permit = workload.pod().quota.connection();
+    permit.ok_or("this pod has too many connections; keep fewer and reuse them")
 }
 
 /// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container,

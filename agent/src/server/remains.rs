@@ -101,7 +101,7 @@ impl Remains {
                 tracing::warn!(
                     pod_uid = pod.uid.map(tracing::field::display),
                     %namespace,
-                    "a pod is gone, and somebody holds a connection of its that has an answer unread"
+                    "a pod is gone, and somebody still holds one of its connections with an unread answer"
                 );
                 Some(Self::Orphan {
                     _count: orphans.enter(namespace),

@@ -233,10 +233,10 @@ async fn each_call_that_a_list_makes_counts_against_the_pods_rate() {
     }
     google.gcp.cloud.set_page_limit(2);
     let _agent = google
-        .agent(&[("limits.requests_per_second_per_pod", "5")])
+        .agent(&[("limits.requests_per_second_per_pod", "1")])
         .await;
     let pod = google.pod().await;
-    // Ten calls, which is all that there is for the first second.
+    // Ten calls, which takes all that there is until the next second.
     let list = async || pod.get("/v1/secrets?limit=1000").await.expect("an answer");
     assert_eq!(list().await.status, 200);
     assert_eq!(google.count(Operation::ListSecrets), 10);

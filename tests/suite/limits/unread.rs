@@ -190,14 +190,20 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
         };
         of.noisy.workload.raw(raw).await.expect("it is sent");
         let meeting = of.sandbox.directory().join(name);
-        let (received, passed) = tokio::join!(holder.receive(name, &meeting), async {
-            while !meeting.exists() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            of.noisy.workload.pass(name, &meeting).await
-        });
+        let hands = async {
+            tokio::join!(holder.receive(name, &meeting), async {
+                while !meeting.exists() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                of.noisy.workload.pass(name, &meeting).await
+            })
+        };
+        let hands = tokio::time::timeout(Duration::from_secs(20), hands).await;
+        let (received, passed) = hands.expect("both come");
         received.and(passed).expect("the connection changes hands");
     }
+    // All is answered by then.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     of.noisy.workload.kill().await.expect("it ends");
     of.noisy.object.delete();
     let next = of.sandbox.pod("test", "next").await.expect("a pod");
@@ -212,6 +218,11 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
     until(429)
         .await
         .expect("its namespace has no more connections");
+    let told = next.get("/v1/identity").await.expect("an answer").text();
+    assert!(
+        told.contains("this namespace's pods that are gone"),
+        "{told}"
+    );
     let answer = other.get("/v1/identity").await.expect("an answer");
     assert_eq!(answer.status, 200, "that is another's namespace");
     holder.close("c0").await.expect("it is open");
