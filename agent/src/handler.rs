@@ -66,17 +66,18 @@ pub(crate) fn handle(
     request: Request<Incoming>,
 ) -> impl Future<Output = Result<Answer, Infallible>> {
     connection.request_began();
-    let exchange = Exchange {
-        id: services.next_id(),
-        services,
-        connection,
-        began: Instant::now(),
-    };
+    let began = Instant::now();
     // Taken apart here, and no async fn: what a future moves within itself has room in it twice, and each request's is
     // copied.
     let (head, mut body) = request.into_parts();
     async move {
-        exchange.connection.turn().await;
+        connection.turn().await;
+        let exchange = Exchange {
+            id: services.next_id(),
+            services,
+            connection,
+            began,
+        };
         let (route, parsed) = request::parse(&head);
         let required = exchange.services.require_header.as_ref();
         let admitted = request::admit(&head, !body.is_end_stream(), required);
