@@ -125,8 +125,8 @@ esac
         return calls, [(call[3], option(call, "--member"), option(call, "--role")) for call in bindings]
 
     def test_each_namespaces_own_principal_reads_its_own_secret(self):
-        calls, members = self.members()
-        pool = "principal://iam.googleapis.com/projects/987654321/locations/global/workloadIdentityPools/latchkey/subject"
+        calls, members = self.members(POOL="east")
+        pool = "principal://iam.googleapis.com/projects/987654321/locations/global/workloadIdentityPools/east/subject"
         self.assertEqual(
             [(f"{namespace}--database-password", f"{pool}/system:serviceaccount:{namespace}:app", "roles/secretmanager.secretAccessor")
              for namespace in ("test", "prod")],
@@ -134,6 +134,10 @@ esac
         )
         provider = next(call for call in calls if "create-oidc" in call)
         self.assertEqual("https://issuer.example.com/cluster", option(provider, "--issuer-uri"))
+
+    def test_no_pool_is_taken_for_granted_that_another_cluster_could_have(self):
+        with self.assertRaises(subprocess.CalledProcessError):
+            self.members()
 
     def test_on_gke_the_projects_own_pool_is_used(self):
         calls, members = self.members(GKE="1")
