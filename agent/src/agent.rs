@@ -328,7 +328,8 @@ impl Agent {
         let written = tokio::task::spawn_blocking(|| writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
         // By the log, which may be lost: nobody may be reading stderr, and the agent is to leave all the same.
-        if backlog.is_there() {
+        let unwritten = backlog.is_there();
+        if unwritten {
             tracing::error!("the last audit lines could not all be written");
         }
         if answered.is_err() {
@@ -337,7 +338,7 @@ impl Agent {
                 "the drain's time is over: these connections were cut"
             );
         }
-        if backlog.is_there() || answered.is_err() {
+        if unwritten || answered.is_err() {
             return Drained::InPart;
         }
         tracing::info!("drained");

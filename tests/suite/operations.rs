@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
-use testkit::agent::AgentSettings;
+use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::{AGENT, PodSpec, Rule};
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, password};
@@ -459,6 +459,22 @@ async fn an_agent_without_capabilities_and_with_a_read_only_root_serves() {
     assert!(agent.stop().await.expect("it leaves").success());
 }
 
+/// What the admin port says to these bytes until it ends the connection, or for five seconds, and how long that took.
+async fn told_by_admin(agent: &AgentProcess, asked: Vec<u8>) -> (String, Duration) {
+    let address = agent.admin_address();
+    let told = tokio::task::spawn_blocking(move || {
+        let mut stream = std::net::TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        // It may have ended before all of it is sent.
+        let _ended = stream.write_all(&asked);
+        let (mut text, begun) = (Vec::new(), Instant::now());
+        let _ended = stream.read_to_end(&mut text);
+        let text = String::from_utf8_lossy(&text).into_owned();
+        Ok::<_, std::io::Error>((text, begun.elapsed()))
+    });
+    told.await.expect("it ends").expect("a connection")
+}
+
 #[tokio::test]
 async fn whoever_asks_the_admin_port_for_much_at_once_is_answered_once_at_most() {
     if !can_run() {
@@ -466,15 +482,8 @@ async fn whoever_asks_the_admin_port_for_much_at_once_is_answered_once_at_most()
     }
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    let asked = tokio::task::spawn_blocking(move || {
-        let mut stream = std::net::TcpStream::connect(agent.admin_address())?;
-        // It may have ended before all of it is sent.
-        let _ended = stream.write_all(&b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100));
-        let mut text = Vec::new();
-        let _ended = stream.read_to_end(&mut text);
-        Ok::<_, std::io::Error>(String::from_utf8_lossy(&text).into_owned())
-    });
-    let text = asked.await.expect("it ends").expect("a connection");
+    let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(100);
+    let (text, _) = told_by_admin(&agent, asked).await;
     // The end of a connection with more to read may take the one answer along (tcp(7)).
     assert!(text.matches("HTTP/1.1 200").count() <= 1, "{text:.200}");
 }
@@ -486,16 +495,7 @@ async fn the_admin_port_keeps_little_of_who_never_ends_asking() {
     }
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    let asked = tokio::task::spawn_blocking(move || {
-        let mut stream = std::net::TcpStream::connect(agent.admin_address())?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        // It may have ended before all of it is sent.
-        let _ended =
-            stream.write_all(format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64_000)).as_bytes());
-        let begun = Instant::now();
-        let _ended = stream.read_to_end(&mut Vec::new());
-        Ok::<_, std::io::Error>(begun.elapsed())
-    });
-    let took = asked.await.expect("it ends").expect("a connection");
+    let asked = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64_000));
+    let (_, took) = told_by_admin(&agent, asked.into_bytes()).await;
     assert!(took < Duration::from_secs(3), "it is waited for more");
 }
