@@ -16,6 +16,8 @@ use latchkey_client::protocol::{Code, Step};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use tokio::sync::OwnedMutexGuard;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 /// The longest annotation that is read, in bytes. The longest of use is a chain of service accounts of Google Cloud.
@@ -273,12 +275,8 @@ impl Directory {
                         .failed()
                         .is_some_and(|(at, _)| now < at + MUST_REFRESH) =>
             {
-                if let Ok(look) = principal.look.clone().try_lock_owned() {
-                    let (this, principal) = (self.clone(), principal.clone());
-                    tokio::spawn(async move {
-                        let _look = look;
-                        let _ = this.refresh(&principal).await;
-                    });
+                if let Ok(turn) = principal.look.clone().try_lock_owned() {
+                    drop(self.refreshing(principal, turn));
                 }
                 Ok(last.account.clone())
             }
@@ -308,12 +306,12 @@ impl Directory {
 
     /// Looks the account up before it is used; all who need that share one look.
     async fn look_first(
-        &self,
-        principal: &Principal,
+        self: &Arc<Self>,
+        principal: &Arc<Principal>,
         last: Option<Last>,
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
-        let _look = principal.look.lock().await;
+        let turn = principal.look.clone().lock_owned().await;
         // Somebody may have looked while we waited.
         if let Some(last) = principal.last()
             && (last.at >= now || Instant::now() < last.not_before)
@@ -326,12 +324,27 @@ impl Directory {
         {
             return Err(error);
         }
-        match self.refresh(principal).await {
+        let outcome = self.refreshing(principal, turn).await;
+        match outcome.unwrap_or_else(|panic| Err(RequestError::internal(&panic))) {
             Err(error) if error.code == Code::Unavailable => {
                 last.map(|last| last.account).ok_or(error)
             }
             outcome => outcome,
         }
+    }
+
+    /// Looks in a task of its own, so that what comes of it is remembered whoever leaves meanwhile: a pod whose processes
+    /// ask and exit would otherwise have the API server asked as fast as it connects. The turn ends with it.
+    fn refreshing(
+        self: &Arc<Self>,
+        principal: &Arc<Principal>,
+        turn: OwnedMutexGuard<()>,
+    ) -> JoinHandle<Result<Arc<Account>, RequestError>> {
+        let (this, principal) = (self.clone(), principal.clone());
+        tokio::spawn(async move {
+            let _turn = turn;
+            this.refresh(&principal).await
+        })
     }
 
     async fn refresh(&self, principal: &Principal) -> Result<Arc<Account>, RequestError> {

@@ -107,3 +107,22 @@ async fn a_failure_of_long_ago_makes_nobody_take_an_old_word() {
     advance(MUST_REFRESH).await;
     assert_eq!(ask(&directory, &principal).await, at_once("3"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_look_whose_asker_has_left_is_remembered_all_the_same() {
+    let server = ApiServer::default();
+    server.swallows.store(true, Ordering::SeqCst);
+    let directory = server.directory();
+    let principal = directory.principal(&"test".into(), &"app".into());
+    for _ in 0..20 {
+        let asked = directory.account(&principal, Instant::now());
+        timeout(Duration::from_millis(100), asked)
+            .await
+            .expect_err("it leaves before there is an answer");
+    }
+    assert_eq!(server.asked(), 1, "one look for all who came and left");
+    advance(LOOK_TIMEOUT).await;
+    let told = directory.account(&principal, Instant::now()).await;
+    assert_eq!(told.expect_err("it failed").code, Code::Unavailable);
+    assert_eq!(server.asked(), 1, "its outcome stands for who comes next");
+}
