@@ -5,6 +5,7 @@
 //! process, which has a time. Nothing is kept beyond the session that is made with them.
 
 use super::{aws, azure, gcp};
+use crate::config;
 use crate::program::{self, Ended, RunError};
 use clap::Subcommand;
 use serde::de::DeserializeOwned;
@@ -18,6 +19,9 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
 
 /// The most bytes that credentials take.
 const SIZE: usize = 64 << 10;
+
+/// Where machines are told their credentials, in clear text: no proxy has anything to do with that.
+const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23,metadata.google.internal";
 
 /// Whose credentials are looked for.
 #[derive(Debug, Subcommand)]
@@ -95,6 +99,8 @@ pub(super) async fn ask<T: DeserializeOwned>(
     // The program that runs, even if another has been put in its place.
     let mut command = Command::new("/proc/self/exe");
     command.arg("credentials").args(source);
+    let direct = direct();
+    command.env("NO_PROXY", &direct).env("no_proxy", &direct);
     match program::run(command, limit, SIZE).await {
         Ok(ended) if ended.status.success() => {
             serde_json::from_slice(&ended.stdout).map_err(|_| NoCredentials::Garbage)
@@ -104,4 +110,19 @@ pub(super) async fn ask<T: DeserializeOwned>(
         Err(RunError::TooLate) => Err(NoCredentials::Late),
         Err(RunError::TooLong) => Err(NoCredentials::Garbage),
     }
+}
+
+/// What is asked without a proxy: what the environment names, and what tells machines their credentials.
+fn direct() -> String {
+    let mut hosts = METADATA.to_owned();
+    for (name, value) in config::environment() {
+        let value = match &*name {
+            "NO_PROXY" | "no_proxy" => &*value,
+            // Google's name for a metadata server elsewhere, with or without a port.
+            "GCE_METADATA_HOST" => value.split(':').next().unwrap_or_default(),
+            _ => continue,
+        };
+        hosts = format!("{hosts},{value}");
+    }
+    hosts
 }
