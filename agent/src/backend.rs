@@ -24,12 +24,20 @@ use crate::request::RequestId;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
+use backon::ConstantBuilder;
 use bytes::Bytes;
 use kept::Kept;
 use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+
+/// When a call that has reached nobody is made again: once, since more would outlast the request's deadline; and not at
+/// the moment at which all others are made again that failed with it.
+const SECOND_TRY: ConstantBuilder = ConstantBuilder::new()
+    .with_delay(Duration::from_millis(75))
+    .with_jitter()
+    .with_max_times(1);
 
 /// One cloud's store, and the exchange that opens it.
 #[async_trait]
@@ -381,5 +389,24 @@ impl Backends {
     /// The pod annotation that exempts containers from that backend.
     pub(crate) fn skip_annotation(&self, id: BackendId) -> Option<&'static str> {
         self.rows[id.0].backend.skip_annotation()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backon::BackoffBuilder;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn calls_that_failed_together_are_not_made_again_together() {
+        let waits: Vec<_> = (0..100).flat_map(|_| SECOND_TRY.build()).collect();
+        assert_eq!(waits.len(), 100, "one try each");
+        assert!(waits.iter().all(|wait| *wait >= Duration::from_millis(75)));
+        assert!(waits.iter().all(|wait| *wait <= Duration::from_millis(150)));
+        assert!(
+            waits.iter().collect::<BTreeSet<_>>().len() > 50,
+            "{waits:?}"
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! A pod's sessions: one for each role it takes on, exchanged once, renewed before it ends, gone with the pod.
 
 use crate::backend::{BackendError, BackendId, Fault, Session};
+use crate::error::RETRY_AFTER;
 use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
@@ -10,17 +11,17 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// A session this close to its end is not used any more, so that no read starts with dying credentials.
-const RENEW_BEFORE: Duration = Duration::from_secs(60);
+const UNUSABLE_BEFORE: Duration = Duration::from_secs(60);
 
 /// How long a refused exchange is remembered, and a session that ended as the one before it did, so that a pod whose
 /// trust policy is wrong does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
-/// How often in a row a token service may be out of reach before that is remembered too, and for how long: each exchange
-/// begins with a token, and a region that does not exist is its pod's own doing.
-const UNREACHABLE: (u32, Duration) = (10, Duration::from_secs(1));
+/// How often in a row an exchange may fail for want of something that is away before that is remembered too, and for how
+/// long: each begins with a token of the API server's, and a region that does not exist is its pod's own doing.
+const IN_VAIN: (u32, Duration) = (10, Duration::from_secs(1));
 
-/// How long at most a token service that asks to slow down is left alone.
+/// How long at most an API server or a token service that asks to slow down is left alone.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
 /// The longest life of a session that is counted on, whatever the cloud says.
@@ -65,8 +66,8 @@ struct State {
     /// What the next who ask are told until then.
     refused: Option<(Instant, BackendError)>,
     no_renewal_before: Option<Instant>,
-    /// How many exchanges in a row have not reached the token service.
-    unreachable: u32,
+    /// How many exchanges in a row have failed for want of something that is away.
+    in_vain: u32,
 }
 
 /// A session with the times that matter.
@@ -208,7 +209,7 @@ impl Slot {
                     session,
                     begun: now,
                     renew_at: now + life * 3 / 4,
-                    unusable_at: now + life.saturating_sub(RENEW_BEFORE.min(life / 8)),
+                    unusable_at: now + life.saturating_sub(UNUSABLE_BEFORE.min(life / 8)),
                 };
                 *state = State {
                     held: Some(held.clone()),
@@ -221,21 +222,18 @@ impl Slot {
                     // The role itself is refused now: what was got under it before goes too.
                     state.held = None;
                 }
-                state.unreachable = match error.fault {
-                    Fault::Unreachable => state.unreachable.saturating_add(1),
+                state.in_vain = match error.error.code {
+                    Code::Unavailable => state.in_vain.saturating_add(1),
                     _ => 0,
                 };
+                let wait = error.error.retry_after.unwrap_or_default();
                 let stands = match error.error.code {
                     // Also without a refusal: the agent may not have the pod's token.
                     Code::Denied => Some(REFUSAL_STANDS),
-                    Code::Throttled => Some(
-                        error
-                            .error
-                            .retry_after
-                            .unwrap_or_default()
-                            .clamp(REFUSAL_STANDS, LONGEST_REST),
-                    ),
-                    _ if state.unreachable >= UNREACHABLE.0 => Some(UNREACHABLE.1),
+                    Code::Throttled => Some(wait.clamp(REFUSAL_STANDS, LONGEST_REST)),
+                    // More than what is said of itself: whoever is asked has named it.
+                    Code::Unavailable if wait > RETRY_AFTER => Some(wait.min(LONGEST_REST)),
+                    _ if state.in_vain >= IN_VAIN.0 => Some(IN_VAIN.1),
                     _ => error.is_refusal().then_some(REFUSAL_STANDS),
                 };
                 if let Some(stands) = stands {

@@ -147,9 +147,17 @@ fn refusal(error: &kube::Error) -> RequestError {
             Code::Denied,
             "the API server refused a token for this pod's service account",
         ),
+        // It sheds load, or fails; it may say for how long.
+        kube::Error::Api(status) => unavailable().retry_after(wait_of(status)),
         _ => unavailable(),
     }
     .because(error)
+}
+
+/// The seconds that the API server asks to wait (Kubernetes API, `StatusDetails`).
+fn wait_of(status: &kube::core::Status) -> Option<Duration> {
+    let seconds = status.details.as_ref()?.retry_after_seconds;
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
 }
 
 fn unavailable() -> RequestError {

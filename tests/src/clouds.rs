@@ -35,7 +35,7 @@ pub trait Cloud: Debug + Send + Sync {
     /// Puts a secret, or a new version of it; gives the version as the agent is to name it, where that can be known.
     fn put(&self, name: &str, value: &[u8]) -> Option<String>;
 
-    /// Makes every read of a value go wrong until what is returned is dropped. None: here nothing can go wrong so.
+    /// Makes every read of a value, or every exchange, go wrong until what is returned is dropped. None: here nothing can go wrong so.
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>>;
 
     /// Lets nobody in from now on, or again.
@@ -67,6 +67,8 @@ pub enum Trouble {
     Garbage,
     /// No answer comes.
     Hang,
+    /// The token service has no answer from the cluster's issuer.
+    SilentIssuer,
     /// The backend asks to come again in so many seconds.
     Throttle(u64),
     /// Half of an answer.

@@ -12,7 +12,7 @@ mod role;
 mod session;
 mod wire;
 
-use super::{Backend, BackendError, Caller, Offer, Selector, Session};
+use super::{Backend, BackendError, Caller, Offer, SECOND_TRY, Selector, Session};
 use crate::account::Annotations;
 use crate::config::{self, AzureConfig, LocalRole};
 use crate::error::RequestError;
@@ -21,14 +21,12 @@ use crate::secret::SecretName;
 use async_trait::async_trait;
 use azure_core::http::{ClientOptions, RetryOptions, Transport};
 use azure_security_keyvault_secrets::{SecretClient, SecretClientOptions};
+use backon::Retryable;
 use session::{AzureSession, Client};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use wire::{Signature, Wire};
-
-/// How often a call is tried. More would outlast the request's deadline.
-const ATTEMPTS: u32 = 2;
 
 /// Azure Key Vault, entered by Entra ID.
 #[derive(Debug)]
@@ -168,21 +166,19 @@ impl Backend for Azure {
     }
 }
 
-/// Makes a call to Azure, and a second one if the first did not reach it.
-async fn tried<T, F>(limit: Duration, call: impl Fn() -> F) -> Result<T, errors::Failed>
+/// Makes a call to Azure, and once more if nobody was reached.
+async fn tried<T, F>(limit: Duration, mut call: impl FnMut() -> F) -> Result<T, errors::Failed>
 where
     F: Future<Output = azure_core::Result<T>>,
 {
-    let mut tries = ATTEMPTS;
-    loop {
-        tries -= 1;
-        let failed = match timeout(limit, call()).await {
-            Ok(Ok(answer)) => return Ok(answer),
-            Ok(Err(error)) => errors::Failed::Answer(error),
-            Err(_) => errors::Failed::Late,
-        };
-        if tries == 0 || !failed.is_worth_another() {
-            return Err(failed);
+    let call = || {
+        let call = timeout(limit, call());
+        async {
+            let outcome = call.await.map_err(|_| errors::Failed::Late)?;
+            outcome.map_err(errors::Failed::Answer)
         }
-    }
+    };
+    call.retry(SECOND_TRY)
+        .when(errors::Failed::is_worth_another)
+        .await
 }

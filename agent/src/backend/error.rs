@@ -10,6 +10,13 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How much of a cloud's own words goes into the log, in characters.
+const MAX_WORDS: usize = 400;
+
+/// What stands in tokens or beside them: Google's and the cluster's, and the header of AWS' in the requests that it
+/// repeats where a signature does not fit.
+const TOKENS: [&str; 3] = ["eyJ", "ya29.", "ecurity-token"];
+
 /// A failed call to a backend, and what follows from it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{error}")]
@@ -106,6 +113,20 @@ impl BackendError {
     #[must_use]
     pub(super) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         self.error = self.error.because(error);
+        self
+    }
+
+    /// The same failure with the cloud's own words for the log: the first line of them, cut, and without anything that
+    /// looks like a token.
+    #[must_use]
+    pub(super) fn in_words(mut self, words: Option<&str>) -> Self {
+        self.error.cause = words.and_then(|words| words.lines().next()).map(|words| {
+            if TOKENS.iter().any(|token| words.contains(token)) {
+                "(its words hold what looks like a token)".into()
+            } else {
+                words.chars().take(MAX_WORDS).collect::<String>().into()
+            }
+        });
         self
     }
 

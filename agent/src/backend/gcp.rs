@@ -12,7 +12,8 @@ pub(super) mod machine;
 mod role;
 
 use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, Secret, Selector, Session, paging,
+    Backend, BackendError, Caller, Details, Fault, Offer, Page, SECOND_TRY, Secret, Selector,
+    Session, paging,
 };
 use crate::account::Annotations;
 use crate::backend::dashes::GCP;
@@ -22,6 +23,7 @@ use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue};
 use async_trait::async_trait;
+use backon::Retryable;
 use bearer::{Bearer, OfTheCaller};
 use exchange::{Exchange, Granted};
 use google_cloud_auth::credentials::Credentials;
@@ -32,13 +34,7 @@ use google_cloud_secretmanager_v1::client::SecretManagerService;
 use google_cloud_secretmanager_v1::model::AccessSecretVersionResponse;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
-
-/// How often a call is tried. More would outlast the request's deadline.
-const ATTEMPTS: u32 = 2;
-
-/// How long after a failed call the next one waits.
-const PAUSE: Duration = Duration::from_millis(100);
+use tokio::time::Instant;
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -326,17 +322,13 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
 }
 
 /// Makes a call, and once more if nobody was reached.
-async fn again<T, F>(mut call: impl FnMut() -> F) -> Result<T, BackendError>
+async fn again<T, F>(call: impl FnMut() -> F) -> Result<T, BackendError>
 where
     F: Future<Output = Result<T, BackendError>>,
 {
-    for _ in 1..ATTEMPTS {
-        match call().await {
-            Err(failed) if failed.fault == Fault::Unreachable => sleep(PAUSE).await,
-            outcome => return outcome,
-        }
-    }
-    call().await
+    call.retry(SECOND_TRY)
+        .when(|failed| failed.fault == Fault::Unreachable)
+        .await
 }
 
 #[cfg(test)]

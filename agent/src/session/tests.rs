@@ -37,6 +37,8 @@ struct Service {
     refuses: Arc<std::sync::atomic::AtomicBool>,
     gives_no_token: Arc<std::sync::atomic::AtomicBool>,
     away: Arc<std::sync::atomic::AtomicBool>,
+    /// How long it asks to wait while it is away.
+    wait: Option<Duration>,
 }
 
 impl Service {
@@ -55,10 +57,8 @@ impl Service {
             return Err(RequestError::new(Code::Denied, "not the agent's").into());
         }
         if self.away.load(Ordering::SeqCst) {
-            return Err(BackendError::new(
-                Fault::Unreachable,
-                RequestError::unavailable("away"),
-            ));
+            let error = RequestError::unavailable("away").retry_after(self.wait);
+            return Err(error.into());
         }
         Ok(Arc::new(Numbered(number, self.life.unwrap_or(LIFE))))
     }
@@ -172,11 +172,11 @@ async fn a_failed_renewal_is_not_repeated_at_once_and_the_old_session_serves() {
 async fn dying_credentials_are_not_used() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     service.open(&sessions, &key).await.expect("a session");
-    advance(LIFE - RENEW_BEFORE - Duration::from_secs(1)).await;
+    advance(LIFE - UNUSABLE_BEFORE - Duration::from_secs(1)).await;
     assert_eq!(service.open(&sessions, &key).await.expect("still good"), 1);
     let (sessions, service) = (Sessions::default(), Service::default());
     service.open(&sessions, &key).await.expect("a session");
-    advance(LIFE - RENEW_BEFORE).await;
+    advance(LIFE - UNUSABLE_BEFORE).await;
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
     service.away.store(true, Ordering::SeqCst);
     advance(LIFE).await;
@@ -199,7 +199,7 @@ async fn a_refused_exchange_is_remembered_for_a_moment() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_unreachable_service_is_asked_again_at_once_but_not_over_and_over() {
+async fn what_is_away_is_asked_again_at_once_but_not_over_and_over() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     service.away.store(true, Ordering::SeqCst);
     for asked in (1..=10).chain([10, 10]) {
@@ -213,6 +213,26 @@ async fn an_unreachable_service_is_asked_again_at_once_but_not_over_and_over() {
     service.away.store(false, Ordering::SeqCst);
     advance(Duration::from_secs(1)).await;
     assert_eq!(service.open(&sessions, &key).await.expect("a session"), 12);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_away_and_says_for_how_long_is_left_alone_for_that_time_within_bounds() {
+    let (five, hour) = (Duration::from_secs(5), Duration::from_secs(3600));
+    for (wait, rest) in [(five, five), (hour, LONGEST_REST)] {
+        let (sessions, key) = (Sessions::default(), key("role"));
+        let service = Service {
+            wait: Some(wait),
+            ..Service::default()
+        };
+        service.away.store(true, Ordering::SeqCst);
+        service.open(&sessions, &key).await.expect_err("it is away");
+        service.away.store(false, Ordering::SeqCst);
+        advance(rest - Duration::from_millis(1)).await;
+        service.open(&sessions, &key).await.expect_err("not yet");
+        assert_eq!(service.exchanges(), 1);
+        advance(Duration::from_millis(1)).await;
+        assert_eq!(service.open(&sessions, &key).await.expect("a session"), 2);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -123,6 +123,17 @@ fn a_refusal_of_the_api_servers_says_whose_matter_it_is() {
 }
 
 #[test]
+fn an_api_server_that_sheds_load_says_for_how_long() {
+    let busy = |seconds| {
+        let answer = json!({"code": 429, "details": {"retryAfterSeconds": seconds}});
+        let answer: Status = serde_json::from_value(answer).expect("a status");
+        refusal(&kube::Error::Api(answer.boxed())).retry_after
+    };
+    assert_eq!(busy(7), Some(Duration::from_secs(7)));
+    assert_eq!(busy(0), unavailable().retry_after);
+}
+
+#[test]
 fn where_the_kubelet_hands_tokens_over_a_refusal_says_what_is_missing_there() {
     let denied = || RequestError::new(Code::Denied, "the namespace has to allow it");
     for (kubelets, code, words) in [

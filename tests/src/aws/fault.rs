@@ -17,6 +17,8 @@ pub enum Special {
     DecryptionFailure,
     /// `AccessDeniedException: Access to KMS is not allowed`, instead of a value that would have been given.
     KmsDenied,
+    /// Something on the way changes the request, so that it has another signature than its own.
+    Tampered,
 }
 
 impl fake::Special for Special {
@@ -24,6 +26,7 @@ impl fake::Special for Special {
         match self {
             Self::DecryptionFailure => "DecryptionFailure",
             Self::KmsDenied => "AccessDeniedException",
+            Self::Tampered => "InvalidSignatureException",
         }
     }
 }

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 
 use super::State;
 use super::call::{Call, Operation};
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply, Service};
 use super::{assume, secretsmanager, sts};
 use crate::fake::{BrokenOff, ReplyBody};
@@ -78,6 +78,9 @@ pub(super) async fn serve(
 impl Arrived {
     fn answer(mut self) -> Response<ReplyBody> {
         self.call.at = self.state.now();
+        if matches!(self.fault, Some(Behaviour::Special(Special::Tampered))) {
+            self.body = [&*self.body, b" "].concat().into();
+        }
         let reply = self.reply();
         let cut = matches!(self.fault, Some(Behaviour::CutBody));
         let response = reply.into_response(&self.call.request_id, self.call.at, cut);
@@ -93,6 +96,7 @@ impl Arrived {
                 return Reply::foreign(*status, "text/html", page);
             }
             Some(Behaviour::InternalError) => Some(self.internal_error()),
+            Some(Behaviour::IssuerSilent) => Some((sts::no_key(), None)),
             Some(Behaviour::ServiceUnavailable) => Some((
                 Refusal::new(503, "ServiceUnavailable", "Service Unavailable"),
                 None,

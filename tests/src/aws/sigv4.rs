@@ -115,11 +115,13 @@ impl<'a> Authorization<'a> {
             );
         let signature = unhex(self.signature).unwrap_or_default();
         hmac::verify(&key, text.as_bytes(), &signature).map_err(|_| {
-            invalid(
+            // It does repeat what it has read, with the session's token in it.
+            invalid(&format!(
                 "The request signature we calculated does not match the signature you provided. \
                  Check your AWS Secret Access Key and signing method. Consult the service \
-                 documentation for details.",
-            )
+                 documentation for details.\n\nThe Canonical String for this request should have been\n'{canonical}'\n\n\
+                 The String-to-Sign should have been\n'{text}'\n"
+            ))
         })
     }
 

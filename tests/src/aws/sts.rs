@@ -203,10 +203,7 @@ impl Form {
             .keys
             .verify(&self.token)
             .map_err(|forged| match forged {
-                Forged::Key => invalid_token(
-                    "Couldn't retrieve verification key from your identity provider,  please \
-                 reference AssumeRoleWithWebIdentity documentation for requirements",
-                ),
+                Forged::Key => no_key(),
                 Forged::Algorithm => invalid_token("Unsupported or missing signature algorithm"),
                 Forged::Malformed => invalid_token("The ID Token provided is not a valid JWT."),
                 Forged::Signature => invalid_token("Token signature invalid"),
@@ -323,6 +320,14 @@ fn constraint(field: &str, needs: &str) -> Refusal {
         "1 validation error detected: Value at '{field}' failed to satisfy constraint: Member must \
          have {needs}"
     ))
+}
+
+/// The key is not among those that the issuer publishes, or the issuer does not answer: STS does not tell.
+pub(super) fn no_key() -> Refusal {
+    invalid_token(
+        "Couldn't retrieve verification key from your identity provider,  please reference \
+         AssumeRoleWithWebIdentity documentation for requirements",
+    )
 }
 
 fn invalid_token(message: impl Into<String>) -> Refusal {

@@ -33,6 +33,30 @@ pub(super) struct Form {
 /// A refusal by its AADSTS number.
 struct Refused(u32, u16, String);
 
+/// What it answers while the cluster's issuer does not.
+pub(super) fn issuer_silent(now: Timestamp) -> Reply {
+    let text = "Request to External OIDC endpoint failed.".to_owned();
+    Refused(501_661, 400, text).into_reply("invalid_request", now)
+}
+
+impl Refused {
+    fn into_reply(self, error: &str, now: Timestamp) -> Reply {
+        let Self(code, status, text) = self;
+        let trace = uuid::Uuid::new_v4().to_string();
+        let text = format!(
+            "AADSTS{code}: {text}\r\nTrace ID: {trace}\r\nCorrelation ID: {trace}\r\nTimestamp: {now}"
+        );
+        Reply::json(
+            status,
+            &json!({
+                "error": error, "error_description": text, "error_codes": [code],
+                "timestamp": now.to_string(), "trace_id": trace, "correlation_id": trace,
+                "error_uri": format!("https://login.microsoftonline.com/error?code={code}"),
+            }),
+        )
+    }
+}
+
 impl Form {
     /// The request, if this is the endpoint's path.
     pub(super) fn parse(parts: &Parts, body: &[u8]) -> Option<Self> {
@@ -75,21 +99,9 @@ impl Form {
     pub(super) fn answer(&self, state: &State, call: &mut Call) -> Reply {
         match self.judge(state, call) {
             Ok(reply) => reply,
-            Err(Refused(code, status, text)) => {
-                call.error = Some(code.to_string());
-                let trace = uuid::Uuid::new_v4().to_string();
-                let text = format!(
-                    "AADSTS{code}: {text}\r\nTrace ID: {trace}\r\nCorrelation ID: {trace}\r\nTimestamp: {}",
-                    state.now()
-                );
-                Reply::json(
-                    status,
-                    &json!({
-                        "error": "invalid_client", "error_description": text, "error_codes": [code],
-                        "timestamp": state.now().to_string(), "trace_id": trace, "correlation_id": trace,
-                        "error_uri": format!("https://login.microsoftonline.com/error?code={code}"),
-                    }),
-                )
+            Err(refused) => {
+                call.error = Some(refused.0.to_string());
+                refused.into_reply("invalid_client", state.now())
             }
         }
     }

@@ -12,7 +12,7 @@ use super::entra::Form;
 use super::fault::{Behaviour, Special};
 use super::keyvault::Ask;
 use super::reply::Reply;
-use super::{LOGIN_HOST, State, VAULT_SUFFIX, machine};
+use super::{LOGIN_HOST, State, VAULT_SUFFIX, entra, machine};
 use crate::fake::{BrokenOff, ReplyBody};
 
 /// No request comes near this many bytes.
@@ -97,6 +97,7 @@ fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> R
     call.at = state.now();
     let reply = match &fault {
         Some(Behaviour::Html(status)) => Reply::html(*status),
+        Some(Behaviour::IssuerSilent) => entra::issuer_silent(state.now()),
         Some(Behaviour::InternalError) => failed(500, "InternalServerError"),
         Some(Behaviour::ServiceUnavailable) => failed(503, "ServiceUnavailable"),
         Some(Behaviour::Throttle(seconds)) => {

@@ -51,10 +51,15 @@ impl Cloud for Aws {
             Trouble::Cut => Behaviour::CutBody,
             Trouble::Garbage => Behaviour::Html(200),
             Trouble::Hang => Behaviour::Hang,
+            Trouble::SilentIssuer => Behaviour::IssuerSilent,
             Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
             Trouble::Truncated => Behaviour::TruncatedBody,
         };
-        let fault = Fault::on(Operation::GetSecretValue, behaviour);
+        let operation = match trouble {
+            Trouble::SilentIssuer => Operation::AssumeRoleWithWebIdentity,
+            _ => Operation::GetSecretValue,
+        };
+        let fault = Fault::on(operation, behaviour);
         Some(Box::new(self.0.fault(fault)))
     }
 

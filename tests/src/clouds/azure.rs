@@ -151,10 +151,15 @@ impl Cloud for Azure {
             Trouble::Cut => Behaviour::CutBody,
             Trouble::Garbage => Behaviour::Html(200),
             Trouble::Hang => Behaviour::Hang,
+            Trouble::SilentIssuer => Behaviour::IssuerSilent,
             Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
             Trouble::Truncated => Behaviour::TruncatedBody,
         };
-        let fault = Fault::on(Operation::GetSecret, behaviour);
+        let operation = match trouble {
+            Trouble::SilentIssuer => Operation::Token,
+            _ => Operation::GetSecret,
+        };
+        let fault = Fault::on(operation, behaviour);
         Some(Box::new(self.cloud.fault(fault)))
     }
 

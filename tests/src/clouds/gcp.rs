@@ -100,10 +100,15 @@ impl Cloud for Gcp {
             Trouble::Cut => Behaviour::CutBody,
             Trouble::Garbage => Behaviour::Html(200),
             Trouble::Hang => Behaviour::Hang,
+            Trouble::SilentIssuer => Behaviour::IssuerSilent,
             Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
             Trouble::Truncated => Behaviour::TruncatedBody,
         };
-        let fault = Fault::on(Operation::AccessSecretVersion, behaviour);
+        let operation = match trouble {
+            Trouble::SilentIssuer => Operation::ExchangeToken,
+            _ => Operation::AccessSecretVersion,
+        };
+        let fault = Fault::on(operation, behaviour);
         Some(Box::new(self.cloud.fault(fault)))
     }
 

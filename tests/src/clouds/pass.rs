@@ -89,7 +89,7 @@ impl Cloud for Pass {
             Trouble::Cut => "cut",
             Trouble::Garbage => "garbage",
             Trouble::Hang => "hang",
-            Trouble::Throttle(_) => return None,
+            Trouble::SilentIssuer | Trouble::Throttle(_) => return None,
             Trouble::Truncated => "truncated",
         };
         let file = self.beside_the_program("trouble");

@@ -69,6 +69,8 @@ pub enum Behaviour<S> {
     Html(u16),
     /// 500, in the cloud's own words.
     InternalError,
+    /// The token service gets no answer from where the cluster publishes its keys, and says so in its own words.
+    IssuerSilent,
     /// 503, as a service that is being drained answers.
     ServiceUnavailable,
     /// What only this cloud has.
@@ -163,6 +165,7 @@ impl<S: Special> Behaviour<S> {
             Self::Hold(_) => "fault: hold",
             Self::Html(_) => "fault: html",
             Self::InternalError => "fault: internal error",
+            Self::IssuerSilent => "fault: issuer silent",
             Self::ServiceUnavailable => "fault: service unavailable",
             Self::Special(special) => special.name(),
             Self::Throttle(_) => "fault: throttle",

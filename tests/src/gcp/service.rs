@@ -106,6 +106,7 @@ impl Arrived {
                 Behaviour::InternalError => {
                     Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
                 }
+                Behaviour::IssuerSilent => Some(sts::issuer_silent().into_reply(&[])),
                 Behaviour::Special(Special::Redirect(url)) => Some(Reply::elsewhere(url)),
                 Behaviour::ServiceUnavailable => Some(
                     Refusal::api("UNAVAILABLE", "The service is currently unavailable.")

@@ -147,9 +147,7 @@ impl Form {
     /// The claims, if the issuer signed them and they are of now.
     fn verify(&self, keys: &KeySet, issuer: &str, now: Timestamp) -> Result<Value, Refusal> {
         let claims = keys.verify(&self.subject_token).map_err(|forged| {
-            invalid_grant(format!(
-                "Error connecting to the given credential's issuer: {forged:?}"
-            ))
+            invalid_grant(format!("The credential cannot be verified: {forged:?}"))
         })?;
         if claims["iss"] != *issuer {
             return Err(invalid_grant(
@@ -177,6 +175,10 @@ fn audiences(claims: &Value) -> impl Iterator<Item = &str> {
 
 fn invalid(message: impl Into<String>) -> Refusal {
     Refusal::oauth(400, "invalid_request", message)
+}
+
+pub(super) fn issuer_silent() -> Refusal {
+    invalid_grant("Error connecting to the given credential's issuer.")
 }
 
 fn invalid_grant(message: impl Into<String>) -> Refusal {

@@ -327,3 +327,37 @@ async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() 
         assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     }
 }
+
+#[tokio::test]
+async fn what_aws_repeats_of_a_request_that_was_changed_on_its_way_is_in_no_log_and_no_answer() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let agent = sandbox.agent().await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let tampered = Behaviour::Special(Special::Tampered);
+    let _fault = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, tampered));
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    let text = answer.text();
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{text}"
+    );
+    assert!(text.contains("changed on its way"), "{text}");
+    let said = agent.stderr().join("\n");
+    assert!(
+        said.contains("InvalidSignatureException: The request"),
+        "{said}"
+    );
+    for said in [text, said] {
+        assert!(
+            !said.contains("Canonical") && !said.contains("ecurity-token"),
+            "{said}"
+        );
+    }
+}

@@ -1,6 +1,6 @@
 //! What a backend's failures become: the right code, in time, with nothing of anybody in it.
 
-use super::{Backend, Node, OWN, Trouble};
+use super::{Backend, FOREIGN, Node, OWN, Trouble};
 use crate::code;
 use futures::future::join_all;
 use std::time::{Duration, Instant};
@@ -131,6 +131,31 @@ pub(super) async fn unreachable(backend: &Backend) {
     );
     node.cloud.reachable(true).await.expect("it resumes");
     assert_eq!(node.ask(OWN).await.status, 200);
+}
+
+pub(super) async fn silent_issuer(backend: &Backend) {
+    let Some(node) = backend.node("silent_issuer").await else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    let fault = node.trouble(Trouble::SilentIssuer);
+    // It says nothing about who asks: the session at hand stays, and who has none may come again.
+    assert_eq!(node.ask(OWN).await.status, 200);
+    let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
+    let ask = async || prod.secret(FOREIGN).await.expect("an answer");
+    let answer = ask().await;
+    let text = answer.text();
+    assert_eq!(
+        (answer.status, &*code(&answer)),
+        (503, "unavailable"),
+        "{text}"
+    );
+    assert!(
+        text.contains("the keys of") && text.contains("issuer"),
+        "{text}"
+    );
+    drop(fault);
+    assert_eq!(ask().await.status, 200);
 }
 
 pub(super) async fn expired_session(backend: &Backend) {

@@ -69,10 +69,14 @@ where
                     "AWS does not take the token's audience: the OIDC provider in the account of the role {role} \
                  does not list {audience} among its client ids"
                 ),
-                "InvalidIdentityToken" if message.contains("verification key") => format!(
-                    "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for the \
-                 role {role}"
-                ),
+                // Perhaps for a moment only, so nothing that was got under the role goes: AWS' own SDKs try again too.
+                "InvalidIdentityToken" if message.contains("verification key") => {
+                    let text = format!(
+                        "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for \
+                         the role {role}"
+                    );
+                    return Some(RequestError::unavailable(text).into());
+                }
                 "InvalidIdentityToken" | "IDPRejectedClaim" => format!(
                     "AWS refused the service account's token for the role {role}: check the OIDC provider of the \
                  account (issuer, audience)"
@@ -185,19 +189,22 @@ where
         SdkError::ConstructionFailure(_) => {
             let text =
                 format!("the agent's settings let no call to {whose} be made; its log says why");
-            BackendError::from(RequestError::unavailable(text))
+            BackendError::from(RequestError::unavailable(text)).because(error)
         }
-        SdkError::TimeoutError(_) => BackendError::late(whose),
-        SdkError::DispatchFailure(_) => BackendError::unreachable(whose),
+        SdkError::TimeoutError(_) => BackendError::late(whose).because(error),
+        SdkError::DispatchFailure(_) => BackendError::unreachable(whose).because(error),
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
             let code = service.err().code().unwrap_or_default();
-            if THROTTLES.contains(&code) {
+            let failed = if THROTTLES.contains(&code) {
                 BackendError::throttled(whose, retry_after(service.raw()))
             } else if let Some(failed) = known(code) {
                 failed
             } else if CLOCK.contains(&code) {
-                let text = format!("{whose} refused what is out of date: check the node's clock");
+                let text = format!(
+                    "{whose} refused what is out of date or was changed on its way: check the node's clock, and proxies \
+                     that change requests"
+                );
                 BackendError::from(RequestError::unavailable(text))
             } else if status >= 500 {
                 BackendError::troubled(whose)
@@ -206,13 +213,15 @@ where
                 BackendError::garbage(whose)
             } else {
                 BackendError::unexpected(whose)
-            }
+            };
+            let message = service.err().message().unwrap_or_default();
+            failed.in_words(Some(&format!("{code}: {message}")))
         }
-        _ => BackendError::garbage(whose),
+        _ => BackendError::garbage(whose).because(error),
     };
     BackendError {
         cloud_request_id: error.request_id().map(Into::into),
-        ..failed.because(error)
+        ..failed
     }
 }
 

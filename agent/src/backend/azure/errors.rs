@@ -43,6 +43,10 @@ struct EntraError {
 /// The errors by which Entra ID says nothing about who asks, whatever their status.
 const TROUBLES: [&str; 2] = ["server_error", "temporarily_unavailable"];
 
+/// The numbers by which Entra ID has no answer from the cluster's issuer. Perhaps for a moment only, so nothing that was
+/// got under the client goes.
+const ISSUER_SILENT: [u32; 3] = [50_166, 90_061, 501_661];
+
 /// What an HTTP answer says that is no success.
 struct Refusal<'a> {
     status: u16,
@@ -100,10 +104,13 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
             let text = "Entra ID refused what is out of date: check the node's clock";
             BackendError::from(RequestError::unavailable(text))
         } else {
-            BackendError::refused(format!(
-                "Entra ID refused the client {client} (AADSTS{code}): {}",
-                what_to_check(code)
-            ))
+            let check = what_to_check(code);
+            let text = format!("Entra ID refused the client {client} (AADSTS{code}): {check}");
+            if ISSUER_SILENT.contains(&code) {
+                RequestError::unavailable(text).into()
+            } else {
+                BackendError::refused(text)
+            }
         };
         let told = Told(words(&error.error_description));
         let request = Some(error.trace_id).filter(|id| !id.is_empty());
@@ -120,7 +127,7 @@ fn what_to_check(code: u32) -> &'static str {
         50_027 | 700_027 | 5_000_819 => {
             "it does not believe the token's signature; check that the cluster's published keys are the current ones"
         }
-        50_166 | 501_661 => {
+        50_166 | 90_061 | 501_661 => {
             "it cannot fetch the keys of the cluster's issuer; check that the issuer's URL is public"
         }
         53_003 | 530_035 => "a policy of Conditional Access for workload identities blocks it",

@@ -16,8 +16,8 @@ pub(super) const TOKEN_SERVICE: &str = "the Google token service";
 pub(super) const IAM: &str = "Google's IAM credentials service";
 pub(super) const STORE: &str = "Google Cloud Secret Manager";
 
-/// How much of Google's own words goes into the log, in characters.
-const MAX_WORDS: usize = 400;
+/// The token service's words when it has no answer from the cluster's issuer.
+const ISSUER_SILENT: &str = "Error connecting to the given credential's issuer";
 
 /// A refusal of the Security Token Service (RFC 6749, 5.2; RFC 8693, 2.2.2).
 #[derive(Default, Deserialize)]
@@ -58,6 +58,16 @@ pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError 
 pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     let refusal: OAuthError = serde_json::from_slice(&answer.body).unwrap_or_default();
     let role = &role.name;
+    let words = format!("{}: {}", refusal.error, refusal.error_description);
+    // Perhaps for a moment only, so nothing that was got under the role goes.
+    if refusal.error_description.starts_with(ISSUER_SILENT) {
+        let text = format!(
+            "Google cannot fetch the keys of this cluster's issuer, which it needs for {role}: they must be on the \
+             public Internet, or with the provider"
+        );
+        let failed = BackendError::from(RequestError::unavailable(text));
+        return failed.in_words(Some(&words));
+    }
     let refused = match &*refusal.error {
         "invalid_grant" => format!(
             "Google refused the service account's token for {role}: check the provider's issuer, keys and allowed \
@@ -73,7 +83,6 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
         ),
         _ => String::new(),
     };
-    let words = format!("{}: {}", refusal.error, refusal.error_description);
     classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
 }
 
@@ -164,7 +173,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
         (None, 0) => None,
         (None, http) => Some(format!("HTTP {http}")),
     };
-    with_words(failed, cause.as_deref())
+    failed.in_words(cause.as_deref())
 }
 
 fn classify(
@@ -187,24 +196,12 @@ fn classify(
         BackendError::unexpected(whose)
     };
     let words = (!code.is_empty()).then_some(words);
-    with_words(failed, words)
+    failed.in_words(words)
 }
 
 fn session_ended() -> BackendError {
     let text = "Google ended the session before its time; try again";
     BackendError::new(Fault::SessionEnded, RequestError::unavailable(text))
-}
-
-/// The failure with Google's own words for the log, cut, and without anything that looks like a token.
-fn with_words(mut failed: BackendError, words: Option<&str>) -> BackendError {
-    failed.error.cause = words.map(|words| {
-        if words.contains("eyJ") || words.contains("ya29.") {
-            "(its words hold what looks like a token)".into()
-        } else {
-            words.chars().take(MAX_WORDS).collect::<String>().into()
-        }
-    });
-    failed
 }
 
 /// The seconds that an answer's head asks to wait; a date is not worth parsing here.
