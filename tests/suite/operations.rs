@@ -69,6 +69,30 @@ async fn a_leaving_agent_answers_what_is_in_flight() {
 }
 
 #[tokio::test]
+async fn who_connects_to_a_leaving_agent_and_says_nothing_does_not_hold_it_up() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    agent.signal(Signal::SIGTERM).expect("it runs");
+    agent.until_line("\"draining\"").await.expect("it leaves");
+    pod.workload
+        .connect("silent")
+        .await
+        .expect("it still accepts");
+    let told = Instant::now();
+    let ended = agent.until_ended().await.expect("it ends");
+    assert_eq!(ended.code(), Some(0));
+    // `limits.drain` is 20 s.
+    assert!(
+        told.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        told.elapsed()
+    );
+}
+
+#[tokio::test]
 async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
     if !can_run() {
         return;

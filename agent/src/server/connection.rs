@@ -338,8 +338,8 @@ impl Connection {
         self.working.load(Ordering::Relaxed)
     }
 
-    /// What is to become of the connection now.
-    pub(super) fn look(&self) -> Verdict {
+    /// What is to become of the connection now, in an agent that is `leaving` or stays.
+    pub(super) fn look(&self, leaving: bool) -> Verdict {
         let is_attested = match &*self.standing() {
             Standing::Attested { workload, .. } => {
                 if !self.attestor.may_still_ask(workload) {
@@ -349,7 +349,7 @@ impl Connection {
             }
             _ => false,
         };
-        self.times.look(is_attested)
+        self.times.look(is_attested, leaving)
     }
 
     /// Ends the connection with all that it has in flight.

@@ -118,26 +118,27 @@ impl Roll {
         let mut ticks = interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
         let mut changed = std::pin::pin!(changed_in(pods));
+        let mut leaving = false;
         loop {
             tokio::select! {
                 () = &mut changed => {
                     // Before the look, so that no change falls between.
                     changed.set(changed_in(pods));
-                    self.look();
+                    self.look(leaving);
                 }
                 _ = ticks.tick() => {
                     self.clock.tick();
-                    self.look();
+                    self.look(leaving);
                 }
                 told = self.exits.readable() => {
                     told?.clear_ready();
                     self.end_exited()?;
                 }
                 Ok(()) = phase.changed() => {
-                    let phase = *phase.borrow_and_update();
+                    leaving = *phase.borrow_and_update() == Phase::Draining;
                     for connection in self.open().connections.values() {
                         connection.close_after_answer();
-                        if phase == Phase::Draining {
+                        if leaving {
                             connection.stop_reading();
                         }
                     }
@@ -146,9 +147,9 @@ impl Roll {
         }
     }
 
-    fn look(&self) {
+    fn look(&self, leaving: bool) {
         for (number, connection) in &self.open().connections {
-            match connection.look() {
+            match connection.look(leaving) {
                 Verdict::End => connection.end(),
                 Verdict::GoOn => self.watch(*number, connection),
                 Verdict::StopReading => connection.stop_reading(),

@@ -16,6 +16,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may stand idle between requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
+/// The same of an agent that leaves: whoever connects to it and says nothing must not hold it up.
+const LAST_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// When bytes came and requests went.
 #[derive(Debug)]
 pub(super) struct Times {
@@ -57,10 +60,16 @@ impl Times {
         }
     }
 
-    /// What is to become of the connection now.
-    pub(super) fn look(&self, is_attested: bool) -> Verdict {
+    /// What is to become of the connection now, in an agent that is `leaving` or stays.
+    pub(super) fn look(&self, is_attested: bool, leaving: bool) -> Verdict {
         let clock = &*self.clock;
         let is_answering = self.answering.is_set();
+        let is_idle = !is_answering && !self.head.is_set();
+        let idle = if leaving {
+            LAST_IDLE_TIMEOUT
+        } else {
+            IDLE_TIMEOUT
+        };
         let waits_too_long =
             !is_attested && !is_answering && self.opened.is_past(WAITING_TIMEOUT, clock);
         if waits_too_long
@@ -68,7 +77,7 @@ impl Times {
             || self.stuck.is_past(WRITE_TIMEOUT, clock)
         {
             Verdict::End
-        } else if !is_answering && self.quiet.is_past(IDLE_TIMEOUT, clock) {
+        } else if is_idle && self.quiet.is_past(idle, clock) {
             Verdict::StopReading
         } else {
             Verdict::GoOn
@@ -110,11 +119,15 @@ mod tests {
 
     /// How many seconds pass until it is no longer to go on, and what then.
     fn lasts(is_attested: bool, begin: impl FnOnce(&Times)) -> (u32, Verdict) {
+        lasts_in(false, is_attested, begin)
+    }
+
+    fn lasts_in(leaving: bool, is_attested: bool, begin: impl FnOnce(&Times)) -> (u32, Verdict) {
         let clock = Arc::new(Clock::default());
         let times = Times::new(clock.clone());
         begin(&times);
         for seconds in 0..200 {
-            let verdict = times.look(is_attested);
+            let verdict = times.look(is_attested, leaving);
             if verdict != Verdict::GoOn {
                 return (seconds, verdict);
             }
@@ -149,5 +162,20 @@ mod tests {
             times.request_ended();
         };
         assert_eq!(lasts(true, answered), (91, Verdict::StopReading));
+    }
+
+    #[test]
+    fn who_says_nothing_to_an_agent_that_leaves_is_not_waited_for_and_who_has_begun_to_is() {
+        for is_attested in [true, false] {
+            assert_eq!(
+                lasts_in(true, is_attested, |_| {}),
+                (2, Verdict::StopReading)
+            );
+        }
+        assert_eq!(lasts_in(true, true, Times::bytes_came), (6, Verdict::End));
+        assert_eq!(
+            lasts_in(true, true, Times::request_began),
+            (200, Verdict::GoOn)
+        );
     }
 }
