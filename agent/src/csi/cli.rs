@@ -12,11 +12,12 @@ use clap::Parser;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
 /// How often volumes are looked for that nobody will unpublish any more.
@@ -90,7 +91,6 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     let directory = plugins.join(DRIVER);
     let store = open_store(&plugins, &directory)?;
     let node = Arc::new(Node::new(name, kubelet.to_owned(), store));
-    node.tend().await;
     let endpoint = directory.join("csi.sock");
     let plugin = Arc::new(Plugin {
         node: node.clone(),
@@ -111,11 +111,15 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
         endpoint = %endpoint.display(),
         "ready"
     );
-    let mut rounds = interval_at(Instant::now() + ROUND, ROUND);
+    // Beside the rest: an agent that hangs takes its time to let go of each volume.
+    let mut tending = pin!(async {
+        loop {
+            node.tend().await;
+            sleep(ROUND).await;
+        }
+    });
     let mut looks = interval_at(Instant::now() + LOOK, LOOK);
-    for interval in [&mut rounds, &mut looks] {
-        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    }
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let [terminate, interrupt] = &mut signals;
     let (Ok(terminate), Ok(interrupt)) = (terminate, interrupt) else {
         return Err(io::Error::other("cannot wait for signals"));
@@ -124,7 +128,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = rounds.tick() => node.tend().await,
+            () = &mut tending => {}
             _ = looks.tick() => {
                 for socket in &mut sockets {
                     socket.keep().await;

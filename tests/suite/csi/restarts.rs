@@ -8,7 +8,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::kube::PodSpec;
 use testkit::kubelet::until;
 use tokio::io::AsyncReadExt;
@@ -320,6 +320,35 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
     if !can_run() {
         return;
     }
+    let mut node = left_behind().await;
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    until("an empty store", || node.kubelet.kept().is_empty())
+        .await
+        .expect("it is swept");
+}
+
+#[tokio::test]
+async fn a_mounter_starts_and_ends_at_once_though_the_agent_hangs_that_is_to_let_go_of_a_volume() {
+    if !can_run() {
+        return;
+    }
+    let mut node = left_behind().await;
+    node.agent.signal(Signal::SIGSTOP).expect("it runs");
+    let begun = Instant::now();
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    let removing = "a volume whose pod is gone is removed";
+    node.mounter.until_line(removing).await.expect("it begins");
+    node.mounter.stop().await.expect("it ends");
+    // The agent has two seconds.
+    assert!(
+        begun.elapsed() < Duration::from_millis(1900),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+/// A node whose mounter has ended, and then the pod of its one volume, without a word.
+async fn left_behind() -> Node {
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     node.mounter.stop().await.expect("it ends");
@@ -328,10 +357,7 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
     nix::mount::umount(&target).expect("root may");
     let of_pod = node.kubelet.root().join("pods").join(pod.volume.pod.uid());
     fs::remove_dir_all(of_pod).expect("it is the kubelet's");
-    node.mounter = node.kubelet.mounter().await.expect("a mounter");
-    until("an empty store", || node.kubelet.kept().is_empty())
-        .await
-        .expect("it is swept");
+    node
 }
 
 #[tokio::test]
