@@ -6,7 +6,7 @@ use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
 use latchkey_client::protocol::Code;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -34,8 +34,8 @@ const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 /// not have, over and over, must not cause an exchange each time.
 const YOUNG: Duration = Duration::from_secs(30);
 
-/// How many sessions a pod keeps: a change of annotation makes a new one, and the oldest goes.
-const KEPT: usize = 8;
+/// How many sessions a pod keeps at each backend: a change of annotation makes a new one, and the oldest goes.
+const KEPT: usize = 4;
 
 /// What a session is for.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
@@ -154,7 +154,9 @@ impl Sessions {
         failed: &BackendError,
         in_place_of_another: bool,
     ) {
-        let slot = self.slot(key);
+        let Some(slot) = find(&self.slots(), key) else {
+            return;
+        };
         let mut state = slot.lock();
         let held = state.held.as_ref();
         let Some(held) = held.filter(|held| Arc::ptr_eq(&held.session, session)) else {
@@ -171,31 +173,40 @@ impl Sessions {
 
     /// The number of sessions at hand.
     pub(crate) fn count(&self, backend: BackendId) -> usize {
-        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots
+        self.slots()
             .iter()
             .filter(|(key, slot)| key.backend == backend && slot.lock().held.is_some())
             .count()
     }
 
     fn slot(&self, key: &SessionKey) -> Arc<Slot> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, slot)) = slots.iter().find(|(other, _)| other == key) {
-            return slot.clone();
+        let mut slots = self.slots();
+        if let Some(slot) = find(&slots, key) {
+            return slot;
         }
-        if slots.len() >= KEPT {
-            slots.remove(0);
+        let mut there = (0..slots.len()).filter(|at| slots[*at].0.backend == key.backend);
+        if let (Some(oldest), true) = (there.next(), there.count() + 1 >= KEPT) {
+            slots.remove(oldest);
         }
         let slot = Arc::new(Slot::default());
         slots.push((key.clone(), slot.clone()));
         slot
     }
+
+    fn slots(&self) -> MutexGuard<'_, Vec<(SessionKey, Arc<Slot>)>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn find(slots: &[(SessionKey, Arc<Slot>)], key: &SessionKey) -> Option<Arc<Slot>> {
+    let slot = slots.iter().find(|(other, _)| other == key);
+    slot.map(|(_, slot)| slot.clone())
 }
 
 // === impl Slot ===
 
 impl Slot {
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

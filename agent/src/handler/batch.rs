@@ -111,20 +111,24 @@ impl Exchange {
         let began = Instant::now();
         // First, so that those who wait for it hold no place in the trail.
         let permit = self.in_time(FEWER, quota.batched()).await;
-        let mut record = self.record(name).await?;
+        let services = &self.services;
+        let ask = SecretName::parse(name).map(|name| {
+            let mut ask = SecretAsk {
+                fresh,
+                ..SecretAsk::plain(name)
+            };
+            services.fold(&mut ask);
+            ask
+        });
+        let ask = ask.map_err(|e| RequestError::invalid(e.to_string()));
+        let recorded = ask.as_ref().map_or(name, |ask| ask.name.as_str());
+        let mut record = self.record(recorded).await?;
         record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
             let _permit = permit?;
-            let name_asked =
-                SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
-            let services = &self.services;
-            let mut ask = SecretAsk {
-                fresh,
-                ..SecretAsk::plain(name_asked)
-            };
-            services.fold(&mut ask);
-            let (read, backend) = services.read(self.id, workload, &ask, &mut record).await?;
+            let ask = ask.as_ref().map_err(Clone::clone)?;
+            let (read, backend) = services.read(self.id, workload, ask, &mut record).await?;
             let backend = services.backends.name(backend);
             let body = response::secret_json(&read.secret, ask.name.as_str(), backend);
             if size.fetch_add(body.len(), Ordering::Relaxed) + body.len() > BATCH_VALUES {

@@ -28,14 +28,14 @@ impl Services {
         let id = self.next_id();
         let deadline = Instant::now() + self.deadline;
         let place = self.audit.reserve(deadline).await?;
-        let mut record = Record::new(place, id, Asker::Volume(volume), name.as_str());
-        record.workload = Some(workload.clone());
         let mut ask = SecretAsk {
             backend: backend.map(str::to_owned),
             fresh: true,
             ..SecretAsk::plain(name.clone())
         };
         self.fold(&mut ask);
+        let mut record = Record::new(place, id, Asker::Volume(volume), ask.name.as_str());
+        record.workload = Some(workload.clone());
         let work = async {
             let _permit = workload.pod().quota.request()?;
             let (read, _) = self.read(id, workload, &ask, &mut record).await?;

@@ -355,8 +355,17 @@ async fn another_role_or_another_account_is_another_session() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_pod_keeps_few_sessions_and_the_oldest_goes() {
+async fn a_pod_keeps_few_sessions_at_each_backend_and_the_oldest_goes() {
     let (sessions, service) = (Sessions::default(), Service::default());
+    let elsewhere = |number| SessionKey {
+        backend: BackendId::synthetic(number),
+        ..key("role")
+    };
+    for number in 1..=20 {
+        let opened = service.open(&sessions, &elsewhere(number)).await;
+        opened.expect("a session");
+    }
+    let service = Service::default();
     for number in 0..=KEPT {
         service
             .open(&sessions, &key(&number.to_string()))
@@ -372,6 +381,9 @@ async fn a_pod_keeps_few_sessions_and_the_oldest_goes() {
             .expect("exchanged again"),
         KEPT + 2
     );
+    for number in 1..=20 {
+        assert_eq!(sessions.count(BackendId::synthetic(number)), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -72,7 +72,7 @@ async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key
     let client = node.namespace("test");
     node.secret(&client, "test--key", "x");
     let cached = |s: testkit::agent::AgentSettings| s.set("cache.ttl", "1h");
-    let _agent = node.agent_with(cached).await.expect("an agent");
+    let agent = node.agent_with(cached).await.expect("an agent");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for asked in ["test/key", "Test/Key", "TEST/KEY"] {
         let answer = pod.secret(asked).await.expect("an answer");
@@ -89,6 +89,15 @@ async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key
     assert_eq!(answer.json()["value"], "y");
     let answer = pod.secret("test/key").await.expect("an answer");
     assert_eq!(answer.json()["value"], "y");
+    // Also to whoever looks for its readers in the trail.
+    let last = answer.header("x-request-id").expect("an id");
+    let line = agent.until_audit(|line| line["request_id"] == last).await;
+    line.expect("the last line");
+    let lines = agent.audit();
+    assert_eq!(lines.len(), 6);
+    for line in lines {
+        assert_eq!(line["secret"], "test/key", "{line}");
+    }
 }
 
 #[tokio::test]
