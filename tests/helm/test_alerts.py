@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import subprocess
 import tempfile
 import unittest
@@ -55,6 +56,7 @@ WELL = {
 # What is not well, the minute by which the alert is there, and one before it at which it is not yet.
 ILL = {
     "LatchkeyDown": ({f"up{{{JOB}}}": "1x29 0x30"}, 31, 35),
+    "LatchkeyNotScraped": ({f"up{{{JOB}}}": "1x29 _x31"}, 40, 50),
     "LatchkeyMissing": (
         {'kube_daemonset_status_number_unavailable{namespace="latchkey",daemonset="latchkey-agent"}': "0x29 2x30"}, 40, 50,
     ),
@@ -65,7 +67,7 @@ ILL = {
     "LatchkeyIdentityChanged": ({'latchkey_attestations_total{outcome="identity_changed"}': ONCE}, 29, 31),
     "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
     "LatchkeyDenied": ({'latchkey_requests_total{route="secret",code="no_role"}': "0x9 0+30x50"}, 20, 50),
-    "LatchkeyVolumesFail": ({'latchkey_csi_fillings_total{outcome="denied"}': "0x9 0+5x50"}, 20, 50),
+    "LatchkeyVolumesFail": ({'latchkey_csi_fillings_total{outcome="denied"}': "0x9 0+1x50"}, 25, 50),
     "LatchkeyTokensStale": ({'latchkey_csi_publishes_total{outcome="ok"}': "0+10x29 290x30"}, 33, 45),
     "LatchkeyThrottled": ({'latchkey_backend_errors_total{backend="aws",code="throttled"}': "0x9 0+10x50"}, 20, 50),
     "LatchkeyBackendSlow": (
@@ -79,6 +81,16 @@ ILL = {
 
 # Those that are made with delivery by hostPath alone; with it those of volumes are not.
 BY_HOST_PATH = {"LatchkeyConnectionsHigh"}
+
+
+# The minutes, after it begins, at which the kubelet calls for a volume that it cannot mount: soon, then at last every 122 s.
+BACKOFF = [(2**n - 1) / 120 for n in range(8)] + [127.5 / 60 + 122 / 60 * n for n in range(100)]
+
+
+def calls_of_the_kubelet(begin, last):
+    """How often it has called, minute by minute of an hour, from one minute to another; before the first there is no series."""
+    counts = [sum(begin + after <= min(minute, last) for after in BACKOFF) for minute in range(61)]
+    return " ".join(str(count) if count else "_" for count in counts)
 
 
 def on_a_node(series):
@@ -96,8 +108,8 @@ def fires(alert, minute, how_many):
     }
 
 
-def case(name, series, checks):
-    given = [{"series": on_a_node(which), "values": values} for which, values in {**WELL, **series}.items()]
+def case(name, series, checks, well=WELL):
+    given = [{"series": on_a_node(which), "values": values} for which, values in {**well, **series}.items()]
     return {"name": name, "interval": "1m", "input_series": given, "promql_expr_test": checks}
 
 
@@ -134,3 +146,53 @@ class Alerts(unittest.TestCase):
             ]
             there |= self.tried(delivery, cases)
         self.assertEqual(there, ILL.keys())
+
+    def test_one_pod_whose_volume_is_denied_at_each_call_is_enough(self):
+        denied = 'latchkey_csi_publishes_total{outcome="denied"}'
+        alert = "LatchkeyVolumesFail"
+        self.tried("csi", [
+            case("for good", {denied: calls_of_the_kubelet(10, 60)}, [fires(alert, 20, 0), fires(alert, 40, 1), fires(alert, 60, 1)]),
+            case("for its first minutes", {denied: calls_of_the_kubelet(10, 14)}, [fires(alert, minute, 0) for minute in range(60)]),
+        ])
+
+    def test_a_volume_that_was_denied_once_hides_no_files_that_are_old(self):
+        series = {'latchkey_csi_publishes_total{outcome="denied"}': "1x60", 'latchkey_csi_fillings_total{outcome="denied"}': rises(1)}
+        self.tried("csi", [case("hidden", series, [fires("LatchkeyVolumesFail", 40, 1)])])
+
+    def test_a_node_whose_pods_ask_seldom_has_its_outage_told_and_one_that_fails_now_and_then_has_not(self):
+        def asked(**each_minute):
+            codes = {"ok": 0, "unavailable": 0, "denied": 0, **each_minute}
+            return {f'latchkey_requests_total{{route="secret",code="{code}"}}': rises(by) for code, by in codes.items()}
+
+        alert = "LatchkeyUnavailable"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        once = {'latchkey_requests_total{route="secret",code="unavailable"}': ONCE}
+        self.tried("csi", [
+            case("5 pods, a read each five minutes", asked(unavailable=1), [fires(alert, 30, 1)]),
+            case("25 pods, a read each five minutes", asked(unavailable=5), [fires(alert, 30, 1)]),
+            case("one in a hundred fails", asked(unavailable=5, ok=495), never),
+            case("one fails, and no other is asked", {**asked(), **once}, never),
+        ])
+
+    def test_where_nothing_is_scraped_one_alert_says_so(self):
+        self.tried("csi", [case("empty", {}, [fires(None, 5, 0), fires(None, 15, 1), fires("LatchkeyNotScraped", 15, 1)], well={})])
+
+    def test_each_alert_about_one_agent_says_on_which_node_it_is(self):
+        monitors = {"metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")}}
+        for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+            relabeled = chart.one(kind, monitors)["spec"][endpoints][0]["relabelings"]
+            self.assertEqual([{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}], relabeled)
+        unavailable = {'latchkey_requests_total{node="worker-1",pod="agent-1",route="secret",code="unavailable"}': rises(30)}
+        labels = {"severity": "critical", "instance": "a", "node": "worker-1", "pod": "agent-1"}
+        told = {"exp_labels": labels, "exp_annotations": {"summary": "Pods get no secrets from worker-1"}}
+        by_address = {"exp_labels": {"severity": "critical", "instance": "a"}, "exp_annotations": {"summary": "Pods get no secrets from a"}}
+        bare = {'latchkey_requests_total{route="secret",code="unavailable"}': rises(30)}
+        cases = [(case("with a node", unavailable, []), told), (case("by another scraper", bare, []), by_address)]
+        for tried, said in cases:
+            tried["alert_rule_test"] = [{"eval_time": "50m", "alertname": "LatchkeyUnavailable", "exp_alerts": [said]}]
+        self.tried("csi", [tried for tried, _ in cases])
+        # All others are by a label of every agent's, or of none.
+        for rule in chart.one("PrometheusRule", monitors)["spec"]["groups"][0]["rules"]:
+            for labels in re.findall(r"sum by \(([^)]*)\)", rule["expr"]):
+                if "instance" in labels and rule["alert"] != "LatchkeyTokensStale":
+                    self.assertIn("instance, node, pod", labels, rule["alert"])

@@ -155,8 +155,8 @@ class Watched(unittest.TestCase):
             for metric in metrics:
                 self.assertIn(f'"{metric.removesuffix("_bucket")}"', source, rule["alert"])
             # Of Prometheus itself, of every process, and of kube-state-metrics.
-            others = ("up{", "process_start_time_seconds", "kube_daemonset_status_number_unavailable")
-            self.assertTrue(metrics or rule["expr"].startswith(others) or others[1] in rule["expr"], rule["alert"])
+            others = ("up{", "absent(up{", "process_start_time_seconds", "kube_daemonset_status_number_unavailable")
+            self.assertTrue(metrics or rule["expr"].startswith(others) or others[2] in rule["expr"], rule["alert"])
             self.assertTrue(f"| `{rule['alert']}` |" in guide, f"docs/operations.md does not say what to do at {rule['alert']}")
 
     def test_the_limits_in_alerts_are_those_that_are_configured(self):
