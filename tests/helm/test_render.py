@@ -35,7 +35,7 @@ class Same(unittest.TestCase):
             return subprocess.run(
                 [HERE / "helm", "template", "latchkey", chart.CHART, "--namespace", "latchkey",
                  "--set", "metrics.prometheusRule.enabled=true", "--set", "config.backends.b.type=aws",
-                 "--set", "config.backends.a.type=aws"],
+                 "--set", "config.backends.a.type=aws", "--set", "config.default_backend=a"],
                 check=True, capture_output=True,
             ).stdout
 

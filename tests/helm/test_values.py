@@ -92,6 +92,37 @@ class Refused(unittest.TestCase):
         said = refusal("delivery=hostPath", "rbac.tokens=none")
         self.assertIn("set rbac.tokens to namespace", said)
 
+    def test_backends_that_the_agent_would_not_start_with_are_refused_with_what_to_set(self):
+        gcp = "config.backends.gcp.provider=//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/a/providers/b"
+        for expressions, advice in (
+            ((gcp, "config.backends.azure.tenant=t"), "set config.default_backend to one of azure, gcp"),
+            ((gcp, "config.default_backend=aws"), "config.default_backend is aws, and config.backends has gcp alone"),
+            (("config.backends.vault1.region=eu-central-1",), "set config.backends.vault1.type"),
+            (("config.backends.gcp.project=p",), "set config.backends.gcp.provider"),
+            (("config.backends.g.type=gcp", "delivery=hostPath", "rbac.tokens=namespace"), "set config.backends.g.provider"),
+        ):
+            self.assertIn(advice, refusal(*expressions))
+        chart.text(None, gcp, "config.backends.azure.tenant=t", "config.default_backend=azure")
+
+    def test_an_update_strategy_that_the_api_server_refuses_is_refused_here(self):
+        for expressions, advice in (
+            (("updateStrategy.rollingUpdate.maxUnavailable=1",), "maxSurge: 0"),
+            (("updateStrategy.rollingUpdate.maxUnavailable=10%",), "maxSurge: 0"),
+            (("updateStrategy.rollingUpdate.maxUnavailable=null",), "maxSurge: 0"),
+            (("updateStrategy.rollingUpdate.maxSurge=0",), "maxUnavailable: 1"),
+            (("updateStrategy.rollingUpdate.maxSurge=0%",), "maxUnavailable: 1"),
+        ):
+            self.assertIn(advice, refusal(*expressions))
+        chart.text(None, "updateStrategy.rollingUpdate.maxUnavailable=1", "updateStrategy.rollingUpdate.maxSurge=0")
+        chart.text(None, "updateStrategy.rollingUpdate.maxSurge=10%")
+        chart.text(None, "updateStrategy.type=OnDelete", "updateStrategy.rollingUpdate.maxUnavailable=1")
+
+    def test_a_drain_that_the_kubelet_would_cut_off_is_refused(self):
+        for expression in ("config.limits.drain=1m", "config.limits.drain=29s", "terminationGracePeriodSeconds=20"):
+            self.assertIn("set terminationGracePeriodSeconds to at least", refusal(expression))
+        chart.text(None, "config.limits.drain=1m", "terminationGracePeriodSeconds=62")
+        chart.text(None, "config.limits.drain=500ms", "terminationGracePeriodSeconds=3")
+
 
 class Documented(unittest.TestCase):
     def test_every_value_has_a_comment_before_it_and_a_place_in_the_schema(self):

@@ -119,16 +119,59 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{ .Values.kubeletRootDir }}/plugins/csi.latchkey.dev
 {{- end -}}
 
-{{- /* What no schema can say. */ -}}
+{{- /* How many seconds a duration of one number and one unit has; of any other, which the agent may still take, nothing. */ -}}
+{{- define "latchkey.seconds" -}}
+{{- if regexMatch "^[0-9]+[smh]$" . -}}
+{{- mul (regexFind "^[0-9]+" .) (get (dict "s" 1 "m" 60 "h" 3600) (regexFind "[smh]$" .)) -}}
+{{- end -}}
+{{- end -}}
+
+{{- /* What no schema can say: each of these the agent or the API server would refuse, or nobody would until it is too late. */ -}}
 {{- define "latchkey.validate" -}}
+{{- $backends := fromJson (include "latchkey.backends" .) -}}
+{{- $names := keys $backends | sortAlpha -}}
 {{- $cloud := false -}}
-{{- range $name, $backend := fromJson (include "latchkey.backends" .) -}}
-{{- if has (include "latchkey.backendType" (dict "name" $name "backend" $backend)) (list "aws" "azure" "gcp") -}}
+{{- range $name, $backend := $backends -}}
+{{- $type := include "latchkey.backendType" (dict "name" $name "backend" $backend) -}}
+{{- if not (has $type (list "aws" "azure" "file" "gcp" "pass")) -}}
+{{- fail (printf "config.backends.%s has no type, and its name is none: set config.backends.%s.type to aws, azure, file, gcp or pass" $name $name) -}}
+{{- end -}}
+{{- if and (eq $type "gcp") (not $backend.provider) -}}
+{{- fail (printf "config.backends.%s does not say to whom pods' tokens are made out: set config.backends.%s.provider (docs/clouds/gcp.md)" $name $name) -}}
+{{- end -}}
+{{- if has $type (list "aws" "azure" "gcp") -}}
 {{- $cloud = true -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.config.default_backend -}}
+{{- if not (hasKey $backends .) -}}
+{{- fail (printf "config.default_backend is %s, and config.backends has %s alone" . (join ", " $names)) -}}
+{{- end -}}
+{{- else -}}
+{{- if not (or (eq (len $backends) 1) (hasKey $backends "aws")) -}}
+{{- fail (printf "config.backends has several, and none is called aws, which would be the default: set config.default_backend to one of %s" (join ", " $names)) -}}
 {{- end -}}
 {{- end -}}
 {{- if and $cloud (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
 {{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/hostpath.yaml), or to node (Kubernetes 1.36)" -}}
+{{- end -}}
+{{- if ne .Values.updateStrategy.type "OnDelete" -}}
+{{- $update := default (dict) .Values.updateStrategy.rollingUpdate -}}
+{{- $surge := default 0 $update.maxSurge | toString | trimSuffix "%" | int -}}
+{{- /* One is what the API server takes where nothing is said. */ -}}
+{{- $unavailable := ternary $update.maxUnavailable 1 (hasKey $update "maxUnavailable") | toString | trimSuffix "%" | int -}}
+{{- if and $surge $unavailable -}}
+{{- fail "updateStrategy.rollingUpdate has both maxSurge and maxUnavailable, of which a DaemonSet has one: set maxSurge: 0 beside maxUnavailable, or maxUnavailable: 0" -}}
+{{- end -}}
+{{- if not (or $surge $unavailable) -}}
+{{- fail "updateStrategy.rollingUpdate lets no node be updated: set maxSurge: 1, or maxUnavailable: 1 beside maxSurge: 0" -}}
+{{- end -}}
+{{- end -}}
+{{- with include "latchkey.seconds" (dig "limits" "drain" "20s" .Values.config) -}}
+{{- $least := add 2 . -}}
+{{- if lt (int64 $.Values.terminationGracePeriodSeconds) $least -}}
+{{- fail (printf "the kubelet would end an agent that drains, for config.limits.drain and up to two seconds: set terminationGracePeriodSeconds to at least %d, or config.limits.drain to less" $least) -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
