@@ -185,5 +185,17 @@ class Pods(unittest.TestCase):
         self.assertGreaterEqual(seen, 4)
 
 
+class SeLinux(unittest.TestCase):
+    def test_a_type_that_is_proposed_has_a_level_that_every_pod_may_connect_to(self):
+        files = [
+            file for folder in ("deploy", "docs", "tests/e2e") for file in (chart.ROOT / folder).rglob("*")
+            if file.is_file() and file.suffix in (".md", ".yaml", ".json")
+        ]
+        found = [use for file in files for use in re.findall(r"type: spc_t.*", file.read_text())]
+        self.assertGreaterEqual(len(found), 3)
+        for use in found:
+            self.assertTrue(use.startswith("type: spc_t, level: s0}"), use)
+
+
 if __name__ == "__main__":
     unittest.main()
