@@ -16,7 +16,7 @@ MANIFESTS = chart.ROOT / "deploy" / "manifests"
 
 EVERYTHING = {
     "metrics": {part: {"enabled": True} for part in ("podMonitor", "serviceMonitor", "prometheusRule")},
-    "networkPolicy": {"enabled": True},
+    "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "priorityQuota": {"create": True},
     "namespace": {"create": True},
     "caBundle": {"configMap": "roots"},

@@ -117,6 +117,10 @@ class Refused(unittest.TestCase):
         chart.text(None, "updateStrategy.rollingUpdate.maxSurge=10%")
         chart.text(None, "updateStrategy.type=OnDelete", "updateStrategy.rollingUpdate.maxUnavailable=1")
 
+    def test_a_network_policy_that_keeps_the_scraper_out_is_refused_where_there_is_one(self):
+        for kind in ("podMonitor", "serviceMonitor"):
+            self.assertIn("set networkPolicy.metricsFrom", refusal("networkPolicy.enabled=true", f"metrics.{kind}.enabled=true"))
+
     def test_a_drain_that_the_kubelet_would_cut_off_is_refused(self):
         for expression in ("config.limits.drain=1m", "config.limits.drain=29s", "terminationGracePeriodSeconds=20"):
             self.assertIn("set terminationGracePeriodSeconds to at least", refusal(expression))
@@ -215,7 +219,7 @@ class Configuration(unittest.TestCase):
 
     def test_another_namespace_is_every_objects_and_that_of_every_name_of_the_account(self):
         everything = {
-            "networkPolicy": {"enabled": True}, "priorityQuota": {"create": True}, "namespace": {"create": True},
+            "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}, "priorityQuota": {"create": True}, "namespace": {"create": True},
             "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")},
             "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
         }
@@ -226,6 +230,13 @@ class Configuration(unittest.TestCase):
         self.assertEqual(
             places, [{"latchkey": "vault"}.get(found["metadata"].get("namespace")) for found in chart.documents(usual)]
         )
+
+    def test_a_network_policy_lets_only_the_scraper_in_and_nobody_where_none_is_named(self):
+        scraper = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+        named = chart.one("NetworkPolicy", {"networkPolicy": {"enabled": True, "metricsFrom": [scraper]}})["spec"]
+        self.assertEqual([{"ports": [{"port": "admin"}], "from": [scraper]}], named["ingress"])
+        nobody = chart.one("NetworkPolicy", None, "networkPolicy.enabled=true")["spec"]
+        self.assertEqual((["Ingress"], []), (nobody["policyTypes"], nobody["ingress"]))
 
     def test_containers_of_the_operators_own_are_added_to_the_pod(self):
         own = {"name": "own", "image": "own:1"}

@@ -155,6 +155,9 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if and $cloud (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
 {{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/hostpath.yaml), or to node (Kubernetes 1.36)" -}}
 {{- end -}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) (or .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled) -}}
+{{- fail "networkPolicy lets nobody in, also not the one who is to scrape: set networkPolicy.metricsFrom to where your Prometheus runs" -}}
+{{- end -}}
 {{- if ne .Values.updateStrategy.type "OnDelete" -}}
 {{- $update := default (dict) .Values.updateStrategy.rollingUpdate -}}
 {{- $surge := default 0 $update.maxSurge | toString | trimSuffix "%" | int -}}
