@@ -43,15 +43,18 @@ class Same(unittest.TestCase):
         self.assertGreater(len(first), 5000)
         self.assertEqual(first, run())
 
-    def test_no_template_asks_the_cluster_the_clock_or_chance(self):
+    def test_no_template_asks_the_cluster_but_for_its_version_the_clock_or_chance(self):
         forbidden = re.compile(
-            r"\b(lookup|now|date\w*|rand\w+|uuidv4|gen[A-Z]\w+|htpasswd|env|getHostByName)\b|Capabilities"
+            r"\b(lookup|now|date\w*|rand\w+|uuidv4|gen[A-Z]\w+|htpasswd|env|getHostByName)\b|Capabilities(?!\.KubeVersion)"
             r"|helm\.sh/hook|\.Release\.(Revision|IsInstall|IsUpgrade)"
         )
         for template in (chart.CHART / "templates").iterdir():
             for line in template.read_text().splitlines():
                 for action in re.findall(r"{{.*?}}", line) + re.findall(r"helm\.sh/hook", line):
                     self.assertIsNone(forbidden.search(action), f"{template.name}: {line}")
+
+    def test_by_the_clusters_version_something_is_refused_and_nothing_is_rendered_otherwise(self):
+        self.assertEqual(chart.text(EVERYTHING, "kubeVersion=1.30.0"), chart.text(EVERYTHING, "kubeVersion=1.36.0"))
 
     def test_the_plain_manifests_are_the_rendered_chart(self):
         with tempfile.TemporaryDirectory() as out:

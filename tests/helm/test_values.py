@@ -121,6 +121,28 @@ class Refused(unittest.TestCase):
         for kind in ("podMonitor", "serviceMonitor"):
             self.assertIn("set networkPolicy.metricsFrom", refusal("networkPolicy.enabled=true", f"metrics.{kind}.enabled=true"))
 
+    def test_what_the_clusters_version_does_not_have_yet_is_refused_with_what_to_set_in_its_place(self):
+        by_hostpath = ("delivery=hostPath", "rbac.tokens=namespace", "admissionPolicy.create=false")
+        without_surge = ("updateStrategy.rollingUpdate.maxSurge=0", "updateStrategy.rollingUpdate.maxUnavailable=1")
+        for version, advice, expressions in (
+            ("1.24.17", "set delivery: hostPath", ()),
+            ("1.24.17", "set admissionPolicy.create: false", by_hostpath[:2]),
+            ("v1.27.3-gke.100", "set admissionPolicy.create: false", ()),
+            ("v1.29.9+k3s1", "set admissionPolicy.create: false", ()),
+            ("1.29.0", "leave appArmorProfile out", ("admissionPolicy.create=false", "appArmorProfile.type=RuntimeDefault")),
+            ("1.20.4", "set updateStrategy.rollingUpdate.maxSurge: 0 and maxUnavailable: 1", by_hostpath),
+            ("1.34.0", "set rbac.tokens: none, or namespace with delivery: hostPath", ("rbac.tokens=node",)),
+            ("1.34.0", "set csi.tokensInSecrets: false", ("csi.tokensInSecrets=true",)),
+        ):
+            said = refusal(f"kubeVersion={version}", *expressions)
+            self.assertIn(advice, said)
+            self.assertIn(f"this cluster is {version}", said)
+        for version, expressions in (
+            ("1.20.4", (*by_hostpath, *without_surge)), ("1.24.17", by_hostpath), ("v1.27.3-gke.100", ("admissionPolicy.create=false",)),
+            ("v1.30.0-eks-1", ()), ("1.35.0", ("rbac.tokens=node", "csi.tokensInSecrets=true")),
+        ):
+            chart.text(None, f"kubeVersion={version}", *expressions)
+
     def test_a_drain_that_the_kubelet_would_cut_off_is_refused(self):
         for expression in ("config.limits.drain=1m", "config.limits.drain=29s", "terminationGracePeriodSeconds=20"):
             self.assertIn("set terminationGracePeriodSeconds to at least", refusal(expression))

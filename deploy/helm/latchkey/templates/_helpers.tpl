@@ -126,8 +126,26 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{- /* What Kubernetes has since when, where these values use it: nothing else would say that it is not there. */ -}}
+{{- define "latchkey.validateVersion" -}}
+{{- $version := default .Capabilities.KubeVersion.Version .Values.kubeVersion -}}
+{{- range list
+  (dict "since" "1.22" "used" (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy) "what" "the DaemonSet's maxSurge" "advice" "set updateStrategy.rollingUpdate.maxSurge: 0 and maxUnavailable: 1")
+  (dict "since" "1.26" "used" (eq .Values.delivery "csi") "what" "a kubelet that the CSI driver can serve" "advice" "set delivery: hostPath and rbac.tokens: namespace (docs/operations.md, Older clusters)")
+  (dict "since" "1.30" "used" .Values.admissionPolicy.create "what" "ValidatingAdmissionPolicy" "advice" "set admissionPolicy.create: false (docs/operations.md, Older clusters)")
+  (dict "since" "1.30" "used" .Values.appArmorProfile "what" "appArmorProfile" "advice" "leave appArmorProfile out")
+  (dict "since" "1.35" "used" .Values.csi.tokensInSecrets "what" "serviceAccountTokenInSecrets" "advice" "set csi.tokensInSecrets: false")
+  (dict "since" "1.35" "used" (eq .Values.rbac.tokens "node") "what" "constrained impersonation" "advice" "set rbac.tokens: none, or namespace with delivery: hostPath")
+-}}
+{{- if and .used (semverCompare (printf "<%s.0-0" .since) $version) -}}
+{{- fail (printf "Kubernetes has %s since %s, and this cluster is %s: %s; or, if it is newer than that, say so in kubeVersion" .what .since $version .advice) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- /* What no schema can say: each of these the agent or the API server would refuse, or nobody would until it is too late. */ -}}
 {{- define "latchkey.validate" -}}
+{{- include "latchkey.validateVersion" . -}}
 {{- $backends := fromJson (include "latchkey.backends" .) -}}
 {{- $names := keys $backends | sortAlpha -}}
 {{- $cloud := false -}}
