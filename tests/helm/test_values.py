@@ -1,6 +1,7 @@
 """Values: what is refused, what is documented, and what becomes of them."""
 
 import re
+import shlex
 import subprocess
 import tomllib
 import unittest
@@ -231,6 +232,22 @@ class Configuration(unittest.TestCase):
     def test_an_older_cluster_can_do_without_surge(self):
         strategy = chart.one("DaemonSet", {"updateStrategy": {"rollingUpdate": {"maxSurge": None, "maxUnavailable": 1}}})
         self.assertEqual({"maxUnavailable": 1}, strategy["spec"]["updateStrategy"]["rollingUpdate"])
+
+    def test_nodes_without_room_for_a_second_agent_can_do_without_surge_as_the_guide_says(self):
+        rolling = "rollingUpdate: {maxSurge: 0, maxUnavailable: 1}"
+        self.assertIn(rolling, (chart.ROOT / "docs" / "operations.md").read_text())
+        strategy = chart.one("DaemonSet", {"updateStrategy": helm.values_from_yaml(rolling)})["spec"]["updateStrategy"]
+        self.assertEqual({"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": 1}}, strategy)
+
+    def test_the_notes_have_the_agent_checked_with_the_arguments_that_it_serves_with(self):
+        def check(*arguments):
+            with helm.Chart.load(chart.CHART) as loaded:
+                notes = loaded.render({"extraArgs": list(arguments)}, name="latchkey", namespace="latchkey")["latchkey/templates/NOTES.txt"]
+            return next(line for line in notes.splitlines() if " check " in line).split(" check ")[1]
+
+        self.assertEqual("--config /etc/latchkey/config.toml", check())
+        arguments = ["--set", 'cache.only=["a b"]', "--set", "log.level=debug"]
+        self.assertEqual(["--config", "/etc/latchkey/config.toml", *arguments], shlex.split(check(*arguments)))
 
     def test_an_image_can_come_from_a_mirror_and_be_pinned(self):
         digest = "sha256:" + "0" * 64
