@@ -70,7 +70,7 @@ esac
 class Aws(unittest.TestCase):
     ANSWERS = ISSUER + """
 case "$*" in
-  *get-caller-identity*) echo 444455556666 ;;
+  *get-caller-identity*) echo arn:aws:sts::444455556666:assumed-role/admin/me ;;
   *'get region'*) echo eu-central-1 ;;
   *get-role*|*describe-secret*|*get-open-id-connect-provider*) exit 254 ;;
 esac
@@ -99,6 +99,13 @@ esac
         self.assertIn("arn:aws:iam::444455556666:role/test-app", applied)
         self.assertNotIn("111122223333", applied)
 
+    def test_in_another_partition_every_arn_is_of_that_one(self):
+        calls, applied = run("aws", self.ANSWERS.replace("arn:aws:", "arn:aws-us-gov:"))
+        self.assertIn("arn:aws-us-gov:iam::444455556666:role/test-app", applied)
+        self.assertEqual([], re.findall(r"arn:aws:\S*", applied + json.dumps(calls)))
+        provider = option(next(call for call in calls if "get-open-id-connect-provider" in call), "--open-id-connect-provider-arn")
+        self.assertEqual("arn:aws-us-gov:iam::444455556666:oidc-provider/issuer.example.com/cluster", provider)
+
     def test_terraform_says_the_same(self):
         with open(EXAMPLES / "aws" / "main.tf", encoding="utf-8") as file:
             text = json.dumps(hcl2.load(file)).replace('\\"', "")
@@ -108,6 +115,8 @@ esac
         ):
             self.assertIn(part, text)
         self.assertNotIn("StringLike", text)
+        self.assertIn("arn:${data.aws_partition.current.partition}:secretsmanager:", text)
+        self.assertNotIn("arn:aws", text)
 
 
 class Gcp(unittest.TestCase):
