@@ -3,7 +3,12 @@
 #
 # It builds for the machine's own architecture, amd64 or arm64. `deploy/image/assemble` makes the same last stage from
 # programs that are built already, by the same script and by these very lines; tests/image/check holds the two together.
+
+# The list of parts (SBOM) of a release is of the sources with their Cargo.lock and of the stage that builds, whose packages
+# the libraries and roots come from. In the last stage there is nothing that a scanner could read.
+ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
 FROM rust:1.95-slim-bookworm AS build
+ARG BUILDKIT_SBOM_SCAN_STAGE=true
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make \
     && rm -rf /var/lib/apt/lists/*
