@@ -277,6 +277,51 @@ class Configuration(unittest.TestCase):
         nobody = chart.one("NetworkPolicy", None, "networkPolicy.enabled=true")["spec"]
         self.assertEqual((["Ingress"], []), (nobody["policyTypes"], nobody["ingress"]))
 
+    def test_annotations_for_all_objects_are_on_all_of_them_and_on_no_pod(self):
+        everything = {
+            "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}, "priorityQuota": {"create": True},
+            "namespace": {"create": True}, "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
+            "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")},
+            "serviceAccount": {"annotations": {"own": "too"}},
+        }
+        found = chart.objects({**everything, "commonAnnotations": {"owner": "platform"}})
+        self.assertGreater(len(found), 20)
+        for object in found:
+            self.assertEqual("platform", object["metadata"].get("annotations", {}).get("owner"), object["kind"])
+        account = next(object for object in found if object["kind"] == "ServiceAccount")
+        self.assertEqual({"owner": "platform", "own": "too"}, account["metadata"]["annotations"])
+        daemonset = next(object for object in found if object["kind"] == "DaemonSet")
+        self.assertNotIn("owner", daemonset["spec"]["template"]["metadata"]["annotations"])
+        for object in chart.objects({**everything, "serviceAccount": {}}):
+            self.assertNotIn("annotations", object["metadata"], object["kind"])
+
+    def test_the_pace_of_a_roll_out_and_of_the_probes_can_be_set_but_not_what_the_probes_ask(self):
+        daemonset = chart.one("DaemonSet", None, "minReadySeconds=20", "revisionHistoryLimit=3")["spec"]
+        self.assertEqual((20, 3), (daemonset["minReadySeconds"], daemonset["revisionHistoryLimit"]))
+        live = {"httpGet": {"path": "/livez", "port": "admin"}}
+        agent = chart.pod({"livenessProbe": {"timeoutSeconds": 9}, "startupProbe": {"failureThreshold": 30}})["spec"]["containers"][0]
+        self.assertEqual({**live, "periodSeconds": 10, "timeoutSeconds": 9, "failureThreshold": 3}, agent["livenessProbe"])
+        self.assertEqual({**live, "failureThreshold": 30}, agent["startupProbe"])
+        self.assertNotIn("startupProbe", chart.pod()["spec"]["containers"][0])
+        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+            self.assertIn("additional properties 'httpGet' not allowed", refusal(f"{probe}.httpGet.path=/"))
+
+    def test_a_scrape_has_the_timeout_that_is_set(self):
+        for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
+            key = kind[0].lower() + kind[1:]
+            seen = chart.one(kind, None, f"metrics.{key}.enabled=true", f"metrics.{key}.scrapeTimeout=5s")["spec"][endpoints][0]
+            self.assertEqual("5s", seen["scrapeTimeout"])
+            self.assertNotIn("scrapeTimeout", chart.one(kind, None, f"metrics.{key}.enabled=true")["spec"][endpoints][0])
+
+    def test_an_alert_that_is_not_wanted_is_left_out_and_no_other(self):
+        def alerts(*expressions):
+            rule = chart.one("PrometheusRule", None, "metrics.prometheusRule.enabled=true", *expressions)
+            return {rule["alert"]: rule for rule in rule["spec"]["groups"][0]["rules"]}
+
+        usual, fewer = alerts(), alerts("metrics.prometheusRule.disabled={LatchkeyStale,LatchkeyMissing}")
+        self.assertEqual({"LatchkeyStale", "LatchkeyMissing"}, usual.keys() - fewer.keys())
+        self.assertEqual({alert: usual[alert] for alert in fewer}, fewer)
+
     def test_containers_of_the_operators_own_are_added_to_the_pod(self):
         own = {"name": "own", "image": "own:1"}
         spec = chart.pod({"initContainers": [own], "extraContainers": [own]})["spec"]
