@@ -11,11 +11,15 @@ use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
 use crate::secret::SecretName;
-use shelf::Shelf;
+pub(crate) use shelf::NodesValues;
+use shelf::{Room, Shelf};
 use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// How many times what one pod may keep all pods of the node may.
+const PODS_WITH_ALL: usize = 4;
 
 /// What a read is of: the whole of what can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -97,11 +101,11 @@ impl Hash for ReadKey {
 // === impl Values ===
 
 impl Values {
-    /// No values yet.
-    pub(crate) fn new(settings: Arc<config::Cache>) -> Self {
+    /// No values yet, on a node whose pods keep `all`.
+    pub(crate) fn new(settings: Arc<config::Cache>, all: &NodesValues) -> Self {
         Self {
             settings,
-            shelf: Mutex::default(),
+            shelf: Mutex::new(Shelf::new(all.clone())),
             reads: Flights::default(),
         }
     }
@@ -141,8 +145,7 @@ impl Values {
                 // A read that began later knows better, even if it ended before and found nothing.
                 if keeps && self.reads.is_last(key, seat.number) {
                     // Its age counts from before the vault was asked, so it is never older than it says.
-                    let room = usize::try_from(self.settings.max_bytes).unwrap_or(usize::MAX);
-                    self.shelf().put(key, &secret, seat.began, room);
+                    self.shelf().put(key, &secret, seat.began, self.room());
                 }
                 Ok(Read {
                     secret,
@@ -191,6 +194,14 @@ impl Values {
             age: Some(age),
             shared_with: None,
         })
+    }
+
+    fn room(&self) -> Room {
+        let of_pod = usize::try_from(self.settings.max_bytes).unwrap_or(usize::MAX);
+        Room {
+            of_pod,
+            of_node: of_pod.saturating_mul(PODS_WITH_ALL),
+        }
     }
 
     /// How long a value is kept.

@@ -6,6 +6,7 @@ use crate::attest::local::Local;
 use crate::attest::node::Node;
 use crate::attest::pods::{self, Facts, Pod, Pods};
 use crate::backend::Backends;
+use crate::cache::NodesValues;
 use crate::config::{Config, IdentityMode, LocalRole, LocalWorkload};
 use crate::kubernetes::Clients;
 use crate::preflight::{self, StartError};
@@ -42,6 +43,7 @@ impl Callers {
             limits: config.limits.clone(),
             cache: Arc::new(config.cache.clone()),
             unread: NodesUnread::default(),
+            values: NodesValues::default(),
         };
         match config.identity.mode {
             IdentityMode::Kubernetes => Self::kubernetes(config, backends, settings).await,

@@ -11,7 +11,7 @@ pub(crate) use facts::{ContainerKind, Facts};
 
 use super::cgroup::PodUid;
 use crate::account::Principal;
-use crate::cache::Values;
+use crate::cache::{NodesValues, Values};
 use crate::config;
 use crate::quota::{NodesUnread, Quota};
 use crate::session::Sessions;
@@ -65,6 +65,7 @@ pub(crate) struct Settings {
     pub(crate) limits: config::Limits,
     pub(crate) cache: Arc<config::Cache>,
     pub(crate) unread: NodesUnread,
+    pub(crate) values: NodesValues,
 }
 
 /// The pods of this node.
@@ -120,7 +121,7 @@ impl Pod {
             principal: OnceLock::new(),
             quota: Quota::new(&settings.limits, &settings.unread),
             sessions: Sessions::default(),
-            values: Values::new(settings.cache.clone()),
+            values: Values::new(settings.cache.clone(), &settings.values),
             tokens: KubeletTokens::default(),
         }
     }

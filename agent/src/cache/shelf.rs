@@ -1,14 +1,30 @@
-//! Values kept for a time and within a bound of bytes. Over the bound, what was read longest ago goes first.
+//! Values kept for a time and within bounds of bytes, one for each pod and one for all pods of the node. Over a bound,
+//! what the pod itself read longest ago goes first.
 
 use super::ReadKey;
 use crate::backend::Secret;
 use crate::role::Role;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
 /// What an entry costs beside its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
 pub(super) const ENTRY_COST: usize = 512;
+
+/// What each pod may keep whatever the others do, in bytes: the longest value of most clouds.
+pub(super) const OWN_ROOM: usize = 64 << 10;
+
+/// How many bytes all pods of the node keep.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct NodesValues(Arc<AtomicUsize>);
+
+/// How many bytes may be kept: by one pod, and by all beyond what each has for itself.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    pub(super) of_pod: usize,
+    pub(super) of_node: usize,
+}
 
 /// The values of one pod. Whatever leaves is wiped when its last reader lets go.
 #[derive(Debug, Default)]
@@ -16,6 +32,8 @@ pub(super) struct Shelf {
     by_key: HashMap<Arc<ReadKey>, Kept>,
     by_age: BTreeMap<Age, Arc<ReadKey>>,
     bytes: usize,
+    /// Of all pods, this one's among them.
+    all: NodesValues,
     /// Tells apart what was read at the same time.
     next: u64,
     /// When a role was last refused: what a read found that began before does not come back.
@@ -34,19 +52,26 @@ struct Kept {
 // === impl Shelf ===
 
 impl Shelf {
+    /// An empty one, of a node whose pods keep `all`.
+    pub(super) fn new(all: NodesValues) -> Self {
+        let mut shelf = Self::default();
+        shelf.all = all;
+        shelf
+    }
+
     /// The value for `key`, and when it was read.
     pub(super) fn get(&self, key: &ReadKey) -> Option<(&Arc<Secret>, Instant)> {
         let kept = self.by_key.get(key)?;
         Some((&kept.secret, kept.age.0))
     }
 
-    /// Puts a value there that was read at `read_at`, unless a refusal came later; `room` is for all values together.
+    /// Puts a value there that was read at `read_at`, unless a refusal came later.
     pub(super) fn put(
         &mut self,
         key: &ReadKey,
         secret: &Arc<Secret>,
         read_at: Instant,
-        room: usize,
+        room: Room,
     ) {
         self.remove(key);
         if self.refused.is_some_and(|refused| read_at <= refused) {
@@ -55,11 +80,11 @@ impl Shelf {
         let (key, age) = (Arc::new(key.clone()), (read_at, self.next));
         let bytes = ENTRY_COST + 2 * key.name.as_str().len() + secret.footprint();
         self.next += 1;
-        self.bytes += bytes;
+        self.grow(bytes);
         self.by_age.insert(age, key.clone());
         let secret = secret.clone();
         self.by_key.insert(key, Kept { secret, age, bytes });
-        while self.bytes > room {
+        while self.is_over(room) {
             self.remove_oldest();
         }
     }
@@ -68,7 +93,7 @@ impl Shelf {
     pub(super) fn remove(&mut self, key: &ReadKey) {
         if let Some(kept) = self.by_key.remove(key) {
             self.by_age.remove(&kept.age);
-            self.bytes -= kept.bytes;
+            self.shrink(kept.bytes);
         }
     }
 
@@ -108,7 +133,28 @@ impl Shelf {
         if let Some((_, key)) = self.by_age.pop_first()
             && let Some(kept) = self.by_key.remove(&*key)
         {
-            self.bytes -= kept.bytes;
+            self.shrink(kept.bytes);
         }
+    }
+
+    fn is_over(&self, room: Room) -> bool {
+        let is_nodes = self.bytes > OWN_ROOM && self.all.0.load(Ordering::Relaxed) > room.of_node;
+        self.bytes > room.of_pod || is_nodes
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.all.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        self.all.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
     }
 }

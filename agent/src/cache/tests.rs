@@ -80,7 +80,7 @@ fn values(change: impl FnOnce(&mut config::Cache)) -> Values {
         ..config::Cache::default()
     };
     change(&mut settings);
-    Values::new(Arc::new(settings))
+    Values::new(Arc::new(settings), &NodesValues::default())
 }
 
 fn key(name: &str) -> ReadKey {
@@ -409,6 +409,44 @@ async fn what_has_expired_is_let_go_of_without_being_asked_for() {
     values.tidy();
     assert!(secret.upgrade().is_none(), "somebody holds it");
     assert_eq!(values.shelf().size(), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
+    let max_bytes = 8 * shelf::OWN_ROOM as u64;
+    let settings = Arc::new(config::Cache {
+        ttl: 100 * TTL,
+        max_bytes,
+        ..config::Cache::default()
+    });
+    let (vault, all) = (Vault::default(), NodesValues::default());
+    let pods: Vec<_> = (0..10)
+        .map(|_| Values::new(settings.clone(), &all))
+        .collect();
+    let kept = || pods.iter().map(|pod| pod.shelf().size().1).sum::<usize>();
+    let most = 4 * usize::try_from(max_bytes).expect("it fits") + pods.len() * shelf::OWN_ROOM;
+    for pod in &pods {
+        for number in 0..1_000 {
+            let name = key(&format!("name-{number}"));
+            vault.read(pod, &name, false).await.expect("a value");
+        }
+        assert!(kept() <= most, "{}", kept());
+    }
+    for pod in &pods {
+        let (_, bytes) = pod.shelf().size();
+        assert!(bytes > shelf::OWN_ROOM / 2, "{bytes}");
+        let (_, cache) = vault.read(pod, &key("name-999"), false).await.expect("it");
+        assert_eq!(cache, "hit", "what was read last");
+    }
+    // What pods that go have kept is room for those that stay.
+    let mut pods = pods;
+    pods.drain(..9);
+    let [last] = &*pods else { panic!("one stays") };
+    for number in 0..1_000 {
+        let name = key(&format!("more-{number}"));
+        vault.read(last, &name, false).await.expect("a value");
+    }
+    assert!(last.shelf().size().1 > 4 * shelf::OWN_ROOM);
 }
 
 /// Reads slowly, and meanwhile does something else.
