@@ -8,10 +8,11 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket};
@@ -26,22 +27,30 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head of a request, in bytes.
 const HEAD_LIMIT: usize = 8 * 1024;
 
-/// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`,
+/// Binds the port; where the node has no IPv6 (`ipv6.disable=1`), all addresses are those of IPv4. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`,
 /// socket(7)); the kernel lets only processes of the same uid share it.
 ///
 /// # Errors
 ///
 /// If the address is taken or not this machine's.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => match TcpSocket::new_v6() {
+            Err(error) if is_without_ipv6(&error) && address.ip().is_unspecified() => {
+                return bind((Ipv4Addr::UNSPECIFIED, address.port()).into());
+            }
+            socket => socket?,
+        },
     };
     socket.set_reuseaddr(true)?;
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(128)
+}
+
+fn is_without_ipv6(error: &io::Error) -> bool {
+    error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT)
 }
 
 /// Serves until it is dropped. `gauge` sets what is not counted as it happens, just before it is shown.

@@ -109,6 +109,8 @@ pub(crate) enum SocketPathError {
     Enterable(PathBuf, u32),
     #[error("listen.socket {0} is there and is no socket: move it away")]
     NoSocket(PathBuf),
+    #[error("this kernel has no openat2(2), so no path can be trusted: the agent needs Linux 5.6")]
+    Kernel,
     #[error("cannot use the socket's directory {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
 }
@@ -157,6 +159,7 @@ impl SocketPath {
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
         let directory = match openat2(nix::fcntl::AT_FDCWD, path, how) {
             Err(Errno::ELOOP) => return Err(SocketPathError::Symlink(path.to_owned())),
+            Err(Errno::ENOSYS) => return Err(SocketPathError::Kernel),
             outcome => outcome.map_err(|errno| failed(errno.into()))?,
         };
         let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;
