@@ -121,6 +121,22 @@ fn host_network(pods: &Pods) -> Option<bool> {
 }
 
 #[tokio::test]
+async fn what_all_pods_of_the_node_leave_unread_has_one_bound() {
+    /// As much as one pod may leave; four times that is what all may.
+    const WHOLE: u64 = 8 << 20;
+    let pods = known_all((0..5).map(|byte| {
+        let mut pod = pod("20", false);
+        pod.metadata.uid = Some(PodUid::synthetic(byte).to_string());
+        pod
+    }));
+    let pods = pods.all();
+    let rooms = pods.iter().map(|pod| pod.quota.answer(WHOLE));
+    let rooms: Vec<_> = rooms.collect();
+    assert_eq!(rooms.len(), 5);
+    assert_eq!(rooms.iter().flatten().count(), 4);
+}
+
+#[tokio::test]
 async fn a_look_that_the_watch_has_overtaken_changes_nothing() {
     let pods = pods();
     pods.learn(pod("20", true), Source::Watch);

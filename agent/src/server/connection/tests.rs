@@ -3,17 +3,17 @@ use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
 use crate::peer::Pinning;
 use crate::peer::tests::connected_child;
-use std::os::fd::AsRawFd;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
 use tokio::time::timeout;
 
-/// Whoever could leave before a refusal is given could fill the trail, in which each of them is.
-#[tokio::test(start_paused = true)]
-async fn a_refusal_is_held_back_though_whoever_asked_does_not_wait_for_it() {
-    let (stream, _child) = connected_child();
+/// The connection of the peer of `stream`, which is a workload.
+fn connection(stream: &UnixStream) -> Connection {
     let facts = Facts::of_principal("test", "app", "web");
     let pod = Pod::new(Some(PodUid::synthetic(1)), facts, &Settings::default());
     let arrival = Arrival {
-        peer: Peer::of(&stream, Pinning::ByPidfd).expect("it lives"),
+        peer: Peer::of(stream, Pinning::ByPidfd).expect("it lives"),
         entrance: Entrance::Shared,
         turns: Turnstile::new(1),
         fd: stream.as_raw_fd(),
@@ -27,7 +27,31 @@ async fn a_refusal_is_held_back_though_whoever_asked_does_not_wait_for_it() {
         &Arc::default(),
         &Warnings::default(),
     );
-    let connection = connection.expect("it is let in");
+    connection.expect("it is let in")
+}
+
+/// Whoever has its end of the socket now would otherwise go on in its name.
+#[tokio::test]
+async fn a_request_of_a_peer_that_has_exited_is_nobodys_on_a_connection_that_was_attested() {
+    let (stream, mut child) = connected_child();
+    let connection = connection(&stream);
+    let asks = || connection.workload(Instant::now());
+    asks().await.expect("it lives");
+    child.kill();
+    let pidfd = connection.peer.pidfd().expect("it is pinned");
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::from(5000_u16)).expect("it exits");
+    let error = asks().await.expect_err("it has exited");
+    let told = (error.code, error.reason);
+    assert_eq!(told, (Code::NotAttested, Some("peer_gone")));
+    assert!(connection.is_closing());
+}
+
+/// Whoever could leave before a refusal is given could fill the trail, in which each of them is.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_is_held_back_though_whoever_asked_does_not_wait_for_it() {
+    let (stream, _child) = connected_child();
+    let connection = connection(&stream);
     let began = Instant::now();
     connection.rested().await;
     assert_eq!(began.elapsed(), Duration::ZERO);
