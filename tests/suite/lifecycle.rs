@@ -49,6 +49,29 @@ async fn until(pod: &SandboxPod, wanted: impl Fn(&Response) -> bool) {
     }
 }
 
+/// Asks once on a connection, and keeps it.
+async fn keep_idle(pod: &SandboxPod) {
+    pod.workload.connect("idle").await.expect("a connection");
+    let ask = Raw {
+        connection: Some("idle".into()),
+        answers: Some(1),
+        watch_millis: 50,
+        ..Raw::new("GET /v1/identity HTTP/1.1\r\nHost: x\r\n\r\n")
+    };
+    let asked = pod.workload.raw(ask).await.expect("an answer");
+    assert_eq!((asked.statuses(), asked.closed), (vec![200], false));
+}
+
+/// That connection ends, though nothing more is asked on it.
+async fn idle_is_closed(pod: &SandboxPod) {
+    let rest = Raw {
+        connection: Some("idle".into()),
+        ..Raw::new("")
+    };
+    let received = pod.workload.raw(rest).await.expect("it can be read");
+    assert!(received.closed && received.bytes.is_empty(), "{received:?}");
+}
+
 #[tokio::test]
 async fn a_container_that_the_api_server_has_not_named_yet_is_served_at_once() {
     if !can_run() {
@@ -103,6 +126,36 @@ async fn an_ephemeral_container_is_refused_and_the_ordinary_one_is_not() {
     assert!(is_no_workload(&unnamed.get(OWN).await.expect("an answer")));
 }
 
+/// Its container may have been restarted, of which nobody has told yet: it is to come back, and is then looked for.
+#[tokio::test]
+async fn a_container_that_has_come_to_be_in_doubt_is_told_to_come_back_on_another_connection() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let spec = sandbox.place(pod.object.uid(), &container_id());
+    let unnamed = Workload::start(spec).await.expect("a process");
+    unnamed.connect("kept").await.expect("a connection");
+    let read = async || {
+        let asked = unnamed.send_on("kept", Request::get(OWN)).await;
+        asked.expect("an answer")
+    };
+    assert!(is_own(&read().await));
+    pod.object.add_ephemeral("debug", Some(&container_id()));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let answer = loop {
+        let answer = read().await;
+        if !is_own(&answer) {
+            break answer;
+        }
+        assert!(Instant::now() < deadline, "it is still served");
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    assert_eq!(answer.header("connection"), Some("close"));
+}
+
 #[tokio::test]
 async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_refused() {
     if !can_run() {
@@ -117,6 +170,7 @@ async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_ref
         .await
         .expect("an answer");
     assert!(is_own(&first));
+    keep_idle(&pod).await;
     pod.object.delete();
     let deleted = Instant::now();
     while let Ok(answer) = pod
@@ -131,6 +185,7 @@ async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_ref
         );
         sleep(Duration::from_millis(20)).await;
     }
+    idle_is_closed(&pod).await;
     assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
 }
 
@@ -160,23 +215,10 @@ async fn a_finished_pod_is_refused() {
     for phase in ["Succeeded", "Failed"] {
         let (sandbox, agent) = scene().await;
         let pod = sandbox.pod("test", "web").await.expect("a pod");
-        pod.workload.connect("idle").await.expect("a connection");
-        let on_idle = |text: &str| Raw {
-            connection: Some("idle".into()),
-            ..Raw::new(text)
-        };
-        let ask = Raw {
-            answers: Some(1),
-            watch_millis: 50,
-            ..on_idle("GET /v1/identity HTTP/1.1\r\nHost: x\r\n\r\n")
-        };
-        let asked = pod.workload.raw(ask).await.expect("an answer");
-        assert_eq!((asked.statuses(), asked.closed), (vec![200], false));
+        keep_idle(&pod).await;
         pod.object.set_phase(phase);
         until(&pod, is_no_workload).await;
-        // Nothing more is asked on it.
-        let received = pod.workload.raw(on_idle("")).await.expect("it can be read");
-        assert!(received.closed && received.bytes.is_empty(), "{received:?}");
+        idle_is_closed(&pod).await;
         agent
             .until_audit(|line| line["reason"] == "pod_finished")
             .await

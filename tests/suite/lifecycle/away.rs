@@ -3,6 +3,7 @@
 use super::{OWN, is_own, scene, until};
 use crate::{can_run, code};
 use std::time::{Duration, Instant};
+use testkit::kube::Fault;
 use testkit::sandbox::{Sandbox, container_id};
 use testkit::workload::Workload;
 use tokio::time::sleep;
@@ -74,4 +75,24 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
         .expect("the port is its own");
     agent.until_ready().await.expect("it becomes ready");
     assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
+}
+
+/// Whoever waits for it has a place of the pod's meanwhile, and at the request's own deadline would be told nothing of why.
+#[tokio::test]
+async fn a_call_that_the_api_server_never_answers_ends_by_itself_and_the_pod_reads_later() {
+    if !can_run() {
+        return;
+    }
+    let (sandbox, _agent) = scene().await;
+    // So that a pod has to be looked for.
+    sandbox.kube.watch_hold();
+    for (verb, resource) in [("list", "pods"), ("create", "serviceaccounts/token")] {
+        sandbox.kube.fail(verb, resource, Fault::Hang);
+        let pod = sandbox.pod("test", verb).await.expect("a pod");
+        let answer = pod.get(OWN).await.expect("an answer");
+        let told = (answer.status, &*code(&answer));
+        assert_eq!(told, (503, "unavailable"), "{verb} {resource}");
+        sandbox.kube.heal();
+        until(&pod, is_own).await;
+    }
 }
