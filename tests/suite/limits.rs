@@ -8,8 +8,8 @@ use futures::future::join_all;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
-use testkit::sandbox::{Sandbox, SandboxPod, password};
-use testkit::workload::{Flood, Raw, Request, Workload, WorkloadSpec};
+use testkit::sandbox::{Sandbox, SandboxPod, container_id, password};
+use testkit::workload::{Flood, Hierarchies, Place, Raw, Request, Signal, Workload, WorkloadSpec};
 
 /// Two pods of one namespace.
 struct Neighbours {
@@ -57,6 +57,20 @@ impl Neighbours {
             .expect("an answer");
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
+
+    /// A container of a pod that nobody has heard of.
+    async fn unknown(&self) -> Workload {
+        let uid = uuid::Uuid::new_v4().to_string();
+        let place = self.sandbox.place(&uid, &container_id());
+        Workload::start(place).await.expect("a process")
+    }
+}
+
+/// Whether it does not even get as far as an answer.
+async fn is_refused(workload: &Workload) -> bool {
+    let bytes = "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let received = workload.raw(Raw::new(bytes)).await;
+    received.map_or(true, |received| received.bytes.is_empty())
 }
 
 /// Opens so many connections and leaves them silent; their names.
@@ -196,6 +210,52 @@ async fn a_pods_rate_counts_each_name_of_a_batch() {
     );
 }
 
+/// Otherwise one pod could write the trail faster than anybody keeps it.
+#[tokio::test]
+async fn a_refusal_is_held_back_on_the_connection_that_asks_and_after_its_end() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[("limits.requests_per_second_per_pod", "1")]).await;
+    let flood = Flood {
+        path: "/v1/identity".into(),
+        connections: 1,
+        requests: 8,
+        reconnect: false,
+        interval_micros: 0,
+        expect: None,
+    };
+    let one = of.noisy.workload.flood(flood.clone()).await;
+    let one = one.expect("answers");
+    assert!(one.count(429) >= 5, "{:?}", one.statuses);
+    assert!(one.percentile(50) >= 45_000, "{:?}", one.micros);
+
+    let other = of.noisy.workload.exec_into().await.expect("a process");
+    let many = Flood {
+        connections: 40,
+        requests: 1,
+        ..flood
+    };
+    let metric = async |name: &str| of.agent.metric(name).await.expect("a metric");
+    const REFUSED: &str = "latchkey_requests_total{code=\"busy\",route=\"identity\"}";
+    let (before, open) = (metric(REFUSED).await, metric("latchkey_connections ").await);
+    let began = Instant::now();
+    let dies = async {
+        while metric(REFUSED).await < before + 30.0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        other.signal(Signal::SIGKILL).await.expect("it lives");
+    };
+    let (flooded, ()) = tokio::join!(other.flood(many), dies);
+    flooded.expect_err("it was killed before it had its answers");
+    while metric("latchkey_connections ").await > open {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // As long as it would have been told to wait, for who was refused more than twenty times in a second.
+    let rested = began.elapsed();
+    assert!(rested >= Duration::from_secs(1), "{rested:?}");
+}
+
 #[tokio::test]
 async fn strangers_share_a_small_pool_of_few_places_each() {
     if !can_run() {
@@ -206,19 +266,7 @@ async fn strangers_share_a_small_pool_of_few_places_each() {
     let host = Workload::start(WorkloadSpec::host(&of.sandbox.socket()))
         .await
         .expect("a process");
-    let unknown = async || {
-        let uid = uuid::Uuid::new_v4().to_string();
-        let place = of.sandbox.place(&uid, &testkit::sandbox::container_id());
-        Workload::start(place).await.expect("a process")
-    };
-    let (one, other) = (unknown().await, unknown().await);
-    let is_refused = async |workload: &Workload| {
-        let bytes = "GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        workload
-            .raw(Raw::new(bytes))
-            .await
-            .map_or(true, |received| received.bytes.is_empty())
-    };
+    let (one, other) = (of.unknown().await, of.unknown().await);
     connect(&one, 4).await;
     let open = async || {
         let open = of.agent.metric("latchkey_connections ").await;
@@ -246,6 +294,29 @@ async fn strangers_share_a_small_pool_of_few_places_each() {
             .expect("metrics")
             >= 3.0
     );
+}
+
+#[tokio::test]
+async fn processes_outside_of_pods_in_many_cgroups_leave_room_for_a_pod_that_is_not_known_yet() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[("limits.unattested", "8")]).await;
+    let mut strangers = Vec::new();
+    for number in 0..8 {
+        let path = format!("{}/system.slice/s{number}.service", of.sandbox.cgroup());
+        let spec = WorkloadSpec {
+            place: Place::Path(path, Hierarchies::V2),
+            ..WorkloadSpec::host(&of.sandbox.socket())
+        };
+        strangers.push(Workload::start(spec).await.expect("a process"));
+    }
+    let pod = of.unknown().await;
+    for stranger in &strangers {
+        connect(stranger, 1).await;
+    }
+    assert!(!is_refused(&pod).await, "no room for a pod");
+    assert!(is_refused(&strangers[7]).await, "room for another stranger");
 }
 
 #[tokio::test]

@@ -2,50 +2,29 @@
 
 use super::{Neighbours, connect};
 use crate::{can_run, code, number};
+use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::workload::{Raw, Request, Workload};
 
-#[tokio::test]
-async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
-    if !can_run() {
-        return;
-    }
-    let of = Neighbours::start(&[]).await;
-    // Some 4 MiB as JSON.
+/// Ten secrets, some 4 MiB as JSON: their names, and the body that asks for all of them.
+fn large(of: &Neighbours) -> (Vec<String>, String) {
     let names: Vec<_> = (0..10).map(|number| format!("test/{number}")).collect();
     for name in &names {
         of.sandbox.secret(name, &"\u{1}".repeat(64_000));
     }
     let body = serde_json::json!({ "names": names }).to_string();
+    (names, body)
+}
+
+/// Asks for a batch on each of these connections of the noisy pod's, and reads nothing.
+async fn ask_and_not_read(of: &Neighbours, kept: &[String], body: &str) {
     let post = format!(
         "POST /v1/secrets:batchGet HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let resident = || of.agent.resident().expect("it runs");
-    let batch = || {
-        let again = Request::new("POST", "/v1/secrets:batchGet").body(body.clone());
-        of.noisy.request(again)
-    };
-    // Each name says for itself whether there was room for its value.
-    let until = async |read: usize| {
-        loop {
-            let answer = batch().await.expect("an answer").json();
-            let count = |list: &str| answer[list].as_array().map_or(0, Vec::len);
-            assert_eq!(count("secrets") + count("errors"), names.len());
-            if count("secrets") == read {
-                return answer;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    // The values are read once, and kept for all that follow.
-    let first = batch().await.expect("an answer");
-    assert!(first.body.len() > 3 << 20);
-    let before = resident();
-    let kept = connect(&of.noisy.workload, 30).await;
-    for name in &kept {
+    for name in kept {
         let raw = Raw {
             connection: Some(name.clone()),
             read_millis: 0,
@@ -53,8 +32,46 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
         };
         of.noisy.workload.raw(raw).await.expect("it is sent");
     }
-    let answer = tokio::time::timeout(Duration::from_secs(20), until(0)).await;
-    let errors = &answer.expect("it is told")["errors"];
+}
+
+/// The noisy pod's batch, as soon as so many of its names have a value. Each says for itself whether there was room for it.
+async fn until_there(
+    of: &Neighbours,
+    body: &str,
+    wanted: impl RangeBounds<usize>,
+) -> serde_json::Value {
+    let asks = async {
+        loop {
+            let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
+            let answer = of.noisy.request(batch).await.expect("an answer").json();
+            let count = |list: &str| answer[list].as_array().map_or(0, Vec::len);
+            assert_eq!(count("secrets") + count("errors"), 10);
+            if wanted.contains(&count("secrets")) {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let answer = tokio::time::timeout(Duration::from_secs(20), asks).await;
+    answer.expect("it comes to that")
+}
+
+#[tokio::test]
+async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[]).await;
+    let (names, body) = large(&of);
+    let resident = || of.agent.resident().expect("it runs");
+    // The values are read once, and kept for all that follow.
+    let batch = Request::new("POST", "/v1/secrets:batchGet").body(&*body);
+    let first = of.noisy.request(batch).await.expect("an answer");
+    assert!(first.body.len() > 3 << 20);
+    let before = resident();
+    let kept = connect(&of.noisy.workload, 30).await;
+    ask_and_not_read(&of, &kept, &body).await;
+    let errors = &until_there(&of, &body, ..1).await["errors"];
     assert_eq!(
         (&errors[0]["code"], &errors[0]["status"]),
         (&"busy".into(), &429.into())
@@ -80,8 +97,32 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
     for name in &kept {
         of.noisy.workload.close(name).await.expect("it is open");
     }
-    let room = tokio::time::timeout(Duration::from_secs(20), until(names.len())).await;
-    room.expect("there is room again");
+    until_there(&of, &body, names.len()..).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_of_its_answer_for_ten_seconds_loses_its_connection() {
+    if !can_run() {
+        return;
+    }
+    let of = Neighbours::start(&[]).await;
+    let (names, body) = large(&of);
+    let kept = connect(&of.noisy.workload, 2).await;
+    ask_and_not_read(&of, &kept, &body).await;
+    // Two such answers leave no room for a third. There is room again when the agent has thrown them away.
+    until_there(&of, &body, ..names.len()).await;
+    until_there(&of, &body, names.len()..).await;
+    for name in &kept {
+        let rest = Raw {
+            connection: Some(name.clone()),
+            ..Raw::new("")
+        };
+        let rest = of.noisy.workload.raw(rest).await.expect("it is there");
+        assert!(rest.closed, "{name} is still open");
+        // What the kernel has taken, and not the answer's end.
+        let length = rest.bytes.len();
+        assert!((1..200_000).contains(&length), "{name} has {length} bytes");
+    }
 }
 
 #[tokio::test]
