@@ -116,6 +116,24 @@ impl Node {
         }
     }
 
+    /// A process of that pod on the socket that all pods share.
+    async fn on_shared(&self, volume: &VolumeSpec) -> Workload {
+        let place = self.sandbox.place(volume.pod.uid(), &container_id());
+        Workload::start(place).await.expect("a process")
+    }
+
+    /// Waits until the agent knows so many pods.
+    async fn until_known(&self, pods: f64) {
+        let known = async || self.agent.metric("latchkey_pods").await.expect("a metric");
+        let becomes = async {
+            while known().await != pods {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let heard = tokio::time::timeout(Duration::from_secs(30), becomes).await;
+        heard.expect("the agent hears of it");
+    }
+
     async fn publish(&self, volume: &VolumeSpec) -> Result<(), Status> {
         let published = self.kubelet.publish(&self.sandbox.kube, volume).await;
         published.map(drop)
@@ -158,9 +176,7 @@ async fn a_pod_reads_through_its_own_socket_and_the_agent_needs_no_right_on_toke
         "the agent asked for a token itself"
     );
     // On the shared socket it is the same pod, and has its tokens there too.
-    let shared = node.sandbox.place(pod.volume.pod.uid(), &container_id());
-    let shared = Workload::start(shared).await.expect("a process");
-    reads_own(&shared).await;
+    reads_own(&node.on_shared(&pod.volume).await).await;
 }
 
 #[tokio::test]

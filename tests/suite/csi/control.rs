@@ -11,7 +11,8 @@ use testkit::workload::{Raw, Workload, WorkloadSpec};
 /// What the agent tells whoever it does not take for its mounter.
 const NOT_THE_MOUNTER: &str = "not the agent's own mounter";
 
-fn control(kubelet: &Kubelet) -> PathBuf {
+/// Where the agent listens for the mounter.
+pub(super) fn control(kubelet: &Kubelet) -> PathBuf {
     kubelet.directory().join("run/control.sock")
 }
 

@@ -20,8 +20,9 @@ use latchkey_agent::csi::proto::{
     AccessType, Empty, NodeCapabilities, NodeInfo, NodeUnpublishVolumeRequest, PluginName, Probe,
 };
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use testkit::kube::PodSpec;
 use testkit::kubelet::{Status, call};
 
@@ -237,20 +238,48 @@ async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tri
         .kubelet
         .request(&node.sandbox.kube, &volume)
         .expect("a request");
-    let becomes = async |known: f64| {
-        while node.agent.metric("latchkey_pods").await.expect("a metric") != known {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let in_time = std::time::Duration::from_secs(30);
     // Known, and then gone: who has not come yet would come later.
-    let comes = tokio::time::timeout(in_time, becomes(1.0)).await;
-    comes.expect("the agent hears of it");
+    node.until_known(1.0).await;
     volume.pod.delete();
-    let goes = tokio::time::timeout(in_time, becomes(0.0)).await;
-    goes.expect("the agent hears of that too");
+    node.until_known(0.0).await;
     let Status { code, message } = node.kubelet.send(&request).await.expect_err("it is gone");
     assert_eq!(code, UNAVAILABLE, "{message}");
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
     assert!(!std::path::Path::new(&request.target_path).exists());
+}
+
+/// Who can write below the kubelet's directory could otherwise have a pod's socket mounted in another pod.
+#[tokio::test]
+async fn a_link_in_the_way_to_the_target_is_not_followed_into_another_pods_directory() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let request_of = |name: &str| {
+        let (volume, _) = node.object(PodSpec {
+            namespace: "test".into(),
+            name: name.into(),
+            ..PodSpec::default()
+        });
+        let request = node.kubelet.request(&node.sandbox.kube, &volume);
+        let request = request.expect("a request");
+        let target = PathBuf::from(&request.target_path);
+        (request, target.parent().expect("one").to_owned(), volume)
+    };
+    let (_, victims, victim) = request_of("victim");
+    let (request, parent, _) = request_of("web");
+    fs::remove_dir(&parent).expect("it is empty");
+    let below = format!(
+        "../../../{}/volumes/kubernetes.io~csi/latchkey",
+        victim.pod.uid()
+    );
+    symlink(below, &parent).expect("a link");
+    assert_eq!(
+        fs::canonicalize(&parent).ok(),
+        fs::canonicalize(&victims).ok()
+    );
+    let refused = node.kubelet.send(&request).await.expect_err("it is a link");
+    assert_eq!(refused.code, UNAVAILABLE, "{}", refused.message);
+    let planted = fs::read_dir(&victims).expect("a directory").count();
+    assert_eq!(planted, 0);
 }

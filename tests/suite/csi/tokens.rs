@@ -1,5 +1,6 @@
 //! The pod's tokens: from the kubelet by way of the mounter into the pod's entry, and nowhere else.
 
+use super::control::control;
 use super::{Node, OWN, reads_own};
 use crate::hygiene::copies_in_memory;
 use crate::{can_run, code};
@@ -7,6 +8,7 @@ use latchkey_agent::csi::proto::Empty;
 use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::{Connection, Status, TOKENS};
+use testkit::workload::{Raw, Workload, WorkloadSpec};
 use tokio::time::{Instant, sleep};
 
 #[tokio::test]
@@ -145,9 +147,26 @@ async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
     as_another_account
         .volume_context
         .insert(key.into(), "default".into());
-    for request in [with_foreign_token, as_another_account] {
+    // Nor without a token, by which it would be seen.
+    let mut without = as_another_account.clone();
+    without.volume_context.remove(TOKENS);
+    let mut under_another_name = right.clone();
+    under_another_name.volume_context.remove(TOKENS);
+    let key = "csi.storage.k8s.io/pod.name";
+    under_another_name
+        .volume_context
+        .insert(key.into(), "another".into());
+    node.until_known(2.0).await;
+    let otherwise = "otherwise than the kubelet";
+    for (request, why) in [
+        (without, otherwise),
+        (under_another_name, otherwise),
+        (as_another_account, otherwise),
+        (with_foreign_token, "another pod's or service account's"),
+    ] {
         let Status { code, message } = node.kubelet.send(&request).await.expect_err("refused");
         assert_eq!(code, 7, "{message}");
+        assert!(message.contains(why), "{message}");
         assert_eq!(
             node.kubelet.kept(),
             Vec::<String>::new(),
@@ -155,4 +174,80 @@ async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
         );
     }
     node.kubelet.send(&right).await.expect("this one is right");
+}
+
+#[tokio::test]
+async fn tokens_go_with_the_last_of_a_pods_volumes_and_not_before() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let two_volumes = async |name: &str| {
+        let (volume, _) = node.object(PodSpec {
+            namespace: "test".into(),
+            name: name.into(),
+            ..PodSpec::default()
+        });
+        let mut other = volume.clone();
+        other.name = "other".into();
+        for volume in [&volume, &other] {
+            node.publish(volume).await.expect("it is published");
+        }
+        [volume, other]
+    };
+    let keeps_one = two_volumes("keeps-one").await;
+    let keeps_none = two_volumes("keeps-none").await;
+    for volume in [&keeps_one[0], &keeps_none[0], &keeps_none[1]] {
+        node.kubelet.unpublish(volume).await.expect("it goes");
+    }
+    reads_own(&node.on_shared(&keeps_one[1]).await).await;
+    let answer = node.on_shared(&keeps_none[0]).await.get(OWN).await;
+    let answer = answer.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+}
+
+/// They would be kept for a volume with which they never go.
+#[tokio::test]
+async fn no_token_is_taken_for_a_volume_that_has_no_record() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    let request = node.kubelet.request(&node.sandbox.kube, &volume);
+    let request = request.expect("a request");
+    let pod = &volume.pod;
+    let ask = serde_json::json!({"publish": {
+        "id": request.volume_id,
+        "target": request.target_path,
+        "pod": {
+            "uid": pod.uid(),
+            "namespace": pod.namespace(),
+            "name": pod.name(),
+            "service_account": volume.account,
+        },
+    }});
+    let text = ask_the_agent(&node, &ask, &request.volume_context[TOKENS]).await;
+    assert!(text.contains("the volume's record is gone"), "{text}");
+    let answer = node.on_shared(&volume).await.get(OWN).await;
+    let answer = answer.expect("an answer");
+    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+}
+
+/// Asks as the mounter does, who here is in no pod, as the agent is.
+async fn ask_the_agent(node: &Node, ask: &serde_json::Value, tokens: &str) -> String {
+    let mut bytes = Vec::new();
+    for frame in [&*ask.to_string(), tokens] {
+        let length = u32::try_from(frame.len()).expect("short");
+        bytes.extend(length.to_be_bytes());
+        bytes.extend(frame.as_bytes());
+    }
+    let asker = Workload::start(WorkloadSpec::host(&control(&node.kubelet))).await;
+    let asker = asker.expect("a process");
+    let received = asker.raw(Raw::new(bytes)).await.expect("an answer");
+    String::from_utf8_lossy(&received.bytes).into_owned()
 }

@@ -4,6 +4,7 @@ use super::{FILE, PASSWORD, read, refreshing, until_it_holds};
 use crate::can_run;
 use crate::csi::{Node, settings};
 use std::fs;
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::password;
 use tokio::time::Instant;
 
@@ -84,6 +85,36 @@ async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leav
     next.until_audit(|line| line["volume"] == "latchkey")
         .await
         .expect("by the new one");
+}
+
+/// What it has read is older than what the next one may have written.
+#[tokio::test]
+async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothing_into_it() {
+    if !can_run() {
+        return;
+    }
+    // Longer than it takes the next agent to take over.
+    let patient = |settings| refreshing(settings).set("backends.aws.timeout", "10s");
+    let mut node = Node::start_with(patient).await;
+    let (_volume, target) = node.with_files("web", PASSWORD).await;
+    let gate = Gate::new();
+    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let held = node.sandbox.aws.fault(held);
+    gate.reached(1).await;
+    drop(held);
+    let next = refreshing(settings(&node.sandbox, &node.kubelet))
+        .start()
+        .await;
+    let mut next = next.expect("an agent");
+    next.until_ready().await.expect("it is ready");
+    next.until_line("took the pods' tokens over")
+        .await
+        .expect("it says so");
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&target.join(FILE), "rotated").await;
+    gate.open();
+    let told = node.agent.until_line("another agent's by now").await;
+    told.expect("the one before has read, and leaves it at that");
 }
 
 /// As after an upgrade to an agent that is stricter: the pod runs, and its socket is not what is wrong.
