@@ -223,6 +223,8 @@ async fn wrong_usage_is_64_and_help_and_version_are_0() {
 
 #[tokio::test]
 async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
+    /// With processes of its own, as a pod has them.
+    const ALONE: &[&str] = &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     if !can_run() {
         return;
     }
@@ -251,6 +253,7 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
                 .set("listen.socket", "/nonexistent/latchkey/agent.sock"),
             "socket's directory",
         ),
+        (settings.clone().wrapped(ALONE), "hostPID: true"),
     ];
     for (settings, what) in cases {
         let (code, lines) = refused(&settings, &[]).await;
