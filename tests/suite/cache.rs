@@ -405,3 +405,24 @@ async fn who_leaves_takes_nobody_elses_call_along_and_the_last_one_ends_it() {
     let answer = staying.await.expect("an answer");
     assert_eq!(value(&answer), "first");
 }
+
+/// As AWS's own agent has it.
+#[tokio::test]
+async fn refresh_now_asks_the_vault_whatever_the_cache_holds() {
+    if !can_run() {
+        return;
+    }
+    let reader = Reader::start(&[("cache.ttl", "300s")]).await;
+    let read = async |refresh: bool| {
+        let path = format!("/secretsmanager/get?secretId={NAME}&refreshNow={refresh}");
+        let answer = reader.pod.get(&path).await.expect("an answer").json();
+        answer["SecretString"].as_str().map(str::to_owned)
+    };
+    assert_eq!(read(false).await.as_deref(), Some("first"));
+    reader.sandbox.secret(NAME, "second");
+    assert_eq!(read(false).await.as_deref(), Some("first"));
+    assert_eq!(reader.asked(), 1);
+    assert_eq!(read(true).await.as_deref(), Some("second"));
+    assert_eq!(read(false).await.as_deref(), Some("second"));
+    assert_eq!(reader.asked(), 2);
+}

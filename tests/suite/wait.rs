@@ -311,3 +311,20 @@ async fn an_agent_that_is_replaced_ends_waits_with_304_so_that_they_go_on_at_the
     let answer = of.pod.request(of.ask("10ms")).await.expect("an answer");
     assert_eq!((answer.status, answer.header("connection")), (304, None));
 }
+
+#[tokio::test]
+async fn each_wait_counts_against_the_pods_rate() {
+    if !can_run() {
+        return;
+    }
+    let waiting = Waiting::start(&[("limits.requests_per_second_per_pod", "1")]).await;
+    let asks = (0..8).map(|_| waiting.pod.request(waiting.ask("10ms")));
+    let answers = join_all(asks).await;
+    let codes: Vec<_> = answers
+        .into_iter()
+        .map(|answer| code(&answer.expect("an answer")))
+        .collect();
+    let refused = codes.iter().filter(|code| **code == "busy").count();
+    // On a busy machine they do not all come within one second.
+    assert!(refused >= 3, "{codes:?}");
+}
