@@ -134,6 +134,7 @@ impl Visitor<'_> for Named<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::{Duration, Instant};
 
     fn at<'t>(text: &'t str, steps: &[&str]) -> Option<&'t str> {
         let steps: Vec<_> = steps.iter().map(|step| (*step).to_owned()).collect();
@@ -160,6 +161,35 @@ mod tests {
             let text = format!(r#"{{"a": {through}}}"#);
             assert_eq!(at(&text, &["a", "0"]), None, "{through}");
         }
+    }
+
+    /// The quickest of several times: what else the machine does makes it longer, and never shorter.
+    fn quickest(work: impl Fn()) -> Duration {
+        let time = || {
+            let began = Instant::now();
+            work();
+            began.elapsed()
+        };
+        (0..5).map(|_| time()).min().unwrap_or_default()
+    }
+
+    #[test]
+    fn many_steps_read_a_large_text_no_more_often_than_one_does() {
+        // One less than the parser takes.
+        const DEPTH: usize = 126;
+        let siblings = format!(r#""b": "{}", "#, "x".repeat(1 << 20));
+        let open = r#"{"a": "#.repeat(DEPTH);
+        let text = format!("{open}{{{siblings}\"a\": 1}}{}", "}".repeat(DEPTH));
+        let steps = vec!["a".to_owned(); DEPTH + 1];
+        let found = find(&text, &steps).expect("JSON").map(RawValue::get);
+        assert_eq!(found, Some("1"));
+        let one_pass = quickest(|| {
+            serde_json::from_str::<IgnoredAny>(&text).expect("JSON");
+        });
+        let all_steps = quickest(|| {
+            find(&text, &steps).expect("JSON");
+        });
+        assert!(all_steps < one_pass * 10, "{all_steps:?} {one_pass:?}");
     }
 
     #[test]

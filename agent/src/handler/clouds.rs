@@ -145,3 +145,6 @@ impl Clouds {
         outcome.map(Arc::new)
     }
 }
+
+#[cfg(test)]
+mod tests;

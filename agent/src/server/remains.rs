@@ -121,6 +121,33 @@ impl Remains {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attest::cgroup::PodUid;
+    use crate::attest::pods::{Facts, Settings};
+    use crate::server::doorman::{Doorman, Origin};
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_pod_does_not_come_to_be_known_counts_at_the_door_for_a_minute() {
+        let (pod, facts) = (
+            PodUid::synthetic(1),
+            Facts::of_principal("test", "app", "web"),
+        );
+        // One that knows no pod by its UID.
+        let own = Pod::new(None, facts, &Settings::default());
+        let (attestor, orphans) = (Attestor::Sidecar(Arc::new(own)), Orphans::new(1));
+        let doorman = Arc::new(Doorman::new(2));
+        let at_the_door = |origin| {
+            let place = doorman.let_in(origin).expect("a place");
+            Remains::AtTheDoor(place, Instant::now())
+        };
+        let of_pod = at_the_door(Origin::Pod(pod));
+        let of_stranger = at_the_door(Origin::Elsewhere(1));
+        tokio::time::advance(UNKNOWN_FOR - Duration::from_millis(1)).await;
+        let of_pod = of_pod.now(&attestor, &orphans);
+        let of_pod = of_pod.expect("it may come to be known");
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert!(of_pod.now(&attestor, &orphans).is_none());
+        assert!(of_stranger.now(&attestor, &orphans).is_some());
+    }
 
     #[test]
     fn orphans_count_in_their_own_namespace_until_they_are_gone() {

@@ -32,6 +32,13 @@ async fn nobody_is_located_before_the_kubepods_root_is_known() {
 }
 
 #[tokio::test]
+async fn a_node_knows_its_own_pods_and_no_other() {
+    let node = node(&known(pod("20", false)));
+    assert!(node.knows(uid()));
+    assert!(!node.knows(PodUid::synthetic(7)));
+}
+
+#[tokio::test]
 async fn who_asks_before_the_kubepods_root_is_known_waits_for_it() {
     let node = node(&known(pod("20", false)));
     let (stream, _child) = connected_child();

@@ -202,8 +202,70 @@ fn issuer(token: &SubjectToken) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::RequestId;
+    use crate::role::Proof;
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    use hyper::body::Incoming;
+    use hyper::server::conn::http1;
+    use hyper::service::service_fn;
+    use hyper_util::rt::TokioIo;
+    use std::convert::Infallible;
+    use tokio::net::TcpListener;
+
+    /// The URL of a service that says this to everybody.
+    async fn saying(text: String) -> String {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let answer = service_fn(|_: http::Request<Incoming>| {
+                    let answer = http::Response::new(text.clone());
+                    async { Ok::<_, Infallible>(answer) }
+                });
+                let http = http1::Builder::new();
+                let _ = http.serve_connection(TokioIo::new(stream), answer).await;
+            }
+        });
+        format!("http://{address}")
+    }
+
+    #[tokio::test]
+    async fn a_token_is_used_no_longer_than_was_wanted_whatever_google_says_of_its_life() {
+        const WANTED: Duration = Duration::from_secs(900);
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let years = crate::time::now() + jiff::SignedDuration::from_hours(24 * 400);
+        let exchange = Exchange {
+            http: reqwest::Client::builder()
+                .pool_max_idle_per_host(0)
+                .build()
+                .expect("a client"),
+            sts: saying(json!({"access_token": "t", "expires_in": 86_400}).to_string()).await,
+            iam: saying(json!({"accessToken": "t", "expireTime": years}).to_string()).await,
+            provider: Some(GcpProvider::Federation("provider".into())),
+            lifetime: WANTED,
+        };
+        let role = Role {
+            name: "somebody@project".into(),
+            proof: Proof::None,
+            prefix: "".into(),
+            place: "project".into(),
+            via: None,
+        };
+        let caller = Caller {
+            pod_uid: "1".into(),
+            namespace: "test".into(),
+            service_account: "app".into(),
+            request_id: RequestId::new("", 1),
+        };
+        let token = SubjectToken::from("e30.e30.e30".to_owned());
+        let own = exchange.federate(&token, &role, &caller).await;
+        let own = own.unwrap_or_else(|failed| panic!("{failed:?}"));
+        assert!(own.ends <= Instant::now() + WANTED);
+        let accounts = exchange.impersonate(&own.bearer, &role, &caller).await;
+        let accounts = accounts.unwrap_or_else(|failed| panic!("{failed:?}"));
+        assert!(accounts.ends <= Instant::now() + WANTED);
+    }
 
     #[test]
     fn the_issuer_is_the_tokens_own_claim() {
