@@ -248,3 +248,44 @@ fn key_value(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("KEY=VALUE is missing its =")?;
     Ok((key.to_owned(), value.to_owned()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// Tells the child that it is the child.
+    const CHILD: &str = "LATCHKEY_TEST_PANICS";
+
+    const CANARY: &str = "canary-of-a-panic";
+
+    #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is how the parent tells the child"
+    )]
+    fn panics_where_it_is_the_child() {
+        if std::env::var_os(CHILD).is_some() {
+            keep_secrets_in();
+            let _logs = log_to_stderr("info");
+            panic!("{CANARY}");
+        }
+    }
+
+    #[test]
+    fn of_a_panic_only_its_place_is_told() {
+        let mut child = Command::new(std::env::current_exe().expect("it runs"));
+        child.args([
+            "--exact",
+            "--nocapture",
+            "cli::tests::panics_where_it_is_the_child",
+        ]);
+        let told = child.env(CHILD, "").output().expect("it runs");
+        assert!(!told.status.success());
+        let text = [told.stdout, told.stderr].concat();
+        let text = String::from_utf8_lossy(&text);
+        assert!(text.contains("\"message\":\"panicked\""), "{text}");
+        assert!(text.contains("cli.rs:"), "{text}");
+        assert!(!text.contains(CANARY), "{text}");
+    }
+}

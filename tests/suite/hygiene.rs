@@ -270,6 +270,13 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
     };
     let stderr = agent.stderr().join("\n");
     assert!(stderr.contains("\"level\":\"DEBUG\""), "it was not loud");
+    // What libraries trace may hold what has no name here.
+    for line in agent.stderr() {
+        let told: serde_json::Value = serde_json::from_str(&line).expect("JSON");
+        let target = told["target"].as_str().unwrap_or_default();
+        let is_loud = matches!(told["level"].as_str(), Some("DEBUG" | "TRACE"));
+        assert!(!is_loud || target.starts_with("latchkey"), "{line}");
+    }
     let (_, metrics) = agent.admin("/metrics").await.expect("metrics");
     for (place, text) in [
         ("stderr", &stderr),
