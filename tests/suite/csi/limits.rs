@@ -2,14 +2,20 @@
 
 use super::{Node, OWN, reads_own};
 use crate::{can_run, number};
+use latchkey_agent::csi::proto::{Empty, NodeInfo};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
+use testkit::kube::PodSpec;
+use testkit::kubelet::Connection;
 use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
 use tokio::time::{sleep, timeout};
 
 /// By how much a flood may delay half of another pod's connects, in microseconds. They share the agent's core, and on a
 /// busy machine they share that with others; the flood's own backlog lasts for a minute and more.
 const DELAY: u64 = 50_000;
+
+/// By this gRPC's libraries tell that a message is longer than is taken.
+const OUT_OF_RANGE: u16 = 11;
 
 /// Fewer connects than a pod's own limit lets in at once.
 const QUEUE: usize = 60;
@@ -155,4 +161,45 @@ async fn all_pods_own_sockets_have_a_bound_together_and_each_has_some_for_itself
 /// The number of the pod's next request.
 async fn number_of_next(workload: &Workload) -> u64 {
     number(&workload.get("/health").await.expect("an answer"))
+}
+
+#[tokio::test]
+async fn the_mounter_serves_so_many_connections_and_the_next_waits_for_its_turn() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let endpoint = node.kubelet.endpoint();
+    let mut kept = Vec::new();
+    for _ in 0..32 {
+        kept.push(Connection::open(&endpoint).await.expect("a connection"));
+    }
+    let mut more = Connection::open(&endpoint).await.expect("it is queued");
+    let asked = more.call::<NodeInfo>("/csi.v1.Node/NodeGetInfo", &Empty {});
+    tokio::pin!(asked);
+    let early = timeout(Duration::from_millis(500), &mut asked).await;
+    assert!(early.is_err(), "{early:?}");
+    kept.pop();
+    // Before any of the others has come to its age.
+    let answer = timeout(Duration::from_secs(5), asked).await;
+    let info = answer.expect("it has its turn").expect("an answer");
+    assert_eq!(info.node_id, testkit::sandbox::NODE);
+}
+
+/// Whoever makes the pod makes the attributes.
+#[tokio::test]
+async fn a_request_that_is_longer_than_any_right_one_is_not_read() {
+    if !can_run() {
+        return;
+    }
+    let node = Node::start().await;
+    let (mut volume, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        ..PodSpec::default()
+    });
+    node.publish(&volume).await.expect("as long as it is");
+    volume.attributes = vec![("of-the-pod".into(), "x".repeat(200_000))];
+    let refused = node.publish(&volume).await.expect_err("it is too long");
+    assert_eq!(refused.code, OUT_OF_RANGE, "{}", refused.message);
 }
