@@ -44,9 +44,12 @@ async fn until_there(
         loop {
             let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
             let answer = of.noisy.request(batch).await.expect("an answer").json();
-            let count = |list: &str| answer[list].as_array().map_or(0, Vec::len);
-            assert_eq!(count("secrets") + count("errors"), 10);
-            if wanted.contains(&count("secrets")) {
+            let part = |list: &str| answer[list].as_array().cloned().unwrap_or_default();
+            let (secrets, errors) = (part("secrets"), part("errors"));
+            assert_eq!(secrets.len() + errors.len(), 10);
+            // What a busy machine was too slow for says nothing of the room.
+            let is_told = errors.iter().all(|error| error["code"] == "busy");
+            if is_told && wanted.contains(&secrets.len()) {
                 return answer;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
