@@ -103,7 +103,10 @@ impl Proxy {
 
     async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {
         let mut leave = Leave::listen()?;
-        self.check_network(client).await?;
+        tokio::select! {
+            outcome = self.check_network(client) => outcome?,
+            _ = leave.asked() => return Ok(ExitCode::SUCCESS),
+        }
         let relay = Arc::new(Relay {
             socket: client.socket().to_owned(),
             http: HttpClient::builder(TokioExecutor::new()).build(UnixConnector),

@@ -61,8 +61,14 @@ enum After {
 pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failure> {
     // Before there is a program whose end could be missed.
     let ends = signal(SignalKind::child()).map_err(|error| not_possible(&error))?;
-    let signals = listen()?;
-    let secrets = Secrets::read(client, exec.names()).await?;
+    let mut signals = listen()?;
+    let secrets = tokio::select! {
+        biased;
+        signal = ending(&mut signals) => {
+            return Err(Failure::by_signal(SignalKind::from_raw(signal as i32)));
+        }
+        outcome = Secrets::read(client, exec.names()) => outcome?,
+    };
     let mut watch = watch_of(&secrets);
     let child = exec.start(exec.command(&secrets)?)?;
     drop(secrets);
@@ -212,6 +218,17 @@ fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
         });
     }
     Ok(signals)
+}
+
+/// The next one that ends a process which does nothing about it: there is no program yet to pass it on to.
+async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
+    loop {
+        match signals.recv().await {
+            Some(Signal::SIGWINCH) => {}
+            Some(signal) => return signal,
+            None => std::future::pending().await,
+        }
+    }
 }
 
 /// Whether we are what a terminal's keys are for, and the program with us.
