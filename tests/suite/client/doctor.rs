@@ -12,6 +12,7 @@ use testkit::binaries::sibling_binary;
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
+use tokio::net::{UnixSocket, UnixStream};
 use tokio::process::Command;
 use tokio::time::sleep;
 
@@ -184,6 +185,29 @@ async fn a_missing_or_wrong_mount_and_a_missing_agent_are_told_apart() {
     found(doctor(&socket))
         .await
         .is("socket", "agent_down", &["nobody listens"]);
+}
+
+#[tokio::test]
+async fn a_queue_that_nobody_takes_from_is_noted_and_not_waited_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("agent.sock");
+    let listener = UnixSocket::new_stream().expect("a socket");
+    listener.bind(&socket).expect("its path");
+    let _listener = listener.listen(1).expect("a queue");
+    let mut queued = Vec::new();
+    while let Ok(stream) = UnixStream::connect(&socket).await {
+        queued.push(stream);
+    }
+    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
+    command
+        .args(["doctor", "--json"])
+        .env("LATCHKEY_SOCKET", &socket)
+        .kill_on_drop(true);
+    let ended = ended(command).await;
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    let found = Found::of(&ended);
+    Found::notes(&found.report, "queue_full");
+    found.is("agent", "no_answer", &["cannot reach the agent"]);
 }
 
 #[tokio::test]

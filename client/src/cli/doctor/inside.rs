@@ -14,7 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(12);
 /// Walks the way of a request.
 pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option<&str>) -> Report {
     let mut report = Report::default();
-    if !socket::examine(&mut report, client.socket()) {
+    if !socket::examine(&mut report, client.socket()).await {
         return report;
     }
     // Asked once: what a second try would hide is what is looked for.

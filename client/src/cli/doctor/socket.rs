@@ -5,8 +5,8 @@ use super::report::{Finding, Report};
 use std::fs::{self, FileType};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use tokio::net::UnixStream;
 
 const STEP: &str = "socket";
 
@@ -18,7 +18,7 @@ const MOUNT: [&str; 3] = [
 ];
 
 /// Looks at the socket. Whether it is worth going on.
-pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
+pub(super) async fn examine(report: &mut Report, socket: &Path) -> bool {
     let Some(kind) = kind_of(report, socket) else {
         return false;
     };
@@ -37,7 +37,7 @@ pub(super) fn examine(report: &mut Report, socket: &Path) -> bool {
         report.fail(STEP, "no_socket", format!("{shown} is no socket"));
         return false;
     }
-    dial(report, socket, is_mount)
+    dial(report, socket, is_mount).await
 }
 
 /// What lies where the socket should; none if nothing does or it cannot be told, and then the report says why.
@@ -89,9 +89,11 @@ fn kind_of(report: &mut Report, socket: &Path) -> Option<FileType> {
 }
 
 /// Connects to the socket, which may be mounted as a file of its own. Whether it is worth going on.
-fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
+///
+/// With tokio, whose sockets do not block: another one would wait in the kernel until a full queue has room.
+async fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
     let shown = socket.display();
-    match UnixStream::connect(socket) {
+    match UnixStream::connect(socket).await {
         Ok(_) if is_mount => {
             mount(report.note(
                 STEP,
