@@ -4,14 +4,15 @@
 //! container, and ends as the program ends.
 
 use super::exec::Exec;
-use super::failure::Failure;
+use super::failure::{Failure, OTHER};
 use super::terminal;
 use super::variables::Secrets;
 use super::watch::{SETTLE, Used, Watch};
 use crate::Client;
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, wait};
 use std::collections::HashSet;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
@@ -167,17 +168,20 @@ impl Supervisor<'_> {
     }
 
     /// Takes in whatever has ended; the code if it was the program. A signal counts 128 and its number, as in shells.
+    ///
+    /// With rustix, since nix takes a process in and then fails if a real-time signal has ended it.
     fn reap(&self) -> Option<u8> {
         loop {
-            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) if pid == self.child => {
-                    return Some(u8::try_from(code & 0xff).unwrap_or(u8::MAX));
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid.as_raw_pid() == self.child.as_raw() => {
+                    let by_signal = status.terminating_signal().map(|number| 128 + number);
+                    let code = status.exit_status().or(by_signal);
+                    return Some(code.map_or(OTHER, |code| u8::try_from(code).unwrap_or(u8::MAX)));
                 }
-                Ok(WaitStatus::Signaled(pid, signal, _)) if pid == self.child => {
-                    return Some(u8::try_from(128 + signal as i32).unwrap_or(u8::MAX));
-                }
-                Ok(WaitStatus::StillAlive) | Err(_) => return None,
-                Ok(_) => {}
+                Ok(Some(_)) | Err(Errno::INTR) => {}
+                Ok(None) => return None,
+                // There is no child left: it has ended, and how is not to be learned any more.
+                Err(_) => return Some(OTHER),
             }
         }
     }

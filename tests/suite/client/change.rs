@@ -4,9 +4,10 @@ use super::{Client, can_run};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Operation};
+use testkit::binaries::sibling_binary;
 use testkit::sandbox::{CANARY, password};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
@@ -196,6 +197,84 @@ async fn a_supervisor_whose_program_does_not_start_ends_as_it_would_without() {
         ])
         .await
         .is_usage();
+}
+
+/// The children of a process, the oldest first, by proc_pid_task_children(5).
+fn children(pid: &str) -> Vec<String> {
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    children.split_whitespace().map(str::to_owned).collect()
+}
+
+/// Whether a process has ended and nobody has taken it in.
+fn is_zombie(pid: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.contains(") Z ")
+}
+
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let seen = async {
+        while !is_so() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let seen = timeout(PATIENCE, seen).await;
+    seen.unwrap_or_else(|_| panic!("in time: {what}"));
+}
+
+/// Sends any signal, also those that have a number and no name.
+async fn send(signal: &str, pid: &str) {
+    let sent = Command::new("kill")
+        .args([signal, pid])
+        .status()
+        .await
+        .expect("kill(1)");
+    assert!(sent.success(), "{signal} to {pid}");
+}
+
+#[tokio::test]
+async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_from_being_reaped() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let program = sibling_binary("sandbox-latchkey").expect("the command is built");
+    let unshare = client.pod.workload.command(Path::new("unshare"));
+    let mut command = unshare.expect("a cgroup");
+    command
+        .args(["--pid", "--fork", "--kill-child"])
+        .arg(program)
+        .args(["exec", "--on-change", "test/database-password=DB", "--"])
+        .args([
+            "sh",
+            "-c",
+            "sh -c 'sleep 600 & sleep 600 &'; exec sleep 600",
+        ])
+        .env("LATCHKEY_SOCKET", client.sandbox.socket());
+    let mut outer = command.spawn().expect("it starts");
+    let pid = outer.id().expect("a pid").to_string();
+    until("the supervisor", || children(&pid).len() == 1).await;
+    let supervisor = children(&pid).remove(0);
+    // The program, and two orphans of which it knows nothing.
+    until("two orphans", || children(&supervisor).len() == 3).await;
+    let all = children(&supervisor);
+    let [program, first, second] = &all[..] else {
+        panic!("{all:?}");
+    };
+    // It is told once of both, and the one that a real-time signal has killed comes first.
+    send("-STOP", &supervisor).await;
+    send("-40", first).await;
+    send("-TERM", second).await;
+    until("both have ended", || is_zombie(first) && is_zombie(second)).await;
+    send("-CONT", &supervisor).await;
+    until("both are reaped", || {
+        children(&supervisor) == [program.clone()]
+    })
+    .await;
+    send("-40", program).await;
+    let status = timeout(PATIENCE, outer.wait()).await;
+    let status = status.expect("it ends").expect("a status");
+    assert_eq!(status.code(), Some(128 + 40));
 }
 
 fn file(client: &Client, name: &str, text: &str) -> PathBuf {
