@@ -127,6 +127,12 @@ impl Client {
         self.transport.socket()
     }
 
+    /// Its connections, for requests that are not its own.
+    #[cfg(feature = "cli")]
+    pub(crate) fn pool(&self) -> crate::transport::Pool {
+        self.transport.http.clone()
+    }
+
     /// Reads the latest version of a secret.
     ///
     /// # Errors

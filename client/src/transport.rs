@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use hyperlocal::{UnixConnector, Uri};
 use serde::de::DeserializeOwned;
 use std::io;
@@ -18,11 +18,21 @@ use zeroize::Zeroize;
 /// The largest answer that the client reads, in bytes: a batch of 4 MiB in base64, with room for its JSON.
 const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
 
+/// How many connections are kept that nobody uses: what a burst needs beyond that, it opens and closes. The agent counts a
+/// pod's connections together, so what one process keeps, another one lacks.
+const IDLE_CONNECTIONS: usize = 4;
+
+/// For how long they are kept, or up to twice as long.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Connections to agents, which are used again.
+pub(crate) type Pool = HttpClient<UnixConnector, Full<Bytes>>;
+
 /// The pool of connections to one agent. Cloning it shares the pool.
 #[derive(Clone, Debug)]
 pub(crate) struct Transport {
     socket: PathBuf,
-    http: HttpClient<UnixConnector, Full<Bytes>>,
+    pub(crate) http: Pool,
 }
 
 /// A request, which may be made more than once.
@@ -46,7 +56,11 @@ pub(crate) struct Answer {
 
 impl Transport {
     pub(crate) fn new(socket: PathBuf) -> Self {
-        let http = HttpClient::builder(TokioExecutor::new()).build(UnixConnector);
+        let http = HttpClient::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .build(UnixConnector);
         Self { socket, http }
     }
 

@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::{Leave, Reach, terminal};
 use crate::Client;
 use crate::protocol::TARGET_LIMIT;
+use crate::transport::Pool;
 use bytes::Bytes;
 use guard::Guard;
 use http_body_util::combinators::BoxBody;
@@ -18,10 +19,8 @@ use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
-use hyper_util::client::legacy::Client as HttpClient;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
-use hyperlocal::UnixConnector;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -44,8 +43,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(80);
 /// How many connections may be open. One that is idle takes nothing of the agent's.
 const CONNECTIONS: usize = 1024;
 
-/// How many requests are passed on at the same time: as many as the agent gives a pod connections.
-const REQUESTS: usize = 64;
+/// How many requests are passed on at the same time: as many as the agent lets a pod have in flight, and half of the
+/// connections that it gives it.
+const REQUESTS: usize = 32;
 
 /// How long the accept loop rests when there are no descriptors left.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -76,7 +76,7 @@ pub(crate) struct Proxy {
 /// What every connection is served with.
 struct Relay {
     socket: std::path::PathBuf,
-    http: HttpClient<UnixConnector, Full<Bytes>>,
+    http: Pool,
     guard: Guard,
     requests: Arc<Semaphore>,
 }
@@ -109,7 +109,7 @@ impl Proxy {
         }
         let relay = Arc::new(Relay {
             socket: client.socket().to_owned(),
-            http: HttpClient::builder(TokioExecutor::new()).build(UnixConnector),
+            http: client.pool(),
             guard: Guard::new(self.allow_host, self.require_header),
             requests: Arc::new(Semaphore::new(REQUESTS)),
         });

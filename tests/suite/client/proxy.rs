@@ -1,16 +1,17 @@
 //! `latchkey proxy`: the socket on loopback, for this pod's programs and nobody's web page.
 
 use super::{Client, can_run, command_in, ended};
+use futures::future::join_all;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, password};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -300,6 +301,55 @@ async fn connections_that_are_idle_keep_nobody_else_waiting() {
     let answer = proxy.get("/v1/secrets/test/database-password", OWN).await;
     is(&answer, 200, &password("test"));
     drop(idle);
+}
+
+#[tokio::test]
+async fn a_burst_leaves_the_pods_other_processes_their_connections() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let mut proxy = Proxy::start(client.command(&LISTEN)).await;
+    for number in 0..64 {
+        client.sandbox.secret(&format!("test/s-{number}"), "x");
+    }
+    // All at once: they end when the vault lets them.
+    let gate = Gate::new();
+    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let held = client.sandbox.aws.fault(hold);
+    let targets = (0..64).map(|number| format!("/v1/secrets/test/s-{number}"));
+    let targets: Vec<_> = targets.collect();
+    let burst = join_all(targets.iter().map(|target| proxy.get(target, OWN)));
+    let (answers, ()) = tokio::join!(burst, async {
+        gate.reached(32).await;
+        gate.open();
+    });
+    drop(held);
+    client
+        .run(&["--timeout", "2", "get", "test/database-password"])
+        .await
+        .printed();
+    for answer in &answers {
+        is(answer, 200, "value");
+    }
+    let until_open = async |at_most: f64| {
+        let open = async {
+            let open = async || {
+                let open = client.agent.metric("latchkey_connections ").await;
+                open.expect("metrics")
+            };
+            while open().await > at_most {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, open).await.expect("it lets them go");
+    };
+    let began = Instant::now();
+    until_open(4.0).await;
+    assert!(began.elapsed() < Duration::from_secs(3));
+    until_open(0.0).await;
+    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(proxy.stop().await.success());
 }
 
 #[tokio::test]
