@@ -34,10 +34,15 @@ where
     let outcome = request
         .retry(waits)
         .when(|error| {
-            if error.refusal().is_some() {
-                broken = None;
-            }
-            may_help(error, *broken.get_or_insert_with(Instant::now))
+            let now = Instant::now();
+            let since = match error.refusal() {
+                Some(_) => {
+                    broken = None;
+                    now
+                }
+                None => *broken.get_or_insert(now),
+            };
+            may_help(error, since)
         })
         .adjust(|error, wait| {
             last = error.refusal().cloned().or(last.take());
@@ -183,6 +188,31 @@ mod tests {
         outcome.expect("it is there again");
         assert_eq!(count.get(), 11);
         assert!(began.elapsed() > Duration::from_secs(10));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_socket_does_not_begin_with_a_refusal_before_it() {
+        let count = Cell::new(0);
+        let (began, broke) = (Instant::now(), Cell::new(None));
+        let outcome = until(began + Duration::from_secs(60), async || {
+            count.set(count.get() + 1);
+            match count.get() {
+                1 => Err::<(), _>(refused(503, Code::Unavailable, None)),
+                // The vault took longer than a socket is given, and then the agent was killed.
+                2 => {
+                    tokio::time::sleep(SOCKET_PATIENCE + Duration::from_secs(1)).await;
+                    broke.set(Some(Instant::now()));
+                    Err(ClientError::Interrupted(ErrorKind::BrokenPipe.into()))
+                }
+                _ => Err(unreachable(ErrorKind::ConnectionRefused)),
+            }
+        })
+        .await;
+        outcome.expect_err("nobody came back");
+        assert!(count.get() > 4, "{}", count.get());
+        let took = broke.get().expect("it broke").elapsed();
+        let long_enough = SOCKET_PATIENCE..SOCKET_PATIENCE + 2 * WAITS.1;
+        assert!(long_enough.contains(&took), "{took:?}");
     }
 
     #[tokio::test(start_paused = true)]
