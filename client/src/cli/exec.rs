@@ -7,10 +7,11 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -115,17 +116,24 @@ impl Exec {
     fn program(&self) -> Result<PathBuf, Failure> {
         let name = &self.command[0];
         if name.as_bytes().contains(&b'/') {
-            return Ok(name.into());
+            let place = PathBuf::from(name);
+            return match check(&place) {
+                Ok(()) => Ok(place),
+                Err(error) => Err(self.not_started(&error)),
+            };
         }
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-        let places = std::env::split_paths(&path).map(|directory| directory.join(name));
-        let is_program =
-            |place: &PathBuf| place.is_file() && access(place, AccessFlags::X_OK).is_ok();
-        places
-            .into_iter()
-            .find(is_program)
-            .ok_or_else(|| self.not_started(&io::ErrorKind::NotFound.into()))
+        let mut why = io::Error::from(Errno::ENOENT);
+        for place in std::env::split_paths(&path).map(|directory| directory.join(name)) {
+            match check(&place) {
+                Ok(()) => return Ok(place),
+                // One that is there and may not be run says more than those that are not there.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => why = error,
+                Err(_) => {}
+            }
+        }
+        Err(self.not_started(&why))
     }
 
     /// Refuses variables that somebody meant to be replaced and that nothing replaces.
@@ -159,7 +167,7 @@ impl Exec {
 
     fn not_started(&self, error: &io::Error) -> Failure {
         let exit = match error.kind() {
-            io::ErrorKind::NotFound => NO_SUCH_PROGRAM,
+            io::ErrorKind::NotADirectory | io::ErrorKind::NotFound => NO_SUCH_PROGRAM,
             io::ErrorKind::PermissionDenied | io::ErrorKind::IsADirectory => NOT_EXECUTABLE,
             _ if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => NOT_EXECUTABLE,
             _ => OTHER,
@@ -169,6 +177,14 @@ impl Exec {
             format!("cannot run {}: {error}", self.command[0].display()),
         )
     }
+}
+
+/// Whether a file can be run, as far as that shows without running it.
+fn check(place: &Path) -> io::Result<()> {
+    if fs::metadata(place)?.is_dir() {
+        return Err(Errno::EISDIR.into());
+    }
+    Ok(access(place, AccessFlags::X_OK)?)
 }
 
 /// A signal by its name, with or without SIG.

@@ -1,6 +1,7 @@
 //! `latchkey exec`: the program has its secrets and is a process of its own.
 
 use super::{Client, can_run, command_in, ended};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
@@ -151,25 +152,40 @@ async fn a_program_that_cannot_be_run_is_said_so_before_a_secret_is_read() {
     }
     let client = Client::start().await;
     let file = client.sandbox.directory().join("no-program");
-    std::fs::write(&file, "x").expect("a file");
+    std::fs::write(&file, "#!/no/such/shell\n").expect("a file");
     let file = file.to_str().expect("a path");
-    client
-        .run(&["exec", DB, "--", "no-such-program"])
-        .await
-        .failed(127, "no-such-program");
+    let directory = client.sandbox.directory();
+    let directory = directory.to_str().expect("a path");
+    let path = format!("{directory}:/usr/bin:/bin");
+    let nobody = client.sandbox.directory().join("nobody.sock");
+    for socket in [client.sandbox.socket(), nobody] {
+        for (program, code, text) in [
+            ("no-such-program", 127, "No such file"),
+            ("/no/such/program", 127, "No such file"),
+            (file, 126, "Permission denied"),
+            // Found in PATH, as the file that it is.
+            ("no-program", 126, "Permission denied"),
+            (directory, 126, "directory"),
+        ] {
+            let arguments = ["exec", DB, "--", program];
+            let mut command = command_in(&client.pod, &socket, &arguments);
+            command.env("PATH", &path);
+            let ended = ended(command).await;
+            ended.failed(code, program);
+            ended.failed(code, text);
+        }
+    }
     let reads = client
         .sandbox
         .aws
         .calls_where(|call| call.operation == Operation::GetSecretValue);
     assert!(reads.is_empty());
-    client
-        .run(&["exec", DB, "--", "/no/such/program"])
-        .await
-        .failed(127, "/no/such/program");
+    // What only the kernel can tell is told when it is run.
+    std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).expect("its mode");
     client
         .run(&["exec", DB, "--", file])
         .await
-        .failed(126, "no-program");
+        .failed(127, "no-program");
     let marker = client.sandbox.directory().join("marker");
     let marker = marker.to_str().expect("a path");
     client
