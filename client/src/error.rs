@@ -101,27 +101,12 @@ impl Refusal {
     pub(crate) fn of(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Option<Self> {
         let body: Body = serde_json::from_slice(body).ok()?;
         Some(Self {
-            code: serde_json::from_value(body.code).unwrap_or_else(|_| nearest(status)),
+            code: Code::read(body.code, status),
             message: body.error,
             request_id: body.request_id,
-            step: serde_json::from_value(body.step).ok(),
+            step: Step::read(body.step),
             retry_after,
         })
-    }
-}
-
-/// The most general of the codes that have that status.
-fn nearest(status: u16) -> Code {
-    match status {
-        401 | 403 => Code::Denied,
-        404 | 410 => Code::NotFound,
-        405 => Code::MethodNotAllowed,
-        408 | 504 => Code::Timeout,
-        413 | 414 | 431 => Code::TooLarge,
-        429 => Code::Throttled,
-        400..500 => Code::InvalidRequest,
-        502 | 503 => Code::Unavailable,
-        _ => Code::Internal,
     }
 }
 

@@ -3,6 +3,7 @@
 //! `docs/protocol.md` describes it for people; the shapes here are what is sent.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
 use std::fmt;
 use zeroize::Zeroize;
 
@@ -134,6 +135,7 @@ pub struct BatchRequest {
 
 /// One name that a `batchGet` could not answer.
 #[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(from = "BatchErrorRead")]
 pub struct BatchError {
     /// The name that was asked for.
     pub name: String,
@@ -146,6 +148,17 @@ pub struct BatchError {
     /// On which step it happened; absent where the request got to none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
+}
+
+/// A [`BatchError`] with its words unread: newer agents may know more of them, and one must not cost the whole batch.
+#[derive(Deserialize)]
+struct BatchErrorRead {
+    name: String,
+    error: String,
+    code: Json,
+    status: u16,
+    #[serde(default)]
+    step: Json,
 }
 
 /// The answer to `POST /v1/secrets:batchGet`.
@@ -251,11 +264,49 @@ impl Code {
             Self::Timeout => 504,
         }
     }
+
+    /// The code that was read, or the most general of those that have that status.
+    pub(crate) fn read(code: Json, status: u16) -> Self {
+        serde_json::from_value(code).unwrap_or(match status {
+            401 | 403 => Self::Denied,
+            404 | 410 => Self::NotFound,
+            405 => Self::MethodNotAllowed,
+            408 | 504 => Self::Timeout,
+            413 | 414 | 431 => Self::TooLarge,
+            429 => Self::Throttled,
+            400..500 => Self::InvalidRequest,
+            502 | 503 => Self::Unavailable,
+            _ => Self::Internal,
+        })
+    }
 }
 
 impl fmt::Display for Code {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
+    }
+}
+
+// === impl Step ===
+
+impl Step {
+    /// The step that was read, if it is one that is known.
+    pub(crate) fn read(step: Json) -> Option<Self> {
+        serde_json::from_value(step).ok()
+    }
+}
+
+// === impl BatchError ===
+
+impl From<BatchErrorRead> for BatchError {
+    fn from(read: BatchErrorRead) -> Self {
+        Self {
+            name: read.name,
+            error: read.error,
+            code: Code::read(read.code, read.status),
+            status: read.status,
+            step: Step::read(read.step),
+        }
     }
 }
 

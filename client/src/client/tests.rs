@@ -273,3 +273,24 @@ async fn what_a_batch_has_no_room_for_is_asked_for_alone_and_what_is_refused_is_
     assert_eq!((&**name, refusal.code), ("x", Code::NotFound));
     assert_eq!(refusal.request_id, "7-7");
 }
+
+#[tokio::test]
+async fn a_word_that_is_new_in_a_batch_costs_no_more_than_the_name_that_it_is_about() {
+    let body = r#"{"secrets":[{"name":"n","value":"v","version":"1","backend":"aws"}],"errors":[
+        {"name":"x","error":"not today","code":"quota_of_tuesday","status":403,"step":"dance"},
+        {"name":"y","error":"nor here","code":"denied","status":403,"step":"dance"}]}"#;
+    let agent = Scripted::start(vec![answer(200, "", body)]).expect("a socket");
+    let batch = agent.client().batch_get(["n", "x", "y"]).await;
+    let batch = batch.expect("a batch");
+    assert_eq!(batch.secrets.len(), 1);
+    let refused: Vec<_> = batch
+        .refused
+        .iter()
+        .map(|(name, refusal)| (&**name, refusal.code, &*refusal.message, refusal.step))
+        .collect();
+    let right = [
+        ("x", Code::Denied, "not today", None),
+        ("y", Code::Denied, "nor here", None),
+    ];
+    assert_eq!(refused, right);
+}
