@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::binaries::sibling_binary;
@@ -399,8 +400,8 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
     let mut command = Command::new("sh");
     command
         .arg(reader)
-        .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
     let mut reader = Staying::start(command);
     let pid_file = file(&client, "pid", &format!("{}\n", reader.line().await));
@@ -452,6 +453,30 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
         .expect("it ends")
         .expect("a status");
     assert_eq!(status.code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_watched_template_that_waits_for_the_agent_ends_without_a_word_when_it_is_asked_to() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let agent = tokio::net::UnixListener::bind(path("agent.sock")).expect("a socket");
+    fs::write(path("app.j2"), "{{ secret(\"test/x\") }}").expect("a file");
+    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
+    command
+        .current_dir(directory.path())
+        .args(["render", "app.j2", "--watch", "--out", "app.conf"])
+        .env("LATCHKEY_SOCKET", path("agent.sock"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let staying = Staying::start(command);
+    // It takes the request and never answers.
+    let asked = timeout(PATIENCE, agent.accept()).await.expect("it asks");
+    let (mut stream, _) = asked.expect("a connection");
+    stream.read_u8().await.expect("a request");
+    staying.signal(Signal::SIGTERM);
+    assert_eq!(staying.end().await, (Some(0), String::new()));
+    assert!(!path("app.conf").exists());
 }
 
 #[tokio::test]

@@ -6,8 +6,7 @@ use crate::{Client, Secret};
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
 /// What came of a template.
@@ -17,14 +16,20 @@ pub(super) struct Rendered {
     secrets: BTreeMap<Used, Secret>,
 }
 
+/// What a template asks for, and whom to tell.
+#[derive(Debug)]
+struct Asked {
+    used: Used,
+    answer: oneshot::Sender<Result<String, Error>>,
+}
+
 /// Reads what a template asks for, each secret once, so that a rendering is of one version of it.
 #[derive(Debug)]
-struct Reader {
-    client: Client,
-    runtime: Handle,
-    secrets: Mutex<BTreeMap<Used, Secret>>,
+struct Reader<'a> {
+    client: &'a Client,
+    secrets: BTreeMap<Used, Secret>,
     /// How the first secret that could not be read failed.
-    failure: Mutex<Option<Failure>>,
+    failure: Option<Failure>,
 }
 
 impl Rendered {
@@ -48,70 +53,80 @@ pub(super) async fn render(
     name: &str,
     source: String,
 ) -> Result<Rendered, Failure> {
-    let reader = Arc::new(Reader {
-        client: client.clone(),
-        runtime: Handle::current(),
-        secrets: Mutex::default(),
-        failure: Mutex::default(),
-    });
-    let (asked, called) = (reader.clone(), name.to_owned());
-    // A template's functions are no futures: they wait on a thread of their own.
-    let outcome = tokio::task::spawn_blocking(move || {
+    let (asks, mut asked) = mpsc::channel(1);
+    let called = name.to_owned();
+    // A template's functions are no futures: they wait on a thread of their own for what is read here. If nobody reads
+    // any more, since the command is to end, they fail.
+    let mut rendering = tokio::task::spawn_blocking(move || {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_keep_trailing_newline(true);
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
-        let secret = move |name: String, options: Kwargs| asked.secret(name, &options);
+        let secret = move |name: String, options: Kwargs| ask(&asks, name, &options);
         environment.add_function("secret", secret);
         environment
             .render_named_str(&called, &source, ())
             .map(Zeroizing::new)
-    })
-    .await
-    .map_err(|_| Failure::other(format!("{name}: the template could not be rendered")))?;
-    let failure = reader.failure().take();
+    });
+    let mut reader = Reader {
+        client,
+        secrets: BTreeMap::new(),
+        failure: None,
+    };
+    let outcome = loop {
+        tokio::select! {
+            Some(Asked { used, answer }) = asked.recv() => {
+                // Whoever asked waits for it, unless the thread has panicked: the next turn shows that.
+                let _ = answer.send(reader.text(used).await);
+            }
+            outcome = &mut rendering => break outcome,
+        }
+    };
+    let outcome = outcome
+        .map_err(|_| Failure::other(format!("{name}: the template could not be rendered")))?;
     match outcome {
         Ok(text) => Ok(Rendered {
             text,
-            secrets: std::mem::take(&mut *reader.secrets()),
+            secrets: reader.secrets,
         }),
-        Err(error) => Err(described(name, &error, failure)),
+        Err(error) => Err(described(name, &error, reader.failure)),
     }
 }
 
-impl Reader {
-    fn secret(&self, name: String, options: &Kwargs) -> Result<String, Error> {
-        let used = Used {
-            name,
-            backend: options.get("backend")?,
-            stage: options.get("stage")?,
-            key: options.get("key")?,
-        };
-        options.assert_all_used()?;
-        let known = self.secrets().get(&used).map(text_of);
-        if let Some(known) = known {
-            return known;
+/// The template's function `secret`.
+fn ask(asks: &mpsc::Sender<Asked>, name: String, options: &Kwargs) -> Result<String, Error> {
+    let used = Used {
+        name,
+        backend: options.get("backend")?,
+        stage: options.get("stage")?,
+        key: options.get("key")?,
+    };
+    options.assert_all_used()?;
+    let (answer, answered) = oneshot::channel();
+    let nobody = || Error::new(ErrorKind::InvalidOperation, "nobody reads any more");
+    asks.blocking_send(Asked { used, answer })
+        .map_err(|_| nobody())?;
+    answered.blocking_recv().map_err(|_| nobody())?
+}
+
+impl Reader<'_> {
+    async fn text(&mut self, used: Used) -> Result<String, Error> {
+        if let Some(known) = self.secrets.get(&used) {
+            return text_of(known);
         }
-        let secret = self
-            .runtime
-            .block_on(self.client.read(&used.ask()))
-            .map_err(|error| {
+        match self.client.read(&used.ask()).await {
+            Ok(secret) => {
+                let text = text_of(&secret);
+                self.secrets.insert(used, secret);
+                text
+            }
+            Err(error) => {
                 let failure = Failure::from(error).of(&used.name);
                 let failed = Error::new(ErrorKind::InvalidOperation, failure.text().to_owned());
-                self.failure().get_or_insert(failure);
-                failed
-            })?;
-        let text = text_of(&secret);
-        self.secrets().insert(used, secret);
-        text
-    }
-
-    fn secrets(&self) -> MutexGuard<'_, BTreeMap<Used, Secret>> {
-        self.secrets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn failure(&self) -> MutexGuard<'_, Option<Failure>> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+                self.failure.get_or_insert(failure);
+                Err(failed)
+            }
+        }
     }
 }
 
