@@ -96,7 +96,10 @@ impl Exec {
             command.env_clear();
         }
         for variable in secrets.variables(&self.names) {
-            command.env(variable.name, OsStr::from_bytes(variable.expose()?));
+            command.env(
+                variable.name,
+                OsStr::from_bytes(variable.expose_to_program()?),
+            );
         }
         Ok(command)
     }
@@ -172,9 +175,15 @@ impl Exec {
             _ if error.raw_os_error() == Some(Errno::ENOEXEC as i32) => NOT_EXECUTABLE,
             _ => OTHER,
         };
+        let why = match error.kind() {
+            io::ErrorKind::ArgumentListTooLong => {
+                "its environment and arguments are together longer than the system takes".to_owned()
+            }
+            _ => error.to_string(),
+        };
         Failure::new(
             exit,
-            format!("cannot run {}: {error}", self.command[0].display()),
+            format!("cannot run {}: {why}", self.command[0].display()),
         )
     }
 }

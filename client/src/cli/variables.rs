@@ -9,6 +9,10 @@ use std::str::FromStr;
 /// How many secrets are asked for at once: three rounds of the agent's eight.
 const AT_ONCE: usize = 24;
 
+/// The longest variable that a program can be given, in bytes, with its name, `=` and a NUL: 32 pages (execve(2),
+/// `MAX_ARG_STRLEN`), of which some machines have larger ones.
+const VARIABLE_LIMIT: usize = 128 * 1024;
+
 /// A secret, and the variable that it is to be in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Wanted {
@@ -137,6 +141,19 @@ impl Variable<'_> {
             )));
         }
         Ok(value.expose())
+    }
+
+    /// The value for a program's environment, in which a variable has its limit.
+    pub(crate) fn expose_to_program(&self) -> Result<&[u8], Failure> {
+        let value = self.expose()?;
+        if self.name.len() + value.len() > VARIABLE_LIMIT - "=\0".len() {
+            return Err(Failure::other(format!(
+                "{}: its value is longer than a variable may be, which is 128 KiB: use \
+                 `latchkey get --out`",
+                self.secret.name
+            )));
+        }
+        Ok(value)
     }
 }
 

@@ -166,6 +166,52 @@ async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there
 }
 
 #[tokio::test]
+async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_variable() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    let script = "echo \"begins ${#DB}\"; exec sleep 600";
+    let arguments = [
+        "exec",
+        "--on-change",
+        "test/database-password=DB",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ];
+    let mut staying = Staying::start(client.command(&arguments));
+    let stderr = staying.child.stderr.take().expect("its stderr");
+    let mut stderr = BufReader::new(stderr).lines();
+    assert!(staying.line().await.starts_with("begins "));
+    client.until_reads(2).await;
+    // With its name, `=` and a NUL it is one byte longer than a variable may be (execve(2)).
+    let long = "x".repeat(128 * 1024 - "DB=".len());
+    client.sandbox.secret("test/database-password", &long);
+    let said = async {
+        loop {
+            let line = stderr.next_line().await.expect("its stderr");
+            let line = line.expect("it goes on");
+            if !line.contains("has changed") {
+                return line;
+            }
+        }
+    };
+    let said = timeout(PATIENCE, said).await.expect("it says so");
+    let right = "latchkey: test/database-password: its value is longer";
+    assert!(said.starts_with(right), "{said}");
+    assert!(said.contains("latchkey get --out"), "{said}");
+    // The longest that one can have is the next that the program says anything of.
+    client.sandbox.secret("test/database-password", &long[1..]);
+    assert_eq!(staying.line().await, format!("begins {}", long.len() - 1));
+    staying.signal(Signal::SIGTERM);
+    let status = timeout(PATIENCE, staying.child.wait()).await;
+    let status = status.expect("it ends").expect("a status");
+    assert_eq!(status.code(), Some(143));
+}
+
+#[tokio::test]
 async fn a_supervisor_whose_program_does_not_start_ends_as_it_would_without() {
     if !can_run() {
         return;

@@ -105,6 +105,16 @@ async fn every_byte_but_nul_reaches_the_program() {
         .run(&["exec", "test/nul", "--", "echo", "started"])
         .await
         .failed(1, "test/nul: its value holds a NUL byte");
+    // Each fits into a variable, and all together into no environment.
+    client.sandbox.secret("test/long", &"x".repeat(120_000));
+    let many: Vec<_> = (0..100).map(|n| format!("test/long=L{n}")).collect();
+    let mut arguments = vec!["exec"];
+    arguments.extend(many.iter().map(String::as_str));
+    arguments.extend(["--", "echo", "started"]);
+    client
+        .run(&arguments)
+        .await
+        .failed(1, "longer than the system takes");
 }
 
 #[tokio::test]
