@@ -22,10 +22,14 @@ mod watch;
 mod whoami;
 
 use crate::Client;
+use crate::client::variable;
+use crate::protocol::HEADER_VARIABLE;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use failure::Failure;
+use hyper::header::HeaderName;
 use jiff::fmt::friendly::SpanParser;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,7 +63,7 @@ struct Reach {
     socket: Option<PathBuf>,
     /// A header that every request carries, for agents that require one [default: LATCHKEY_HEADER]
     #[arg(long, global = true, value_name = "NAME")]
-    header: Option<String>,
+    header: Option<HeaderName>,
     /// How long a request may take, with all its tries, such as 5s or 1m
     #[arg(long, global = true, value_name = "TIME", default_value = "15s", value_parser = duration)]
     timeout: Duration,
@@ -142,15 +146,21 @@ impl Arguments {
 }
 
 impl Reach {
-    fn client(&self) -> Client {
+    fn client(&self) -> Result<Client, Failure> {
         let mut client = Client::from_env();
         if let Some(socket) = &self.socket {
             client = client.at(socket);
         }
         if let Some(name) = &self.header {
-            client = client.header(name, "1");
+            client = client.header(name.as_str(), "1");
+        } else if let Some(name) = variable(HEADER_VARIABLE)
+            && HeaderName::from_bytes(name.as_bytes()).is_err()
+        {
+            return Err(Failure::usage(format!(
+                "{HEADER_VARIABLE} names no header: {name:?}"
+            )));
         }
-        client.patience(self.timeout)
+        Ok(client.patience(self.timeout))
     }
 }
 

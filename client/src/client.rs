@@ -375,7 +375,7 @@ fn socket_of_env() -> PathBuf {
     clippy::disallowed_methods,
     reason = "a client is configured by nothing else"
 )]
-fn variable(name: &str) -> Option<OsString> {
+pub(crate) fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 

@@ -71,13 +71,8 @@ impl Transport {
     /// Makes the request once.
     pub(crate) async fn send(&self, call: &Call) -> Result<Answer, ClientError> {
         if call.target.len() > TARGET_LIMIT {
-            return Err(ClientError::Refused(Refusal {
-                code: Code::InvalidRequest,
-                message: format!("what is asked for takes more than {TARGET_LIMIT} bytes to name"),
-                request_id: String::new(),
-                step: None,
-                retry_after: None,
-            }));
+            let text = format!("what is asked for takes more than {TARGET_LIMIT} bytes to name");
+            return Err(not_asked(text));
         }
         let mut request = Request::builder()
             .method(call.method.clone())
@@ -88,7 +83,7 @@ impl Transport {
         }
         let request = request
             .body(Full::new(call.body.clone()))
-            .map_err(|error| ClientError::Unreadable(error.to_string()))?;
+            .map_err(|error| not_asked(error.to_string()))?;
         let response = self.http.request(request).await.map_err(|error| {
             if error.is_connect() {
                 ClientError::Unreachable {
@@ -169,6 +164,17 @@ impl Drop for Answer {
             body.zeroize();
         }
     }
+}
+
+/// What no agent would take, refused here.
+fn not_asked(message: String) -> ClientError {
+    ClientError::Refused(Refusal {
+        code: Code::InvalidRequest,
+        message,
+        request_id: String::new(),
+        step: None,
+        retry_after: None,
+    })
 }
 
 /// Where the JSON is wrong; never what it holds there.

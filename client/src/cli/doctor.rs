@@ -47,7 +47,7 @@ impl Doctor {
             Some(pod) => outside::examine(pod, self.context.as_deref())?,
             None => block_on(async {
                 let (name, backend) = (self.name.as_deref(), self.backend.as_deref());
-                Ok(inside::examine(&reach.client(), name, backend).await)
+                Ok(inside::examine(&reach.client()?, name, backend).await)
             })?,
         };
         self.print(&report)?;

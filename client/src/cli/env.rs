@@ -29,7 +29,7 @@ impl Env {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
         // What could not be written is not asked for.
         self.format.check(&self.names)?;
-        let client = reach.client();
+        let client = reach.client()?;
         let secrets = block_on(Secrets::read(&client, &self.names))?;
         let mut text = Zeroizing::new(Vec::new());
         self.format

@@ -63,7 +63,7 @@ impl Exec {
         }
         // A program that is not there is said so before anything is read.
         self.program()?;
-        let client = reach.client();
+        let client = reach.client()?;
         if self.on_change {
             return serve(supervisor::run(&self, &client));
         }

@@ -51,7 +51,7 @@ struct Printed<'a> {
 
 impl Get {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        let client = reach.client();
+        let client = reach.client()?;
         let ask = Ask {
             name: &self.name,
             backend: self.backend.as_deref(),

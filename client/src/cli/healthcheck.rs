@@ -26,7 +26,7 @@ pub(crate) struct Healthcheck {
 
 impl Healthcheck {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        let client = reach.client();
+        let client = reach.client()?;
         let health = block_on(async {
             if let Some(address) = self.proxy {
                 timeout(reach.timeout, answers(address))

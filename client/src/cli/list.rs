@@ -23,7 +23,7 @@ pub(crate) struct List {
 
 impl List {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        let client = reach.client();
+        let client = reach.client()?;
         block_on(async {
             let mut all = Vec::new();
             let mut cursor: Option<String> = None;

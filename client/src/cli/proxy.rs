@@ -62,8 +62,8 @@ pub(crate) struct Proxy {
     /// The address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
-    /// Answers requests for that host too; may stand more than once
-    #[arg(long, value_name = "HOST")]
+    /// Answers requests for that host too, whatever the port; may stand more than once
+    #[arg(long, value_name = "HOST", value_parser = guard::host)]
     allow_host: Vec<String>,
     /// Answers only requests that carry that header, which no web page can send
     #[arg(long, value_name = "NAME")]
@@ -98,7 +98,7 @@ impl Proxy {
                 self.listen.ip()
             )));
         }
-        super::serve(self.serve(&reach.client()))
+        super::serve(self.serve(&reach.client()?))
     }
 
     async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {

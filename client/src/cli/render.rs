@@ -49,7 +49,7 @@ pub(crate) struct Render {
 
 impl Render {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        let client = reach.client();
+        let client = reach.client()?;
         if !self.watch {
             return block_on(async {
                 self.write(&client).await?;

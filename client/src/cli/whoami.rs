@@ -16,7 +16,7 @@ pub(crate) struct Whoami {
 
 impl Whoami {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        let client = reach.client();
+        let client = reach.client()?;
         let who = block_on(async { Ok(client.identity().await?) })?;
         let mut text = String::new();
         if self.json {

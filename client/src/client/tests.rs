@@ -294,3 +294,12 @@ async fn a_word_that_is_new_in_a_batch_costs_no_more_than_the_name_that_it_is_ab
     ];
     assert_eq!(refused, right);
 }
+
+#[tokio::test]
+async fn what_no_header_is_called_is_the_callers_fault_and_not_the_agents() {
+    let agent = Scripted::start(vec![answer(200, "", SECRET)]).expect("a socket");
+    let error = agent.client().header("X-Mine: 1", "1").get("n").await;
+    let error = error.expect_err("it failed");
+    assert_eq!(error.code(), Some(Code::InvalidRequest), "{error:?}");
+    assert!(agent.asked().is_empty());
+}

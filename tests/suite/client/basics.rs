@@ -417,6 +417,40 @@ async fn an_agent_that_requires_a_header_is_sent_it_by_option_or_variable() {
 }
 
 #[tokio::test]
+async fn what_no_header_is_called_is_refused_before_anything_is_asked() {
+    if !can_run() {
+        return;
+    }
+    let client = Client::start().await;
+    for arguments in [
+        &["get", "test/database-password"][..],
+        &["list"],
+        &["exec", "test/database-password", "--", "true"],
+        &[
+            "exec",
+            "--on-change",
+            "test/database-password",
+            "--",
+            "true",
+        ],
+        &["env", "test/database-password"],
+        &["render", "/dev/null"],
+        &["whoami"],
+        &["doctor"],
+        &["proxy"],
+        &["healthcheck"],
+    ] {
+        for name in ["X-Mine: 1", "x mine", "x-m\u{fc}n"] {
+            let option = [&["--header", name], arguments].concat();
+            client.run(&option).await.failed(2, "--header");
+            let mut command = client.command(arguments);
+            command.env("LATCHKEY_HEADER", name);
+            ended(command).await.failed(2, "LATCHKEY_HEADER");
+        }
+    }
+}
+
+#[tokio::test]
 async fn many_names_take_no_longer_than_two_requests_where_the_vault_is_away() {
     if !can_run() {
         return;

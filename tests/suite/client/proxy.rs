@@ -209,6 +209,11 @@ async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
         .run(&["proxy", "--listen", "localhost:8080"])
         .await
         .failed(2, "such as 127.0.0.1:8080");
+    // No request's host would be one of these.
+    for host in ["secrets.local:18082", "http://secrets.local", "::1", ""] {
+        let arguments = [&LISTEN[..], &["--allow-host", host]].concat();
+        client.run(&arguments).await.failed(2, "--allow-host");
+    }
     let spec = PodSpec {
         namespace: "test".into(),
         name: "host".into(),

@@ -28,6 +28,15 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
+/// A host that requests may be for. One with a port would be no request's: the port of a `Host` is not looked at.
+pub(super) fn host(text: &str) -> Result<String, String> {
+    let authority = text.parse::<Authority>().ok();
+    match authority {
+        Some(authority) if authority.host() == text => Ok(text.to_owned()),
+        _ => Err("write a host without a port, such as secrets.local".to_owned()),
+    }
+}
+
 /// Says which requests are passed on.
 #[derive(Debug)]
 pub(super) struct Guard {
