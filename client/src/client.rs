@@ -19,6 +19,9 @@ use tokio::time::{Instant, timeout_at};
 /// How long a request may take with all its tries. An agent answers within ten seconds unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// The longest that anything may take; the clock has an end.
+const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// A client of one agent. Cloning it shares its connections.
 ///
 /// ```no_run
@@ -100,10 +103,11 @@ impl Client {
         self
     }
 
-    /// The same client with another time that each request may take, all its tries included; 15 s if nothing is said.
+    /// The same client with another time that each request may take, all its tries included: 15 s if nothing is said,
+    /// and at most a day.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
-        self.patience = patience;
+        self.patience = patience.min(LONGEST);
         self
     }
 
@@ -326,7 +330,7 @@ impl Client {
 
     /// Asks, with as many tries as help, for `longer` than the client's patience.
     async fn ask(&self, call: Call, longer: Duration) -> Result<Answer, ClientError> {
-        let deadline = Instant::now() + self.patience + longer;
+        let deadline = Instant::now() + self.patience + longer.min(LONGEST);
         let call = self.headed(call);
         let attempt = || async {
             let answer = self.once(&call, deadline).await?;

@@ -48,7 +48,8 @@ where
             last = error.refusal().cloned().or(last.take());
             let asked = error.refusal().and_then(|refusal| refusal.retry_after);
             let wait = asked.unwrap_or_default().max(wait?);
-            (Instant::now() + wait < deadline).then_some(wait)
+            let left = deadline.saturating_duration_since(Instant::now());
+            (wait < left).then_some(wait)
         })
         .await;
     match (outcome, last) {

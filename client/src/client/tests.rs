@@ -303,3 +303,25 @@ async fn what_no_header_is_called_is_the_callers_fault_and_not_the_agents() {
     assert_eq!(error.code(), Some(Code::InvalidRequest), "{error:?}");
     assert!(agent.asked().is_empty());
 }
+
+#[tokio::test]
+async fn the_longest_times_are_times_like_any_other() {
+    let body = r#"{"error":"away","code":"unavailable","request_id":"1-1"}"#;
+    let script = vec![
+        answer(200, "", SECRET),
+        answer(200, "", SECRET),
+        answer(200, "", r#"{"secrets":[],"errors":[]}"#),
+        answer(200, "", r#"{"status":"healthy","backend":"aws"}"#),
+        answer(503, &format!("retry-after: {}\r\n", u64::MAX), body),
+    ];
+    let agent = Scripted::start(script).expect("a socket");
+    let (client, ask) = (agent.client().patience(Duration::MAX), Ask::latest("n"));
+    let secret = client.read(&ask).await.expect("a secret");
+    let newer = client.wait(&ask, &secret.tag, Duration::MAX).await;
+    newer.expect("an answer").expect("a secret");
+    client.batch_get(["n"]).await.expect("a batch");
+    client.readiness().await.expect("it is ready");
+    let error = client.read(&ask).await.expect_err("it failed");
+    assert_eq!(error.code(), Some(Code::Unavailable));
+    assert_eq!(agent.asked().len(), 5);
+}
