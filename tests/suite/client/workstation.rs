@@ -236,6 +236,61 @@ async fn what_is_wrong_with_account_and_agent_is_named() {
 }
 
 #[tokio::test]
+async fn what_to_type_next_is_for_the_cluster_and_the_namespace_that_were_looked_at() {
+    // The fake kubectl finds its answers by its other arguments.
+    let next = async |change: fn(&mut Cluster)| {
+        let mut cluster = Cluster::new();
+        let kubectl = cluster.directory.path().join("kubectl");
+        let script = KUBECTL.replacen("\n", "\n[ \"$1 $2\" = \"--context far\" ] && shift 2\n", 1);
+        fs::write(kubectl, script).expect("a file");
+        change(&mut cluster);
+        cluster.doctor().await;
+        let arguments = ["doctor", "--pod", "test/web", "--context", "far", "--json"];
+        let ended = run(cluster.directory.path(), &arguments).await;
+        let report: Value =
+            serde_json::from_str(&ended.stdout).unwrap_or_else(|_| panic!("{ended:?}"));
+        let findings = report["findings"].as_array().expect("findings").clone();
+        let next = findings
+            .iter()
+            .filter_map(|finding| finding["next"].as_array());
+        let next = next.flatten().filter_map(Value::as_str);
+        let commands = next.filter(|line| line.starts_with("kubectl "));
+        commands.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let malformed = next(|cluster| {
+        cluster.account["metadata"]["annotations"] = json!({"eks.amazonaws.com/role-arn": "app"});
+    });
+    assert_eq!(
+        malformed.await,
+        [
+            "kubectl --context far --namespace test annotate --overwrite serviceaccount app \
+             eks.amazonaws.com/role-arn=…"
+        ]
+    );
+    let no_role: fn(&mut Cluster) =
+        |cluster| cluster.account["metadata"]["annotations"] = json!({});
+    let waiting: fn(&mut Cluster) = |cluster| cluster.pod["spec"]["nodeName"] = Value::Null;
+    let absent: fn(&mut Cluster) = |cluster| cluster.agents = json!({"items": []});
+    let not_ready: fn(&mut Cluster) = |cluster| {
+        cluster.agents["items"][0]["status"] = json!({});
+    };
+    let nothing: fn(&mut Cluster) = |_| {};
+    for (change, count) in [
+        (no_role, 1),
+        (waiting, 1),
+        (absent, 2),
+        (not_ready, 2),
+        (nothing, 1),
+    ] {
+        let commands = next(change).await;
+        assert_eq!(commands.len(), count, "{commands:?}");
+        for command in commands {
+            assert!(command.starts_with("kubectl --context far "), "{command}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_pod_that_is_not_there_and_a_missing_kubectl_are_said_in_one_line() {
     let cluster = Cluster::new();
     let path = cluster.directory.path();

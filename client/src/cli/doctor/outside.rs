@@ -8,6 +8,7 @@ use super::report::Report;
 use crate::cli::failure::Failure;
 use serde_json::Value as Json;
 use std::ffi::OsStr;
+use std::fmt;
 use std::io;
 use std::process::{Command, Stdio};
 
@@ -50,12 +51,12 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
                     "no_such_pod",
                     format!("there is no pod {namespace}/{name}"),
                 )
-                .next(format!("kubectl --namespace {namespace} get pods"));
+                .next(kubectl.line(format_args!("--namespace {namespace} get pods")));
             return Ok(report);
         }
         Err(Missing::Failed(words)) => return Err(Failure::other(format!("kubectl: {words}"))),
     };
-    let asks = pod::examine(&mut report, &pod);
+    let asks = pod::examine(&mut report, &kubectl, &pod);
     account::examine(&mut report, &kubectl, namespace, &pod)?;
     agent::examine(&mut report, &kubectl, &pod)?;
     if !report.has_failed() && !asks {
@@ -65,7 +66,7 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
                 "look_at_events",
                 "from here nothing is missing; if the pod does not start, its events name the secret and the reason",
             )
-            .next(format!("kubectl --namespace {namespace} describe pod {name}"));
+            .next(kubectl.line(format_args!("--namespace {namespace} describe pod {name}")));
     } else if !report.has_failed() {
         report
             .note(
@@ -73,9 +74,9 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
                 "look_inside",
                 "from here nothing is missing; the rest shows inside the pod",
             )
-            .next(format!(
-                "kubectl --namespace {namespace} exec {name} -- latchkey doctor SECRET"
-            ));
+            .next(kubectl.line(format_args!(
+                "--namespace {namespace} exec {name} -- latchkey doctor SECRET"
+            )));
     }
     Ok(report)
 }
@@ -129,6 +130,14 @@ impl Kubectl<'_> {
             "no" => Some(false),
             _ => None,
         })
+    }
+
+    /// A line for a person to type, which asks the same cluster.
+    fn line(&self, arguments: fmt::Arguments<'_>) -> String {
+        match self.context {
+            Some(context) => format!("kubectl --context {context} {arguments}"),
+            None => format!("kubectl {arguments}"),
+        }
     }
 
     fn run(&self, arguments: Vec<&str>) -> Result<(bool, String, String), Failure> {

@@ -85,11 +85,18 @@ pub(super) fn examine(
             return Ok(());
         }
     };
-    if role(report, "service account", name, &account) {
+    if role(
+        report,
+        kubectl,
+        namespace,
+        "service account",
+        name,
+        &account,
+    ) {
         return Ok(());
     }
     if let Ok(object) = kubectl.get(&["namespace", namespace])?
-        && role(report, "namespace", namespace, &object)
+        && role(report, kubectl, namespace, "namespace", namespace, &object)
     {
         return Ok(());
     }
@@ -99,14 +106,21 @@ pub(super) fn examine(
             "no_role",
             format!("neither the service account {name} nor its namespace names a role (on Google Cloud none is needed, if the account itself may read)"),
         )
-        .next(format!(
-            "kubectl --namespace {namespace} annotate serviceaccount {name} eks.amazonaws.com/role-arn=arn:aws:iam::ACCOUNT:role/ROLE"
-        ));
+        .next(kubectl.line(format_args!(
+            "--namespace {namespace} annotate serviceaccount {name} eks.amazonaws.com/role-arn=arn:aws:iam::ACCOUNT:role/ROLE"
+        )));
     Ok(())
 }
 
 /// Whether the object names a role; right or wrong, it is told.
-fn role(report: &mut Report, kind: &str, name: &str, object: &Json) -> bool {
+fn role(
+    report: &mut Report,
+    kubectl: &Kubectl<'_>,
+    namespace: &str,
+    kind: &str,
+    name: &str,
+    object: &Json,
+) -> bool {
     let mut named = false;
     for Naming {
         key,
@@ -131,10 +145,10 @@ fn role(report: &mut Report, kind: &str, name: &str, object: &Json) -> bool {
                     "malformed_role",
                     format!("the {kind} {name} names {value:?} in {key}, which is no {right}"),
                 )
-                .next(format!(
-                    "kubectl annotate --overwrite {} {name} {key}=…",
+                .next(kubectl.line(format_args!(
+                    "--namespace {namespace} annotate --overwrite {} {name} {key}=…",
                     kind.replace(' ', "")
-                ));
+                )));
         }
     }
     named

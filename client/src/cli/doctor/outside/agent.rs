@@ -49,8 +49,8 @@ pub(super) fn examine(
                 "agent_absent",
                 format!("no agent runs on node {node} (on other nodes: {elsewhere})"),
             )
-            .next("kubectl get daemonsets --all-namespaces --selector app.kubernetes.io/name=latchkey")
-            .next(format!("kubectl describe node {node} shows its taints, labels and kind: the DaemonSet must fit them"));
+            .next(kubectl.line(format_args!("get daemonsets --all-namespaces --selector app.kubernetes.io/name=latchkey")))
+            .next(kubectl.line(format_args!("describe node {node} shows its taints, labels and kind: the DaemonSet must fit them")));
         return Ok(());
     };
     let (namespace, name) = (
@@ -73,10 +73,8 @@ pub(super) fn examine(
                     why(agent)
                 ),
             )
-            .next(format!("kubectl --namespace {namespace} logs {name}"))
-            .next(format!(
-                "kubectl --namespace {namespace} describe pod {name}"
-            ));
+            .next(kubectl.line(format_args!("--namespace {namespace} logs {name}")))
+            .next(kubectl.line(format_args!("--namespace {namespace} describe pod {name}")));
     }
     Ok(())
 }

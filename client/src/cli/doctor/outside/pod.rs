@@ -1,7 +1,7 @@
 //! The pod itself: whether it runs, and how it mounts the agent's directory.
 
 use super::super::report::Report;
-use super::{DRIVER, annotation, is_of_driver, list, text};
+use super::{DRIVER, Kubectl, annotation, is_of_driver, list, text};
 use serde_json::Value as Json;
 
 /// The agent's directory on a node, and where a container is to have it.
@@ -23,8 +23,8 @@ enum Kind {
 }
 
 /// Whether the pod is one that asks: not one that has nothing but secrets as files.
-pub(super) fn examine(report: &mut Report, pod: &Json) -> bool {
-    phase(report, pod);
+pub(super) fn examine(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> bool {
+    phase(report, kubectl, pod);
     let asks = volume(report, pod);
     if asks {
         mounts(report, pod);
@@ -46,7 +46,7 @@ pub(super) fn examine(report: &mut Report, pod: &Json) -> bool {
     asks
 }
 
-fn phase(report: &mut Report, pod: &Json) {
+fn phase(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) {
     let phase = text(pod, "/status/phase");
     let node = text(pod, "/spec/nodeName");
     if annotation(pod, MIRROR).is_some() {
@@ -64,7 +64,11 @@ fn phase(report: &mut Report, pod: &Json) {
     } else if node.is_empty() {
         report
             .fail("pod", "not_scheduled", "the pod has no node yet")
-            .next("kubectl describe pod shows why it is not scheduled");
+            .next(kubectl.line(format_args!(
+                "--namespace {} describe pod {} shows why it is not scheduled",
+                text(pod, "/metadata/namespace"),
+                text(pod, "/metadata/name")
+            )));
     } else {
         report.ok("pod", format!("{}, on node {node}", phase.to_lowercase()));
     }
@@ -259,15 +263,16 @@ mod tests {
             },
             "status": {"phase": "Running"},
         });
+        let kubectl = Kubectl { context: None };
         let mut report = Report::default();
-        assert!(!examine(&mut report, &pod));
+        assert!(!examine(&mut report, &kubectl, &pod));
         assert!(!report.has_failed(), "{}", report.json());
         // One that has the socket too is looked at as any other.
         let mut both = pod;
         let volumes = both["spec"]["volumes"].as_array_mut().expect("volumes");
         volumes.push(json!({"name": "latchkey", "csi": {"driver": DRIVER}}));
         let mut report = Report::default();
-        assert!(examine(&mut report, &both));
+        assert!(examine(&mut report, &kubectl, &both));
         assert!(report.json().contains("no container of the pod mounts"));
     }
 }
