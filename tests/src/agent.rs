@@ -89,6 +89,17 @@ impl AgentSettings {
         self
     }
 
+    /// Has it run on a machine that seems to lack that, as the program `without` has it.
+    ///
+    /// # Panics
+    ///
+    /// If that program is not built.
+    #[must_use]
+    pub fn on_a_machine_without(self, what: &str) -> Self {
+        let program = sibling_binary("without").expect("it is built");
+        self.wrapped(&[&program.display().to_string(), what])
+    }
+
     /// Starts it; it may not be ready yet.
     ///
     /// # Errors

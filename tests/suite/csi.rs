@@ -338,9 +338,7 @@ async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_soc
     if !can_run() {
         return;
     }
-    let wrapper = testkit::binaries::sibling_binary("without-peerpidfd").expect("it is built");
-    let wrapper = wrapper.display().to_string();
-    let node = Node::start_with(|settings| settings.wrapped(&[&wrapper])).await;
+    let node = Node::start_with(|settings| settings.on_a_machine_without("peerpidfd")).await;
     let (volume, container) = node.object(PodSpec {
         namespace: "test".into(),
         name: "on-the-nodes-network".into(),

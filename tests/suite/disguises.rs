@@ -1,6 +1,7 @@
 //! Processes that would pass for another pod, or for a pod at all.
 
 use crate::{can_run, code};
+use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
 use testkit::workload::{
@@ -14,26 +15,22 @@ const FOREIGN: &str = "/v1/secrets/prod/database-password";
 /// A node with an agent, a pod in `test` and one in `prod`.
 struct Scene {
     sandbox: Sandbox,
-    agent: testkit::agent::AgentProcess,
+    agent: AgentProcess,
     test: SandboxPod,
     prod: SandboxPod,
 }
 
 impl Scene {
-    async fn set(wrapper: &[&str]) -> Self {
+    async fn set() -> Self {
+        Self::set_with(|settings| settings).await
+    }
+
+    async fn set_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         sandbox.namespace("test");
         sandbox.namespace("prod");
-        let wrapper: Vec<String> = wrapper
-            .iter()
-            .map(|name| testkit::binaries::sibling_binary(name).expect("it is built"))
-            .map(|path| path.display().to_string())
-            .collect();
         let agent = sandbox
-            .agent_with(|settings| {
-                let wrapper: Vec<&str> = wrapper.iter().map(String::as_str).collect();
-                settings.wrapped(&wrapper).set("limits.attest_wait", "1s")
-            })
+            .agent_with(|settings| change(settings).set("limits.attest_wait", "1s"))
             .await
             .expect("an agent");
         let test = sandbox.pod("test", "web").await.expect("a pod");
@@ -60,7 +57,7 @@ async fn a_cgroup_below_the_container_that_is_named_like_another_pod_changes_not
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let (victim, container) = (scene.prod.object.uid(), &scene.prod.container);
     scene
         .test
@@ -86,7 +83,7 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
     if !can_run() {
         return;
     }
-    let mut scene = Scene::set(&[]).await;
+    let mut scene = Scene::set().await;
     let workload = &scene.test.workload;
     workload.connect("kept").await.expect("a connection");
     assert!(is_own(
@@ -130,7 +127,7 @@ async fn who_moves_while_his_pod_is_waited_for_is_whatever_he_is_when_the_wait_e
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let unknown = uuid::Uuid::new_v4().to_string();
     let place = scene.sandbox.place(&unknown, &container_id());
     let workload = Workload::start(place).await.expect("a process");
@@ -153,7 +150,7 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
     if !can_run() {
         return;
     }
-    let mut scene = Scene::set(&[]).await;
+    let mut scene = Scene::set().await;
     for gift in ["gift", "silent"] {
         let maker = &scene.test.workload;
         maker.connect(gift).await.expect("a connection");
@@ -239,7 +236,7 @@ async fn hierarchies_that_name_two_pods_name_none() {
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let place = |pod: &SandboxPod, hierarchies| {
         let cgroup = PodCgroup::new(scene.sandbox.cgroup(), pod.object.uid(), &pod.container);
         Place::Pod(PodCgroup {
@@ -265,7 +262,7 @@ async fn a_pod_with_users_of_its_own_and_a_read_only_mount_is_served() {
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let directory = scene
         .sandbox
         .socket()
@@ -306,7 +303,7 @@ async fn without_peer_pidfds_an_ordinary_pod_is_served_and_one_of_the_nodes_netw
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&["without-peerpidfd"]).await;
+    let scene = Scene::set_with(|settings| settings.on_a_machine_without("peerpidfd")).await;
     assert!(
         scene
             .agent
@@ -342,7 +339,7 @@ async fn a_pod_of_the_nodes_network_is_served_where_peers_are_pinned_by_pidfd() 
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let object = scene.sandbox.kube.create_pod(PodSpec {
         namespace: "test".into(),
         name: "on-the-nodes-network".into(),
@@ -363,7 +360,7 @@ async fn cgroups_that_only_look_like_pods_are_none() {
     if !can_run() {
         return;
     }
-    let scene = Scene::set(&[]).await;
+    let scene = Scene::set().await;
     let (uid, container) = (scene.test.object.uid(), &scene.test.container);
     let parent = scene.sandbox.cgroup();
     for (path, reason) in [

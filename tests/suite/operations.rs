@@ -3,6 +3,7 @@
 use crate::can_run;
 use std::fs;
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
@@ -255,6 +256,10 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
             "socket's directory",
         ),
         (settings.clone().wrapped(ALONE), "hostPID: true"),
+        (
+            settings.clone().on_a_machine_without("openat2"),
+            "needs Linux 5.6",
+        ),
     ];
     for (settings, what) in cases {
         let (code, lines) = refused(&settings, &[]).await;
@@ -262,6 +267,24 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
         assert_eq!(lines.len(), 1, "{what}: {lines:#?}");
         assert!(lines[0].contains(what), "{what}: {lines:#?}");
     }
+}
+
+#[tokio::test]
+async fn where_a_node_has_no_ipv6_all_addresses_of_the_admin_port_are_those_of_ipv4() {
+    if !can_run() {
+        return;
+    }
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
+    let address = free.expect("a port");
+    let settings = sandbox.settings().expect("settings");
+    let settings = settings.set("listen.admin", format!("[::]:{}", address.port()));
+    let settings = settings.on_a_machine_without("ipv6");
+    let mut agent = settings.start().await.expect("an agent");
+    agent.until_line("\"ready\"").await.expect("it is ready");
+    let (told, _) = told_at(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".into()).await;
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
 }
 
 #[tokio::test]
@@ -489,7 +512,11 @@ async fn an_agent_without_capabilities_and_with_a_read_only_root_serves() {
 
 /// What the admin port says to these bytes until it ends the connection, or for five seconds, and how long that took.
 async fn told_by_admin(agent: &AgentProcess, asked: Vec<u8>) -> (String, Duration) {
-    let address = agent.admin_address();
+    told_at(agent.admin_address(), asked).await
+}
+
+/// What is said at that address.
+async fn told_at(address: SocketAddr, asked: Vec<u8>) -> (String, Duration) {
     let told = tokio::task::spawn_blocking(move || {
         let mut stream = std::net::TcpStream::connect(address)?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;

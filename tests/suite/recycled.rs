@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 /// The attacker connects as one process, hands the connection to an accomplice, and ends; the victim's pod is given
 /// its number; only then does the agent come to look. `wrapper` starts the agent.
-async fn a_recycled_number_lends_no_identity(wrapper: Option<&str>) {
+async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("attacker");
     sandbox.namespace("victim");
@@ -32,9 +32,10 @@ async fn a_recycled_number_lends_no_identity(wrapper: Option<&str>) {
         output: Some(output.clone()),
         ..Program::new(&agent)
     };
-    if let Some(wrapper) = wrapper {
-        program.file = sibling_binary(wrapper).expect("it is built");
-        program.arguments.insert(0, agent.display().to_string());
+    if let Some(what) = without {
+        program.file = sibling_binary("without").expect("it is built");
+        let wrapped = [what.to_owned(), agent.display().to_string()];
+        program.arguments.splice(..0, wrapped);
     }
     let agent = namespace.spawn(program).await.expect("an agent");
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -126,6 +127,6 @@ async fn a_number_recycled_in_the_backlog_lends_no_identity() {
 #[tokio::test]
 async fn a_number_recycled_in_the_backlog_lends_no_identity_without_peer_pidfds_either() {
     if can_run() {
-        a_recycled_number_lends_no_identity(Some("without-peerpidfd")).await;
+        a_recycled_number_lends_no_identity(Some("peerpidfd")).await;
     }
 }

@@ -382,9 +382,9 @@ async fn a_process_of_the_node_is_in_no_pod() {
 async fn without_peerpidfd_the_kernel_says_that_it_does_not_know_the_option() {
     // SOL_SOCKET, SO_PEERPIDFD and, for comparison, SO_PEERCRED.
     let script = "import socket\na, b = socket.socketpair()\nprint(len(a.getsockopt(1, 17, 12)))\na.getsockopt(1, 77)";
-    let wrapper = sibling_binary("without-peerpidfd").expect("built");
+    let wrapper = sibling_binary("without").expect("built");
     let output = std::process::Command::new(wrapper)
-        .args(["python3", "-c", script])
+        .args(["peerpidfd", "python3", "-c", script])
         .output()
         .expect("run");
     let stderr = String::from_utf8_lossy(&output.stderr);
