@@ -4,7 +4,7 @@ mod callers;
 
 use crate::admin;
 use crate::attest::Attestor;
-use crate::attest::cgroup::{AnchorError, PodUid};
+use crate::attest::cgroup::AnchorError;
 use crate::attest::pods::Pods;
 use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
@@ -97,7 +97,7 @@ impl Agent {
             own_account,
         } = Callers::bind(&config, &backends).await?;
         if let Attestor::Kubernetes(node) = &*attestor {
-            match preflight::anchor(&config, preflight::own_pod(&config)?, None) {
+            match preflight::anchor(&config, None) {
                 Ok(anchor) => node.anchor(anchor),
                 // The pod's own entry will say it, once the pods are known.
                 Err(AnchorError::UnknownQos) => {}
@@ -443,17 +443,13 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
     };
     let mut synced = pods.synced();
     let _ = synced.wait_for(|synced| *synced).await;
-    let own_pod = config
-        .kubernetes
-        .pod_uid
-        .as_deref()
-        .and_then(|uid| uid.parse::<PodUid>().ok());
+    let own_pod = config.kubernetes.pod_uid;
     let mut told = false;
     while !attestor.is_anchored() {
         let qos = own_pod
             .and_then(|uid| pods.by_uid(uid))
             .and_then(|pod| pod.facts().qos);
-        match preflight::anchor(&config, own_pod, qos) {
+        match preflight::anchor(&config, qos) {
             Ok(anchor) => attestor.anchor(anchor),
             Err(error) if !told => {
                 tracing::error!(%error, "cannot learn the node's kubepods root");

@@ -27,6 +27,8 @@ use std::{
 
 use hyper::header::HeaderName;
 
+use crate::attest::cgroup::PodUid;
+
 pub(crate) use self::aws::{AwsConfig, is_aws_name_byte, is_region};
 pub(crate) use self::azure::AzureConfig;
 pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
@@ -129,7 +131,7 @@ pub(crate) struct Kubernetes {
     /// The name of the node whose pods are served; empty where nothing has named it, outside of the mode `kubernetes`.
     pub node: String,
     /// The UID of the agent's own pod, absent outside of one.
-    pub pod_uid: Option<String>,
+    pub pod_uid: Option<PodUid>,
     /// The key of the node's taint that goes when the agent is ready.
     pub startup_taint: Option<String>,
 }

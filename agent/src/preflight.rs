@@ -54,11 +54,6 @@ pub(crate) enum StartError {
     /// The metrics registry.
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[source] prometheus::Error),
-    /// The agent's own pod UID.
-    #[error(
-        "kubernetes.pod_uid (POD_UID) {0:?} is no pod UID: take it from metadata.uid by the downward API"
-    )]
-    OwnPod(String),
     /// The role of a principal of this machine.
     #[error("local.workload.{0}.role {1:?} is no backend's: {2}")]
     LocalRole(usize, String, String),
@@ -127,7 +122,7 @@ pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
 pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
     let directory = config.listen.socket.parent().unwrap_or(Path::new("/"));
     let no_volume = || StartError::PodVolume(directory.to_owned());
-    let uid = own_pod(config)?.ok_or_else(no_volume)?;
+    let uid = config.kubernetes.pod_uid.ok_or_else(no_volume)?;
     let mounts = std::fs::read("/proc/self/mountinfo").map_err(StartError::Surroundings)?;
     let mounts = String::from_utf8_lossy(&mounts);
     let volume = format!("/pods/{uid}/volumes/kubernetes.io~empty-dir/");
@@ -163,25 +158,11 @@ pub(crate) fn ca_roots() -> Result<(), StartError> {
     Ok(())
 }
 
-/// The agent's own pod, which may not ask itself.
-pub(crate) fn own_pod(config: &Config) -> Result<Option<PodUid>, StartError> {
-    config
-        .kubernetes
-        .pod_uid
-        .as_deref()
-        .map(|uid| uid.parse().map_err(|_| StartError::OwnPod(uid.to_owned())))
-        .transpose()
-}
-
 /// The anchor: by the configured root, else learned from the agent's own cgroup.
-pub(crate) fn anchor(
-    config: &Config,
-    own_pod: Option<PodUid>,
-    qos: Option<QosClass>,
-) -> Result<Anchor, AnchorError> {
+pub(crate) fn anchor(config: &Config, qos: Option<QosClass>) -> Result<Anchor, AnchorError> {
     let read = |file| std::fs::read(file).unwrap_or_default();
     let (own, init) = (read("/proc/self/cgroup"), read("/proc/1/cgroup"));
-    match (&config.identity.kubepods_root, own_pod) {
+    match (&config.identity.kubepods_root, config.kubernetes.pod_uid) {
         (Some(root), _) => Anchor::with_root(root, &own, &init),
         (None, Some(uid)) => Anchor::learn(&own, &init, uid, qos),
         (None, None) => Err(AnchorError::UnknownOwnPod),
@@ -318,13 +299,9 @@ async fn check_cluster(
     backends: Option<&Arc<Backends>>,
     note: &mut impl FnMut(&str, Result<String, String>),
 ) {
-    let own = own_pod(config);
-    let root = match &own {
-        Ok(own) => match anchor(config, *own, None) {
-            Ok(anchor) => Ok(anchor.to_string()),
-            Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".into()),
-            Err(error) => Err(error.to_string()),
-        },
+    let root = match anchor(config, None) {
+        Ok(anchor) => Ok(anchor.to_string()),
+        Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".into()),
         Err(error) => Err(error.to_string()),
     };
     note("kubepods root", root);

@@ -58,13 +58,12 @@ impl Callers {
         settings: pods::Settings,
     ) -> Result<Self, StartError> {
         let clients = Clients::new(&config.kubernetes).await?;
-        let own_pod = preflight::own_pod(config)?;
         let name = &config.kubernetes.node;
         let pods = Arc::new(Pods::new(clients.node.clone(), name, settings));
         let node = Node::new(
             pods.clone(),
             name.clone(),
-            own_pod,
+            config.kubernetes.pod_uid,
             config.limits.attest_wait,
             config.identity.csi_only_runtimes.clone(),
         );

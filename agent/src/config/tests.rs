@@ -363,6 +363,7 @@ fn rust_log_goes_over_the_file_and_under_the_agents_own_variable() {
 fn the_node_comes_from_the_file_or_from_the_downward_api() {
     let start = with_file("kubernetes.node = \"node-b\"").and_env("POD_UID", UID);
     let Kubernetes { node, pod_uid, .. } = start.config().kubernetes;
+    let pod_uid = pod_uid.map(|uid| uid.to_string());
     assert_eq!((node.as_str(), pod_uid.as_deref()), ("node-b", Some(UID)));
 }
 

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::{IdentityMode, settings::Value};
+use crate::attest::cgroup::PodUid;
 use crate::backend::dashes;
 
 /// A Unix socket's path has at most 107 bytes (unix(7)); the hand-over needs some for its own name
@@ -384,16 +385,16 @@ pub(super) fn is_label(label: &str) -> bool {
 }
 
 /// The UID of a pod: a UUID with dashes.
-pub(super) fn pod_uid(value: &Value) -> Result<Option<String>, Wrong> {
+pub(super) fn pod_uid(value: &Value) -> Result<Option<PodUid>, Wrong> {
     let remedy = "give the pod POD_UID from metadata.uid by the downward API, or leave it empty";
     let uid = text(value, remedy)?;
     if uid.is_empty() {
-        Ok(None)
-    } else if uid.len() == 36 && uuid::Uuid::try_parse(uid).is_ok() {
-        Ok(Some(uid.to_ascii_lowercase()))
-    } else {
-        Err(Wrong::text(uid, "no UID of a pod", remedy))
+        return Ok(None);
     }
+    let parsed = uid.to_ascii_lowercase().parse();
+    parsed
+        .map(Some)
+        .map_err(|_| Wrong::text(uid, "no UID of a pod", remedy))
 }
 
 /// Beginnings of secret names.
