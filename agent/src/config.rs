@@ -297,7 +297,7 @@ impl Listen {
         Self {
             socket: reader.read("listen.socket", value::socket_path, default.socket),
             admin: reader.read("listen.admin", value::address, default.admin),
-            require_header: reader.read("listen.require_header", value::header, None),
+            require_header: reader.optional("listen.require_header", &[], value::header),
         }
     }
 }
@@ -357,7 +357,7 @@ impl Identity {
                 value::boolean,
                 default.namespace_annotations,
             ),
-            kubepods_root: reader.read("identity.kubepods_root", value::cgroup_root, None),
+            kubepods_root: reader.optional("identity.kubepods_root", &[], value::cgroup_root),
             csi_only_runtimes: reader.read(
                 "identity.csi_only_runtimes",
                 csi::runtime_classes,
@@ -380,7 +380,7 @@ impl Default for Identity {
 
 impl Kubernetes {
     fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
-        let node = reader.read_or("kubernetes.node", &["NODE_NAME"], value::node, None);
+        let node = reader.optional("kubernetes.node", &["NODE_NAME"], value::node);
         if node.is_none() && mode == IdentityMode::Kubernetes {
             reader.missing(
                 "kubernetes.node",
@@ -391,8 +391,8 @@ impl Kubernetes {
         Self {
             impersonate_node: reader.read("kubernetes.impersonate_node", value::boolean, false),
             node: node.unwrap_or_default(),
-            pod_uid: reader.read_or("kubernetes.pod_uid", &["POD_UID"], value::pod_uid, None),
-            startup_taint: reader.read("kubernetes.startup_taint", value::taint, None),
+            pod_uid: reader.optional("kubernetes.pod_uid", &["POD_UID"], value::pod_uid),
+            startup_taint: reader.optional("kubernetes.startup_taint", &[], value::taint),
         }
     }
 }

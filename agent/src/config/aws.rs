@@ -39,7 +39,7 @@ impl AwsConfig {
         let default = Self::default();
         let key = |name: &str| format!("{section}.{name}");
         Self {
-            region: reader.read_or(&key("region"), &["AWS_REGION"], region, None),
+            region: reader.optional(&key("region"), &["AWS_REGION"], region),
             fallback_regions: reader.read(
                 &key("fallback_regions"),
                 regions,
@@ -48,17 +48,15 @@ impl AwsConfig {
             audiences: reader.read(&key("audiences"), value::audiences, default.audiences),
             allow_arns: reader.read(&key("allow_arns"), value::boolean, default.allow_arns),
             prefix: reader.read(&key("prefix"), prefix, default.prefix),
-            endpoint: reader.read_or(
+            endpoint: reader.optional(
                 &key("endpoint"),
                 &["AWS_ENDPOINT_URL_SECRETS_MANAGER", "AWS_ENDPOINT_URL"],
                 value::endpoint,
-                None,
             ),
-            sts_endpoint: reader.read_or(
+            sts_endpoint: reader.optional(
                 &key("sts_endpoint"),
                 &["AWS_ENDPOINT_URL_STS", "AWS_ENDPOINT_URL"],
                 value::endpoint,
-                None,
             ),
             timeout: reader.read(&key("timeout"), value::call_timeout, default.timeout),
         }
@@ -118,13 +116,10 @@ impl Default for AwsConfig {
     }
 }
 
-/// A region's code, or nothing.
-fn region(value: &Value) -> Result<Option<String>, Wrong> {
+/// A region's code.
+fn region(value: &Value) -> Result<String, Wrong> {
     let region = value::text(value, REGION_REMEDY)?;
-    if region.is_empty() {
-        return Ok(None);
-    }
-    check_region(region).map(|()| Some(region.to_owned()))
+    check_region(region).map(|()| region.to_owned())
 }
 
 fn regions(value: &Value) -> Result<Vec<String>, Wrong> {

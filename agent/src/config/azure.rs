@@ -52,12 +52,7 @@ impl AzureConfig {
         let default = Self::default();
         let key = |name: &str| format!("{section}.{name}");
         let authority = reader
-            .read_or(
-                &key("authority"),
-                &["AZURE_AUTHORITY_HOST"],
-                authority,
-                None,
-            )
+            .optional(&key("authority"), &["AZURE_AUTHORITY_HOST"], authority)
             .unwrap_or(default.authority);
         let suffixes = CLOUDS
             .iter()
@@ -66,8 +61,8 @@ impl AzureConfig {
                 vec![(*suffix).to_owned()]
             });
         Self {
-            vault_url: reader.read(&key("vault_url"), vault, None),
-            tenant: reader.read(&key("tenant"), tenant, None),
+            vault_url: reader.optional(&key("vault_url"), &[], vault),
+            tenant: reader.optional(&key("tenant"), &[], tenant),
             authority,
             audience: reader.read(&key("audience"), value::audience, default.audience),
             vault_suffixes: reader.read(&key("vault_suffixes"), suffix_list, suffixes),
@@ -164,38 +159,30 @@ fn is_domain(text: &str) -> bool {
 
 // --- of one key each ---
 
-fn vault(value: &Value) -> Result<Option<String>, Wrong> {
+fn vault(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the vault's URL, such as \"https://my-vault.vault.azure.net\"";
     let text = value::text(value, remedy)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let url = vault_url(text).ok_or_else(|| Wrong::text(text, "no URL of a vault", remedy))?;
-    Ok(Some(url))
+    vault_url(text).ok_or_else(|| Wrong::text(text, "no URL of a vault", remedy))
 }
 
-fn tenant(value: &Value) -> Result<Option<String>, Wrong> {
+fn tenant(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the tenant's id, or one of its domains such as \"contoso.onmicrosoft.com\"";
     let text = value::text(value, remedy)?;
-    if text.is_empty() {
-        Ok(None)
-    } else if is_tenant(text) {
-        Ok(Some(text.to_ascii_lowercase()))
+    if is_tenant(text) {
+        Ok(text.to_ascii_lowercase())
     } else {
         Err(Wrong::text(text, "no tenant", remedy))
     }
 }
 
-fn authority(value: &Value) -> Result<Option<String>, Wrong> {
-    let Some(url) = value::endpoint(value)? else {
-        return Ok(None);
-    };
+fn authority(value: &Value) -> Result<String, Wrong> {
+    let url = value::endpoint(value)?;
     // Pods' tokens go there.
     if !url.starts_with("https://") {
         let remedy = "write a URL with https, such as \"https://login.microsoftonline.com\"";
         return Err(Wrong::text(&url, "no URL with https", remedy));
     }
-    Ok(Some(url.trim_end_matches('/').to_owned()))
+    Ok(url.trim_end_matches('/').to_owned())
 }
 
 fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {

@@ -50,7 +50,7 @@ impl GcpConfig {
     pub(super) fn read(reader: &mut Reader, section: &str, mode: IdentityMode) -> Self {
         let default = Self::default();
         let key = |name: &str| format!("{section}.{name}");
-        let project = reader.read_or(&key("project"), &["GOOGLE_CLOUD_PROJECT"], project, None);
+        let project = reader.optional(&key("project"), &["GOOGLE_CLOUD_PROJECT"], project);
         if project.is_none() {
             reader.missing(
                 &key("project"),
@@ -58,11 +58,11 @@ impl GcpConfig {
                 PROJECT_REMEDY,
             );
         }
-        let provider = reader.read_or(&key("provider"), &[], provider, None);
+        let provider = reader.optional(&key("provider"), &[], provider);
         if provider.is_none() && mode != IdentityMode::Local {
             reader.missing(&key("provider"), "is empty", PROVIDER_REMEDY);
         }
-        let mut endpoint = |name: &str| reader.read(&key(name), value::endpoint, None);
+        let mut endpoint = |name: &str| reader.optional(&key(name), &[], value::endpoint);
         let (store, sts, iam) = (
             endpoint("endpoint"),
             endpoint("sts_endpoint"),
@@ -178,24 +178,20 @@ fn is_part(text: &str) -> bool {
 const PROJECT_REMEDY: &str =
     "write the id of the project whose secrets are read, such as \"acme-prod\"";
 
-fn project(value: &super::settings::Value) -> Result<Option<String>, Wrong> {
+fn project(value: &super::settings::Value) -> Result<String, Wrong> {
     let text = value::string(value)?;
-    match &*text {
-        "" => Ok(None),
-        _ if is_project(&text) => Ok(Some(text)),
-        _ => Err(Wrong::text(&text, "no id of a project", PROJECT_REMEDY)),
+    if is_project(&text) {
+        Ok(text)
+    } else {
+        Err(Wrong::text(&text, "no id of a project", PROJECT_REMEDY))
     }
 }
 
 const PROVIDER_REMEDY: &str = "write PROJECT.svc.id.goog on GKE, elsewhere \
      //iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER";
 
-fn provider(value: &super::settings::Value) -> Result<Option<GcpProvider>, Wrong> {
+fn provider(value: &super::settings::Value) -> Result<GcpProvider, Wrong> {
     let text = value::string(value)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
-    let provider = GcpProvider::parse(&text);
-    let wrong = || Wrong::text(&text, "no provider of identities", PROVIDER_REMEDY);
-    provider.map(Some).ok_or_else(wrong)
+    GcpProvider::parse(&text)
+        .ok_or_else(|| Wrong::text(&text, "no provider of identities", PROVIDER_REMEDY))
 }

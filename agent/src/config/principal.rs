@@ -182,10 +182,9 @@ impl Sidecar {
         let in_use = mode == IdentityMode::Sidecar;
         let mut named = |key: &str, variable: &str, path: &str| {
             let key = format!("sidecar.{key}");
-            let parse = |v: &_| value::or_nothing(v, kubernetes_name);
             let variables = [variable];
             let variables = if in_use { &variables[..] } else { &[] };
-            let name = reader.read_or(&key, variables, parse, None);
+            let name = reader.optional(&key, variables, kubernetes_name);
             if name.is_none() && in_use {
                 reader.missing(
                     &key,
@@ -209,11 +208,10 @@ impl Sidecar {
             }
         }
         let mut text = |key: &str, variables: &[&str]| {
-            let parse = |v: &_| value::or_nothing(v, word);
             let variables = if in_use { variables } else { &[] };
             // What it must look like, the backend says, as it does of an annotation.
             reader
-                .read_or(&format!("sidecar.{key}"), variables, parse, None)
+                .optional(&format!("sidecar.{key}"), variables, word)
                 .unwrap_or_default()
         };
         Self {

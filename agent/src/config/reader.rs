@@ -53,35 +53,31 @@ impl Reader {
         }
     }
 
-    /// The value of `key`; where it says nothing, that of the first of `variables` that does.
-    pub(super) fn read_or<T>(
+    /// The value of `key`; where it is empty or not written, that of the first of `variables` that says something.
+    pub(super) fn optional<T>(
         &mut self,
         key: &str,
         variables: &[&str],
-        parse: impl Fn(&Value) -> Result<Option<T>, Wrong>,
-        default: Option<T>,
+        parse: impl Fn(&Value) -> Result<T, Wrong>,
     ) -> Option<T> {
-        if let Some(value) = self.read(key, &parse, None) {
+        let or_nothing = |value: &Value| match value {
+            Value::String(text) | Value::Untyped(text) if text.is_empty() => Ok(None),
+            value => parse(value).map(Some),
+        };
+        if let Some(value) = self.read(key, or_nothing, None) {
             return Some(value);
         }
         if self.has_fault(key) {
-            return default;
+            return None;
         }
-        let environment = &self.settings.environment;
-        let Some((name, text)) = variables.iter().find_map(|name| {
-            environment
-                .get(*name)
-                .filter(|text| !text.is_empty())
-                .map(|text| (*name, text))
-        }) else {
-            return default;
-        };
+        let said = |name: &&str| Some(((*name).to_owned(), self.variable(name)?.to_owned()));
+        let (name, text) = variables.iter().find_map(said)?;
         let setting = Setting {
-            origin: Origin::Variable(name.to_owned()),
-            value: Value::Untyped(text.clone()),
+            origin: Origin::Variable(name),
+            value: Value::Untyped(text),
         };
         self.settings.values.insert(key.to_owned(), setting);
-        self.read(key, parse, default)
+        self.read(key, or_nothing, None)
     }
 
     /// Whether anything was written for `key`.

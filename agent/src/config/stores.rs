@@ -45,12 +45,7 @@ pub(crate) struct FileConfig {
 impl PassConfig {
     pub(super) fn read(reader: &mut Reader, section: &str) -> Self {
         let key = |name: &str| format!("{section}.{name}");
-        let mut store = reader.read_or(
-            &key("store"),
-            &["PASSWORD_STORE_DIR"],
-            |v| value::or_nothing(v, path),
-            None,
-        );
+        let mut store = reader.optional(&key("store"), &["PASSWORD_STORE_DIR"], path);
         if store.is_none() && !reader.has_fault(&key("store")) {
             store = reader
                 .variable("HOME")
@@ -85,7 +80,7 @@ impl PassConfig {
 impl FileConfig {
     pub(super) fn read(reader: &mut Reader, section: &str) -> Self {
         let key = |name: &str| format!("{section}.{name}");
-        let folder = reader.read(&key("path"), |v| value::or_nothing(v, path), None);
+        let folder = reader.optional(&key("path"), &[], path);
         if folder.is_none() {
             reader.missing(
                 &key("path"),

@@ -204,17 +204,6 @@ fn echo(text: &str) -> String {
     }
 }
 
-/// What `parse` makes of a value that says something.
-pub(super) fn or_nothing<T>(
-    value: &Value,
-    parse: impl Fn(&Value) -> Result<T, Wrong>,
-) -> Result<Option<T>, Wrong> {
-    match value {
-        Value::String(text) | Value::Untyped(text) if text.is_empty() => Ok(None),
-        value => parse(value).map(Some),
-    }
-}
-
 // --- of one key each ---
 
 /// The name of a backend: what requests and keys can carry without quotes.
@@ -264,12 +253,9 @@ pub(super) fn address(value: &Value) -> Result<SocketAddr, Wrong> {
         .map_err(|_| Wrong::text(text, "no socket address", remedy))
 }
 
-pub(super) fn header(value: &Value) -> Result<Option<HeaderName>, Wrong> {
+pub(super) fn header(value: &Value) -> Result<HeaderName, Wrong> {
     let remedy = "write the name of a header that clients can set, such as \"X-Latchkey\"";
     let text = text(value, remedy)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
     let name: HeaderName = text
         .parse()
         .map_err(|_| Wrong::text(text, "no name of a header", remedy))?;
@@ -277,7 +263,7 @@ pub(super) fn header(value: &Value) -> Result<Option<HeaderName>, Wrong> {
         let wrong = "which every request has or none may have";
         return Err(Wrong::text(text, wrong, remedy));
     }
-    Ok(Some(name))
+    Ok(name)
 }
 
 pub(super) fn log_level(value: &Value) -> Result<String, Wrong> {
@@ -321,44 +307,36 @@ pub(super) fn identity_mode(value: &Value) -> Result<IdentityMode, Wrong> {
 }
 
 /// The absolute cgroup path of the root of all pods, as `/proc/<pid>/cgroup` shows it on the host.
-pub(super) fn cgroup_root(value: &Value) -> Result<Option<String>, Wrong> {
+pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
     let remedy =
         "write an absolute cgroup path such as \"/kubepods.slice\", or nothing to learn it";
     let path = text(value, remedy)?;
-    if path.is_empty() {
-        return Ok(None);
-    }
     let parts_right = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
     let right = path.len() <= 4096
         && path.strip_prefix('/').is_some_and(parts_right)
         && !path.chars().any(char::is_control);
     if right {
-        Ok(Some(path.to_owned()))
+        Ok(path.to_owned())
     } else {
         Err(Wrong::text(path, "no absolute cgroup path", remedy))
     }
 }
 
 /// The name of a node, a DNS subdomain (RFC 1123).
-pub(super) fn node(value: &Value) -> Result<Option<String>, Wrong> {
+pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
     let name = text(value, remedy)?;
-    if name.is_empty() {
-        Ok(None)
-    } else if name.len() <= 253 && name.split('.').all(is_label) {
-        Ok(Some(name.to_owned()))
+    if name.len() <= 253 && name.split('.').all(is_label) {
+        Ok(name.to_owned())
     } else {
         Err(Wrong::text(name, "no name of a node", remedy))
     }
 }
 
 /// The key of a taint: a qualified name, and since the agent takes it off, one with a domain before its slash.
-pub(super) fn taint(value: &Value) -> Result<Option<String>, Wrong> {
+pub(super) fn taint(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the key of a taint, such as \"latchkey.dev/agent-not-ready\"";
     let key = text(value, remedy)?;
-    if key.is_empty() {
-        return Ok(None);
-    }
     let is_domain = |domain: &str| domain.contains('.') && domain.split('.').all(is_label);
     let is_name = |name: &str| {
         let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
@@ -370,7 +348,7 @@ pub(super) fn taint(value: &Value) -> Result<Option<String>, Wrong> {
     };
     match key.split_once('/') {
         Some((domain, name)) if domain.len() <= 253 && is_domain(domain) && is_name(name) => {
-            Ok(Some(key.to_owned()))
+            Ok(key.to_owned())
         }
         _ => Err(Wrong::text(key, "no key of a taint with a domain", remedy)),
     }
@@ -385,15 +363,11 @@ pub(super) fn is_label(label: &str) -> bool {
 }
 
 /// The UID of a pod: a UUID with dashes.
-pub(super) fn pod_uid(value: &Value) -> Result<Option<PodUid>, Wrong> {
+pub(super) fn pod_uid(value: &Value) -> Result<PodUid, Wrong> {
     let remedy = "give the pod POD_UID from metadata.uid by the downward API, or leave it empty";
     let uid = text(value, remedy)?;
-    if uid.is_empty() {
-        return Ok(None);
-    }
-    let parsed = uid.to_ascii_lowercase().parse();
-    parsed
-        .map(Some)
+    uid.to_ascii_lowercase()
+        .parse()
         .map_err(|_| Wrong::text(uid, "no UID of a pod", remedy))
 }
 
@@ -468,13 +442,10 @@ pub(super) fn call_timeout(value: &Value) -> Result<Duration, Wrong> {
     duration(Duration::from_millis(10)..=Duration::from_secs(60))(value)
 }
 
-/// A URL without path, or nothing.
-pub(super) fn endpoint(value: &Value) -> Result<Option<String>, Wrong> {
+/// A URL without path.
+pub(super) fn endpoint(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a URL without a path, such as \"https://vpce-1a2b.example.com\"";
     let text = text(value, remedy)?;
-    if text.is_empty() {
-        return Ok(None);
-    }
     // What stands before '@' is a password more often than not: it is not repeated.
     if text.contains('@') {
         return Err(Wrong::new(
@@ -490,7 +461,7 @@ pub(super) fn endpoint(value: &Value) -> Result<Option<String>, Wrong> {
             && !text.contains('#')
     });
     match uri {
-        Some(_) => Ok(Some(text.to_owned())),
+        Some(_) => Ok(text.to_owned()),
         None => Err(Wrong::text(text, "no URL of an endpoint", remedy)),
     }
 }
