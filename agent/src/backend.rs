@@ -50,11 +50,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// # Errors
     ///
     /// If it has none here, saying what to write instead.
-    fn machine_role(&self, _role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
-        Err(NoRole(
-            "a backend of this type takes no credentials of a machine".into(),
-        ))
-    }
+    fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole>;
 
     /// What it is and where, for the operator.
     fn describe(&self) -> String;
@@ -219,7 +215,7 @@ pub(crate) struct Backends {
 #[derive(Debug)]
 struct Row {
     name: Arc<str>,
-    backend: Arc<dyn Backend>,
+    backend: Box<dyn Backend>,
 }
 
 // === impl Offer ===
@@ -302,21 +298,21 @@ impl Backends {
         let mut rows = Vec::new();
         for (name, settings) in &config.backends {
             let name: Arc<str> = name.as_str().into();
-            let backend: Arc<dyn Backend> = match settings {
+            let backend: Box<dyn Backend> = match settings {
                 BackendConfig::Aws(settings) => {
-                    Arc::new(aws::Aws::open(&name, settings, duration).await?)
+                    Box::new(aws::Aws::open(&name, settings, duration).await?)
                 }
                 BackendConfig::Azure(settings) => {
-                    Arc::new(azure::Azure::open(&name, settings, duration)?)
+                    Box::new(azure::Azure::open(&name, settings, duration)?)
                 }
                 BackendConfig::Gcp(settings) => {
-                    Arc::new(gcp::Gcp::open(&name, settings, duration).await?)
+                    Box::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
                 BackendConfig::File(settings) => {
-                    Arc::new(Kept::of(file::Files::open(&name, settings)?))
+                    Box::new(Kept::of(file::Files::open(&name, settings)?))
                 }
                 BackendConfig::Pass(settings) => {
-                    Arc::new(Kept::of(pass::Pass::open(&name, settings)?))
+                    Box::new(Kept::of(pass::Pass::open(&name, settings)?))
                 }
             };
             rows.push(Row { name, backend });
@@ -377,18 +373,13 @@ impl Backends {
     }
 
     /// The backend itself.
-    pub(crate) fn at(&self, id: BackendId) -> &Arc<dyn Backend> {
-        &self.rows[id.0].backend
+    pub(crate) fn at(&self, id: BackendId) -> &dyn Backend {
+        &*self.rows[id.0].backend
     }
 
     /// All backends, in order.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<dyn Backend>> {
-        self.rows.iter().map(|row| &row.backend)
-    }
-
-    /// The pod annotation that exempts containers from that backend.
-    pub(crate) fn skip_annotation(&self, id: BackendId) -> Option<&'static str> {
-        self.rows[id.0].backend.skip_annotation()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &dyn Backend> {
+        self.rows.iter().map(|row| &*row.backend)
     }
 }
 

@@ -77,7 +77,8 @@ pub(crate) fn of(
         .map_err(|none| RequestError::new(Code::NoRole, none.0.clone()).at(Step::Role))?;
     let facts = workload.facts();
     let skipped = backends
-        .skip_annotation(backend)
+        .at(backend)
+        .skip_annotation()
         .and_then(|key| facts.exempt.get(key));
     let Some(skipped) = skipped else {
         return Ok(role.clone());
