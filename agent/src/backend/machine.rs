@@ -4,8 +4,9 @@
 //! the way (a task that renews for ever, a call without a deadline, a program of the user's that hangs) ends with that
 //! process, which has a time. Nothing is kept beyond the session that is made with them.
 
-use super::{aws, azure, gcp};
+use super::{BackendError, aws, azure, gcp};
 use crate::config;
+use crate::error::RequestError;
 use crate::program::{self, Ended, RunError};
 use clap::Subcommand;
 use serde::de::DeserializeOwned;
@@ -64,6 +65,15 @@ pub(super) enum NoCredentials {
     /// There are none, in the words of whoever was asked.
     #[error("{0}")]
     None(Ended),
+}
+
+// === impl NoCredentials ===
+
+impl NoCredentials {
+    /// What the caller is told of it: `hint` says what to do.
+    pub(super) fn told(&self, hint: &'static str) -> BackendError {
+        BackendError::from(RequestError::unavailable(hint)).because(self)
+    }
 }
 
 // === impl Source ===

@@ -124,14 +124,6 @@ where
     })
 }
 
-/// The machine has no credentials, or those that make them do not answer.
-pub(super) fn no_credentials(cause: &(dyn Error + 'static)) -> BackendError {
-    let error = RequestError::unavailable(
-        "this machine has no AWS credentials now: sign in, or check AWS_PROFILE and credential_process",
-    );
-    BackendError::new(Fault::Call, error.because(cause))
-}
-
 /// A failed call to Secrets Manager in `region` (its API Reference, "Common Errors" and those of `GetSecretValue`).
 pub(super) fn of_read<E>(
     error: &SdkError<E, HttpResponse>,

@@ -11,6 +11,10 @@ use aws_sdk_sts as sts;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, UNIX_EPOCH};
 
+/// What the caller is told where the machine has none.
+const NO_CREDENTIALS: &str =
+    "this machine has no AWS credentials now: sign in, or check AWS_PROFILE and credential_process";
+
 /// What the chain gives, as one process tells another.
 #[derive(Deserialize, Serialize)]
 pub(in crate::backend) struct Keys {
@@ -49,7 +53,7 @@ impl Aws {
         let source = ["aws", "--region", &self.region];
         let keys: Keys = machine::ask(&source, self.settings.timeout)
             .await
-            .map_err(|none| errors::no_credentials(&none))?;
+            .map_err(|none| none.told(NO_CREDENTIALS))?;
         let ends = keys.ends.map(|ends| UNIX_EPOCH + Duration::from_secs(ends));
         Ok(Credentials::new(
             keys.access_key,

@@ -82,15 +82,6 @@ pub(super) fn internal(error: &azure_core::Error) -> BackendError {
     RequestError::internal(error).into()
 }
 
-/// The machine has no credentials, or those that make them do not answer.
-pub(super) fn no_credentials(cause: &(dyn Error + 'static)) -> BackendError {
-    let error = RequestError::unavailable(
-        "this machine has no Azure credentials now: sign in with az login, or check AZURE_CLIENT_ID, AZURE_TENANT_ID \
-         and AZURE_CLIENT_SECRET, or the machine's managed identity",
-    );
-    BackendError::new(Fault::Call, error.because(cause))
-}
-
 /// A failed token request ("Microsoft Entra authentication and authorization error codes").
 pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
     classify(failed, "Entra ID", |refusal| {

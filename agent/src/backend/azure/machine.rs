@@ -5,8 +5,9 @@
 use super::entra::Bearer;
 use super::errors::Failed;
 use super::wire::Wire;
-use super::{Azure, errors, tried};
-use crate::backend::{BackendError, machine};
+use super::{Azure, tried};
+use crate::backend::BackendError;
+use crate::backend::machine::{self, NoCredentials};
 use crate::config;
 use crate::role::{MACHINE, Role};
 use azure_core::cloud::CustomConfiguration;
@@ -24,6 +25,10 @@ use std::time::Duration;
 
 /// How long one call on the way may take. The process that makes it may have less.
 const CALL: Duration = Duration::from_secs(10);
+
+/// What the caller is told where the machine has none.
+const NO_CREDENTIALS: &str = "this machine has no Azure credentials now: sign in with az login, or \
+     check AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET, or the machine's managed identity";
 
 /// An access token, as one process tells another.
 #[derive(Deserialize, Serialize)]
@@ -118,7 +123,7 @@ impl Azure {
         role: &Role,
         suffix: &str,
     ) -> Result<Bearer, BackendError> {
-        let none = |none| errors::no_credentials(&none);
+        let none = |none: NoCredentials| none.told(NO_CREDENTIALS);
         let scope = super::entra::scope_of(suffix);
         let authority = &self.settings.authority;
         let mut source = vec!["azure", "--authority", authority, "--scope", &scope];
@@ -129,7 +134,7 @@ impl Azure {
             .await
             .map_err(none)?;
         let ends = OffsetDateTime::from_unix_timestamp(found.ends)
-            .map_err(|_| none(machine::NoCredentials::Garbage))?;
+            .map_err(|_| none(NoCredentials::Garbage))?;
         Ok(Bearer {
             scope,
             token: AccessToken::new(Secret::new(found.token), ends),

@@ -86,15 +86,6 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
 }
 
-/// The machine has no credentials, or those that make them do not answer.
-pub(super) fn no_credentials(cause: &(dyn std::error::Error + 'static)) -> BackendError {
-    let error = RequestError::unavailable(
-        "this machine has no Google Cloud credentials now: sign in with gcloud auth application-default login, or \
-         check GOOGLE_APPLICATION_CREDENTIALS",
-    );
-    BackendError::new(Fault::Call, error.because(cause))
-}
-
 /// The refusal of a service account's token to the principal that asked for it.
 pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
     let refusal: ApiError = serde_json::from_slice(&answer.body).unwrap_or_default();

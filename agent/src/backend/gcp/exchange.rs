@@ -9,6 +9,7 @@ use super::{errors, role};
 use crate::backend::body::{self, BodyError};
 use crate::backend::{BackendError, Caller};
 use crate::config::GcpProvider;
+use crate::error::RequestError;
 use crate::role::Role;
 use crate::secret::SubjectToken;
 use jiff::Timestamp;
@@ -44,6 +45,11 @@ pub(super) struct Exchange {
     /// Asked for a service account's token.
     pub(super) lifetime: Duration,
 }
+
+/// A token that is to be exchanged where nothing believes it, although no role asks for one there.
+#[derive(Debug, thiserror::Error)]
+#[error("no provider of identities is configured to exchange the token at")]
+struct NoProvider;
 
 /// A bearer, and when it ends.
 pub(super) struct Granted {
@@ -89,7 +95,7 @@ impl Exchange {
     ) -> Result<Granted, BackendError> {
         let whose = errors::TOKEN_SERVICE;
         let audience = match &self.provider {
-            None => return Err(BackendError::garbage("the configuration")),
+            None => return Err(RequestError::internal(&NoProvider).into()),
             Some(GcpProvider::Federation(name)) => name.clone(),
             Some(GcpProvider::Gke(pool)) => {
                 let issuer =

@@ -2,9 +2,9 @@
 //! Application Default Credentials (AIP-4110).
 
 use super::bearer::{AccessToken, Bearer, QUOTA_PROJECT};
-use super::errors;
 use super::exchange::{Granted, SCOPE};
-use crate::backend::{BackendError, machine};
+use crate::backend::BackendError;
+use crate::backend::machine::{self, NoCredentials};
 use crate::error::chain;
 use google_cloud_auth::credentials::{Builder, CacheableResource};
 use hyper::header::{AUTHORIZATION, HeaderName, HeaderValue};
@@ -12,6 +12,10 @@ use hyper::http::Extensions;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// What the caller is told where the machine has none.
+const NO_CREDENTIALS: &str = "this machine has no Google Cloud credentials now: sign in with \
+     gcloud auth application-default login, or check GOOGLE_APPLICATION_CREDENTIALS";
 
 /// What the default credentials give, as one process tells another.
 #[derive(Deserialize, Serialize)]
@@ -50,13 +54,13 @@ pub(in crate::backend) async fn find() -> Result<Found, String> {
 /// `unavailable` if there is none within `limit`.
 pub(super) async fn granted(limit: Duration) -> Result<Granted, BackendError> {
     let asked = Instant::now();
-    let none = |none| errors::no_credentials(&none);
+    let none = |none: NoCredentials| none.told(NO_CREDENTIALS);
     let found: Found = machine::ask(&["gcp"], limit).await.map_err(none)?;
     let quota_project = found
         .quota_project
         .and_then(|project| HeaderValue::try_from(project).ok());
-    let bearer = Bearer::of(&AccessToken::from(found.token))
-        .ok_or_else(|| none(machine::NoCredentials::Garbage))?;
+    let bearer =
+        Bearer::of(&AccessToken::from(found.token)).ok_or_else(|| none(NoCredentials::Garbage))?;
     Ok(Granted {
         bearer: bearer.counted(quota_project),
         ends: asked + machine::LOOK_AGAIN,
