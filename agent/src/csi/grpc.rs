@@ -2,6 +2,7 @@
 //!
 //! Requests carry tokens, so no connection lasts: with it go its buffers, which the mounter's allocator wipes.
 
+use super::plugin::Plugin;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -39,21 +40,8 @@ const CONNECTIONS: usize = 32;
 /// How long the accept loop rests when the machine has run out of something.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
-/// Answers calls by their path.
-pub(super) trait Services: Send + Sync + 'static {
-    /// Answers one call.
-    fn call(
-        self: Arc<Self>,
-        request: http::Request<Incoming>,
-    ) -> impl Future<Output = http::Response<Body>> + Send;
-}
-
 /// Serves everybody who is root, for ever.
-pub(super) async fn serve<S: Services>(
-    listener: Arc<UnixListener>,
-    services: Arc<S>,
-    calls: TaskTracker,
-) {
+pub(super) async fn serve(listener: Arc<UnixListener>, plugin: Arc<Plugin>, calls: TaskTracker) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // Nobody closes it.
@@ -64,7 +52,7 @@ pub(super) async fn serve<S: Services>(
             Ok((stream, _)) => {
                 let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
                 if is_root {
-                    let connection = connection(stream, services.clone());
+                    let connection = connection(stream, plugin.clone());
                     calls.spawn(async move {
                         connection.await;
                         drop(place);
@@ -81,10 +69,10 @@ pub(super) async fn serve<S: Services>(
     }
 }
 
-async fn connection<S: Services>(stream: UnixStream, services: Arc<S>) {
+async fn connection(stream: UnixStream, plugin: Arc<Plugin>) {
     let service = service_fn(move |request| {
-        let services = services.clone();
-        async move { Ok::<_, Infallible>(services.call(request).await) }
+        let plugin = plugin.clone();
+        async move { Ok::<_, Infallible>(plugin.call(request).await) }
     });
     let mut http = std::pin::pin!(
         http2::Builder::new(TokioExecutor::new())

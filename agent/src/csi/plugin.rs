@@ -2,7 +2,7 @@
 //! kubelet comes to know the driver.
 
 use super::DRIVER;
-use super::grpc::{Services, unary, unimplemented};
+use super::grpc::{unary, unimplemented};
 use super::node::Node;
 use super::proto::{
     BoolValue, Empty, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, PluginInfo, PluginName,
@@ -24,8 +24,9 @@ pub(super) struct Plugin {
     pub(super) endpoint: PathBuf,
 }
 
-impl Services for Plugin {
-    async fn call(self: Arc<Self>, request: http::Request<Incoming>) -> http::Response<Body> {
+impl Plugin {
+    /// Answers one call.
+    pub(super) async fn call(&self, request: http::Request<Incoming>) -> http::Response<Body> {
         let node = self.node.clone();
         match request.uri().path() {
             "/csi.v1.Identity/GetPluginInfo" => {

@@ -3,8 +3,9 @@
 //! Two mounters are on a node during an upgrade. The one that started last has the sockets, and it may be the one that
 //! goes: an upgrade that is taken back removes it.
 
-use super::grpc::{Services, serve};
+use super::grpc::serve;
 use super::named;
+use super::plugin::Plugin;
 use crate::handover::{Access, Found, Listening, SocketPath};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,31 +16,35 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 const MODE: u32 = 0o600;
 
 /// A socket that is served until this is dropped.
-pub(super) struct Socket<S> {
+pub(super) struct Socket {
     path: PathBuf,
     socket: SocketPath,
     listening: Listening,
-    services: Arc<S>,
+    plugin: Arc<Plugin>,
     calls: TaskTracker,
     _serving: AbortOnDropHandle<()>,
 }
 
-impl<S: Services> Socket<S> {
+impl Socket {
     /// Serves at `path`.
     ///
     /// # Errors
     ///
     /// If the socket's directory is not safe, or the kernel refuses.
-    pub(super) fn serve(path: &Path, services: &Arc<S>, calls: &TaskTracker) -> io::Result<Self> {
+    pub(super) fn serve(
+        path: &Path,
+        plugin: &Arc<Plugin>,
+        calls: &TaskTracker,
+    ) -> io::Result<Self> {
         let socket = SocketPath::open(path, Access::AsItIs).map_err(io::Error::other)?;
         let listening = socket.claim(MODE).map_err(|e| named(e, path))?;
-        let serving = serve(listening.listener.clone(), services.clone(), calls.clone());
+        let serving = serve(listening.listener.clone(), plugin.clone(), calls.clone());
         Ok(Self {
             path: path.to_owned(),
             socket,
             _serving: AbortOnDropHandle::new(tokio::spawn(serving)),
             listening,
-            services: services.clone(),
+            plugin: plugin.clone(),
             calls: calls.clone(),
         })
     }
@@ -52,7 +57,7 @@ impl<S: Services> Socket<S> {
             return;
         }
         let path = self.path.display();
-        match Self::serve(&self.path, &self.services, &self.calls) {
+        match Self::serve(&self.path, &self.plugin, &self.calls) {
             Ok(socket) => {
                 tracing::warn!(%path, "nobody answered on the socket any more; it is this mounter's again");
                 *self = socket;
