@@ -14,7 +14,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
 use latchkey_client::protocol::{Code, Step};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
@@ -81,18 +81,17 @@ pub(crate) type FullName = (Arc<str>, Arc<str>);
 pub(crate) struct Principal {
     namespace: Arc<str>,
     name: Arc<str>,
-    last: Mutex<Option<Last>>,
-    /// How the last look failed, and when it ended.
-    failed: Mutex<Option<(Instant, RequestError)>>,
+    known: Mutex<Known>,
     look: Arc<tokio::sync::Mutex<()>>,
 }
 
-#[derive(Clone, Debug)]
-struct Last {
-    account: Arc<Account>,
-    /// When it was asked for, so that its age is never underestimated.
-    at: Instant,
-    not_before: Instant,
+/// What is known of an account.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    /// The last word, and when it was asked for, so that its age is never underestimated.
+    last: Option<(Arc<Account>, Instant)>,
+    /// How the last look failed, and when it ended.
+    failed: Option<(Instant, RequestError)>,
 }
 
 // === impl Account ===
@@ -263,25 +262,25 @@ impl Directory {
         principal: &Arc<Principal>,
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
-        let last = principal.last();
-        match &last {
-            Some(last) if now < last.at + MAY_REFRESH || now < last.not_before => {
-                Ok(last.account.clone())
+        let known = principal.known().clone();
+        match &known.last {
+            Some((account, at)) if now < *at + MAY_REFRESH || known.has_failed(RETRY, now) => {
+                Ok(account.clone())
             }
             // Where a look has failed of late, nobody waits for the next one either.
-            Some(last)
-                if now < last.at + MUST_REFRESH
-                    || principal
-                        .failed()
-                        .is_some_and(|(at, _)| now < at + MUST_REFRESH) =>
+            Some((account, at))
+                if now < *at + MUST_REFRESH || known.has_failed(MUST_REFRESH, now) =>
             {
                 if let Ok(turn) = principal.look.clone().try_lock_owned() {
                     drop(self.refreshing(principal, turn));
                 }
-                Ok(last.account.clone())
+                Ok(account.clone())
             }
             // Boxed, because hardly any request comes here and each would carry it.
-            _ => Box::pin(self.look_first(principal, last, now)).await,
+            last => {
+                let last = last.as_ref().map(|(account, _)| account.clone());
+                Box::pin(self.look_first(principal, last, now)).await
+            }
         }
     }
 
@@ -296,8 +295,7 @@ impl Directory {
         let principal = Arc::new(Principal {
             namespace: namespace.clone(),
             name: name.clone(),
-            last: Mutex::default(),
-            failed: Mutex::default(),
+            known: Mutex::default(),
             look: Arc::default(),
         });
         known.insert(key, Arc::downgrade(&principal));
@@ -308,27 +306,26 @@ impl Directory {
     async fn look_first(
         self: &Arc<Self>,
         principal: &Arc<Principal>,
-        last: Option<Last>,
+        last: Option<Arc<Account>>,
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
         let turn = principal.look.clone().lock_owned().await;
         // Somebody may have looked while we waited.
-        if let Some(last) = principal.last()
-            && (last.at >= now || Instant::now() < last.not_before)
+        let known = principal.known().clone();
+        if let Some((account, at)) = &known.last
+            && (*at >= now || known.has_failed(RETRY, Instant::now()))
         {
-            return Ok(last.account);
+            return Ok(account.clone());
         }
         // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of their own.
-        if let Some((at, error)) = principal.failed()
+        if let Some((at, error)) = known.failed
             && now < at + FAILURE_STANDS
         {
             return Err(error);
         }
         let outcome = self.refreshing(principal, turn).await;
         match outcome.unwrap_or_else(|panic| Err(RequestError::internal(&panic))) {
-            Err(error) if error.code == Code::Unavailable => {
-                last.map(|last| last.account).ok_or(error)
-            }
+            Err(error) if error.code == Code::Unavailable => last.ok_or(error),
             outcome => outcome,
         }
     }
@@ -353,21 +350,14 @@ impl Directory {
         match self.look(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
-                principal.fail(None);
-                principal.set(Some(Last {
-                    account: account.clone(),
-                    at,
-                    not_before: at,
-                }));
+                *principal.known() = Known {
+                    last: Some((account.clone(), at)),
+                    failed: None,
+                };
                 Ok(account)
             }
             Err(error) => {
-                principal.fail(Some((Instant::now(), error.clone())));
-                match error.code {
-                    Code::Unavailable => principal.postpone(Instant::now() + RETRY),
-                    // The account is gone: so is what was known of it.
-                    _ => principal.set(None),
-                }
+                principal.known().fail(error.clone());
                 tracing::warn!(
                     namespace, service_account = name, error = %error,
                     cause = error.cause.as_deref(), "cannot look up the service account"
@@ -414,32 +404,26 @@ impl Directory {
 // === impl Principal ===
 
 impl Principal {
-    fn last(&self) -> Option<Last> {
-        self.last
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Known ===
+
+impl Known {
+    /// Whether the last look has failed, and no longer than `within` before `now`.
+    fn has_failed(&self, within: Duration, now: Instant) -> bool {
+        let failed = self.failed.as_ref();
+        failed.is_some_and(|(at, _)| now < *at + within)
     }
 
-    fn set(&self, last: Option<Last>) {
-        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = last;
-    }
-
-    fn failed(&self) -> Option<(Instant, RequestError)> {
-        self.failed
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-
-    fn fail(&self, failed: Option<(Instant, RequestError)>) {
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = failed;
-    }
-
-    fn postpone(&self, until: Instant) {
-        if let Some(last) = &mut *self.last.lock().unwrap_or_else(PoisonError::into_inner) {
-            last.not_before = until;
+    fn fail(&mut self, error: RequestError) {
+        // The account is gone: so is what was known of it.
+        if error.code != Code::Unavailable {
+            self.last = None;
         }
+        self.failed = Some((Instant::now(), error));
     }
 }
 
