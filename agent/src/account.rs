@@ -6,9 +6,10 @@
 //! configuration names the accounts.
 
 use crate::attest::Workload;
-use crate::backend::{BackendId, Backends};
-use crate::config::Sidecar;
+use crate::backend::{Backend, BackendId, Backends};
+use crate::config::{LocalRole, LocalWorkload, Sidecar};
 use crate::error::RequestError;
+use crate::preflight::StartError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
@@ -97,11 +98,44 @@ struct Known {
 // === impl Account ===
 
 impl Account {
-    /// An account with these roles, one for each backend in the order of the table.
-    pub(crate) fn new(uid: &str, roles: Vec<Result<Arc<Role>, NoRole>>) -> Self {
+    /// An account with the roles that the annotations ask for.
+    pub(crate) fn annotated(uid: &str, annotations: &Annotations, backends: &Backends) -> Self {
+        Self::with(uid, backends, |backend| backend.role(annotations))
+    }
+
+    /// The account of a principal of the machine, the one of that number in the configuration.
+    ///
+    /// # Errors
+    ///
+    /// If its role is no backend's, which is a mistake.
+    pub(crate) fn of_machine(
+        number: usize,
+        workload: &LocalWorkload,
+        backends: &Backends,
+    ) -> Result<Self, StartError> {
+        let account = Self::with(&format!("uid {}", workload.uid), backends, |backend| {
+            backend.machine_role(&workload.role, &workload.namespace)
+        });
+        if let LocalRole::Named(named) = &workload.role {
+            let mut roles = account.roles.iter().flatten();
+            if !roles.any(|role| role.name.eq_ignore_ascii_case(named)) {
+                let why = account.roles.iter().find_map(|role| role.as_ref().err());
+                let why = why.map(ToString::to_string).unwrap_or_default();
+                return Err(StartError::LocalRole(number, named.clone(), why));
+            }
+        }
+        Ok(account)
+    }
+
+    fn with(
+        uid: &str,
+        backends: &Backends,
+        role: impl Fn(&dyn Backend) -> Result<Role, NoRole>,
+    ) -> Self {
+        let roles = backends.iter().map(|backend| role(backend).map(Arc::new));
         Self {
             uid: uid.into(),
-            roles,
+            roles: roles.collect(),
         }
     }
 
@@ -389,15 +423,8 @@ impl Directory {
                 BTreeMap::new()
             },
         };
-        let roles = self
-            .backends
-            .iter()
-            .map(|backend| backend.role(&annotations).map(Arc::new))
-            .collect();
-        Ok(Account::new(
-            &account.metadata.uid.unwrap_or_default(),
-            roles,
-        ))
+        let uid = account.metadata.uid.unwrap_or_default();
+        Ok(Account::annotated(&uid, &annotations, &self.backends))
     }
 }
 

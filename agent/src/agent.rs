@@ -19,7 +19,6 @@ use crate::server::Server;
 use crate::taint;
 use crate::volumes::{Left, Volumes};
 use callers::Callers;
-pub(crate) use callers::account_of;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

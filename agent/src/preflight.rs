@@ -1,7 +1,6 @@
 //! What the agent needs of its surroundings, looked at before it serves, and by `latchkey-agent check`.
 
-use crate::account::Annotations;
-use crate::agent::account_of;
+use crate::account::{Account, Annotations};
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::Backends;
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
@@ -254,7 +253,7 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
             let workloads = config.local.iter().enumerate();
             let of = |(number, workload): (usize, &LocalWorkload)| Finding {
                 subject: format!("uid {}", workload.uid),
-                outcome: match account_of(number, workload, backends) {
+                outcome: match Account::of_machine(number, workload, backends) {
                     Ok(account) => Ok(account.describe(backends)),
                     Err(error) => Err(error.to_string()),
                 },

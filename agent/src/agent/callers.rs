@@ -7,11 +7,10 @@ use crate::attest::node::Node;
 use crate::attest::pods::{self, Facts, Pod, Pods};
 use crate::backend::Backends;
 use crate::cache::NodesValues;
-use crate::config::{Config, IdentityMode, LocalRole, LocalWorkload};
+use crate::config::{Config, IdentityMode};
 use crate::kubernetes::Clients;
 use crate::preflight::{self, StartError};
 use crate::quota::NodesUnread;
-use crate::role::NoRole;
 use crate::token::SubjectTokens;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -89,7 +88,7 @@ impl Callers {
         let mut principals = HashMap::new();
         let mut accounts = HashMap::new();
         for (number, workload) in config.local.iter().enumerate() {
-            let account = account_of(number, workload, backends)?;
+            let account = Account::of_machine(number, workload, backends)?;
             let facts = Facts::of_principal(&workload.namespace, &workload.service_account, "");
             let name = (facts.namespace.clone(), facts.service_account.clone());
             accounts.insert(name, Arc::new(account));
@@ -113,52 +112,15 @@ impl Callers {
         let uid = preflight::pod_volume(config)?;
         let pod = &config.sidecar;
         let facts = Facts::of_principal(&pod.namespace, &pod.service_account, &pod.pod);
-        let annotations = Annotations::of_sidecar(pod);
-        let roles = backends
-            .iter()
-            .map(|backend| backend.role(&annotations).map(Arc::new))
-            .collect();
+        let account = Account::annotated("own", &Annotations::of_sidecar(pod), backends);
         let name = (facts.namespace.clone(), facts.service_account.clone());
-        let account = Arc::new(Account::new("own", roles));
         let pod = Arc::new(Pod::new(Some(uid), facts, settings));
         Ok(Self {
             attestor: Arc::new(Attestor::Sidecar(pod)),
-            accounts: Accounts::Configured(HashMap::from([(name, account)])),
+            accounts: Accounts::Configured(HashMap::from([(name, Arc::new(account))])),
             tokens: SubjectTokens::Projected(config.sidecar.tokens.clone()),
             pods: None,
             own_account: None,
         })
     }
-}
-
-/// The account of a principal of the machine. A role that no backend has is a mistake.
-///
-/// # Errors
-///
-/// If the workload's role is no backend's.
-pub(crate) fn account_of(
-    number: usize,
-    workload: &LocalWorkload,
-    backends: &Backends,
-) -> Result<Account, StartError> {
-    let roles: Vec<_> = backends
-        .iter()
-        .map(|backend| backend.machine_role(&workload.role, &workload.namespace))
-        .map(|role| role.map(Arc::new))
-        .collect();
-    let none = |named: &str| {
-        let is_for = |role: &Result<Arc<_>, NoRole>| {
-            role.as_ref()
-                .is_ok_and(|role: &Arc<crate::role::Role>| role.name.eq_ignore_ascii_case(named))
-        };
-        !roles.iter().any(is_for)
-    };
-    if let LocalRole::Named(named) = &workload.role
-        && none(named)
-    {
-        let why = roles.iter().find_map(|role| role.as_ref().err());
-        let why = why.map(ToString::to_string).unwrap_or_default();
-        return Err(StartError::LocalRole(number, named.clone(), why));
-    }
-    Ok(Account::new(&format!("uid {}", workload.uid), roles))
 }
