@@ -6,7 +6,7 @@ use crate::error::RequestError;
 use crate::metrics::Route;
 use crate::pointer;
 use crate::request::{SecretAsk, Shape, allowed};
-use crate::secret::SecretBytes;
+use crate::secret::SecretValue;
 use crate::unescape;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -161,7 +161,7 @@ pub(crate) fn batch(secrets: &[Bytes], errors: &[u8]) -> Bytes {
     body.extend_from_slice(PARTS[1]);
     body.extend_from_slice(errors);
     body.extend_from_slice(PARTS[2]);
-    SecretBytes::from(body).into_bytes()
+    SecretValue::from(body).into_bytes()
 }
 
 /// A successful answer in JSON that holds no secret.
@@ -400,7 +400,7 @@ fn base64(value: &[u8]) -> Zeroizing<String> {
 }
 
 fn copy(value: &[u8]) -> Bytes {
-    SecretBytes::from(Zeroizing::new(value.to_vec())).into_bytes()
+    SecretValue::from(Zeroizing::new(value.to_vec())).into_bytes()
 }
 
 /// JSON in memory that is wiped when its last reader lets go. It is measured first and then written into room
@@ -421,5 +421,5 @@ fn sealed_json(value: &impl Serialize) -> Bytes {
     let _ = serde_json::to_writer(&mut measure, value);
     let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
     let _ = serde_json::to_writer(&mut *text, value);
-    SecretBytes::from(text).into_bytes()
+    SecretValue::from(text).into_bytes()
 }

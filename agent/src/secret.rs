@@ -1,7 +1,7 @@
 //! What must not be printed, and the names of it.
 //!
 //! A [`SecretName`] is checked once, when it is made. Values and tokens print as nothing, cannot be
-//! cloned, come out through `expose` alone, and are overwritten with zeroes when they are dropped.
+//! cloned, come out through `expose` or as shared bytes alone, and are overwritten with zeroes when they are dropped.
 
 use std::{fmt, str, sync::Arc};
 
@@ -36,17 +36,11 @@ pub(crate) enum NameError {
     Segment,
 }
 
-/// The value of a secret.
+/// The value of a secret, or bytes that hold one, such as an answer's body.
 pub(crate) struct SecretValue(Zeroizing<Vec<u8>>);
 
 /// A subject token: the pod's service account JWT, offered for exchange.
 pub(crate) struct SubjectToken(Zeroizing<String>);
-
-/// Bytes that hold a secret, such as an answer's body, on their way into [`Bytes`].
-///
-/// The last of the clones and slices of those `Bytes` to go overwrites them all. `Bytes` itself
-/// prints what it holds: it goes to the socket and never into a `{:?}`.
-pub(crate) struct SecretBytes(Zeroizing<Vec<u8>>);
 
 // === impl SecretName ===
 
@@ -134,6 +128,14 @@ impl SecretValue {
     pub(crate) fn expose_str(&self) -> Option<&str> {
         str::from_utf8(&self.0).ok()
     }
+
+    /// The same memory as [`Bytes`], which can be shared and sliced.
+    ///
+    /// The last of the clones and slices of those `Bytes` to go overwrites them all. `Bytes` itself
+    /// prints what it holds: it goes to the socket and never into a `{:?}`.
+    pub(crate) fn into_bytes(self) -> Bytes {
+        Bytes::from_owner(self.0)
+    }
 }
 
 /// Takes the text over where it lies; no copy stays behind.
@@ -193,34 +195,6 @@ impl From<String> for SubjectToken {
 impl fmt::Debug for SubjectToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SubjectToken(..)")
-    }
-}
-
-// === impl SecretBytes ===
-
-impl SecretBytes {
-    /// The same memory as [`Bytes`], which can be shared and sliced.
-    pub(crate) fn into_bytes(self) -> Bytes {
-        Bytes::from_owner(self)
-    }
-}
-
-/// Takes the bytes over where they lie; no copy stays behind.
-impl From<Zeroizing<Vec<u8>>> for SecretBytes {
-    fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
-        Self(bytes)
-    }
-}
-
-impl AsRef<[u8]> for SecretBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SecretBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretBytes(..)")
     }
 }
 

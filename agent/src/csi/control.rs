@@ -4,7 +4,7 @@
 //! nothing secret and may be logged, and tokens as the kubelet wrote them, which may not.
 
 use super::volume::Volume;
-use crate::secret::SecretBytes;
+use crate::secret::SecretValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -63,7 +63,7 @@ pub(crate) enum FailureKind {
 /// JSON, and the tokens beside it.
 pub(crate) struct Message<T> {
     pub(crate) body: T,
-    pub(crate) tokens: SecretBytes,
+    pub(crate) tokens: SecretValue,
 }
 
 /// The agent, as the mounter reaches it.
@@ -137,7 +137,7 @@ impl<T: Serialize> Message<T> {
     ///
     /// If the other side has gone.
     pub(crate) async fn write(&self, stream: &mut UnixStream) -> io::Result<()> {
-        for frame in [&*serde_json::to_vec(&self.body)?, self.tokens.as_ref()] {
+        for frame in [&*serde_json::to_vec(&self.body)?, self.tokens.expose()] {
             let length = u32::try_from(frame.len()).ok();
             let length = length.filter(|length| *length <= FRAME_LIMIT);
             let length = length.ok_or(io::ErrorKind::InvalidInput)?;

@@ -88,7 +88,7 @@ impl Volumes {
             .map_err(io::Error::other)??;
         match body {
             Ask::Publish(volume) => {
-                let outcome = self.publish(volume, tokens.as_ref()).await;
+                let outcome = self.publish(volume, tokens.expose()).await;
                 self.metrics
                     .publish(outcome.as_ref().err().map(|failure| failure.kind));
                 reply(&mut stream, outcome.map(|()| Reply::default())).await
@@ -202,7 +202,7 @@ pub(super) fn inventory(held: &[(PodUid, Zeroizing<Vec<u8>>)]) -> (Inventory, Ze
 
 /// Gives the pods the tokens that another agent held for them.
 pub(super) fn take_over(pods: &Pods, inventory: &Message<Inventory>) {
-    let mut rest = inventory.tokens.as_ref();
+    let mut rest = inventory.tokens.expose();
     let mut taken = 0_usize;
     for (uid, length) in &inventory.body.pods {
         let Some((tokens, after)) = rest.split_at_checked(*length) else {

@@ -2,7 +2,7 @@
 //! who is behind it.
 
 use crate::backend::body::{self, BodyError};
-use crate::secret::SecretBytes;
+use crate::secret::SecretValue;
 use async_trait::async_trait;
 use azure_core::error::{Error, ErrorKind};
 use azure_core::http::headers::{HeaderName, Headers};
@@ -131,7 +131,7 @@ impl HttpClient for Wire {
             }
         }
         let body = body::whole(&mut answer, MAX_ANSWER).await;
-        let body = SecretBytes::from(body.map_err(unread)?).into_bytes();
+        let body = SecretValue::from(body.map_err(unread)?).into_bytes();
         // The SDK reads these as JSON of its own kind, and loses status, headers and text where they are not: so it does
         // with each refusal of Entra ID, which alone is posted to, that has an escaped character in it. A vault's other
         // refusals it must see, as one of them is the challenge.

@@ -4,7 +4,7 @@
 //! headers of a call are put at that task's side, and the client's credentials are whatever is there. A call without
 //! a caller has none and fails before anything is sent.
 
-use crate::secret::SecretBytes;
+use crate::secret::SecretValue;
 use google_cloud_auth::credentials::{CacheableResource, CredentialsProvider, EntityTag};
 use google_cloud_auth::errors::CredentialsError;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
@@ -49,7 +49,7 @@ impl Bearer {
             return None;
         }
         let mut header =
-            HeaderValue::from_maybe_shared(SecretBytes::from(text).into_bytes()).ok()?;
+            HeaderValue::from_maybe_shared(SecretValue::from(text).into_bytes()).ok()?;
         header.set_sensitive(true);
         Some(Self {
             authorization: header,
