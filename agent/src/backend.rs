@@ -250,6 +250,18 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
+    /// A secret of which nothing else is known.
+    pub(crate) fn new(value: SecretValue, is_text: bool, version: impl Into<Arc<str>>) -> Self {
+        Self {
+            value,
+            is_text,
+            version: version.into(),
+            details: Details::default(),
+            cloud_request_id: None,
+            json: OnceLock::new(),
+        }
+    }
+
     /// The bytes that the value takes, together with the answer in JSON that may yet be written of it.
     pub(crate) fn footprint(&self) -> usize {
         let value = self.value.expose();

@@ -31,7 +31,7 @@ use aws_sdk_sts as sts;
 use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
 use health::Health;
 use latchkey_client::protocol::Code;
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
 
@@ -317,17 +317,15 @@ impl AwsSession {
             (None, Some(bytes)) => (SecretValue::from(bytes.into_inner()), false),
             (None, None) => return Err(errors::garbage()),
         };
+        let version = answer.version_id.ok_or_else(errors::garbage)?;
         Ok(Secret {
-            value,
-            is_text,
-            version: answer.version_id.ok_or_else(errors::garbage)?.into(),
             details: Details {
                 arn: answer.arn,
                 stages: answer.version_stages.unwrap_or_default(),
                 created: answer.created_date.map(|date| date.as_secs_f64()),
             },
             cloud_request_id,
-            json: OnceLock::new(),
+            ..Secret::new(value, is_text, version)
         })
     }
 

@@ -12,8 +12,8 @@ pub(super) mod machine;
 mod role;
 
 use super::{
-    Backend, BackendError, Caller, Details, Fault, Offer, Page, SECOND_TRY, Secret, Selector,
-    Session, paging,
+    Backend, BackendError, Caller, Fault, Offer, Page, SECOND_TRY, Secret, Selector, Session,
+    paging,
 };
 use crate::account::Annotations;
 use crate::backend::dashes::GCP;
@@ -32,7 +32,7 @@ use google_cloud_gax::client_builder::internal::with_follow_redirects;
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_secretmanager_v1::client::SecretManagerService;
 use google_cloud_secretmanager_v1::model::AccessSecretVersionResponse;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -305,20 +305,12 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
     if of != secret || !is_number || !asked || !whole {
         return None;
     }
-    let version = number.into();
     // The bytes are taken over where they lie.
     let value = SecretValue::from(Vec::from(payload.data));
-    Some(Secret {
-        is_text: value.expose_str().is_some(),
-        value,
-        version,
-        details: Details {
-            arn: Some(answer.name),
-            ..Details::default()
-        },
-        cloud_request_id: None,
-        json: OnceLock::new(),
-    })
+    let is_text = value.expose_str().is_some();
+    let mut secret = Secret::new(value, is_text, number);
+    secret.details.arn = Some(answer.name);
+    Some(secret)
 }
 
 /// Makes a call, and once more if nobody was reached.

@@ -2,9 +2,7 @@
 //! it is called and how it is listed is the same.
 
 use super::folder::Folder;
-use super::{
-    Backend, BackendError, Caller, Details, Offer, Page, Secret, Selector, Session, store,
-};
+use super::{Backend, BackendError, Caller, Offer, Page, Secret, Selector, Session, store};
 use crate::account::Annotations;
 use crate::config::LocalRole;
 use crate::error::RequestError;
@@ -13,7 +11,7 @@ use crate::secret::{SecretName, SecretValue};
 use async_trait::async_trait;
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
@@ -128,14 +126,9 @@ impl<S: Store + 'static> Session for KeptSession<S> {
         _request_id: &str,
     ) -> Result<Secret, BackendError> {
         let Value { bytes, version } = self.store.read(&self.role, name).await?;
-        Ok(Secret {
-            is_text: std::str::from_utf8(&bytes).is_ok(),
-            value: SecretValue::from(bytes),
-            version,
-            details: Details::default(),
-            cloud_request_id: None,
-            json: OnceLock::new(),
-        })
+        let value = SecretValue::from(bytes);
+        let is_text = value.expose_str().is_some();
+        Ok(Secret::new(value, is_text, version))
     }
 
     async fn list(

@@ -1,10 +1,8 @@
 use super::*;
-use crate::backend::Details;
 use crate::error::RequestError;
 use crate::role::Proof;
 use crate::secret::SecretValue;
 use latchkey_client::protocol::Code;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::{advance, sleep};
 
@@ -33,14 +31,8 @@ impl Vault {
         if let Some(error) = &*self.fails_with.lock().expect("nobody panicked") {
             return Err(error.clone());
         }
-        Ok(Arc::new(Secret {
-            value: SecretValue::from(format!("value {number}")),
-            is_text: true,
-            version: number.to_string().into(),
-            details: Details::default(),
-            cloud_request_id: None,
-            json: OnceLock::new(),
-        }))
+        let value = SecretValue::from(format!("value {number}"));
+        Ok(Arc::new(Secret::new(value, true, number.to_string())))
     }
 
     /// As a request does.
@@ -496,14 +488,7 @@ proptest::proptest! {
         wild in "[\\x00-\\x1f\"\\\\aé\u{2028}]{0,200}",
     ) {
         for (value, is_text) in [(value, false), (wild.into_bytes(), true)] {
-            let secret = Secret {
-                value: SecretValue::from(value),
-                is_text,
-                version: "v".into(),
-                details: Details::default(),
-                cloud_request_id: None,
-                json: OnceLock::new(),
-            };
+            let secret = Secret::new(SecretValue::from(value), is_text, "v");
             let reckoned = secret.footprint();
             let empty = r#"{"name":"n","value":"","encoding":"base64","version":"v","backend":"b"}"#.len();
             let json = crate::response::secret_json(&secret, "n", "b");

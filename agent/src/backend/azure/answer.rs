@@ -1,7 +1,7 @@
 //! What Key Vault's answer about a secret holds, and whether it may be used.
 
 use super::errors;
-use crate::backend::{BackendError, Details, Fault, Secret};
+use crate::backend::{BackendError, Fault, Secret};
 use crate::error::RequestError;
 use crate::secret::SecretValue;
 use azure_core::http::Url;
@@ -13,7 +13,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use latchkey_client::protocol::Code;
-use std::sync::OnceLock;
 use zeroize::Zeroize as _;
 
 /// The content types whose value is bytes in base64: any bytes, and a certificate with its key (Key Vault's own).
@@ -55,17 +54,9 @@ pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secr
         Some(bytes) => (bytes, false),
         None => (value, true),
     };
-    Ok(Secret {
-        value,
-        is_text,
-        version: version.into(),
-        details: Details {
-            created: created.map(f64::from),
-            ..Details::default()
-        },
-        cloud_request_id: None,
-        json: OnceLock::new(),
-    })
+    let mut secret = Secret::new(value, is_text, version);
+    secret.details.created = created.map(f64::from);
+    Ok(secret)
 }
 
 /// The bytes that a value stands for, if it says so. What only claims to be base64 is the text that it is.
