@@ -21,7 +21,7 @@ use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::server::Server;
 use filling::Filling;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -294,14 +294,13 @@ impl Volumes {
 
     /// The tokens of every pod that has some, one after another, and how long each is.
     fn inventory(&self) -> (control::Inventory, Zeroizing<Vec<u8>>) {
-        let uids: HashMap<PodUid, ()> = {
+        let uids: HashSet<PodUid> = {
             let open = self.open();
-            let uids = open.values().filter_map(|open| open.pod);
-            uids.map(|uid| (uid, ())).collect()
+            open.values().filter_map(|open| open.pod).collect()
         };
         let held: Vec<_> = uids
-            .keys()
-            .filter_map(|uid| Some((*uid, self.pods.by_uid(*uid)?.tokens.written()?)))
+            .into_iter()
+            .filter_map(|uid| Some((uid, self.pods.by_uid(uid)?.tokens.written()?)))
             .collect();
         control::inventory(&held)
     }

@@ -4,7 +4,7 @@ use crate::attest::cgroup::PodUid;
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, lstat};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -37,7 +37,6 @@ pub(crate) struct FilesAsked {
 /// A pod, as the kubelet tells it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PodReference {
-    #[serde(serialize_with = "write_uid", deserialize_with = "read_uid")]
     pub(crate) uid: PodUid,
     pub(crate) namespace: String,
     pub(crate) name: String,
@@ -95,16 +94,6 @@ impl Volume {
 /// How much of the store a file of that length takes, in bytes.
 fn in_pages(length: u64) -> u64 {
     length.next_multiple_of(PAGE)
-}
-
-fn write_uid<S: Serializer>(uid: &PodUid, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(uid)
-}
-
-fn read_uid<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PodUid, D::Error> {
-    String::deserialize(deserializer)?
-        .parse()
-        .map_err(de::Error::custom)
 }
 
 // === impl Key ===

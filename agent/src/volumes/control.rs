@@ -29,7 +29,7 @@ const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// Which pods' tokens stand one after another in a message, and how long each is.
 #[derive(Debug, Default, Deserialize, Serialize)]
 pub(super) struct Inventory {
-    pods: Vec<(String, usize)>,
+    pods: Vec<(PodUid, usize)>,
 }
 
 impl Volumes {
@@ -194,7 +194,7 @@ pub(super) fn inventory(held: &[(PodUid, Zeroizing<Vec<u8>>)]) -> (Inventory, Ze
     let mut all = Zeroizing::new(Vec::with_capacity(length));
     let mut pods = Vec::new();
     for (uid, tokens) in held {
-        pods.push((uid.to_string(), tokens.len()));
+        pods.push((*uid, tokens.len()));
         all.extend_from_slice(tokens);
     }
     (Inventory { pods }, all)
@@ -209,14 +209,13 @@ pub(super) fn take_over(pods: &Pods, inventory: &Message<Inventory>) {
             return;
         };
         rest = after;
-        let known = uid.parse::<PodUid>().ok();
-        let Some((uid, pod)) = known.and_then(|uid| Some((uid, pods.by_uid(uid)?))) else {
+        let Some(pod) = pods.by_uid(*uid) else {
             continue;
         };
         let facts = pod.facts();
         let took = pod
             .tokens
-            .take(tokens, uid, &facts.namespace, &facts.service_account);
+            .take(tokens, *uid, &facts.namespace, &facts.service_account);
         taken += usize::from(took.is_ok());
     }
     tracing::info!(
