@@ -189,6 +189,17 @@ impl BackendConfig {
             Self::Pass(_) => "pass",
         }
     }
+
+    /// How long one call to it may take.
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Aws(settings) => settings.timeout,
+            Self::Azure(settings) => settings.timeout,
+            Self::File(settings) => settings.timeout,
+            Self::Gcp(settings) => settings.timeout,
+            Self::Pass(settings) => settings.timeout,
+        }
+    }
 }
 
 impl Config {

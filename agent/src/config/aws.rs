@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{
-    backends::check_timeout,
     reader::Reader,
     settings::Value,
     value::{self, Wrong},
@@ -64,7 +63,6 @@ impl AwsConfig {
 
     pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
         let key = |name: &str| format!("{section}.{name}");
-        check_timeout(reader, section, self.timeout, deadline);
         if !self.fallback_regions.is_empty() && self.timeout * 2 > deadline {
             reader.contradict(&key("timeout"), "limits.request_deadline", || {
                 format!(

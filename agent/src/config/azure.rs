@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use super::{
-    backends,
     reader::Reader,
     settings::Value,
     value::{self, Wrong},
@@ -71,9 +70,8 @@ impl AzureConfig {
         }
     }
 
-    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
+    pub(super) fn check(&self, reader: &mut Reader, section: &str) {
         let key = |name: &str| format!("{section}.{name}");
-        backends::check_timeout(reader, section, self.timeout, deadline);
         if let Some(url) = &self.vault_url
             && suffix_of(url, &self.vault_suffixes).is_none()
         {

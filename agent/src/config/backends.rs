@@ -1,6 +1,6 @@
 //! The sections `backends.<name>`.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use super::{
     AwsConfig, AzureConfig, BackendConfig, Config, FileConfig, GcpConfig, IdentityMode, PassConfig,
@@ -86,28 +86,17 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     let deadline = config.limits.request_deadline;
     for (name, backend) in names {
         let section = format!("backends.{name}");
+        if backend.timeout() > deadline {
+            let key = format!("{section}.timeout");
+            reader.contradict(&key, "limits.request_deadline", || {
+                format!("must not be longer than that ({})", value::spell(deadline))
+            });
+        }
         match backend {
             BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
-            BackendConfig::Azure(azure) => azure.check(reader, &section, deadline),
-            BackendConfig::File(file) => file.check(reader, &section, deadline),
-            BackendConfig::Gcp(gcp) => gcp.check(reader, &section, deadline),
-            BackendConfig::Pass(pass) => pass.check(reader, &section, deadline),
+            BackendConfig::Azure(azure) => azure.check(reader, &section),
+            BackendConfig::File(_) | BackendConfig::Gcp(_) | BackendConfig::Pass(_) => {}
         }
-    }
-}
-
-/// Checks the timeout of a backend's calls against the request's deadline.
-pub(super) fn check_timeout(
-    reader: &mut Reader,
-    section: &str,
-    timeout: Duration,
-    deadline: Duration,
-) {
-    if timeout > deadline {
-        let key = format!("{section}.timeout");
-        reader.contradict(&key, "limits.request_deadline", || {
-            format!("must not be longer than that ({})", value::spell(deadline))
-        });
     }
 }
 

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::{
     IdentityMode,
-    backends::check_timeout,
     reader::Reader,
     value::{self, Wrong},
 };
@@ -77,10 +76,6 @@ impl GcpConfig {
             iam_endpoint: iam,
             timeout: reader.read(&key("timeout"), value::call_timeout, default.timeout),
         }
-    }
-
-    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
-        check_timeout(reader, section, self.timeout, deadline);
     }
 }
 

@@ -69,10 +69,6 @@ impl PassConfig {
             environment,
         }
     }
-
-    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
-        super::backends::check_timeout(reader, section, self.timeout, deadline);
-    }
 }
 
 // === impl FileConfig ===
@@ -94,10 +90,6 @@ impl FileConfig {
             prefix: reader.read(&key("prefix"), prefix, String::new()),
             timeout: reader.read(&key("timeout"), value::call_timeout, Duration::from_secs(3)),
         }
-    }
-
-    pub(super) fn check(&self, reader: &mut Reader, section: &str, deadline: Duration) {
-        super::backends::check_timeout(reader, section, self.timeout, deadline);
     }
 }
 
