@@ -23,6 +23,9 @@ const LONG_REST: Duration = RETRY_AFTER;
 /// After so many refusals in a second.
 const REFUSALS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
+/// How many seconds' requests may come at once.
+const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
+
 /// How many of a pod's requests are begun before everybody else has had a turn.
 const REQUESTS_A_TURN: usize = 8;
 
@@ -77,7 +80,7 @@ impl Quota {
         let (connections, in_flight) = (limits.connections_per_pod, limits.in_flight_per_pod);
         let per_second = limits.requests_per_second_per_pod;
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
-        let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(TWO));
+        let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(BURST));
         Self {
             connections: Arc::new(Semaphore::new(connections)),
             in_flight: Semaphore::new(in_flight),
@@ -188,8 +191,6 @@ impl Quota {
         }
     }
 }
-
-const TWO: NonZeroU32 = NonZeroU32::MIN.saturating_add(1);
 
 fn too_fast() -> RequestError {
     RequestError::new(

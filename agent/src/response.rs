@@ -91,7 +91,7 @@ pub(crate) fn secret(
         .as_ref()
         .is_some_and(|seen| matches(seen, &etag));
     let mut answer = if unchanged {
-        let mut answer = empty(request_id);
+        let mut answer = whole(Bytes::new(), request_id);
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
         answer
     } else {
@@ -245,10 +245,6 @@ fn whole(body: Bytes, request_id: &str) -> Answer {
         headers.insert(REQUEST_ID, id);
     }
     answer
-}
-
-fn empty(request_id: &str) -> Answer {
-    whole(Bytes::new(), request_id)
 }
 
 fn body(

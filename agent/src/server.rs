@@ -70,20 +70,20 @@ const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// Serves workloads.
 pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
-    pub(crate) attestor: Arc<Attestor>,
-    pub(crate) pinning: Pinning,
+    attestor: Arc<Attestor>,
+    pinning: Pinning,
     /// Connections by the shared socket.
     connections: Arc<Semaphore>,
     /// Connections by the pods' own sockets, all together.
     own_connections: Arc<Semaphore>,
     connections_per_pod: usize,
-    pub(crate) doorman: Arc<Doorman>,
+    doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
     orphans: Arc<Orphans>,
     warnings: Warnings,
     /// Peers of whom a whole table is read at the same time, where the kernel has no pidfd for them.
     tables: Semaphore,
-    pub(crate) phase: watch::Receiver<Phase>,
+    phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
     /// The agent's own number.
     own: u32,
@@ -91,7 +91,7 @@ pub(crate) struct Server {
 }
 
 /// One way in: what it says of those who come by it, and how many may be inside.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Door {
     entrance: Entrance,
     permits: Arc<Semaphore>,

@@ -27,7 +27,6 @@ const TOKEN_SECONDS: i64 = 600;
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Where subject tokens come from.
-#[derive(Clone)]
 pub(crate) enum SubjectTokens {
     /// The API server's TokenRequest.
     Kubernetes(kube::Client),

@@ -34,7 +34,7 @@ pub(crate) enum Ask {
 }
 
 /// The agent's reply.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Reply {
     pub(crate) failure: Option<Failure>,
 }

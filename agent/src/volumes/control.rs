@@ -27,7 +27,7 @@ const ASKERS: usize = 128;
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
 /// Which pods' tokens stand one after another in a message, and how long each is.
-#[derive(Debug, Default, Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Inventory {
     pods: Vec<(PodUid, usize)>,
 }
@@ -91,11 +91,11 @@ impl Volumes {
                 let outcome = self.publish(volume, tokens.expose()).await;
                 self.metrics
                     .publish(outcome.as_ref().err().map(|failure| failure.kind));
-                reply(&mut stream, outcome.map(|()| Reply::default())).await
+                reply(&mut stream, outcome).await
             }
             Ask::Unpublish(id) => {
                 self.let_go(&Key::of(&id));
-                reply(&mut stream, Ok(Reply::default())).await
+                reply(&mut stream, Ok(())).await
             }
             Ask::Tokens => {
                 let (inventory, tokens) = self.inventory();
@@ -180,11 +180,9 @@ impl Volumes {
     }
 }
 
-async fn reply(stream: &mut UnixStream, outcome: Result<Reply, Failure>) -> io::Result<()> {
-    let reply = outcome.unwrap_or_else(|failure| Reply {
-        failure: Some(failure),
-    });
-    Message::plain(reply).write(stream).await
+async fn reply(stream: &mut UnixStream, outcome: Result<(), Failure>) -> io::Result<()> {
+    let failure = outcome.err();
+    Message::plain(Reply { failure }).write(stream).await
 }
 
 /// Puts the tokens of several pods into one message.
