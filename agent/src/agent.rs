@@ -51,7 +51,7 @@ pub(crate) struct Agent {
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
-    /// What goes on until the agent leaves; that one of these ends is a failure.
+    /// What goes on beside the rest, some of it until the agent leaves. Where one of these fails, the agent ends.
     tasks: JoinSet<std::io::Result<()>>,
     phase: watch::Sender<Phase>,
     writer: Writer,
@@ -416,7 +416,11 @@ impl Keeper {
         };
         match bound {
             Ok(listener) => {
-                tracing::warn!("nobody answered on the socket's path; bound it again");
+                let done = match listener {
+                    Some(_) => "bound it again",
+                    None => "took it",
+                };
+                tracing::warn!("nobody answered on the socket's path; {done}");
                 Ok(listener)
             }
             // Started anew, the agent's mount leads to the directory that is there now.

@@ -25,7 +25,7 @@ pub(crate) struct RequestError {
     pub(crate) retry_after: Option<Duration>,
     /// The causes, for the agent's log only.
     pub(crate) cause: Option<Arc<str>>,
-    /// Why attestation failed, for the audit line only.
+    /// Why attestation failed, for the audit line and the log only.
     pub(crate) reason: Option<&'static str>,
     /// How far the request got.
     pub(crate) step: Option<Step>,
@@ -84,7 +84,7 @@ impl RequestError {
         self
     }
 
-    /// The same error with the reason of the attestor, for the audit line.
+    /// The same error with the reason of the attestor.
     #[must_use]
     pub(crate) fn reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);

@@ -1,7 +1,8 @@
 //! The node agent: proves which pod is calling, takes on that pod's own cloud role, and reads the secret.
 //!
-//! connection → peer → workload → role → session → secret → response: the modules stand in the order in which
-//! a request meets them, and `Services::read` in [`handler`] names the steps from the workload on.
+//! connection → peer → workload → role → session → secret → response: behind what starts the agent, and before what
+//! serves all of them, the modules stand in the order in which a request meets them, and `Services::read` in
+//! [`handler`] names the steps from the workload on.
 
 pub mod cli;
 mod config;

@@ -190,7 +190,7 @@ impl Pods {
             .collect()
     }
 
-    /// Whether the first list has been read to its end.
+    /// Becomes true when the first list has been read to its end.
     pub(crate) fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
     }

@@ -34,7 +34,7 @@ pub(crate) struct Line<'a> {
     pub(crate) version: Option<&'a str>,
     pub(crate) outcome: &'a str,
     pub(crate) code: Option<&'a str>,
-    /// Why the peer is no workload; only here, never in the answer.
+    /// Why the peer is no workload; never in the answer.
     pub(crate) reason: Option<&'a str>,
     pub(crate) cache: &'a str,
     pub(crate) shared_with: Option<&'a str>,

@@ -142,7 +142,7 @@ impl Aws {
         })
     }
 
-    /// The role's own region, then those to fall back to; those that were not reached lately come last.
+    /// The role's own region, then those of the same cloud to fall back to.
     fn regions(&self, role: &Role) -> Vec<Arc<str>> {
         let mut regions = vec![role.place.clone()];
         for region in &self.settings.fallback_regions {

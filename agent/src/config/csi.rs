@@ -50,10 +50,11 @@ fn directory(value: &Value) -> Result<PathBuf, Wrong> {
     let remedy = "write the directory that the mounter has too, such as \
                   \"/var/lib/kubelet/plugins/csi.latchkey.dev\"";
     let path = value::text(value, remedy)?;
+    let too_long = format!("longer than {MAX_DIRECTORY} bytes");
     let wrong = if !path.starts_with('/') {
         "no absolute path"
     } else if path.len() > MAX_DIRECTORY {
-        "longer than 65 bytes"
+        &too_long
     } else if path.chars().any(char::is_control)
         || path[1..]
             .split('/')

@@ -226,13 +226,14 @@ pub(super) fn name(value: &Value) -> Result<String, Wrong> {
 pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
     let remedy = "write an absolute path such as \"/run/latchkey/agent.sock\"";
     let path = text(value, remedy)?;
+    let too_long = format!("longer than {MAX_SOCKET_PATH} bytes");
     // An abstract socket belongs to a network namespace: whoever shares the node's could reach it.
     let wrong = if path.starts_with(['@', '\0']) {
         "an abstract socket"
     } else if !path.starts_with('/') {
         "no absolute path"
     } else if path.len() > MAX_SOCKET_PATH {
-        "longer than 99 bytes"
+        &too_long
     } else if path.chars().any(char::is_control) {
         "a path with control characters"
     } else if path[1..]

@@ -124,9 +124,8 @@ pub(super) fn volume_id(id: String) -> Result<String, Status> {
     if id.is_empty() {
         Err(Status::invalid_argument("volume_id is missing"))
     } else if id.len() > ID_LIMIT {
-        Err(Status::invalid_argument(
-            "volume_id is longer than 128 bytes",
-        ))
+        let text = format!("volume_id is longer than {ID_LIMIT} bytes");
+        Err(Status::invalid_argument(text))
     } else {
         Ok(id)
     }
