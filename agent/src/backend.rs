@@ -13,6 +13,7 @@ mod kept;
 pub(crate) mod machine;
 mod paging;
 mod pass;
+mod program;
 mod store;
 
 pub(crate) use error::{BackendError, Fault};

@@ -33,12 +33,10 @@ mod cache;
 mod flight;
 
 mod backend;
-mod program;
 mod secret;
 
 mod audit;
 mod error;
-mod pointer;
 mod response;
 
 mod admin;
@@ -48,4 +46,3 @@ mod readiness;
 mod taint;
 mod time;
 mod turns;
-mod unescape;

@@ -1,13 +1,14 @@
 //! Secret → answer: the JSON shapes, the bare value, and the headers of every answer.
 
+mod pointer;
+mod unescape;
+
 use crate::backend::Secret;
 use crate::cache::Read;
 use crate::error::RequestError;
 use crate::metrics::Route;
-use crate::pointer;
 use crate::request::{SecretAsk, Shape, allowed};
 use crate::secret::SecretValue;
-use crate::unescape;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;

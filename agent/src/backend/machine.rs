@@ -4,10 +4,10 @@
 //! the way (a task that renews for ever, a call without a deadline, a program of the user's that hangs) ends with that
 //! process, which has a time. Nothing is kept beyond the session that is made with them.
 
+use super::program::{self, Ended, RunError};
 use super::{BackendError, aws, azure, gcp};
 use crate::config;
 use crate::error::RequestError;
-use crate::program::{self, Ended, RunError};
 use clap::Subcommand;
 use serde::de::DeserializeOwned;
 use std::io;

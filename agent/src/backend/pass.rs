@@ -6,11 +6,11 @@
 
 use super::folder::{Folder, FolderError};
 use super::kept::{Store, Value};
+use super::program::{self, Ended, RunError};
 use super::store;
 use super::{BackendError, Fault};
 use crate::config::PassConfig;
 use crate::error::RequestError;
-use crate::program::{self, Ended, RunError};
 use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;

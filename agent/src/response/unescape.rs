@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 /// The text of `json`, which is one valid JSON value; nothing if that is no string, or one that is no Unicode (a half of a
 /// surrogate pair, RFC 8259 section 8.2).
-pub(crate) fn text(json: &str) -> Option<Zeroizing<String>> {
+pub(super) fn text(json: &str) -> Option<Zeroizing<String>> {
     let escaped = json.strip_prefix('"')?.strip_suffix('"')?;
     // Unescaped it is never longer: it does not move.
     let mut text = Zeroizing::new(String::with_capacity(escaped.len()));

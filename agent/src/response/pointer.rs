@@ -12,7 +12,7 @@ use std::fmt;
 /// # Errors
 ///
 /// If the text is no JSON object.
-pub(crate) fn find<'t>(
+pub(super) fn find<'t>(
     text: &'t str,
     steps: &[String],
 ) -> Result<Option<&'t RawValue>, serde_json::Error> {

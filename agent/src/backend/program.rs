@@ -15,18 +15,18 @@ use zeroize::Zeroizing;
 const STDERR_LIMIT: usize = 8 * 1024;
 
 /// A program that has ended, and what it said.
-pub(crate) struct Ended {
+pub(super) struct Ended {
     /// How it ended.
-    pub(crate) status: ExitStatus,
+    pub(super) status: ExitStatus,
     /// All of its stdout.
-    pub(crate) stdout: Zeroizing<Vec<u8>>,
+    pub(super) stdout: Zeroizing<Vec<u8>>,
     /// The beginning of its stderr.
-    pub(crate) stderr: String,
+    pub(super) stderr: String,
 }
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
+pub(super) enum RunError {
     /// It could not be started or followed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -47,7 +47,7 @@ struct Group(Option<Pid>);
 /// # Errors
 ///
 /// If it cannot be run within these bounds.
-pub(crate) async fn run(
+pub(super) async fn run(
     mut command: Command,
     limit: Duration,
     size: usize,
