@@ -5,21 +5,20 @@
 //! make. Outside of Kubernetes a uid takes the place of the pod ([`local`]), and in a sidecar the socket itself is the proof.
 
 pub(crate) mod cgroup;
+mod denial;
 pub(crate) mod local;
 pub(crate) mod node;
 pub(crate) mod pods;
 
 use crate::peer::{Peer, PeerError, Pinning};
 use cgroup::{ContainerId, PodUid};
+pub(crate) use denial::Denial;
 use local::Local;
 use node::Node;
 use pods::{Facts, Pod};
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-
-/// Why a peer is denied of which the kernel tells no number.
-pub(crate) const OUT_OF_SIGHT: &str = "outside_pid_namespace";
 
 /// An attested pod: the proof that the peer of a connection is a process of one of its containers, or that the kubelet
 /// has a volume for it. Outside of Kubernetes a principal of the machine stands for the pod.
@@ -77,9 +76,9 @@ pub(crate) enum Attestor {
 /// Why a peer is no workload. The caller learns nothing of it but the code.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum AttestError {
-    /// It is no pod that may ask here; the word says why.
+    /// It is no pod that may ask here.
     #[error("denied: {0}")]
-    Denied(&'static str),
+    Denied(Denial),
     /// The process has exited.
     #[error("the peer has exited")]
     Gone,
@@ -223,7 +222,7 @@ impl Attestor {
             Self::Local(_) | Self::Sidecar(_) => {
                 let place = self.locate(peer, entrance)?;
                 let workload = self.known(peer, place)?;
-                workload.ok_or(AttestError::Denied("unknown_principal"))
+                workload.ok_or(AttestError::Denied(Denial::UnknownPrincipal))
             }
         }
     }
@@ -236,7 +235,7 @@ impl Attestor {
     pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
         match self {
             Self::Kubernetes(node) => node.of_volume(pod),
-            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("no_volumes")),
+            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied(Denial::NoVolumes)),
         }
     }
 
@@ -258,7 +257,7 @@ impl Attestor {
     pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
         match self {
             Self::Kubernetes(node) => node.must_be_own(peer),
-            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied("another_account")),
+            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied(Denial::AnotherAccount)),
         }
     }
 
@@ -293,13 +292,32 @@ impl Attestor {
     }
 }
 
+// === impl AttestError ===
+
+impl AttestError {
+    /// The word for it in logs, metrics and the audit trail.
+    pub(crate) fn reason(&self) -> &'static str {
+        match self {
+            Self::Denied(denial) => denial.as_str(),
+            Self::Gone => "peer_gone",
+            Self::NotYet(what) => what,
+        }
+    }
+}
+
 impl From<PeerError> for AttestError {
     fn from(error: PeerError) -> Self {
+        Self::from(&error)
+    }
+}
+
+impl From<&PeerError> for AttestError {
+    fn from(error: &PeerError) -> Self {
         match error {
             PeerError::Gone => Self::Gone,
-            PeerError::OutsidePidNamespace => Self::Denied(OUT_OF_SIGHT),
-            PeerError::Recycled => Self::Denied("recycled_pid"),
-            PeerError::Io(_) => Self::Denied("unreadable_peer"),
+            PeerError::OutsidePidNamespace => Self::Denied(Denial::OutsidePidNamespace),
+            PeerError::Recycled => Self::Denied(Denial::RecycledPid),
+            PeerError::Io(_) => Self::Denied(Denial::UnreadablePeer),
         }
     }
 }

@@ -17,7 +17,7 @@ pub(crate) use connection::Connection;
 use connection::Arrival;
 
 use crate::attest::cgroup::PodUid;
-use crate::attest::{Attestor, Entrance, OUT_OF_SIGHT};
+use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
@@ -384,13 +384,7 @@ impl Server {
     }
 
     fn refuse(&self, error: &PeerError) {
-        let reason = match error {
-            PeerError::Gone => "peer_gone",
-            // Not from here: it is let in, to be told.
-            PeerError::OutsidePidNamespace => OUT_OF_SIGHT,
-            PeerError::Recycled => "recycled_pid",
-            PeerError::Io(_) => "unreadable_peer",
-        };
+        let reason = AttestError::from(error).reason();
         self.services.metrics.refused(reason);
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),

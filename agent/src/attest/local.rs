@@ -5,8 +5,9 @@
 //! the agent's user and PID namespaces, and its cgroup must be in no container but the agent's own, if it is in one.
 //! A pod's process is refused in any case.
 
+use super::cgroup::CgroupDenial;
 use super::pods::Pod;
-use super::{AttestError, Place};
+use super::{AttestError, Denial, Place};
 use crate::peer::{Peer, PeerError};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -60,7 +61,7 @@ impl Local {
     /// The uid of a peer that has a principal and is no container's process.
     pub(super) fn locate(&self, peer: &Peer) -> Result<Place, AttestError> {
         if !self.principals.contains_key(&peer.uid()) {
-            return Err(AttestError::Denied("unmapped_uid"));
+            return Err(AttestError::Denied(Denial::UnmappedUid));
         }
         self.admit(peer)?;
         Ok(Place::Local(peer.uid()))
@@ -76,16 +77,16 @@ impl Local {
         peer.read_cgroup(&mut cgroup)?;
         let containers = containers(&cgroup).map_err(AttestError::Denied)?;
         if containers != self.own.containers {
-            return Err(AttestError::Denied("container"));
+            return Err(AttestError::Denied(Denial::Container));
         }
         let (mut uid_map, mut status) = (Vec::new(), Vec::new());
         peer.read("uid_map", FILE_LIMIT, &mut uid_map)?;
         peer.read("status", FILE_LIMIT, &mut status)?;
         if uid_map != self.own.uid_map || self.is_elsewhere(peer, "ns/user")? {
-            return Err(AttestError::Denied("other_user_namespace"));
+            return Err(AttestError::Denied(Denial::OtherUserNamespace));
         }
         if pid_depth(&status) != Some(self.own.pid_depth) || self.is_elsewhere(peer, "ns/pid")? {
-            return Err(AttestError::Denied("other_pid_namespace"));
+            return Err(AttestError::Denied(Denial::OtherPidNamespace));
         }
         Ok(peer.must_be_alive()?)
     }
@@ -118,19 +119,19 @@ fn pid_depth(status: &[u8]) -> Option<usize> {
 
 /// The names in a cgroup file that are containers', or why its process is no principal of this machine whatever the
 /// agent's own place is.
-fn containers(text: &[u8]) -> Result<BTreeSet<Vec<u8>>, &'static str> {
+fn containers(text: &[u8]) -> Result<BTreeSet<Vec<u8>>, Denial> {
     let mut containers = BTreeSet::new();
     for line in text.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()) {
         // id:controllers:path, and the path may hold colons (cgroups(7)).
         let path = line.splitn(3, |byte| *byte == b':').nth(2);
-        let path = path.ok_or("malformed")?;
+        let path = path.ok_or(Denial::Cgroup(CgroupDenial::Malformed))?;
         for name in path.split(|byte| *byte == b'/') {
             if name == b".." {
                 // Beside or above the agent in the tree, which its cgroup namespace hides.
-                return Err("container");
+                return Err(Denial::Container);
             }
             if has(name, b"kubepods") {
-                return Err("pod");
+                return Err(Denial::Pod);
             }
             if is_container(name) {
                 containers.insert(name.to_owned());
@@ -182,7 +183,7 @@ mod tests {
 
     const ID: &str = "3b5d4f1c0a9e8d7c6b5a493827160f5e4d3c2b1a09f8e7d6c5b4a39281706f5e";
 
-    fn found(path: &str) -> Result<usize, &'static str> {
+    fn found(path: &str) -> Result<usize, Denial> {
         containers(format!("0::{path}\n").as_bytes()).map(|found| found.len())
     }
 
@@ -231,11 +232,14 @@ mod tests {
             format!("/kubelet.slice/kubelet-kubepods.slice/{ID}"),
             format!("/docker/{ID}/kubelet/kubepods/pod0/{ID}"),
         ] {
-            assert_eq!(found(&path), Err("pod"), "{path}");
+            assert_eq!(found(&path), Err(Denial::Pod), "{path}");
         }
-        assert_eq!(found(&format!("/../{ID}")), Err("container"));
-        assert_eq!(found("/../../user.slice"), Err("container"));
-        assert_eq!(containers(b"nonsense\n"), Err("malformed"));
+        assert_eq!(found(&format!("/../{ID}")), Err(Denial::Container));
+        assert_eq!(found("/../../user.slice"), Err(Denial::Container));
+        assert_eq!(
+            containers(b"nonsense\n"),
+            Err(Denial::Cgroup(CgroupDenial::Malformed))
+        );
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::cgroup::{Anchor, CgroupDenial, PodCgroup, PodUid};
 use super::pods::{ContainerKind, Facts, Pod, Pods};
-use super::{AttestError, Entrance, Located, Place, Workload};
+use super::{AttestError, Denial, Entrance, Located, Place, Workload};
 use crate::peer::{Peer, Pinning};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,10 +93,10 @@ impl Node {
     ) -> Result<Located, AttestError> {
         match (cgroup, entrance) {
             (Ok(place), _) if self.own_pod == Some(place.pod) => {
-                Err(AttestError::Denied("own_pod"))
+                Err(AttestError::Denied(Denial::OwnPod))
             }
             (Ok(place), Entrance::Pod(uid)) if place.pod != uid => {
-                Err(AttestError::Denied("listener_mismatch"))
+                Err(AttestError::Denied(Denial::ListenerMismatch))
             }
             (Ok(place), _) => Ok(Located {
                 pod: place.pod,
@@ -112,7 +112,7 @@ impl Node {
                     entrance,
                 })
             }
-            (Err(denial), _) => Err(AttestError::Denied(denial.reason())),
+            (Err(denial), _) => Err(AttestError::Denied(Denial::Cgroup(denial))),
         }
     }
 
@@ -129,11 +129,19 @@ impl Node {
     /// The same of whoever is at `place`.
     fn is_among_own(&self, place: Result<Located, AttestError>) -> Result<(), AttestError> {
         let place = match place {
-            Err(AttestError::Denied("own_pod" | "same_pod_elided")) => return Ok(()),
-            Err(AttestError::Denied("not_a_pod")) if self.own_pod.is_none() => return Ok(()),
+            Err(AttestError::Denied(
+                Denial::OwnPod | Denial::Cgroup(CgroupDenial::SamePodElided),
+            )) => return Ok(()),
+            Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)))
+                if self.own_pod.is_none() =>
+            {
+                return Ok(());
+            }
             outcome => outcome?,
         };
-        let own = self.own_pod.ok_or(AttestError::Denied("another_account"))?;
+        let own = self
+            .own_pod
+            .ok_or(AttestError::Denied(Denial::AnotherAccount))?;
         let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(place.pod)) {
             (Some(own), Some(theirs)) => (own.facts(), theirs.facts()),
             _ => return Err(AttestError::NotYet("own_pod")),
@@ -143,7 +151,7 @@ impl Node {
         if is_own {
             Ok(())
         } else {
-            Err(AttestError::Denied("another_account"))
+            Err(AttestError::Denied(Denial::AnotherAccount))
         }
     }
 
@@ -159,13 +167,13 @@ impl Node {
     /// Whether a pod of which the API server says that may ask at all.
     pub(super) fn may_ask(&self, facts: &Facts) -> Result<(), AttestError> {
         let why = if facts.node != self.node {
-            "other_node"
+            Denial::OtherNode
         } else if facts.mirror {
-            "static_pod"
+            Denial::StaticPod
         } else if facts.finished {
-            "pod_finished"
+            Denial::PodFinished
         } else if facts.grace_ended() {
-            "pod_deleted"
+            Denial::PodDeleted
         } else {
             return Ok(());
         };
@@ -212,12 +220,12 @@ impl Node {
             && peer.pinning() == Pinning::ByNumber
             && place.entrance == Entrance::Shared
         {
-            return Err(AttestError::Denied("host_network_without_pidfd"));
+            return Err(AttestError::Denied(Denial::HostNetworkWithoutPidfd));
         }
         let container = place.container.and_then(|id| facts.containers.get(&id));
         match container.map(|container| container.kind) {
             Some(ContainerKind::Ephemeral) => {
-                return Err(AttestError::Denied("ephemeral_container"));
+                return Err(AttestError::Denied(Denial::EphemeralContainer));
             }
             // Its image may be anybody's: where there are ephemeral containers, being unnamed is not enough.
             None if facts.has_ephemeral => return Ok(None),
@@ -274,11 +282,11 @@ impl Node {
         self.known(peer, place)?
             .ok_or_else(|| match self.pods.by_uid(place.pod) {
                 Some(pod) if pod.facts().has_ephemeral => {
-                    AttestError::Denied("unconfirmed_container")
+                    AttestError::Denied(Denial::UnconfirmedContainer)
                 }
                 // It is the pod's own, and only which one is not told yet.
                 Some(_) => AttestError::NotYet("unconfirmed_container"),
-                None => AttestError::Denied("unknown_pod"),
+                None => AttestError::Denied(Denial::UnknownPod),
             })
     }
 }

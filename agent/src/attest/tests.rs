@@ -90,9 +90,9 @@ async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
         for attestor in [&local, &sidecar] {
             assert!(attestor.is_anchored() && !attestor.is_of("node"));
             let denied = attestor.of_volume(uid()).err();
-            assert_eq!(denied, Some(AttestError::Denied("no_volumes")));
+            assert_eq!(denied, Some(AttestError::Denied(Denial::NoVolumes)));
             let denied = attestor.must_be_own(peer);
-            assert_eq!(denied, Err(AttestError::Denied("another_account")));
+            assert_eq!(denied, Err(AttestError::Denied(Denial::AnotherAccount)));
         }
     });
     assert!(kubernetes.is_of("node") && !kubernetes.is_of("other"));

@@ -5,7 +5,7 @@ use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::{Orphans, Remains};
 use super::times::{Times, Verdict};
 use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Entrance, OUT_OF_SIGHT, Place, Workload};
+use crate::attest::{AttestError, Attestor, Denial, Entrance, Place, Workload};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -147,14 +147,14 @@ impl Connection {
             },
             Ok(None) => Standing::Unknown { place: place()? },
             Err(AttestError::Gone) => {
-                metrics.refused("peer_gone");
+                metrics.refused(AttestError::Gone.reason());
                 return None;
             }
             // What is missing may come before the peer asks.
             Err(AttestError::NotYet(_)) => Standing::Unknown { place: place()? },
             Err(error @ AttestError::Denied(reason)) => {
-                metrics.attestation(reason);
-                if reason == OUT_OF_SIGHT && warnings.is_due(reason, None) {
+                metrics.attestation(reason.as_str());
+                if reason == Denial::OutsidePidNamespace && warnings.is_due(reason.as_str(), None) {
                     tracing::warn!(
                         "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
                     );
@@ -389,8 +389,8 @@ impl Connection {
         let workload = match self.attestor.attest(&self.peer, self.entrance).await {
             Ok(workload) => workload,
             Err(error) => {
-                if let AttestError::Denied(reason) = error {
-                    self.metrics.attestation(reason);
+                if let AttestError::Denied(denial) = error {
+                    self.metrics.attestation(denial.as_str());
                 }
                 return Err(self.close_with(error));
             }
@@ -414,15 +414,15 @@ impl Connection {
             .map_err(|error| match error {
                 // In another pod, which is no pod for this entrance. A process that is about to exit may seem to be in
                 // none (cgroup v1 shows it in the root), so that alone tells of no move.
-                AttestError::Denied(place @ ("listener_mismatch" | "own_pod")) => {
-                    self.tell_of_a_move(before, place.to_owned())
+                AttestError::Denied(place @ (Denial::ListenerMismatch | Denial::OwnPod)) => {
+                    self.tell_of_a_move(before, place.to_string())
                 }
                 error => error,
             })
             .and_then(|place| self.attestor.known(&self.peer, place))
             .and_then(|now| {
                 now.ok_or(match before.pod().is_gone() {
-                    true => AttestError::Denied("unknown_pod"),
+                    true => AttestError::Denied(Denial::UnknownPod),
                     false => AttestError::NotYet("unconfirmed_container"),
                 })
             })
@@ -444,8 +444,8 @@ impl Connection {
                 Ok(now)
             }
             Err(error) => {
-                if let AttestError::Denied(reason) = error {
-                    self.metrics.attestation(reason);
+                if let AttestError::Denied(denial) = error {
+                    self.metrics.attestation(denial.as_str());
                 }
                 Err(self.close_with(error))
             }
@@ -461,20 +461,27 @@ impl Connection {
             to,
             "a process was moved after it connected: its connection ends"
         );
-        AttestError::Denied("identity_changed")
+        AttestError::Denied(Denial::IdentityChanged)
     }
 
+    /// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container, by
+    /// the API server's own word, is told that this is why: it is somebody looking for a fault, and knows what it is.
     fn close_with(&self, error: AttestError) -> RequestError {
         self.close_after_answer();
-        let error = match error {
-            AttestError::Denied(reason) => not_attested(reason),
-            AttestError::Gone => not_attested("peer_gone"),
-            AttestError::NotYet(what) => {
+        let told = match error {
+            AttestError::NotYet(_) => {
                 RequestError::unavailable("the agent does not know this pod yet; try again")
-                    .reason(what)
             }
+            AttestError::Denied(Denial::EphemeralContainer) => RequestError::new(
+                Code::NotAttested,
+                "an ephemeral container (kubectl debug) gets no secrets; ask from one of the pod's own containers",
+            ),
+            AttestError::Denied(_) | AttestError::Gone => RequestError::new(
+                Code::NotAttested,
+                "the caller is no workload that may ask here",
+            ),
         };
-        error.at(Step::Attestation)
+        told.reason(error.reason()).at(Step::Attestation)
     }
 
     fn close_as_busy(&self, why: &'static str) -> RequestError {
@@ -503,18 +510,6 @@ fn connection_of(
     }
     let permit = workload.pod().quota.connection();
     permit.ok_or("this pod has too many connections; keep fewer and reuse them")
-}
-
-/// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container,
-/// by the API server's own word, is told that this is why: it is somebody looking for a fault, and knows what it is.
-fn not_attested(reason: &'static str) -> RequestError {
-    let text = match reason {
-        "ephemeral_container" => {
-            "an ephemeral container (kubectl debug) gets no secrets; ask from one of the pod's own containers"
-        }
-        _ => "the caller is no workload that may ask here",
-    };
-    RequestError::new(Code::NotAttested, text).reason(reason)
 }
 
 #[cfg(test)]

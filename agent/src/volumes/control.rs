@@ -2,9 +2,9 @@
 //! refused.
 
 use super::Volumes;
-use crate::attest::AttestError;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Pod, Pods};
+use crate::attest::{AttestError, Denial};
 use crate::csi::control::{Ask, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
 use crate::peer::Peer;
@@ -113,7 +113,7 @@ impl Volumes {
     fn must_be_mounter(&self, stream: &UnixStream) -> Result<(), AttestError> {
         let peer = Peer::of(stream, self.pinning)?;
         if peer.uid() != 0 {
-            return Err(AttestError::Denied("not_root"));
+            return Err(AttestError::Denied(Denial::NotRoot));
         }
         self.attestor.must_be_own(&peer)
     }

@@ -26,7 +26,7 @@ async fn nobody_is_located_before_the_kubepods_root_is_known() {
     assert!(attestor.is_anchored());
     let denied = locate().expect_err("it is in no pod below that root");
     assert!(
-        matches!(denied, AttestError::Denied(why) if why != "unreadable_peer"),
+        matches!(denied, AttestError::Denied(why) if why != Denial::UnreadablePeer),
         "{denied}"
     );
 }
@@ -55,7 +55,7 @@ async fn who_asks_before_the_kubepods_root_is_known_waits_for_it() {
 #[tokio::test]
 async fn by_number_pods_of_the_nodes_network_are_denied_but_for_who_comes_in_by_the_pods_own_socket()
  {
-    const DENIED: Option<AttestError> = Some(AttestError::Denied("host_network_without_pidfd"));
+    const DENIED: Option<AttestError> = Some(AttestError::Denied(Denial::HostNetworkWithoutPidfd));
     let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
     for (host_network, pinning, entrance, denied) in [
         (true, Pinning::ByNumber, shared, DENIED),
@@ -89,7 +89,7 @@ async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
         let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, place));
         known.map(|workload| workload.is_some())
     };
-    let denied = Err(AttestError::Denied("ephemeral_container"));
+    let denied = Err(AttestError::Denied(Denial::EphemeralContainer));
     let all = ["1", "2", "3"].map(|digit| outcome(&debugged, digit));
     assert_eq!(all, [Ok(true), denied, Ok(false)]);
     // Elsewhere a container that has just started need not be named.
@@ -139,18 +139,27 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
         assert_eq!(node.located(cgroup(uid()), entrance), Ok(located));
         // Its own pod, whatever the socket.
         let denied = node.located(cgroup(other_uid()), entrance);
-        assert_eq!(denied, Err(AttestError::Denied("own_pod")));
+        assert_eq!(denied, Err(AttestError::Denied(Denial::OwnPod)));
         let denied = node.located(Err(CgroupDenial::Deleted), entrance);
-        assert_eq!(denied, Err(AttestError::Denied("deleted")));
+        assert_eq!(
+            denied,
+            Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::Deleted)))
+        );
     }
     let by_anothers = node.located(cgroup(uid()), Entrance::Pod(other_uid()));
-    assert_eq!(by_anothers, Err(AttestError::Denied("listener_mismatch")));
+    assert_eq!(
+        by_anothers,
+        Err(AttestError::Denied(Denial::ListenerMismatch))
+    );
     // In no pod: what the socket says counts for pods of that runtime alone.
     let nowhere = Err(CgroupDenial::NotAPod);
     assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
     for entrance in [shared, Entrance::Pod(other_uid())] {
         let denied = node.located(nowhere, entrance);
-        assert_eq!(denied, Err(AttestError::Denied("not_a_pod")));
+        assert_eq!(
+            denied,
+            Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)))
+        );
     }
 }
 
@@ -168,24 +177,31 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
             ..at(None, Entrance::Shared)
         })
     };
-    for (other, expected) in [(other, Ok(())), (foreign, denied("another_account"))] {
+    for (other, expected) in [(other, Ok(())), (foreign, denied(Denial::AnotherAccount))] {
         let node = node_of(Some(uid()), known_all([agent(), other]));
         assert_eq!(node.is_among_own(place()), expected);
-        for own in ["own_pod", "same_pod_elided"] {
+        for own in [Denial::OwnPod, Denial::Cgroup(CgroupDenial::SamePodElided)] {
             assert_eq!(node.is_among_own(Err(AttestError::Denied(own))), Ok(()));
         }
-        let outside = node.is_among_own(Err(AttestError::Denied("not_a_pod")));
-        assert_eq!(outside, denied("not_a_pod"));
+        let outside = node.is_among_own(Err(AttestError::Denied(Denial::Cgroup(
+            CgroupDenial::NotAPod,
+        ))));
+        assert_eq!(outside, denied(Denial::Cgroup(CgroupDenial::NotAPod)));
     }
     let unknown = node_of(Some(uid()), known(agent())).is_among_own(place());
     assert_eq!(unknown, Err(AttestError::NotYet("own_pod")));
     // An agent in no pod has none of its own in pods.
     let outside = node_of(None, known(agent()));
     assert_eq!(
-        outside.is_among_own(Err(AttestError::Denied("not_a_pod"))),
+        outside.is_among_own(Err(AttestError::Denied(Denial::Cgroup(
+            CgroupDenial::NotAPod
+        )))),
         Ok(())
     );
-    assert_eq!(outside.is_among_own(place()), denied("another_account"));
+    assert_eq!(
+        outside.is_among_own(place()),
+        denied(Denial::AnotherAccount)
+    );
 }
 
 #[tokio::test]
@@ -206,14 +222,14 @@ async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() 
 #[tokio::test]
 async fn no_files_are_read_for_a_pod_that_may_not_ask() {
     type Change = fn(&mut k8s::Pod);
-    let changes: [(&str, Change); 3] = [
-        ("other_node", |pod| {
+    let changes: [(Denial, Change); 3] = [
+        (Denial::OtherNode, |pod| {
             pod.spec.as_mut().expect("one").node_name = Some("other".into());
         }),
-        ("pod_finished", |pod| {
+        (Denial::PodFinished, |pod| {
             pod.status.get_or_insert_default().phase = Some("Failed".into());
         }),
-        ("static_pod", |pod| {
+        (Denial::StaticPod, |pod| {
             let annotations = pod.metadata.annotations.get_or_insert_default();
             annotations.insert("kubernetes.io/config.mirror".into(), "x".into());
         }),
