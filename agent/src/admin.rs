@@ -27,8 +27,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest head of a request, in bytes.
 const HEAD_LIMIT: usize = 8 * 1024;
 
-/// Binds the port; where the node has no IPv6 (`ipv6.disable=1`), all addresses are those of IPv4. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`,
-/// socket(7)); the kernel lets only processes of the same uid share it.
+/// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`, socket(7));
+/// the kernel lets only processes of the same uid share it. Where the node has no IPv6 (`ipv6.disable=1`), all addresses
+/// are those of IPv4.
 ///
 /// # Errors
 ///

@@ -146,14 +146,15 @@ fn refusal(error: &kube::Error) -> RequestError {
             Code::Denied,
             "the API server refused a token for this pod's service account",
         ),
-        // It sheds load, or fails; it may say for how long.
+        // It is overloaded, or fails; it may say for how long.
         kube::Error::Api(status) => unavailable().retry_after(wait_of(status)),
         _ => unavailable(),
     }
     .because(error)
 }
 
-/// The seconds that the API server asks to wait (Kubernetes API, `StatusDetails`).
+/// The seconds that the API server asks to wait, where its answer is a `Status` that says so (Kubernetes API, `StatusDetails`);
+/// of a bare `Retry-After` the client library tells nothing.
 fn wait_of(status: &kube::core::Status) -> Option<Duration> {
     let seconds = status.details.as_ref()?.retry_after_seconds;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))

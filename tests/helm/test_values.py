@@ -104,6 +104,14 @@ class Refused(unittest.TestCase):
         ):
             self.assertIn(advice, refusal(*expressions))
         chart.text(None, gcp, "config.backends.azure.tenant=t", "config.default_backend=azure")
+        # What is said to the agent past its file.
+        for aside in ({"extraEnv": [{"name": "LATCHKEY_AGENT__DEFAULT_BACKEND", "value": "azure"}]},
+                      {"extraArgs": ["--set", "default_backend=azure"]}):
+            chart.text(aside, gcp, "config.backends.azure.tenant=t")
+        provider = {"extraEnv": [{"name": "LATCHKEY_AGENT__BACKENDS__GCP__PROVIDER", "value": "p"}], "config": {"backends": {"gcp": {}}}}
+        chart.text(provider, "delivery=hostPath", "rbac.tokens=namespace")
+        with self.assertRaisesRegex(Exception, "set config.backends.gcp.provider"):
+            chart.text(provider)
 
     def test_an_update_strategy_that_the_api_server_refuses_is_refused_here(self):
         for expressions, advice in (
@@ -139,7 +147,7 @@ class Refused(unittest.TestCase):
             self.assertIn(advice, said)
             self.assertIn(f"this cluster is {version}", said)
         for version, expressions in (
-            ("1.20.4", (*by_hostpath, *without_surge)), ("1.24.17", by_hostpath), ("v1.27.3-gke.100", ("admissionPolicy.create=false",)),
+            ("1.20.4", (*by_hostpath, *without_surge)), ("1.20.4", (*by_hostpath, "updateStrategy.type=OnDelete")), ("1.24.17", by_hostpath), ("v1.27.3-gke.100", ("admissionPolicy.create=false",)),
             ("v1.30.0-eks-1", ()), ("1.35.0", ("rbac.tokens=node", "csi.tokensInSecrets=true")),
         ):
             chart.text(None, f"kubeVersion={version}", *expressions)
@@ -246,7 +254,7 @@ class Configuration(unittest.TestCase):
             return next(line for line in notes.splitlines() if " check " in line).split(" check ")[1]
 
         self.assertEqual("--config /etc/latchkey/config.toml", check())
-        arguments = ["--set", 'cache.only=["a b"]', "--set", "log.level=debug"]
+        arguments = ["--set", 'cache.only=["a b"]', "--set", "cache.only=['c/']"]
         self.assertEqual(["--config", "/etc/latchkey/config.toml", *arguments], shlex.split(check(*arguments)))
 
     def test_an_image_can_come_from_a_mirror_and_be_pinned(self):

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How much of a cloud's own words goes into the log, in characters.
-const MAX_WORDS: usize = 400;
+const MAX_WORDS: usize = 1000;
 
 /// What stands in tokens or beside them: Google's and the cluster's, and the header of AWS' in the requests that it
 /// repeats where a signature does not fit.

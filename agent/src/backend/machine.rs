@@ -21,8 +21,8 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// The most bytes that credentials take.
 const SIZE: usize = 64 << 10;
 
-/// Where machines are told their credentials, in clear text: no proxy has anything to do with that.
-const METADATA: &str = "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23,metadata.google.internal";
+/// Where machines are told their credentials, in clear text, and this machine itself: no proxy has anything to do with that.
+const METADATA: &str = "localhost,127.0.0.1,::1,169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23,metadata.google.internal";
 
 /// Whose credentials are looked for.
 #[derive(Debug, Subcommand)]
@@ -128,8 +128,11 @@ fn direct() -> String {
     for (name, value) in config::environment() {
         let value = match &*name {
             "NO_PROXY" | "no_proxy" => &*value,
-            // Google's name for a metadata server elsewhere, with or without a port.
-            "GCE_METADATA_HOST" => value.split(':').next().unwrap_or_default(),
+            // A metadata server elsewhere, with or without a port; AWS' as a URL.
+            "GCE_METADATA_HOST" | "AWS_EC2_METADATA_SERVICE_ENDPOINT" => {
+                let host = value.split_once("://").map_or(&*value, |(_, host)| host);
+                host.split([':', '/']).next().unwrap_or_default()
+            }
             _ => continue,
         };
         hosts = format!("{hosts},{value}");

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 /// What an entry costs beside its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
 pub(super) const ENTRY_COST: usize = 512;
 
-/// What each pod may keep whatever the others do, in bytes: the longest value of most clouds.
+/// What each pod may keep whatever the others do, in bytes: some dozens of short values, or one of up to 32 KiB, which is
+/// kept with its answer.
 pub(super) const OWN_ROOM: usize = 64 << 10;
 
 /// How many bytes all pods of the node keep.
@@ -77,14 +78,18 @@ impl Shelf {
         if self.refused.is_some_and(|refused| read_at <= refused) {
             return;
         }
-        let (key, age) = (Arc::new(key.clone()), (read_at, self.next));
         let bytes = ENTRY_COST + 2 * key.name.as_str().len() + secret.footprint();
+        // Nothing goes for what could not stay either.
+        if !self.could_hold(bytes, room) {
+            return;
+        }
+        let (key, age) = (Arc::new(key.clone()), (read_at, self.next));
         self.next += 1;
         self.grow(bytes);
         self.by_age.insert(age, key.clone());
         let secret = secret.clone();
         self.by_key.insert(key, Kept { secret, age, bytes });
-        while self.is_over(room) {
+        while !self.could_hold(self.bytes, room) {
             self.remove_oldest();
         }
     }
@@ -137,9 +142,14 @@ impl Shelf {
         }
     }
 
-    fn is_over(&self, room: Room) -> bool {
-        let is_nodes = self.bytes > OWN_ROOM && self.all.0.load(Ordering::Relaxed) > room.of_node;
-        self.bytes > room.of_pod || is_nodes
+    /// Whether there is room for so many bytes in place of all that is here.
+    fn could_hold(&self, bytes: usize, room: Room) -> bool {
+        let others = self
+            .all
+            .0
+            .load(Ordering::Relaxed)
+            .saturating_sub(self.bytes);
+        bytes <= room.of_pod && (bytes <= OWN_ROOM || others + bytes <= room.of_node)
     }
 
     fn grow(&mut self, bytes: usize) {

@@ -123,7 +123,7 @@ fn a_refusal_of_the_api_servers_says_whose_matter_it_is() {
 }
 
 #[test]
-fn an_api_server_that_sheds_load_says_for_how_long() {
+fn a_status_of_the_api_servers_may_say_how_long_to_wait() {
     let busy = |seconds| {
         let answer = json!({"code": 429, "details": {"retryAfterSeconds": seconds}});
         let answer: Status = serde_json::from_value(answer).expect("a status");

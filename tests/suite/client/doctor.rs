@@ -358,6 +358,16 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
         &["the AWS token service"],
     );
     drop(away);
+    let no_keys = fault(
+        Operation::AssumeRoleWithWebIdentity,
+        Behaviour::IssuerSilent,
+    );
+    found(doctor()).await.is(
+        "exchange",
+        "issuer_unreachable",
+        &["the keys of this cluster's issuer"],
+    );
+    drop(no_keys);
     let busy = fault(
         Operation::AssumeRoleWithWebIdentity,
         Behaviour::Throttle(Some(1)),

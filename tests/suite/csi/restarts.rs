@@ -320,7 +320,7 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
     if !can_run() {
         return;
     }
-    let mut node = left_behind().await;
+    let mut node = left_behind(1).await;
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     until("an empty store", || node.kubelet.kept().is_empty())
         .await
@@ -332,31 +332,36 @@ async fn a_mounter_starts_and_ends_at_once_though_the_agent_hangs_that_is_to_let
     if !can_run() {
         return;
     }
-    let mut node = left_behind().await;
+    let mut node = left_behind(4).await;
     node.agent.signal(Signal::SIGSTOP).expect("it runs");
     let begun = Instant::now();
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     let removing = "a volume whose pod is gone is removed";
     node.mounter.until_line(removing).await.expect("it begins");
     node.mounter.stop().await.expect("it ends");
-    // The agent has two seconds.
+    // The agent has two seconds for each of them.
     assert!(
-        begun.elapsed() < Duration::from_millis(1900),
+        begun.elapsed() < Duration::from_secs(6),
         "{:?}",
         begun.elapsed()
     );
 }
 
-/// A node whose mounter has ended, and then the pod of its one volume, without a word.
-async fn left_behind() -> Node {
+/// A node whose mounter has ended, and then the pods of so many volumes, without a word.
+async fn left_behind(volumes: usize) -> Node {
     let mut node = Node::start().await;
-    let pod = node.pod("test", "web").await;
+    let mut pods = Vec::new();
+    for number in 0..volumes {
+        pods.push(node.pod("test", &format!("web-{number}")).await);
+    }
     node.mounter.stop().await.expect("it ends");
-    drop(pod.workload);
-    let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
-    nix::mount::umount(&target).expect("root may");
-    let of_pod = node.kubelet.root().join("pods").join(pod.volume.pod.uid());
-    fs::remove_dir_all(of_pod).expect("it is the kubelet's");
+    for pod in pods {
+        drop(pod.workload);
+        let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
+        nix::mount::umount(&target).expect("root may");
+        let of_pod = node.kubelet.root().join("pods").join(pod.volume.pod.uid());
+        fs::remove_dir_all(of_pod).expect("it is the kubelet's");
+    }
     node
 }
 

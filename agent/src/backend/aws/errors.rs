@@ -206,8 +206,12 @@ where
             } else {
                 BackendError::unexpected(whose)
             };
-            let message = service.err().message().unwrap_or_default();
-            failed.in_words(Some(&format!("{code}: {message}")))
+            if code.is_empty() {
+                failed.because(error)
+            } else {
+                let message = service.err().message().unwrap_or_default();
+                failed.in_words(Some(&format!("{code}: {message}")))
+            }
         }
         _ => BackendError::garbage(whose).because(error),
     };

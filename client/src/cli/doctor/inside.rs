@@ -251,6 +251,15 @@ impl Case<'_> {
             (Code::Throttled, Some(Step::Exchange)) => {
                 report.refused("exchange", "throttled", refusal);
             }
+            // The agent's words for what each cloud says then.
+            (Code::Unavailable, Some(Step::Exchange))
+                if refusal.message.contains("cannot fetch the keys of") =>
+            {
+                report
+                    .refused("exchange", "issuer_unreachable", refusal)
+                    .next("kubectl get --raw /.well-known/openid-configuration names the issuer; what it answers there has to be on the public Internet, or with the cloud")
+                    .next("if it comes and goes, the issuer is slow: latchkey and its clients try again");
+            }
             (Code::Unavailable, Some(Step::Exchange)) => {
                 report
                     .refused("exchange", "token_service_unreachable", refusal)

@@ -138,7 +138,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- define "latchkey.validateVersion" -}}
 {{- $version := default .Capabilities.KubeVersion.Version .Values.kubeVersion -}}
 {{- range list
-  (dict "since" "1.22" "used" (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy) "what" "the DaemonSet's maxSurge" "advice" "set updateStrategy.rollingUpdate.maxSurge: 0 and maxUnavailable: 1")
+  (dict "since" "1.22" "used" (and (ne .Values.updateStrategy.type "OnDelete") (dig "rollingUpdate" "maxSurge" 0 .Values.updateStrategy)) "what" "the DaemonSet's maxSurge" "advice" "set updateStrategy.rollingUpdate.maxSurge: 0 and maxUnavailable: 1")
   (dict "since" "1.26" "used" (eq .Values.delivery "csi") "what" "a kubelet that the CSI driver can serve" "advice" "set delivery: hostPath and rbac.tokens: namespace (docs/operations.md, Older clusters)")
   (dict "since" "1.30" "used" .Values.admissionPolicy.create "what" "ValidatingAdmissionPolicy" "advice" "set admissionPolicy.create: false (docs/operations.md, Older clusters)")
   (dict "since" "1.30" "used" .Values.appArmorProfile "what" "appArmorProfile" "advice" "leave appArmorProfile out")
@@ -156,13 +156,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- include "latchkey.validateVersion" . -}}
 {{- $backends := fromJson (include "latchkey.backends" .) -}}
 {{- $names := keys $backends | sortAlpha -}}
+{{- /* What is also said to the agent, past its file. */ -}}
+{{- $aside := printf "%s %s" (toJson .Values.extraEnv) (toJson .Values.extraArgs) | lower -}}
 {{- $cloud := false -}}
 {{- range $name, $backend := $backends -}}
 {{- $type := include "latchkey.backendType" (dict "name" $name "backend" $backend) -}}
 {{- if not (has $type (list "aws" "azure" "file" "gcp" "pass")) -}}
 {{- fail (printf "config.backends.%s has no type, and its name is none: set config.backends.%s.type to aws, azure, file, gcp or pass" $name $name) -}}
 {{- end -}}
-{{- if and (eq $type "gcp") (not $backend.provider) -}}
+{{- if and (eq $type "gcp") (not $backend.provider) (or (eq $.Values.delivery "csi") (not (contains "provider" $aside))) -}}
 {{- fail (printf "config.backends.%s does not say to whom pods' tokens are made out: set config.backends.%s.provider (docs/clouds/gcp.md)" $name $name) -}}
 {{- end -}}
 {{- if has $type (list "aws" "azure" "gcp") -}}
@@ -174,7 +176,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- fail (printf "config.default_backend is %s, and config.backends has %s alone" . (join ", " $names)) -}}
 {{- end -}}
 {{- else -}}
-{{- if not (or (eq (len $backends) 1) (hasKey $backends "aws")) -}}
+{{- if not (or (eq (len $backends) 1) (hasKey $backends "aws") (contains "default_backend" $aside)) -}}
 {{- fail (printf "config.backends has several, and none is called aws, which would be the default: set config.default_backend to one of %s" (join ", " $names)) -}}
 {{- end -}}
 {{- end -}}
