@@ -5,7 +5,9 @@ mod change;
 mod delivery;
 mod doctor;
 mod exec;
+mod leaving;
 mod proxy;
+mod templates;
 mod workstation;
 
 use crate::can_run;

@@ -85,13 +85,28 @@ impl Node {
         (VolumeSpec::of(&object), container)
     }
 
-    /// Starts a pod as a kubelet does: first its volume, then its container.
-    async fn pod(&self, namespace: &str, name: &str) -> CsiPod {
-        let (volume, container) = self.object(PodSpec {
+    /// An ordinary pod's volume, and the id of its container.
+    fn object_of(&self, namespace: &str, name: &str) -> (VolumeSpec, String) {
+        self.object(PodSpec {
             namespace: namespace.into(),
             name: name.into(),
             ..PodSpec::default()
-        });
+        })
+    }
+
+    /// An agent that has taken over from this node's, with the tokens of its pods.
+    async fn successor(&self, change: impl FnOnce(AgentSettings) -> AgentSettings) -> AgentProcess {
+        let next = change(settings(&self.sandbox, &self.kubelet)).start().await;
+        let mut next = next.expect("an agent");
+        next.until_ready().await.expect("it is ready");
+        let told = next.until_line("took the pods' tokens over").await;
+        told.expect("it says so");
+        next
+    }
+
+    /// Starts a pod as a kubelet does: first its volume, then its container.
+    async fn pod(&self, namespace: &str, name: &str) -> CsiPod {
+        let (volume, container) = self.object_of(namespace, name);
         self.publish(&volume).await.expect("it is published");
         let workload = self.container(&volume, &container).await;
         CsiPod { volume, workload }

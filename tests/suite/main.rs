@@ -1,5 +1,6 @@
 //! Black-box tests: real processes ask a real agent over a real socket, between strict fakes.
 
+mod admin;
 mod attacks;
 mod aws;
 mod azure;

@@ -124,7 +124,7 @@ impl BackendError {
             if TOKENS.iter().any(|token| words.contains(token)) {
                 "(its words hold what looks like a token)".into()
             } else {
-                words.chars().take(MAX_WORDS).collect::<String>().into()
+                cut(words).into()
             }
         });
         self
@@ -141,6 +141,11 @@ impl BackendError {
     pub(crate) fn is_refusal(&self) -> bool {
         self.fault == Fault::Refused
     }
+}
+
+/// As much of a cloud's own words as goes into the log.
+pub(super) fn cut(words: &str) -> String {
+    words.chars().take(MAX_WORDS).collect()
 }
 
 impl From<RequestError> for BackendError {

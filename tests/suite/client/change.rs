@@ -1,42 +1,45 @@
-//! What follows a rotation: `exec --on-change` and `render --watch`.
+//! What follows a rotation: `exec --on-change`.
 
-use super::{Client, can_run};
+use super::{Client, PATIENCE, can_run};
 use nix::sys::signal::Signal;
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
 use std::time::Duration;
-use testkit::aws::{Behaviour, Fault, Operation};
+use testkit::aws::Operation;
 use testkit::binaries::sibling_binary;
 use testkit::sandbox::{CANARY, password};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
-const PATIENCE: Duration = Duration::from_secs(40);
-
 /// A command that stays.
-struct Staying {
+pub(super) struct Staying {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Staying {
-    fn start(mut command: Command) -> Self {
+    /// `exec --on-change` with these options, of a script that has its secret as `DB`.
+    fn exec(client: &Client, options: &[&str], script: &str) -> Self {
+        let program = ["test/database-password=DB", "--", "sh", "-c", script];
+        let arguments = [&["exec", "--on-change"], options, &program].concat();
+        Self::start(client.command(&arguments))
+    }
+
+    pub(super) fn start(mut command: Command) -> Self {
         let mut child = command.spawn().expect("it starts");
         let lines = BufReader::new(child.stdout.take().expect("its stdout")).lines();
         Self { child, lines }
     }
 
-    async fn line(&mut self) -> String {
+    pub(super) async fn line(&mut self) -> String {
         let line = timeout(PATIENCE, self.lines.next_line()).await;
         line.expect("a line in time")
             .expect("its stdout")
             .unwrap_or_else(|| "END".into())
     }
 
-    fn signal(&self, signal: Signal) {
+    pub(super) fn signal(&self, signal: Signal) {
         let pid = self
             .child
             .id()
@@ -46,7 +49,7 @@ impl Staying {
     }
 
     /// Its exit code, and what it said.
-    async fn end(mut self) -> (Option<i32>, String) {
+    pub(super) async fn end(mut self) -> (Option<i32>, String) {
         let status = timeout(PATIENCE, self.child.wait())
             .await
             .expect("it ends")
@@ -60,7 +63,7 @@ impl Staying {
 
 impl Client {
     /// Waits until the vault has been read so often: each batch once, and then once more by each watch.
-    async fn until_reads(&self, count: usize) {
+    pub(super) async fn until_reads(&self, count: usize) {
         let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
         let reads = async {
             while self.sandbox.aws.calls_where(read).len() < count {
@@ -79,16 +82,7 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     let client = Client::start().await;
     // The program ends in its own time when it is told to, and leaves an orphan behind.
     let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo hup' HUP; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
-    let arguments = [
-        "exec",
-        "--on-change",
-        "test/database-password=DB",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ];
-    let mut staying = Staying::start(client.command(&arguments));
+    let mut staying = Staying::exec(&client, &[], script);
     let first = staying.line().await;
     assert!(
         first.starts_with("begins ") && first.ends_with(&password("test")),
@@ -172,16 +166,7 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
     }
     let client = Client::start().await;
     let script = "echo \"begins ${#DB}\"; exec sleep 600";
-    let arguments = [
-        "exec",
-        "--on-change",
-        "test/database-password=DB",
-        "--",
-        "sh",
-        "-c",
-        script,
-    ];
-    let mut staying = Staying::start(client.command(&arguments));
+    let mut staying = Staying::exec(&client, &[], script);
     let stderr = staying.child.stderr.take().expect("its stderr");
     let mut stderr = BufReader::new(stderr).lines();
     assert!(staying.line().await.starts_with("begins "));
@@ -324,207 +309,6 @@ async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_f
     assert_eq!(status.code(), Some(128 + 40));
 }
 
-fn file(client: &Client, name: &str, text: &str) -> PathBuf {
-    let path = client.sandbox.directory().join(name);
-    fs::write(&path, text).expect("a file");
-    path
-}
-
-#[tokio::test]
-async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped() {
-    if !can_run() {
-        return;
-    }
-    let client = Client::start().await;
-    client
-        .sandbox
-        .secret("test/json", r#"{"user":"u","pw":"<p&'\"@/ >"}"#);
-    let text = "a={{ secret(\"test/json\", key=\"pw\") }}\nb={{ secret(\"test/json\", key=\"pw\") | urlencode }}\nc={{ secret(\"test/json\", key=\"user\") | tojson }}\n{% if secret(\"test/database-password\") %}d{% endif %}\n\n";
-    let template = file(&client, "app.j2", text);
-    let template = template.to_str().expect("a path");
-    let right = "a=<p&'\"@/ >\nb=%3Cp%26%27%22%40%2F%20%3E\nc=\"u\"\nd\n\n".replace("%2F", "/");
-    let rendered = client.run(&["render", template]).await;
-    assert_eq!(rendered.printed(), right);
-    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-    assert_eq!(client.sandbox.aws.calls_where(read).len(), 3);
-    let out = file(&client, "app.conf", "old");
-    fs::set_permissions(&out, fs::Permissions::from_mode(0o666)).expect("its mode");
-    let path = out.to_str().expect("a path");
-    assert_eq!(
-        client
-            .run(&["render", template, "--out", path])
-            .await
-            .printed(),
-        ""
-    );
-    assert_eq!(fs::read_to_string(&out).expect("the file"), right);
-    assert_eq!(fs::metadata(&out).expect("the file").mode() & 0o7777, 0o600);
-}
-
-#[tokio::test]
-async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was() {
-    if !can_run() {
-        return;
-    }
-    let client = Client::start().await;
-    let out = file(&client, "app.conf", "old");
-    let out = out.to_str().expect("a path");
-    client.sandbox.secret("test/binary", "x");
-    for (text, code, words) in [
-        (
-            "\n{{ secret(\"test/none\") }}",
-            3,
-            "app.j2:2: test/none: there is no such secret",
-        ),
-        ("{{ secret(\"prod/x\") }}", 4, "app.j2:1: prod/x: "),
-        ("a\nb\n{{ secret( }}", 1, "app.j2:3: "),
-        ("{% if %}", 1, "app.j2:1: "),
-        ("{{ nothing }}", 1, "app.j2:1: undefined value"),
-        ("{{ sercet(\"x\") }}", 1, "sercet"),
-        (
-            "{{ secret(\"test/database-password\", keys=\"k\") }}",
-            1,
-            "keys",
-        ),
-        (
-            "{{ secret(\"test/database-password\") | int }}",
-            1,
-            "app.j2:1: ",
-        ),
-        (
-            "{{ secret(\"test/database-password\") + 1 }}",
-            1,
-            "app.j2:1: ",
-        ),
-    ] {
-        let template = file(&client, "app.j2", text);
-        let template = template.to_str().expect("a path");
-        let ended = client.run(&["render", template, "--out", out]).await;
-        ended.failed(code, words);
-        assert!(!ended.stderr.contains(CANARY), "{ended:?}");
-        assert_eq!(fs::read_to_string(out).expect("the file"), "old");
-    }
-    client
-        .run(&["render", "/no/such/template", "--out", out])
-        .await
-        .failed(1, "/no/such/template: ");
-    client
-        .run(&["render", "/no/such/template", "--watch"])
-        .await
-        .is_usage();
-    client
-        .run(&["render", "x", "--out", out, "--watch", "--signal", "HUP"])
-        .await
-        .is_usage();
-    let left = fs::read_dir(client.sandbox.directory()).expect("the directory");
-    assert!(!left.flatten().any(|entry| {
-        entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(".latchkey-")
-    }));
-}
-
-#[tokio::test]
-async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is_signalled() {
-    if !can_run() {
-        return;
-    }
-    let client = Client::start().await;
-    let template = file(
-        &client,
-        "app.j2",
-        "pw={{ secret(\"test/database-password\") }}\n",
-    );
-    let out = client.sandbox.directory().join("app.conf");
-    let reader = file(
-        &client,
-        "reader.sh",
-        // Not HUP: what nohup(1) ignored before the tests, no shell below it can trap.
-        "trap 'echo usr1' USR1; echo $$; while :; do sleep 0.05; done",
-    );
-    let mut command = Command::new("sh");
-    command
-        .arg(reader)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut reader = Staying::start(command);
-    let pid_file = file(&client, "pid", &format!("{}\n", reader.line().await));
-    let path = |path: &PathBuf| path.to_str().expect("a path").to_owned();
-    let arguments = [
-        "render",
-        &path(&template),
-        "--out",
-        &path(&out),
-        "--watch",
-        "--signal",
-        "usr1",
-        "--pid-file",
-        &path(&pid_file),
-    ];
-    let mut watching = client.command(&arguments).spawn().expect("it starts");
-    let contents = async |right: &str| {
-        let seen = async {
-            while fs::read_to_string(&out).unwrap_or_default() != right {
-                assert!(fs::metadata(&out).map_or(0, |there| there.mode() & 0o077) == 0);
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(PATIENCE, seen).await.expect("it is rendered");
-    };
-    contents(&format!("pw={}\n", password("test"))).await;
-    let watched = async {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        while client.sandbox.aws.calls_where(read).len() < 2 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, watched).await.expect("it watches");
-    // An outage in between is waited out, and the file stays.
-    let outage = Fault::on(Operation::GetSecretValue, Behaviour::ServiceUnavailable);
-    let outage = client.sandbox.aws.fault(outage.times(1));
-    client.sandbox.secret("test/database-password", "rotated");
-    contents("pw=rotated\n").await;
-    assert_eq!(reader.line().await, "usr1");
-    drop(outage);
-    assert!(watching.try_wait().expect("a status").is_none());
-    let pid = watching
-        .id()
-        .and_then(|pid| i32::try_from(pid).ok())
-        .expect("a pid");
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGTERM).expect("a signal");
-    let status = timeout(PATIENCE, watching.wait())
-        .await
-        .expect("it ends")
-        .expect("a status");
-    assert_eq!(status.code(), Some(0));
-}
-
-#[tokio::test]
-async fn a_watched_template_that_waits_for_the_agent_ends_without_a_word_when_it_is_asked_to() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let path = |name: &str| directory.path().join(name);
-    let agent = tokio::net::UnixListener::bind(path("agent.sock")).expect("a socket");
-    fs::write(path("app.j2"), "{{ secret(\"test/x\") }}").expect("a file");
-    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
-    command
-        .current_dir(directory.path())
-        .args(["render", "app.j2", "--watch", "--out", "app.conf"])
-        .env("LATCHKEY_SOCKET", path("agent.sock"))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let staying = Staying::start(command);
-    // It takes the request and never answers.
-    let asked = timeout(PATIENCE, agent.accept()).await.expect("it asks");
-    let (mut stream, _) = asked.expect("a connection");
-    stream.read_u8().await.expect("a request");
-    staying.signal(Signal::SIGTERM);
-    assert_eq!(staying.end().await, (Some(0), String::new()));
-    assert!(!path("app.conf").exists());
-}
-
 #[tokio::test]
 async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_again() {
     if !can_run() {
@@ -536,20 +320,7 @@ async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_
     let script = format!(
         r#"trap 'echo quit' QUIT; trap '{drain}; echo left; exit 7' TERM; echo "begins $DB"; while :; do sleep 0.05; done"#
     );
-    let exec = || {
-        let arguments = [
-            "exec",
-            "--on-change",
-            "--grace",
-            "1s",
-            "test/database-password=DB",
-            "--",
-            "sh",
-            "-c",
-            &script,
-        ];
-        Staying::start(client.command(&arguments))
-    };
+    let exec = || Staying::exec(&client, &["--grace", "1s"], &script);
     let (mut leaves, mut stays) = (exec(), exec());
     for staying in [&mut leaves, &mut stays] {
         assert!(staying.line().await.starts_with("begins "));

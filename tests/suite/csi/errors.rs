@@ -23,7 +23,6 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use testkit::kube::PodSpec;
 use testkit::kubelet::{Status, call};
 
 const INVALID_ARGUMENT: u16 = 3;
@@ -160,11 +159,7 @@ async fn a_call_for_a_volume_that_another_call_is_about_is_aborted() {
         return;
     }
     let node = Node::start().await;
-    let (volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, _) = node.object_of("test", "web");
     // The agent looks at the pod, and the API server takes its time: the first call is under way.
     node.sandbox.kube.hang();
     let asked = node.sandbox.kube.count("get", "pods");
@@ -229,11 +224,7 @@ async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tri
         return;
     }
     let node = Node::start().await;
-    let (volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, _) = node.object_of("test", "web");
     let request = node
         .kubelet
         .request(&node.sandbox.kube, &volume)
@@ -256,11 +247,7 @@ async fn a_link_in_the_way_to_the_target_is_not_followed_into_another_pods_direc
     }
     let node = Node::start().await;
     let request_of = |name: &str| {
-        let (volume, _) = node.object(PodSpec {
-            namespace: "test".into(),
-            name: name.into(),
-            ..PodSpec::default()
-        });
+        let (volume, _) = node.object_of("test", name);
         let request = node.kubelet.request(&node.sandbox.kube, &volume);
         let request = request.expect("a request");
         let target = PathBuf::from(&request.target_path);

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
-use testkit::kube::PodSpec;
 use testkit::kubelet::{VolumeSpec, until};
 use testkit::sandbox::{REGION, password};
 
@@ -37,11 +36,7 @@ impl Node {
 
     /// A pod's volume that is to hold these secrets as files.
     fn asking(&self, name: &str, secrets: &str) -> (VolumeSpec, String) {
-        let (mut volume, container) = self.object(PodSpec {
-            namespace: "test".into(),
-            name: name.into(),
-            ..PodSpec::default()
-        });
+        let (mut volume, container) = self.object_of("test", name);
         volume.attributes = vec![("secrets".into(), secrets.into())];
         volume.group = Some(GROUP);
         (volume, container)

@@ -5,7 +5,6 @@ use crate::{can_run, number};
 use latchkey_agent::csi::proto::{Empty, NodeInfo};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
-use testkit::kube::PodSpec;
 use testkit::kubelet::Connection;
 use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
 use tokio::time::{sleep, timeout};
@@ -193,11 +192,7 @@ async fn a_request_that_is_longer_than_any_right_one_is_not_read() {
         return;
     }
     let node = Node::start().await;
-    let (mut volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (mut volume, _) = node.object_of("test", "web");
     node.publish(&volume).await.expect("as long as it is");
     volume.attributes = vec![("of-the-pod".into(), "x".repeat(200_000))];
     let refused = node.publish(&volume).await.expect_err("it is too long");

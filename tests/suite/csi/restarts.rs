@@ -143,12 +143,7 @@ async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
     }
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
-    let next = settings(&node.sandbox, &node.kubelet).start().await;
-    let mut next = next.expect("an agent");
-    next.until_ready().await.expect("it is ready");
-    next.until_line("took the pods' tokens over")
-        .await
-        .expect("it says so");
+    let next = node.successor(|settings| settings).await;
     let status = node.agent.stop().await.expect("it ends");
     assert!(status.success(), "{status}");
     // A session of its own, by a token that no kubelet has given to this agent.
@@ -257,11 +252,7 @@ async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds
     }
     let mut node = Node::start().await;
     node.kill_agent().await;
-    let (volume, container) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, container) = node.object_of("test", "web");
     let before = node.kubelet.mounts();
     let status = node.publish(&volume).await.expect_err("nobody is there");
     assert_eq!(status.code, 14, "{status}");

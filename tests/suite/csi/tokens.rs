@@ -6,7 +6,6 @@ use crate::hygiene::copies_in_memory;
 use crate::{can_run, code};
 use latchkey_agent::csi::proto::Empty;
 use std::time::Duration;
-use testkit::kube::PodSpec;
 use testkit::kubelet::{Connection, Status, TOKENS};
 use testkit::workload::{Raw, Workload, WorkloadSpec};
 use tokio::time::{Instant, sleep};
@@ -17,11 +16,7 @@ async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_
         return;
     }
     let node = Node::start_with(|settings| settings.set("log.level", "trace")).await;
-    let (volume, container) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, container) = node.object_of("test", "web");
     let request = node
         .kubelet
         .request(&node.sandbox.kube, &volume)
@@ -71,11 +66,7 @@ async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer
         return;
     }
     let node = Node::start().await;
-    let (mut volume, container) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (mut volume, container) = node.object_of("test", "web");
     volume.tokens_in_secrets = true;
     // One that has all but ended.
     volume.audiences = vec![("sts.amazonaws.com".into(), 5)];
@@ -100,11 +91,7 @@ async fn an_audience_that_the_kubelet_does_not_hand_over_is_named() {
         return;
     }
     let node = Node::start().await;
-    let (mut volume, container) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (mut volume, container) = node.object_of("test", "web");
     volume.audiences = vec![("vault".into(), 600)];
     node.publish(&volume).await.expect("it is published");
     let workload = node.container(&volume, &container).await;
@@ -119,16 +106,8 @@ async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
         return;
     }
     let node = Node::start().await;
-    let (volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
-    let (other, _) = node.object(PodSpec {
-        namespace: "prod".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, _) = node.object_of("test", "web");
+    let (other, _) = node.object_of("prod", "web");
     let right = node
         .kubelet
         .request(&node.sandbox.kube, &volume)
@@ -183,11 +162,7 @@ async fn tokens_go_with_the_last_of_a_pods_volumes_and_not_before() {
     }
     let node = Node::start().await;
     let two_volumes = async |name: &str| {
-        let (volume, _) = node.object(PodSpec {
-            namespace: "test".into(),
-            name: name.into(),
-            ..PodSpec::default()
-        });
+        let (volume, _) = node.object_of("test", name);
         let mut other = volume.clone();
         other.name = "other".into();
         for volume in [&volume, &other] {
@@ -213,11 +188,7 @@ async fn no_token_is_taken_for_a_volume_that_has_no_record() {
         return;
     }
     let node = Node::start().await;
-    let (volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (volume, _) = node.object_of("test", "web");
     let request = node.kubelet.request(&node.sandbox.kube, &volume);
     let request = request.expect("a request");
     let pod = &volume.pod;

@@ -1,5 +1,6 @@
 //! Azure's errors, as the contract names them. The texts say what to look at and name no client but the caller's own.
 
+use crate::backend::error::cut;
 use crate::backend::{BackendError, Fault};
 use crate::error::{RequestError, chain};
 use crate::role::{Proof, Role};
@@ -10,9 +11,6 @@ use latchkey_client::protocol::Code;
 use serde::Deserialize;
 use std::error::Error;
 use std::time::Duration;
-
-/// How much of Azure's own words goes into the log, in characters.
-const MAX_WORDS: usize = 1000;
 
 const RETRY_AFTER: HeaderName = HeaderName::from_static("retry-after");
 
@@ -103,7 +101,7 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
                 BackendError::refused(text)
             }
         };
-        let told = Told(words(&error.error_description));
+        let told = Told(cut(&error.error_description));
         let request = Some(error.trace_id).filter(|id| !id.is_empty());
         Some(BackendError {
             cloud_request_id: request.map(Into::into),
@@ -205,7 +203,7 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
             }
             _ => return None,
         };
-        let told = Told(format!("{} {code}: {}", refusal.status, words(&message)));
+        let told = Told(format!("{} {code}: {}", refusal.status, cut(&message)));
         Some(failed.because(&told))
     })
 }
@@ -276,13 +274,9 @@ fn told(error: &azure_core::Error) -> Told {
     let text = match root.kind() {
         ErrorKind::DataConversion => "the answer is not what Azure's API says".to_owned(),
         ErrorKind::HttpResponse { status, .. } => status.to_string(),
-        _ => words(&chain(root)),
+        _ => cut(&chain(root)),
     };
     Told(text)
-}
-
-fn words(text: &str) -> String {
-    text.chars().take(MAX_WORDS).collect()
 }
 
 /// The seconds that the cloud asks to wait; a date is not worth parsing here.

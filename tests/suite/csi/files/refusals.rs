@@ -102,11 +102,7 @@ async fn a_pod_without_a_role_is_told_so() {
     node.sandbox
         .kube
         .create_service_account("plain", ACCOUNT, &[]);
-    let (mut volume, _) = node.object(PodSpec {
-        namespace: "plain".into(),
-        name: "web".into(),
-        ..PodSpec::default()
-    });
+    let (mut volume, _) = node.object_of("plain", "web");
     volume.attributes = vec![("secrets".into(), PASSWORD.into())];
     let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
     assert_eq!(code, PERMISSION_DENIED, "{message}");

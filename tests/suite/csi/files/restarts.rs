@@ -67,14 +67,7 @@ async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leav
     }
     let mut node = Node::refreshing().await;
     let (_volume, target) = node.with_files("web", PASSWORD).await;
-    let next = refreshing(settings(&node.sandbox, &node.kubelet))
-        .start()
-        .await;
-    let mut next = next.expect("an agent");
-    next.until_ready().await.expect("it is ready");
-    next.until_line("took the pods' tokens over")
-        .await
-        .expect("it says so");
+    let next = node.successor(refreshing).await;
     let began = Instant::now();
     let status = node.agent.stop().await.expect("it ends");
     assert!(status.success(), "{status}");
@@ -102,14 +95,7 @@ async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothin
     let held = node.sandbox.aws.fault(held);
     gate.reached(1).await;
     drop(held);
-    let next = refreshing(settings(&node.sandbox, &node.kubelet))
-        .start()
-        .await;
-    let mut next = next.expect("an agent");
-    next.until_ready().await.expect("it is ready");
-    next.until_line("took the pods' tokens over")
-        .await
-        .expect("it says so");
+    let _next = node.successor(refreshing).await;
     node.sandbox.secret("test/database-password", "rotated");
     until_it_holds(&target.join(FILE), "rotated").await;
     gate.open();

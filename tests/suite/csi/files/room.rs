@@ -8,7 +8,6 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use testkit::kube::PodSpec;
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
 use tokio::time::{sleep, timeout};
@@ -155,11 +154,7 @@ async fn the_records_of_one_pods_volumes_leave_room_for_anothers() {
     let (modest, _) = node.asking("modest", &padded);
     node.publish(&modest).await.expect("it is another pod's");
     // Volumes without attributes are many before they are too much.
-    let (many, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "many".into(),
-        ..PodSpec::default()
-    });
+    let (many, _) = node.object_of("test", "many");
     for number in 0..MOST_VOLUMES {
         let volume = named(&many, number);
         node.publish(&volume).await.expect("a pod may have so many");
