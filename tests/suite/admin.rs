@@ -1,6 +1,5 @@
 //! The operator's port.
 
-use crate::can_run;
 use crate::operations::sandbox_with_a_pod;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
@@ -11,9 +10,7 @@ use tokio::io::AsyncReadExt as _;
 
 #[tokio::test]
 async fn where_a_node_has_no_ipv6_all_addresses_of_the_admin_port_are_those_of_ipv4() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
@@ -29,9 +26,7 @@ async fn where_a_node_has_no_ipv6_all_addresses_of_the_admin_port_are_those_of_i
 
 #[tokio::test]
 async fn the_admin_port_tells_alive_ready_and_what_is_missing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     sandbox.kube.hang();
     let settings = sandbox.settings().expect("settings");
@@ -74,9 +69,7 @@ async fn told_at(address: SocketAddr, asked: Vec<u8>) -> (String, Duration) {
 
 #[tokio::test]
 async fn whoever_asks_the_admin_port_for_much_at_once_is_answered_once_at_most() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let asked = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -89,9 +82,7 @@ async fn whoever_asks_the_admin_port_for_much_at_once_is_answered_once_at_most()
 
 #[tokio::test]
 async fn the_admin_port_keeps_little_of_who_never_ends_asking() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let asked = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64_000));
@@ -101,9 +92,7 @@ async fn the_admin_port_keeps_little_of_who_never_ends_asking() {
 
 #[tokio::test]
 async fn whoever_holds_connections_of_the_admin_port_keeps_no_probe_out() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let mut held = Vec::new();

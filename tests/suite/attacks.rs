@@ -1,6 +1,5 @@
 //! Whoever tries to pass for another pod by means outside of the cgroup tree, and an agent inside a cgroup namespace.
 
-use crate::{can_run, code};
 use std::path::PathBuf;
 use testkit::kube::{Container, PodSpec};
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id};
@@ -17,7 +16,7 @@ async fn two_namespaces() -> Sandbox {
 /// The pod UID that the agent says the workload is.
 async fn pod_uid(workload: &Workload) -> String {
     let answer = workload.get("/v1/identity").await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     answer.json()["pod_uid"]
         .as_str()
         .unwrap_or_default()
@@ -63,9 +62,7 @@ fn of_class(qos: Qos) -> impl FnOnce(&mut WorkloadSpec) {
 
 #[tokio::test]
 async fn what_mountinfo_says_is_never_asked() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = two_namespaces().await;
     let victim = sandbox.pod("prod", "web").await.expect("a pod");
     let attacker = sandbox.pod("test", "web").await.expect("a pod");
@@ -92,9 +89,7 @@ async fn what_mountinfo_says_is_never_asked() {
 
 #[tokio::test]
 async fn another_pods_namespaces_give_nobody_its_identity() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = two_namespaces().await;
     let _agent = sandbox.agent().await.expect("an agent");
     let victim = sandbox.pod("prod", "web").await.expect("a pod");
@@ -120,9 +115,7 @@ async fn another_pods_namespaces_give_nobody_its_identity() {
 
 #[tokio::test]
 async fn a_read_only_directory_lets_pods_connect_and_change_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = two_namespaces().await;
     let _agent = sandbox.agent().await.expect("an agent");
     let at = PathBuf::from("/run/latchkey-of-the-suite");
@@ -159,9 +152,7 @@ async fn a_read_only_directory_lets_pods_connect_and_change_nothing() {
 
 #[tokio::test]
 async fn an_agent_in_a_cgroup_namespace_learns_the_root_and_attests_every_class() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = two_namespaces().await;
     let own = pod_placed(&sandbox, "agent", |_| {}).await;
     let entrance = own.workload.entrance().expect("a cgroup");
@@ -187,6 +178,6 @@ async fn an_agent_in_a_cgroup_namespace_learns_the_root_and_attests_every_class(
         .expect("a process");
     for denied in [&node, &own.workload] {
         let answer = denied.get("/v1/identity").await.expect("an answer");
-        assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+        answer.must_be_refused(403, "not_attested");
     }
 }

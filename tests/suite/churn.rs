@@ -1,6 +1,5 @@
 //! Pods come and go under the same names and the same PIDs, and nobody is ever taken for another.
 
-use crate::can_run;
 use std::path::Path;
 use std::time::Duration;
 use testkit::binaries::sibling_binary;
@@ -108,9 +107,7 @@ async fn live(sandbox: &Sandbox, inside: &PidNamespace, place: usize, life: usiz
 
 #[tokio::test(flavor = "multi_thread")]
 async fn while_pods_come_and_go_nobody_is_taken_for_another() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     #[expect(
         clippy::disallowed_methods,
         reason = "how many is for whoever runs the tests"

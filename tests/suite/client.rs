@@ -10,7 +10,6 @@ mod proxy;
 mod templates;
 mod workstation;
 
-use crate::can_run;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Duration;

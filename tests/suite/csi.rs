@@ -7,7 +7,6 @@ mod limits;
 mod restarts;
 mod tokens;
 
-use crate::{can_run, code};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -171,9 +170,7 @@ async fn reads_own(workload: &Workload) {
 
 #[tokio::test]
 async fn a_pod_reads_through_its_own_socket_and_the_agent_needs_no_right_on_tokens() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let info = node.kubelet.register().await.expect("it registers");
     assert_eq!(info.kind, "CSIPlugin");
@@ -185,7 +182,7 @@ async fn a_pod_reads_through_its_own_socket_and_the_agent_needs_no_right_on_toke
         .get("/v1/secrets/prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    other.must_be_refused(403, "denied");
     assert!(
         node.sandbox.kube.tokens().is_empty(),
         "the agent asked for a token itself"
@@ -196,9 +193,7 @@ async fn a_pod_reads_through_its_own_socket_and_the_agent_needs_no_right_on_toke
 
 #[tokio::test]
 async fn a_pod_is_known_when_its_container_starts_even_if_the_watch_is_late() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     node.sandbox.kube.watch_delay(Duration::from_secs(30));
     let pod = node.pod("test", "web").await;
@@ -213,9 +208,7 @@ async fn a_pod_is_known_when_its_container_starts_even_if_the_watch_is_late() {
 
 #[tokio::test]
 async fn a_process_that_gets_hold_of_another_pods_socket_is_refused_and_counted() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let victim = node.pod("prod", "victim").await;
     let thief = node.pod("test", "thief").await;
@@ -224,7 +217,7 @@ async fn a_process_that_gets_hold_of_another_pods_socket_is_refused_and_counted(
     let on_victims = Workload::start(spec).await.expect("a process");
     for path in [OWN, "/v1/secrets/prod/database-password", "/v1/identity"] {
         let answer = on_victims.get(path).await.expect("an answer");
-        assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+        answer.must_be_refused(403, "not_attested");
     }
     let line = node
         .agent
@@ -240,14 +233,12 @@ async fn a_process_that_gets_hold_of_another_pods_socket_is_refused_and_counted(
     let spec = node.with_volume(&victim.volume, WorkloadSpec::host(Path::new(AT)));
     let host = Workload::start(spec).await.expect("a process");
     let answer = host.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
 }
 
 #[tokio::test]
 async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connection() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let (one, two) = (node.pod("test", "one").await, node.pod("test", "two").await);
     one.workload.connect("kept").await.expect("a connection");
@@ -269,7 +260,7 @@ async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connectio
         }
         assert!(Instant::now() < deadline, "it goes on being served");
     };
-    assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+    refused.must_be_refused(403, "not_attested");
     let line = node
         .agent
         .until_audit(|line| line["reason"] == "identity_changed")
@@ -283,9 +274,7 @@ async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connectio
 #[tokio::test]
 async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_its_class_is_named()
 {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     for (named, status) in [(false, 403), (true, 200)] {
         let node = Node::start_with(|settings| match named {
             true => settings.set("identity.csi_only_runtimes", "[\"sandboxed\"]"),
@@ -315,7 +304,7 @@ async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_
             let spec = node.with_volume(&volume, other);
             let elsewhere = Workload::start(spec).await.expect("a process");
             let answer = elsewhere.get(OWN).await.expect("an answer");
-            assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+            answer.must_be_refused(403, "not_attested");
         }
     }
 }
@@ -323,9 +312,7 @@ async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_
 /// Nothing tells its containers apart.
 #[tokio::test]
 async fn a_sandbox_that_is_known_by_its_socket_has_no_role_where_one_of_its_containers_is_exempt() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let named =
         |settings: AgentSettings| settings.set("identity.csi_only_runtimes", "[\"sandboxed\"]");
     let node = Node::start_with(named).await;
@@ -340,7 +327,7 @@ async fn a_sandbox_that_is_known_by_its_socket_has_no_role_where_one_of_its_cont
     let spec = node.with_volume(&volume, WorkloadSpec::host(Path::new(AT)));
     let outside = Workload::start(spec).await.expect("a process");
     let answer = outside.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
     assert!(
         answer.text().contains("which of them asks"),
         "{}",
@@ -350,9 +337,7 @@ async fn a_sandbox_that_is_known_by_its_socket_has_no_role_where_one_of_its_cont
 
 #[tokio::test]
 async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_socket() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start_with(|settings| settings.on_a_machine_without("peerpidfd")).await;
     let (volume, container) = node.object(PodSpec {
         namespace: "test".into(),
@@ -369,14 +354,12 @@ async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_soc
     reads_own(&own.expect("a process")).await;
     let shared = Workload::start(place).await.expect("a process");
     let answer = shared.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
 }
 
 #[tokio::test]
 async fn a_published_volume_is_one_read_only_mount_however_often_it_is_published() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
@@ -403,9 +386,7 @@ async fn a_published_volume_is_one_read_only_mount_however_often_it_is_published
 
 #[tokio::test]
 async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     use nix::mount::{MsFlags, mount};
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
@@ -436,9 +417,7 @@ async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
 
 #[tokio::test]
 async fn an_unpublished_volume_leaves_nothing_and_can_be_unpublished_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let before = node.kubelet.mounts();
     let descriptors = |pid: u32| {

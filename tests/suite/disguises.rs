@@ -1,6 +1,6 @@
 //! Processes that would pass for another pod, or for a pod at all.
 
-use crate::{can_run, code};
+use crate::code;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
@@ -54,9 +54,7 @@ fn is_no_workload(answer: &Response) -> bool {
 
 #[tokio::test]
 async fn a_cgroup_below_the_container_that_is_named_like_another_pod_changes_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let (victim, container) = (scene.prod.object.uid(), &scene.prod.container);
     scene
@@ -80,9 +78,7 @@ async fn a_cgroup_below_the_container_that_is_named_like_another_pod_changes_not
 
 #[tokio::test]
 async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut scene = Scene::set().await;
     let workload = &scene.test.workload;
     workload.connect("kept").await.expect("a connection");
@@ -124,9 +120,7 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
 
 #[tokio::test]
 async fn who_moves_while_his_pod_is_waited_for_is_whatever_he_is_when_the_wait_ends() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let unknown = uuid::Uuid::new_v4().to_string();
     let place = scene.sandbox.place(&unknown, &container_id());
@@ -147,9 +141,7 @@ async fn who_moves_while_his_pod_is_waited_for_is_whatever_he_is_when_the_wait_e
 
 #[tokio::test]
 async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut scene = Scene::set().await;
     for gift in ["gift", "silent"] {
         let maker = &scene.test.workload;
@@ -189,9 +181,7 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
 
 #[tokio::test]
 async fn every_driver_runtime_and_class_of_service_is_read() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     for (driver, runtime, qos) in [
         (Driver::Cgroupfs, Runtime::Containerd, Qos::Guaranteed),
         (Driver::Cgroupfs, Runtime::Crio, Qos::Burstable),
@@ -233,9 +223,7 @@ async fn every_driver_runtime_and_class_of_service_is_read() {
 
 #[tokio::test]
 async fn hierarchies_that_name_two_pods_name_none() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let place = |pod: &SandboxPod, hierarchies| {
         let cgroup = PodCgroup::new(scene.sandbox.cgroup(), pod.object.uid(), &pod.container);
@@ -259,9 +247,7 @@ async fn hierarchies_that_name_two_pods_name_none() {
 
 #[tokio::test]
 async fn a_pod_with_users_of_its_own_and_a_read_only_mount_is_served() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let directory = scene
         .sandbox
@@ -300,9 +286,7 @@ async fn a_pod_with_users_of_its_own_and_a_read_only_mount_is_served() {
 
 #[tokio::test]
 async fn without_peer_pidfds_an_ordinary_pod_is_served_and_one_of_the_nodes_network_is_not() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set_with(|settings| settings.on_a_machine_without("peerpidfd")).await;
     assert!(
         scene
@@ -336,9 +320,7 @@ async fn without_peer_pidfds_an_ordinary_pod_is_served_and_one_of_the_nodes_netw
 
 #[tokio::test]
 async fn a_pod_of_the_nodes_network_is_served_where_peers_are_pinned_by_pidfd() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let object = scene.sandbox.kube.create_pod(PodSpec {
         namespace: "test".into(),
@@ -357,9 +339,7 @@ async fn a_pod_of_the_nodes_network_is_served_where_peers_are_pinned_by_pidfd() 
 
 #[tokio::test]
 async fn cgroups_that_only_look_like_pods_are_none() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let (uid, container) = (scene.test.object.uid(), &scene.test.container);
     let parent = scene.sandbox.cgroup();

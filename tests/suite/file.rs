@@ -1,6 +1,6 @@
 //! The backend `file`: a folder of secrets, one file each.
 
-use crate::{can_run, code};
+use crate::code;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
@@ -56,15 +56,13 @@ impl Scene {
 
 #[tokio::test]
 async fn a_file_is_read_anew_each_time_as_text_or_bytes() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let large = "x".repeat(64 * 1024);
     for value in ["hunter2", "", "zwei\nZeilen \u{1f511}", &large] {
         scene.write("test/db", value.as_bytes());
         let answer = scene.pod.secret("test/db").await.expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         assert_eq!(answer.json()["value"], value);
         assert_eq!(answer.json()["backend"], "file");
     }
@@ -81,9 +79,7 @@ async fn a_file_is_read_anew_each_time_as_text_or_bytes() {
 
 #[tokio::test]
 async fn what_others_may_write_is_refused_until_they_may_not() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     scene.write("test/db", b"hunter2");
     for (path, mode) in [("test/db", 0o620), ("test/db", 0o602), ("test", 0o770)] {
@@ -103,9 +99,7 @@ async fn what_others_may_write_is_refused_until_they_may_not() {
 
 #[tokio::test]
 async fn no_name_and_no_link_leads_out_of_the_folder() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     fs::write(scene.sandbox.directory().join("outside"), "not ours").expect("a file");
     let outside = scene.sandbox.directory().join("outside");
@@ -146,9 +140,7 @@ async fn no_name_and_no_link_leads_out_of_the_folder() {
 
 #[tokio::test]
 async fn a_pod_reads_the_folder_of_its_namespace_and_no_other() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     scene.sandbox.namespace("prod");
     fs::create_dir(scene.path("prod")).expect("a folder");
@@ -179,9 +171,7 @@ async fn a_pod_reads_the_folder_of_its_namespace_and_no_other() {
 
 #[tokio::test]
 async fn a_folder_that_cannot_be_used_stops_the_start_with_its_key() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let folder = sandbox.directory().join("secrets");
     let settings = sandbox.settings().expect("settings");

@@ -1,6 +1,5 @@
 //! One agent follows another on the same socket: nothing is lost, and whoever dies, the socket is served.
 
-use crate::can_run;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::sandbox::{Sandbox, SandboxPod};
@@ -56,9 +55,7 @@ async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_requests_over_a_hand_over_are_all_answered() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     let (kept, new, _successor) = under_load(&pod, async {
@@ -88,9 +85,7 @@ async fn ten_thousand_requests_over_a_hand_over_are_all_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_old_agents_crash_in_a_hand_over_answers_nothing_wrongly_and_the_socket_is_back() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     let (kept, new, _successor) = under_load(&pod, async {
@@ -109,9 +104,7 @@ async fn the_old_agents_crash_in_a_hand_over_answers_nothing_wrongly_and_the_soc
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_agent_that_is_started_again_is_back_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     let (kept, new, (_again, away)) = under_load(&pod, async {
@@ -124,7 +117,7 @@ async fn a_killed_agent_that_is_started_again_is_back_at_once() {
             .secret("test/database-password")
             .await
             .expect("an answer");
-        assert_eq!(answer.status, 200);
+        answer.must_be_ok();
         (again, killed.elapsed())
     })
     .await;
@@ -134,9 +127,7 @@ async fn a_killed_agent_that_is_started_again_is_back_at_once() {
 
 #[tokio::test]
 async fn an_agent_whose_successor_dies_binds_the_path_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     let mut successor = agent(&sandbox).await;
@@ -148,7 +139,7 @@ async fn an_agent_whose_successor_dies_binds_the_path_again() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     assert!(
         killed.elapsed() < BACK_WITHIN,
         "it took {:?}",
@@ -158,9 +149,7 @@ async fn an_agent_whose_successor_dies_binds_the_path_again() {
 
 #[tokio::test]
 async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     pod.workload.connect("kept").await.expect("a connection");
@@ -179,7 +168,7 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
             .send_on("kept", request())
             .await
             .expect("an answer");
-        assert_eq!(answer.status, 200);
+        answer.must_be_ok();
         if answer.header("connection") == Some("close") {
             break;
         }
@@ -192,9 +181,7 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
 
 #[tokio::test]
 async fn the_two_agents_of_a_hand_over_have_the_admin_port_together() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let port = free_address().expect("a port");
     let on_it = |settings: AgentSettings| settings.set("listen.admin", port);
@@ -210,9 +197,7 @@ async fn the_two_agents_of_a_hand_over_have_the_admin_port_together() {
 
 #[tokio::test]
 async fn a_stale_socket_is_no_obstacle() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     old.signal(Signal::SIGKILL).expect("it was there");
@@ -230,9 +215,7 @@ async fn a_stale_socket_is_no_obstacle() {
 
 #[tokio::test]
 async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     assert_eq!(
@@ -257,7 +240,7 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     // When that one dies, there is somebody to wait with.
     old.signal(Signal::SIGKILL).expect("it runs");
     old.until_ended().await.expect("it is killed");
@@ -272,14 +255,12 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
 }
 
 #[tokio::test]
 async fn an_agent_that_leaves_takes_its_socket_along() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     assert!(agent.stop().await.expect("it leaves").success());
@@ -291,9 +272,7 @@ async fn an_agent_that_leaves_takes_its_socket_along() {
 
 #[tokio::test]
 async fn a_lock_that_somebody_sits_on_stops_no_hand_over() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
     let directory = std::fs::File::open(sandbox.socket().parent().expect("a directory"));
@@ -315,9 +294,7 @@ async fn a_lock_that_somebody_sits_on_stops_no_hand_over() {
 
 #[tokio::test]
 async fn an_agent_whose_directory_is_removed_ends_so_that_it_is_started_anew() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     std::fs::remove_dir_all(sandbox.socket().parent().expect("a directory")).expect("it is there");
@@ -327,9 +304,7 @@ async fn an_agent_whose_directory_is_removed_ends_so_that_it_is_started_anew() {
 
 #[tokio::test]
 async fn an_agent_whose_socket_is_removed_binds_it_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     std::fs::remove_file(sandbox.socket()).expect("it is there");

@@ -1,6 +1,6 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
-use crate::{REFUSAL_STANDS, can_run};
+use crate::REFUSAL_STANDS;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
@@ -38,7 +38,7 @@ async fn read_own(pod: &SandboxPod) {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], password("test"));
 }
 
@@ -82,9 +82,7 @@ pub(crate) fn copies_in_memory(pid: u32, text: &str) -> usize {
 
 #[tokio::test]
 async fn an_unsafe_place_for_the_socket_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let make = |name: &str| {
         let directory = sandbox.directory().join(name);
@@ -152,9 +150,7 @@ async fn an_abstract_or_relative_socket_is_a_fault_of_the_configuration() {
 
 #[tokio::test]
 async fn a_socket_that_disappears_is_bound_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     fs::remove_file(sandbox.socket()).expect("it was there");
@@ -175,9 +171,7 @@ async fn a_socket_that_disappears_is_bound_again() {
 
 #[tokio::test]
 async fn a_socket_that_another_process_put_in_its_place_is_told() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     let beside = sandbox.socket().with_extension("other");
@@ -189,9 +183,7 @@ async fn a_socket_that_another_process_put_in_its_place_is_told() {
 
 #[tokio::test]
 async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     sandbox.namespace("prod");
     let json = format!("{{\"user\":\"{CANARY}-user\"}}");
@@ -293,9 +285,7 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
 
 #[tokio::test]
 async fn another_process_of_the_same_user_cannot_look_into_the_agent() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let powerless = |settings: AgentSettings| settings.wrapped(&POWERLESS);
     let agent = sandbox.agent_with(powerless).await.expect("an agent");
@@ -335,9 +325,7 @@ async fn another_process_of_the_same_user_cannot_look_into_the_agent() {
 
 #[tokio::test]
 async fn a_crash_leaves_no_core() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let dumping = |settings: AgentSettings| settings.wrapped(&DUMPING);
     let mut agent = sandbox.agent_with(dumping).await.expect("an agent");
@@ -361,9 +349,7 @@ async fn a_crash_leaves_no_core() {
 
 #[tokio::test]
 async fn copies_of_a_cached_value_go_from_memory_when_its_pod_is_deleted() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let caching = |settings: AgentSettings| settings.set("cache.ttl", "10m");
     let agent = sandbox.agent_with(caching).await.expect("an agent");
@@ -383,9 +369,7 @@ async fn copies_of_a_cached_value_go_from_memory_when_its_pod_is_deleted() {
 
 #[tokio::test]
 async fn nothing_is_written_to_disk() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let temporary = sandbox.directory().join("tmp");
     fs::create_dir(&temporary).expect("a directory");

@@ -172,9 +172,7 @@ fn needs(program: &str) -> Result<(), String> {
 
 /// Follows the section of a page with that heading. What is missing is said past the test's capture.
 async fn follow(page: &str, heading: &str) {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let page = Page::read(page).expect("the page");
     let section = page.section(heading).expect("a section by that name");
     if let Err(missing) = Readers::start().await.follow(section).await {
@@ -260,9 +258,7 @@ async fn rust_reads_and_is_refused() {
 
 #[tokio::test]
 async fn what_the_readme_shows_first_is_what_happens() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let page = Page::read("README.md").expect("the page");
     let first = page.section("").expect("its beginning");
     let [command, answer] = &first.blocks[..2] else {
@@ -288,9 +284,7 @@ async fn what_the_readme_shows_first_is_what_happens() {
 /// The agent is this build's instead of a release's, and the secret is one that is there.
 #[tokio::test]
 async fn what_the_readme_says_for_a_laptop_is_what_happens() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let page = Page::read("README.md").expect("the page");
     let section = page.section("Try it").expect("a section by that name");
     let mut blocks = section.commands();

@@ -2,7 +2,7 @@
 
 mod away;
 
-use crate::{can_run, code};
+use crate::code;
 use std::time::{Duration, Instant};
 use testkit::kube::{Container, Fault, PodSpec};
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
@@ -74,9 +74,7 @@ async fn idle_is_closed(pod: &SandboxPod) {
 
 #[tokio::test]
 async fn a_container_that_the_api_server_has_not_named_yet_is_served_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     let object = sandbox.kube.create_pod(PodSpec {
         namespace: "test".into(),
@@ -102,9 +100,7 @@ async fn a_container_that_the_api_server_has_not_named_yet_is_served_at_once() {
 
 #[tokio::test]
 async fn an_ephemeral_container_is_refused_and_the_ordinary_one_is_not() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let ephemeral = container_id();
@@ -129,9 +125,7 @@ async fn an_ephemeral_container_is_refused_and_the_ordinary_one_is_not() {
 /// Its container may have been restarted, of which nobody has told yet: it is to come back, and is then looked for.
 #[tokio::test]
 async fn a_container_that_has_come_to_be_in_doubt_is_told_to_come_back_on_another_connection() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let spec = sandbox.place(pod.object.uid(), &container_id());
@@ -152,15 +146,13 @@ async fn a_container_that_has_come_to_be_in_doubt_is_told_to_come_back_on_anothe
         assert!(Instant::now() < deadline, "it is still served");
         sleep(Duration::from_millis(20)).await;
     };
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert_eq!(answer.header("connection"), Some("close"));
 }
 
 #[tokio::test]
 async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     pod.workload.connect("kept").await.expect("a connection");
@@ -191,9 +183,7 @@ async fn a_deleted_pods_connection_is_closed_within_a_second_and_its_process_ref
 
 #[tokio::test]
 async fn a_pod_that_ends_is_served_in_its_grace_and_not_after_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert!(is_own(&pod.get(OWN).await.expect("an answer")));
@@ -209,9 +199,7 @@ async fn a_pod_that_ends_is_served_in_its_grace_and_not_after_it() {
 
 #[tokio::test]
 async fn a_finished_pod_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     for phase in ["Succeeded", "Failed"] {
         let (sandbox, agent) = scene().await;
         let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -228,9 +216,7 @@ async fn a_finished_pod_is_refused() {
 
 #[tokio::test]
 async fn the_mirror_of_a_static_pod_and_a_pod_of_another_node_are_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     let mirror = PodSpec {
         namespace: "test".into(),
@@ -256,9 +242,7 @@ async fn the_mirror_of_a_static_pod_and_a_pod_of_another_node_are_refused() {
 
 #[tokio::test]
 async fn an_unknown_pod_waits_and_then_one_list_answers_for_all_who_wait() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     sandbox.kube.watch_hold();
     let pod = sandbox.pod("test", "late").await.expect("a pod");
@@ -293,15 +277,13 @@ async fn an_unknown_pod_waits_and_then_one_list_answers_for_all_who_wait() {
 
 #[tokio::test]
 async fn a_pod_that_cannot_be_looked_up_is_told_to_come_back() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     sandbox.kube.watch_hold();
     sandbox.kube.fail("list", "pods", Fault::Answer(500, None));
     let pod = sandbox.pod("test", "late").await.expect("a pod");
     let answer = pod.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(answer.header("retry-after").is_some());
     sandbox.kube.heal();
     assert!(is_own(&pod.get(OWN).await.expect("an answer")));
@@ -309,9 +291,7 @@ async fn a_pod_that_cannot_be_looked_up_is_told_to_come_back() {
 
 #[tokio::test]
 async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was_missed() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     sandbox.kube.create_service_account("test", "other", &[]);
     let old = sandbox.pod("test", "web").await.expect("a pod");
@@ -327,7 +307,7 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
         .await
         .expect("a pod");
     let answer = new.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
     let identity = new.get("/v1/identity").await.expect("an answer").json();
     assert_eq!(identity["service_account"], "other");
     // A list tells what the watch did not.
@@ -338,9 +318,7 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
 
 #[tokio::test]
 async fn a_changed_annotation_takes_effect_within_thirty_seconds() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert!(is_own(&pod.get(OWN).await.expect("an answer")));
@@ -362,9 +340,7 @@ async fn a_changed_annotation_takes_effect_within_thirty_seconds() {
 
 #[tokio::test]
 async fn a_service_account_made_anew_shares_no_session_with_the_one_before() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert!(is_own(&pod.get(OWN).await.expect("an answer")));
@@ -391,9 +367,7 @@ async fn a_service_account_made_anew_shares_no_session_with_the_one_before() {
 
 #[tokio::test]
 async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accounts() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let exempting = PodSpec {
         namespace: "test".into(),
@@ -407,7 +381,7 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     };
     let pod = sandbox.pod_of(exempting.clone()).await.expect("a pod");
     let answer = pod.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
     // Which container it is has to be known for that, and it waits until it is.
     let (object, id) = (
         sandbox.kube.create_pod(PodSpec {
@@ -420,7 +394,7 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     let spec = sandbox.place(object.uid(), &id);
     let unnamed = Workload::start(spec).await.expect("a process");
     let answer = unnamed.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     let named = async {
         sleep(Duration::from_millis(300)).await;
         object.set_container("sidecar", &id);
@@ -440,9 +414,7 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
 
 #[tokio::test]
 async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_known() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -463,9 +435,7 @@ async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_kno
 
 #[tokio::test]
 async fn the_agents_own_pod_may_not_ask_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let own = sandbox.pod("test", "agent").await.expect("a pod");

@@ -3,7 +3,7 @@
 mod turns;
 mod unread;
 
-use crate::{can_run, code};
+use crate::code;
 use futures::future::join_all;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
@@ -55,7 +55,7 @@ impl Neighbours {
             .secret("test/database-password")
             .await
             .expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
     }
 
     /// A container of a pod that nobody has heard of.
@@ -84,9 +84,7 @@ async fn connect(workload: &Workload, count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.connections_per_pod", "3")]).await;
     let kept = connect(&of.noisy.workload, 3).await;
     let answer = of.noisy.get("/v1/identity").await.expect("an answer");
@@ -103,7 +101,7 @@ async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
         .send_on(&kept[0], Request::get("/v1/identity"))
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     of.noisy
         .workload
         .close(&kept[1])
@@ -126,9 +124,7 @@ async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
 
 #[tokio::test]
 async fn a_pod_with_too_many_requests_in_flight_is_told_and_another_is_served() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.in_flight_per_pod", "2")]).await;
     for number in 0..3 {
         of.sandbox.secret(&format!("test/{number}"), "x");
@@ -166,9 +162,7 @@ async fn a_pod_with_too_many_requests_in_flight_is_told_and_another_is_served() 
 
 #[tokio::test]
 async fn a_pods_rate_counts_each_name_of_a_batch() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     // A burst of 20, one of which each pod has used.
     let of = Neighbours::start(&[("limits.requests_per_second_per_pod", "10")]).await;
     let batch = |count: usize| {
@@ -213,9 +207,7 @@ async fn a_pods_rate_counts_each_name_of_a_batch() {
 /// Otherwise one pod could write the trail faster than anybody keeps it.
 #[tokio::test]
 async fn a_refusal_is_held_back_on_the_connection_that_asks_and_after_its_end() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.requests_per_second_per_pod", "1")]).await;
     let flood = Flood {
         path: "/v1/identity".into(),
@@ -260,9 +252,7 @@ async fn a_refusal_is_held_back_on_the_connection_that_asks_and_after_its_end() 
 
 #[tokio::test]
 async fn strangers_share_a_small_pool_of_few_places_each() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.unattested", "6")]).await;
     // A process of the node, and containers of pods that nobody has heard of.
     let host = Workload::start(WorkloadSpec::host(&of.sandbox.socket()))
@@ -300,9 +290,7 @@ async fn strangers_share_a_small_pool_of_few_places_each() {
 
 #[tokio::test]
 async fn processes_outside_of_pods_in_many_cgroups_leave_room_for_a_pod_that_is_not_known_yet() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.unattested", "8")]).await;
     let mut strangers = Vec::new();
     for number in 0..8 {
@@ -323,9 +311,7 @@ async fn processes_outside_of_pods_in_many_cgroups_leave_room_for_a_pod_that_is_
 
 #[tokio::test]
 async fn a_head_that_does_not_end_is_cut_off_while_others_are_served() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let slow = async {
         let begun = Instant::now();
@@ -345,9 +331,7 @@ async fn a_head_that_does_not_end_is_cut_off_while_others_are_served() {
 
 #[tokio::test]
 async fn all_connections_together_have_a_bound_and_the_next_waits_for_its_turn() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let settings = [
         ("limits.connections", "8"),
         ("limits.connections_per_pod", "8"),
@@ -369,9 +353,7 @@ async fn all_connections_together_have_a_bound_and_the_next_waits_for_its_turn()
 
 #[tokio::test]
 async fn descriptors_that_a_peer_sends_along_are_never_kept() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let open = || {
         std::fs::read_dir(format!("/proc/{}/fd", of.agent.pid()))
@@ -403,9 +385,7 @@ async fn descriptors_that_a_peer_sends_along_are_never_kept() {
 
 #[tokio::test]
 async fn a_pod_that_floods_does_not_slow_another_down() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let steady = Flood {
         path: "/v1/secrets/test/database-password".into(),

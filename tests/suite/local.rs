@@ -3,7 +3,7 @@
 mod azure;
 mod google;
 
-use crate::{can_run, code};
+use crate::code;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
@@ -90,17 +90,15 @@ async fn are_gone(pids: &Path) {
 
 #[tokio::test]
 async fn each_user_reads_what_its_own_role_may_and_nothing_else() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     for (uid, own, other) in [(ALICE, "alice", "bob"), (BOB, "bob", "alice")] {
         let process = scene.machine.process(uid).await.expect("a process");
         let answer = read(&process, &format!("{own}/token")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         assert_eq!(answer.json()["value"], value_of(own));
         let refused = read(&process, &format!("{other}/token")).await;
-        assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+        refused.must_be_refused(403, "denied");
         let line = scene
             .agent
             .until_audit(|line| line["secret"] == format!("{own}/token") && line["uid"] == uid)
@@ -123,9 +121,7 @@ async fn each_user_reads_what_its_own_role_may_and_nothing_else() {
 
 #[tokio::test]
 async fn two_users_read_a_thousand_times_without_one_mix_up() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let reads = |uid, own: &'static str| {
         let machine = &scene.machine;
@@ -149,24 +145,20 @@ async fn two_users_read_a_thousand_times_without_one_mix_up() {
 
 #[tokio::test]
 async fn a_user_who_is_not_in_the_configuration_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let (answer, reason) = scene.refusal_of(scene.machine.process_of(MALLORY)).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
     assert_eq!(reason, "unmapped_uid");
     // Not even root, who is nobody here.
     let root = scene.machine.process(0).await.expect("a process");
     let answer = read(&root, "alice/token").await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
 }
 
 #[tokio::test]
 async fn a_containers_process_is_nobody_whatever_its_uid_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let parent = Workload::unique_parent();
     let id = container_id();
     for (path, reason) in [
@@ -201,9 +193,7 @@ async fn a_containers_process_is_nobody_whatever_its_uid_is() {
 
 #[tokio::test]
 async fn a_process_of_another_user_namespace_is_nobody_whatever_its_uid_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let spec = WorkloadSpec {
         own_users: true,
@@ -213,7 +203,7 @@ async fn a_process_of_another_user_namespace_is_nobody_whatever_its_uid_is() {
     };
     // Its uid is one that is served, so only the namespace speaks against it.
     let (answer, reason) = scene.refusal_of(spec).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
     assert_eq!(reason, "other_user_namespace");
     let ordinary = scene.machine.process(MAPPED).await.expect("a process");
     assert_eq!(read(&ordinary, "mapped/token").await.status, 200);
@@ -221,43 +211,37 @@ async fn a_process_of_another_user_namespace_is_nobody_whatever_its_uid_is() {
 
 #[tokio::test]
 async fn a_process_of_another_pid_namespace_is_nobody_whatever_its_uid_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let spec = WorkloadSpec {
         own_pids: true,
         ..scene.machine.process_of(ALICE)
     };
     let (answer, reason) = scene.refusal_of(spec).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
     assert_eq!(reason, "other_pid_namespace");
 }
 
 /// To an agent with processes of its own alone, the kernel names everybody else by the number 0.
 #[tokio::test]
 async fn a_process_that_the_agent_cannot_see_is_nobody_whatever_its_uid_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let own_pids = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
     let scene = Scene::set_with(|settings| settings.wrapped(&own_pids)).await;
     let (answer, reason) = scene.refusal_of(scene.machine.process_of(ALICE)).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
     assert_eq!(reason, "outside_pid_namespace");
 }
 
 #[tokio::test]
 async fn a_process_that_moves_into_a_container_loses_its_connection() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let process = scene.machine.process(ALICE).await.expect("a process");
     process.connect("kept").await.expect("a connection");
     let request = || Request::get("/v1/secrets/alice/token");
     let answer = process.send_on("kept", request()).await.expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     let path = format!("{}/docker/{}", Workload::unique_parent(), container_id());
     process.move_to(&path).expect("root may");
     let deadline = Instant::now() + Duration::from_secs(5);
@@ -275,9 +259,7 @@ async fn a_process_that_moves_into_a_container_loses_its_connection() {
 
 #[tokio::test]
 async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let runtime = machine.home("runtime", ALICE).expect("a directory");
     let secrets = machine.home("secrets", ALICE).expect("a directory");
@@ -310,7 +292,7 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
     };
     let own = Workload::start(of(ALICE)).await.expect("a process");
     let answer = read(&own, "token").await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], value_of("alice"));
     let other = Workload::start(of(MALLORY)).await.expect("a process");
     other
@@ -319,14 +301,12 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
         .expect_err("it cannot connect");
     let root = Workload::start(of(0)).await.expect("a process");
     let answer = read(&root, "token").await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
 }
 
 #[tokio::test]
 async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user_is_served() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let directory = machine.socket().parent().expect("a parent").to_owned();
     fs::create_dir(&directory).expect("a directory");
@@ -340,9 +320,7 @@ async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user
 
 #[tokio::test]
 async fn the_machines_own_credentials_come_from_a_credential_process_too() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     machine.secret("machine/token", "of the machine");
     let [access_key, secret_key, token] = machine.credentials();
@@ -369,7 +347,7 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
     agent.until_ready().await.expect("it is ready");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], "of the machine");
     let identity = process.get("/v1/identity").await.expect("an answer").json();
     assert_eq!(identity["roles"]["aws"], "machine");
@@ -380,9 +358,7 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
 
 #[tokio::test]
 async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let at = |name: &str| machine.directory().join(name);
     let script = format!("sleep 1000 & echo $! $$ >>{}\nwait\n", at("pids").display());
@@ -407,7 +383,7 @@ async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time(
     let process = machine.process(0).await.expect("a process");
     let begun = Instant::now();
     let answer = read(&process, "machine/token").await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(
         begun.elapsed() < Duration::from_secs(9),
         "{:?}",
@@ -418,9 +394,7 @@ async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time(
 
 #[tokio::test]
 async fn a_machine_without_credentials_says_so_and_stays_ready() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let mut settings = machine.settings().expect("settings");
     settings
@@ -432,7 +406,7 @@ async fn a_machine_without_credentials_says_so_and_stays_ready() {
     agent.until_ready().await.expect("it is ready");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(
         answer.text().contains("no AWS credentials"),
         "{}",
@@ -443,9 +417,7 @@ async fn a_machine_without_credentials_says_so_and_stays_ready() {
 
 #[tokio::test]
 async fn a_role_that_does_not_trust_the_machine_is_denied() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let settings = machine.settings().expect("settings");
     let absent = machine.aws.role_arn("absent");
@@ -454,7 +426,7 @@ async fn a_role_that_does_not_trust_the_machine_is_denied() {
     agent.until_ready().await.expect("it is ready");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(
         answer.text().contains("this machine's credentials"),
         "{}",
@@ -464,9 +436,7 @@ async fn a_role_that_does_not_trust_the_machine_is_denied() {
 
 #[tokio::test]
 async fn a_role_that_is_no_backends_stops_the_start() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let settings = machine.settings().expect("settings");
     let settings = with_principal(settings, 0, 0, "me", "arn:aws:iam::1:role/x");
@@ -478,9 +448,7 @@ async fn a_role_that_is_no_backends_stops_the_start() {
 
 #[tokio::test]
 async fn check_asks_nothing_of_a_cluster() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let settings = machine.settings().expect("settings");
     let settings = with_principal(settings, 0, 0, "me", "machine");

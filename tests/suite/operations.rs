@@ -1,6 +1,5 @@
 //! What an operator sees: how the agent starts, what it says is missing, its admin port, and how it leaves.
 
-use crate::can_run;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
@@ -42,9 +41,7 @@ async fn refused(settings: &AgentSettings, arguments: &[&str]) -> (Option<i32>, 
 
 #[tokio::test]
 async fn a_leaving_agent_answers_what_is_in_flight() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     let gate = Gate::new();
@@ -62,16 +59,14 @@ async fn a_leaving_agent_answers_what_is_in_flight() {
     };
     let (answer, ended) = tokio::join!(asked, told);
     let answer = answer.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], password("test"));
     assert_eq!(ended.code(), Some(0));
 }
 
 #[tokio::test]
 async fn who_connects_to_a_leaving_agent_and_says_nothing_does_not_hold_it_up() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     // It accepts for a second after the last one that came.
@@ -95,9 +90,7 @@ async fn who_connects_to_a_leaving_agent_and_says_nothing_does_not_hold_it_up() 
 
 #[tokio::test]
 async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let short = |settings: AgentSettings| settings.set("limits.drain", "2s");
     let mut agent = sandbox.agent_with(short).await.expect("an agent");
@@ -124,9 +117,7 @@ async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
 
 #[tokio::test]
 async fn an_agent_leaves_without_waiting_for_an_exchange_that_nobody_wants_any_more() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, mut pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     let gate = Gate::new();
@@ -155,9 +146,7 @@ async fn an_agent_leaves_without_waiting_for_an_exchange_that_nobody_wants_any_m
 
 #[tokio::test]
 async fn a_leaving_agent_removes_no_socket_but_its_own() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     let beside = sandbox.socket().with_extension("other");
@@ -169,9 +158,7 @@ async fn a_leaving_agent_removes_no_socket_but_its_own() {
 
 #[tokio::test]
 async fn what_dead_agents_left_beside_the_socket_is_removed() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let directory = sandbox.socket().parent().expect("a directory").to_owned();
     fs::create_dir(&directory).expect("a directory");
@@ -226,9 +213,7 @@ async fn wrong_usage_is_64_and_help_and_version_are_0() {
 async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
     /// With processes of its own, as a pod has them.
     const ALONE: &[&str] = &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let settings = sandbox.settings().expect("settings");
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
@@ -270,9 +255,7 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
 
 #[tokio::test]
 async fn check_finds_nothing_wrong_in_good_surroundings() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let settings = sandbox.settings().expect("settings");
     let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
@@ -283,9 +266,7 @@ async fn check_finds_nothing_wrong_in_good_surroundings() {
 
 #[tokio::test]
 async fn check_names_the_accounts_of_the_nodes_pods_that_have_no_role() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.kube.create_service_account("test", "bare", &[]);
@@ -310,9 +291,7 @@ async fn check_names_the_accounts_of_the_nodes_pods_that_have_no_role() {
 
 #[tokio::test]
 async fn check_names_every_right_that_is_missing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let rules = vec![
         Rule::allow("get list", "pods"),
@@ -336,9 +315,7 @@ async fn check_names_every_right_that_is_missing() {
 
 #[tokio::test]
 async fn check_goes_on_without_roots_to_trust() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let settings = sandbox.settings().expect("settings");
     let settings = settings.env("SSL_CERT_FILE", "/dev/null");
@@ -350,9 +327,7 @@ async fn check_goes_on_without_roots_to_trust() {
 
 #[tokio::test]
 async fn every_metric_of_the_contract_counts_what_happened() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     sandbox.namespace("prod");
     let cached = |settings: AgentSettings| settings.set("cache.ttl", "5m");
@@ -362,7 +337,7 @@ async fn every_metric_of_the_contract_counts_what_happened() {
             .secret("test/database-password")
             .await
             .expect("an answer");
-        assert_eq!(own.status, 200);
+        own.must_be_ok();
     }
     pod.workload.connect("kept").await.expect("a connection");
     let other = Request::get("/v1/secrets/prod/database-password");
@@ -415,9 +390,7 @@ async fn every_metric_of_the_contract_counts_what_happened() {
 
 #[tokio::test]
 async fn an_agent_is_ready_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
     let line = agent
@@ -432,9 +405,7 @@ async fn an_agent_is_ready_at_once() {
 
 #[tokio::test]
 async fn an_agent_without_capabilities_and_with_a_read_only_root_serves() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let run = sandbox.socket().parent().expect("a directory").to_owned();
     fs::create_dir(&run).expect("a directory");
@@ -446,7 +417,7 @@ async fn an_agent_without_capabilities_and_with_a_read_only_root_serves() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("it runs");
     for line in [
         "CapEff:\t0000000000000000",

@@ -1,6 +1,5 @@
 //! The backend `pass`, with the real program, real gpg and a throw-away key.
 
-use crate::{can_run, code};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
@@ -52,16 +51,14 @@ impl Scene {
 
 #[tokio::test]
 async fn an_entry_is_read_by_its_first_line_and_anew_each_time() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set(|settings| settings).await;
     scene
         .store
         .insert("prod/db", b"hunter2\nuser: app\n")
         .expect("an entry");
     let before = scene.read("prod/db").await;
-    assert_eq!(before.status, 200, "{}", before.text());
+    before.must_be_ok();
     assert_eq!(before.json()["value"], "hunter2");
     scene
         .store
@@ -80,9 +77,7 @@ async fn an_entry_is_read_by_its_first_line_and_anew_each_time() {
 
 #[tokio::test]
 async fn a_whole_entry_comes_to_the_last_byte() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set(|settings| settings.set("backends.pass.first_line", "false")).await;
     let large = "0123456789abcdef".repeat(4096);
     for value in [
@@ -93,7 +88,7 @@ async fn a_whole_entry_comes_to_the_last_byte() {
     ] {
         scene.store.insert("a", value.as_bytes()).expect("an entry");
         let answer = scene.read("a").await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         assert_eq!(answer.json()["value"], value);
     }
     scene.store.insert("a", b"\xff\x00").expect("an entry");
@@ -102,9 +97,7 @@ async fn a_whole_entry_comes_to_the_last_byte() {
 
 #[tokio::test]
 async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for_anything() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set(|settings| settings).await;
     let store = &scene.store;
     store
@@ -117,7 +110,7 @@ async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for
     store.insert("open", b"hunter2\n").expect("an entry");
     store.lock().expect("gpg-agent is told");
     let locked = scene.read("locked/db").await;
-    assert_eq!((locked.status, &*code(&locked)), (503, "unavailable"));
+    locked.must_be_refused(503, "unavailable");
     assert!(
         locked.text().contains("unlock it in gpg-agent"),
         "{}",
@@ -126,7 +119,7 @@ async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for
     assert_eq!(scene.read("open").await.status, 200);
     store.lose_keys().expect("they were there");
     let lost = scene.read("open").await;
-    assert_eq!((lost.status, &*code(&lost)), (403, "denied"));
+    lost.must_be_refused(403, "denied");
     for answer in [locked, lost] {
         assert!(
             !answer.text().contains("gpg:"),
@@ -138,9 +131,7 @@ async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for
 
 #[tokio::test]
 async fn a_list_needs_no_key_and_shows_entries_alone() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set(|settings| settings).await;
     for name in ["prod/db", "prod/api/key", "other"] {
         scene.store.insert(name, b"x\n").expect("an entry");
@@ -168,9 +159,7 @@ async fn a_list_needs_no_key_and_shows_entries_alone() {
 
 #[tokio::test]
 async fn no_name_leads_out_of_the_store_or_into_its_own_files() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set(|settings| settings).await;
     scene.store.insert("a", b"hunter2\n").expect("an entry");
     let entry = scene.store.store().join("a.gpg");
@@ -178,7 +167,7 @@ async fn no_name_leads_out_of_the_store_or_into_its_own_files() {
     fs::copy(&entry, &outside).expect("a file");
     std::os::unix::fs::symlink(&outside, scene.store.store().join("link.gpg")).expect("a link");
     let link = scene.read("link").await;
-    assert_eq!((link.status, &*code(&link)), (403, "denied"));
+    link.must_be_refused(403, "denied");
     for name in [
         "..%2F..%2Foutside",
         ".gpg-id",
@@ -210,9 +199,7 @@ fn instead_of_pass(directory: &std::path::Path, script: &str) -> String {
 
 #[tokio::test]
 async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let store = PasswordStore::create().expect("pass and gpg are installed");
     store.insert("a", b"hunter2\n").expect("an entry");
@@ -228,7 +215,7 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
     for _ in 0..5 {
         let asked = Instant::now();
         let answer = process.get("/v1/secrets/a").await.expect("an answer");
-        assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+        answer.must_be_refused(503, "unavailable");
         assert!(
             asked.elapsed() < Duration::from_secs(5),
             "{:?}",
@@ -252,9 +239,7 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
 
 #[tokio::test]
 async fn the_program_gets_a_name_and_a_bare_environment_and_nothing_of_the_agents() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let store = PasswordStore::create().expect("pass and gpg are installed");
     store.insert("prod/db", b"hunter2\n").expect("an entry");
@@ -312,9 +297,7 @@ async fn the_program_gets_a_name_and_a_bare_environment_and_nothing_of_the_agent
 
 #[tokio::test]
 async fn a_missing_program_and_a_missing_store_stop_the_start() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let store = PasswordStore::create().expect("pass and gpg are installed");
     let without = settings(&machine, &store).env("PATH", "/nowhere");
@@ -332,9 +315,7 @@ async fn a_missing_program_and_a_missing_store_stop_the_start() {
 
 #[tokio::test]
 async fn the_shipped_file_for_a_laptop_works_as_it_is_for_an_ordinary_user() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     const USER: u32 = 41_004;
     let machine = Machine::start().await.expect("a machine");
     let store = PasswordStore::create_for(USER).expect("pass and gpg are installed");
@@ -366,6 +347,6 @@ async fn the_shipped_file_for_a_laptop_works_as_it_is_for_an_ordinary_user() {
     };
     let process = Workload::start(spec).await.expect("a process");
     let answer = process.get("/v1/secrets/dev/db").await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], "hunter2");
 }

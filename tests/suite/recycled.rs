@@ -1,7 +1,7 @@
 //! A PID is only a number: while a connection waits to be accepted its process may end, and the number may go to a
 //! process of another pod. That process must not lend its identity to the connection.
 
-use crate::{can_run, code};
+use crate::can_run;
 use std::time::{Duration, Instant};
 use testkit::binaries::sibling_binary;
 use testkit::kube::{Container, PodSpec};
@@ -104,7 +104,7 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
     match accomplice.send_on("waiting", request).await {
         // Closed without a word is as good.
         Err(_) => {}
-        Ok(answer) => assert_eq!((answer.status, &*code(&answer)), (403, "not_attested")),
+        Ok(answer) => answer.must_be_refused(403, "not_attested"),
     }
     // And the victim itself is served, so nothing else was in the way.
     let own = victim

@@ -1,6 +1,6 @@
 //! The levels of rights, and the node's startup taint, between the agent and the API server.
 
-use crate::{can_run, code};
+use crate::code;
 use std::time::Duration;
 use testkit::agent::AgentSettings;
 use testkit::aws::Operation;
@@ -46,9 +46,7 @@ async fn checked(settings: AgentSettings, subject: &str) -> String {
 
 #[tokio::test]
 async fn as_its_node_the_agent_needs_no_right_of_its_own_on_pods_or_tokens() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = confined_to_its_node().await;
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let _agent = sandbox.agent_with(as_node).await.expect("an agent");
@@ -56,7 +54,7 @@ async fn as_its_node_the_agent_needs_no_right_of_its_own_on_pods_or_tokens() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], password("test"));
     let tokens = sandbox.kube.tokens();
     assert_eq!(tokens.last().map(|token| token.status), Some(201));
@@ -64,9 +62,7 @@ async fn as_its_node_the_agent_needs_no_right_of_its_own_on_pods_or_tokens() {
 
 #[tokio::test]
 async fn an_agent_whose_token_is_bound_to_another_node_gets_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = confined_to_its_node().await;
     sandbox.kube.place(AGENT, "another");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -84,9 +80,7 @@ async fn an_agent_whose_token_is_bound_to_another_node_gets_nothing() {
 
 #[tokio::test]
 async fn an_audience_that_nodes_may_not_ask_for_is_denied() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = confined_to_its_node().await;
     sandbox.kube.grant(NODES, Vec::new());
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -100,9 +94,7 @@ async fn an_audience_that_nodes_may_not_ask_for_is_denied() {
 
 #[tokio::test]
 async fn the_check_says_which_level_of_rights_is_in_force() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = confined_to_its_node().await;
     let settings = || sandbox.settings().expect("settings");
     let level = "level of rights to tokens";
@@ -141,9 +133,7 @@ async fn the_check_says_which_level_of_rights_is_in_force() {
 
 #[tokio::test]
 async fn the_check_names_the_rights_that_a_startup_taint_needs() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let settings = with_taint(sandbox.settings().expect("settings"));
     let line = checked(settings.clone(), "right to patch nodes").await;
@@ -157,9 +147,7 @@ async fn the_check_names_the_rights_that_a_startup_taint_needs() {
 
 #[tokio::test]
 async fn a_node_loses_its_startup_taint_when_its_agent_is_ready_and_keeps_the_others() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = tainted().await;
     sandbox.kube.fail("list", "pods", Fault::Hang);
     let settings = with_taint(sandbox.settings().expect("settings"));
@@ -174,9 +162,7 @@ async fn a_node_loses_its_startup_taint_when_its_agent_is_ready_and_keeps_the_ot
 
 #[tokio::test]
 async fn a_startup_taint_that_cannot_be_taken_off_yet_is_tried_again_and_stops_nobody() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = tainted().await;
     sandbox.namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -187,7 +173,7 @@ async fn a_startup_taint_that_cannot_be_taken_off_yet_is_tried_again_and_stops_n
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(sandbox.kube.taints(NODE), [TAINT, "dedicated"]);
     sandbox.kube.permit("patch", "nodes");
     let gone = sandbox
@@ -210,9 +196,7 @@ async fn tainted() -> Sandbox {
 /// docs/operations.md reckons the capacity of clusters with these numbers.
 #[tokio::test]
 async fn the_requests_of_a_node_are_those_that_its_capacity_is_reckoned_with() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let first = sandbox.pod("test", "first").await.expect("a pod");
@@ -239,7 +223,7 @@ async fn the_requests_of_a_node_are_those_that_its_capacity_is_reckoned_with() {
                 .secret("test/database-password")
                 .await
                 .expect("an answer");
-            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.must_be_ok();
         }
     }
     sandbox.kube.until_requested("watch", "pods", 1).await;

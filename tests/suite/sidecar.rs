@@ -1,6 +1,5 @@
 //! As a sidecar: the agent serves its own pod, with the pod's projected tokens, and asks no cluster.
 
-use crate::{can_run, code};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -101,20 +100,18 @@ async fn reads_its_own_alone(settings: AgentSettings, volume: &Path, backend: &s
         app.get(&path).await.expect("an answer")
     };
     let own = read("test").await;
-    assert_eq!(own.status, 200, "{}", own.text());
+    own.must_be_ok();
     assert_eq!(own.json()["value"], password("test"));
     assert_eq!(own.json()["backend"], backend);
     let other = read("prod").await;
-    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    other.must_be_refused(403, "denied");
     let identity = app.get("/v1/identity").await.expect("an answer").json();
     assert_eq!(identity["roles"][backend], role);
 }
 
 #[tokio::test]
 async fn a_sidecar_reads_from_google_cloud_as_its_pod() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let gcp = Gcp::start(&sandbox).await.expect("a cloud");
     for namespace in ["test", "prod"] {
@@ -138,9 +135,7 @@ async fn a_sidecar_reads_from_google_cloud_as_its_pod() {
 
 #[tokio::test]
 async fn a_sidecar_reads_from_azure_as_its_pod() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let azure = Azure::start(&sandbox).await.expect("a cloud");
     for namespace in ["test", "prod"] {
@@ -185,9 +180,7 @@ async fn process(volume: &Path) -> Workload {
 
 #[tokio::test]
 async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_see() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     sandbox.namespace("prod");
@@ -198,13 +191,13 @@ async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_s
         .get("/v1/secrets/test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(own.status, 200, "{}", own.text());
+    own.must_be_ok();
     assert_eq!(own.json()["value"], password("test"));
     let other = app
         .get("/v1/secrets/prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    other.must_be_refused(403, "denied");
     let identity = app.get("/v1/identity").await.expect("an answer").json();
     for (key, value) in [("namespace", "test"), ("pod", "web-0"), ("pod_uid", UID)] {
         assert_eq!(identity[key], value);
@@ -228,9 +221,7 @@ async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_s
 
 #[tokio::test]
 async fn a_renewed_token_is_used_for_the_next_exchange() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let role = sandbox.aws.role_arn("short");
@@ -287,9 +278,7 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
 
 #[tokio::test]
 async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     let volume = volume(&sandbox, UID);
@@ -302,7 +291,7 @@ async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
         .get("/v1/secrets/test/database-password")
         .await
         .expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(
         answer.text().contains("no projected token"),
         "{}",
@@ -313,9 +302,7 @@ async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
 
 #[tokio::test]
 async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let volume = volume(&sandbox, UID);
     let token = token_file(&sandbox, "sts.amazonaws.com");
@@ -348,9 +335,7 @@ async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
 
 #[tokio::test]
 async fn a_socket_in_no_volume_of_the_pod_stops_the_start() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     // Another pod's volume, and a directory of the node that many pods mount.
@@ -367,9 +352,7 @@ async fn a_socket_in_no_volume_of_the_pod_stops_the_start() {
 
 #[tokio::test]
 async fn a_container_that_has_exited_takes_its_requests_with_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     let volume = volume(&sandbox, UID);

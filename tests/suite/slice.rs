@@ -1,14 +1,11 @@
 //! The promise itself: a pod reads its own namespace's secret, and only that.
 
-use crate::{can_run, code};
 use testkit::sandbox::{Sandbox, password};
 use testkit::workload::{Workload, WorkloadSpec};
 
 #[tokio::test]
 async fn a_pod_reads_its_own_namespaces_secret_and_only_that() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.namespace("prod");
@@ -28,7 +25,7 @@ async fn a_pod_reads_its_own_namespaces_secret_and_only_that() {
         .secret("prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    other.must_be_refused(403, "denied");
     let prods = prod
         .secret("prod/database-password")
         .await
@@ -48,9 +45,7 @@ async fn a_pod_reads_its_own_namespaces_secret_and_only_that() {
 
 #[tokio::test]
 async fn the_other_namespaces_role_in_the_annotation_changes_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let prod = sandbox.namespace("prod");
@@ -63,14 +58,12 @@ async fn the_other_namespaces_role_in_the_annotation_changes_nothing() {
         .secret("prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 }
 
 #[tokio::test]
 async fn a_pod_without_an_annotation_has_no_role() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.kube.create_namespace("plain", &[]);
     sandbox.kube.create_service_account("plain", "app", &[]);
@@ -80,14 +73,12 @@ async fn a_pod_without_an_annotation_has_no_role() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
 }
 
 #[tokio::test]
 async fn a_process_of_the_node_is_no_pod() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
@@ -98,7 +89,7 @@ async fn a_process_of_the_node_is_no_pod() {
         .get("/v1/secrets/test/database-password")
         .await
         .expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
     let line = agent
         .until_audit(|line| line["code"] == "not_attested")
         .await

@@ -1,6 +1,6 @@
 //! The audit trail: one line for each secret asked for, with every field, and no secret without its line.
 
-use crate::{can_run, code};
+use crate::code;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
@@ -88,15 +88,13 @@ fn asker(line: &Value) -> [&Value; 8] {
 
 #[tokio::test]
 async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, role) = sandbox_with_a_pod().await;
     sandbox.namespace("prod");
     let version = sandbox.secret("test/api-key", "k");
     let agent = sandbox.agent().await.expect("an agent");
     let answer = pod.secret("test/api-key").await.expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     let refused = pod
         .secret("prod/database-password")
         .await
@@ -157,9 +155,7 @@ async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
 
 #[tokio::test]
 async fn a_caller_that_is_no_pod_is_named_by_its_process_only() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _pod, _) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let spec = WorkloadSpec::host(&sandbox.socket());
@@ -193,9 +189,7 @@ async fn a_caller_that_is_no_pod_is_named_by_its_process_only() {
 
 #[tokio::test]
 async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, mut pod, _) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let gate = Gate::new();
@@ -217,9 +211,7 @@ async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
 
 #[tokio::test]
 async fn the_death_of_a_caller_is_heard_of_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let gate = Gate::new();
@@ -248,9 +240,7 @@ async fn the_death_of_a_caller_is_heard_of_at_once() {
 
 #[tokio::test]
 async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     sandbox.namespace("prod");
     let agent = sandbox.agent().await.expect("an agent");
@@ -262,7 +252,7 @@ async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
     let body = json!({ "names": names }).to_string();
     let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
     let answer = pod.request(batch).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     for (name, outcome, code) in [
         (names[0], "ok", Value::Null),
         (names[1], "error", json!("denied")),
@@ -294,9 +284,7 @@ async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
 
 #[tokio::test]
 async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let short = |settings: AgentSettings| {
         settings
@@ -314,7 +302,7 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
         if answer.status == 200 {
             given += 1;
         } else {
-            assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+            answer.must_be_refused(503, "unavailable");
             assert!(answer.header("retry-after").is_some());
         }
     }
@@ -325,7 +313,7 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     let last = answer.header("x-request-id").unwrap_or_default().to_owned();
     agent
         .until_audit(|line| line["request_id"] == *last)
@@ -342,9 +330,7 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
 #[tokio::test]
 async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agent_asks_to_be_restarted()
  {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let mut agent = deaf(&sandbox, |settings| settings).await;
     agent.hang_up().expect("nobody reads it yet");
@@ -354,7 +340,7 @@ async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agen
         let answer = pod.secret("test/database-password").await;
         let answer = answer.expect("an answer");
         if answer.status != 200 {
-            assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+            answer.must_be_refused(503, "unavailable");
             break;
         }
         assert!(
@@ -375,16 +361,14 @@ async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agen
 
 #[tokio::test]
 async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let mut agent = deaf(&sandbox, |settings| settings.set("limits.drain", "2s")).await;
     let answer = pod
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     let told = Instant::now();
     agent.stop().await.expect("it leaves");
     assert!(
@@ -396,9 +380,7 @@ async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
 
 #[tokio::test]
 async fn a_batch_that_is_refused_as_a_whole_has_one_line() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
     let agent = sandbox.agent_with(slow).await.expect("an agent");

@@ -1,6 +1,6 @@
 //! Waiting for a change: an answer that comes when the secret is another, and what a wait may cost.
 
-use crate::{can_run, code};
+use crate::code;
 use futures::future::join_all;
 use std::time::{Duration, Instant};
 use testkit::agent::AgentProcess;
@@ -114,9 +114,7 @@ impl Waiting {
 
 #[tokio::test]
 async fn a_wait_ends_when_the_secret_is_another_one_and_each_read_has_its_line() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[("cache.ttl", "1h")]).await;
     let began = Instant::now();
     let before = of.reads();
@@ -136,12 +134,12 @@ async fn a_wait_ends_when_the_secret_is_another_one_and_each_read_has_its_line()
     let (answer, gone, version) = tokio::join!(waiting, vanishing, change);
     let (answer, gone) = (answer.expect("an answer"), gone.expect("an answer"));
     let took = began.elapsed();
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], "rotated");
     assert_eq!(answer.json()["version"], version);
     assert!(answer.header("age").is_none(), "it is not from the cache");
     assert!(took >= Duration::from_secs(10), "{took:?}");
-    assert_eq!((gone.status, &*code(&gone)), (404, "not_found"));
+    gone.must_be_refused(404, "not_found");
     let id = answer.header("x-request-id").expect("an id");
     of.agent
         .until_audit(|line| line["request_id"] == id && line["version"] == version)
@@ -162,9 +160,7 @@ async fn a_wait_ends_when_the_secret_is_another_one_and_each_read_has_its_line()
 
 #[tokio::test]
 async fn a_wait_that_sees_no_change_ends_with_304_and_the_tag() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[
         ("limits.request_deadline", "2s"),
         ("limits.attest_wait", "1s"),
@@ -191,9 +187,7 @@ async fn a_wait_that_sees_no_change_ends_with_304_and_the_tag() {
 
 #[tokio::test]
 async fn a_wait_that_could_not_end_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[]).await;
     let before = of.reads();
     let with = |path: &str, tag: &str| {
@@ -225,16 +219,14 @@ async fn a_wait_that_could_not_end_is_refused() {
 
 #[tokio::test]
 async fn a_pod_has_sixteen_waits_and_one_more_is_told_so() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[]).await;
     let mut other = of.pod.workload.exec_into().await.expect("a second process");
     let names = of.begin(&other, WAITS).await;
     of.is_full().await;
     // They are no requests in flight, and another pod has waits of its own.
     let read = of.pod.get(SECRET).await.expect("an answer");
-    assert_eq!(read.status, 200, "{}", read.text());
+    read.must_be_ok();
     let neighbour = of.sandbox.pod("test", "neighbour").await.expect("a pod");
     let answer = neighbour.request(of.ask("10ms")).await.expect("an answer");
     assert_eq!(answer.status, 304, "{}", answer.text());
@@ -252,9 +244,7 @@ async fn a_pod_has_sixteen_waits_and_one_more_is_told_so() {
 
 #[tokio::test]
 async fn a_wait_does_not_take_the_place_of_a_request_in_flight() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[("limits.in_flight_per_pod", "1")]).await;
     let _one = of.begin(&of.pod.workload, 1).await;
     let lines = of.agent.until_audit(|line| {
@@ -263,15 +253,13 @@ async fn a_wait_does_not_take_the_place_of_a_request_in_flight() {
     lines.await.expect("the line of its first read");
     for _ in 0..3 {
         let read = of.pod.get(SECRET).await.expect("an answer");
-        assert_eq!(read.status, 200, "{}", read.text());
+        read.must_be_ok();
     }
 }
 
 #[tokio::test]
 async fn an_agent_that_leaves_ends_waits_with_304() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut of = Waiting::start(&[]).await;
     let before = of.reads();
     let waiting = join_all((0..3).map(|_| of.pod.request(of.ask("60s"))));
@@ -293,9 +281,7 @@ async fn an_agent_that_leaves_ends_waits_with_304() {
 
 #[tokio::test]
 async fn an_agent_that_is_replaced_ends_waits_with_304_so_that_they_go_on_at_the_new_one() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Waiting::start(&[]).await;
     let before = of.reads();
     let replaced = async {
@@ -314,9 +300,7 @@ async fn an_agent_that_is_replaced_ends_waits_with_304_so_that_they_go_on_at_the
 
 #[tokio::test]
 async fn each_wait_counts_against_the_pods_rate() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let waiting = Waiting::start(&[("limits.requests_per_second_per_pod", "1")]).await;
     let asks = (0..8).map(|_| waiting.pod.request(waiting.ask("10ms")));
     let answers = join_all(asks).await;

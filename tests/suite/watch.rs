@@ -1,6 +1,6 @@
 //! The watch of the node's pods: whatever the API server does to it, the agent comes to know what is true.
 
-use crate::{can_run, code};
+use crate::can_run;
 use testkit::aws::FakeAwsConfig;
 use testkit::kube::FakeKubeConfig;
 use testkit::sandbox::Sandbox;
@@ -46,7 +46,7 @@ async fn recovers_from_gone(gone_as_status: bool) {
         .secret("test/database-password")
         .await
         .expect("an answer");
-    assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+    refused.must_be_refused(403, "not_attested");
     let new = sandbox.pod("test", "new").await.expect("a pod");
     assert_eq!(
         new.secret("test/database-password")

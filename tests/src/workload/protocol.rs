@@ -320,6 +320,20 @@ impl Response {
             .find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
+
+    /// Fails the test unless it has been answered.
+    #[track_caller]
+    pub fn must_be_ok(&self) {
+        assert_eq!(self.status, 200, "{}", self.text());
+    }
+
+    /// Fails the test unless it was refused with this status and code.
+    #[track_caller]
+    pub fn must_be_refused(&self, status: u16, code: &str) {
+        let body = self.json();
+        let told = (self.status, body["code"].as_str().unwrap_or_default());
+        assert_eq!(told, (status, code), "{}", self.text());
+    }
 }
 
 impl Received {

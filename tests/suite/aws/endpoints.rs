@@ -1,7 +1,6 @@
 //! The hosts of AWS itself, as the SDK knows them, by a proxy that speaks TLS with an authority of its own.
 
 use super::{SECRET, exchanges};
-use crate::{can_run, code};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::SecretInput;
 use testkit::egress::EgressProxy;
@@ -51,9 +50,7 @@ impl Way {
 async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy() {
     const FIPS: (&str, &str) = ("AWS_USE_FIPS_ENDPOINT", "true");
     const DUAL_STACK: (&str, &str) = ("AWS_USE_DUALSTACK_ENDPOINT", "true");
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     // Those of the SDK's own rules. Secrets Manager has dual-stack addresses under the name that it has anyhow.
     let cases: [(_, &[_], _); 5] = [
         (
@@ -117,9 +114,7 @@ async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy(
 
 #[tokio::test]
 async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let way = Way::new(REGION, &[]).await;
     let sandbox = &way.sandbox;
     let role = sandbox.namespace("test");
@@ -132,7 +127,7 @@ async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service() {
         .annotate_service_account("test", ACCOUNT, &annotations);
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(
         way.proxy.asked(),
         [
@@ -144,9 +139,7 @@ async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service() {
 
 #[tokio::test]
 async fn a_server_that_no_trusted_authority_vouches_for_gets_no_token() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let other = tempfile::tempdir().expect("a directory");
     let elsewhere = EgressProxy::inspecting(([127, 0, 0, 1], 9).into()).await;
     let ca = elsewhere.expect("a proxy").ca_file(other.path());
@@ -155,16 +148,14 @@ async fn a_server_that_no_trusted_authority_vouches_for_gets_no_token() {
     way.sandbox.namespace("test");
     let pod = way.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert_eq!(way.proxy.asked(), ["sts.eu-central-1.amazonaws.com:443"]);
     assert_eq!(exchanges(&way.sandbox).len(), 0);
 }
 
 #[tokio::test]
 async fn hosts_of_no_proxy_are_not_asked_through_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let way = Way::new(
         REGION,
         &[("NO_PROXY", "sts.eu-central-1.amazonaws.com,127.0.0.1")],
@@ -173,6 +164,6 @@ async fn hosts_of_no_proxy_are_not_asked_through_it() {
     way.sandbox.namespace("test");
     let pod = way.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert_eq!(way.proxy.asked(), [""; 0]);
 }

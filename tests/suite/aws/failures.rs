@@ -1,7 +1,7 @@
 //! What the cloud's refusals and failures become for the caller, and what the agent forgets over them.
 
 use super::{SECRET, exchanges, reads};
-use crate::{REFUSAL_STANDS, can_run, code};
+use crate::{REFUSAL_STANDS, code};
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Operation, Special, read_policy, secret_arn, trust_policy};
@@ -11,9 +11,7 @@ use tokio::time::sleep;
 
 #[tokio::test]
 async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_named() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let own = sandbox.namespace("test");
     let prod = sandbox.namespace("prod");
@@ -89,30 +87,26 @@ async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_n
     sandbox.aws.remove_oidc_provider(&provider);
     let pod = sandbox.pod("test", "late").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(reads(&sandbox).is_empty());
 }
 
 #[tokio::test]
 async fn a_namespace_that_allows_no_tokens_is_denied() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.kube.forbid("create", "serviceaccounts/token");
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(sandbox.aws.calls().is_empty());
 }
 
 #[tokio::test]
 async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     let with = [
@@ -123,7 +117,7 @@ async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
     let agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
     assert!(sandbox.kube.tokens().is_empty());
     drop(agent);
     let audiences = r#"["sts.amazonaws.com", "vault"]"#;
@@ -133,15 +127,13 @@ async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
         .expect("an agent");
     let answer = pod.secret(SECRET).await.expect("an answer");
     // The fake's provider does not know it; the token was made out to it and to nobody else.
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert_eq!(sandbox.kube.tokens()[0].audiences, ["vault"]);
 }
 
 #[tokio::test]
 async fn a_refused_role_takes_its_cached_values_with_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     sandbox.secret("test/kept", "kept");
@@ -162,14 +154,12 @@ async fn a_refused_role_takes_its_cached_values_with_it() {
     );
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 403);
     let answer = pod.secret("test/kept").await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 }
 
 #[tokio::test]
 async fn each_answer_of_the_vault_has_its_own_code() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.namespace("prod");
@@ -227,7 +217,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
     }
     sandbox.aws.stop_listening().await.expect("it stops");
     let answer = ask(SECRET).await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     sandbox.aws.resume_listening().await.expect("it resumes");
     assert_eq!(ask(SECRET).await.status, 200);
     let line = agent
@@ -276,9 +266,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
 
 #[tokio::test]
 async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let _agent = sandbox
@@ -293,7 +281,7 @@ async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
     let _fault = sandbox.aws.fault(Fault::everywhere(Behaviour::Hang));
     let begun = Instant::now();
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (504, "timeout"));
+    answer.must_be_refused(504, "timeout");
     assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(3));
     assert!(exchanges(&sandbox).len() <= 1);
 }
@@ -301,9 +289,7 @@ async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
 /// The SDK would have some hundred second tries for all together.
 #[tokio::test]
 async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.namespace("prod");
@@ -330,9 +316,7 @@ async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() 
 
 #[tokio::test]
 async fn what_aws_repeats_of_a_request_that_was_changed_on_its_way_is_in_no_log_and_no_answer() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let agent = sandbox.agent().await.expect("an agent");

@@ -1,7 +1,7 @@
 //! Where secrets are read: the role's partition, the annotations' region and prefix, and what is fallen back to.
 
 use super::{SECRET, reads};
-use crate::{can_run, code};
+use crate::code;
 use testkit::agent::AgentSettings;
 use testkit::aws::{
     Behaviour, FakeAwsConfig, Fault, Operation, RoleSpec, SecretInput, provider_arn,
@@ -21,9 +21,7 @@ fn with_fallback(settings: AgentSettings) -> AgentSettings {
 
 #[tokio::test]
 async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox
@@ -85,7 +83,7 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
         .aws
         .put_secret(REGION, "test/new", SecretInput::text("x"));
     let unsure = pod.secret("test/new").await.expect("an answer");
-    assert_eq!((unsure.status, &*code(&unsure)), (503, "unavailable"));
+    unsure.must_be_refused(503, "unavailable");
     drop(down);
     for (name, status) in [("test/new", 200), ("test/none", 404)] {
         assert_eq!(
@@ -113,9 +111,7 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
 
 #[tokio::test]
 async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let expected = ["test/replica-0", "test/replica-1", "test/replica-2"];
@@ -138,12 +134,12 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
         .aws
         .fault(Fault::on(Operation::ListSecrets, Behaviour::Hang).in_region(REGION));
     let first = page("limit=2").await;
-    assert_eq!(first.status, 200, "{}", first.text());
+    first.must_be_ok();
     let cursor = first.json()["next"].as_str().expect("more").to_owned();
     // The first region is back, but it does not know that list.
     drop(down);
     let second = page(&format!("limit=2&cursor={cursor}")).await;
-    assert_eq!(second.status, 200, "{}", second.text());
+    second.must_be_ok();
     let mut all = [names(&first), names(&second)].concat();
     all.sort();
     assert_eq!(all, expected);
@@ -152,19 +148,17 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
         .aws
         .fault(Fault::on(Operation::ListSecrets, Behaviour::Hang).in_region(FALLBACK));
     let answer = page(&format!("limit=2&cursor={cursor}")).await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     drop(gone);
     for cursor in ["elsewhere-1:x", "x"] {
         let answer = page(&format!("cursor={cursor}")).await;
-        assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
+        answer.must_be_refused(400, "invalid_request");
     }
 }
 
 #[tokio::test]
 async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let few = FakeAwsConfig {
         page_limit: 1,
         ..FakeAwsConfig::default()
@@ -195,9 +189,7 @@ async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
 
 #[tokio::test]
 async fn the_roles_partition_says_where_it_is_used() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.kube.create_namespace("test", &[]);
     let issuer = sandbox.kube.issuer();

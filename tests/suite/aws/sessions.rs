@@ -1,7 +1,6 @@
 //! Sessions: begun with a token of the pod's own, shared by its requests, renewed, ended, and never another's.
 
 use super::{SECRET, exchanges, reads};
-use crate::{can_run, code};
 use futures::future::join_all;
 use std::collections::HashSet;
 use std::time::Duration;
@@ -14,9 +13,7 @@ use testkit::workload::Flood;
 
 #[tokio::test]
 async fn a_session_is_named_after_the_pod_and_begun_with_its_own_short_token() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let long = format!("n{}", "a".repeat(40));
     sandbox.namespace("test");
@@ -29,7 +26,7 @@ async fn a_session_is_named_after_the_pod_and_begun_with_its_own_short_token() {
             .secret(&format!("{namespace}/database-password"))
             .await
             .expect("an answer");
-        assert_eq!(answer.status, 200);
+        answer.must_be_ok();
         let [exchange] = &exchanges(&sandbox)[..] else {
             panic!("one exchange")
         };
@@ -53,9 +50,7 @@ async fn a_session_is_named_after_the_pod_and_begun_with_its_own_short_token() {
 
 #[tokio::test]
 async fn many_requests_at_once_share_one_exchange() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     for number in 0..20 {
@@ -89,9 +84,7 @@ async fn many_requests_at_once_share_one_exchange() {
 
 #[tokio::test]
 async fn a_session_in_use_is_renewed_behind_the_answers_with_a_fresh_token() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = short_role(&sandbox, 12);
     let _agent = sandbox.agent().await.expect("an agent");
@@ -111,7 +104,7 @@ async fn a_session_in_use_is_renewed_behind_the_answers_with_a_fresh_token() {
             () = &mut renewing => break,
             answer = pod.secret(SECRET) => answer.expect("an answer"),
         };
-        assert_eq!(answer.status, 200);
+        answer.must_be_ok();
         assert!(
             begun.elapsed() < Duration::from_secs(12),
             "it was not renewed in time"
@@ -123,7 +116,7 @@ async fn a_session_in_use_is_renewed_behind_the_answers_with_a_fresh_token() {
         begun.elapsed()
     );
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     gate.open();
     drop(held);
     let renewed =
@@ -166,9 +159,7 @@ fn short_role(sandbox: &Sandbox, seconds: u32) -> String {
 
 #[tokio::test]
 async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succeeds() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let role = sandbox.namespace("test");
     let _agent = sandbox.agent().await.expect("an agent");
@@ -188,9 +179,7 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
 
 #[tokio::test]
 async fn a_pod_that_is_gone_leaves_no_session() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
@@ -211,14 +200,12 @@ async fn a_pod_that_is_gone_leaves_no_session() {
     pod.object.delete();
     sessions(0.0).await;
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+    answer.must_be_refused(403, "not_attested");
 }
 
 #[tokio::test]
 async fn two_principals_asking_for_the_same_name_at_once_get_each_their_own() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     // The same name at the application, another secret by each account's prefix.
     for namespace in ["red", "blue"] {
@@ -274,9 +261,7 @@ async fn two_principals_asking_for_the_same_name_at_once_get_each_their_own() {
 
 #[tokio::test]
 async fn a_pod_of_the_same_account_has_its_own_session() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let _agent = sandbox.agent().await.expect("an agent");
@@ -294,9 +279,7 @@ async fn a_pod_of_the_same_account_has_its_own_session() {
 #[tokio::test]
 async fn pods_that_read_at_the_same_time_each_sign_with_their_own_session() {
     const ROUNDS: usize = 8;
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let namespaces = ["test", "prod"];
     for namespace in namespaces {
@@ -317,7 +300,7 @@ async fn pods_that_read_at_the_same_time_each_sign_with_their_own_session() {
                     let value = answer.json()["value"].clone();
                     assert_eq!((answer.status, value), (200, password(own).into()));
                 } else {
-                    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+                    answer.must_be_refused(403, "denied");
                 }
             })
         });

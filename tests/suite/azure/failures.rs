@@ -1,7 +1,7 @@
 //! What the cloud's failures become for the caller, and what they cannot lead to.
 
 use super::{SECRET, WRITTEN, exchanges, with_token};
-use crate::{REFUSAL_STANDS, can_run, code};
+use crate::{REFUSAL_STANDS, code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -15,9 +15,7 @@ use tokio::time::sleep;
 
 #[tokio::test]
 async fn each_answer_of_key_vault_has_its_own_code() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     let agent = node
@@ -73,12 +71,12 @@ async fn each_answer_of_key_vault_has_its_own_code() {
     }
     node.azure.close_vault(VAULT, true);
     let answer = ask(SECRET).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(answer.text().contains("firewall"), "{}", answer.text());
     node.azure.close_vault(VAULT, false);
     node.azure.stop_listening().await.expect("it stops");
     let answer = ask(SECRET).await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     node.azure.resume_listening().await.expect("it resumes");
     assert_eq!(ask(SECRET).await.status, 200);
     let line = agent
@@ -92,9 +90,7 @@ async fn each_answer_of_key_vault_has_its_own_code() {
 
 #[tokio::test]
 async fn entra_id_fails_in_the_same_words() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let _agent = node
@@ -133,9 +129,7 @@ async fn entra_id_fails_in_the_same_words() {
 
 #[tokio::test]
 async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let _agent = node.agent().await.expect("an agent");
@@ -168,9 +162,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
 
 #[tokio::test]
 async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     // Another authority's certificate, by the same names.
@@ -183,15 +175,13 @@ async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
         .expect("an agent");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(node.azure.calls().is_empty());
 }
 
 #[tokio::test]
 async fn what_is_disabled_expired_or_not_valid_yet_is_not_found() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -243,9 +233,7 @@ async fn what_is_disabled_expired_or_not_valid_yet_is_not_found() {
 
 #[tokio::test]
 async fn what_the_vault_keeps_as_base64_is_given_as_bytes() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -278,9 +266,7 @@ async fn what_the_vault_keeps_as_base64_is_given_as_bytes() {
 
 #[tokio::test]
 async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     node.namespace("prod");
@@ -339,9 +325,7 @@ async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
 
 #[tokio::test]
 async fn equal_reads_of_a_pod_at_once_are_one_call_and_one_exchange() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let _agent = node.agent().await.expect("an agent");

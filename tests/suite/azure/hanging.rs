@@ -1,7 +1,6 @@
 //! With the cloud hanging: every request ends by its deadline, and none leaves anything behind.
 
 use super::SECRET;
-use crate::can_run;
 use futures::future::join_all;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -21,9 +20,7 @@ fn held(agent: &AgentProcess) -> (usize, usize) {
 
 #[tokio::test]
 async fn a_thousand_requests_to_a_hanging_cloud_end_in_time_and_leave_nothing_behind() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure

@@ -1,7 +1,7 @@
 //! Names and lists at Key Vault.
 
 use super::with_token;
-use crate::{can_run, code};
+use crate::code;
 use serde_json::{Value, json};
 use testkit::azure::{Behaviour, Fault, Operation, SecretSpec, Special};
 use testkit::sandbox::azure::{AzureSandbox, VAULT};
@@ -9,9 +9,7 @@ use testkit::workload::Request;
 
 #[tokio::test]
 async fn a_name_that_could_lead_elsewhere_never_reaches_key_vault() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -65,9 +63,7 @@ async fn a_name_that_could_lead_elsewhere_never_reaches_key_vault() {
 
 #[tokio::test]
 async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.secret(&client, "test--key", "x");
@@ -102,9 +98,7 @@ async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key
 
 #[tokio::test]
 async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_page() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -127,7 +121,7 @@ async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_pag
     let list = async |query: &str| -> Value {
         let path = format!("/v1/secrets{query}");
         let answer = pod.get(&path).await.expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         answer.json()
     };
     let all: Vec<String> = (0..60).map(|number| format!("key-{number:02}")).collect();
@@ -152,14 +146,12 @@ async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_pag
     assert_eq!(seen, all);
     // What the list shows can be asked for.
     let answer = pod.secret("key-07").await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
 }
 
 #[tokio::test]
 async fn neither_a_cursor_nor_a_link_of_the_vault_leads_to_another_host() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -177,7 +169,7 @@ async fn neither_a_cursor_nor_a_link_of_the_vault_leads_to_another_host() {
     let divert = Behaviour::Special(Special::Divert(elsewhere.clone()));
     let diverted = node.azure.fault(Fault::on(Operation::ListSecrets, divert));
     let answer = pod.get("/v1/secrets?limit=1000").await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["secrets"].as_array().map(Vec::len), Some(31));
     drop(diverted);
     for cursor in [

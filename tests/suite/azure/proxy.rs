@@ -1,7 +1,6 @@
 //! Out of the cluster by a proxy alone.
 
 use super::SECRET;
-use crate::can_run;
 use std::net::{Ipv4Addr, SocketAddr};
 use testkit::agent::AgentSettings;
 use testkit::azure::LOGIN_HOST;
@@ -11,9 +10,7 @@ use testkit::sandbox::password;
 
 #[tokio::test]
 async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let vault = node.azure.vault_url(VAULT);

@@ -1,7 +1,7 @@
 //! What Entra ID refuses, what annotations ask for, and what `check` says is missing.
 
 use super::{SECRET, exchanges, with_token};
-use crate::{can_run, code};
+use crate::code;
 use testkit::azure::AppSpec;
 use testkit::kube::PodSpec;
 use testkit::sandbox::SandboxPod;
@@ -22,9 +22,7 @@ async fn pod_with(node: &AzureSandbox, account: &str, annotations: &[(&str, &str
 
 #[tokio::test]
 async fn each_refusal_of_entra_id_says_what_to_look_at() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let prod = node.namespace("prod");
@@ -88,16 +86,14 @@ async fn each_refusal_of_entra_id_says_what_to_look_at() {
         .set_clock_offset(jiff::SignedDuration::from_hours(3));
     let pod = node.sandbox.pod("test", "clock").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(answer.text().contains("clock"), "{}", answer.text());
     assert!(with_token(&node).is_empty());
 }
 
 #[tokio::test]
 async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     let azure = &node.azure;
@@ -133,7 +129,7 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
     let annotations = [(client_key, &*denied), (vault_key, &*of(OTHER_VAULT))];
     let pod = pod_with(&node, "b", &annotations).await;
     let answer = pod.secret("key").await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 
     let annotations = [
         (client_key, foreign),
@@ -153,7 +149,7 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
     let annotations = [(client_key, &*stray), (vault_key, &*of(FOREIGN_VAULT))];
     let pod = pod_with(&node, "d", &annotations).await;
     let answer = pod.secret("key").await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(
         answer.text().contains("another tenant"),
         "{}",
@@ -163,9 +159,7 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
 
 #[tokio::test]
 async fn without_a_client_a_tenant_or_an_allowed_vault_there_is_no_role_and_no_call() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let mut settings = node.settings().expect("settings");
@@ -210,9 +204,7 @@ async fn without_a_client_a_tenant_or_an_allowed_vault_there_is_no_role_and_no_c
 
 #[tokio::test]
 async fn a_container_that_azures_webhook_would_skip_gets_no_role() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let _agent = node.agent().await.expect("an agent");
@@ -230,7 +222,7 @@ async fn a_container_that_azures_webhook_would_skip_gets_no_role() {
     let spec = of("skipped", "proxy; app");
     let pod = node.sandbox.pod_of(spec).await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
     let spec = of("other", "proxy");
     let pod = node.sandbox.pod_of(spec).await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
@@ -239,9 +231,7 @@ async fn a_container_that_azures_webhook_would_skip_gets_no_role() {
 
 #[tokio::test]
 async fn check_names_a_missing_tenant_and_vault_in_one_line_each() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let mut settings = node.settings().expect("settings");
     for key in ["backends.azure.tenant", "backends.azure.vault_url"] {

@@ -1,7 +1,7 @@
 //! A pod's own client, its own token, and whose name is in the cloud's log.
 
 use super::{SECRET, WRITTEN, exchanges, with_token};
-use crate::{can_run, code};
+use crate::code;
 use std::collections::HashSet;
 use testkit::azure::{Operation, SecretSpec};
 use testkit::sandbox::azure::{AzureSandbox, TENANT, VAULT};
@@ -10,15 +10,13 @@ use testkit::workload::Flood;
 
 #[tokio::test]
 async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_request() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     let agent = node.agent().await.expect("an agent");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     let body = answer.json();
     assert_eq!(body["value"], password("test"));
     assert_eq!(body["backend"], "azure");
@@ -78,9 +76,7 @@ async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_reques
 
 #[tokio::test]
 async fn a_pod_is_refused_the_secret_of_another_namespace_by_the_vault_itself() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.namespace("prod");
@@ -90,7 +86,7 @@ async fn a_pod_is_refused_the_secret_of_another_namespace_by_the_vault_itself() 
         .secret("prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(answer.text().contains(&client), "{}", answer.text());
     let refused = with_token(&node);
     assert_eq!(refused[0].error.as_deref(), Some("ForbiddenByRbac"));
@@ -98,9 +94,7 @@ async fn a_pod_is_refused_the_secret_of_another_namespace_by_the_vault_itself() 
 
 #[tokio::test]
 async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     // The same name at the application, another secret by each account's prefix.
     let mut clients = Vec::new();
@@ -162,9 +156,7 @@ async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
 
 #[tokio::test]
 async fn a_pod_of_the_same_account_has_its_own_session() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
     let _agent = node.agent().await.expect("an agent");
@@ -178,9 +170,7 @@ async fn a_pod_of_the_same_account_has_its_own_session() {
 
 #[tokio::test]
 async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succeeds() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
@@ -189,12 +179,12 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     node.azure.revoke_tokens(&client);
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(exchanges(&node).len(), 2);
     // A list too.
     node.azure.revoke_tokens(&client);
     let answer = pod.get("/v1/secrets").await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(exchanges(&node).len(), 3);
     // Each with a subject token of its own.
     assert_eq!(node.sandbox.kube.tokens().len(), 3);
@@ -202,9 +192,7 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
 
 #[tokio::test]
 async fn a_session_is_renewed_while_its_access_token_is_still_good() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     let mut app = node.app(&client, "test", "app");
@@ -215,7 +203,7 @@ async fn a_session_is_renewed_while_its_access_token_is_still_good() {
     let begun = tokio::time::Instant::now();
     while exchanges(&node).len() < 2 {
         let answer = pod.secret(SECRET).await.expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         let took = begun.elapsed();
         assert!(took.as_secs() < 4, "it was not renewed in time: {took:?}");
     }
@@ -224,9 +212,7 @@ async fn a_session_is_renewed_while_its_access_token_is_still_good() {
 
 #[tokio::test]
 async fn a_client_that_may_read_no_more_loses_its_session_and_cached_values() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.secret(&client, "test--kept", "kept");
@@ -242,14 +228,12 @@ async fn a_client_that_may_read_no_more_loses_its_session_and_cached_values() {
     node.azure.expel(VAULT, &client);
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 403);
     let answer = pod.secret("test/kept").await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 }
 
 #[tokio::test]
 async fn a_rotated_secret_is_read_at_once_and_its_old_version_by_its_id() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     let _agent = node.agent().await.expect("an agent");
@@ -257,7 +241,7 @@ async fn a_rotated_secret_is_read_at_once_and_its_old_version_by_its_id() {
     let old = node.secret(&client, "test--key", "old");
     let read = async |path: &str| {
         let answer = pod.get(path).await.expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         answer.json()["value"].as_str().map(str::to_owned)
     };
     assert_eq!(read("/v1/secrets/test/key").await.as_deref(), Some("old"));

@@ -1,6 +1,6 @@
 //! Several backends at once: one by default, the others by `?backend=`, and none in the others' way.
 
-use crate::{can_run, code};
+use crate::code;
 use testkit::agent::free_address;
 use testkit::clouds;
 use testkit::clouds::Cloud as _;
@@ -9,9 +9,7 @@ use testkit::sandbox::{Sandbox, password};
 
 #[tokio::test]
 async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobodys_way() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let gcp = clouds::start("gcp", &sandbox).await.expect("a backend");
     let azure = Azure::start(&sandbox).await.expect("a backend");
@@ -107,7 +105,7 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
             .any(|line| line.contains("team--both--database-password"))
     );
     let unknown = ask("?backend=pass").await;
-    assert_eq!((unknown.status, &*code(&unknown)), (400, "invalid_request"));
+    unknown.must_be_refused(400, "invalid_request");
     let (status, _) = agent.admin("/readyz").await.expect("an answer");
     assert_eq!(status, 200);
     let identity = pod.get("/v1/identity").await.expect("an answer").json();

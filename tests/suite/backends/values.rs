@@ -13,7 +13,7 @@ pub(super) async fn found(backend: &Backend) {
     };
     let answer = node.ask(OWN).await;
     let body = answer.json();
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(
         (&body["name"], &body["value"], &body["backend"]),
         (&OWN.into(), &password("test").into(), &backend.name.into())
@@ -86,7 +86,7 @@ pub(super) async fn of_64_kib(backend: &Backend) {
     let value = "0123456789abcdef".repeat(4096);
     node.cloud.put("test/large", value.as_bytes());
     let answer = node.ask("test/large").await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     assert_eq!(answer.json()["value"], value);
 }
 
@@ -200,7 +200,7 @@ pub(super) async fn listed(backend: &Backend) {
     let mut path = "/v1/secrets?limit=2".to_owned();
     loop {
         let answer = node.pod.get(&path).await.expect("an answer");
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         let body = answer.json();
         let page = body["secrets"].as_array().expect("names").clone();
         assert!(page.len() <= 2, "{page:?}");

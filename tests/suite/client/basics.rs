@@ -1,6 +1,6 @@
 //! One secret, many, names, and who this is; and what each of them says when it cannot.
 
-use super::{Client, can_run, command_in, ended};
+use super::{Client, command_in, ended};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -11,9 +11,7 @@ use testkit::workload::{Workload, WorkloadSpec};
 
 #[tokio::test]
 async fn a_value_is_printed_as_it_is_and_nothing_else() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let name = "test/database-password";
     assert_eq!(client.run(&["get", name]).await.printed(), password("test"));
@@ -52,9 +50,7 @@ async fn a_value_is_printed_as_it_is_and_nothing_else() {
 
 #[tokio::test]
 async fn a_binary_value_is_written_byte_by_byte_into_a_file_of_its_own() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let bytes = [0, 0xff, b'\n', b'\'', 0x80];
     client
@@ -103,9 +99,7 @@ async fn a_binary_value_is_written_byte_by_byte_into_a_file_of_its_own() {
 
 #[tokio::test]
 async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     client.sandbox.namespace("prod");
     client.sandbox.secret("test/text", "no JSON");
@@ -177,9 +171,7 @@ async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
 
 #[tokio::test]
 async fn who_is_no_pod_is_denied_and_where_no_agent_is_it_says_so() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let missing = client.sandbox.directory().join("nowhere/agent.sock");
     let without = command_in(&client.pod, &missing, &["get", "x"]);
@@ -212,9 +204,7 @@ async fn who_is_no_pod_is_denied_and_where_no_agent_is_it_says_so() {
 
 #[tokio::test]
 async fn names_are_listed_to_the_last_page_and_who_asks_is_told_who_it_is() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let mut names: Vec<String> = (0..230)
         .map(|number| format!("test/many/{number:03}"))
@@ -244,9 +234,7 @@ async fn names_are_listed_to_the_last_page_and_who_asks_is_told_who_it_is() {
 
 #[tokio::test]
 async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client =
         Client::with(|settings| settings.set("limits.requests_per_second_per_pod", "100")).await;
     let mut arguments = vec!["env".to_owned()];
@@ -276,9 +264,7 @@ async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
 
 #[tokio::test]
 async fn a_probe_succeeds_while_the_agent_is_ready() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut client = Client::start().await;
     assert_eq!(client.run(&["healthcheck"]).await.printed(), "");
     client.agent.stop().await.expect("it ends");
@@ -290,9 +276,7 @@ async fn a_probe_succeeds_while_the_agent_is_ready() {
 
 #[tokio::test]
 async fn a_secret_that_is_not_there_yet_for_a_moment_is_waited_for() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let throttle = Fault::on(Operation::GetSecretValue, Behaviour::Throttle(Some(1))).times(2);
     let _throttled = client.sandbox.aws.fault(throttle);
@@ -310,9 +294,7 @@ async fn a_secret_that_is_not_there_yet_for_a_moment_is_waited_for() {
 
 #[tokio::test]
 async fn a_new_agent_takes_over_without_a_command_that_fails() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut client = Client::start().await;
     let socket = client.sandbox.socket();
     client.agent.stop().await.expect("it ends");
@@ -329,9 +311,7 @@ async fn a_new_agent_takes_over_without_a_command_that_fails() {
 
 #[tokio::test]
 async fn completions_are_scripts_of_their_shells() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let script = client.run(&["completions", "bash"]).await;
     let checked = tokio::process::Command::new("bash")
@@ -349,9 +329,7 @@ async fn completions_are_scripts_of_their_shells() {
 
 #[tokio::test]
 async fn on_a_terminal_a_value_has_a_line_of_its_own_many_have_progress_and_trouble_has_a_colour() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     for number in 0..30 {
         client.sandbox.secret(&format!("test/s-{number}"), "x");
@@ -397,9 +375,7 @@ async fn on_a_terminal_a_value_has_a_line_of_its_own_many_have_progress_and_trou
 
 #[tokio::test]
 async fn an_agent_that_requires_a_header_is_sent_it_by_option_or_variable() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::with(|settings| settings.set("listen.require_header", "x-latchkey")).await;
     let get = ["get", "test/database-password"];
     client.run(&get).await.failed(2, "x-latchkey");
@@ -415,9 +391,7 @@ async fn an_agent_that_requires_a_header_is_sent_it_by_option_or_variable() {
 
 #[tokio::test]
 async fn what_no_header_is_called_is_refused_before_anything_is_asked() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     for arguments in [
         &["get", "test/database-password"][..],
@@ -449,9 +423,7 @@ async fn what_no_header_is_called_is_refused_before_anything_is_asked() {
 
 #[tokio::test]
 async fn many_names_take_no_longer_than_two_requests_where_the_vault_is_away() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let _outage = client.sandbox.aws.fault(Fault::on(
         Operation::GetSecretValue,

@@ -1,6 +1,6 @@
 //! What follows a rotation: `exec --on-change`.
 
-use super::{Client, PATIENCE, can_run};
+use super::{Client, PATIENCE};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
@@ -76,9 +76,7 @@ impl Client {
 
 #[tokio::test]
 async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     // The program ends in its own time when it is told to, and leaves an orphan behind.
     let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo hup' HUP; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
@@ -119,9 +117,7 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
 
 #[tokio::test]
 async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there_are_no_new_ones() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let script = r#"trap 'echo usr1' USR1; echo "begins $DB"; while :; do sleep 0.05; done"#;
     let exec = |more: &[&'static str]| {
@@ -161,9 +157,7 @@ async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there
 
 #[tokio::test]
 async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_variable() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let script = "echo \"begins ${#DB}\"; exec sleep 600";
     let mut staying = Staying::exec(&client, &[], script);
@@ -198,9 +192,7 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
 
 #[tokio::test]
 async fn a_supervisor_whose_program_does_not_start_ends_as_it_would_without() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let with = ["exec", "--on-change", "test/database-password=DB", "--"];
     let run = async |command: &[&str]| client.run(&[&with[..], command].concat()).await;
@@ -266,9 +258,7 @@ async fn send(signal: &str, pid: &str) {
 
 #[tokio::test]
 async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_from_being_reaped() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let program = sibling_binary("sandbox-latchkey").expect("the command is built");
     let unshare = client.pod.workload.command(Path::new("unshare"));
@@ -311,9 +301,7 @@ async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_f
 
 #[tokio::test]
 async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let may_end = client.sandbox.directory().join("may-end");
     let drain = format!("while [ ! -e {} ]; do sleep 0.05; done", may_end.display());

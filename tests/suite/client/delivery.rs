@@ -1,15 +1,12 @@
 //! What manifests need of the command beside secrets: a copy of itself, and a probe.
 
 use super::Client;
-use crate::can_run;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 #[tokio::test]
 async fn the_command_copies_itself_whole_to_where_everybody_may_run_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let directory = tempfile::tempdir().expect("a directory");
     let path = |name: &str| directory.path().join(name).display().to_string();
@@ -40,9 +37,7 @@ async fn the_command_copies_itself_whole_to_where_everybody_may_run_it() {
 
 #[tokio::test]
 async fn a_probe_of_the_proxy_succeeds_when_it_answers() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let pod = client.sandbox.application("test", "proxied").await;
     let pod = pod.expect("a pod").workload;

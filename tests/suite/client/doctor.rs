@@ -1,6 +1,6 @@
 //! `latchkey doctor`: the right cause, with what to do, and never a wrong one.
 
-use super::{Client, Ended, can_run, command_in, ended};
+use super::{Client, Ended, command_in, ended};
 use crate::REFUSAL_STANDS;
 use serde_json::Value;
 use std::fs;
@@ -98,9 +98,7 @@ const ROLE: &str = "eks.amazonaws.com/role-arn";
 
 #[tokio::test]
 async fn where_nothing_is_wrong_it_says_so_and_shows_no_value() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     for arguments in [&["doctor", SECRET][..], &["doctor"]] {
         let ended = client.run(arguments).await;
@@ -127,9 +125,7 @@ async fn where_nothing_is_wrong_it_says_so_and_shows_no_value() {
 
 #[tokio::test]
 async fn a_missing_or_wrong_mount_and_a_missing_agent_are_told_apart() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut client = Client::start().await;
     let socket = client.sandbox.socket();
     let doctor = |socket: &Path| command_in(&client.pod, socket, &["doctor", "--json"]);
@@ -212,9 +208,7 @@ async fn a_queue_that_nobody_takes_from_is_noted_and_not_waited_for() {
 
 #[tokio::test]
 async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -234,9 +228,7 @@ async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
 
 #[tokio::test]
 async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let own = sandbox.namespace("test");
     sandbox.namespace("prod");
@@ -344,9 +336,7 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
 
 #[tokio::test]
 async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let aws = &client.sandbox.aws;
     let doctor = || client.command(&["doctor", "--json", SECRET]);
@@ -417,9 +407,7 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
 
 #[tokio::test]
 async fn a_pod_over_its_limit_an_ephemeral_container_and_a_stranger_are_told_what_they_are() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::with(|settings| settings.set("limits.in_flight_per_pod", "1")).await;
     let (sandbox, socket) = (&client.sandbox, client.sandbox.socket());
     let gate = Gate::new();

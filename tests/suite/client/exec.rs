@@ -1,6 +1,6 @@
 //! `latchkey exec`: the program has its secrets and is a process of its own.
 
-use super::{Client, can_run, command_in, ended};
+use super::{Client, command_in, ended};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -14,9 +14,7 @@ const DB: &str = "test/database-password=DB";
 
 #[tokio::test]
 async fn a_variable_is_there_however_the_name_is_spelt_that_the_vault_folds() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     let client = node.namespace("test");
     node.secret(&client, "test--key", "from the vault");
@@ -40,9 +38,7 @@ async fn a_variable_is_there_however_the_name_is_spelt_that_the_vault_folds() {
 
 #[tokio::test]
 async fn a_program_has_its_secrets_in_its_environment_and_none_in_its_arguments() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let script = r#"printf '%s|' "$DB" "$TEST_DATABASE_PASSWORD" "$KEPT" "$1"; tr '\0' ' ' < /proc/$$/cmdline"#;
     let arguments = [
@@ -71,9 +67,7 @@ async fn a_program_has_its_secrets_in_its_environment_and_none_in_its_arguments(
 
 #[tokio::test]
 async fn every_byte_but_nul_reaches_the_program() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let bytes: Vec<u8> = (1..=255).collect();
     client
@@ -119,9 +113,7 @@ async fn every_byte_but_nul_reaches_the_program() {
 
 #[tokio::test]
 async fn signals_and_exit_codes_are_the_programs_own() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let exited = client.run(&["exec", DB, "--", "sh", "-c", "exit 43"]).await;
     assert_eq!((exited.code, &*exited.stderr), (Some(43), ""));
@@ -157,9 +149,7 @@ async fn signals_and_exit_codes_are_the_programs_own() {
 
 #[tokio::test]
 async fn a_program_that_cannot_be_run_is_said_so_before_a_secret_is_read() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let file = client.sandbox.directory().join("no-program");
     std::fs::write(&file, "#!/no/such/shell\n").expect("a file");
@@ -210,9 +200,7 @@ async fn a_program_that_cannot_be_run_is_said_so_before_a_secret_is_read() {
 
 #[tokio::test]
 async fn strict_refuses_what_was_meant_to_be_replaced_and_is_not() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let with = |variable: &'static str, value: &'static str, arguments: &[&str]| {
         let mut command = client.command(arguments);
@@ -247,9 +235,7 @@ async fn strict_refuses_what_was_meant_to_be_replaced_and_is_not() {
 
 #[tokio::test]
 async fn pristine_leaves_nothing_but_the_secrets() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     // `env` is found where we would find it, though it gets no PATH.
     let ended = client.run(&["exec", "--pristine", DB, "--", "env"]).await;

@@ -1,6 +1,6 @@
 //! What a command does that is asked to end.
 
-use super::{PATIENCE, can_run};
+use super::PATIENCE;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -13,9 +13,7 @@ const AT_ONCE: Duration = Duration::from_secs(8);
 
 #[tokio::test]
 async fn as_process_1_of_a_container_a_command_that_waits_ends_when_it_is_asked_to() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("agent.sock");
     // It takes connections and never answers.

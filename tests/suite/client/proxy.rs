@@ -1,6 +1,6 @@
 //! `latchkey proxy`: the socket on loopback, for this pod's programs and nobody's web page.
 
-use super::{Client, can_run, command_in, ended};
+use super::{Client, command_in, ended};
 use futures::future::join_all;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
@@ -90,9 +90,7 @@ fn is(answer: &str, status: u16, text: &str) {
 
 #[tokio::test]
 async fn a_program_without_unix_sockets_asks_on_loopback_and_is_the_pod() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     client.sandbox.namespace("prod");
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
@@ -153,9 +151,7 @@ async fn a_program_without_unix_sockets_asks_on_loopback_and_is_the_pod() {
 
 #[tokio::test]
 async fn a_web_page_does_not_reach_the_pods_secrets_through_a_browser() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let arguments = [
         &LISTEN[..],
@@ -196,9 +192,7 @@ async fn a_web_page_does_not_reach_the_pods_secrets_through_a_browser() {
 
 #[tokio::test]
 async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let everywhere = ["proxy", "--listen", "0.0.0.0:0"];
     client
@@ -237,9 +231,7 @@ async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
 
 #[tokio::test]
 async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut client = Client::start().await;
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
     is(&proxy.get("/v1/identity", OWN).await, 200, "web");
@@ -283,9 +275,7 @@ async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() 
 
 #[tokio::test]
 async fn connections_that_are_idle_keep_nobody_else_waiting() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let proxy = Proxy::start(client.command(&LISTEN)).await;
     let mut idle = Vec::new();
@@ -310,9 +300,7 @@ async fn connections_that_are_idle_keep_nobody_else_waiting() {
 
 #[tokio::test]
 async fn a_burst_leaves_the_pods_other_processes_their_connections() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
     for number in 0..64 {
@@ -359,9 +347,7 @@ async fn a_burst_leaves_the_pods_other_processes_their_connections() {
 
 #[tokio::test]
 async fn a_target_that_no_agent_takes_is_refused_and_harms_nobody() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let proxy = Proxy::start(client.command(&LISTEN)).await;
     let answer = proxy

@@ -1,7 +1,7 @@
 //! Templates: `render` once, and `render --watch` after a rotation.
 
 use super::change::Staying;
-use super::{Client, PATIENCE, can_run};
+use super::{Client, PATIENCE};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -23,9 +23,7 @@ fn file(client: &Client, name: &str, text: &str) -> PathBuf {
 
 #[tokio::test]
 async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     client
         .sandbox
@@ -54,9 +52,7 @@ async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped()
 
 #[tokio::test]
 async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let out = file(&client, "app.conf", "old");
     let out = out.to_str().expect("a path");
@@ -118,9 +114,7 @@ async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was(
 
 #[tokio::test]
 async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is_signalled() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let client = Client::start().await;
     let template = file(
         &client,

@@ -1,7 +1,6 @@
 //! The socket by which the mounter asks the agent, and who else is heard there: nobody.
 
 use super::{Node, settings};
-use crate::can_run;
 use std::path::PathBuf;
 use testkit::kube::{Container, PodSpec};
 use testkit::kubelet::Kubelet;
@@ -27,9 +26,7 @@ async fn asks_for_all_tokens(asker: &Workload) -> String {
 
 #[tokio::test]
 async fn whoever_is_root_and_not_the_mounter_is_refused_on_the_control_socket() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let spec = WorkloadSpec {
@@ -47,9 +44,7 @@ async fn whoever_is_root_and_not_the_mounter_is_refused_on_the_control_socket() 
 /// Where the agent is a pod, as it is in every cluster.
 #[tokio::test]
 async fn only_pods_of_the_agents_own_account_speak_for_the_mounter() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     for namespace in ["latchkey", "test"] {
         sandbox.kube.create_namespace(namespace, &[]);

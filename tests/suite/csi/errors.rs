@@ -15,7 +15,6 @@
 //! | not authenticated, 16 | nobody but root gets as far as a call: here |
 
 use super::Node;
-use crate::can_run;
 use latchkey_agent::csi::proto::{
     AccessType, Empty, NodeCapabilities, NodeInfo, NodeUnpublishVolumeRequest, PluginName, Probe,
 };
@@ -37,9 +36,7 @@ const VOLUME_MOUNT_GROUP: i32 = 6;
 
 #[tokio::test]
 async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let endpoint = node.kubelet.endpoint();
     let name: PluginName = call(&endpoint, "/csi.v1.Identity/GetPluginInfo", &Empty {})
@@ -85,9 +82,7 @@ async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
 
 #[tokio::test]
 async fn nobody_but_root_can_call_the_driver_even_where_the_modes_would_let_him() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     for path in [node.kubelet.root(), &node.kubelet.directory()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("a mode");
@@ -115,9 +110,7 @@ async fn nobody_but_root_can_call_the_driver_even_where_the_modes_would_let_him(
 
 #[tokio::test]
 async fn each_row_of_the_specifications_table_for_publish_has_its_code() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let kube = &node.sandbox.kube;
@@ -155,9 +148,7 @@ async fn each_row_of_the_specifications_table_for_publish_has_its_code() {
 
 #[tokio::test]
 async fn a_call_for_a_volume_that_another_call_is_about_is_aborted() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (volume, _) = node.object_of("test", "web");
     // The agent looks at the pod, and the API server takes its time: the first call is under way.
@@ -189,9 +180,7 @@ async fn a_call_for_a_volume_that_another_call_is_about_is_aborted() {
 
 #[tokio::test]
 async fn unpublish_refuses_only_what_names_no_volume_and_no_place() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let endpoint = node.kubelet.endpoint();
     let unpublish = async |volume_id: &str, target_path: &str| {
@@ -220,9 +209,7 @@ async fn unpublish_refuses_only_what_names_no_volume_and_no_place() {
 
 #[tokio::test]
 async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tried_again() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (volume, _) = node.object_of("test", "web");
     let request = node
@@ -242,9 +229,7 @@ async fn a_pod_that_the_api_server_does_not_know_or_cannot_be_asked_about_is_tri
 /// Who can write below the kubelet's directory could otherwise have a pod's socket mounted in another pod.
 #[tokio::test]
 async fn a_link_in_the_way_to_the_target_is_not_followed_into_another_pods_directory() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let request_of = |name: &str| {
         let (volume, _) = node.object_of("test", name);

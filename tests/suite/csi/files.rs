@@ -5,7 +5,6 @@ mod restarts;
 mod room;
 
 use super::{CsiPod, Node};
-use crate::can_run;
 use crate::hygiene::copies_in_memory;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -72,9 +71,7 @@ async fn until_it_holds(path: &Path, text: &str) {
 
 #[tokio::test]
 async fn a_pods_files_are_there_before_it_starts_for_its_group_alone_and_beside_its_socket() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     node.sandbox
         .secret("test/login", r#"{"user": "me", "port": 5432}"#);
@@ -145,9 +142,7 @@ async fn a_pods_files_are_there_before_it_starts_for_its_group_alone_and_beside_
 
 #[tokio::test]
 async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_do_not_match() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     // Long, so that a file that is written in place would be caught in the middle.
     let pair = |letter: char| {
@@ -218,9 +213,7 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
 
 #[tokio::test]
 async fn an_optional_file_comes_and_goes_with_its_secret() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     let secrets = r#"["test/database-password", {"name": "test/extra", "optional": true}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
@@ -237,9 +230,7 @@ async fn an_optional_file_comes_and_goes_with_its_secret() {
 
 #[tokio::test]
 async fn neither_the_mounter_nor_any_log_ever_holds_what_is_in_the_files() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start_with(|settings| refreshing(settings).set("log.level", "trace")).await;
     let (volume, target) = node.with_files("web", PASSWORD).await;
     let secret = password("test");
@@ -260,9 +251,7 @@ async fn neither_the_mounter_nor_any_log_ever_holds_what_is_in_the_files() {
 
 #[tokio::test]
 async fn an_unpublished_volume_takes_its_files_and_their_memory_with_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     let before = node.kubelet.mounts();
     for number in 0..5 {

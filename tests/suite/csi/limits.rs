@@ -1,7 +1,7 @@
 //! What a pod does to its own socket is no other pod's trouble.
 
 use super::{Node, OWN, reads_own};
-use crate::{can_run, number};
+use crate::number;
 use latchkey_agent::csi::proto::{Empty, NodeInfo};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
@@ -32,9 +32,7 @@ fn connects(requests: usize) -> Flood {
 
 #[tokio::test]
 async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_connect_wait() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start_with(|settings| settings.set("limits.connections", 64)).await;
     let noisy = node.pod("test", "noisy").await;
     let polite = node.pod("test", "polite").await;
@@ -75,9 +73,7 @@ async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_conne
 
 #[tokio::test]
 async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let noisy = node.pod("test", "noisy").await;
     let polite = node.pod("test", "polite").await;
@@ -119,9 +115,7 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
 
 #[tokio::test]
 async fn all_pods_own_sockets_have_a_bound_together_and_each_has_some_for_itself() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let limited = |settings: AgentSettings| {
         settings
             .set("limits.connections", 8)
@@ -164,9 +158,7 @@ async fn number_of_next(workload: &Workload) -> u64 {
 
 #[tokio::test]
 async fn the_mounter_serves_so_many_connections_and_the_next_waits_for_its_turn() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let endpoint = node.kubelet.endpoint();
     let mut kept = Vec::new();
@@ -188,9 +180,7 @@ async fn the_mounter_serves_so_many_connections_and_the_next_waits_for_its_turn(
 /// Whoever makes the pod makes the attributes.
 #[tokio::test]
 async fn a_request_that_is_longer_than_any_right_one_is_not_read() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (mut volume, _) = node.object_of("test", "web");
     node.publish(&volume).await.expect("as long as it is");

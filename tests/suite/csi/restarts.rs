@@ -1,7 +1,7 @@
 //! Mounter, agent and kubelet are restarted in any order, and what was published works or is made to.
 
 use super::{Node, OWN, reads_own, settings};
-use crate::{can_run, code};
+use crate::code;
 use nix::mount::{MsFlags, mount};
 use nix::sys::signal::Signal;
 use std::fs;
@@ -17,9 +17,7 @@ use tokio::time::{sleep, timeout};
 
 #[tokio::test]
 async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let mounts = node.kubelet.mounts();
@@ -38,9 +36,7 @@ async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
 /// As when an upgrade is taken back: the mounter that started last is the one that goes.
 #[tokio::test]
 async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let mut successor = node.kubelet.mounter().await.expect("a mounter");
@@ -64,9 +60,7 @@ async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
 /// Pods need what they have, also where there is room for nothing more.
 #[tokio::test]
 async fn a_volume_is_published_again_where_there_is_no_room_for_another_record() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let run = node.kubelet.directory().join("run");
@@ -82,9 +76,7 @@ async fn a_volume_is_published_again_where_there_is_no_room_for_another_record()
 /// A mounter in a new container sees a mount by the node's options, under which it is not read-only.
 #[tokio::test]
 async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_away() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let mounts = node.kubelet.mounts();
@@ -109,9 +101,7 @@ async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_awa
 
 #[tokio::test]
 async fn an_agent_that_is_killed_listens_again_in_every_volume_and_has_tokens_with_the_next_call() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     reads_own(&pod.workload).await;
@@ -138,9 +128,7 @@ async fn an_agent_that_is_killed_listens_again_in_every_volume_and_has_tokens_wi
 
 #[tokio::test]
 async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let next = node.successor(|settings| settings).await;
@@ -157,9 +145,7 @@ async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
 /// A refusal would be final, and kept.
 #[tokio::test]
 async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come_back() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
@@ -174,7 +160,7 @@ async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come
         .await
         .expect("it takes over");
     let answer = pod.workload.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(answer.text().contains("kubelet"), "{}", answer.text());
     next.until_ready().await.expect("it is ready");
     node.publish(&pod.volume).await.expect("again");
@@ -185,9 +171,7 @@ async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come
 
 #[tokio::test]
 async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     node.kill_agent().await;
@@ -211,9 +195,7 @@ async fn a_volume_that_goes_while_the_agent_is_away_leaves_nothing() {
 /// It looks at the records each second, and where it finds one it listens: in a directory that is just being removed, too.
 #[tokio::test]
 async fn the_agent_hears_that_a_volume_goes_when_its_record_is_gone_and_its_directory_is_there() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     drop(pod.workload);
@@ -247,9 +229,7 @@ async fn the_agent_hears_that_a_volume_goes_when_its_record_is_gone_and_its_dire
 
 #[tokio::test]
 async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     node.kill_agent().await;
     let (volume, container) = node.object_of("test", "web");
@@ -268,9 +248,7 @@ async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds
 
 #[tokio::test]
 async fn a_mounter_killed_at_any_moment_of_a_publish_is_followed_by_one_that_finishes_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     let before = node.kubelet.mounts();
     for round in 0..12_u64 {
@@ -308,9 +286,7 @@ async fn a_mounter_killed_at_any_moment_of_a_publish_is_followed_by_one_that_fin
 
 #[tokio::test]
 async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_starts() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = left_behind(1).await;
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     until("an empty store", || node.kubelet.kept().is_empty())
@@ -320,9 +296,7 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
 
 #[tokio::test]
 async fn a_mounter_starts_and_ends_at_once_though_the_agent_hangs_that_is_to_let_go_of_a_volume() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = left_behind(4).await;
     node.agent.signal(Signal::SIGSTOP).expect("it runs");
     let begun = Instant::now();
@@ -358,9 +332,7 @@ async fn left_behind(volumes: usize) -> Node {
 
 #[tokio::test]
 async fn the_agent_waits_for_a_mounter_that_comes_later() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::start().await;
     node.mounter.kill().await.expect("it runs");
     // As after a start of the node: nothing is mounted.

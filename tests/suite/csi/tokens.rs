@@ -2,8 +2,8 @@
 
 use super::control::control;
 use super::{Node, OWN, reads_own};
+use crate::code;
 use crate::hygiene::copies_in_memory;
-use crate::{can_run, code};
 use latchkey_agent::csi::proto::Empty;
 use std::time::Duration;
 use testkit::kubelet::{Connection, Status, TOKENS};
@@ -12,9 +12,7 @@ use tokio::time::{Instant, sleep};
 
 #[tokio::test]
 async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_file() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start_with(|settings| settings.set("log.level", "trace")).await;
     let (volume, container) = node.object_of("test", "web");
     let request = node
@@ -62,9 +60,7 @@ async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_
 
 #[tokio::test]
 async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer_ones() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (mut volume, container) = node.object_of("test", "web");
     volume.tokens_in_secrets = true;
@@ -87,24 +83,20 @@ async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer
 
 #[tokio::test]
 async fn an_audience_that_the_kubelet_does_not_hand_over_is_named() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (mut volume, container) = node.object_of("test", "web");
     volume.audiences = vec![("vault".into(), 600)];
     node.publish(&volume).await.expect("it is published");
     let workload = node.container(&volume, &container).await;
     let answer = workload.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(answer.text().contains("tokenRequests"), "{}", answer.text());
 }
 
 #[tokio::test]
 async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (volume, _) = node.object_of("test", "web");
     let (other, _) = node.object_of("prod", "web");
@@ -157,9 +149,7 @@ async fn a_token_of_another_account_or_a_pod_that_is_another_is_refused() {
 
 #[tokio::test]
 async fn tokens_go_with_the_last_of_a_pods_volumes_and_not_before() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let two_volumes = async |name: &str| {
         let (volume, _) = node.object_of("test", name);
@@ -178,15 +168,13 @@ async fn tokens_go_with_the_last_of_a_pods_volumes_and_not_before() {
     reads_own(&node.on_shared(&keeps_one[1]).await).await;
     let answer = node.on_shared(&keeps_none[0]).await.get(OWN).await;
     let answer = answer.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 }
 
 /// They would be kept for a volume with which they never go.
 #[tokio::test]
 async fn no_token_is_taken_for_a_volume_that_has_no_record() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (volume, _) = node.object_of("test", "web");
     let request = node.kubelet.request(&node.sandbox.kube, &volume);
@@ -206,7 +194,7 @@ async fn no_token_is_taken_for_a_volume_that_has_no_record() {
     assert!(text.contains("the volume's record is gone"), "{text}");
     let answer = node.on_shared(&volume).await.get(OWN).await;
     let answer = answer.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
 }
 
 /// Asks as the mounter does, who here is in no pod, as the agent is.

@@ -1,16 +1,13 @@
 //! The hosts of Google itself, by a proxy that speaks TLS with an authority of its own.
 
 use super::{Google, SECRET};
-use crate::can_run;
 use testkit::clouds::Cloud as _;
 use testkit::egress::EgressProxy;
 use testkit::sandbox::password;
 
 #[tokio::test]
 async fn google_is_asked_by_its_own_names_through_the_proxy() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let cloud = google.gcp.cloud.endpoint();
     let cloud = cloud.trim_start_matches("http://").parse();

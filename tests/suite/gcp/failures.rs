@@ -1,7 +1,7 @@
 //! What goes wrong on the way to a bearer, and with it.
 
 use super::{Google, SECRET};
-use crate::{can_run, code};
+use crate::code;
 use std::time::{Duration, Instant};
 use testkit::gcp::{Behaviour, FakeGcp, Fault, Operation, Special};
 use testkit::sandbox::Sandbox;
@@ -13,9 +13,7 @@ const EXCHANGES: [Operation; 2] = [Operation::ExchangeToken, Operation::Generate
 
 #[tokio::test]
 async fn a_redirect_of_googles_is_not_followed_and_carries_nothing_elsewhere() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let elsewhere = FakeGcp::start().await.expect("another host");
     let _agent = google.agent(&[]).await;
@@ -36,14 +34,12 @@ async fn a_redirect_of_googles_is_not_followed_and_carries_nothing_elsewhere() {
     }
     assert_eq!(elsewhere.calls().len(), 0, "{:?}", elsewhere.calls());
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
 }
 
 #[tokio::test]
 async fn the_token_services_fail_in_the_same_words_as_the_vault() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let agent = google.agent(&[("backends.gcp.timeout", "1s")]).await;
     let pod = google.pod().await;
@@ -108,14 +104,12 @@ async fn the_token_services_fail_in_the_same_words_as_the_vault() {
 
 #[tokio::test]
 async fn a_provider_that_does_not_know_the_cluster_is_told_as_such() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let other = google.gcp.cloud.provider_name("clusters", "other");
     let _agent = google.agent(&[("backends.gcp.provider", &other)]).await;
     let answer = google.pod().await.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(
         answer.text().contains("Google knows no identity provider"),
         "{}",
@@ -126,9 +120,7 @@ async fn a_provider_that_does_not_know_the_cluster_is_told_as_such() {
 
 #[tokio::test]
 async fn a_cluster_whose_keys_are_others_is_believed_nothing() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let impostor = google.sandbox.kube.issuer().impostor();
     let spec =
@@ -136,7 +128,7 @@ async fn a_cluster_whose_keys_are_others_is_believed_nothing() {
     google.gcp.cloud.add_provider(spec).expect("a provider");
     let _agent = google.agent(&[]).await;
     let answer = google.pod().await.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(
         answer
             .text()
@@ -173,9 +165,7 @@ async fn what_the_configuration_lacks_is_named_in_a_line_each_and_stops_the_star
 
 #[tokio::test]
 async fn with_all_of_google_hanging_a_request_ends_by_its_deadline() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let keys = [
         ("limits.request_deadline", "1s"),
@@ -187,6 +177,6 @@ async fn with_all_of_google_hanging_a_request_ends_by_its_deadline() {
     let _fault = google.gcp.cloud.fault(Fault::everywhere(Behaviour::Hang));
     let begun = Instant::now();
     let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (504, "timeout"));
+    answer.must_be_refused(504, "timeout");
     assert!(begun.elapsed() >= Duration::from_secs(1) && begun.elapsed() < Duration::from_secs(3));
 }

@@ -1,7 +1,7 @@
 //! Whose bearer it is: the workload's own principal, a service account's, one by way of delegates.
 
 use super::{Google, SECRET, account};
-use crate::{can_run, code};
+use crate::code;
 use testkit::gcp::Operation;
 use testkit::kube::FakeKubeConfig;
 use testkit::sandbox::password;
@@ -12,9 +12,7 @@ const GKE: &str =
 
 #[tokio::test]
 async fn without_an_annotation_a_pod_reads_as_its_own_principal() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let agent = google.agent(&[]).await;
     let pod = google.pod_of("plain", &[]).await;
@@ -56,9 +54,7 @@ async fn without_an_annotation_a_pod_reads_as_its_own_principal() {
 
 #[tokio::test]
 async fn on_gke_the_clusters_own_pool_is_enough() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let kube = FakeKubeConfig {
         issuer: Some(GKE.into()),
         ..FakeKubeConfig::default()
@@ -96,7 +92,7 @@ async fn on_gke_the_clusters_own_pool_is_enough() {
         .secret("prod/database-password")
         .await
         .expect("an answer");
-    assert_eq!((other.status, &*code(&other)), (403, "denied"));
+    other.must_be_refused(403, "denied");
     let line = agent
         .until_audit(|line| line["code"] == "denied")
         .await
@@ -114,9 +110,7 @@ async fn on_gke_the_clusters_own_pool_is_enough() {
 
 #[tokio::test]
 async fn a_service_account_is_reached_by_its_delegates_or_not_at_all() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let cloud = &google.gcp.cloud;
     let (between, last) = (
@@ -145,7 +139,7 @@ async fn a_service_account_is_reached_by_its_delegates_or_not_at_all() {
     );
     let near = google.pod_of("near", &[named]).await;
     let answer = near.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     let wrong = google
         .pod_of(
             "wrong",
@@ -156,14 +150,12 @@ async fn a_service_account_is_reached_by_its_delegates_or_not_at_all() {
         )
         .await;
     let answer = wrong.secret(SECRET).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "no_role"));
+    answer.must_be_refused(403, "no_role");
 }
 
 #[tokio::test]
 async fn an_annotation_that_is_no_account_or_project_is_no_role_and_nobody_is_asked() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let _agent = google.agent(&[]).await;
     for (number, (key, value)) in [
@@ -193,9 +185,7 @@ async fn an_annotation_that_is_no_account_or_project_is_no_role_and_nobody_is_as
 
 #[tokio::test]
 async fn googles_own_log_names_pod_and_request() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let agent = google.agent(&[]).await;
     let pod = google.pod().await;
@@ -231,9 +221,7 @@ async fn googles_own_log_names_pod_and_request() {
 
 #[tokio::test]
 async fn no_bearer_is_in_anything_that_the_agent_says() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let agent = google.agent(&[("log.level", "trace")]).await;
     let pod = google.pod().await;

@@ -1,16 +1,14 @@
 //! Secret Manager: versions and their states, checksums, projects, prefixes, lists.
 
 use super::{ACCESSOR, Google, SECRET, account};
-use crate::{can_run, code};
+use crate::code;
 use testkit::clouds::Cloud as _;
 use testkit::gcp::{Behaviour, Fault, Operation, Special, VersionState};
 use testkit::sandbox::CANARY;
 
 #[tokio::test]
 async fn a_version_that_is_disabled_or_destroyed_is_not_found() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let cloud = &google.gcp.cloud;
     google.gcp.put("test/turning", b"first");
@@ -53,9 +51,7 @@ async fn a_version_that_is_disabled_or_destroyed_is_not_found() {
 
 #[tokio::test]
 async fn a_value_that_does_not_match_its_checksum_is_not_given_out() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let _agent = google.agent(&[]).await;
     let pod = google.pod().await;
@@ -77,9 +73,7 @@ async fn a_value_that_does_not_match_its_checksum_is_not_given_out() {
 
 #[tokio::test]
 async fn names_that_google_cannot_hold_are_refused_before_it_is_asked() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let _agent = google.agent(&[]).await;
     let pod = google.pod().await;
@@ -113,9 +107,7 @@ async fn names_that_google_cannot_hold_are_refused_before_it_is_asked() {
 
 #[tokio::test]
 async fn project_and_prefix_are_the_accounts_own_where_it_asks_for_them() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let cloud = &google.gcp.cloud;
     cloud.add_project("acme-other", "999");
@@ -165,9 +157,7 @@ async fn project_and_prefix_are_the_accounts_own_where_it_asks_for_them() {
 
 #[tokio::test]
 async fn a_list_asks_google_for_what_has_the_prefix_and_at_most_ten_times() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     let cloud = &google.gcp.cloud;
     for number in 0..30 {
@@ -230,14 +220,12 @@ async fn a_list_asks_google_for_what_has_the_prefix_and_at_most_ten_times() {
     cloud.unbind(&format!("serviceAccount:{}", account()));
     cloud.bind_project(ACCESSOR, &format!("serviceAccount:{}", account()), None);
     let refused = pod.get("/v1/secrets").await.expect("an answer");
-    assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+    refused.must_be_refused(403, "denied");
 }
 
 #[tokio::test]
 async fn each_call_that_a_list_makes_counts_against_the_pods_rate() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let google = Google::start().await;
     for number in 0..30 {
         google.gcp.put(&format!("test/page/{number}"), b"x");
@@ -252,5 +240,5 @@ async fn each_call_that_a_list_makes_counts_against_the_pods_rate() {
     assert_eq!(list().await.status, 200);
     assert_eq!(google.count(Operation::ListSecrets), 10);
     let answer = list().await;
-    assert_eq!((answer.status, &*code(&answer)), (429, "busy"));
+    answer.must_be_refused(429, "busy");
 }

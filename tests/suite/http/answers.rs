@@ -1,7 +1,7 @@
 //! What a secret is answered with: shapes, versions, members, tags.
 
 use super::Served;
-use crate::{can_run, code};
+use crate::code;
 use testkit::aws::SecretInput;
 use testkit::sandbox::REGION;
 use testkit::workload::Request;
@@ -10,15 +10,13 @@ const PATH: &str = "/v1/secrets/test/database-password";
 
 #[tokio::test]
 async fn a_secret_is_answered_with_name_value_version_and_backend() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let version = served
         .sandbox
         .secret("test/plain", "caf\u{e9} \"quoted\"\n");
     let answer = served.get("/v1/secrets/test/plain").await;
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     let expected = serde_json::json!({
         "name": "test/plain", "value": "caf\u{e9} \"quoted\"\n", "version": version, "backend": "aws",
     });
@@ -28,9 +26,7 @@ async fn a_secret_is_answered_with_name_value_version_and_backend() {
 
 #[tokio::test]
 async fn an_empty_value_is_a_value_and_a_binary_one_is_base64() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     served.sandbox.secret("test/empty", "");
     served.sandbox.aws.put_secret(
@@ -63,9 +59,7 @@ async fn an_empty_value_is_a_value_and_a_binary_one_is_base64() {
 
 #[tokio::test]
 async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let json = r#"{"user":"me","port":5432,"on":true,"none":null,"deep":{"a/b":{"m~n":["x",{"y":"z"}]}},
         "/odd":"slash","a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/r/s/t/u/v/w/x/y/z/0/1/2/3/4/5/6/7":"many","":"empty","caf\u00e9":"e","raw":{"k": [1, 2]}}"#;
@@ -130,9 +124,7 @@ async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
 
 #[tokio::test]
 async fn an_old_version_is_answered_by_its_id_or_its_stage() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let first = served.sandbox.secret("test/turning", "first");
     let second = served.sandbox.secret("test/turning", "second");
@@ -178,14 +170,12 @@ async fn an_old_version_is_answered_by_its_id_or_its_stage() {
         );
     }
     let answer = served.get("/v1/secrets/test/turning?version=short").await;
-    assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
+    answer.must_be_refused(400, "invalid_request");
 }
 
 #[tokio::test]
 async fn the_bare_value_comes_only_when_json_is_less_welcome() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let raw = [
         "text/plain",
@@ -233,14 +223,12 @@ async fn the_bare_value_comes_only_when_json_is_less_welcome() {
     let error = served
         .ask(Request::get("/v1/secrets/test/missing").header("accept", "text/plain"))
         .await;
-    assert_eq!((error.status, &*code(&error)), (404, "not_found"));
+    error.must_be_refused(404, "not_found");
 }
 
 #[tokio::test]
 async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let version = served
         .sandbox
@@ -291,7 +279,7 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
     let answer = served
         .ask(plain.header("if-none-match", &tagged[0].1))
         .await;
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
     // A key of any characters makes a tag that can be sent back.
     let odd = Request::get(&format!("{path}?version={version}&key=b%2C%22c"));
     let tag = served
@@ -308,9 +296,7 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
 
 #[tokio::test]
 async fn head_is_answered_with_the_headers_of_get_and_no_body() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     for path in [
         PATH,

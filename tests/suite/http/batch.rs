@@ -1,7 +1,7 @@
 //! Many secrets in one request.
 
 use super::Served;
-use crate::{can_run, code};
+use crate::code;
 use serde_json::{Value, json};
 use std::time::Duration;
 use testkit::aws::SecretInput;
@@ -14,9 +14,7 @@ fn batch(body: impl Into<Vec<u8>>) -> Request {
 
 #[tokio::test]
 async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_into_an_answer() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let long = "a".repeat(60_000);
     let answer = served
@@ -33,7 +31,7 @@ async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_
     let answer = served
         .ask(batch(json!({"names": [longest]}).to_string()))
         .await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.must_be_ok();
     let line = served
         .agent
         .until_audit(|line| line["secret"] == *longest)
@@ -50,9 +48,7 @@ async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_
 
 #[tokio::test]
 async fn a_batch_answers_each_name_once_and_for_itself() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     served.sandbox.namespace("prod");
     served
@@ -120,9 +116,7 @@ async fn a_batch_answers_each_name_once_and_for_itself() {
 
 #[tokio::test]
 async fn a_batch_that_is_too_large_or_malformed_is_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let many = |count: usize| {
         json!({"names": (0..count).map(|n| format!("test/{n}")).collect::<Vec<_>>()}).to_string()
@@ -148,7 +142,7 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
         );
     }
     let answer = served.ask(batch(vec![b' '; 64 * 1024 + 1])).await;
-    assert_eq!((answer.status, &*code(&answer)), (413, "too_large"));
+    answer.must_be_refused(413, "too_large");
 
     // 70 values of 64 KiB are more than 4 MiB: what does not fit any more says so, the rest is there.
     let value = "v".repeat(64 * 1024 - 1);

@@ -1,14 +1,12 @@
 //! Names of secrets: read once, from their encoding, and no two readers may differ about what they mean.
 
 use super::Served;
-use crate::{can_run, code};
+use crate::code;
 use testkit::workload::Request;
 
 #[tokio::test]
 async fn a_slash_may_be_written_as_it_is_or_encoded() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     served.sandbox.secret("test/a/b.c_d+e=f@g-h", "deep");
     for path in [
@@ -28,9 +26,7 @@ async fn a_slash_may_be_written_as_it_is_or_encoded() {
 
 #[tokio::test]
 async fn a_name_that_could_mean_something_else_is_refused_and_never_reaches_the_vault() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let long = format!("test/{}", "a".repeat(508));
     let bad = [
@@ -123,9 +119,7 @@ async fn a_name_that_could_mean_something_else_is_refused_and_never_reaches_the_
 
 #[tokio::test]
 async fn the_vault_is_asked_for_the_name_as_decoded_or_not_at_all() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     // Every byte, as it stands and encoded, between two letters: what the agent asks for is what a reader who decodes
     // once would say, byte by byte.
@@ -149,9 +143,7 @@ async fn the_vault_is_asked_for_the_name_as_decoded_or_not_at_all() {
 
 #[tokio::test]
 async fn an_arn_is_read_where_it_says_only_if_the_operator_allows_arns() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = testkit::sandbox::Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let value = testkit::aws::SecretInput::text("there");
@@ -175,8 +167,8 @@ async fn an_arn_is_read_where_it_says_only_if_the_operator_allows_arns() {
     // Another account's or partition's is refused by the cloud or before.
     let other = arn.replace("111122223333", "444455556666");
     let answer = pod.secret(&other).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     let other = arn.replace("arn:aws:", "arn:aws-cn:");
     let answer = pod.secret(&other).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (400, "invalid_request"));
+    answer.must_be_refused(400, "invalid_request");
 }

@@ -1,7 +1,7 @@
 //! The other routes, and what no route takes.
 
 use super::Served;
-use crate::{can_run, code};
+use crate::code;
 use serde_json::json;
 use testkit::agent::AgentSettings;
 use testkit::aws::{FakeAwsConfig, SecretInput};
@@ -24,9 +24,7 @@ fn names(answer: &Response) -> Vec<String> {
 
 #[tokio::test]
 async fn a_list_comes_page_by_page_as_the_application_writes_the_names() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let aws = FakeAwsConfig {
         page_limit: 3,
         ..FakeAwsConfig::default()
@@ -52,7 +50,7 @@ async fn a_list_comes_page_by_page_as_the_application_writes_the_names() {
     let mut path = "/v1/secrets?limit=4".to_owned();
     loop {
         let page = pod.get(&path).await.expect("an answer");
-        assert_eq!(page.status, 200, "{}", page.text());
+        page.must_be_ok();
         assert!(names(&page).len() <= 4);
         seen.extend(names(&page));
         let Some(next) = page.json()["next"].as_str().map(str::to_owned) else {
@@ -88,9 +86,7 @@ async fn a_list_comes_page_by_page_as_the_application_writes_the_names() {
 
 #[tokio::test]
 async fn the_identity_is_what_the_cluster_says_of_the_caller() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let identity = served.get("/v1/identity").await.json();
     let expected = json!({
@@ -111,9 +107,7 @@ async fn the_identity_is_what_the_cluster_says_of_the_caller() {
 
 #[tokio::test]
 async fn health_is_answered_to_anybody_and_asks_nobody() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let host = Workload::start(WorkloadSpec::host(&served.sandbox.socket()))
         .await
@@ -135,15 +129,13 @@ async fn health_is_answered_to_anybody_and_asks_nobody() {
         );
     }
     let refused = host.get("/v1/identity").await.expect("an answer");
-    assert_eq!((refused.status, &*code(&refused)), (403, "not_attested"));
+    refused.must_be_refused(403, "not_attested");
     assert!(served.sandbox.aws.calls().is_empty());
 }
 
 #[tokio::test]
 async fn clients_of_awss_own_agent_are_answered_as_by_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let first = served.sandbox.secret("test/turning", "first");
     let second = served.sandbox.secret("test/turning", "second");
@@ -156,7 +148,7 @@ async fn clients_of_awss_own_agent_are_answered_as_by_it() {
         let request = Request::get(get).header("X-Aws-Parameters-Secrets-Token", token);
         let answer = served.ask(request).await;
         let body = answer.json();
-        assert_eq!(answer.status, 200);
+        answer.must_be_ok();
         assert_eq!(
             (&body["Name"], &body["SecretString"]),
             (&json!("test/turning"), &json!("second"))
@@ -237,9 +229,7 @@ async fn clients_of_awss_own_agent_are_answered_as_by_it() {
 
 #[tokio::test]
 async fn the_agent_only_reads() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     for method in [
         "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "LIST", "get",
@@ -282,9 +272,7 @@ async fn the_agent_only_reads() {
 
 #[tokio::test]
 async fn who_asks_for_what_there_is_not_is_a_pod_within_its_rate_all_the_same() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut served = Served::start().await;
     let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
     served.agent = served.sandbox.agent_with(slow).await.expect("an agent");
@@ -300,15 +288,13 @@ async fn who_asks_for_what_there_is_not_is_a_pod_within_its_rate_all_the_same() 
             .expect("a process");
         let answer = host.request(Request::new(method, path)).await;
         let answer = answer.expect("an answer");
-        assert_eq!((answer.status, &*code(&answer)), (403, "not_attested"));
+        answer.must_be_refused(403, "not_attested");
     }
 }
 
 #[tokio::test]
 async fn unknown_parameters_and_relayed_requests_are_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     for query in [
         "x=1",
@@ -350,9 +336,7 @@ async fn unknown_parameters_and_relayed_requests_are_refused() {
 
 #[tokio::test]
 async fn with_a_required_header_nothing_is_answered_without_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let _agent = sandbox
@@ -378,14 +362,12 @@ async fn with_a_required_header_nothing_is_answered_without_it() {
         .request(Request::get(SECRET).header("x-latchkey", "true"))
         .await
         .expect("an answer");
-    assert_eq!(answer.status, 200);
+    answer.must_be_ok();
 }
 
 #[tokio::test]
 async fn every_answer_says_that_nobody_may_keep_it_and_has_an_id_of_ours() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let served = Served::start().await;
     let mut ids = std::collections::HashSet::new();
     for path in [

@@ -1,7 +1,7 @@
 //! What the agent knows while the API server is away.
 
 use super::{OWN, is_own, scene, until};
-use crate::{can_run, code};
+use crate::code;
 use std::time::{Duration, Instant};
 use testkit::kube::Fault;
 use testkit::sandbox::{Sandbox, container_id};
@@ -10,9 +10,7 @@ use tokio::time::sleep;
 
 #[tokio::test]
 async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, agent) = scene().await;
     let failures = async || {
         let failures = agent.metric("latchkey_watch_failures_total").await;
@@ -29,7 +27,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     assert!(is_own(&restarted.get(OWN).await.expect("an answer")));
     let new = sandbox.pod("test", "new").await.expect("a pod");
     let answer = new.get(OWN).await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     // Past the age at which the account is looked up before it is used.
     sleep(Duration::from_secs(26)).await;
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
@@ -52,9 +50,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
 
 #[tokio::test]
 async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_back() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.kube.stop().await;
@@ -80,9 +76,7 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
 /// Whoever waits for it has a place of the pod's meanwhile, and at the request's own deadline would be told nothing of why.
 #[tokio::test]
 async fn a_call_that_the_api_server_never_answers_ends_by_itself_and_the_pod_reads_later() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let (sandbox, _agent) = scene().await;
     // So that a pod has to be looked for.
     sandbox.kube.watch_hold();

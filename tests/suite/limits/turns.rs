@@ -2,7 +2,7 @@
 //! Requests are numbered as they are begun.
 
 use super::{Neighbours, connect};
-use crate::{can_run, number, number_in};
+use crate::{number, number_in};
 use futures::future::join_all;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
@@ -23,9 +23,7 @@ const WRITTEN: Duration = Duration::from_millis(500);
 
 #[tokio::test]
 async fn when_all_connections_of_a_pod_speak_up_at_once_another_is_answered_between_them() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let crowd = connect(&of.noisy.workload, CROWD).await;
     of.polite.workload.connect("kept").await.expect("connected");
@@ -56,9 +54,7 @@ async fn when_all_connections_of_a_pod_speak_up_at_once_another_is_answered_betw
 
 #[tokio::test]
 async fn while_new_connections_of_many_pods_are_let_in_a_request_under_way_goes_on() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     of.sandbox.secret("test/slow", "x");
     let gate = Gate::new();

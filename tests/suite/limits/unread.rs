@@ -1,7 +1,7 @@
 //! What a pod asks for and does not read lies somewhere meanwhile, and that is bounded wherever it lies.
 
 use super::{Neighbours, connect};
-use crate::{can_run, code, number};
+use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
@@ -61,9 +61,7 @@ async fn until_there(
 
 #[tokio::test]
 async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let (names, body) = large(&of);
     let resident = || of.agent.resident().expect("it runs");
@@ -81,7 +79,7 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
     );
     // No value is given out of which the trail does not say so, nor the other way round.
     let one = of.noisy.secret(&names[0]).await.expect("an answer");
-    assert_eq!((one.status, &*code(&one)), (429, "busy"));
+    one.must_be_refused(429, "busy");
     let id = one.header("x-request-id").expect("an id").to_owned();
     let line = of.agent.until_audit(|line| line["request_id"] == *id);
     assert_eq!(line.await.expect("its line")["code"], "busy");
@@ -105,9 +103,7 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
 
 #[tokio::test]
 async fn a_peer_that_takes_nothing_of_its_answer_for_ten_seconds_loses_its_connection() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let (names, body) = large(&of);
     let kept = connect(&of.noisy.workload, 2).await;
@@ -130,9 +126,7 @@ async fn a_peer_that_takes_nothing_of_its_answer_for_ten_seconds_loses_its_conne
 
 #[tokio::test]
 async fn a_pods_batches_read_no_more_at_once_than_it_may_have_requests_in_flight() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.in_flight_per_pod", "2")]).await;
     let names: Vec<_> = (0..8).map(|number| format!("test/{number}")).collect();
     for name in &names {
@@ -179,9 +173,7 @@ async fn is_let_in(workload: &Workload, name: &str) -> bool {
 
 #[tokio::test]
 async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[("limits.connections_per_pod", "4")]).await;
     let kept = connect(&of.noisy.workload, 4).await;
     for name in &kept {
@@ -195,7 +187,7 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
     // All is answered and the agent has closed. What it has sent lies in the kernel's memory, on the agent's account.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let answer = of.noisy.get("/v1/identity").await.expect("an answer");
-    assert_eq!((answer.status, &*code(&answer)), (429, "busy"));
+    answer.must_be_refused(429, "busy");
     of.polite_is_served().await;
     // One is read, another thrown away.
     let rest = Raw {
@@ -219,9 +211,7 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
 /// Each new pod would otherwise have a quota of its own, while what those before it left lies in the agent's memory.
 #[tokio::test]
 async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_until_it_is_let_go() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut of = Neighbours::start(&[("limits.connections_per_pod", "2")]).await;
     of.sandbox.namespace("prod");
     let other = of.sandbox.pod("prod", "other").await.expect("a pod");
@@ -275,9 +265,7 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
 
 #[tokio::test]
 async fn few_answers_are_queued_for_a_peer_that_does_not_read_them() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let next = async || number(&of.polite.get("/health").await.expect("an answer"));
     let before = next().await;

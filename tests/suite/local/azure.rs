@@ -1,7 +1,6 @@
 //! Azure from a machine: a client secret, a developer's `az`, and the machine's managed identities.
 
 use super::{ALICE, BOB, read, value_of};
-use crate::{can_run, code};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::azure::{Access, FakeAzure, Operation, SecretSpec};
@@ -64,16 +63,14 @@ impl Scene {
     async fn is_read_by(&self, uid: u32, name: &str) {
         let process = self.machine.process(uid).await.expect("a process");
         let answer = read(&process, &format!("{name}/token")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         assert_eq!(answer.json()["value"], value_of(name));
     }
 }
 
 #[tokio::test]
 async fn a_developer_is_who_az_has_signed_in() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let directory = scene.machine.directory();
     let signed_in = scene.azure.sign_in(TENANT, DEVELOPER, directory, "");
@@ -84,7 +81,7 @@ async fn a_developer_is_who_az_has_signed_in() {
     scene.is_read_by(0, "machine").await;
     let process = scene.machine.process(0).await.expect("a process");
     let refused = read(&process, "alice/token").await;
-    assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+    refused.must_be_refused(403, "denied");
     for token in scene.azure.access_tokens() {
         assert!(!agent.stderr().join("\n").contains(&token));
     }
@@ -92,9 +89,7 @@ async fn a_developer_is_who_az_has_signed_in() {
 
 #[tokio::test]
 async fn a_ci_job_is_the_application_whose_secret_is_in_its_environment() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let secret = scene.azure.put_secret_app(TENANT, DEVELOPER);
     scene.admit(DEVELOPER, "machine");
@@ -111,9 +106,7 @@ async fn a_ci_job_is_the_application_whose_secret_is_in_its_environment() {
 
 #[tokio::test]
 async fn each_user_reads_what_its_own_managed_identity_may_and_nothing_else() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let names = ["machine", "alice", "bob"];
     let clients = names.map(|_| uuid::Uuid::new_v4().to_string());
@@ -136,7 +129,7 @@ async fn each_user_reads_what_its_own_managed_identity_may_and_nothing_else() {
         scene.is_read_by(uid, own).await;
         let process = scene.machine.process(uid).await.expect("a process");
         let refused = read(&process, &format!("{other}/token")).await;
-        assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+        refused.must_be_refused(403, "denied");
     }
     let asked = scene
         .azure
@@ -146,9 +139,7 @@ async fn each_user_reads_what_its_own_managed_identity_may_and_nothing_else() {
 
 #[tokio::test]
 async fn an_az_that_hangs_is_killed_and_the_request_ends_in_time() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let directory = scene.machine.directory();
     let pids = directory.join("pids");
@@ -161,7 +152,7 @@ async fn an_az_that_hangs_is_killed_and_the_request_ends_in_time() {
     let process = scene.machine.process(0).await.expect("a process");
     let begun = Instant::now();
     let answer = read(&process, "machine/token").await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(
         answer.text().contains("no Azure credentials"),
         "{}",

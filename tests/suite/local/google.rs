@@ -1,7 +1,6 @@
 //! Google Cloud from a machine: Application Default Credentials, and service accounts that they take on.
 
 use super::{ALICE, BOB, read, value_of};
-use crate::{can_run, code};
 use serde_json::{Value, json};
 use std::fs;
 use testkit::agent::{AgentProcess, AgentSettings};
@@ -77,16 +76,14 @@ impl Scene {
     async fn is_read(&self, name: &str) {
         let process = self.machine.process(0).await.expect("a process");
         let answer = read(&process, &format!("{name}/token")).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.must_be_ok();
         assert_eq!(answer.json()["value"], value_of(name));
     }
 }
 
 #[tokio::test]
 async fn each_user_reads_what_its_own_service_account_may_and_nothing_else() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let machine = scene.gcp.create_account("runner");
     let member = format!("serviceAccount:{machine}");
@@ -113,7 +110,7 @@ async fn each_user_reads_what_its_own_service_account_may_and_nothing_else() {
         assert_eq!(answer.json()["value"], value_of(own));
         for other in others {
             let refused = read(&process, &format!("{other}/token")).await;
-            assert_eq!((refused.status, &*code(&refused)), (403, "denied"));
+            refused.must_be_refused(403, "denied");
         }
     }
     // The machine's own bearer was used for nothing but what was asked of it.
@@ -132,9 +129,7 @@ async fn each_user_reads_what_its_own_service_account_may_and_nothing_else() {
 
 #[tokio::test]
 async fn a_developer_is_who_gcloud_has_signed_in() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     scene.admit("user:me@example.com", "machine");
     // Where gcloud itself writes it.
@@ -155,9 +150,7 @@ async fn a_developer_is_who_gcloud_has_signed_in() {
 
 #[tokio::test]
 async fn a_machine_of_google_cloud_is_who_its_metadata_server_says_asked_without_a_proxy() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let email = scene.gcp.create_account("vm");
     scene.gcp.run_as(&email);
@@ -180,9 +173,7 @@ async fn a_machine_of_google_cloud_is_who_its_metadata_server_says_asked_without
 
 #[tokio::test]
 async fn a_job_of_a_ci_service_is_who_its_own_token_says() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let issuer = Issuer::new("https://ci.example");
     let provider = scene.gcp.provider_name("ci", "jobs");
@@ -214,9 +205,7 @@ async fn a_job_of_a_ci_service_is_who_its_own_token_says() {
 
 #[tokio::test]
 async fn a_machine_whose_google_credentials_are_gone_or_refused_says_what_to_do() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let scene = Scene::set().await;
     let machine = scene.gcp.create_account("runner");
     let key = scene.gcp.account_key(&machine);
@@ -233,12 +222,12 @@ async fn a_machine_whose_google_credentials_are_gone_or_refused_says_what_to_do(
         read(&process, "machine/token").await
     };
     let answer = ask(ALICE).await;
-    assert_eq!((answer.status, &*code(&answer)), (403, "denied"));
+    answer.must_be_refused(403, "denied");
     assert!(answer.text().contains(CREATOR), "{}", answer.text());
     let path = scene.machine.directory().join("credentials.json");
     fs::remove_file(path).expect("it was there");
     let answer = ask(0).await;
-    assert_eq!((answer.status, &*code(&answer)), (503, "unavailable"));
+    answer.must_be_refused(503, "unavailable");
     assert!(
         answer.text().contains("no Google Cloud credentials"),
         "{}",

@@ -1,7 +1,6 @@
 //! What is wrong with a volume's files, and whom it stops: a pod that starts, never one that runs.
 
 use super::{FILE, PASSWORD, read, until_it_holds};
-use crate::can_run;
 use crate::csi::{Node, reads_own};
 use std::fs;
 use std::time::Duration;
@@ -32,9 +31,7 @@ async fn refused(node: &Node, name: &str, secrets: &str) -> Status {
 
 #[tokio::test]
 async fn a_secret_that_is_denied_or_missing_fails_the_mount_and_is_named_with_the_reason() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     node.sandbox.secret("test/text", "no JSON");
     node.sandbox.secret("test/json", "{}");
@@ -94,9 +91,7 @@ async fn a_secret_that_is_denied_or_missing_fails_the_mount_and_is_named_with_th
 
 #[tokio::test]
 async fn a_pod_without_a_role_is_told_so() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     node.sandbox.kube.create_namespace("plain", &[]);
     node.sandbox
@@ -111,9 +106,7 @@ async fn a_pod_without_a_role_is_told_so() {
 
 #[tokio::test]
 async fn a_pod_that_exempts_containers_from_its_role_has_no_files_that_they_could_mount() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let (mut volume, _) = node.object(PodSpec {
         namespace: "test".into(),
@@ -129,9 +122,7 @@ async fn a_pod_that_exempts_containers_from_its_role_has_no_files_that_they_coul
 
 #[tokio::test]
 async fn an_attribute_that_is_wrong_is_an_invalid_argument_that_names_the_key() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     for (number, (secrets, named)) in [
         ("- a", "volumeAttributes.secrets is no list"),
@@ -155,9 +146,7 @@ async fn an_attribute_that_is_wrong_is_an_invalid_argument_that_names_the_key() 
 
 #[tokio::test]
 async fn files_that_are_too_large_together_are_refused() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     let large = "x".repeat(60_000);
     let entries: Vec<_> = (0..18)
@@ -175,9 +164,7 @@ async fn files_that_are_too_large_together_are_refused() {
 
 #[tokio::test]
 async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_as_they_are() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     let (volume, target) = node.with_files("before", PASSWORD).await;
     let file = target.join(FILE);
@@ -217,9 +204,7 @@ async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_a
 #[tokio::test]
 async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_the_kubelet_is_told()
  {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     let (volume, target) = node.with_files("web", PASSWORD).await;
     node.sandbox

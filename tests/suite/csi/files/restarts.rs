@@ -1,7 +1,6 @@
 //! Files go on being renewed whoever was restarted.
 
 use super::{FILE, PASSWORD, read, refreshing, until_it_holds};
-use crate::can_run;
 use crate::csi::{Node, settings};
 use std::fs;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
@@ -10,9 +9,7 @@ use tokio::time::Instant;
 
 #[tokio::test]
 async fn files_follow_a_rotation_while_the_mounter_is_away_and_after_it_is_back() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::refreshing().await;
     let (volume, target) = node.with_files("web", PASSWORD).await;
     let mounts = node.kubelet.mounts();
@@ -30,9 +27,7 @@ async fn files_follow_a_rotation_while_the_mounter_is_away_and_after_it_is_back(
 
 #[tokio::test]
 async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::refreshing().await;
     let (volume, target) = node.with_files("web", PASSWORD).await;
     node.kill_agent().await;
@@ -62,9 +57,7 @@ async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
 
 #[tokio::test]
 async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leaves_at_once() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::refreshing().await;
     let (_volume, target) = node.with_files("web", PASSWORD).await;
     let next = node.successor(refreshing).await;
@@ -83,9 +76,7 @@ async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leav
 /// What it has read is older than what the next one may have written.
 #[tokio::test]
 async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothing_into_it() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     // Longer than it takes the next agent to take over.
     let patient = |settings| refreshing(settings).set("backends.aws.timeout", "10s");
     let mut node = Node::start_with(patient).await;
@@ -106,9 +97,7 @@ async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothin
 /// As after an upgrade to an agent that is stricter: the pod runs, and its socket is not what is wrong.
 #[tokio::test]
 async fn a_pod_that_runs_keeps_its_socket_though_what_it_asks_for_is_wrong_to_the_next_agent() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let mut node = Node::refreshing().await;
     let (volume, container) = node.asking("web", PASSWORD);
     node.publish(&volume).await.expect("it is published");
@@ -125,7 +114,7 @@ async fn a_pod_that_runs_keeps_its_socket_though_what_it_asks_for_is_wrong_to_th
     fs::write(&record, written.to_string()).expect("it is written");
     node.start_agent().await;
     let health = workload.get("/health").await.expect("somebody listens");
-    assert_eq!(health.status, 200);
+    health.must_be_ok();
     node.agent
         .until_line("a volume has no files")
         .await

@@ -1,7 +1,6 @@
 //! How much one pod's files and volumes may take, and what is left to the others.
 
 use super::{FILE, PASSWORD, read, until_it_holds};
-use crate::can_run;
 use crate::csi::Node;
 use std::fs;
 use std::io::Write;
@@ -59,9 +58,7 @@ fn fill_up(directory: &Path) {
 
 #[tokio::test]
 async fn the_files_of_one_pods_volumes_leave_room_for_anothers() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     node.sandbox.secret("test/large", &"x".repeat(60_000));
     // One read, and as many files as a volume has room for.
@@ -91,9 +88,7 @@ async fn the_files_of_one_pods_volumes_leave_room_for_anothers() {
 
 #[tokio::test]
 async fn files_go_on_being_refreshed_where_the_nodes_memory_for_files_is_full() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::refreshing().await;
     node.sandbox.secret("test/own", "before");
     let (_volume, target) = node.with_files("web", r#"["test/own"]"#).await;
@@ -136,9 +131,7 @@ async fn files_go_on_being_refreshed_where_the_nodes_memory_for_files_is_full() 
 
 #[tokio::test]
 async fn the_records_of_one_pods_volumes_leave_room_for_anothers() {
-    if !can_run() {
-        return;
-    }
+    needs_workloads!();
     let node = Node::start().await;
     // It says little and is as long as it may be; as JSON a line feed takes two bytes.
     let padding = "\n".repeat(32 * 1024 - PASSWORD.len());
