@@ -32,7 +32,7 @@ pub(crate) async fn measure(stage: &Stage, report: &mut Report) -> Outcome<()> {
     report.number("full_answered", load::exact(answered));
     report.number(
         "full_connections",
-        agent.metric("latchkey_connections ").await?,
+        agent.metric("latchkey_connections").await?,
     );
     report.number("rss_full_bytes", agent.resident()? as f64);
     Ok(())

@@ -356,16 +356,19 @@ impl AgentProcess {
         timeout(PATIENCE, answer).await.map_err(io::Error::other)?
     }
 
-    /// The value of the metric whose line begins with `name`, labels included; 0 if there is none yet.
+    /// The value of the metric with this whole name, labels included; one with labels is 0 until it has come about.
     ///
     /// # Errors
     ///
-    /// If the admin port does not answer.
+    /// If the admin port does not answer, or there is no such metric.
     pub async fn metric(&self, name: &str) -> io::Result<f64> {
         let (_, text) = self.admin("/metrics").await?;
-        let line = text.lines().find(|line| line.starts_with(name));
-        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
-        Ok(value.unwrap_or_default())
+        let mut series = text.lines().filter_map(|line| line.rsplit_once(' '));
+        match series.find(|(series, _)| *series == name) {
+            Some((_, value)) => value.parse().map_err(io::Error::other),
+            None if name.ends_with('}') => Ok(0.0),
+            None => Err(io::Error::other(format!("there is no metric {name}"))),
+        }
     }
 
     /// Sends it a signal.

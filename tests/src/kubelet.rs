@@ -20,7 +20,7 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use crate::agent::{keep_lines, lock};
 use crate::binaries::sibling_binary;
@@ -428,20 +428,4 @@ impl Mounter {
             .await
             .map_err(io::Error::other)?
     }
-}
-
-/// Waits until `condition` holds, or gives up.
-///
-/// # Errors
-///
-/// If it does not hold in time.
-pub async fn until(what: &str, condition: impl Fn() -> bool) -> io::Result<()> {
-    let held = async {
-        while !condition() {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, held)
-        .await
-        .map_err(|_| io::Error::other(format!("it never came to {what}")))
 }

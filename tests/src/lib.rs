@@ -18,7 +18,10 @@ pub mod password_store;
 pub mod pid_namespace;
 pub mod sandbox;
 pub mod skip;
+mod until;
 pub mod workload;
+
+pub use until::until;
 
 #[cfg(test)]
 mod docs;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation, read_policy, secret_arn};
 use testkit::sandbox::{REGION, Sandbox, SandboxPod};
+use testkit::until;
 use testkit::workload::{Request, Response};
 
 const NAME: &str = "test/turning";
@@ -314,17 +315,12 @@ async fn equal_reads_at_once_share_one_call_and_say_so() {
             let shown = reader.agent.metric("latchkey_connections").await;
             shown.expect("metrics")
         };
-        // Those of the start are gone.
-        while connections().await > 0.0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("none of the start", async || connections().await == 0.0).await;
         let others = join_all((0..8).map(|_| reader.read()));
         let opened = async {
             gate.reached(1).await;
             // All eight are with the agent before the vault answers.
-            while connections().await < 8.0 {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
+            until("eight connections", async || connections().await == 8.0).await;
             tokio::time::sleep(Duration::from_millis(100)).await;
             gate.open();
         };

@@ -13,8 +13,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
-use testkit::kubelet::{Kubelet, Mounter, Status, VolumeSpec, until};
+use testkit::kubelet::{Kubelet, Mounter, Status, VolumeSpec};
 use testkit::sandbox::{ACCOUNT, Sandbox, container_id, password};
+use testkit::until;
 use testkit::workload::{Signal, Volume, Workload, WorkloadSpec};
 
 /// What a pod of namespace `test` may read.
@@ -139,13 +140,7 @@ impl Node {
     /// Waits until the agent knows so many pods.
     async fn until_known(&self, pods: f64) {
         let known = async || self.agent.metric("latchkey_pods").await.expect("a metric");
-        let becomes = async {
-            while known().await != pods {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        let heard = tokio::time::timeout(Duration::from_secs(30), becomes).await;
-        heard.expect("the agent hears of it");
+        until("as many pods known", async || known().await == pods).await;
     }
 
     async fn publish(&self, volume: &VolumeSpec) -> Result<(), Status> {
@@ -445,9 +440,8 @@ async fn an_unpublished_volume_leaves_nothing_and_can_be_unpublished_again() {
     }
     assert_eq!(node.kubelet.mounts(), before);
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
-    until("the agent's descriptors of before", || {
+    until("as many descriptors as before", async || {
         descriptors(node.agent.pid()) <= count
     })
-    .await
-    .expect("they are closed");
+    .await;
 }

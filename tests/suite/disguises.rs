@@ -4,6 +4,7 @@ use crate::code;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
+use testkit::until;
 use testkit::workload::{
     Driver, Hierarchies, Place, PodCgroup, Qos, Raw, Request, Response, Runtime, Volume, Workload,
     WorkloadSpec,
@@ -148,9 +149,7 @@ async fn a_passed_connection_speaks_for_the_process_that_made_it_and_ends_with_i
         maker.connect(gift).await.expect("a connection");
         let meeting = scene.sandbox.directory().join(gift);
         let (received, passed) = tokio::join!(scene.prod.workload.receive(gift, &meeting), async {
-            while !meeting.exists() {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
+            until("a meeting", async || meeting.exists()).await;
             maker.pass(gift, &meeting).await
         });
         received.and(passed).expect("the connection changes hands");

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::kube::{self, AGENT};
-use testkit::kubelet;
 use testkit::sandbox::{CANARY, Sandbox, SandboxPod, password};
+use testkit::until;
 use testkit::workload::{Request, Signal, Workload, WorkloadSpec};
 use tokio::time::sleep;
 
@@ -162,11 +162,8 @@ async fn a_socket_that_disappears_is_bound_again() {
     let beside = sandbox.socket().with_extension("dead");
     drop(UnixListener::bind(&beside).expect("a listener"));
     fs::rename(&beside, sandbox.socket()).expect("a dead socket takes the path");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while pod.secret("test/database-password").await.is_err() {
-        assert!(Instant::now() < deadline, "it was not bound again");
-        sleep(Duration::from_millis(50)).await;
-    }
+    let is_served = async || pod.secret("test/database-password").await.is_ok();
+    until("a socket bound again", is_served).await;
 }
 
 #[tokio::test]
@@ -308,8 +305,7 @@ async fn another_process_of_the_same_user_cannot_look_into_the_agent() {
             .filter_map(|line| line.strip_prefix("CapPrm:"));
         permitted.any(|set| set.trim().bytes().all(|digit| digit == b'0'))
     };
-    let became = kubelet::until("a process without capabilities", is_powerless).await;
-    became.expect("it puts them down");
+    until("a process without capabilities", async || is_powerless()).await;
     let (of_other, of_agent) = (
         looks(sleeper.id(), "environ"),
         ["environ", "maps", "mem"].map(|file| looks(agent.pid(), file)),

@@ -29,7 +29,7 @@ fn is_no_workload(answer: &Response) -> bool {
 }
 
 /// Asks until the answer is as wanted. One that is under way when the pod ends has none.
-async fn until(pod: &SandboxPod, wanted: impl Fn(&Response) -> bool) {
+async fn until_answer(pod: &SandboxPod, wanted: impl Fn(&Response) -> bool) {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
         let Ok(answer) = pod.get(OWN).await else {
@@ -190,7 +190,7 @@ async fn a_pod_that_ends_is_served_in_its_grace_and_not_after_it() {
     pod.object.terminate(3600);
     assert!(is_own(&pod.get(OWN).await.expect("an answer")));
     pod.object.terminate(-60);
-    until(&pod, is_no_workload).await;
+    until_answer(&pod, is_no_workload).await;
     agent
         .until_audit(|line| line["reason"] == "pod_deleted")
         .await
@@ -205,7 +205,7 @@ async fn a_finished_pod_is_refused() {
         let pod = sandbox.pod("test", "web").await.expect("a pod");
         keep_idle(&pod).await;
         pod.object.set_phase(phase);
-        until(&pod, is_no_workload).await;
+        until_answer(&pod, is_no_workload).await;
         idle_is_closed(&pod).await;
         agent
             .until_audit(|line| line["reason"] == "pod_finished")
@@ -313,7 +313,7 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
     // A list tells what the watch did not.
     sandbox.kube.compact();
     sandbox.kube.restart().await.expect("it comes back");
-    until(&old, is_no_workload).await;
+    until_answer(&old, is_no_workload).await;
 }
 
 #[tokio::test]
@@ -427,7 +427,7 @@ async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_kno
     }
     // Nor from being forgotten, or made known later.
     theirs.object.delete();
-    until(&theirs, is_no_workload).await;
+    until_answer(&theirs, is_no_workload).await;
     let late = sandbox.pod("test", "late").await.expect("a pod");
     assert!(is_own(&late.get(OWN).await.expect("an answer")));
     drop(agent);

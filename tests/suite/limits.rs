@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::{Sandbox, SandboxPod, container_id, password};
+use testkit::until;
 use testkit::workload::{Flood, Hierarchies, Place, Raw, Request, Signal, Workload, WorkloadSpec};
 
 /// Two pods of one namespace.
@@ -233,18 +234,16 @@ async fn a_refusal_is_held_back_on_the_connection_that_asks_and_after_its_end() 
     };
     let metric = async |name: &str| of.agent.metric(name).await.expect("a metric");
     const REFUSED: &str = "latchkey_requests_total{code=\"busy\",route=\"identity\"}";
-    let (before, open) = (metric(REFUSED).await, metric("latchkey_connections ").await);
+    let (before, open) = (metric(REFUSED).await, metric("latchkey_connections").await);
     let began = Instant::now();
     let dies = async {
-        while metric(REFUSED).await < before + 30.0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let is_refused = async || metric(REFUSED).await >= before + 30.0;
+        until("thirty refusals", is_refused).await;
         other.signal(Signal::SIGKILL).await.expect("it lives");
     };
     let (_killed, ()) = tokio::join!(other.flood(many), dies);
-    while metric("latchkey_connections ").await > open {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let has_left = async || metric("latchkey_connections").await <= open;
+    until("connections as before", has_left).await;
     // As long as it would have been told to wait, for who was refused more than twenty times in a second.
     let rested = began.elapsed();
     assert!(rested >= Duration::from_secs(1), "{rested:?}");
@@ -261,19 +260,14 @@ async fn strangers_share_a_small_pool_of_few_places_each() {
     let (one, other) = (of.unknown().await, of.unknown().await);
     connect(&one, 4).await;
     let open = async || {
-        let open = of.agent.metric("latchkey_connections ").await;
+        let open = of.agent.metric("latchkey_connections").await;
         open.expect("metrics")
     };
     let before = open().await;
     assert!(is_refused(&one).await, "a fifth place");
     assert!(!is_refused(&host).await, "the host has places of its own");
-    let free = async {
-        while open().await > before {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let free = tokio::time::timeout(Duration::from_secs(10), free).await;
-    free.expect("its place is free when its answer is read");
+    // Its place is free when its answer is read.
+    until("connections as before", async || open().await <= before).await;
     connect(&host, 2).await;
     assert!(is_refused(&other).await, "a seventh place");
     assert!(is_refused(&host).await, "a seventh place");

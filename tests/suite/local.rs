@@ -12,6 +12,7 @@ use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Call, Operation};
 use testkit::machine::{Machine, run_by, with_principal};
 use testkit::sandbox::container_id;
+use testkit::until;
 use testkit::workload::{Hierarchies, Place, Request, Response, Workload, WorkloadSpec};
 
 /// Users that no machine has.
@@ -77,14 +78,11 @@ async fn read(workload: &Workload, name: &str) -> Response {
 /// Waits until the processes whose numbers a program has written into `pids` are no more.
 async fn are_gone(pids: &Path) {
     let pids = fs::read_to_string(pids).expect("it was started");
-    let deadline = Instant::now() + Duration::from_secs(10);
     for pid in pids.split_whitespace() {
         let stat = format!("/proc/{pid}/stat");
         // One that nobody has waited for yet runs no more.
-        while fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z")) {
-            assert!(Instant::now() < deadline, "{pid} lives on");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        let runs = || fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z"));
+        until("its end", async || !runs()).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::machine::{Machine, with_principal};
 use testkit::password_store::PasswordStore;
+use testkit::until;
 use testkit::workload::{Response, Workload};
 
 /// A machine whose agent reads a password store for root, who may read all of it.
@@ -225,15 +226,11 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
     let pids = fs::read_to_string(pids).expect("it was run");
     assert_eq!(pids.split_whitespace().count(), 10);
     for pid in pids.split_whitespace() {
-        let deadline = Instant::now() + Duration::from_secs(10);
         // One that init has not waited for yet runs no more.
         let runs = || {
             fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
         };
-        while runs() {
-            assert!(Instant::now() < deadline, "{pid} lives on");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("its end", async || !runs()).await;
     }
 }
 

@@ -7,6 +7,7 @@ use testkit::binaries::sibling_binary;
 use testkit::kube::{Container, PodSpec};
 use testkit::pid_namespace::{PidNamespace, Program};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, container_id, password};
+use testkit::until;
 use testkit::workload::{Request, Signal, Workload};
 use tokio::time::sleep;
 
@@ -84,9 +85,7 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
         .expect("the kernel takes connections for a stopped agent");
     let meeting = sandbox.directory().join("meeting");
     let (received, passed) = tokio::join!(accomplice.receive("waiting", &meeting), async {
-        while !meeting.exists() {
-            sleep(Duration::from_millis(5)).await;
-        }
+        until("a meeting", async || meeting.exists()).await;
         attacker.pass("waiting", &meeting).await
     });
     received.and(passed).expect("the connection changes hands");

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::agent::AgentProcess;
 use testkit::aws::Operation;
 use testkit::sandbox::{REGION, Sandbox, SandboxPod};
+use testkit::until;
 use testkit::workload::{Raw, Request, Response, Signal, Workload};
 
 const SECRET: &str = "/v1/secrets/test/database-password";
@@ -54,14 +55,7 @@ impl Waiting {
     }
 
     async fn until_reads(&self, count: usize) {
-        let asked = async {
-            while self.reads() < count {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), asked)
-            .await
-            .expect("the vault is asked");
+        until("so many reads", async || self.reads() >= count).await;
     }
 
     /// So many waits that a process has begun; they go on until it ends.
@@ -96,14 +90,7 @@ impl Waiting {
 
     /// Asks until there is room for one more wait.
     async fn until_room(&self) {
-        let room = async {
-            while self.ask_once().await.status == 429 {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), room)
-            .await
-            .expect("there is room again");
+        until("room again", async || self.ask_once().await.status != 429).await;
     }
 
     async fn ask_once(&self) -> Response {

@@ -9,6 +9,7 @@ use testkit::aws::{
     trust_policy,
 };
 use testkit::sandbox::{Sandbox, password};
+use testkit::until;
 use testkit::workload::Flood;
 
 #[tokio::test]
@@ -185,16 +186,14 @@ async fn a_pod_that_is_gone_leaves_no_session() {
     let agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
-    let sessions = |wanted: f64| {
-        let agent = &agent;
-        async move {
-            let found = tokio::time::timeout(Duration::from_secs(10), async {
-                while agent.metric("latchkey_sessions{").await.expect("metrics") != wanted {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-            });
-            found.await.expect("the number of sessions");
-        }
+    let sessions = async |wanted: f64| {
+        let shown = async || {
+            agent
+                .metric("latchkey_sessions{backend=\"aws\"}")
+                .await
+                .expect("metrics")
+        };
+        until("as many sessions", async || shown().await == wanted).await;
     };
     sessions(1.0).await;
     pod.object.delete();

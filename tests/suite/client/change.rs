@@ -8,6 +8,7 @@ use std::time::Duration;
 use testkit::aws::Operation;
 use testkit::binaries::sibling_binary;
 use testkit::sandbox::{CANARY, password};
+use testkit::until;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
@@ -65,12 +66,8 @@ impl Client {
     /// Waits until the vault has been read so often: each batch once, and then once more by each watch.
     pub(super) async fn until_reads(&self, count: usize) {
         let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        let reads = async {
-            while self.sandbox.aws.calls_where(read).len() < count {
-                sleep(Duration::from_millis(10)).await;
-            }
-        };
-        timeout(PATIENCE, reads).await.expect("they are watched");
+        let reads = async || self.sandbox.aws.calls_where(read).len() >= count;
+        until("so many reads", reads).await;
     }
 }
 
@@ -236,16 +233,6 @@ fn is_zombie(pid: &str) -> bool {
     stat.contains(") Z ")
 }
 
-async fn until(what: &str, is_so: impl Fn() -> bool) {
-    let seen = async {
-        while !is_so() {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let seen = timeout(PATIENCE, seen).await;
-    seen.unwrap_or_else(|_| panic!("in time: {what}"));
-}
-
 /// Sends any signal, also those that have a number and no name.
 async fn send(signal: &str, pid: &str) {
     let sent = Command::new("kill")
@@ -275,10 +262,10 @@ async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_f
         .env("LATCHKEY_SOCKET", client.sandbox.socket());
     let mut outer = command.spawn().expect("it starts");
     let pid = outer.id().expect("a pid").to_string();
-    until("the supervisor", || children(&pid).len() == 1).await;
+    until("the supervisor", async || children(&pid).len() == 1).await;
     let supervisor = children(&pid).remove(0);
     // The program, and two orphans of which it knows nothing.
-    until("two orphans", || children(&supervisor).len() == 3).await;
+    until("two orphans", async || children(&supervisor).len() == 3).await;
     let all = children(&supervisor);
     let [program, first, second] = &all[..] else {
         panic!("{all:?}");
@@ -287,9 +274,12 @@ async fn a_real_time_signal_ends_a_program_as_any_other_does_and_keeps_nothing_f
     send("-STOP", &supervisor).await;
     send("-40", first).await;
     send("-TERM", second).await;
-    until("both have ended", || is_zombie(first) && is_zombie(second)).await;
+    until("the end of both", async || {
+        is_zombie(first) && is_zombie(second)
+    })
+    .await;
     send("-CONT", &supervisor).await;
-    until("both are reaped", || {
+    until("both reaped", async || {
         children(&supervisor) == [program.clone()]
     })
     .await;

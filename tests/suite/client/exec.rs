@@ -8,7 +8,8 @@ use std::time::Duration;
 use testkit::aws::{Operation, SecretInput};
 use testkit::sandbox::azure::AzureSandbox;
 use testkit::sandbox::{CANARY, REGION, password};
-use tokio::time::{sleep, timeout};
+use testkit::until;
+use tokio::time::timeout;
 
 const DB: &str = "test/database-password=DB";
 
@@ -123,15 +124,8 @@ async fn signals_and_exit_codes_are_the_programs_own() {
         .expect("it starts");
     let pid = child.id().expect("a pid");
     // The program is this process, and no child of it.
-    let is_the_program = async {
-        while std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default() != "sleep\n"
-        {
-            sleep(Duration::from_millis(5)).await;
-        }
-    };
-    timeout(Duration::from_secs(20), is_the_program)
-        .await
-        .expect("it becomes the program");
+    let name = || std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    until("the program", async || name() == "sleep\n").await;
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).expect("its arguments");
     assert_eq!(arguments, b"sleep\x0060\0");
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("a pid"));

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, password};
+use testkit::until;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -326,16 +327,9 @@ async fn a_burst_leaves_the_pods_other_processes_their_connections() {
         is(answer, 200, "value");
     }
     let until_open = async |at_most: f64| {
-        let open = async {
-            let open = async || {
-                let open = client.agent.metric("latchkey_connections ").await;
-                open.expect("metrics")
-            };
-            while open().await > at_most {
-                sleep(Duration::from_millis(50)).await;
-            }
-        };
-        timeout(PATIENCE, open).await.expect("it lets them go");
+        let open = async || client.agent.metric("latchkey_connections").await;
+        let is_open = async || open().await.expect("metrics") <= at_most;
+        until("connections let go of", is_open).await;
     };
     let began = Instant::now();
     until_open(4.0).await;

@@ -159,13 +159,7 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
         timeout(PATIENCE, seen).await.expect("it is rendered");
     };
     contents(&format!("pw={}\n", password("test"))).await;
-    let watched = async {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        while client.sandbox.aws.calls_where(read).len() < 2 {
-            sleep(Duration::from_millis(10)).await;
-        }
-    };
-    timeout(PATIENCE, watched).await.expect("it watches");
+    client.until_reads(2).await;
     // An outage in between is waited out, and the file stays.
     let outage = Fault::on(Operation::GetSecretValue, Behaviour::ServiceUnavailable);
     let outage = client.sandbox.aws.fault(outage.times(1));

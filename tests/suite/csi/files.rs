@@ -15,8 +15,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
-use testkit::kubelet::{VolumeSpec, until};
+use testkit::kubelet::VolumeSpec;
 use testkit::sandbox::{REGION, password};
+use testkit::until;
 
 /// The group of the pods of these tests.
 const GROUP: u32 = 2000;
@@ -63,10 +64,8 @@ fn read(path: &Path) -> String {
 }
 
 async fn until_it_holds(path: &Path, text: &str) {
-    let holds = || fs::read_to_string(path).is_ok_and(|held| held == text);
-    until("the file with what was rotated", holds)
-        .await
-        .expect("it follows");
+    let holds = async || fs::read_to_string(path).is_ok_and(|held| held == text);
+    until("the file with what was rotated", holds).await;
 }
 
 #[tokio::test]
@@ -190,7 +189,7 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
     for letter in ['b', 'c', 'd'] {
         node.sandbox.secret("test/tls", &pair(letter));
         let begins = || read(&target.join("key")).starts_with(letter);
-        until("the new version", begins).await.expect("it follows");
+        until("the new version", async || begins()).await;
     }
     stop.store(true, Ordering::Relaxed);
     let seen = reader.join().expect("no read was half");
@@ -208,7 +207,7 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
         let hidden = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(".."));
         hidden.count() == 2
     };
-    until("no old set", is_alone).await.expect("it is removed");
+    until("no old set", async || is_alone()).await;
 }
 
 #[tokio::test]
@@ -222,9 +221,7 @@ async fn an_optional_file_comes_and_goes_with_its_secret() {
     node.sandbox.secret("test/extra", "more");
     until_it_holds(&extra, "more").await;
     node.sandbox.aws.delete_secret(REGION, "test/extra");
-    until("no file", || fs::symlink_metadata(&extra).is_err())
-        .await
-        .expect("it goes");
+    until("no file", async || fs::symlink_metadata(&extra).is_err()).await;
     assert_eq!(read(&target.join(FILE)), password("test"));
 }
 

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::kube::PodSpec;
-use testkit::kubelet::until;
+use testkit::until;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
@@ -46,14 +46,9 @@ async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
     successor.kill().await.expect("it runs");
     node.publish(&pod.volume).await.expect_err("nobody listens");
     node.mounter.signal(Signal::SIGCONT).expect("it is stopped");
-    let back = async {
-        while node.publish(&pod.volume).await.is_err() || node.kubelet.register().await.is_err() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(10), back)
-        .await
-        .expect("the first mounter has both sockets again");
+    let is_back =
+        async || node.publish(&pod.volume).await.is_ok() && node.kubelet.register().await.is_ok();
+    until("the first mounter's sockets", is_back).await;
     reads_own(&pod.workload).await;
 }
 
@@ -156,9 +151,7 @@ async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come
     let next = settings(&node.sandbox, &node.kubelet).start().await;
     let mut next = next.expect("an agent");
     let is_nexts = || inode().is_ok_and(|now| now != before);
-    until("the next agent's socket", is_nexts)
-        .await
-        .expect("it takes over");
+    until("the next agent's socket", async || is_nexts()).await;
     let answer = pod.workload.get(OWN).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
     assert!(answer.text().contains("kubelet"), "{}", answer.text());
@@ -289,9 +282,7 @@ async fn a_volume_whose_pod_is_gone_without_a_word_is_removed_when_the_mounter_s
     needs_workloads!();
     let mut node = left_behind(1).await;
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
-    until("an empty store", || node.kubelet.kept().is_empty())
-        .await
-        .expect("it is swept");
+    until("an empty store", async || node.kubelet.kept().is_empty()).await;
 }
 
 #[tokio::test]
@@ -340,9 +331,10 @@ async fn the_agent_waits_for_a_mounter_that_comes_later() {
     nix::mount::umount2(&store, nix::mount::MntFlags::MNT_DETACH).expect("root may");
     assert!(!Path::new(&store).join("control.sock").exists());
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
-    until("a control socket", || store.join("control.sock").exists())
-        .await
-        .expect("it listens");
+    until("a control socket", async || {
+        store.join("control.sock").exists()
+    })
+    .await;
     let pod = node.pod("test", "web").await;
     reads_own(&pod.workload).await;
 }

@@ -1,6 +1,6 @@
 //! What the agent knows while the API server is away.
 
-use super::{OWN, is_own, scene, until};
+use super::{OWN, is_own, scene, until_answer};
 use crate::code;
 use std::time::{Duration, Instant};
 use testkit::kube::Fault;
@@ -40,7 +40,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
         .await
         .expect("the port is its own");
     let back = Instant::now();
-    until(&new, is_own).await;
+    until_answer(&new, is_own).await;
     assert!(
         back.elapsed() < Duration::from_secs(5),
         "it took {:?}",
@@ -87,6 +87,6 @@ async fn a_call_that_the_api_server_never_answers_ends_by_itself_and_the_pod_rea
         let told = (answer.status, &*code(&answer));
         assert_eq!(told, (503, "unavailable"), "{verb} {resource}");
         sandbox.kube.heal();
-        until(&pod, is_own).await;
+        until_answer(&pod, is_own).await;
     }
 }

@@ -5,6 +5,7 @@ use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::until;
 use testkit::workload::{Raw, Request, Workload};
 
 /// Ten secrets, some 4 MiB as JSON: their names, and the body that asks for all of them.
@@ -197,15 +198,10 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
     let read = of.noisy.workload.raw(rest).await.expect("it is there");
     assert_eq!((read.statuses(), read.closed), (vec![200; 20], true));
     of.noisy.workload.close(&kept[1]).await.expect("it is open");
-    let room = async {
-        for name in ["one", "two"] {
-            while !is_let_in(&of.noisy.workload, name).await {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        }
-    };
-    let room = tokio::time::timeout(Duration::from_secs(20), room).await;
-    room.expect("there is room for two again");
+    for name in ["one", "two"] {
+        let is_let_in = async || is_let_in(&of.noisy.workload, name).await;
+        until("room for two again", is_let_in).await;
+    }
 }
 
 /// Each new pod would otherwise have a quota of its own, while what those before it left lies in the agent's memory.
@@ -224,16 +220,10 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
         };
         of.noisy.workload.raw(raw).await.expect("it is sent");
         let meeting = of.sandbox.directory().join(name);
-        let hands = async {
-            tokio::join!(holder.receive(name, &meeting), async {
-                while !meeting.exists() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                of.noisy.workload.pass(name, &meeting).await
-            })
-        };
-        let hands = tokio::time::timeout(Duration::from_secs(20), hands).await;
-        let (received, passed) = hands.expect("both come");
+        let (received, passed) = tokio::join!(holder.receive(name, &meeting), async {
+            until("a meeting", async || meeting.exists()).await;
+            of.noisy.workload.pass(name, &meeting).await
+        });
         received.and(passed).expect("the connection changes hands");
     }
     // All is answered by then.
@@ -241,17 +231,8 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
     of.noisy.workload.kill().await.expect("it ends");
     of.noisy.object.delete();
     let next = of.sandbox.pod("test", "next").await.expect("a pod");
-    let until = async |status: u16| {
-        let asks = async {
-            while next.get("/v1/identity").await.expect("an answer").status != status {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), asks).await
-    };
-    until(429)
-        .await
-        .expect("its namespace has no more connections");
+    let status = async || next.get("/v1/identity").await.expect("an answer").status;
+    until("no more connections", async || status().await == 429).await;
     let told = next.get("/v1/identity").await.expect("an answer").text();
     assert!(
         told.contains("this namespace's pods that are gone"),
@@ -260,7 +241,7 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
     let answer = other.get("/v1/identity").await.expect("an answer");
     assert_eq!(answer.status, 200, "that is another's namespace");
     holder.close("c0").await.expect("it is open");
-    until(200).await.expect("one has been let go of");
+    until("one let go of", async || status().await == 200).await;
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use testkit::kube::PodSpec;
 use testkit::kubelet::Status;
 use testkit::sandbox::{ACCOUNT, REGION, password};
+use testkit::until;
 use tokio::time::{sleep, timeout};
 
 const INVALID_ARGUMENT: u16 = 3;
@@ -180,12 +181,7 @@ async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_a
         node.agent.metric(metric).await.unwrap_or_default()
     };
     let count = failed().await;
-    let again = async {
-        while failed().await < count + 2.0 {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(SOON, again).await.expect("it is tried again");
+    until("two more tries", async || failed().await >= count + 2.0).await;
     assert_eq!(read(&file), password("test"));
     let Status { code, message } = node.publish(&volume).await.expect_err("the vault is away");
     assert_eq!(code, UNAVAILABLE, "{message}");

@@ -6,10 +6,9 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
-use tokio::time::{sleep, timeout};
+use testkit::until;
 
 const INVALID_ARGUMENT: u16 = 3;
 const UNAVAILABLE: u16 = 14;
@@ -115,14 +114,7 @@ async fn files_go_on_being_refreshed_where_the_nodes_memory_for_files_is_full() 
         node.agent.metric(&metric).await.expect("a metric")
     };
     let (well, ill) = (count("ok").await, count("unavailable").await);
-    let rounds = async {
-        while count("ok").await < well + 18.0 {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(Duration::from_secs(20), rounds)
-        .await
-        .expect("they are refreshed");
+    until("some rounds", async || count("ok").await >= well + 18.0).await;
     assert!(count("unavailable").await < ill + 1.0, "some failed");
     // What takes no more than before follows its secret.
     node.sandbox.secret("test/own", "rotated");

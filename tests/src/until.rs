@@ -1,0 +1,23 @@
+//! Waiting for what comes about by itself.
+
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Waits until `is_so`, and fails the test with what it waited for if that does not come about in 20 s.
+///
+/// # Panics
+///
+/// Then.
+pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let waited = timeout(PATIENCE, async {
+        while !is_so().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    waited
+        .await
+        .unwrap_or_else(|_| panic!("it never came to this: {what}"));
+}
