@@ -37,7 +37,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use crate::fake::Gate;
-pub use call::{Call, Operation, TokenSeen};
+pub use call::{Call, Operation};
 pub use fault::{Behaviour, Fault, Special};
 pub use iam::RoleSpec;
 pub use policy::{
@@ -259,15 +259,6 @@ impl FakeAws {
         self.pinned(region)?.stop().await
     }
 
-    /// [`FakeAws::resume_listening`] for one pinned region's endpoint.
-    ///
-    /// # Errors
-    ///
-    /// If the region has no endpoint of its own, or its port is lost to somebody else.
-    pub async fn resume_listening_in(&self, region: &str) -> io::Result<()> {
-        self.pinned(region)?.resume().await
-    }
-
     /// Sets the fake's clock this far from the machine's, to either side.
     pub fn set_clock_offset(&self, offset: SignedDuration) {
         let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
@@ -328,11 +319,6 @@ impl FakeAws {
     /// Makes something go wrong until the guard is dropped.
     pub fn fault(&self, fault: Fault) -> FaultGuard {
         self.inner.state.faults.add(fault)
-    }
-
-    /// Ends all faults.
-    pub fn clear_faults(&self) {
-        self.inner.state.faults.clear();
     }
 }
 

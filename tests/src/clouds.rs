@@ -14,6 +14,7 @@ use std::fmt::Debug;
 use std::io;
 
 use crate::agent::AgentSettings;
+use crate::fake::Behaviour;
 use crate::sandbox::Sandbox;
 
 /// The backends that the sandbox has, as the configuration names them.
@@ -73,6 +74,19 @@ pub enum Trouble {
     Throttle(u64),
     /// Half of an answer.
     Truncated,
+}
+
+impl<S> From<Trouble> for Behaviour<S> {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Cut => Self::CutBody,
+            Trouble::Garbage => Self::Html(200),
+            Trouble::Hang => Self::Hang,
+            Trouble::SilentIssuer => Self::IssuerSilent,
+            Trouble::Throttle(seconds) => Self::Throttle(Some(seconds)),
+            Trouble::Truncated => Self::TruncatedBody,
+        }
+    }
 }
 
 /// Starts the backend of that name, one of [`BACKENDS`], beside the sandbox's cluster, whose tokens it trusts.

@@ -10,7 +10,7 @@ mod listener;
 mod log;
 
 pub(crate) use authority::Authority;
-pub(crate) use body::{BrokenOff, ReplyBody};
+pub(crate) use body::{BrokenOff, ReplyBody, whole};
 pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;
 pub use faults::{FaultGuard, Matches};

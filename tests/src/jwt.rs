@@ -63,6 +63,21 @@ pub struct Bound {
     pub uid: String,
 }
 
+/// The claims of a subject token that tests ask about.
+#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
+pub struct TokenSeen {
+    /// The issuer.
+    pub iss: String,
+    /// The subject.
+    pub sub: String,
+    /// The audiences.
+    pub aud: Vec<String>,
+    /// Expiry, in seconds of Unix time.
+    pub exp: i64,
+    /// The name and UID of the pod that the token is bound to.
+    pub pod: Option<(String, String)>,
+}
+
 /// An issuer's public keys, by key id.
 #[derive(Clone, Debug, Default)]
 pub struct KeySet {
@@ -86,6 +101,25 @@ pub enum Forged {
     Malformed,
     /// The key did not make this signature.
     Signature,
+}
+
+impl TokenSeen {
+    pub(crate) fn of(claims: &Value) -> Self {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pod = &claims["kubernetes.io"]["pod"];
+        Self {
+            iss: text(&claims["iss"]),
+            sub: text(&claims["sub"]),
+            aud: match &claims["aud"] {
+                Value::Array(all) => all.iter().map(text).collect(),
+                one => vec![text(one)],
+            },
+            exp: claims["exp"].as_i64().unwrap_or_default(),
+            pod: pod
+                .is_object()
+                .then(|| (text(&pod["name"]), text(&pod["uid"]))),
+        }
+    }
 }
 
 impl Issuer {

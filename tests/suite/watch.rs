@@ -2,8 +2,9 @@
 
 use crate::can_run;
 use testkit::aws::FakeAwsConfig;
-use testkit::kube::FakeKubeConfig;
+use testkit::kube::{FakeKube, FakeKubeConfig};
 use testkit::sandbox::Sandbox;
+use testkit::until;
 
 /// The versions that a watch asks for are gone: told as an event within the watch, or as the answer to its start.
 async fn recovers_from_gone(gone_as_status: bool) {
@@ -68,5 +69,28 @@ async fn a_watch_whose_versions_are_gone_begins_anew_with_a_list() {
 async fn a_watch_whose_start_is_refused_as_gone_begins_anew_with_a_list() {
     if can_run() {
         recovers_from_gone(true).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_after_it_is_told_that_it_has_expired_or_what_is_no_json() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let agent = sandbox.agent().await.expect("an agent");
+    let known = async || agent.metric("latchkey_pods").await.expect("metrics");
+    let before = known().await;
+    for (name, end) in [
+        ("expired", FakeKube::watch_expire as fn(&FakeKube)),
+        ("garbage", FakeKube::watch_garbage),
+        ("closed", FakeKube::watch_close),
+    ] {
+        sandbox.kube.until(|kube| kube.watches() > 0).await;
+        end(&sandbox.kube);
+        // Nobody asks for anything: only the watch can tell.
+        let pod = sandbox.pod("test", name).await.expect("a pod");
+        until(name, async || known().await == before + 1.0).await;
+        pod.object.delete();
+        until(name, async || known().await == before).await;
     }
 }

@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+
+use crate::jwt::TokenSeen;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
@@ -49,21 +50,6 @@ pub struct Call {
     pub error: Option<String>,
 }
 
-/// The claims of a subject token that tests ask about.
-#[derive(Clone, Debug, Eq, PartialEq, Serialize)]
-pub struct TokenSeen {
-    /// The issuer.
-    pub iss: String,
-    /// The subject.
-    pub sub: String,
-    /// The audiences.
-    pub aud: Vec<String>,
-    /// Expiry, in seconds of Unix time.
-    pub exp: i64,
-    /// The name and UID of the pod that the token is bound to.
-    pub pod: Option<(String, String)>,
-}
-
 impl Call {
     pub(super) fn new(operation: Operation, request_id: String, at: Timestamp) -> Self {
         Self {
@@ -86,24 +72,5 @@ impl Call {
     #[must_use]
     pub fn succeeded(&self) -> bool {
         self.error.is_none()
-    }
-}
-
-impl TokenSeen {
-    pub(crate) fn of(claims: &Value) -> Self {
-        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-        let pod = &claims["kubernetes.io"]["pod"];
-        Self {
-            iss: text(&claims["iss"]),
-            sub: text(&claims["sub"]),
-            aud: match &claims["aud"] {
-                Value::Array(all) => all.iter().map(text).collect(),
-                one => vec![text(one)],
-            },
-            exp: claims["exp"].as_i64().unwrap_or_default(),
-            pod: pod
-                .is_object()
-                .then(|| (text(&pod["name"]), text(&pod["uid"]))),
-        }
     }
 }

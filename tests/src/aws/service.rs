@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 
 use super::State;
@@ -13,10 +12,7 @@ use super::call::{Call, Operation};
 use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply, Service};
 use super::{assume, secretsmanager, sts};
-use crate::fake::{BrokenOff, ReplyBody};
-
-/// No request of the two operations comes near this many bytes.
-const MAX_BODY: usize = 128 * 1024;
+use crate::fake::{self, BrokenOff, ReplyBody};
 
 /// A request that has been read.
 struct Arrived {
@@ -34,12 +30,7 @@ pub(super) async fn serve(
     pinned_region: Option<Arc<str>>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, BrokenOff> {
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY)
-        .collect()
-        .await
-        .map_err(|_| BrokenOff)?
-        .to_bytes();
+    let (parts, body) = fake::whole(request).await?;
     let request_id = uuid::Uuid::new_v4().to_string();
     let mut call = Call::new(Operation::Unknown, request_id, state.now());
     let service = if parts.headers.contains_key("x-amz-target") {

@@ -6,11 +6,11 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::State;
-use super::call::{Call, Operation, TokenSeen};
+use super::call::{Call, Operation};
 use super::iam::{Role, RoleArn, Session, is_name_byte};
 use super::policy::{Decision, Question};
 use super::reply::{Refusal, Reply, escaped};
-use crate::jwt::{self, Forged};
+use crate::jwt::{self, Forged, TokenSeen};
 
 /// The one operation that is served.
 const ACTION: &str = "AssumeRoleWithWebIdentity";

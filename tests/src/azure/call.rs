@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
-use crate::aws::TokenSeen;
+use crate::jwt::TokenSeen;
 
 /// What was asked for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]

@@ -108,12 +108,6 @@ impl Directory {
         tenant.insert(spec.client, app);
     }
 
-    pub(super) fn remove(&mut self, tenant: &str, client: &str) {
-        if let Some(tenant) = self.tenants.get_mut(tenant) {
-            tenant.remove(client);
-        }
-    }
-
     pub(super) fn revoke(&mut self, client: &str, now: Timestamp) {
         for app in self.tenants.values_mut().filter_map(|t| t.get_mut(client)) {
             app.revoked_at = Some(now);

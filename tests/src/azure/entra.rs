@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::call::{Call, Operation};
 use super::reply::Reply;
 use super::{RESOURCE, State};
-use crate::aws::TokenSeen;
+use crate::jwt::TokenSeen;
 use crate::jwt::{self, Forged};
 
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use http::header::{self, HeaderName};
 use http::{Request, Response};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 
 use super::call::{Call, Operation};
@@ -13,10 +12,7 @@ use super::fault::{Behaviour, Special};
 use super::keyvault::Ask;
 use super::reply::Reply;
 use super::{LOGIN_HOST, State, VAULT_SUFFIX, entra, machine};
-use crate::fake::{BrokenOff, ReplyBody};
-
-/// No request comes near this many bytes.
-const MAX_BODY: usize = 128 * 1024;
+use crate::fake::{self, BrokenOff, ReplyBody};
 
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
@@ -33,12 +29,7 @@ pub(super) async fn serve(
     state: Arc<State>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, BrokenOff> {
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY)
-        .collect()
-        .await
-        .map_err(|_| BrokenOff)?
-        .to_bytes();
+    let (parts, body) = fake::whole(request).await?;
     let text = |name: &HeaderName| {
         let value = parts
             .headers

@@ -18,11 +18,6 @@ impl FakeAzure {
         self.inner.state.directory_mut().add(tenant, spec);
     }
 
-    /// Removes an application.
-    pub fn remove_app(&self, tenant: &str, client: &str) {
-        self.inner.state.directory_mut().remove(tenant, client);
-    }
-
     /// Ends the access tokens that a client has, before their time.
     pub fn revoke_tokens(&self, client: &str) {
         let now = self.inner.state.now();

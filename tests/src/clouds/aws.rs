@@ -6,7 +6,7 @@ use std::io;
 
 use super::{Cloud, Trouble};
 use crate::agent::AgentSettings;
-use crate::aws::{Behaviour, FakeAws, Fault, Operation, SecretInput};
+use crate::aws::{FakeAws, Fault, Operation, SecretInput};
 use crate::sandbox::{ACCOUNT, REGION, Sandbox};
 
 #[derive(Debug)]
@@ -47,19 +47,11 @@ impl Cloud for Aws {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let behaviour = match trouble {
-            Trouble::Cut => Behaviour::CutBody,
-            Trouble::Garbage => Behaviour::Html(200),
-            Trouble::Hang => Behaviour::Hang,
-            Trouble::SilentIssuer => Behaviour::IssuerSilent,
-            Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
-            Trouble::Truncated => Behaviour::TruncatedBody,
-        };
         let operation = match trouble {
             Trouble::SilentIssuer => Operation::AssumeRoleWithWebIdentity,
             _ => Operation::GetSecretValue,
         };
-        let fault = Fault::on(operation, behaviour);
+        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.0.fault(fault)))
     }
 

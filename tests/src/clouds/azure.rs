@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Cloud, Trouble};
 use crate::agent::AgentSettings;
-use crate::azure::{Access, AppSpec, Behaviour, FakeAzure, Fault, Operation, SecretSpec};
+use crate::azure::{Access, AppSpec, FakeAzure, Fault, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The tenant that the agent is set up for.
@@ -147,19 +147,11 @@ impl Cloud for Azure {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let behaviour = match trouble {
-            Trouble::Cut => Behaviour::CutBody,
-            Trouble::Garbage => Behaviour::Html(200),
-            Trouble::Hang => Behaviour::Hang,
-            Trouble::SilentIssuer => Behaviour::IssuerSilent,
-            Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
-            Trouble::Truncated => Behaviour::TruncatedBody,
-        };
         let operation = match trouble {
             Trouble::SilentIssuer => Operation::Token,
             _ => Operation::GetSecret,
         };
-        let fault = Fault::on(operation, behaviour);
+        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.cloud.fault(fault)))
     }
 

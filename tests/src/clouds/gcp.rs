@@ -6,7 +6,7 @@ use std::io;
 
 use super::{Cloud, Trouble};
 use crate::agent::AgentSettings;
-use crate::gcp::{Behaviour, FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
+use crate::gcp::{FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The annotation that names the Google service account.
@@ -96,19 +96,11 @@ impl Cloud for Gcp {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let behaviour = match trouble {
-            Trouble::Cut => Behaviour::CutBody,
-            Trouble::Garbage => Behaviour::Html(200),
-            Trouble::Hang => Behaviour::Hang,
-            Trouble::SilentIssuer => Behaviour::IssuerSilent,
-            Trouble::Throttle(seconds) => Behaviour::Throttle(Some(seconds)),
-            Trouble::Truncated => Behaviour::TruncatedBody,
-        };
         let operation = match trouble {
             Trouble::SilentIssuer => Operation::ExchangeToken,
             _ => Operation::AccessSecretVersion,
         };
-        let fault = Fault::on(operation, behaviour);
+        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.cloud.fault(fault)))
     }
 

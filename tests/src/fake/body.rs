@@ -1,10 +1,16 @@
-//! Bodies that are sent whole, or that promise their length and break off half-way.
+//! Bodies that are taken whole, and bodies that are sent whole or promise their length and break off half-way.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, SizeHint};
+use http::Request;
+use http::request::Parts;
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+
+/// No request to a cloud comes near this many bytes.
+const MAX_BODY: usize = 128 * 1024;
 
 /// A body that is sent whole, or that promises its length and breaks off half-way.
 #[derive(Debug)]
@@ -19,6 +25,13 @@ pub(crate) struct ReplyBody {
 /// The connection ends here, on purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BrokenOff;
+
+/// A request with all of its body.
+pub(crate) async fn whole(request: Request<Incoming>) -> Result<(Parts, Bytes), BrokenOff> {
+    let (parts, body) = request.into_parts();
+    let body = Limited::new(body, MAX_BODY).collect().await;
+    Ok((parts, body.map_err(|_| BrokenOff)?.to_bytes()))
+}
 
 impl ReplyBody {
     /// The whole of `body`, or its first half under the length of the whole.

@@ -70,10 +70,6 @@ impl<F: Matches> Faults<F> {
         }
     }
 
-    pub(crate) fn clear(&self) {
-        self.change(Vec::clear);
-    }
-
     /// What happens to this call, if anything; counts it against the fault's times.
     pub(crate) fn strike(&self, call: &F::Call) -> Option<F> {
         if self.count.load(Ordering::Acquire) == 0 {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::request::Parts;
 use http::{Method, Request, Response};
-use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use serde_json::json;
 
@@ -15,10 +14,7 @@ use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::secretmanager::Ask;
 use super::{credentials, machine, sts};
-use crate::fake::{BrokenOff, ReplyBody};
-
-/// No request of these services comes near this many bytes.
-const MAX_BODY: usize = 128 * 1024;
+use crate::fake::{self, BrokenOff, ReplyBody};
 
 /// How large an answer is that is too large.
 const HUGE: usize = 1 << 20;
@@ -36,12 +32,7 @@ pub(super) async fn serve(
     state: Arc<State>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, BrokenOff> {
-    let (parts, body) = request.into_parts();
-    let body = Limited::new(body, MAX_BODY)
-        .collect()
-        .await
-        .map_err(|_| BrokenOff)?
-        .to_bytes();
+    let (parts, body) = fake::whole(request).await?;
     let mut call = Call::new(state.now());
     let path = parts.uri.path();
     if let Some(account) = credentials::account_of(path) {

@@ -7,7 +7,7 @@ use super::State;
 use super::call::{Call, Operation};
 use super::iam::Bearer;
 use super::reply::{Refusal, Reply};
-use crate::aws::TokenSeen;
+use crate::jwt::TokenSeen;
 use crate::jwt::{self, KeySet};
 
 /// The life of a bearer that is given, in seconds.

@@ -60,29 +60,6 @@ impl FakeKube {
         );
     }
 
-    /// Replaces the annotations of a namespace.
-    ///
-    /// # Panics
-    ///
-    /// If it does not exist.
-    pub fn annotate_namespace(&self, name: &str, annotations: Annotations<'_>) {
-        self.annotate(&Key::new(Kind::Namespace, "", name), annotations);
-    }
-
-    /// Deletes a service account; its pods go on, as in the real cluster.
-    ///
-    /// # Panics
-    ///
-    /// If it does not exist.
-    pub fn delete_service_account(&self, namespace: &str, name: &str) {
-        let key = Key::new(Kind::ServiceAccount, namespace, name);
-        let gone = self.cluster.change(|state| state.store.remove(&key, false));
-        assert!(
-            gone.is_some(),
-            "serviceaccount {namespace}/{name} not found"
-        );
-    }
-
     /// The UID of a service account.
     ///
     /// # Panics
