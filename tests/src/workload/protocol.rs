@@ -322,12 +322,20 @@ impl Response {
     }
 
     /// Fails the test unless it has been answered.
+    ///
+    /// # Panics
+    ///
+    /// Then.
     #[track_caller]
     pub fn must_be_ok(&self) {
         assert_eq!(self.status, 200, "{}", self.text());
     }
 
     /// Fails the test unless it was refused with this status and code.
+    ///
+    /// # Panics
+    ///
+    /// Then.
     #[track_caller]
     pub fn must_be_refused(&self, status: u16, code: &str) {
         let body = self.json();
