@@ -169,7 +169,7 @@ impl Client {
         if ask.fresh {
             call.add(header::CACHE_CONTROL, "no-cache");
         }
-        secret(&self.ask(call, Duration::ZERO).await?)
+        secret(&self.ask(call).await?)
     }
 
     /// Waits until a secret is no longer the one that has the tag, for `at_most` a minute. The agent looks every ten
@@ -184,9 +184,14 @@ impl Client {
         known: &Tag,
         at_most: Duration,
     ) -> Result<Option<Secret>, ClientError> {
-        let mut call = Call::get(ask.target(Some(at_most)));
-        call.add(header::IF_NONE_MATCH, &known.0);
-        let answer = self.ask(call, at_most).await?;
+        let end = Instant::now() + at_most.min(LONGEST);
+        let call = || {
+            let left = end.saturating_duration_since(Instant::now());
+            let mut call = Call::get(ask.target(Some(left)));
+            call.add(header::IF_NONE_MATCH, &known.0);
+            call
+        };
+        let answer = self.ask_until(end + self.patience, call).await?;
         if answer.status == StatusCode::NOT_MODIFIED {
             return Ok(None);
         }
@@ -236,7 +241,7 @@ impl Client {
             ..Call::get("/v1/secrets:batchGet".to_owned())
         };
         call.add(header::CONTENT_TYPE, "application/json");
-        let answer = self.ask(call, Duration::ZERO).await?;
+        let answer = self.ask(call).await?;
         let id = answer.header(header::HeaderName::from_static("x-request-id"));
         // As long as one request may take, whatever their number.
         let until = Instant::now() + self.patience;
@@ -296,9 +301,7 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn list(&self, ask: &ListAsk<'_>) -> Result<SecretList, ClientError> {
-        self.ask(Call::get(ask.target()), Duration::ZERO)
-            .await?
-            .read()
+        self.ask(Call::get(ask.target())).await?.read()
     }
 
     /// Asks who the agent says this process is.
@@ -308,7 +311,7 @@ impl Client {
     /// If the agent cannot be reached or refuses.
     pub async fn identity(&self) -> Result<Identity, ClientError> {
         let call = Call::get("/v1/identity".to_owned());
-        self.ask(call, Duration::ZERO).await?.read()
+        self.ask(call).await?.read()
     }
 
     /// Asks whether the agent is ready, and what it lacks.
@@ -318,9 +321,7 @@ impl Client {
     /// If the agent cannot be reached or says neither.
     pub async fn readiness(&self) -> Result<Health, ClientError> {
         let call = Call::get("/ready".to_owned());
-        let mut answer = self
-            .once(&self.headed(call), Instant::now() + self.patience)
-            .await?;
+        let mut answer = self.once(call, Instant::now() + self.patience).await?;
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
             // It says what is missing in the same shape.
             answer.status = StatusCode::OK;
@@ -328,12 +329,20 @@ impl Client {
         answer.read()
     }
 
-    /// Asks, with as many tries as help, for `longer` than the client's patience.
-    async fn ask(&self, call: Call, longer: Duration) -> Result<Answer, ClientError> {
-        let deadline = Instant::now() + self.patience + longer.min(LONGEST);
-        let call = self.headed(call);
+    /// Asks, with as many tries as help.
+    async fn ask(&self, call: Call) -> Result<Answer, ClientError> {
+        self.ask_until(Instant::now() + self.patience, || call.clone())
+            .await
+    }
+
+    /// Asks until the deadline, with a call made anew for each try.
+    async fn ask_until(
+        &self,
+        deadline: Instant,
+        call: impl Fn() -> Call,
+    ) -> Result<Answer, ClientError> {
         let attempt = || async {
-            let answer = self.once(&call, deadline).await?;
+            let answer = self.once(call(), deadline).await?;
             if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
                 return Ok(answer);
             }
@@ -346,13 +355,9 @@ impl Client {
         }
     }
 
-    fn headed(&self, mut call: Call) -> Call {
+    async fn once(&self, mut call: Call, deadline: Instant) -> Result<Answer, ClientError> {
         call.headers.extend(self.header.clone());
-        call
-    }
-
-    async fn once(&self, call: &Call, deadline: Instant) -> Result<Answer, ClientError> {
-        timeout_at(deadline, self.transport.send(call))
+        timeout_at(deadline, self.transport.send(&call))
             .await
             .map_err(|_| ClientError::TimedOut)?
     }

@@ -110,6 +110,15 @@ fn answer(status: u16, headers: &str, body: &str) -> Act {
 
 const SECRET: &str = r#"{"name":"n","value":"v","version":"1","backend":"aws"}"#;
 
+/// For how many milliseconds a request asks to wait.
+fn asked_wait(head: &str) -> u64 {
+    let wait = head
+        .split_once("?wait=")
+        .and_then(|(_, rest)| rest.split_once("ms "));
+    let (wait, _) = wait.expect("a wait");
+    wait.parse().expect("milliseconds")
+}
+
 fn unavailable() -> Act {
     let body = r#"{"error":"away","code":"unavailable","request_id":"1-1","step":"secret"}"#;
     answer(503, "retry-after: 1\r\n", body)
@@ -204,8 +213,24 @@ async fn a_wait_names_the_tag_and_ends_with_the_next_version_or_without_one() {
     let newer = newer.expect("an answer").expect("another version");
     assert_eq!((&*newer.version, newer.tag.0.as_str()), ("2", "\"2\""));
     let wait = agent.asked()[1].to_ascii_lowercase();
-    assert!(wait.starts_with("get /v1/secrets/n?wait=3000ms "), "{wait}");
+    assert!((2000..=3000).contains(&asked_wait(&wait)), "{wait}");
     assert!(wait.contains("if-none-match: \"1\""), "{wait}");
+}
+
+#[tokio::test]
+async fn a_wait_that_is_tried_again_asks_for_what_is_left_of_its_time() {
+    let script = vec![unavailable(), answer(200, "etag: \"2\"\r\n", SECRET)];
+    let agent = Scripted::start(script).expect("a socket");
+    let known = Tag("\"1\"".to_owned());
+    let (client, ask) = (agent.client(), Ask::latest("n"));
+    let newer = client.wait(&ask, &known, Duration::from_secs(30)).await;
+    newer.expect("an answer").expect("another version");
+    let waits: Vec<u64> = agent.asked().iter().map(|head| asked_wait(head)).collect();
+    let [first, second] = waits[..] else {
+        panic!("{waits:?}");
+    };
+    // The agent has asked for a second before it is tried again.
+    assert!(first <= 30_000 && second <= first - 1000, "{waits:?}");
 }
 
 #[tokio::test]
