@@ -14,13 +14,17 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 /// How long a request may take with all its tries. An agent answers within ten seconds unless it is told otherwise.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest that anything may take; the clock has an end.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How long to leave an agent alone that ends a wait before its time: it leaves once no connection has come for a
+/// second.
+const LEAVING_REST: Duration = Duration::from_secs(5);
 
 /// A client of one agent. Cloning it shares its connections.
 ///
@@ -173,7 +177,7 @@ impl Client {
     }
 
     /// Waits until a secret is no longer the one that has the tag, for `at_most` a minute. The agent looks every ten
-    /// seconds or so. Nothing means that it has not changed, or that the agent is about to leave: wait again.
+    /// seconds or so. Nothing means that it has not changed.
     ///
     /// # Errors
     ///
@@ -185,17 +189,23 @@ impl Client {
         at_most: Duration,
     ) -> Result<Option<Secret>, ClientError> {
         let end = Instant::now() + at_most.min(LONGEST);
-        let call = || {
-            let left = end.saturating_duration_since(Instant::now());
-            let mut call = Call::get(ask.target(Some(left)));
-            call.add(header::IF_NONE_MATCH, &known.0);
-            call
-        };
-        let answer = self.ask_until(end + self.patience, call).await?;
-        if answer.status == StatusCode::NOT_MODIFIED {
-            return Ok(None);
+        let left = || end.saturating_duration_since(Instant::now());
+        loop {
+            let call = || {
+                let mut call = Call::get(ask.target(Some(left())));
+                call.add(header::IF_NONE_MATCH, &known.0);
+                call
+            };
+            let answer = self.ask_until(end + self.patience, call).await?;
+            if answer.status != StatusCode::NOT_MODIFIED {
+                return secret(&answer).map(Some);
+            }
+            // Before its time is over: the agent leaves.
+            sleep(left().min(LEAVING_REST)).await;
+            if left().is_zero() {
+                return Ok(None);
+            }
         }
-        secret(&answer).map(Some)
     }
 
     /// Reads the latest versions of many secrets, a hundred at a time; each has the name that it was asked for by.

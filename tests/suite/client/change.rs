@@ -4,7 +4,7 @@ use super::{Client, PATIENCE};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use testkit::aws::Operation;
 use testkit::binaries::sibling_binary;
 use testkit::sandbox::{CANARY, password};
@@ -110,6 +110,25 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     let (code, said) = staying.end().await;
     assert_eq!(code, Some(3), "{said}");
     assert_eq!(said, "latchkey: test/database-password has changed\n");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_watched_leaves_all_the_same_and_the_next_one_tells_of_the_change() {
+    needs_workloads!();
+    let mut client = Client::start().await;
+    let mut staying = Staying::exec(&client, &[], "echo \"begins $DB\"; exec sleep 600");
+    assert!(staying.line().await.starts_with("begins "));
+    client.until_reads(2).await;
+    let began = Instant::now();
+    client.agent.stop().await.expect("it ends");
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "it took {took:?}");
+    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
+    let reads = client.sandbox.aws.calls_where(read).len();
+    assert!(reads <= 3, "the vault was read {reads} times");
+    client.sandbox.secret("test/database-password", "rotated");
+    let _agent = client.sandbox.agent().await.expect("an agent");
+    assert_eq!(staying.line().await, "begins rotated");
 }
 
 #[tokio::test]
