@@ -79,7 +79,7 @@ impl Render {
     async fn render(&self, client: &Client) -> Result<Rendered, Failure> {
         let source = fs::read_to_string(&self.template)
             .map_err(|error| Failure::other(format!("{}: {error}", self.template.display())))?;
-        template::render(client, &self.template.to_string_lossy(), source).await
+        template::render(client, &self.template.to_string_lossy(), &source).await
     }
 
     /// Renders whenever a secret has changed, for ever. What fails leaves the file as it was.

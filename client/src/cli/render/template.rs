@@ -1,6 +1,6 @@
 //! One rendering: the template's language is minijinja's, and `secret()` is ours.
 
-use crate::cli::failure::{Failure, OTHER};
+use crate::cli::failure::{Failure, OTHER, UNAVAILABLE};
 use crate::cli::watch::{Used, Watch};
 use crate::{Client, Secret};
 use minijinja::value::Kwargs;
@@ -8,6 +8,9 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
+
+/// How often to render a template whose secrets change from one read to the next.
+const TRIES: usize = 3;
 
 /// What came of a template.
 #[derive(Debug)]
@@ -23,7 +26,7 @@ struct Asked {
     answer: oneshot::Sender<Result<String, Error>>,
 }
 
-/// Reads what a template asks for, each secret once, so that a rendering is of one version of it.
+/// Reads what a template asks for, each secret and each member of one once.
 #[derive(Debug)]
 struct Reader<'a> {
     client: &'a Client,
@@ -33,6 +36,15 @@ struct Reader<'a> {
 }
 
 impl Rendered {
+    /// Whether each secret in it is one version: of two members, each read by itself, the second may be newer.
+    fn is_of_one_version(&self) -> bool {
+        let mut versions = BTreeMap::new();
+        self.secrets.iter().all(|(used, secret)| {
+            let of = (&used.name, &secret.backend, &used.stage);
+            *versions.entry(of).or_insert(&secret.version) == &secret.version
+        })
+    }
+
     /// The secrets in it, to be watched.
     pub(super) fn watch(&self) -> Watch {
         let mut watch = Watch::default();
@@ -43,16 +55,23 @@ impl Rendered {
     }
 }
 
-/// Renders `source`, whose file is called `name`.
+/// Renders `source`, whose file is called `name`, with one version of each secret.
 ///
 /// # Errors
 ///
 /// Naming file and line.
-pub(super) async fn render(
-    client: &Client,
-    name: &str,
-    source: String,
-) -> Result<Rendered, Failure> {
+pub(super) async fn render(client: &Client, name: &str, source: &str) -> Result<Rendered, Failure> {
+    for _ in 0..TRIES {
+        let rendered = render_once(client, name, source.to_owned()).await?;
+        if rendered.is_of_one_version() {
+            return Ok(rendered);
+        }
+    }
+    let text = format!("{name}: its secrets change while they are read");
+    Err(Failure::new(UNAVAILABLE, text))
+}
+
+async fn render_once(client: &Client, name: &str, source: String) -> Result<Rendered, Failure> {
     let (asks, mut asked) = mpsc::channel(1);
     let called = name.to_owned();
     // A template's functions are no futures: they wait on a thread of their own for what is read here. If nobody reads
