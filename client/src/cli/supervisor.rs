@@ -235,10 +235,13 @@ async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
     }
 }
 
-/// Whether we are what a terminal's keys are for, and the program with us.
+/// Whether we are what a terminal's keys are for, and the program with us. Process 1 of a container with a terminal is,
+/// and gets the same signals from the container's runtime, which sends them to nobody else.
 fn is_in_front() -> bool {
     let stdin = io::stdin();
-    stdin.is_terminal() && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp())
+    std::process::id() != 1
+        && stdin.is_terminal()
+        && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp())
 }
 
 fn not_possible(error: &io::Error) -> Failure {

@@ -4,6 +4,7 @@ use super::{Client, PATIENCE};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use testkit::aws::Operation;
 use testkit::binaries::sibling_binary;
@@ -338,4 +339,48 @@ async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_
     stays.signal(Signal::SIGTERM);
     assert_eq!(stays.line().await, "left");
     assert_eq!(stays.end().await.0, Some(7));
+}
+
+#[tokio::test]
+async fn as_process_1_with_a_terminal_what_a_container_is_stopped_with_reaches_the_program() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let program = sibling_binary("sandbox-latchkey").expect("the command is built");
+    let script = "trap 'exit 5' QUIT; while :; do sleep 0.05; done";
+    let line = format!(
+        "exec unshare --pid --fork --kill-child {} exec --on-change test/database-password=DB -- sh -c \"{script}\"",
+        program.display()
+    );
+    // The terminal that script(1) makes.
+    let terminal = client.pod.workload.command(Path::new("script"));
+    let mut outer = terminal
+        .expect("a cgroup")
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .env("SHELL", "/bin/sh")
+        .env("LATCHKEY_SOCKET", client.sandbox.socket())
+        .stdin(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    // By the name that the kernel has of it, of at most 15 bytes.
+    let process = |comm: &str| {
+        let mut all = children(&outer.id().expect("a pid").to_string());
+        while let Some(pid) = all.pop() {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            if name.trim() == comm {
+                return Some(pid);
+            }
+            all.extend(children(&pid));
+        }
+        None
+    };
+    // By the time that it sleeps, the program listens.
+    until("the program", || process("sleep").is_some()).await;
+    send(
+        "-QUIT",
+        &process("sandbox-latchke").expect("the supervisor"),
+    )
+    .await;
+    let status = timeout(PATIENCE, outer.wait()).await;
+    let status = status.expect("it ends").expect("a status");
+    assert_eq!(status.code(), Some(5));
 }
