@@ -263,6 +263,28 @@ async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
 }
 
 #[tokio::test]
+async fn a_shell_has_its_secrets_or_ends_with_the_commands_code() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
+    let shell = async |name: &str| {
+        let line = format!(
+            "env=$({} env {name}=DB --format shell) || exit; eval \"$env\"; printf %s \"$DB\"",
+            program.display()
+        );
+        let shell = client.pod.workload.command(Path::new("sh"));
+        let mut command = shell.expect("a cgroup");
+        command
+            .args(["-c", &line])
+            .env("LATCHKEY_SOCKET", client.sandbox.socket());
+        ended(command).await
+    };
+    let with = shell("test/database-password").await;
+    assert_eq!(with.printed(), password("test"));
+    shell("test/none").await.failed(3, "test/none");
+}
+
+#[tokio::test]
 async fn a_probe_succeeds_while_the_agent_is_ready() {
     needs_workloads!();
     let mut client = Client::start().await;
