@@ -35,12 +35,11 @@ where
         .retry(waits)
         .when(|error| {
             let now = Instant::now();
-            let since = match error.refusal() {
-                Some(_) => {
-                    broken = None;
-                    now
-                }
-                None => *broken.get_or_insert(now),
+            let since = if is_there(error) {
+                broken = None;
+                now
+            } else {
+                *broken.get_or_insert(now)
             };
             may_help(error, since)
         })
@@ -59,6 +58,15 @@ where
     }
 }
 
+/// Whether an agent is behind the socket: it has answered, or has more connections waiting than it can take.
+fn is_there(error: &ClientError) -> bool {
+    match error {
+        ClientError::Refused(_) => true,
+        ClientError::Unreachable { reason, .. } => reason.kind() == ErrorKind::WouldBlock,
+        _ => false,
+    }
+}
+
 /// Whether another try may end better, where nobody has answered since `broken`. Everything that a client asks is a read,
 /// so it is safe to ask twice.
 fn may_help(error: &ClientError, broken: Instant) -> bool {
@@ -70,7 +78,6 @@ fn may_help(error: &ClientError, broken: Instant) -> bool {
         },
         ClientError::Interrupted(_) => broken.elapsed() < SOCKET_PATIENCE,
         ClientError::Unreachable { socket, reason } => match reason.kind() {
-            // Its queue is full.
             ErrorKind::WouldBlock => true,
             ErrorKind::ConnectionRefused => broken.elapsed() < SOCKET_PATIENCE,
             // Where the directory is not mounted, no socket will come.
@@ -214,6 +221,24 @@ mod tests {
         let took = broke.get().expect("it broke").elapsed();
         let long_enough = SOCKET_PATIENCE..SOCKET_PATIENCE + 2 * WAITS.1;
         assert!(long_enough.contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_for_a_socket_does_not_begin_while_its_queue_is_full() {
+        let count = Cell::new(0);
+        let began = Instant::now();
+        let outcome = until(began + Duration::from_secs(30), async || {
+            count.set(count.get() + 1);
+            match count.get() {
+                1..10 => Err(unreachable(ErrorKind::WouldBlock)),
+                // The agent is replaced at last.
+                10 => Err(unreachable(ErrorKind::ConnectionRefused)),
+                _ => Ok(()),
+            }
+        })
+        .await;
+        outcome.expect("it is there again");
+        assert!(began.elapsed() > SOCKET_PATIENCE);
     }
 
     #[tokio::test(start_paused = true)]
