@@ -3,6 +3,7 @@
 use crate::protocol::{Code, Step};
 use serde::Deserialize;
 use serde_json::Value as Json;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -48,15 +49,14 @@ pub enum ClientError {
 }
 
 /// An answer of the agent's that is no success.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message} ({code}, request {request_id})")]
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Refusal {
     /// What happened, for a program. A code that this client does not know yet is the nearest that it knows.
     pub code: Code,
     /// What happened, for a person.
     pub message: String,
-    /// The id under which the agent's log knows the request.
+    /// The id under which the agent's log knows the request; empty where the request did not get to the agent.
     pub request_id: String,
     /// On which step of the way the request ended, where the agent says so.
     pub step: Option<Step>,
@@ -110,6 +110,18 @@ impl Refusal {
     }
 }
 
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.message, self.code)?;
+        if !self.request_id.is_empty() {
+            write!(f, ", request {}", self.request_id)?;
+        }
+        f.write_str(")")
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -122,6 +134,10 @@ mod tests {
         assert_eq!(refusal.step, Some(Step::Exchange));
         assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
         assert_eq!(ClientError::Refused(refusal).code(), Some(Code::Denied));
+        // Of the client's own: no agent knows of it.
+        let own = br#"{"error":"no","code":"invalid_request"}"#;
+        let refusal = Refusal::of(400, None, own).expect("a refusal");
+        assert_eq!(refusal.to_string(), "no (invalid_request)");
     }
 
     #[test]
