@@ -128,7 +128,9 @@ impl Exec {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut why = io::Error::from(Errno::ENOENT);
-        for place in std::env::split_paths(&path).map(|directory| directory.join(name)) {
+        // From here where a part says nothing else, and always with a slash: what has none is looked for once more.
+        let here = Path::new(".");
+        for place in std::env::split_paths(&path).map(|part| here.join(part).join(name)) {
             match check(&place) {
                 Ok(()) => return Ok(place),
                 // One that is there and may not be run says more than those that are not there.

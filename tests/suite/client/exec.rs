@@ -235,3 +235,18 @@ async fn pristine_leaves_nothing_but_the_secrets() {
     let ended = client.run(&["exec", "--pristine", DB, "--", "env"]).await;
     assert_eq!(ended.printed(), format!("DB={}\n", password("test")));
 }
+
+#[tokio::test]
+async fn an_empty_part_of_path_is_the_current_directory() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let program = client.sandbox.directory().join("here");
+    std::fs::write(&program, "#!/bin/sh\necho \"here $0\"\n").expect("a file");
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("its mode");
+    // Where nothing but the path that was found leads to it.
+    let mut command = client.command(&["exec", "--pristine", DB, "--", "here"]);
+    command
+        .current_dir(client.sandbox.directory())
+        .env("PATH", ":/usr/bin");
+    assert_eq!(ended(command).await.printed(), "here ./here\n");
+}
