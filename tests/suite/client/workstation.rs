@@ -231,8 +231,10 @@ async fn what_is_wrong_with_account_and_agent_is_named() {
 
     let cluster = Cluster::new();
     cluster.doctor().await;
-    cluster.answer(TOKEN, "no\n");
-    assert_eq!(cluster.wrong().await, one("tokens", "token_forbidden"));
+    for no in ["no\n", "no - no RBAC policy matched\n"] {
+        cluster.answer(TOKEN, no);
+        assert_eq!(cluster.wrong().await, one("tokens", "token_forbidden"));
+    }
 }
 
 #[tokio::test]

@@ -125,7 +125,9 @@ impl Kubectl<'_> {
     /// Whether somebody may do something; nothing if that cannot be said.
     fn may(&self, what: &[&str]) -> Result<Option<bool>, Failure> {
         let (_, stdout, _) = self.run([&["auth", "can-i"], what].concat())?;
-        Ok(match stdout.trim() {
+        // With a reason, where the cluster's authorizer gives one: `no - REASON`.
+        let (answer, _) = stdout.split_once(" - ").unwrap_or((&stdout, ""));
+        Ok(match answer.trim() {
             "yes" => Some(true),
             "no" => Some(false),
             _ => None,
