@@ -208,6 +208,27 @@ async fn what_is_wrong_with_the_pod_is_named() {
 }
 
 #[tokio::test]
+async fn a_pod_with_an_agent_of_its_own_needs_neither_mount_nor_role_nor_an_agent_on_its_node() {
+    let mut cluster = Cluster::new();
+    cluster.account["metadata"]["annotations"] = json!({});
+    cluster.agents = json!({"items": []});
+    let spec = &mut cluster.pod["spec"];
+    spec["volumes"] = json!([{"name": "latchkey", "emptyDir": {}}]);
+    spec["initContainers"] = json!([{
+        "name": "latchkey",
+        "env": [{"name": "LATCHKEY_AGENT__IDENTITY__MODE", "value": "sidecar"}],
+    }]);
+    let ended = cluster.doctor().await;
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    for text in [
+        "the container latchkey",
+        "kubectl --namespace test exec web",
+    ] {
+        assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
+    }
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_account_and_agent_is_named() {
     let mut cluster = Cluster::new();
     cluster.account["metadata"]["annotations"] = json!({});

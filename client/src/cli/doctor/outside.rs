@@ -57,8 +57,11 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
         Err(Missing::Failed(words)) => return Err(Failure::other(format!("kubectl: {words}"))),
     };
     let asks = pod::examine(&mut report, &kubectl, &pod);
-    account::examine(&mut report, &kubectl, namespace, &pod)?;
-    agent::examine(&mut report, &kubectl, &pod)?;
+    // Its own agent needs neither a role on the account nor an agent on the node.
+    if pod::sidecar(&pod).is_none() {
+        account::examine(&mut report, &kubectl, namespace, &pod)?;
+        agent::examine(&mut report, &kubectl, &pod)?;
+    }
     if !report.has_failed() && !asks {
         report
             .note(

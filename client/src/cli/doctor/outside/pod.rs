@@ -25,10 +25,19 @@ enum Kind {
 /// Whether the pod is one that asks: not one that has nothing but secrets as files.
 pub(super) fn examine(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> bool {
     phase(report, kubectl, pod);
-    let asks = volume(report, pod);
-    if asks {
-        mounts(report, pod);
-    }
+    let asks = if let Some(container) = sidecar(pod) {
+        report.ok(
+            "agent",
+            format!("the container {container} is an agent of the pod's own (a sidecar)"),
+        );
+        true
+    } else {
+        let asks = volume(report, pod);
+        if asks {
+            mounts(report, pod);
+        }
+        asks
+    };
     network(report, pod);
     let ephemeral: Vec<&str> = list(pod, "/spec/ephemeralContainers")
         .map(|container| text(container, "/name"))
@@ -155,8 +164,7 @@ fn mounts(report: &mut Report, pod: &Json) {
         .map(|volume| text(volume, "/name"))
         .collect();
     let mut with = Vec::new();
-    let all = list(pod, "/spec/containers").chain(list(pod, "/spec/initContainers"));
-    for container in all {
+    for container in containers(pod) {
         let name = text(container, "/name");
         let Some(mount) =
             list(container, "/volumeMounts").find(|mount| volumes.contains(&text(mount, "/name")))
@@ -207,14 +215,28 @@ fn has_variable(container: &Json) -> bool {
     list(container, "/env").any(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
 }
 
+/// The name of the container that is an agent of the pod's own, by its environment.
+pub(super) fn sidecar(pod: &Json) -> Option<&str> {
+    let is_sidecar = |container: &&Json| {
+        list(container, "/env").any(|variable| {
+            text(variable, "/name") == "LATCHKEY_AGENT__IDENTITY__MODE"
+                && text(variable, "/value") == "sidecar"
+        })
+    };
+    let container = containers(pod).find(is_sidecar)?;
+    Some(text(container, "/name"))
+}
+
+fn containers(pod: &Json) -> impl Iterator<Item = &Json> {
+    list(pod, "/spec/containers").chain(list(pod, "/spec/initContainers"))
+}
+
 /// A proxy on the node's own network does not start.
 fn network(report: &mut Report, pod: &Json) {
     if pod.pointer("/spec/hostNetwork") != Some(&Json::Bool(true)) {
         return;
     }
-    let proxy = list(pod, "/spec/containers")
-        .chain(list(pod, "/spec/initContainers"))
-        .find(|container| is_proxy(container));
+    let proxy = containers(pod).find(|container| is_proxy(container));
     match proxy {
         Some(container) => {
             report
