@@ -231,8 +231,6 @@ async fn a_pod_with_an_agent_of_its_own_needs_neither_mount_nor_role_nor_an_agen
 #[tokio::test]
 async fn what_is_wrong_with_account_and_agent_is_named() {
     let mut cluster = Cluster::new();
-    cluster.account["metadata"]["annotations"] = json!({});
-    assert_eq!(cluster.wrong().await, one("role", "no_role"));
     cluster.account["metadata"]["annotations"] = json!({"eks.amazonaws.com/role-arn": "role/app"});
     assert_eq!(cluster.wrong().await, one("role", "malformed_role"));
 
@@ -256,6 +254,31 @@ async fn what_is_wrong_with_account_and_agent_is_named() {
         cluster.answer(TOKEN, no);
         assert_eq!(cluster.wrong().await, one("tokens", "token_forbidden"));
     }
+}
+
+#[tokio::test]
+async fn that_no_role_is_named_is_a_note_and_whether_the_namespace_names_one_may_not_show() {
+    let mut cluster = Cluster::new();
+    cluster.account["metadata"]["annotations"] = json!({});
+    let noted = async |cause: &str| {
+        let ended = cluster.doctor().await;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let report: Value = serde_json::from_str(&ended.stdout).expect("JSON");
+        let mut findings = report["findings"].as_array().expect("findings").iter();
+        let role = findings.find(|finding| finding["step"] == "role");
+        let role = role.expect("it is looked at");
+        assert_eq!(
+            (&role["verdict"], &role["cause"]),
+            (&json!("note"), &json!(cause))
+        );
+    };
+    noted("no_role").await;
+    let kubectl = cluster.directory.path().join("kubectl");
+    let forbidden =
+        "[ \"$2\" = namespace ] && { echo 'Error from server (Forbidden): no' >&2; exit 1; }";
+    let script = KUBECTL.replacen('\n', &format!("\n{forbidden}\n"), 1);
+    fs::write(kubectl, script).expect("a file");
+    noted("not_looked").await;
 }
 
 #[tokio::test]
@@ -299,7 +322,7 @@ async fn what_to_type_next_is_for_the_cluster_and_the_namespace_that_were_looked
     };
     let nothing: fn(&mut Cluster) = |_| {};
     for (change, count) in [
-        (no_role, 1),
+        (no_role, 2),
         (waiting, 1),
         (absent, 2),
         (not_ready, 2),

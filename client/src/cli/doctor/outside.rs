@@ -67,7 +67,7 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
             .note(
                 "events",
                 "look_at_events",
-                "from here nothing is missing; if the pod does not start, its events name the secret and the reason",
+                "from here nothing is wrong; if the pod does not start, its events name the secret and the reason",
             )
             .next(kubectl.line(format_args!("--namespace {namespace} describe pod {name}")));
     } else if !report.has_failed() {
@@ -75,7 +75,7 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
             .note(
                 "inside",
                 "look_inside",
-                "from here nothing is missing; the rest shows inside the pod",
+                "from here nothing is wrong; the rest shows inside the pod",
             )
             .next(kubectl.line(format_args!(
                 "--namespace {namespace} exec {name} -- latchkey doctor SECRET"

@@ -95,16 +95,28 @@ pub(super) fn examine(
     ) {
         return Ok(());
     }
-    if let Ok(object) = kubectl.get(&["namespace", namespace])?
-        && role(report, kubectl, namespace, "namespace", namespace, &object)
-    {
-        return Ok(());
+    match kubectl.get(&["namespace", namespace])? {
+        Ok(object) => {
+            if role(report, kubectl, namespace, "namespace", namespace, &object) {
+                return Ok(());
+            }
+        }
+        Err(Missing::Object) => {}
+        Err(Missing::Failed(words)) => {
+            report.note(
+                "role",
+                "not_looked",
+                format!("the service account {name} names no role, and its namespace cannot be looked at: {words}"),
+            );
+            return Ok(());
+        }
     }
+    // Which backend the pod asks does not show from here, and not every one needs a role.
     report
-        .fail(
+        .note(
             "role",
             "no_role",
-            format!("neither the service account {name} nor its namespace names a role (on Google Cloud none is needed, if the account itself may read)"),
+            format!("neither the service account {name} nor its namespace names a role: AWS and Azure need one, Google Cloud if the account itself may not read"),
         )
         .next(kubectl.line(format_args!(
             "--namespace {namespace} annotate serviceaccount {name} eks.amazonaws.com/role-arn=arn:aws:iam::ACCOUNT:role/ROLE"
