@@ -5,6 +5,7 @@ use crate::REFUSAL_STANDS;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 use testkit::aws::{
     Behaviour, Fault, Gate, Operation, RoleSpec, read_policy, secret_arn, trust_policy,
 };
@@ -12,7 +13,7 @@ use testkit::binaries::sibling_binary;
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
-use tokio::net::{UnixSocket, UnixStream};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::process::Command;
 use tokio::time::sleep;
 
@@ -204,6 +205,22 @@ async fn a_queue_that_nobody_takes_from_is_noted_and_not_waited_for() {
     let found = Found::of(&ended);
     Found::notes(&found.report, "queue_full");
     found.is("agent", "no_answer", &["cannot reach the agent"]);
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_left_after_the_time_that_was_said() {
+    needs_workloads!();
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("agent.sock");
+    let _agent = UnixListener::bind(&socket).expect("a socket");
+    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
+    command
+        .args(["doctor", "--json", "--timeout", "1s"])
+        .env("LATCHKEY_SOCKET", &socket);
+    let began = Instant::now();
+    found(command).await.is("agent", "no_answer", &["in time"]);
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
 }
 
 #[tokio::test]

@@ -5,11 +5,6 @@ use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
-use std::time::Duration;
-
-/// How long one request may take: as the agent's own deadline, with time for its answer. A fault is to be seen, so it
-/// is not waited out.
-const PATIENCE: Duration = Duration::from_secs(12);
 
 /// Walks the way of a request.
 pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option<&str>) -> Report {
@@ -18,7 +13,7 @@ pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option
         return report;
     }
     // Asked once: what a second try would hide is what is looked for.
-    let client = client.clone().patience(PATIENCE).without_retries();
+    let client = client.clone().without_retries();
     let Some(default) = readiness(&mut report, &client).await else {
         return report;
     };
