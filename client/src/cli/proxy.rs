@@ -37,8 +37,8 @@ const BODY_LIMIT: usize = 64 * 1024;
 /// How long a connection may be idle, or take for a request's head: as long as the agent lets one be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How long the agent may take: the longest wait for a change, its deadline, and some time to spare.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(80);
+/// The longest wait for a change, which comes on top of the time that a request may take.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How many connections may be open. One that is idle takes nothing of the agent's.
 const CONNECTIONS: usize = 1024;
@@ -79,6 +79,8 @@ struct Relay {
     http: Pool,
     guard: Guard,
     requests: Arc<Semaphore>,
+    /// How long the agent may take for an answer.
+    patience: Duration,
 }
 
 /// An address to listen on.
@@ -98,10 +100,11 @@ impl Proxy {
                 self.listen.ip()
             )));
         }
-        super::serve(self.serve(&reach.client()?))
+        let patience = reach.timeout.saturating_add(LONGEST_WAIT);
+        super::serve(self.serve(&reach.client()?, patience))
     }
 
-    async fn serve(self, client: &Client) -> Result<ExitCode, Failure> {
+    async fn serve(self, client: &Client, patience: Duration) -> Result<ExitCode, Failure> {
         let mut leave = Leave::listen()?;
         tokio::select! {
             outcome = self.check_network(client) => outcome?,
@@ -112,6 +115,7 @@ impl Proxy {
             http: client.pool(),
             guard: Guard::new(self.allow_host, self.require_header),
             requests: Arc::new(Semaphore::new(REQUESTS)),
+            patience,
         });
         let listener = TcpListener::bind(self.listen).await.map_err(|error| {
             Failure::other(format!("cannot listen on {}: {error}", self.listen))
@@ -216,7 +220,7 @@ impl Relay {
             let place = self.requests.clone().acquire_owned().await;
             (self.http.request(request).await, place)
         };
-        let Ok((outcome, place)) = timeout(ANSWER_TIMEOUT, passed_on).await else {
+        let Ok((outcome, place)) = timeout(self.patience, passed_on).await else {
             let text = "the agent does not answer; try again";
             return refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", text);
         };
