@@ -186,7 +186,7 @@ pub(crate) fn json_bytes(body: Bytes, request_id: &str) -> Answer {
 pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Answer {
     let body = if route == Route::Compatible {
         serde_json::to_vec(&AwsError {
-            kind: aws_type(error.code),
+            kind: error.code.aws_type(),
             message: &error.message,
             code: error.code,
             request_id,
@@ -374,19 +374,6 @@ fn matches(seen: &HeaderValue, etag: &HeaderValue) -> bool {
         rest = &rest[end..];
     }
     false
-}
-
-/// The nearest of AWS' error types.
-const fn aws_type(code: Code) -> &'static str {
-    match code {
-        Code::Denied | Code::NoRole | Code::NotAttested => "AccessDeniedException",
-        Code::NotFound => "ResourceNotFoundException",
-        Code::InvalidRequest | Code::TooLarge => "InvalidParameterException",
-        Code::Busy | Code::Throttled => "ThrottlingException",
-        Code::Timeout => "TimeoutError",
-        Code::Unavailable => "ConnectionError",
-        _ => "InternalFailure",
-    }
 }
 
 fn base64(value: &[u8]) -> Zeroizing<String> {

@@ -265,6 +265,20 @@ impl Code {
         }
     }
 
+    /// The nearest of AWS' error types, the `__type` on `/secretsmanager/get`.
+    #[must_use]
+    pub const fn aws_type(self) -> &'static str {
+        match self {
+            Self::Denied | Self::NoRole | Self::NotAttested => "AccessDeniedException",
+            Self::NotFound => "ResourceNotFoundException",
+            Self::InvalidRequest | Self::TooLarge => "InvalidParameterException",
+            Self::Busy | Self::Throttled => "ThrottlingException",
+            Self::Timeout => "TimeoutError",
+            Self::Unavailable => "ConnectionError",
+            _ => "InternalFailure",
+        }
+    }
+
     /// The code that was read, or the most general of those that have that status.
     pub(crate) fn read(code: Json, status: u16) -> Self {
         serde_json::from_value(code).unwrap_or(match status {

@@ -8,7 +8,7 @@ mod guard;
 use super::failure::Failure;
 use super::{Leave, Reach, terminal};
 use crate::Client;
-use crate::protocol::TARGET_LIMIT;
+use crate::protocol::{Code, TARGET_LIMIT};
 use crate::transport::Pool;
 use bytes::Bytes;
 use guard::Guard;
@@ -191,12 +191,12 @@ impl Relay {
     async fn answer(&self, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         if let Err(reason) = self.guard.admit(&head) {
-            return refusal(StatusCode::BAD_REQUEST, "invalid_request", reason);
+            return refusal(StatusCode::BAD_REQUEST, Code::InvalidRequest, reason);
         }
         let Ok(body) = Limited::new(body, BODY_LIMIT).collect().await else {
             return refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                "too_large",
+                Code::TooLarge,
                 "the body is longer than 64 KiB, or did not arrive whole",
             );
         };
@@ -206,7 +206,7 @@ impl Relay {
             .map_or("/", |target| target.as_str());
         if target.len() > TARGET_LIMIT {
             let text = "what is asked for takes more than 8 KiB to name";
-            return refusal(StatusCode::URI_TOO_LONG, "too_large", text);
+            return refusal(StatusCode::URI_TOO_LONG, Code::TooLarge, text);
         }
         let mut request = Request::new(Full::new(body.to_bytes()));
         *request.method_mut() = head.method;
@@ -222,7 +222,7 @@ impl Relay {
         };
         let Ok((outcome, place)) = timeout(self.patience, passed_on).await else {
             let text = "the agent does not answer; try again";
-            return refusal(StatusCode::GATEWAY_TIMEOUT, "timeout", text);
+            return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
         };
         match outcome {
             Ok(mut answer) => {
@@ -238,7 +238,7 @@ impl Relay {
             }
             Err(error) => {
                 let text = unreachable(&self.socket, error.is_connect());
-                refusal(StatusCode::SERVICE_UNAVAILABLE, "unavailable", &text)
+                refusal(StatusCode::SERVICE_UNAVAILABLE, Code::Unavailable, &text)
             }
         }
     }
@@ -255,9 +255,15 @@ fn unreachable(socket: &Path, connect: bool) -> String {
     }
 }
 
-/// A refusal of the proxy's own, in the shape of the agent's.
-fn refusal(status: StatusCode, code: &str, text: &str) -> Answer {
-    let body = serde_json::json!({"error": text, "code": code, "request_id": ""});
+/// A refusal of the proxy's own, in both shapes that the agent has for one: its own, and that of AWS' agent.
+fn refusal(status: StatusCode, code: Code, text: &str) -> Answer {
+    let body = serde_json::json!({
+        "error": text,
+        "code": code,
+        "request_id": "",
+        "__type": code.aws_type(),
+        "message": text,
+    });
     let body = Full::new(Bytes::from(body.to_string())).map_err(|never| match never {});
     let mut answer = Response::new(body.boxed());
     *answer.status_mut() = status;

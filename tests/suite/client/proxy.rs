@@ -237,7 +237,11 @@ async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() 
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
     is(&proxy.get("/v1/identity", OWN).await, 200, "web");
     client.agent.stop().await.expect("it ends");
-    is(&proxy.get("/v1/identity", OWN).await, 503, "unavailable");
+    let unreachable = proxy.get("/secretsmanager/get?secretId=x", OWN).await;
+    is(&unreachable, 503, "unavailable");
+    // In the shape of AWS' agent as well, whose clients ask here too.
+    is(&unreachable, 503, r#""__type":"ConnectionError""#);
+    is(&unreachable, 503, r#""message":"the proxy cannot reach"#);
     let _agent = client.sandbox.agent().await.expect("an agent");
     is(&proxy.get("/v1/identity", OWN).await, 200, "web");
     let gate = Gate::new();
