@@ -14,6 +14,7 @@ use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 use std::collections::HashSet;
+use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +22,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-/// What is passed on to the program.
+/// What is passed on to the program, but for what it is to ignore: what was ignored when this process was started, as by
+/// nohup(1), stays so, and execve(2) keeps it.
 const PASSED_ON: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -213,7 +215,11 @@ fn watch_of(secrets: &Secrets) -> Watch {
 /// All that is passed on, in one queue.
 fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
     let (send, signals) = mpsc::channel(16);
+    let ignored = ignored();
     for number in PASSED_ON {
+        if ignored & 1 << (number as u32 - 1) != 0 {
+            continue;
+        }
         let mut stream =
             signal(SignalKind::from_raw(number as i32)).map_err(|error| not_possible(&error))?;
         let send = send.clone();
@@ -222,6 +228,15 @@ fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
         });
     }
     Ok(signals)
+}
+
+/// The signals that this process ignores, the first one in the lowest bit (proc_pid_status(5), `SigIgn`).
+fn ignored() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mut lines = status.lines();
+    let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default()
 }
 
 /// The next one that ends a process which does nothing about it: there is no program yet to pass it on to.

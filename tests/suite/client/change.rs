@@ -1,6 +1,6 @@
 //! What follows a rotation: `exec --on-change`.
 
-use super::{Client, PATIENCE};
+use super::{Client, PATIENCE, ended};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
@@ -77,7 +77,7 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     needs_workloads!();
     let client = Client::start().await;
     // The program ends in its own time when it is told to, and leaves an orphan behind.
-    let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo hup' HUP; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
+    let script = r#"trap 'echo "ends $$"; exit 3' TERM; trap 'echo usr1' USR1; echo "begins $$ $DB"; (sleep 0.1 &) ; while :; do sleep 0.05; done"#;
     let mut staying = Staying::exec(&client, &[], script);
     let first = staying.line().await;
     assert!(
@@ -93,8 +93,9 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
             fs::read_to_string(format!("/proc/{process}/cmdline")).expect("its arguments");
         assert!(!arguments.contains(CANARY), "{arguments:?}");
     }
-    staying.signal(Signal::SIGHUP);
-    assert_eq!(staying.line().await, "hup");
+    // Not HUP: where nohup(1) is above the tests, it is not passed on.
+    staying.signal(Signal::SIGUSR1);
+    assert_eq!(staying.line().await, "usr1");
     // The batch has read it, and the wait has begun.
     client.until_reads(2).await;
     client.sandbox.secret("test/database-password", "rotated");
@@ -205,6 +206,23 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
     let status = timeout(PATIENCE, staying.child.wait()).await;
     let status = status.expect("it ends").expect("a status");
     assert_eq!(status.code(), Some(143));
+}
+
+#[tokio::test]
+async fn what_is_ignored_when_it_starts_neither_the_supervisor_nor_the_program_listens_to() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let program = sibling_binary("sandbox-latchkey").expect("the command is built");
+    let line = format!(
+        "trap '' HUP; exec {} exec --on-change test/database-password=DB -- sh -c 'kill -HUP $PPID $$; sleep 0.5; echo stays'",
+        program.display()
+    );
+    let shell = client.pod.workload.command(Path::new("sh"));
+    let mut command = shell.expect("a cgroup");
+    command
+        .args(["-c", &line])
+        .env("LATCHKEY_SOCKET", client.sandbox.socket());
+    assert_eq!(ended(command).await.printed(), "stays\n");
 }
 
 #[tokio::test]
