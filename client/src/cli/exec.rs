@@ -32,7 +32,7 @@ const NOT_EXECUTABLE: u8 = 126;
 pub(crate) struct Exec {
     /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
     #[arg(value_name = "NAME[=VAR]", required = true)]
-    names: Vec<Wanted>,
+    pub(super) names: Vec<Wanted>,
     /// Refuses to start if a variable of the environment holds the sentinel and no secret is named for it
     #[arg(long)]
     strict: bool,
@@ -47,10 +47,10 @@ pub(crate) struct Exec {
     on_change: bool,
     /// Sends the program that signal instead, such as HUP
     #[arg(long, value_name = "SIGNAL", requires = "on_change", value_parser = signal)]
-    signal: Option<Signal>,
+    pub(super) signal: Option<Signal>,
     /// How long the program may take to end before it is killed
     #[arg(long, value_name = "TIME", default_value = "10s", requires = "on_change", value_parser = duration)]
-    grace: Duration,
+    pub(super) grace: Duration,
     /// The program and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -71,21 +71,6 @@ impl Exec {
         let mut command = self.command(&secrets)?;
         // It returns only if it fails.
         Err(self.not_started(&command.exec()))
-    }
-
-    /// The secrets that the program gets.
-    pub(crate) fn names(&self) -> &[Wanted] {
-        &self.names
-    }
-
-    /// What to send when a secret has changed, instead of starting anew.
-    pub(crate) fn signal(&self) -> Option<Signal> {
-        self.signal
-    }
-
-    /// How long the program may take to end.
-    pub(crate) fn grace(&self) -> Duration {
-        self.grace
     }
 
     /// The program with its secrets, ready to be run.

@@ -5,7 +5,7 @@ mod template;
 use super::exec::signal;
 use super::failure::Failure;
 use super::sink::Sink;
-use super::watch::{SETTLE, Watch};
+use super::watch::{REST, SETTLE, Watch};
 use super::{Leave, Reach, block_on, serve, terminal};
 use crate::Client;
 use clap::ArgGroup;
@@ -14,12 +14,8 @@ use nix::unistd::Pid;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 use template::Rendered;
 use tokio::time::sleep;
-
-/// How long to wait before a template that could not be rendered is tried again.
-const REST: Duration = Duration::from_secs(10);
 
 /// Writes a template with secrets in it
 ///

@@ -7,23 +7,21 @@ use super::exec::Exec;
 use super::failure::{Failure, OTHER};
 use super::terminal;
 use super::variables::Secrets;
-use super::watch::{SETTLE, Used, Watch};
+use super::watch::{REST, SETTLE, Used, Watch};
 use crate::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, getpgrp, tcgetpgrp};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
-use std::collections::HashSet;
 use std::fs;
 use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-/// What is passed on to the program, but for what it is to ignore: what was ignored when this process was started, as by
-/// nohup(1), stays so, and execve(2) keeps it.
+/// What is passed on to the program, but for what it is to ignore: what was ignored when this process was started, as
+/// by nohup(1), stays so, and execve(2) keeps it.
 const PASSED_ON: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -39,9 +37,6 @@ const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::S
 
 /// What asks a program to end; SIGQUIT has some, such as a JVM, show what they are doing and go on.
 const LEAVE: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
-
-/// How long to wait before secrets that could not be read anew are tried again.
-const REST: Duration = Duration::from_secs(10);
 
 /// The program, and what happens around it.
 struct Supervisor<'a> {
@@ -70,7 +65,7 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
         signal = ending(&mut signals) => {
             return Err(Failure::by_signal(SignalKind::from_raw(signal as i32)));
         }
-        outcome = Secrets::read(client, exec.names()) => outcome?,
+        outcome = Secrets::read(client, &exec.names) => outcome?,
     };
     let mut watch = watch_of(&secrets);
     let child = exec.start(exec.command(&secrets)?)?;
@@ -123,7 +118,7 @@ impl Supervisor<'_> {
     async fn react(&mut self) -> Result<After, Failure> {
         // The new values first: the program goes on with the old ones as long as there are no others.
         let secrets = loop {
-            let read = Secrets::read(self.client, self.exec.names());
+            let read = Secrets::read(self.client, &self.exec.names);
             tokio::select! {
                 code = self.program() => return Ok(After::Ended(code)),
                 outcome = read => match outcome {
@@ -141,7 +136,7 @@ impl Supervisor<'_> {
             return Ok(After::Ended(self.program().await));
         }
         let watch = watch_of(&secrets);
-        if let Some(signal) = self.exec.signal() {
+        if let Some(signal) = self.exec.signal {
             self.send(signal);
             return Ok(After::GoesOn(watch));
         }
@@ -153,7 +148,7 @@ impl Supervisor<'_> {
             }
         };
         self.send(Signal::SIGTERM);
-        let grace = self.exec.grace();
+        let grace = self.exec.grace;
         let code = match timeout(grace, self.program()).await {
             Ok(code) => code,
             Err(_) => {
@@ -203,11 +198,8 @@ impl Supervisor<'_> {
 
 fn watch_of(secrets: &Secrets) -> Watch {
     let mut watch = Watch::default();
-    let mut seen = HashSet::new();
     for secret in secrets.iter() {
-        if seen.insert(&secret.name) {
-            watch.add(Used::latest(&secret.name), secret);
-        }
+        watch.add(Used::latest(&secret.name), secret);
     }
     watch
 }

@@ -17,8 +17,8 @@ const LONG: Duration = Duration::from_secs(60);
 /// How long a wait is where secrets take turns: one look of the agent's.
 const SHORT: Duration = Duration::from_secs(10);
 
-/// How long to leave the agent alone after it could not be asked.
-const REST: Duration = Duration::from_secs(10);
+/// How long to rest before what has failed is tried again.
+pub(crate) const REST: Duration = Duration::from_secs(10);
 
 /// How long to wait after the first change for those that belong to it: a user's name and its password are two.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);

@@ -221,14 +221,11 @@ impl Case<'_> {
                     ));
                 }
             }
-            (_, Some(Step::Attestation)) => {
+            (_, Some(Step::Attestation)) | (Code::NotAttested, Some(Step::Token)) => {
                 report.refused("attestation", "not_attested", refusal);
             }
             (_, Some(Step::Role)) => {
                 report.refused("role", "api_server", refusal);
-            }
-            (Code::NotAttested, Some(Step::Token)) => {
-                report.refused("attestation", "not_attested", refusal);
             }
             (Code::Unavailable, Some(Step::Token)) => {
                 report
