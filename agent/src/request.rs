@@ -15,7 +15,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Uri, Version};
 use jiff::fmt::friendly::SpanParser;
-use latchkey_client::protocol::{Code, LIST_LIMIT, TARGET_LIMIT};
+use latchkey_client::protocol::{Code, LIST_LIMIT, TARGET_LIMIT, is_relayed};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,14 +31,6 @@ const LIST_DEFAULT: usize = 100;
 
 /// How many ranges of an `Accept` are looked at. Browsers send six.
 const ACCEPTED: usize = 32;
-
-/// Headers that only a relay or a browser sends; `x-forwarded-*` is refused by its beginning.
-const RELAYED: [HeaderName; 4] = [
-    header::ORIGIN,
-    header::REFERER,
-    header::FORWARDED,
-    header::VIA,
-];
 
 /// What a request wants.
 #[derive(Debug)]
@@ -142,7 +134,7 @@ pub(crate) fn admit(
         ));
     }
     for (name, _) in &head.headers {
-        if RELAYED.contains(name) || name.as_str().starts_with("x-forwarded-") {
+        if is_relayed(name.as_str()) {
             return Err(RequestError::invalid(format!(
                 "a request with the header {name} was relayed; ask the socket directly"
             )));

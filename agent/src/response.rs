@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
-use latchkey_client::protocol::{Code, Encoding, ErrorBody};
+use latchkey_client::protocol::{Code, Encoding, ErrorBody, SecretRef, in_a_tag};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io;
@@ -35,17 +35,6 @@ const HEADERS: usize = 12;
 
 /// How deep a pointer may go: each step takes some of the stack.
 const POINTER_STEPS: usize = 32;
-
-/// The contract's shape of a secret. The owned one is in the client crate; this one borrows the value.
-#[derive(Serialize)]
-struct SecretBody<'a> {
-    name: &'a str,
-    value: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<Encoding>,
-    version: &'a str,
-    backend: &'a str,
-}
 
 /// AWS' shape of the same (Secrets Manager API Reference, `GetSecretValue`).
 #[derive(Serialize)]
@@ -123,7 +112,7 @@ pub(crate) fn secret_json(secret: &Secret, name: &str, backend: &str) -> Bytes {
             (encoded.as_str(), Some(Encoding::Base64))
         }
     };
-    let body = SecretBody {
+    let body = SecretRef {
         name,
         value,
         encoding,
@@ -268,7 +257,7 @@ fn body(
         return Ok((TEXT, bare(secret, Some(key))?));
     }
     let member = member(text(secret)?, key)?;
-    let body = SecretBody {
+    let body = SecretRef {
         name,
         value: &member,
         encoding: None,
@@ -330,9 +319,9 @@ fn not_json() -> RequestError {
 fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
     let mut tag = String::with_capacity(version.len() + 2);
     tag.push('"');
-    let _ = write!(tag, "{}", opaque(version));
+    let _ = write!(tag, "{}", in_a_tag(version));
     if let Some(key) = &ask.key {
-        let _ = write!(tag, ";key={}", opaque(key));
+        let _ = write!(tag, ";key={}", in_a_tag(key));
     }
     match ask.shape {
         Shape::Json => {}
@@ -341,16 +330,6 @@ fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
     }
     tag.push('"');
     HeaderValue::try_from(tag).map_err(|e| RequestError::internal(&e))
-}
-
-/// A text as it may stand in a tag.
-fn opaque(text: &str) -> percent_encoding::PercentEncode<'_> {
-    const NOT_IN_A_TAG: &percent_encoding::AsciiSet = &percent_encoding::CONTROLS
-        .add(b'"')
-        .add(b'%')
-        .add(b';')
-        .add(b' ');
-    percent_encoding::utf8_percent_encode(text, NOT_IN_A_TAG)
 }
 
 /// Whether `If-None-Match` names the tag; weakness does not matter (RFC 9110 section 13.1.2).

@@ -2,6 +2,7 @@
 //!
 //! `docs/protocol.md` describes it for people; the shapes here are what is sent.
 
+use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::fmt;
@@ -24,6 +25,20 @@ pub const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The most names that one page of a list may hold.
 pub const LIST_LIMIT: usize = 1000;
+
+/// Whether only a relay or a browser sends a header of that name, in small letters.
+#[must_use]
+pub fn is_relayed(header: &str) -> bool {
+    matches!(header, "forwarded" | "origin" | "referer" | "via")
+        || header.starts_with("x-forwarded-")
+}
+
+/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3), which neither ends it nor another part of it.
+#[must_use]
+pub fn in_a_tag(text: &str) -> PercentEncode<'_> {
+    const NOT_IN_A_TAG: &AsciiSet = &CONTROLS.add(b'"').add(b'%').add(b';').add(b' ');
+    utf8_percent_encode(text, NOT_IN_A_TAG)
+}
 
 /// The stable word for what went wrong, the `code` of an [`ErrorBody`].
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
@@ -78,7 +93,7 @@ pub enum Step {
 }
 
 /// The body of every answer that is no success.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct ErrorBody {
     /// What happened, for a person.
     pub error: String,
@@ -87,7 +102,7 @@ pub struct ErrorBody {
     /// The id under which the agent's log knows the request.
     pub request_id: String,
     /// On which step it happened; absent where the request got to none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
 }
 
@@ -99,20 +114,39 @@ pub enum Encoding {
     Base64,
 }
 
-/// The answer to `GET /v1/secrets/{name}`. Its value is wiped from memory when it is dropped.
-#[derive(Deserialize, Serialize)]
+/// The answer to `GET /v1/secrets/{name}` as it is read. Its value is wiped from memory when it is dropped.
+#[derive(Deserialize)]
 pub struct Secret {
     /// The name as the application wrote it.
     pub name: String,
     /// The value: text, or base64 if `encoding` says so.
     pub value: String,
     /// Set when the value is binary.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encoding: Option<Encoding>,
     /// The backend's id of this version.
     pub version: String,
     /// The name of the backend that holds the secret.
     pub backend: String,
+}
+
+/// A [`Secret`] as it is written, which leaves the value where it is.
+#[derive(Serialize)]
+#[expect(
+    missing_debug_implementations,
+    reason = "it has a value, which does not print"
+)]
+pub struct SecretRef<'a> {
+    /// The name as the application wrote it.
+    pub name: &'a str,
+    /// The value: text, or base64 if `encoding` says so.
+    pub value: &'a str,
+    /// Set when the value is binary.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encoding: Option<Encoding>,
+    /// The backend's id of this version.
+    pub version: &'a str,
+    /// The name of the backend that holds the secret.
+    pub backend: &'a str,
 }
 
 /// The answer to `GET /v1/secrets`.
@@ -162,7 +196,7 @@ struct BatchErrorRead {
 }
 
 /// The answer to `POST /v1/secrets:batchGet`.
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Debug, Deserialize)]
 pub struct BatchResponse {
     /// The secrets that were read, in the order asked for.
     pub secrets: Vec<Secret>,
@@ -352,6 +386,26 @@ mod tests {
             let json = serde_json::to_string(&code).expect("a code is a word");
             assert_eq!(json, format!("\"{code}\""));
         }
+    }
+
+    #[test]
+    fn a_secret_is_read_as_it_is_written() {
+        let mut written = SecretRef {
+            name: "prod/db",
+            value: "",
+            encoding: None,
+            version: "1",
+            backend: "aws",
+        };
+        let json = serde_json::to_string(&written).expect("JSON");
+        let right = r#"{"name":"prod/db","value":"","version":"1","backend":"aws"}"#;
+        assert_eq!(json, right);
+        written.encoding = Some(Encoding::Base64);
+        let json = serde_json::to_string(&written).expect("JSON");
+        let read: Secret = serde_json::from_str(&json).expect("a secret");
+        assert_eq!((&*read.name, &*read.value), ("prod/db", ""));
+        assert_eq!(read.encoding, Some(Encoding::Base64));
+        assert_eq!((&*read.version, &*read.backend), ("1", "aws"));
     }
 
     #[test]

@@ -1,10 +1,9 @@
 //! A secret as a program gets it: the value does not print, and is wiped when nobody has it any more.
 
 use crate::error::ClientError;
-use crate::protocol::{self, Encoding};
+use crate::protocol::{self, Encoding, in_a_tag};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -76,11 +75,7 @@ impl Secret {
 impl Tag {
     /// The tag that the agent gives a whole secret of that version.
     fn of_version(version: &str) -> Self {
-        const NOT_IN_A_TAG: &AsciiSet = &CONTROLS.add(b'"').add(b'%').add(b';').add(b' ');
-        Self(format!(
-            "\"{}\"",
-            utf8_percent_encode(version, NOT_IN_A_TAG)
-        ))
+        Self(format!("\"{}\"", in_a_tag(version)))
     }
 }
 

@@ -3,11 +3,10 @@
 use super::failure::Failure;
 use super::sink::Sink;
 use super::{Reach, block_on};
-use crate::protocol::Encoding;
+use crate::protocol::{Encoding, SecretRef};
 use crate::{Ask, Secret};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::Serialize;
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
@@ -38,17 +37,6 @@ pub(crate) struct Get {
     sink: Sink,
 }
 
-/// A secret as `--json` prints it: what the agent's own answer says.
-#[derive(Serialize)]
-struct Printed<'a> {
-    name: &'a str,
-    value: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    encoding: Option<Encoding>,
-    version: &'a str,
-    backend: &'a str,
-}
-
 impl Get {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
         let client = reach.client()?;
@@ -71,6 +59,7 @@ impl Get {
     }
 }
 
+/// What the agent's own answer says.
 fn json(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let encoded;
     let (value, encoding) = match secret.value.expose_text() {
@@ -80,7 +69,7 @@ fn json(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, Failure> {
             (encoded.as_str(), Some(Encoding::Base64))
         }
     };
-    let printed = Printed {
+    let printed = SecretRef {
         name: &secret.name,
         value,
         encoding,

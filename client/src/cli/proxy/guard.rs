@@ -1,19 +1,12 @@
 //! Which requests are passed on: those of programs in this pod, and none that a web page made a browser send.
 
+use crate::protocol::is_relayed;
 use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 
 /// The hosts that a program in this pod asks for; a name that resolves to loopback is somebody else's.
 const OWN_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
-
-/// Headers that only a relay or a browser sends; `x-forwarded-*` is refused by its beginning.
-const RELAYED: [HeaderName; 4] = [
-    header::ORIGIN,
-    header::REFERER,
-    header::FORWARDED,
-    header::VIA,
-];
 
 /// What a browser says of who made it ask.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
@@ -68,7 +61,7 @@ impl Guard {
             );
         }
         for name in head.headers.keys() {
-            if RELAYED.contains(name) || name.as_str().starts_with("x-forwarded-") {
+            if is_relayed(name.as_str()) {
                 return Err("the request was relayed, or sent by a web page");
             }
         }
