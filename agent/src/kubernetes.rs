@@ -1,11 +1,16 @@
 //! The API server, asked as the agent's own account and, where that is configured, as the agent's node.
 
+use crate::attest::pods::WATCH_SECONDS;
 use crate::config;
 use crate::preflight::StartError;
 use std::time::Duration;
 
 /// How long a connection to the API server may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long the API server may say nothing on a connection where something was asked. A watch's own end comes sooner; a
+/// list, and the start of a watch, have no other bound, and a server's machine may be gone with what it was asked.
+const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 
 /// The agent's clients of the API server.
 #[derive(Clone)]
@@ -38,9 +43,6 @@ impl Clients {
         if config::environment().any(is_the_clouds) {
             config.proxy_url = None;
         }
-        // Its own retries wait for up to 1000 s; ours are bounded by the request.
-        config.default_retry = false;
-        config.connect_timeout = Some(CONNECT_TIMEOUT);
         let own = client(config.clone())?;
         let node = if settings.impersonate_node {
             config.auth_info.impersonate = Some(format!("system:node:{}", settings.node));
@@ -52,6 +54,43 @@ impl Clients {
     }
 }
 
-fn client(config: kube::Config) -> Result<kube::Client, StartError> {
+fn client(mut config: kube::Config) -> Result<kube::Client, StartError> {
+    // Its own retries wait for up to 1000 s; ours are bounded by the request.
+    config.default_retry = false;
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    config.read_timeout = Some(READ_TIMEOUT);
+    // It counts from the question, however long the connection was idle before.
+    config.reset_reader_on_write = true;
     kube::Client::try_from(config).map_err(|error| StartError::Kubernetes(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attest::pods::{Pods, Settings};
+    use prometheus::IntCounter;
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
+
+    /// Its machine may be gone with the list that it had begun to answer.
+    #[tokio::test(start_paused = true)]
+    async fn pods_are_asked_for_again_where_the_api_server_took_the_question_and_never_answers() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let server = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = server.local_addr().expect("its address");
+        let url = format!("http://{address}").parse().expect("a URL");
+        let client = client(kube::Config::new(url)).expect("a client");
+        let pods = Pods::new(client, "node", Settings::default());
+        let failures = IntCounter::new("failures", "how often").expect("a counter");
+        let asked_twice = async {
+            let _first = server.accept().await.expect("a connection");
+            server.accept().await.expect("another one");
+        };
+        let asked_twice = timeout(Duration::from_secs(600), asked_twice);
+        tokio::select! {
+            () = pods.follow(&failures) => {}
+            outcome = asked_twice => outcome.expect("it is asked again"),
+        }
+        assert_eq!(failures.get(), 1);
+    }
 }

@@ -35,7 +35,7 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long the server lets one watch run, in seconds. A connection that died without a word is noticed
 /// a few seconds later: a shorter watch means fewer minutes on old news, and a resumed watch costs little.
-const WATCH_SECONDS: u32 = 120;
+pub(crate) const WATCH_SECONDS: u32 = 120;
 
 /// The waits after a watch failed: the first, and the longest.
 const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
