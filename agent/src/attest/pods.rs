@@ -285,11 +285,12 @@ impl Pods {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    wait = RETRY_WAITS.0;
                     match event {
+                        // Told before the list is asked for: the server has said nothing yet.
                         Event::Init => {
                             listed.clear();
                             listing_since = Instant::now();
+                            continue;
                         }
                         Event::InitApply(Listed(pod)) => {
                             listed.extend(self.learn(pod, Source::Watch))
@@ -304,6 +305,7 @@ impl Pods {
                         }
                         Event::Delete(Listed(pod)) => self.forget(pod),
                     }
+                    wait = RETRY_WAITS.0;
                     self.changed.notify_waiters();
                 }
                 Err(error) => {

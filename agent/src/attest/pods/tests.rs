@@ -42,18 +42,23 @@ fn client() -> kube::Client {
 
 /// A client whose API server answers every list with these pods, or with 500.
 fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
+    told(move || {
+        let pods = pods.as_ref()?;
+        Some(serde_json::json!({
+            "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods,
+        }))
+    })
+}
+
+/// A client whose API server gives that answer, or 500.
+fn told(answer: impl Fn() -> Option<serde_json::Value> + Send + Sync + 'static) -> kube::Client {
     let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
-        let answer = pods.as_ref().map_or_else(
-            || (500, "out of order".to_owned()),
-            |pods| {
-                let list = serde_json::json!({
-                    "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods,
-                });
-                (200, list.to_string())
-            },
-        );
-        let body = kube::client::Body::from(answer.1.into_bytes());
-        let answer = http::Response::builder().status(answer.0).body(body);
+        let (status, text) = match answer() {
+            Some(answer) => (200, answer.to_string()),
+            None => (500, "out of order".to_owned()),
+        };
+        let body = kube::client::Body::from(text.into_bytes());
+        let answer = http::Response::builder().status(status).body(body);
         std::future::ready(answer)
     });
     kube::Client::new(service, "default")
@@ -317,4 +322,20 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     exempting.status = None;
     let (_, facts) = Facts::of(exempting).expect("a pod");
     assert!(facts.exempts_containers());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
+    let asked = Arc::new(AtomicU64::new(0));
+    let counts = asked.clone();
+    let pods = pods_of(told(move || {
+        counts.fetch_add(1, Ordering::Relaxed);
+        None
+    }));
+    let failures = IntCounter::new("failures", "how often").expect("a counter");
+    let followed = timeout(Duration::from_secs(60), pods.follow(&failures)).await;
+    followed.expect_err("it goes on for ever");
+    // With waits of 0.2, 0.4, 0.8, 1.6 and then 3 seconds.
+    let asked = asked.load(Ordering::Relaxed);
+    assert!((20..=25).contains(&asked), "{asked}");
 }
