@@ -217,7 +217,9 @@ impl Pods {
                 Ok(Ok(list)) => {
                     let pods = list.items.into_iter();
                     let named = pods.filter_map(|Listed(pod)| self.learn(pod, Source::Look));
-                    Some(Arc::new(named.collect()))
+                    let named = Arc::new(named.collect());
+                    self.changed.notify_waiters();
+                    Some(named)
                 }
                 Ok(Err(error)) => {
                     tracing::warn!(error = %error, "cannot list this node's pods");

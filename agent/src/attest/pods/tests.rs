@@ -339,3 +339,12 @@ async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
     let asked = asked.load(Ordering::Relaxed);
     assert!((20..=25).contains(&asked), "{asked}");
 }
+
+#[tokio::test]
+async fn who_waits_for_a_change_of_the_pods_hears_of_what_a_look_has_found() {
+    let pods = pods_of(answered(Some(vec![pod("20", false)])));
+    let changed = pods.changed();
+    pods.look().await.expect("a list");
+    let changed = timeout(Duration::from_secs(5), changed).await;
+    changed.expect("it is told");
+}
