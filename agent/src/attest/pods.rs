@@ -252,12 +252,13 @@ impl Pods {
         }
         let api = Api::<Listed>::namespaced(self.api.clone().into_client(), namespace);
         match timeout(LOOK_TIMEOUT, api.get_opt(name)).await {
-            Ok(Ok(Some(Listed(pod)))) => {
+            Ok(Ok(Some(Listed(pod)))) if uid_of(&pod) == Some(uid) => {
                 self.learn(pod, Source::Look);
                 self.changed.notify_waiters();
                 Ok(self.by_uid(uid))
             }
-            Ok(Ok(None)) => Ok(None),
+            // There is none of that name, or by now it is another one's.
+            Ok(Ok(_)) => Ok(None),
             Ok(Err(error)) => {
                 tracing::warn!(error = %error, namespace, name, "cannot look at a pod");
                 Err(LookError)
@@ -352,7 +353,7 @@ impl Pods {
     }
 
     fn forget(&self, pod: k8s::Pod) {
-        if let Some(uid) = pod.metadata.uid.and_then(|uid| uid.parse().ok()) {
+        if let Some(uid) = uid_of(&pod) {
             self.drop_entry(uid, true);
         }
     }
@@ -419,6 +420,10 @@ impl Pods {
             }
         }
     }
+}
+
+fn uid_of(pod: &k8s::Pod) -> Option<PodUid> {
+    pod.metadata.uid.as_ref()?.parse().ok()
 }
 
 #[cfg(test)]

@@ -348,3 +348,13 @@ async fn who_waits_for_a_change_of_the_pods_hears_of_what_a_look_has_found() {
     let changed = timeout(Duration::from_secs(5), changed).await;
     changed.expect("it is told");
 }
+
+#[tokio::test]
+async fn of_a_pod_asked_for_by_name_nothing_is_learned_if_it_is_another_one() {
+    let pods = pods_of(told(|| serde_json::to_value(pod("20", false)).ok()));
+    let other = PodUid::synthetic(7);
+    let found = pods.know(other, "test", "web").await.expect("an answer");
+    assert!(found.is_none() && pods.all().is_empty());
+    let found = pods.know(uid(), "test", "web").await.expect("an answer");
+    assert_eq!(found.and_then(|pod| pod.uid), Some(uid()));
+}
