@@ -112,6 +112,12 @@ impl Node {
                     entrance,
                 })
             }
+            // It may be one of those.
+            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod))
+                if !self.csi_only_runtimes.is_empty() && !self.knows(pod) =>
+            {
+                Err(AttestError::NotYet("unknown_pod"))
+            }
             (Err(denial), _) => Err(AttestError::Denied(Denial::Cgroup(denial))),
         }
     }
@@ -156,12 +162,11 @@ impl Node {
     }
 
     fn is_csi_only(&self, pod: PodUid) -> bool {
-        !self.csi_only_runtimes.is_empty()
-            && self.pods.by_uid(pod).is_some_and(|pod| {
-                let facts = pod.facts();
-                let class = facts.runtime_class.as_ref();
-                class.is_some_and(|class| self.csi_only_runtimes.contains(class))
-            })
+        self.pods.by_uid(pod).is_some_and(|pod| {
+            let facts = pod.facts();
+            let class = facts.runtime_class.as_ref();
+            class.is_some_and(|class| self.csi_only_runtimes.contains(class))
+        })
     }
 
     /// Whether a pod of which the API server says that may ask at all.

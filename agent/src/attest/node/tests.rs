@@ -154,13 +154,14 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
     // In no pod: what the socket says counts for pods of that runtime alone.
     let nowhere = Err(CgroupDenial::NotAPod);
     assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
-    for entrance in [shared, Entrance::Pod(other_uid())] {
-        let denied = node.located(nowhere, entrance);
-        assert_eq!(
-            denied,
-            Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)))
-        );
-    }
+    let denied = Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
+    assert_eq!(node.located(nowhere, shared), denied);
+    // Of which runtime a pod is that is not known cannot be said, and matters only where one is named.
+    let unknown = Entrance::Pod(PodUid::synthetic(7));
+    let not_yet = Err(AttestError::NotYet("unknown_pod"));
+    assert_eq!(node.located(nowhere, unknown), not_yet);
+    let without = super::tests::node(&known(sandboxed()));
+    assert_eq!(without.located(nowhere, unknown), denied);
 }
 
 #[tokio::test]
