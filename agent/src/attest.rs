@@ -10,7 +10,7 @@ pub(crate) mod local;
 pub(crate) mod node;
 pub(crate) mod pods;
 
-use crate::peer::{Peer, PeerError, Pinning};
+use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use cgroup::{ContainerId, PodUid};
 pub(crate) use denial::Denial;
 use local::Local;
@@ -317,6 +317,7 @@ impl From<&PeerError> for AttestError {
             PeerError::Gone => Self::Gone,
             PeerError::OutsidePidNamespace => Self::Denied(Denial::OutsidePidNamespace),
             PeerError::Recycled => Self::Denied(Denial::RecycledPid),
+            PeerError::Io(error) if is_exhausted(error) => Self::NotYet("exhausted"),
             PeerError::Io(_) => Self::Denied(Denial::UnreadablePeer),
         }
     }

@@ -106,7 +106,10 @@ impl Peer {
         let pidfd = match by_kernel {
             Some(pidfd) => pidfd,
             None => rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())
-                .map_err(|errno| gone_or(errno.into()))?,
+                .map_err(|errno| match errno {
+                    rustix::io::Errno::SRCH => PeerError::Gone,
+                    errno => PeerError::Io(errno.into()),
+                })?,
         };
         let peer = Self {
             pid,
@@ -204,10 +207,10 @@ impl Peer {
     /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.
     pub(crate) fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
         let read = File::open(self.proc(file)?)
-            .map_err(gone_or)?
+            .map_err(|error| self.unreadable(error))?
             .take(limit)
             .read_to_end(into)
-            .map_err(gone_or)?;
+            .map_err(|error| self.unreadable(error))?;
         if read as u64 == limit {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
         }
@@ -217,7 +220,16 @@ impl Peer {
     /// Where a link of the process's directory in `/proc` leads, such as that to a namespace. It counts if the process
     /// is alive afterwards.
     pub(crate) fn read_link(&self, link: &str) -> Result<OsString, PeerError> {
-        readlink(self.proc(link)?.as_str()).map_err(|errno| gone_or(errno.into()))
+        readlink(self.proc(link)?.as_str()).map_err(|errno| self.unreadable(errno.into()))
+    }
+
+    /// What it means that something of the process cannot be read. What is not there need not have gone: `/proc` may
+    /// hide it (`hidepid`, proc(5)).
+    fn unreadable(&self, error: io::Error) -> PeerError {
+        match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ESRCH) if !self.is_alive() => PeerError::Gone,
+            _ => PeerError::Io(error),
+        }
     }
 
     fn proc(&self, file: &str) -> Result<String, PeerError> {
@@ -257,11 +269,12 @@ fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, PeerError> {
     }
 }
 
-fn gone_or(error: io::Error) -> PeerError {
-    match error.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::ENOENT | Errno::ESRCH) => PeerError::Gone,
-        _ => PeerError::Io(error),
-    }
+/// Whether it is the machine that has no more descriptors or memory, which says nothing about a peer.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error().map(Errno::from_raw),
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS)
+    )
 }
 
 #[cfg(test)]
@@ -385,5 +398,24 @@ pub(crate) mod tests {
             peer.read("cgroup", 4, &mut text),
             Err(PeerError::Io(_))
         ));
+    }
+
+    /// As `/proc` has it that hides the processes of others (`hidepid=2`, proc(5)).
+    #[test]
+    fn a_peer_that_cannot_be_seen_is_gone_only_if_it_has_exited() {
+        let (stream, mut child) = connected_child();
+        let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+        let outcomes = || {
+            let read = peer.read("hidden", CGROUP_LIMIT, &mut Vec::new());
+            [read, peer.read_link("hidden").map(drop)]
+        };
+        for outcome in outcomes() {
+            assert!(matches!(outcome, Err(PeerError::Io(_))), "{outcome:?}");
+        }
+        child.kill();
+        drop(child);
+        for outcome in outcomes() {
+            assert!(matches!(outcome, Err(PeerError::Gone)), "{outcome:?}");
+        }
     }
 }

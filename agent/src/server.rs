@@ -21,7 +21,7 @@ use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
-use crate::peer::{Peer, PeerError, Pinning};
+use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
 use doorman::Doorman;
 use hyper::server::conn::http1;
@@ -225,12 +225,12 @@ impl Server {
                         tokio::task::yield_now().await;
                     }
                 }
+                Err(error) if is_exhausted(&error) => {
+                    tracing::error!(%error, "cannot accept a connection now");
+                    tokio::time::sleep(EXHAUSTED_REST).await;
+                }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {
                     Some(Errno::ECONNABORTED | Errno::EINTR) => {}
-                    Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
-                        tracing::error!(%error, "cannot accept a connection now");
-                        tokio::time::sleep(EXHAUSTED_REST).await;
-                    }
                     _ => return Err(error),
                 },
             }

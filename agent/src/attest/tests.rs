@@ -97,3 +97,14 @@ async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
     });
     assert!(kubernetes.is_of("node") && !kubernetes.is_of("other"));
 }
+
+#[test]
+fn what_the_agent_itself_is_short_of_denies_nobody() {
+    use nix::errno::Errno;
+    let outcome = |errno: Errno| AttestError::from(PeerError::Io(errno.into()));
+    for errno in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM, Errno::ENOBUFS] {
+        assert_eq!(outcome(errno), AttestError::NotYet("exhausted"));
+    }
+    let denied = AttestError::Denied(Denial::UnreadablePeer);
+    assert_eq!(outcome(Errno::EACCES), denied);
+}
