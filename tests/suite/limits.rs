@@ -94,6 +94,14 @@ async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
         (429, "busy", Some("1"))
     );
     assert_eq!(answer.header("connection"), Some("close"));
+    let answer = of.noisy.secret("test/database-password").await;
+    answer.expect("an answer").must_be_refused(429, "busy");
+    let line = of.agent.until_audit(|line| line["code"] == "busy").await;
+    let line = line.expect("its line");
+    assert_eq!(
+        (&line["namespace"], &line["pod"]),
+        (&"test".into(), &"noisy".into())
+    );
     of.polite_is_served().await;
     // Those that were there before are served, and one that goes makes room.
     let answer = of
@@ -121,6 +129,38 @@ async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
         }
     });
     room.await.expect("there is room again");
+}
+
+#[tokio::test]
+async fn a_pod_that_has_too_many_connections_when_it_comes_to_be_known_is_told_and_counted() {
+    needs_workloads!();
+    let of = Neighbours::start(&[("limits.connections_per_pod", "1")]).await;
+    of.sandbox.kube.watch_hold();
+    let late = of.sandbox.pod("test", "late").await.expect("a pod");
+    let counted = "latchkey_attestations_total{outcome=\"busy\"}";
+    let before = of.agent.metric(counted).await.expect("the metrics");
+    let known = async {
+        while of
+            .agent
+            .metric("latchkey_connections ")
+            .await
+            .expect("the metrics")
+            < 2.0
+        {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        of.sandbox.kube.watch_release();
+    };
+    let ask = || late.secret("test/database-password");
+    let (one, other, ()) = tokio::join!(ask(), ask(), known);
+    let answers = [one, other].map(|answer| answer.expect("an answer"));
+    let mut statuses = answers.map(|answer| answer.status);
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 429]);
+    let line = of.agent.until_audit(|line| line["code"] == "busy").await;
+    assert_eq!(line.expect("its line")["pod"], "late");
+    let after = of.agent.metric(counted).await.expect("the metrics");
+    assert!(after >= before + 1.0, "{before} {after}");
 }
 
 #[tokio::test]

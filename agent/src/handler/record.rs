@@ -76,7 +76,11 @@ impl<'a> Record<'a> {
         let Some(place) = self.place.take() else {
             return Ok(());
         };
-        let workload = self.workload.as_ref();
+        let busy = match self.asker {
+            Asker::Peer(peer) if self.workload.is_none() => peer.busy(),
+            _ => None,
+        };
+        let workload = self.workload.as_ref().or(busy.as_ref());
         let facts = workload.map(|workload| workload.facts());
         let (pid, uid, volume) = match self.asker {
             Asker::Peer(peer) => (Some(peer.pid()), Some(peer.uid()), None),

@@ -67,12 +67,22 @@ enum Standing {
         checked: Instant,
         permit: OwnedSemaphorePermit,
     },
-    /// Its pod may have no more connections: why.
-    Busy { why: &'static str, place: Waiting },
-    /// Found to be no workload.
-    Denied { error: AttestError, place: Waiting },
+    /// None that is let in, or not yet.
+    AtTheDoor { found: Found, place: Waiting },
+}
+
+/// What a peer is that waits at the door.
+#[derive(Debug)]
+enum Found {
+    /// A workload whose pod may have no more connections: why.
+    Busy {
+        workload: Workload,
+        why: &'static str,
+    },
+    /// No workload.
+    Denied(AttestError),
     /// Not said yet: its pod is not known. It is looked for when it asks for something.
-    Unknown { place: Waiting },
+    Unknown,
 }
 
 /// Who has come in, and where.
@@ -129,6 +139,10 @@ impl Connection {
             }
             place
         };
+        let at_the_door = |found| {
+            let place = place()?;
+            Some(Standing::AtTheDoor { found, place })
+        };
         let standing = match verdict {
             Ok(Some(workload)) => match connection_of(&workload, orphans) {
                 Ok(permit) => {
@@ -141,17 +155,15 @@ impl Connection {
                 }
                 Err(why) => {
                     metrics.attestation("busy");
-                    let place = place()?;
-                    Standing::Busy { why, place }
+                    at_the_door(Found::Busy { workload, why })?
                 }
             },
-            Ok(None) => Standing::Unknown { place: place()? },
             Err(AttestError::Gone) => {
                 metrics.refused(AttestError::Gone.reason());
                 return None;
             }
             // What is missing may come before the peer asks.
-            Err(AttestError::NotYet(_)) => Standing::Unknown { place: place()? },
+            Ok(None) | Err(AttestError::NotYet(_)) => at_the_door(Found::Unknown)?,
             Err(error @ AttestError::Denied(reason)) => {
                 metrics.attestation(reason.as_str());
                 if reason == Denial::OutsidePidNamespace && warnings.is_due(reason.as_str(), None) {
@@ -159,10 +171,7 @@ impl Connection {
                         "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
                     );
                 }
-                Standing::Denied {
-                    error,
-                    place: place()?,
-                }
+                at_the_door(Found::Denied(error))?
             }
         };
         Some(Self {
@@ -204,14 +213,27 @@ impl Connection {
                 }
                 Some(workload.clone())
             }
-            Standing::Denied { error, .. } => return Err(self.close_with(error.clone())),
-            Standing::Busy { why, .. } => return Err(self.close_as_busy(why)),
-            Standing::Unknown { .. } => None,
+            Standing::AtTheDoor { found, .. } => match found {
+                Found::Busy { why, .. } => return Err(self.close_as_busy(why)),
+                Found::Denied(error) => return Err(self.close_with(error.clone())),
+                Found::Unknown => None,
+            },
         };
         match before {
             Some(before) => self.check_again(&before),
             // Boxed, because it is once a connection and each request would carry it.
             None => Box::pin(self.attest()).await,
+        }
+    }
+
+    /// The workload that is told that its pod may have no more connections.
+    pub(crate) fn busy(&self) -> Option<Workload> {
+        match &*self.standing() {
+            Standing::AtTheDoor {
+                found: Found::Busy { workload, .. },
+                ..
+            } => Some(workload.clone()),
+            _ => None,
         }
     }
 
@@ -248,8 +270,12 @@ impl Connection {
     /// Holds back a refusal that the peer gets now.
     pub(crate) async fn rest(&self) {
         let rest = match &*self.standing() {
-            Standing::Attested { workload, .. } => workload.pod().quota.rest(),
-            _ => quota::REST,
+            Standing::Attested { workload, .. }
+            | Standing::AtTheDoor {
+                found: Found::Busy { workload, .. },
+                ..
+            } => workload.pod().quota.rest(),
+            Standing::AtTheDoor { .. } => quota::REST,
         };
         let until = Instant::now() + rest;
         *self.rests() = Some(until);
@@ -274,9 +300,7 @@ impl Connection {
                 pod: workload.pod().clone(),
                 _permit: permit,
             },
-            Standing::Busy { place, .. }
-            | Standing::Denied { place, .. }
-            | Standing::Unknown { place } => Remains::AtTheDoor(place, Instant::now()),
+            Standing::AtTheDoor { place, .. } => Remains::AtTheDoor(place, Instant::now()),
         }
     }
 
@@ -395,8 +419,16 @@ impl Connection {
                 return Err(self.close_with(error));
             }
         };
-        let permit = connection_of(&workload, &self.orphans);
-        let permit = permit.map_err(|why| self.close_as_busy(why))?;
+        let permit = match connection_of(&workload, &self.orphans) {
+            Ok(permit) => permit,
+            Err(why) => {
+                self.metrics.attestation("busy");
+                if let Standing::AtTheDoor { found, .. } = &mut *self.standing() {
+                    *found = Found::Busy { workload, why };
+                }
+                return Err(self.close_as_busy(why));
+            }
+        };
         self.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
+use crate::error::RETRY_AFTER;
 use crate::peer::Pinning;
 use crate::peer::tests::connected_child;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -8,10 +9,18 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use tokio::time::timeout;
 
+fn pod() -> Pod {
+    let facts = Facts::of_principal("test", "app", "web");
+    Pod::new(Some(PodUid::synthetic(1)), facts, &Settings::default())
+}
+
 /// The connection of the peer of `stream`, which is a workload.
 fn connection(stream: &UnixStream) -> Connection {
-    let facts = Facts::of_principal("test", "app", "web");
-    let pod = Pod::new(Some(PodUid::synthetic(1)), facts, &Settings::default());
+    connection_to(stream, pod())
+}
+
+/// The same, and of which pod.
+fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
     let arrival = Arrival {
         peer: Peer::of(stream, Pinning::ByPidfd).expect("it lives"),
         entrance: Entrance::Shared,
@@ -59,4 +68,19 @@ async fn a_refusal_is_held_back_though_whoever_asked_does_not_wait_for_it() {
     left.expect_err("it is held back");
     connection.rested().await;
     assert_eq!(began.elapsed(), quota::REST);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_too_many_connections_and_goes_on_asking_waits_as_long_as_told() {
+    let (stream, _child) = connected_child();
+    let pod = pod();
+    let _all: Vec<_> = std::iter::from_fn(|| pod.quota.connection()).collect();
+    let connection = connection_to(&stream, pod);
+    let error = connection.workload(Instant::now()).await;
+    assert_eq!(error.expect_err("one too many").code, Code::Busy);
+    let began = Instant::now();
+    for _ in 0..40 {
+        connection.rest().await;
+    }
+    assert!(began.elapsed() > 10 * RETRY_AFTER, "{:?}", began.elapsed());
 }
