@@ -10,7 +10,8 @@ const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a request's head may take from its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a peer may take nothing of its answer. Answers of up to 4 MiB are kept for it meanwhile.
+/// How long there may be no room for more of an answer. Answers of up to 4 MiB are kept for the peer meanwhile. The
+/// kernel says that there is room when most of what it holds has been taken: who takes it very slowly is late, too.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a connection may stand idle between requests.
@@ -63,25 +64,27 @@ impl Times {
     /// What is to become of the connection now, in an agent that is `leaving` or stays.
     pub(super) fn look(&self, is_attested: bool, leaving: bool) -> Verdict {
         let clock = &*self.clock;
-        let is_answering = self.answering.is_set();
-        let is_idle = !is_answering && !self.head.is_set();
         let idle = if leaving {
             LAST_IDLE_TIMEOUT
         } else {
             IDLE_TIMEOUT
         };
-        let waits_too_long =
-            !is_attested && !is_answering && self.opened.is_past(WAITING_TIMEOUT, clock);
-        if waits_too_long
+        let waits_too_long = !is_attested && self.opened.is_past(WAITING_TIMEOUT, clock);
+        if waits_too_long && self.head.is_set()
             || self.head.is_past(HEAD_TIMEOUT, clock)
             || self.stuck.is_past(WRITE_TIMEOUT, clock)
         {
             Verdict::End
-        } else if is_idle && self.quiet.is_past(idle, clock) {
+        } else if self.is_idle() && (waits_too_long || self.quiet.is_past(idle, clock)) {
             Verdict::StopReading
         } else {
             Verdict::GoOn
         }
+    }
+
+    /// Whether nothing of a request is there: neither is one answered nor has the next one begun.
+    pub(super) fn is_idle(&self) -> bool {
+        !self.answering.is_set() && !self.head.is_set()
     }
 
     /// Notes that bytes have come in.
@@ -140,7 +143,7 @@ mod tests {
     #[test]
     fn what_keeps_a_connection_waiting_has_its_limit_and_an_answer_in_the_making_has_none_here() {
         assert_eq!(lasts(true, |_| {}), (91, Verdict::StopReading));
-        assert_eq!(lasts(false, |_| {}), (16, Verdict::End));
+        assert_eq!(lasts(false, |_| {}), (16, Verdict::StopReading));
         assert_eq!(lasts(true, Times::bytes_came), (6, Verdict::End));
         let stuck = |times: &Times| {
             times.request_began();
@@ -177,5 +180,22 @@ mod tests {
             lasts_in(true, true, Times::request_began),
             (200, Verdict::GoOn)
         );
+    }
+
+    #[test]
+    fn an_answer_that_nobody_takes_has_its_limit_though_nothing_more_is_asked() {
+        for (is_attested, leaving) in [(true, true), (false, false)] {
+            let clock = Arc::new(Clock::default());
+            let times = Times::new(clock.clone());
+            for _ in 0..20 {
+                clock.tick();
+            }
+            times.write_is_stuck(true);
+            for _ in 0..11 {
+                assert_eq!(times.look(is_attested, leaving), Verdict::StopReading);
+                clock.tick();
+            }
+            assert_eq!(times.look(is_attested, leaving), Verdict::End);
+        }
     }
 }
