@@ -138,7 +138,8 @@ impl Roll {
                     leaving = *phase.borrow_and_update() == Phase::Draining;
                     for connection in self.open().connections.values() {
                         connection.close_after_answer();
-                        if leaving {
+                        // What has begun to come is read to its end.
+                        if leaving && connection.times.is_idle() {
                             connection.stop_reading();
                         }
                     }

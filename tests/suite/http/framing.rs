@@ -1,6 +1,7 @@
 //! Where a request begins and ends: one reading only, and whatever has two ends the connection.
 
 use super::Served;
+use nix::sys::signal::Signal;
 use testkit::workload::{Raw, Request};
 
 const SECRET: &str = "/v1/secrets/test/database-password";
@@ -233,7 +234,18 @@ async fn a_connection_lives_as_long_as_both_want_it() {
 #[tokio::test]
 async fn a_body_that_waits_for_100_continue_is_asked_for() {
     needs_workloads!();
-    let served = Served::start().await;
+    body_after_100_continue(false).await;
+}
+
+#[tokio::test]
+async fn a_body_that_comes_after_its_head_is_read_to_its_end_by_an_agent_that_leaves_meanwhile() {
+    needs_workloads!();
+    body_after_100_continue(true).await;
+}
+
+/// A batch is answered whose body comes only when the agent has asked for it, and perhaps has been told to leave.
+async fn body_after_100_continue(leaving: bool) {
+    let mut served = Served::start().await;
     let head = "POST /v1/secrets:batchGet HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 36\r\n\r\n";
     served
         .pod
@@ -248,6 +260,11 @@ async fn a_body_that_waits_for_100_continue_is_asked_for() {
         ..Raw::new(bytes)
     };
     assert_eq!(served.received(on(head)).await.statuses(), [100]);
+    if leaving {
+        let agent = &mut served.agent;
+        agent.signal(Signal::SIGTERM).expect("it runs");
+        agent.until_line("\"draining\"").await.expect("it leaves");
+    }
     let body = r#"{"names":["test/database-password"]}"#;
     assert_eq!(body.len(), 36);
     let received = served.received(on(body)).await;
