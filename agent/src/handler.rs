@@ -92,6 +92,10 @@ pub(crate) fn handle(
             Ok(Err(error)) => Err(exchange.counted(error).await),
             Err(error) => Err(error),
         };
+        if outcome.is_err() && !body.is_end_stream() {
+            // What is left of the body would be taken for the beginning of the next request.
+            exchange.connection.close_after_answer();
+        }
         let code = outcome.as_ref().err().map(|error| error.code);
         let mut answer = outcome.unwrap_or_else(|error| {
             exchange.log(&head.method, route, &error);
