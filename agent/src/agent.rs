@@ -316,13 +316,15 @@ impl Agent {
         sleep(LAST_LOOK).await;
         drop(left);
         tasks.shutdown().await;
+        // Nobody accepts any more: whoever still connects, where the socket itself is mounted, is to be told at once.
+        drop(keeper);
         // A successor in the same network has the port alone from now on.
         drop(admin);
         server.tasks.close();
         let answered = timeout_at(deadline, server.tasks.wait()).await;
         let cut = server.open_connections();
         // The audit trail ends when nothing can write to it any more; volumes read for their files.
-        drop((keeper, services, server, roll));
+        drop((services, server, roll));
         let backlog = writer.backlog();
         let written = tokio::task::spawn_blocking(|| writer.finish());
         let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;

@@ -2,9 +2,11 @@
 
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::{Sandbox, SandboxPod};
 use testkit::workload::{Flood, Flooded, Request, Signal};
-use tokio::time::sleep;
+use tokio::net::UnixStream;
+use tokio::time::{sleep, timeout};
 
 /// How long a socket may stay unserved after an agent died.
 const BACK_WITHIN: Duration = Duration::from_secs(2);
@@ -268,6 +270,39 @@ async fn an_agent_that_leaves_takes_its_socket_along() {
         .expect("it is there")
         .collect();
     assert!(left.is_empty(), "{left:?}");
+}
+
+#[tokio::test]
+async fn an_agent_that_accepts_no_more_leaves_nobody_waiting_in_its_queue() {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut agent = agent(&sandbox).await;
+    // As a container has it that mounts the socket itself: its name goes, it does not.
+    let mounted = sandbox.directory().join("mounted.sock");
+    std::fs::hard_link(sandbox.socket(), &mounted).expect("a link");
+    let gate = Gate::new();
+    let hold = Behaviour::Hold(gate.clone());
+    let _held = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, hold));
+    let refused = async {
+        gate.reached(1).await;
+        agent
+            .signal(nix::sys::signal::Signal::SIGTERM)
+            .expect("it runs");
+        let refused = async {
+            // Whoever connects before that is waited for.
+            while sandbox.socket().exists() || UnixStream::connect(&mounted).await.is_ok() {
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let refused = timeout(Duration::from_secs(4), refused).await;
+        gate.open();
+        refused.expect("nobody is left to wait");
+        agent.until_ended().await.expect("it leaves")
+    };
+    let (_answer, ended) = tokio::join!(pod.secret("test/database-password"), refused);
+    assert!(ended.success());
 }
 
 #[tokio::test]
