@@ -6,6 +6,7 @@
 mod clock;
 mod connection;
 mod doorman;
+mod house;
 mod remains;
 mod roll;
 mod stream;
@@ -24,6 +25,7 @@ use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
 use doorman::Doorman;
+use house::House;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -70,17 +72,14 @@ const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// Serves workloads.
 pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
-    attestor: Arc<Attestor>,
+    house: Arc<House>,
     pinning: Pinning,
     /// Connections by the shared socket.
     connections: Arc<Semaphore>,
     /// Connections by the pods' own sockets, all together.
     own_connections: Arc<Semaphore>,
     connections_per_pod: usize,
-    doorman: Arc<Doorman>,
     pub(crate) roll: Arc<Roll>,
-    orphans: Arc<Orphans>,
-    warnings: Warnings,
     /// Peers of whom a whole table is read at the same time, where the kernel has no pidfd for them.
     tables: Semaphore,
     phase: watch::Receiver<Phase>,
@@ -131,17 +130,21 @@ impl Server {
         limits: &config::Limits,
         phase: watch::Receiver<Phase>,
     ) -> io::Result<Self> {
+        let house = House {
+            attestor,
+            metrics: services.metrics.clone(),
+            doorman: Arc::new(Doorman::new(limits.unattested)),
+            orphans: Orphans::new(limits.connections_per_pod),
+            warnings: Warnings::default(),
+        };
         Ok(Self {
             services,
-            attestor,
+            house: Arc::new(house),
             pinning,
             connections: Arc::new(Semaphore::new(limits.connections)),
             own_connections: Arc::new(Semaphore::new(limits.connections)),
             connections_per_pod: limits.connections_per_pod,
-            doorman: Arc::new(Doorman::new(limits.unattested)),
             roll: Arc::new(Roll::new()?),
-            orphans: Orphans::new(limits.connections_per_pod),
-            warnings: Warnings::default(),
             tables: Semaphore::new(TABLES),
             phase,
             tasks: TaskTracker::new(),
@@ -256,20 +259,13 @@ impl Server {
         }
         turns.pass().await;
         let fd = stream.as_raw_fd();
-        let Some(connection) = Connection::open(
-            Arrival {
-                peer,
-                entrance,
-                turns,
-                fd,
-            },
-            self.attestor.clone(),
-            &self.services.metrics,
-            &self.doorman,
-            &self.orphans,
-            &self.roll.clock,
-            &self.warnings,
-        ) else {
+        let arrival = Arrival {
+            peer,
+            entrance,
+            turns,
+            fd,
+        };
+        let Some(connection) = Connection::open(arrival, &self.house, &self.roll.clock) else {
             return;
         };
         let connection = Arc::new(connection);
@@ -300,9 +296,9 @@ impl Server {
             });
             tokio::select! {
                 biased;
-                () = connection.told() => {
+                () = connection.woken() => {
                     // Its work in flight ends with it: nobody is left to read the answer.
-                    if connection.is_over() {
+                    if connection.must_end() {
                         break;
                     }
                     if std::mem::take(&mut reading) {
@@ -346,7 +342,7 @@ impl Server {
         let mut phase = self.phase.clone();
         let mut look = TAKEN_LOOKS.0;
         while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
-            match remains.now(&self.attestor, &self.orphans) {
+            match remains.now(&self.house.attestor, &self.house.orphans) {
                 Some(now) => remains = now,
                 None => return,
             }
@@ -364,7 +360,7 @@ impl Server {
         stream: UnixStream,
         of_door: &Semaphore,
     ) -> (UnixStream, Result<Peer, PeerError>) {
-        let (pinning, attestor) = (self.pinning, self.attestor.clone());
+        let (pinning, attestor) = (self.pinning, self.house.attestor.clone());
         let pin = move || {
             let peer = attestor.peer(&stream, pinning);
             (stream, peer)
@@ -385,10 +381,10 @@ impl Server {
 
     fn refuse(&self, error: &PeerError) {
         let reason = AttestError::from(error).reason();
-        self.services.metrics.refused(reason);
+        self.house.metrics.refused(reason);
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
-            _ if !self.warnings.is_due(reason, None) => {}
+            _ if !self.house.warnings.is_due(reason, None) => {}
             _ => tracing::warn!(%error, reason, "a connection was refused"),
         }
     }

@@ -1,13 +1,11 @@
 //! One connection: who is behind it, and whether that still holds.
 
 use super::clock::Clock;
-use super::doorman::{Doorman, Origin, Waiting};
-use super::remains::{Orphans, Remains};
+use super::house::{Found, House, Standing};
+use super::remains::Remains;
 use super::times::{Times, Verdict};
-use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Denial, Entrance, Place, Workload};
+use crate::attest::{AttestError, Denial, Entrance, Workload};
 use crate::error::RequestError;
-use crate::metrics::Metrics;
 use crate::peer::Peer;
 use crate::quota;
 use crate::response::{self, Answer};
@@ -20,8 +18,8 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until};
 
 /// An identity older than this is made sure of again before it is used: the peer may have been moved into another
@@ -36,10 +34,8 @@ const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     peer: Peer,
     entrance: Entrance,
-    attestor: Arc<Attestor>,
-    metrics: Arc<Metrics>,
+    house: Arc<House>,
     standing: Mutex<Standing>,
-    orphans: Arc<Orphans>,
     /// For the requests of those who are no workload.
     turns: Arc<Turnstile>,
     /// The socket's number. Who owns it outlives every request on it.
@@ -48,7 +44,8 @@ pub(crate) struct Connection {
     /// It has come to be known that it closes.
     closes: Notify,
     ended: AtomicBool,
-    told: Notify,
+    /// It is to end, or else to read no more.
+    woken: Notify,
     /// From when it is the turn of a request until that is answered.
     working: AtomicBool,
     /// Whether somebody hears of the peer's exit.
@@ -56,33 +53,6 @@ pub(crate) struct Connection {
     /// Until when the last refusal is held back.
     rests: Mutex<Option<Instant>>,
     pub(super) times: Times,
-}
-
-/// What the peer has been found to be, and the permit that it holds.
-#[derive(Debug)]
-enum Standing {
-    /// A workload, made sure of at that time.
-    Attested {
-        workload: Workload,
-        checked: Instant,
-        permit: OwnedSemaphorePermit,
-    },
-    /// None that is let in, or not yet.
-    AtTheDoor { found: Found, place: Waiting },
-}
-
-/// What a peer is that waits at the door.
-#[derive(Debug)]
-enum Found {
-    /// A workload whose pod may have no more connections: why.
-    Busy {
-        workload: Workload,
-        why: &'static str,
-    },
-    /// No workload.
-    Denied(AttestError),
-    /// Not said yet: its pod is not known. It is looked for when it asks for something.
-    Unknown,
 }
 
 /// Who has come in, and where.
@@ -99,94 +69,25 @@ pub(super) struct Arrival {
 
 impl Connection {
     /// A connection to serve, or none if there is no room for one whose peer is not attested, or the peer has exited.
-    pub(super) fn open(
-        arrival: Arrival,
-        attestor: Arc<Attestor>,
-        metrics: &Arc<Metrics>,
-        doorman: &Arc<Doorman>,
-        orphans: &Arc<Orphans>,
-        clock: &Arc<Clock>,
-        warnings: &Warnings,
-    ) -> Option<Self> {
+    pub(super) fn open(arrival: Arrival, house: &Arc<House>, clock: &Arc<Clock>) -> Option<Self> {
         let Arrival {
             peer,
             entrance,
             turns,
             fd,
         } = arrival;
-        let (origin, verdict) = match attestor.locate(&peer, entrance) {
-            Ok(place) => {
-                if let Place::Pod(cgroup) = place
-                    && cgroup.nested_pod
-                {
-                    metrics.attestation("nested_pod_seen");
-                    if warnings.is_due("nested_pod_seen", Some(cgroup.pod)) {
-                        tracing::warn!(
-                            pid = peer.pid(),
-                            pod_uid = %cgroup.pod,
-                            "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
-                        );
-                    }
-                }
-                (Origin::of(&peer, place), attestor.known(&peer, place))
-            }
-            Err(error) => (Origin::of_unknown(&peer, entrance, &error), Err(error)),
-        };
-        let place = || {
-            let place = doorman.let_in(origin);
-            if place.is_none() {
-                metrics.refused("unattested_limit");
-            }
-            place
-        };
-        let at_the_door = |found| {
-            let place = place()?;
-            Some(Standing::AtTheDoor { found, place })
-        };
-        let standing = match verdict {
-            Ok(Some(workload)) => match connection_of(&workload, orphans) {
-                Ok(permit) => {
-                    metrics.attestation("ok");
-                    Standing::Attested {
-                        workload,
-                        checked: Instant::now(),
-                        permit,
-                    }
-                }
-                Err(why) => {
-                    metrics.attestation("busy");
-                    at_the_door(Found::Busy { workload, why })?
-                }
-            },
-            Err(AttestError::Gone) => {
-                metrics.refused(AttestError::Gone.reason());
-                return None;
-            }
-            // What is missing may come before the peer asks.
-            Ok(None) | Err(AttestError::NotYet(_)) => at_the_door(Found::Unknown)?,
-            Err(error @ AttestError::Denied(reason)) => {
-                metrics.attestation(reason.as_str());
-                if reason == Denial::OutsidePidNamespace && warnings.is_due(reason.as_str(), None) {
-                    tracing::warn!(
-                        "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
-                    );
-                }
-                at_the_door(Found::Denied(error))?
-            }
-        };
+        let standing = house.standing(&peer, entrance)?;
         Some(Self {
             peer,
             entrance,
-            attestor,
-            metrics: metrics.clone(),
+            house: house.clone(),
             standing: Mutex::new(standing),
-            orphans: orphans.clone(),
             turns,
             fd,
             closing: AtomicBool::new(false),
             closes: Notify::new(),
             ended: AtomicBool::new(false),
-            told: Notify::new(),
+            woken: Notify::new(),
             working: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             rests: Mutex::default(),
@@ -366,7 +267,7 @@ impl Connection {
     pub(super) fn look(&self, leaving: bool) -> Verdict {
         let is_attested = match &*self.standing() {
             Standing::Attested { workload, .. } => {
-                if !self.attestor.may_still_ask(workload) {
+                if !self.house.attestor.may_still_ask(workload) {
                     return Verdict::End;
                 }
                 true
@@ -379,22 +280,22 @@ impl Connection {
     /// Ends the connection with all that it has in flight.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
-        self.told.notify_one();
+        self.woken.notify_one();
     }
 
     /// Whether it is to end at once.
-    pub(super) fn is_over(&self) -> bool {
+    pub(super) fn must_end(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
     /// Lets the connection read no more than what was sent before.
     pub(super) fn stop_reading(&self) {
-        self.told.notify_one();
+        self.woken.notify_one();
     }
 
     /// Ends when the connection is told to end, or else to stop reading.
-    pub(super) fn told(&self) -> Notified<'_> {
-        self.told.notified()
+    pub(super) fn woken(&self) -> Notified<'_> {
+        self.woken.notified()
     }
 
     /// Notes that a request's head is complete.
@@ -410,26 +311,26 @@ impl Connection {
 
     /// Attests a peer whose pod was not known, and lets it in.
     async fn attest(&self) -> Result<Workload, RequestError> {
-        let workload = match self.attestor.attest(&self.peer, self.entrance).await {
+        let workload = match self.house.attestor.attest(&self.peer, self.entrance).await {
             Ok(workload) => workload,
             Err(error) => {
                 if let AttestError::Denied(denial) = error {
-                    self.metrics.attestation(denial.as_str());
+                    self.house.metrics.attestation(denial.as_str());
                 }
                 return Err(self.close_with(error));
             }
         };
-        let permit = match connection_of(&workload, &self.orphans) {
+        let permit = match self.house.connection_of(&workload) {
             Ok(permit) => permit,
             Err(why) => {
-                self.metrics.attestation("busy");
+                self.house.metrics.attestation("busy");
                 if let Standing::AtTheDoor { found, .. } = &mut *self.standing() {
                     *found = Found::Busy { workload, why };
                 }
                 return Err(self.close_as_busy(why));
             }
         };
-        self.metrics.attestation("ok");
+        self.house.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),
@@ -441,6 +342,7 @@ impl Connection {
     /// Makes sure of an identity again. It may become newer, never another.
     fn check_again(&self, before: &Workload) -> Result<Workload, RequestError> {
         let now = self
+            .house
             .attestor
             .locate(&self.peer, self.entrance)
             .map_err(|error| match error {
@@ -451,7 +353,7 @@ impl Connection {
                 }
                 error => error,
             })
-            .and_then(|place| self.attestor.known(&self.peer, place))
+            .and_then(|place| self.house.attestor.known(&self.peer, place))
             .and_then(|now| {
                 now.ok_or(match before.pod().is_gone() {
                     true => AttestError::Denied(Denial::UnknownPod),
@@ -477,7 +379,7 @@ impl Connection {
             }
             Err(error) => {
                 if let AttestError::Denied(denial) = error {
-                    self.metrics.attestation(denial.as_str());
+                    self.house.metrics.attestation(denial.as_str());
                 }
                 Err(self.close_with(error))
             }
@@ -528,20 +430,6 @@ impl Connection {
     fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
         self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The right to one more connection of the workload's, or why it may have none.
-fn connection_of(
-    workload: &Workload,
-    orphans: &Orphans,
-) -> Result<OwnedSemaphorePermit, &'static str> {
-    if orphans.are_many(&workload.facts().namespace) {
-        return Err(
-            "somebody holds connections of this namespace's pods that are gone, with answers unread; end who does",
-        );
-    }
-    let permit = workload.pod().quota.connection();
-    permit.ok_or("this pod has too many connections; keep fewer and reuse them")
 }
 
 #[cfg(test)]

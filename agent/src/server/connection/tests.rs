@@ -1,9 +1,14 @@
 use super::*;
+use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
 use crate::error::RETRY_AFTER;
+use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::peer::tests::connected_child;
+use crate::server::doorman::Doorman;
+use crate::server::remains::Orphans;
+use crate::server::warnings::Warnings;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
@@ -27,15 +32,14 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
         turns: Turnstile::new(1),
         fd: stream.as_raw_fd(),
     };
-    let connection = Connection::open(
-        arrival,
-        Arc::new(Attestor::Sidecar(Arc::new(pod))),
-        &Arc::new(Metrics::new().expect("metrics")),
-        &Arc::new(Doorman::new(1)),
-        &Orphans::new(1),
-        &Arc::default(),
-        &Warnings::default(),
-    );
+    let house = House {
+        attestor: Arc::new(Attestor::Sidecar(Arc::new(pod))),
+        metrics: Arc::new(Metrics::new().expect("metrics")),
+        doorman: Arc::new(Doorman::new(1)),
+        orphans: Orphans::new(1),
+        warnings: Warnings::default(),
+    };
+    let connection = Connection::open(arrival, &Arc::new(house), &Arc::default());
     connection.expect("it is let in")
 }
 

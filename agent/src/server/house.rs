@@ -1,0 +1,142 @@
+//! What all connections share, and what a peer is found to be when it comes in.
+
+use super::doorman::{Doorman, Origin, Waiting};
+use super::remains::Orphans;
+use super::warnings::Warnings;
+use crate::attest::{AttestError, Attestor, Denial, Entrance, Place, Workload};
+use crate::metrics::Metrics;
+use crate::peer::Peer;
+use std::sync::Arc;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+/// What all connections share.
+#[derive(Debug)]
+pub(super) struct House {
+    pub(super) attestor: Arc<Attestor>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) doorman: Arc<Doorman>,
+    pub(super) orphans: Arc<Orphans>,
+    pub(super) warnings: Warnings,
+}
+
+/// What the peer has been found to be, and the permit that it holds.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// A workload, made sure of at that time.
+    Attested {
+        workload: Workload,
+        checked: Instant,
+        permit: OwnedSemaphorePermit,
+    },
+    /// None that is let in, or not yet.
+    AtTheDoor { found: Found, place: Waiting },
+}
+
+/// What a peer is that waits at the door.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// A workload whose pod may have no more connections: why.
+    Busy {
+        workload: Workload,
+        why: &'static str,
+    },
+    /// No workload.
+    Denied(AttestError),
+    /// Not said yet: its pod is not known. It is looked for when it asks for something.
+    Unknown,
+}
+
+// === impl House ===
+
+impl House {
+    /// What the peer is at first that came in by `entrance`; nothing if it has exited, or there is no room for one that
+    /// is not attested.
+    pub(super) fn standing(&self, peer: &Peer, entrance: Entrance) -> Option<Standing> {
+        let metrics = &self.metrics;
+        let place = self.locate(peer, entrance);
+        let verdict = place
+            .clone()
+            .and_then(|place| self.attestor.known(peer, place));
+        let at_the_door = |found| {
+            // Only here: for some it takes another look at the peer's cgroup.
+            let origin = match &place {
+                Ok(place) => Origin::of(peer, *place),
+                Err(error) => Origin::of_unknown(peer, entrance, error),
+            };
+            let place = self.doorman.let_in(origin);
+            if place.is_none() {
+                metrics.refused("unattested_limit");
+            }
+            Some(Standing::AtTheDoor {
+                found,
+                place: place?,
+            })
+        };
+        match verdict {
+            Ok(Some(workload)) => match self.connection_of(&workload) {
+                Ok(permit) => {
+                    metrics.attestation("ok");
+                    Some(Standing::Attested {
+                        workload,
+                        checked: Instant::now(),
+                        permit,
+                    })
+                }
+                Err(why) => {
+                    metrics.attestation("busy");
+                    at_the_door(Found::Busy { workload, why })
+                }
+            },
+            Err(AttestError::Gone) => {
+                metrics.refused(AttestError::Gone.reason());
+                None
+            }
+            // What is missing may come before the peer asks.
+            Ok(None) | Err(AttestError::NotYet(_)) => at_the_door(Found::Unknown),
+            Err(error @ AttestError::Denied(reason)) => {
+                metrics.attestation(reason.as_str());
+                if reason == Denial::OutsidePidNamespace
+                    && self.warnings.is_due(reason.as_str(), None)
+                {
+                    tracing::warn!(
+                        "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
+                    );
+                }
+                at_the_door(Found::Denied(error))
+            }
+        }
+    }
+
+    /// Where the peer is, with a warning if it may be trying to pass for another pod.
+    fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Place, AttestError> {
+        let place = self.attestor.locate(peer, entrance)?;
+        if let Place::Pod(cgroup) = place
+            && cgroup.nested_pod
+        {
+            self.metrics.attestation("nested_pod_seen");
+            if self.warnings.is_due("nested_pod_seen", Some(cgroup.pod)) {
+                tracing::warn!(
+                    pid = peer.pid(),
+                    pod_uid = %cgroup.pod,
+                    "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
+                );
+            }
+        }
+        Ok(place)
+    }
+
+    /// The right to one more connection of the workload's, or why it may have none.
+    pub(super) fn connection_of(
+        &self,
+        workload: &Workload,
+    ) -> Result<OwnedSemaphorePermit, &'static str> {
+        if self.orphans.are_many(&workload.facts().namespace) {
+            return Err(
+                "somebody holds connections of this namespace's pods that are gone, with answers unread; end who does",
+            );
+        }
+        let permit = workload.pod().quota.connection();
+        permit.ok_or("this pod has too many connections; keep fewer and reuse them")
+    }
+}
