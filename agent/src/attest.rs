@@ -26,7 +26,7 @@ use std::sync::Arc;
 pub(crate) struct Workload {
     pod: Arc<Pod>,
     facts: Arc<Facts>,
-    place: Place,
+    location: Location,
 }
 
 /// Where a peer came in, and what that alone says of it.
@@ -40,7 +40,7 @@ pub(crate) enum Entrance {
 
 /// The pod that a peer is in, as its cgroup and its entrance agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) struct Located {
+pub(crate) struct InPod {
     pub(crate) pod: PodUid,
     /// Absent where the cgroup does not say: in some sandboxes ([`Node::new`]).
     pub(crate) container: Option<ContainerId>,
@@ -51,13 +51,13 @@ pub(crate) struct Located {
 
 /// Where a peer is, and so whose it can be.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// On this machine, under this uid.
     Local(u32),
     /// In the pod that the agent itself is in.
     OwnPod,
     /// In a pod of this node.
-    Pod(Located),
+    Pod(InPod),
     /// No process: the pod's volume, which the kubelet publishes before there is one.
     Volume,
 }
@@ -102,12 +102,12 @@ impl Workload {
 
     /// Whether it is a pod's volume, which all of its containers may mount.
     pub(crate) fn is_volume(&self) -> bool {
-        self.place == Place::Volume
+        self.location == Location::Volume
     }
 
     /// The container of the peer, by its cgroup, if a cgroup was looked at.
     pub(crate) fn container(&self) -> Option<ContainerId> {
-        self.place.container()
+        self.location.container()
     }
 
     /// Whether the API server has named the container too. One that has just started is not named yet.
@@ -144,12 +144,12 @@ impl fmt::Display for Workload {
     }
 }
 
-// === impl Place ===
+// === impl Location ===
 
-impl Place {
+impl Location {
     fn container(&self) -> Option<ContainerId> {
         match self {
-            Self::Pod(located) => located.container,
+            Self::Pod(in_pod) => in_pod.container,
             Self::Local(_) | Self::OwnPod | Self::Volume => None,
         }
     }
@@ -180,30 +180,34 @@ impl Attestor {
     /// # Errors
     ///
     /// If nobody who may ask is there, or the peer has exited.
-    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Place, AttestError> {
+    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Location, AttestError> {
         match self {
-            Self::Kubernetes(node) => node.locate(peer, entrance).map(Place::Pod),
+            Self::Kubernetes(node) => node.locate(peer, entrance).map(Location::Pod),
             Self::Local(local) => local.locate(peer),
-            Self::Sidecar(_) => Ok(Place::OwnPod),
+            Self::Sidecar(_) => Ok(Location::OwnPod),
         }
     }
 
-    /// The workload at `place`, if it is known already.
+    /// The workload at `location`, if it is known already.
     ///
     /// # Errors
     ///
     /// If it is known and may not ask.
-    pub(crate) fn known(&self, peer: &Peer, place: Place) -> Result<Option<Workload>, AttestError> {
-        let pod = match (self, place) {
-            (Self::Kubernetes(node), Place::Pod(located)) => return node.known(peer, located),
-            (Self::Local(local), Place::Local(uid)) => local.principal(uid),
-            (Self::Sidecar(pod), Place::OwnPod) => Some(pod),
+    pub(crate) fn known(
+        &self,
+        peer: &Peer,
+        location: Location,
+    ) -> Result<Option<Workload>, AttestError> {
+        let pod = match (self, location) {
+            (Self::Kubernetes(node), Location::Pod(in_pod)) => return node.known(peer, in_pod),
+            (Self::Local(local), Location::Local(uid)) => local.principal(uid),
+            (Self::Sidecar(pod), Location::OwnPod) => Some(pod),
             _ => None,
         };
         Ok(pod.map(|pod| Workload {
             pod: pod.clone(),
             facts: pod.facts(),
-            place,
+            location,
         }))
     }
 
@@ -220,8 +224,8 @@ impl Attestor {
         match self {
             Self::Kubernetes(node) => node.attest(peer, entrance).await,
             Self::Local(_) | Self::Sidecar(_) => {
-                let place = self.locate(peer, entrance)?;
-                let workload = self.known(peer, place)?;
+                let location = self.locate(peer, entrance)?;
+                let workload = self.known(peer, location)?;
                 workload.ok_or(AttestError::Denied(Denial::UnknownPrincipal))
             }
         }

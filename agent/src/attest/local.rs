@@ -7,7 +7,7 @@
 
 use super::cgroup::CgroupDenial;
 use super::pods::Pod;
-use super::{AttestError, Denial, Place};
+use super::{AttestError, Denial, Location};
 use crate::peer::{Peer, PeerError};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -59,12 +59,12 @@ impl Local {
     }
 
     /// The uid of a peer that has a principal and is no container's process.
-    pub(super) fn locate(&self, peer: &Peer) -> Result<Place, AttestError> {
+    pub(super) fn locate(&self, peer: &Peer) -> Result<Location, AttestError> {
         if !self.principals.contains_key(&peer.uid()) {
             return Err(AttestError::Denied(Denial::UnmappedUid));
         }
         self.admit(peer)?;
-        Ok(Place::Local(peer.uid()))
+        Ok(Location::Local(peer.uid()))
     }
 
     /// The entry of the principal with that uid.

@@ -3,7 +3,7 @@
 
 use super::cgroup::{Anchor, CgroupDenial, PodCgroup, PodUid};
 use super::pods::{ContainerKind, Facts, Pod, Pods};
-use super::{AttestError, Denial, Entrance, Located, Place, Workload};
+use super::{AttestError, Denial, Entrance, InPod, Location, Workload};
 use crate::peer::{Peer, Pinning};
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +75,7 @@ impl Node {
     /// # Errors
     ///
     /// If its cgroup is no pod's or another pod's, or it has exited.
-    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Located, AttestError> {
+    pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<InPod, AttestError> {
         let anchor = self
             .anchor
             .get()
@@ -90,22 +90,22 @@ impl Node {
         &self,
         cgroup: Result<PodCgroup, CgroupDenial>,
         entrance: Entrance,
-    ) -> Result<Located, AttestError> {
+    ) -> Result<InPod, AttestError> {
         match (cgroup, entrance) {
-            (Ok(place), _) if self.own_pod == Some(place.pod) => {
+            (Ok(cgroup), _) if self.own_pod == Some(cgroup.pod) => {
                 Err(AttestError::Denied(Denial::OwnPod))
             }
-            (Ok(place), Entrance::Pod(uid)) if place.pod != uid => {
+            (Ok(cgroup), Entrance::Pod(uid)) if cgroup.pod != uid => {
                 Err(AttestError::Denied(Denial::ListenerMismatch))
             }
-            (Ok(place), _) => Ok(Located {
-                pod: place.pod,
-                container: Some(place.container),
-                nested_pod: place.nested_pod,
+            (Ok(cgroup), _) => Ok(InPod {
+                pod: cgroup.pod,
+                container: Some(cgroup.container),
+                nested_pod: cgroup.nested_pod,
                 entrance,
             }),
             (Err(CgroupDenial::NotAPod), Entrance::Pod(pod)) if self.is_csi_only(pod) => {
-                Ok(Located {
+                Ok(InPod {
                     pod,
                     container: None,
                     nested_pod: false,
@@ -132,9 +132,9 @@ impl Node {
         self.is_among_own(self.locate(peer, Entrance::Shared))
     }
 
-    /// The same of whoever is at `place`.
-    fn is_among_own(&self, place: Result<Located, AttestError>) -> Result<(), AttestError> {
-        let place = match place {
+    /// The same of whoever has been located so.
+    fn is_among_own(&self, in_pod: Result<InPod, AttestError>) -> Result<(), AttestError> {
+        let in_pod = match in_pod {
             Err(AttestError::Denied(
                 Denial::OwnPod | Denial::Cgroup(CgroupDenial::SamePodElided),
             )) => return Ok(()),
@@ -148,7 +148,7 @@ impl Node {
         let own = self
             .own_pod
             .ok_or(AttestError::Denied(Denial::AnotherAccount))?;
-        let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(place.pod)) {
+        let (own, theirs) = match (self.pods.by_uid(own), self.pods.by_uid(in_pod.pod)) {
             (Some(own), Some(theirs)) => (own.facts(), theirs.facts()),
             _ => return Err(AttestError::NotYet("own_pod")),
         };
@@ -201,11 +201,11 @@ impl Node {
         Ok(Workload {
             pod,
             facts,
-            place: Place::Volume,
+            location: Location::Volume,
         })
     }
 
-    /// The workload at `place`, if the API server has already named the pod.
+    /// The workload that is there, if the API server has already named its pod.
     ///
     /// # Errors
     ///
@@ -213,9 +213,9 @@ impl Node {
     pub(crate) fn known(
         &self,
         peer: &Peer,
-        place: Located,
+        in_pod: InPod,
     ) -> Result<Option<Workload>, AttestError> {
-        let Some(pod) = self.pods.by_uid(place.pod) else {
+        let Some(pod) = self.pods.by_uid(in_pod.pod) else {
             return Ok(None);
         };
         let facts = pod.facts();
@@ -223,11 +223,11 @@ impl Node {
         // A number that was recycled within the pod whose own socket it is changes nothing.
         if facts.host_network
             && peer.pinning() == Pinning::ByNumber
-            && place.entrance == Entrance::Shared
+            && in_pod.entrance == Entrance::Shared
         {
             return Err(AttestError::Denied(Denial::HostNetworkWithoutPidfd));
         }
-        let container = place.container.and_then(|id| facts.containers.get(&id));
+        let container = in_pod.container.and_then(|id| facts.containers.get(&id));
         match container.map(|container| container.kind) {
             Some(ContainerKind::Ephemeral) => {
                 return Err(AttestError::Denied(Denial::EphemeralContainer));
@@ -235,13 +235,13 @@ impl Node {
             // Its image may be anybody's: where there are ephemeral containers, being unnamed is not enough.
             None if facts.has_ephemeral => return Ok(None),
             // Nor where some get no role. One that its cgroup does not tell apart is never named.
-            None if place.container.is_some() && facts.exempts_containers() => return Ok(None),
+            None if in_pod.container.is_some() && facts.exempts_containers() => return Ok(None),
             Some(ContainerKind::Ordinary) | None => {}
         }
         Ok(Some(Workload {
             pod,
             facts,
-            place: Place::Pod(place),
+            location: Location::Pod(in_pod),
         }))
     }
 
@@ -260,14 +260,14 @@ impl Node {
         let deadline = Instant::now() + self.wait;
         // If it is still not known then, the look at the peer says so.
         let _ = timeout_at(deadline, self.anchor.wait()).await;
-        let place = self.locate(peer, entrance)?;
-        if let Some(workload) = self.known(peer, place)? {
+        let in_pod = self.locate(peer, entrance)?;
+        if let Some(workload) = self.known(peer, in_pod)? {
             return Ok(workload);
         }
         let waited = timeout_at(deadline, async {
             loop {
                 let change = self.pods.changed();
-                if let Some(workload) = self.known(peer, place)? {
+                if let Some(workload) = self.known(peer, in_pod)? {
                     return Ok::<_, AttestError>(workload);
                 }
                 change.await;
@@ -283,9 +283,9 @@ impl Node {
                 .map_err(|_| AttestError::NotYet("api_server"))?;
         }
         // Time has passed: what was read of the peer before the wait is read again.
-        let place = self.locate(peer, entrance)?;
-        self.known(peer, place)?
-            .ok_or_else(|| match self.pods.by_uid(place.pod) {
+        let in_pod = self.locate(peer, entrance)?;
+        self.known(peer, in_pod)?
+            .ok_or_else(|| match self.pods.by_uid(in_pod.pod) {
                 Some(pod) if pod.facts().has_ephemeral => {
                     AttestError::Denied(Denial::UnconfirmedContainer)
                 }

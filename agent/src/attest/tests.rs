@@ -20,8 +20,8 @@ pub(super) fn statuses(digits: &[&str]) -> Option<Vec<k8s::ContainerStatus>> {
     Some(statuses.collect())
 }
 
-pub(super) fn at(container: Option<ContainerId>, entrance: Entrance) -> Located {
-    Located {
+pub(super) fn at(container: Option<ContainerId>, entrance: Entrance) -> InPod {
+    InPod {
         pod: uid(),
         container,
         nested_pod: false,
@@ -66,12 +66,12 @@ async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
     let local = Attestor::Local(Local::new(principals).expect("what everybody may see"));
     let kubernetes = Attestor::Kubernetes(node(&known(pod("20", false))));
     let sidecar = Attestor::Sidecar(principal());
-    let places = [
-        Place::Local(4711),
-        Place::OwnPod,
-        Place::Pod(at(None, Entrance::Shared)),
-        Place::Volume,
-        Place::Local(4712),
+    let locations = [
+        Location::Local(4711),
+        Location::OwnPod,
+        Location::Pod(at(None, Entrance::Shared)),
+        Location::Volume,
+        Location::Local(4712),
     ];
     with_peer(Pinning::ByPidfd, |peer| {
         for (attestor, own) in [(&local, 0), (&sidecar, 1), (&kubernetes, 2)] {
@@ -79,14 +79,14 @@ async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
             let [entry] = &*all else {
                 panic!("{all:?}");
             };
-            for (number, place) in places.into_iter().enumerate() {
-                let workload = attestor.known(peer, place).expect("nobody is denied");
+            for (number, location) in locations.into_iter().enumerate() {
+                let workload = attestor.known(peer, location).expect("nobody is denied");
                 let is_entry = workload.map(|workload| Arc::ptr_eq(workload.pod(), entry));
-                assert_eq!(is_entry, (number == own).then_some(true), "{place:?}");
+                assert_eq!(is_entry, (number == own).then_some(true), "{location:?}");
             }
         }
-        let place = sidecar.locate(peer, Entrance::Shared);
-        assert_eq!(place, Ok(Place::OwnPod));
+        let location = sidecar.locate(peer, Entrance::Shared);
+        assert_eq!(location, Ok(Location::OwnPod));
         for attestor in [&local, &sidecar] {
             assert!(attestor.is_anchored() && !attestor.is_of("node"));
             let denied = attestor.of_volume(uid()).err();

@@ -348,12 +348,12 @@ impl Connection {
             .map_err(|error| match error {
                 // In another pod, which is no pod for this entrance. A process that is about to exit may seem to be in
                 // none (cgroup v1 shows it in the root), so that alone tells of no move.
-                AttestError::Denied(place @ (Denial::ListenerMismatch | Denial::OwnPod)) => {
-                    self.tell_of_a_move(before, place.to_string())
+                AttestError::Denied(denial @ (Denial::ListenerMismatch | Denial::OwnPod)) => {
+                    self.tell_of_a_move(before, denial.to_string())
                 }
                 error => error,
             })
-            .and_then(|place| self.house.attestor.known(&self.peer, place))
+            .and_then(|location| self.house.attestor.known(&self.peer, location))
             .and_then(|now| {
                 now.ok_or(match before.pod().is_gone() {
                     true => AttestError::Denied(Denial::UnknownPod),

@@ -1,7 +1,7 @@
 //! Who may wait at the door: peers that are not attested, so many in all and few from one pod or cgroup.
 
 use crate::attest::cgroup::PodUid;
-use crate::attest::{AttestError, Entrance, Place};
+use crate::attest::{AttestError, Entrance, Location};
 use crate::peer::Peer;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -41,11 +41,13 @@ pub(super) struct Waiting {
 // === impl Origin ===
 
 impl Origin {
-    /// Where a peer comes from whose place is known.
-    pub(super) fn of(peer: &Peer, place: Place) -> Self {
-        match place {
-            Place::Pod(cgroup) => Self::Pod(cgroup.pod),
-            Place::Local(_) | Place::OwnPod | Place::Volume => Self::Elsewhere(cgroup_of(peer)),
+    /// Where a peer comes from whose location is known.
+    pub(super) fn of(peer: &Peer, location: Location) -> Self {
+        match location {
+            Location::Pod(in_pod) => Self::Pod(in_pod.pod),
+            Location::Local(_) | Location::OwnPod | Location::Volume => {
+                Self::Elsewhere(cgroup_of(peer))
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::Orphans;
 use super::warnings::Warnings;
-use crate::attest::{AttestError, Attestor, Denial, Entrance, Place, Workload};
+use crate::attest::{AttestError, Attestor, Denial, Entrance, Location, Workload};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
 use std::sync::Arc;
@@ -54,14 +54,13 @@ impl House {
     /// is not attested.
     pub(super) fn standing(&self, peer: &Peer, entrance: Entrance) -> Option<Standing> {
         let metrics = &self.metrics;
-        let place = self.locate(peer, entrance);
-        let verdict = place
-            .clone()
-            .and_then(|place| self.attestor.known(peer, place));
+        let location = self.locate(peer, entrance);
+        let known = |location| self.attestor.known(peer, location);
+        let verdict = location.clone().and_then(known);
         let at_the_door = |found| {
             // Only here: for some it takes another look at the peer's cgroup.
-            let origin = match &place {
-                Ok(place) => Origin::of(peer, *place),
+            let origin = match &location {
+                Ok(location) => Origin::of(peer, *location),
                 Err(error) => Origin::of_unknown(peer, entrance, error),
             };
             let place = self.doorman.let_in(origin);
@@ -109,21 +108,21 @@ impl House {
     }
 
     /// Where the peer is, with a warning if it may be trying to pass for another pod.
-    fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Place, AttestError> {
-        let place = self.attestor.locate(peer, entrance)?;
-        if let Place::Pod(cgroup) = place
-            && cgroup.nested_pod
+    fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Location, AttestError> {
+        let location = self.attestor.locate(peer, entrance)?;
+        if let Location::Pod(in_pod) = location
+            && in_pod.nested_pod
         {
             self.metrics.attestation("nested_pod_seen");
-            if self.warnings.is_due("nested_pod_seen", Some(cgroup.pod)) {
+            if self.warnings.is_due("nested_pod_seen", Some(in_pod.pod)) {
                 tracing::warn!(
                     pid = peer.pid(),
-                    pod_uid = %cgroup.pod,
+                    pod_uid = %in_pod.pod,
                     "a cgroup below a container is named like a pod: somebody may be trying to pass for it"
                 );
             }
         }
-        Ok(place)
+        Ok(location)
     }
 
     /// The right to one more connection of the workload's, or why it may have none.

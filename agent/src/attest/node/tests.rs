@@ -85,8 +85,8 @@ async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
     spec.ephemeral_containers = Some(vec![k8s::EphemeralContainer::default()]);
     let outcome = |pod: &k8s::Pod, digit| {
         let node = node(&known(pod.clone()));
-        let place = at(Some(container(digit)), Entrance::Shared);
-        let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, place));
+        let in_pod = at(Some(container(digit)), Entrance::Shared);
+        let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, in_pod));
         known.map(|workload| workload.is_some())
     };
     let denied = Err(AttestError::Denied(Denial::EphemeralContainer));
@@ -130,7 +130,7 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
     let node = node_of(Some(other_uid()), known(sandboxed()));
     let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
     for entrance in [shared, own] {
-        let located = Located {
+        let located = InPod {
             pod: uid(),
             container: Some(container("1")),
             nested_pod: true,
@@ -172,15 +172,15 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
     other.metadata.uid = Some(other_uid().to_string());
     let mut foreign = other.clone();
     foreign.spec.as_mut().expect("one").service_account_name = Some("other".into());
-    let place = || {
-        Ok(Located {
+    let in_pod = || {
+        Ok(InPod {
             pod: other_uid(),
             ..at(None, Entrance::Shared)
         })
     };
     for (other, expected) in [(other, Ok(())), (foreign, denied(Denial::AnotherAccount))] {
         let node = node_of(Some(uid()), known_all([agent(), other]));
-        assert_eq!(node.is_among_own(place()), expected);
+        assert_eq!(node.is_among_own(in_pod()), expected);
         for own in [Denial::OwnPod, Denial::Cgroup(CgroupDenial::SamePodElided)] {
             assert_eq!(node.is_among_own(Err(AttestError::Denied(own))), Ok(()));
         }
@@ -189,7 +189,7 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
         ))));
         assert_eq!(outside, denied(Denial::Cgroup(CgroupDenial::NotAPod)));
     }
-    let unknown = node_of(Some(uid()), known(agent())).is_among_own(place());
+    let unknown = node_of(Some(uid()), known(agent())).is_among_own(in_pod());
     assert_eq!(unknown, Err(AttestError::NotYet("own_pod")));
     // An agent in no pod has none of its own in pods.
     let outside = node_of(None, known(agent()));
@@ -200,7 +200,7 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
         Ok(())
     );
     assert_eq!(
-        outside.is_among_own(place()),
+        outside.is_among_own(in_pod()),
         denied(Denial::AnotherAccount)
     );
 }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::attest::cgroup::ContainerId;
 use crate::attest::node::Node;
-use crate::attest::{Entrance, Located, Place, Workload};
+use crate::attest::{Entrance, InPod, Location, Workload};
 use k8s_openapi::api::core::v1::{
     ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
@@ -98,7 +98,7 @@ impl Workload {
         Self {
             facts: pod.facts(),
             pod: Arc::new(pod),
-            place: Place::Volume,
+            location: Location::Volume,
         }
     }
 }
@@ -107,7 +107,7 @@ impl Workload {
 pub(in crate::attest) fn workload(pods: &Arc<Pods>, container: Option<ContainerId>) -> Workload {
     let volume = node(pods).of_volume(uid()).expect("it is known");
     Workload {
-        place: Place::Pod(Located {
+        location: Location::Pod(InPod {
             pod: uid(),
             container,
             nested_pod: false,
