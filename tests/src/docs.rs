@@ -382,6 +382,7 @@ fn every_error_that_a_page_quotes_is_one_of_the_agents() {
         let whose = [
             "the AWS token service ",
             "AWS Secrets Manager ",
+            "AWS ",
             "the Google token service ",
             "Google's IAM credentials service ",
             "Google Cloud Secret Manager ",

@@ -30,10 +30,7 @@ const CLOCK: [&str; 5] = [
 
 /// An answer without what it must hold.
 pub(super) fn garbage() -> BackendError {
-    BackendError::new(
-        Fault::Unreachable,
-        RequestError::unavailable("AWS gave an answer that cannot be read; try again"),
-    )
+    BackendError::garbage("AWS")
 }
 
 /// A failed `AssumeRoleWithWebIdentity` in `region` (AWS STS API Reference, "Errors").
@@ -70,7 +67,7 @@ where
                  does not list {audience} among its client ids"
                 ),
                 // Perhaps for a moment only, so nothing that was got under the role goes: AWS' own SDKs try again too.
-                "InvalidIdentityToken" if message.contains("verification key") => {
+                _ if code == "IDPCommunicationError" || message.contains("verification key") => {
                     let text = format!(
                         "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for \
                          the role {role}"
@@ -133,6 +130,7 @@ pub(super) fn of_read<E>(
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
+    let is_own = *role.place == *region;
     let role = &role.name;
     classify(error, &format!("AWS Secrets Manager in {region}"), |code| {
         Some(match code {
@@ -150,12 +148,19 @@ where
                 RequestError::new(Code::NotFound, text).into()
             }
             "InvalidRequestException" => {
-                let text = "the secret is marked for deletion or has no value";
+                let text = "the secret is marked for deletion, has no value, or the version is not at that stage";
                 RequestError::new(Code::NotFound, text).into()
             }
             "InvalidParameterException" | "ValidationException" | "InvalidNextTokenException" => {
                 let text = "AWS does not take this name, version, stage or cursor";
                 RequestError::invalid(text).into()
+            }
+            // A region that the account has not enabled knows none of its sessions, however good they are elsewhere.
+            "UnrecognizedClientException" | "InvalidClientTokenId" if !is_own => {
+                let text = format!(
+                    "AWS in {region} does not know the session of the role {role}: enable that region in its account"
+                );
+                RequestError::unavailable(text).into()
             }
             "ExpiredTokenException"
             | "ExpiredToken"
@@ -225,4 +230,68 @@ where
 fn retry_after(response: &HttpResponse) -> Option<Duration> {
     let seconds = response.headers().get("retry-after")?.parse().ok()?;
     Some(Duration::from_secs(seconds))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use aws_sdk_secretsmanager::error::ErrorMetadata;
+    use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+
+    fn failed(code: &str) -> SdkError<GetSecretValueError, HttpResponse> {
+        let said = ErrorMetadata::builder().code(code).message("its words");
+        let answer = HttpResponse::new(400_u16.try_into().expect("a status"), "".into());
+        SdkError::service_error(GetSecretValueError::generic(said.build()), answer)
+    }
+
+    fn role() -> Role {
+        Role {
+            name: "arn:aws:iam::111122223333:role/test-app".into(),
+            proof: Proof::Token("sts.amazonaws.com".into()),
+            prefix: "".into(),
+            place: "eu-central-1".into(),
+            via: None,
+        }
+    }
+
+    #[test]
+    fn a_region_that_may_know_no_session_of_the_account_ends_none() {
+        for (code, region, fault) in [
+            ("ExpiredTokenException", "eu-central-1", Fault::SessionEnded),
+            ("ExpiredTokenException", "af-south-1", Fault::SessionEnded),
+            (
+                "UnrecognizedClientException",
+                "eu-central-1",
+                Fault::SessionEnded,
+            ),
+            ("UnrecognizedClientException", "af-south-1", Fault::Call),
+            ("InvalidClientTokenId", "af-south-1", Fault::Call),
+        ] {
+            let failed = of_read(&failed(code), &role(), region);
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (Code::Unavailable, fault),
+                "{code} {region}"
+            );
+            let named = failed.error.message.contains(region);
+            assert_eq!(named, fault == Fault::Call, "{}", failed.error);
+        }
+    }
+
+    #[test]
+    fn an_issuer_that_aws_does_not_reach_is_named() {
+        let failed = of_exchange(&failed("IDPCommunicationError"), &role(), "eu-central-1");
+        assert_eq!(
+            (failed.error.code, failed.fault),
+            (Code::Unavailable, Fault::Call)
+        );
+        assert!(failed.error.message.contains("issuer"), "{}", failed.error);
+    }
+
+    #[test]
+    fn a_version_and_a_stage_that_do_not_belong_together_are_among_the_causes() {
+        let failed = of_read(&failed("InvalidRequestException"), &role(), "eu-central-1");
+        assert_eq!(failed.error.code, Code::NotFound);
+        assert!(failed.error.message.contains("stage"), "{}", failed.error);
+    }
 }
