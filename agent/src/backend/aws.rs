@@ -30,7 +30,7 @@ use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
 use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
 use health::Health;
-use latchkey_client::protocol::Code;
+use std::slice;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
@@ -162,7 +162,6 @@ impl Aws {
         session_name: &str,
     ) -> Result<Credentials, BackendError> {
         // The call is not signed: the region only names the endpoint.
-        let region = role.via.as_deref().unwrap_or(region);
         let config = sts::config::Builder::new().region(Region::new(region.to_owned()));
         let answer = self
             .sts
@@ -257,15 +256,13 @@ impl Backend for Aws {
             }
             offer => {
                 let token = offer.token()?;
-                let mut outcome = Err(errors::garbage());
-                for region in self.sts_health.ordered(&regions) {
-                    outcome = self.assume(role, region, &token, &session_name).await;
-                    // A pod that has itself sent elsewhere says nothing of the region.
-                    if role.via.is_some() || !self.sts_health.note(region, &outcome) {
-                        break;
-                    }
-                }
-                outcome?
+                let global = role.via.as_ref();
+                let regions = global.map_or(&*regions, slice::from_ref);
+                self.sts_health
+                    .ask(regions, |region| {
+                        self.assume(role, region, &token, &session_name)
+                    })
+                    .await?
             }
         };
         Ok(Arc::new(AwsSession {
@@ -420,20 +417,9 @@ impl Session for AwsSession {
             return self.read_in(region, name.as_str(), selector).await;
         }
         let id = format!("{}{name}", self.role.prefix);
-        let mut by_own = Err(errors::garbage());
-        for region in self.health.ordered(&self.regions) {
-            let outcome = self.read_in(region, &id, selector).await;
-            let unreachable = self.health.note(region, &outcome);
-            let is_own = *region == self.regions[0];
-            // A replica may not have been given it yet, or ever: that there is no such secret is the own region's word.
-            if !unreachable && (is_own || !is_missing(&outcome)) {
-                return outcome;
-            }
-            if is_own {
-                by_own = outcome;
-            }
-        }
-        by_own
+        self.health
+            .ask(&self.regions, |region| self.read_in(region, &id, selector))
+            .await
     }
 
     async fn list(
@@ -443,26 +429,17 @@ impl Session for AwsSession {
         _request_id: &str,
     ) -> Result<Page, BackendError> {
         // A list goes on in the region where it began: no other knows its token.
-        if let Some(cursor) = cursor {
-            let (region, token) = self.begun(&cursor)?;
-            let outcome = self.list_in(region, limit, Some(token)).await;
-            self.health.note(region, &outcome);
-            return outcome;
-        }
-        let mut outcome = Err(errors::garbage());
-        for region in self.health.ordered(&self.regions) {
-            outcome = self.list_in(region, limit, None).await;
-            if !self.health.note(region, &outcome) {
-                break;
+        let (regions, token) = match &cursor {
+            Some(cursor) => {
+                let (region, token) = self.begun(cursor)?;
+                (slice::from_ref(region), Some(token))
             }
-        }
-        outcome
+            None => (&*self.regions, None),
+        };
+        self.health
+            .ask(regions, |region| self.list_in(region, limit, token))
+            .await
     }
-}
-
-/// Whether the cloud knows no such secret, or not that version of it.
-fn is_missing<T>(outcome: &Result<T, BackendError>) -> bool {
-    matches!(outcome, Err(failed) if failed.error.code == Code::NotFound)
 }
 
 fn no_region(name: &str) -> String {

@@ -110,6 +110,41 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
 }
 
 #[tokio::test]
+async fn a_region_that_the_role_may_not_use_takes_nothing_from_its_own() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let subject = format!("system:serviceaccount:test:{ACCOUNT}");
+    let own = read_and_list_policy(&[secret_arn(REGION, sandbox.aws.account(), "test/*")]);
+    let trust = trust_policy(sandbox.provider(), &subject, "sts.amazonaws.com");
+    let spec = RoleSpec::new(role, trust, own);
+    sandbox
+        .aws
+        .create_role(spec)
+        .expect("the policies are well formed");
+    let stale = |settings: AgentSettings| {
+        with_fallback(settings)
+            .set("cache.ttl", "1ms")
+            .set("cache.stale_if_error", "1h")
+    };
+    let _agent = sandbox.agent_with(stale).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    pod.secret(SECRET).await.expect("an answer").must_be_ok();
+    // Its own region does not answer, once: the other's word is all there is, and nothing old is given out after it.
+    let hang = Fault::on(Operation::GetSecretValue, Behaviour::Hang).in_region(REGION);
+    let _once = sandbox.aws.fault(hang.times(1));
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    answer.must_be_refused(403, "denied");
+    // It is asked last now, and asked all the same.
+    pod.secret(SECRET).await.expect("an answer").must_be_ok();
+    let asked: Vec<_> = reads(&sandbox)
+        .into_iter()
+        .filter_map(|read| read.region)
+        .collect();
+    assert_eq!(asked, [REGION, REGION, FALLBACK, FALLBACK, REGION]);
+}
+
+#[tokio::test]
 async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");

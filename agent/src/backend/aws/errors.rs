@@ -82,9 +82,7 @@ where
                     "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
                  longer than the role's maximum"
                 ),
-                "RegionDisabledException" => format!(
-                    "AWS refused the role {role}: its account has not activated the token service in this region"
-                ),
+                "RegionDisabledException" => return Some(switched_off(role)),
                 _ => return None,
             };
             Some(BackendError::refused(text))
@@ -112,13 +110,19 @@ where
                 "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
                  longer than the role's maximum, or than an hour if the machine's credentials are a role's"
             ),
-            "RegionDisabledException" => format!(
-                "AWS refused the role {role}: its account has not activated the token service in this region"
-            ),
+            "RegionDisabledException" => return Some(switched_off(role)),
             _ => return None,
         };
         Some(BackendError::refused(text))
     })
+}
+
+/// The account has no token service in the region. That is so for every role: what was got under this one stays.
+fn switched_off(role: &str) -> BackendError {
+    let text = format!(
+        "AWS refused the role {role}: its account has not activated the token service in this region"
+    );
+    RequestError::new(Code::Denied, text).into()
 }
 
 /// A failed call to Secrets Manager in `region` (its API Reference, "Common Errors" and those of `GetSecretValue`).
@@ -286,6 +290,21 @@ mod tests {
             (Code::Unavailable, Fault::Call)
         );
         assert!(failed.error.message.contains("issuer"), "{}", failed.error);
+    }
+
+    #[test]
+    fn a_token_service_that_is_switched_off_in_a_region_says_nothing_of_the_role() {
+        let error = failed("RegionDisabledException");
+        let role = role();
+        for failed in [
+            of_exchange(&error, &role, "af-south-1"),
+            of_machine(&error, &role),
+        ] {
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (Code::Denied, Fault::Call)
+            );
+        }
     }
 
     #[test]

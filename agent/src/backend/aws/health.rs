@@ -1,7 +1,7 @@
-//! Which regions answer, so that one that does not is not waited for by everybody.
+//! Which regions answer, so that one that does not is not waited for by everybody; and whose word counts.
 
 use crate::backend::{BackendError, Fault};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -15,23 +15,146 @@ pub(super) struct Health(pub(super) Mutex<Vec<(Arc<str>, Instant)>>);
 // === impl Health ===
 
 impl Health {
+    /// What `call` gives in the first of `regions` that has it; those not reached lately are asked last.
+    ///
+    /// Only the first of `regions` may say no, for another may not have been given the secret, or be closed to the role
+    /// or the account. Where the first cannot be reached a refusal of another stands all the same: after one, nothing
+    /// old may be served.
+    pub(super) async fn ask<'a, T, F>(
+        &self,
+        regions: &'a [Arc<str>],
+        call: impl Fn(&'a Arc<str>) -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = Result<T, BackendError>>,
+    {
+        let mut failed = super::errors::garbage();
+        for region in self.ordered(regions) {
+            let outcome = call(region).await;
+            let unreachable = matches!(&outcome, Err(error) if error.fault == Fault::Unreachable);
+            self.note(region, unreachable);
+            let is_own = *region == regions[0];
+            match outcome {
+                Err(error) if unreachable || !is_own => {
+                    if error.is_refusal() || is_own && !failed.is_refusal() {
+                        failed = error;
+                    }
+                }
+                said => return said,
+            }
+        }
+        Err(failed)
+    }
+
     /// `regions` in their order, those not reached lately last.
-    pub(super) fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
-        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
+        let mut down = self.down();
         down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
         let mut ordered: Vec<_> = regions.iter().collect();
         ordered.sort_by_key(|region| down.iter().any(|(other, _)| other == *region));
         ordered
     }
 
-    /// Notes how a call to `region` ended; whether the next region is to be asked.
-    pub(super) fn note<T>(&self, region: &Arc<str>, outcome: &Result<T, BackendError>) -> bool {
-        let unreachable = matches!(outcome, Err(error) if error.fault == Fault::Unreachable);
-        let mut down = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes whether `region` is down.
+    fn note(&self, region: &Arc<str>, is_down: bool) {
+        let mut down = self.down();
         down.retain(|(other, _)| other != region);
-        if unreachable {
+        if is_down {
             down.push((region.clone(), Instant::now()));
         }
-        unreachable
+    }
+
+    fn down(&self) -> MutexGuard<'_, Vec<(Arc<str>, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::RequestError;
+    use latchkey_client::protocol::Code;
+    /// The role's own region and one to fall back to.
+    fn regions() -> [Arc<str>; 2] {
+        ["own".into(), "other".into()]
+    }
+
+    fn failed(fault: Fault, code: Code) -> Result<u8, BackendError> {
+        Err(BackendError::new(fault, RequestError::new(code, "no")))
+    }
+
+    fn away() -> Result<u8, BackendError> {
+        failed(Fault::Unreachable, Code::Unavailable)
+    }
+
+    fn refused() -> Result<u8, BackendError> {
+        failed(Fault::Refused, Code::Denied)
+    }
+
+    /// What comes of it where the regions answer so, and which were asked in which order.
+    async fn asked(
+        health: &Health,
+        own: Result<u8, BackendError>,
+        other: Result<u8, BackendError>,
+    ) -> (Result<u8, Fault>, Vec<Arc<str>>) {
+        let (regions, order) = (regions(), Mutex::default());
+        let call = |region: &Arc<str>| {
+            let order: &Mutex<Vec<_>> = &order;
+            order.lock().expect("no panic").push(region.clone());
+            let answer = if **region == *"own" { &own } else { &other };
+            std::future::ready(answer.clone())
+        };
+        let outcome = health.ask(&regions, call).await;
+        let order = order.lock().expect("no panic").clone();
+        (outcome.map_err(|failed| failed.fault), order)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_roles_own_region_may_say_no() {
+        let there = [
+            (Ok(1), Ok(1)),
+            (refused(), Err(Fault::Refused)),
+            (failed(Fault::Call, Code::NotFound), Err(Fault::Call)),
+            (
+                failed(Fault::SessionEnded, Code::Unavailable),
+                Err(Fault::SessionEnded),
+            ),
+        ];
+        for (own, expected) in there {
+            for other in [
+                refused(),
+                failed(Fault::Call, Code::NotFound),
+                failed(Fault::SessionEnded, Code::Unavailable),
+            ] {
+                let (health, [own_region, other_region]) = (Health::default(), regions());
+                let (outcome, order) = asked(&health, own.clone(), other.clone()).await;
+                assert_eq!((outcome, order), (expected, vec![own_region.clone()]));
+                health.note(&own_region, true);
+                let (outcome, order) = asked(&health, own.clone(), other).await;
+                assert_eq!((outcome, order), (expected, vec![other_region, own_region]));
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn where_the_own_region_is_away_another_may_give_and_refuse_but_not_say_that_there_is_none()
+     {
+        for (other, expected) in [
+            (Ok(2), Ok(2)),
+            (refused(), Err(Fault::Refused)),
+            (failed(Fault::Call, Code::NotFound), Err(Fault::Unreachable)),
+            (
+                failed(Fault::SessionEnded, Code::Unavailable),
+                Err(Fault::Unreachable),
+            ),
+            (away(), Err(Fault::Unreachable)),
+        ] {
+            let health = Health::default();
+            // The second time the own region is asked last.
+            for _ in 0..2 {
+                let (outcome, _) = asked(&health, away(), other.clone()).await;
+                assert_eq!(outcome, expected);
+            }
+        }
     }
 }
