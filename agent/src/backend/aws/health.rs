@@ -8,9 +8,19 @@ use tokio::time::Instant;
 /// How long a region that could not be reached is asked after the others.
 const DOWN_FOR: Duration = Duration::from_secs(10);
 
+/// A call that has taken so long when the last who waited for it leaves says of its region what a timeout would.
+const HANGS: Duration = Duration::from_secs(1);
+
 /// The regions that could not be reached lately.
 #[derive(Debug, Default)]
 pub(super) struct Health(pub(super) Mutex<Vec<(Arc<str>, Instant)>>);
+
+/// A call to a region that has not ended yet.
+struct Call<'a> {
+    health: &'a Health,
+    region: &'a Arc<str>,
+    began: Instant,
+}
 
 // === impl Health ===
 
@@ -30,7 +40,13 @@ impl Health {
     {
         let mut failed = super::errors::garbage();
         for region in self.ordered(regions) {
+            let under_way = Call {
+                health: self,
+                region,
+                began: Instant::now(),
+            };
             let outcome = call(region).await;
+            drop(under_way);
             let unreachable = matches!(&outcome, Err(error) if error.fault == Fault::Unreachable);
             self.note(region, unreachable);
             let is_own = *region == regions[0];
@@ -69,11 +85,24 @@ impl Health {
     }
 }
 
+// === impl Call ===
+
+/// Also when the call has ended: what it ended with is noted over this.
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.began.elapsed() >= HANGS {
+            self.health.note(self.region, true);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::RequestError;
     use latchkey_client::protocol::Code;
+    use tokio::time::{sleep, timeout};
+
     /// The role's own region and one to fall back to.
     fn regions() -> [Arc<str>; 2] {
         ["own".into(), "other".into()]
@@ -155,6 +184,27 @@ mod tests {
                 let (outcome, _) = asked(&health, away(), other.clone()).await;
                 assert_eq!(outcome, expected);
             }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_region_for_which_nobody_waited_to_the_end_is_asked_last_if_it_took_long() {
+        for (patience, order) in [(999, ["own", "other"]), (1000, ["other", "own"])] {
+            let (health, regions) = (Health::default(), regions());
+            let hang = |_: &Arc<str>| async {
+                sleep(Duration::from_secs(60)).await;
+                Ok(())
+            };
+            let patience = Duration::from_millis(patience);
+            assert!(timeout(patience, health.ask(&regions, hang)).await.is_err());
+            let ordered = health.ordered(&regions);
+            assert_eq!(
+                ordered
+                    .into_iter()
+                    .map(|region| &**region)
+                    .collect::<Vec<_>>(),
+                order
+            );
         }
     }
 }
