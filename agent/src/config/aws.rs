@@ -156,14 +156,20 @@ pub(crate) fn is_region(text: &str) -> bool {
     right && text.len() <= 32 && !text.contains("fips")
 }
 
+/// Whether that may stand before every name: characters of names, and not first the one that makes a filter of
+/// `ListSecrets` mean all others.
+pub(crate) fn is_aws_prefix(text: &str) -> bool {
+    text.bytes().all(is_aws_name_byte) && !text.starts_with('!')
+}
+
 /// What stands before every name, in the characters of AWS Secrets Manager.
 fn prefix(value: &Value) -> Result<String, Wrong> {
-    let remedy = "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-, without //, . or .. as a part";
+    let remedy =
+        "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-!, without ! first, and //, . or .. as a part";
     let prefix = value::text(value, remedy)?;
     let parts_right =
         prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
-    let right =
-        prefix.len() <= value::MAX_PREFIX && prefix.bytes().all(is_aws_name_byte) && parts_right;
+    let right = prefix.len() <= value::MAX_PREFIX && is_aws_prefix(prefix) && parts_right;
     if right {
         Ok(prefix.to_owned())
     } else {
@@ -173,5 +179,5 @@ fn prefix(value: &Value) -> Result<String, Wrong> {
 
 /// Whether the name of a secret in AWS Secrets Manager may hold that byte.
 pub(crate) fn is_aws_name_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"/_+=.@-".contains(&byte)
+    byte.is_ascii_alphanumeric() || b"/_+=.@-!".contains(&byte)
 }

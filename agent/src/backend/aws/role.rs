@@ -2,7 +2,7 @@
 
 use crate::account::Annotations;
 use crate::backend::Selector;
-use crate::config::{AwsConfig, LocalRole, is_aws_name_byte, is_region};
+use crate::config::{AwsConfig, LocalRole, is_aws_name_byte, is_aws_prefix, is_region};
 use crate::error::RequestError;
 pub(super) use crate::role::MACHINE;
 use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
@@ -92,9 +92,9 @@ pub(super) fn of(
     let prefix = annotations
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
-    if !prefix.bytes().all(is_aws_name_byte) {
+    if !is_aws_prefix(prefix) {
         return Err(NoRole(
-            format!("{PREFIX_KEY} {prefix:?} holds characters that no AWS secret name has").into(),
+            format!("{PREFIX_KEY} {prefix:?} is no beginning of an AWS secret name").into(),
         ));
     }
     Ok(Role {
@@ -171,7 +171,7 @@ pub(super) fn check_name(
         .find(|c| !u8::try_from(*c).is_ok_and(is_aws_name_byte))
     {
         return Err(RequestError::invalid(format!(
-            "an AWS secret name has letters, digits and /_+=.@- only, not {character:?}"
+            "an AWS secret name has letters, digits and /_+=.@-! only, not {character:?}"
         )));
     }
     if role.prefix.len() + name.as_str().len() > NAME_LIMIT {

@@ -12,7 +12,7 @@ pub(super) const RIGHT: &[(&str, &str)] = &[
         "backends.aws.endpoint",
         "\"https://vpce-1a2b.example.com:8443\"",
     ),
-    ("backends.aws.prefix", "\"team-a/\""),
+    ("backends.aws.prefix", "\"team-a!/\""),
     ("backends.aws.region", "\"us-gov-west-1\""),
     ("backends.aws.sts_endpoint", "\"http://127.0.0.1:4566/\""),
     ("backends.aws.timeout", "\"2s\""),
@@ -131,6 +131,7 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
     (
         "backends.aws.prefix",
         &[
+            "\"!a\"",
             "\"a b\"",
             "\"a:b\"",
             "\"../\"",

@@ -253,7 +253,7 @@ fn names_versions_and_stages_have_the_lengths_and_characters_that_aws_allows() {
     };
     assert!(check(&"n".repeat(NAME_LIMIT - 2), None, None));
     assert!(!check(&"n".repeat(NAME_LIMIT - 1), None, None));
-    assert!(check("a/b_c+d=e.f@g-h", None, None));
+    assert!(check("a/b_c+d=e.f@g-h!i", None, None));
     assert!(!check("a b", None, None) && !check("a:b", None, None) && !check("\u{e4}", None, None));
     assert!(check("a", Some(32), None) && check("a", Some(64), None));
     assert!(!check("a", Some(31), None) && !check("a", Some(65), None));
@@ -262,9 +262,23 @@ fn names_versions_and_stages_have_the_lengths_and_characters_that_aws_allows() {
 }
 
 #[test]
+fn a_prefix_has_the_characters_of_names_and_does_not_begin_with_what_turns_a_filter_round() {
+    let with = |prefix| {
+        role(
+            &[("eks.amazonaws.com/role-arn", ARN), (PREFIX_KEY, prefix)],
+            &[],
+        )
+    };
+    assert_eq!(&*with("rds!").expect("a role").prefix, "rds!");
+    assert!(with("!rds").is_err() && with("a b").is_err());
+}
+
+#[test]
 fn only_a_whole_arn_of_a_secret_has_a_region() {
-    let arn = "arn:aws:secretsmanager:us-east-1:111122223333:secret:prod/db-AbCdEf";
-    assert_eq!(region_of_arn(arn), Some("us-east-1"));
+    for name in ["prod/db-AbCdEf", "rds!cluster-5f1c-AbCdEf"] {
+        let arn = format!("arn:aws:secretsmanager:us-east-1:111122223333:secret:{name}");
+        assert_eq!(region_of_arn(&arn), Some("us-east-1"));
+    }
     for wrong in [
         "arn:aws:secretsmanager:us-east-1:1111:secret:prod/db",
         "arn:aws:secretsmanager:us-east-1:11112222333x:secret:prod/db",
