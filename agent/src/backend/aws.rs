@@ -59,6 +59,8 @@ pub(super) struct Aws {
     settings: AwsConfig,
     /// The region where a role says nothing else.
     region: Arc<str>,
+    /// Whether the token service can be asked as the global one, which has no addresses for FIPS or dual-stack.
+    has_global: bool,
     /// Asked of the token service, in seconds.
     duration: i32,
     sts: AtFirstUse<sts::Client>,
@@ -130,6 +132,8 @@ impl Aws {
             store = store.endpoint_url(endpoint);
         }
         Ok(Self {
+            has_global: !base.use_fips().unwrap_or(false)
+                && !base.use_dual_stack().unwrap_or(false),
             settings: settings.clone(),
             region,
             duration: i32::try_from(duration.as_secs()).unwrap_or(i32::MAX),
@@ -256,7 +260,7 @@ impl Backend for Aws {
             }
             offer => {
                 let token = offer.token()?;
-                let global = role.via.as_ref();
+                let global = role.via.as_ref().filter(|_| self.has_global);
                 let regions = global.map_or(&*regions, slice::from_ref);
                 self.sts_health
                     .ask(regions, |region| {

@@ -113,28 +113,39 @@ async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy(
 }
 
 #[tokio::test]
-async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service() {
+async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service_where_it_serves() {
     needs_workloads!();
-    let way = Way::new(REGION, &[]).await;
-    let sandbox = &way.sandbox;
-    let role = sandbox.namespace("test");
-    let annotations = [
-        ("eks.amazonaws.com/role-arn", &*role),
-        ("eks.amazonaws.com/sts-regional-endpoints", "false"),
+    // There is no other for FIPS or dual-stack, and where accounts have to enable the region none that it believes.
+    let cases: [(_, &[_], _); 4] = [
+        (REGION, &[], "sts.amazonaws.com"),
+        ("af-south-1", &[], "sts.af-south-1.amazonaws.com"),
+        (
+            "us-east-1",
+            &[("AWS_USE_FIPS_ENDPOINT", "true")],
+            "sts-fips.us-east-1.amazonaws.com",
+        ),
+        (
+            REGION,
+            &[("AWS_USE_DUALSTACK_ENDPOINT", "true")],
+            "sts.eu-central-1.api.aws",
+        ),
     ];
-    sandbox
-        .kube
-        .annotate_service_account("test", ACCOUNT, &annotations);
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
-    let answer = pod.secret(SECRET).await.expect("an answer");
-    answer.must_be_ok();
-    assert_eq!(
-        way.proxy.asked(),
-        [
-            "sts.amazonaws.com:443",
-            "secretsmanager.eu-central-1.amazonaws.com:443"
-        ]
-    );
+    for (region, environment, host) in cases {
+        let way = Way::new(region, environment).await;
+        let sandbox = &way.sandbox;
+        let role = sandbox.namespace("test");
+        let annotations = [
+            ("eks.amazonaws.com/role-arn", &*role),
+            ("eks.amazonaws.com/sts-regional-endpoints", "false"),
+        ];
+        sandbox
+            .kube
+            .annotate_service_account("test", ACCOUNT, &annotations);
+        let pod = sandbox.pod("test", "web").await.expect("a pod");
+        // What the vault says does not matter.
+        pod.secret(SECRET).await.expect("an answer");
+        assert_eq!(way.proxy.asked()[0], format!("{host}:443"));
+    }
 }
 
 #[tokio::test]

@@ -20,6 +20,26 @@ const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 /// The region whose token service is the global one, `sts.amazonaws.com`, in the SDK's endpoint rules.
 const GLOBAL_REGION: &str = "aws-global";
 
+/// The regions in whose place the global token service may be asked (`UseGlobalEndpoint` in the SDK's endpoint rules).
+/// Those that accounts have to enable do not take its tokens.
+const GLOBALLY_SERVED: [&str; 15] = [
+    "ap-northeast-1",
+    "ap-south-1",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ca-central-1",
+    "eu-central-1",
+    "eu-north-1",
+    "eu-west-1",
+    "eu-west-2",
+    "eu-west-3",
+    "sa-east-1",
+    "us-east-1",
+    "us-east-2",
+    "us-west-1",
+    "us-west-2",
+];
+
 /// The longest secret name of Secrets Manager, in characters.
 const NAME_LIMIT: usize = 512;
 
@@ -102,9 +122,9 @@ pub(super) fn of(
         proof: Proof::Token(audience.into()),
         prefix: prefix.into(),
         place: region.into(),
-        // Only the oldest partition has a global endpoint.
-        via: (partition == "aws" && annotations.first(&[REGIONAL_STS_KEY])? == Some("false"))
-            .then(|| GLOBAL_REGION.into()),
+        via: (GLOBALLY_SERVED.contains(&region)
+            && annotations.first(&[REGIONAL_STS_KEY])? == Some("false"))
+        .then(|| GLOBAL_REGION.into()),
     })
 }
 

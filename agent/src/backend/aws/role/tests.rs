@@ -163,16 +163,20 @@ fn only_audiences_of_the_configuration_are_asked_for() {
 
 #[test]
 fn the_global_token_service_is_used_only_where_it_is_asked_for_and_exists() {
-    let with = |arn, value| {
+    let with = |arn, region, value| {
         let annotations = [
             ("eks.amazonaws.com/role-arn", arn),
+            (REGION_KEY, region),
             (REGIONAL_STS_KEY, value),
         ];
         role(&annotations, &[]).expect("a role").via.is_some()
     };
-    assert!(with(ARN, "false"));
-    assert!(!with(ARN, "true"));
-    assert!(!with("arn:aws-cn:iam::111122223333:role/x", "false"));
+    assert!(with(ARN, "eu-central-1", "false"));
+    assert!(!with(ARN, "eu-central-1", "true"));
+    // A region that accounts have to enable takes none of its tokens.
+    assert!(!with(ARN, "af-south-1", "false"));
+    let china = "arn:aws-cn:iam::111122223333:role/x";
+    assert!(!with(china, "cn-north-1", "false"));
 }
 
 #[test]
