@@ -180,6 +180,8 @@ pub(crate) struct Secret {
 pub(crate) struct Details {
     /// The full name of the resource.
     pub(crate) arn: Option<String>,
+    /// The name at the cloud, prefix and all.
+    pub(crate) name: Option<String>,
     /// The stages or labels of the version.
     pub(crate) stages: Vec<String>,
     /// When the version was made, in seconds of Unix time.

@@ -8,7 +8,7 @@ use crate::cache::Read;
 use crate::error::RequestError;
 use crate::metrics::Route;
 use crate::request::{SecretAsk, Shape, allowed};
-use crate::secret::SecretValue;
+use crate::secret::{SecretName, SecretValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -250,7 +250,7 @@ fn body(
                 let kind = if secret.is_text { TEXT } else { BINARY };
                 Ok((kind, bare(secret, None)?))
             }
-            Shape::Aws => Ok((JSON, aws(secret, name))),
+            Shape::Aws => Ok((JSON, aws(secret, &ask.name))),
         };
     };
     if ask.shape == Shape::Raw {
@@ -267,11 +267,13 @@ fn body(
     Ok((JSON, sealed_json(&body)))
 }
 
-fn aws(secret: &Secret, name: &str) -> Bytes {
+fn aws(secret: &Secret, asked: &SecretName) -> Bytes {
+    // As the application writes it, but for an ARN, in whose place there is the name that it is of.
+    let name = secret.details.name.as_deref().filter(|_| asked.is_arn());
     let encoded = (!secret.is_text).then(|| base64(secret.value.expose()));
     sealed_json(&AwsBody {
         arn: secret.details.arn.as_deref(),
-        name,
+        name: name.unwrap_or(asked.as_str()),
         version_id: &secret.version,
         secret_string: secret.value.expose_str().filter(|_| secret.is_text),
         secret_binary: encoded.as_ref().map(|text| text.as_str()),

@@ -305,7 +305,9 @@ impl Code {
         match self {
             Self::Denied | Self::NoRole | Self::NotAttested => "AccessDeniedException",
             Self::NotFound => "ResourceNotFoundException",
-            Self::InvalidRequest | Self::TooLarge => "InvalidParameterException",
+            Self::InvalidRequest | Self::MethodNotAllowed | Self::TooLarge => {
+                "InvalidParameterException"
+            }
             Self::Busy | Self::Throttled => "ThrottlingException",
             Self::Timeout => "TimeoutError",
             Self::Unavailable => "ConnectionError",

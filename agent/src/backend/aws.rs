@@ -322,6 +322,7 @@ impl AwsSession {
         Ok(Secret {
             details: Details {
                 arn: answer.arn,
+                name: answer.name,
                 stages: answer.version_stages.unwrap_or_default(),
                 created: answer.created_date.map(|date| date.as_secs_f64()),
             },

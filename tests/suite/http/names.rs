@@ -164,6 +164,9 @@ async fn an_arn_is_read_where_it_says_only_if_the_operator_allows_arns() {
     );
     let read = sandbox.aws.calls_where(|call| call.secret.is_some());
     assert_eq!(read[0].region.as_deref(), Some("us-west-2"));
+    let path = format!("/secretsmanager/get?secretId={arn}");
+    let answer = pod.get(&path).await.expect("an answer");
+    assert_eq!(answer.json()["Name"], "test/far", "{}", answer.text());
     // Another account's or partition's is refused by the cloud or before.
     let other = arn.replace("111122223333", "444455556666");
     let answer = pod.secret(&other).await.expect("an answer");

@@ -225,6 +225,9 @@ async fn clients_of_awss_own_agent_are_answered_as_by_it() {
             "{query}"
         );
     }
+    // Not what makes such a client try again.
+    let answer = served.ask(Request::new("POST", get)).await;
+    assert_eq!(answer.json()["__type"], "InvalidParameterException");
 }
 
 #[tokio::test]
