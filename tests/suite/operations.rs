@@ -236,6 +236,13 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
         (
             settings
                 .clone()
+                .set("backends.aws.region", "")
+                .env("AWS_REGION", ""),
+            "backends.aws.region is not set",
+        ),
+        (
+            settings
+                .clone()
                 .set("listen.socket", "/nonexistent/latchkey/agent.sock"),
             "socket's directory",
         ),

@@ -14,7 +14,7 @@ use super::{
     Backend, BackendError, Caller, Details, Offer, Page, Secret, Selector, Session, paging,
 };
 use crate::account::Annotations;
-use crate::config::{AwsConfig, LocalRole};
+use crate::config::{AwsConfig, LocalRole, is_region};
 use crate::error::RequestError;
 use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
@@ -118,19 +118,14 @@ impl Aws {
         let base = timeout(REGION_TIMEOUT, loader.load())
             .await
             .map_err(|_| no_region(name))?;
-        let region: Arc<str> = base
-            .region()
-            .ok_or_else(|| no_region(name))?
-            .to_string()
-            .into();
+        // The SDK also takes what the configuration does not: a variable that is set to nothing.
+        let region = base.region().map(Region::as_ref);
+        let region = region.filter(|region| is_region(region));
+        let region: Arc<str> = region.ok_or_else(|| no_region(name))?.into();
         let mut sts = sts::config::Builder::from(&base).retry_partition(unshared());
-        if let Some(endpoint) = &settings.sts_endpoint {
-            sts = sts.endpoint_url(endpoint);
-        }
+        sts.set_endpoint_url(settings.sts_endpoint.clone());
         let mut store = secretsmanager::config::Builder::from(&base).retry_partition(unshared());
-        if let Some(endpoint) = &settings.endpoint {
-            store = store.endpoint_url(endpoint);
-        }
+        store.set_endpoint_url(settings.endpoint.clone());
         Ok(Self {
             has_global: !base.use_fips().unwrap_or(false)
                 && !base.use_dual_stack().unwrap_or(false),

@@ -327,6 +327,13 @@ fn the_variables_of_the_sdk_count_where_the_file_says_nothing() {
     assert_eq!(aws.region.as_deref(), Some("eu-west-1"));
     assert_eq!(aws.endpoint.as_deref(), Some("https://aws.example.com"));
     assert_eq!(aws.sts_endpoint.as_deref(), Some("https://sts.example.com"));
+    let particular = (
+        "AWS_ENDPOINT_URL_SECRETS_MANAGER",
+        "https://vault.example.com",
+    );
+    let aws = environment("").and_env(particular.0, particular.1).aws();
+    assert_eq!(aws.endpoint.as_deref(), Some(particular.1));
+    assert_eq!(aws.sts_endpoint.as_deref(), Some("https://sts.example.com"));
     let aws = environment(
         "[backends.aws]\nregion = \"us-east-1\"\nendpoint = \"https://other.example.com\"",
     )

@@ -52,10 +52,22 @@ async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy(
     const DUAL_STACK: (&str, &str) = ("AWS_USE_DUALSTACK_ENDPOINT", "true");
     needs_workloads!();
     // Those of the SDK's own rules. Secrets Manager has dual-stack addresses under the name that it has anyhow.
-    let cases: [(_, &[_], _); 5] = [
+    let cases: [(_, &[_], _); 6] = [
         (
             REGION,
             &[],
+            [
+                "sts.eu-central-1.amazonaws.com",
+                "secretsmanager.eu-central-1.amazonaws.com",
+            ],
+        ),
+        (
+            REGION,
+            // As if they were not set.
+            &[
+                ("AWS_ENDPOINT_URL_STS", ""),
+                ("AWS_ENDPOINT_URL_SECRETS_MANAGER", ""),
+            ],
             [
                 "sts.eu-central-1.amazonaws.com",
                 "secretsmanager.eu-central-1.amazonaws.com",
