@@ -3,10 +3,10 @@
 //! The accept loop never waits for identity. A peer of a known pod is attested at once and takes a permit of its
 //! pod; everybody else takes one of a small pool of their own, so that no pod and no stranger can starve the rest.
 
+mod admission;
 mod clock;
 mod connection;
 mod doorman;
-mod house;
 mod remains;
 mod roll;
 mod stream;
@@ -24,8 +24,8 @@ use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
+use admission::Admission;
 use doorman::Doorman;
-use house::House;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
@@ -72,7 +72,7 @@ const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// Serves workloads.
 pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
-    house: Arc<House>,
+    admission: Arc<Admission>,
     pinning: Pinning,
     /// Connections by the shared socket.
     connections: Arc<Semaphore>,
@@ -130,7 +130,7 @@ impl Server {
         limits: &config::Limits,
         phase: watch::Receiver<Phase>,
     ) -> io::Result<Self> {
-        let house = House {
+        let admission = Admission {
             attestor,
             metrics: services.metrics.clone(),
             doorman: Arc::new(Doorman::new(limits.unattested)),
@@ -139,7 +139,7 @@ impl Server {
         };
         Ok(Self {
             services,
-            house: Arc::new(house),
+            admission: Arc::new(admission),
             pinning,
             connections: Arc::new(Semaphore::new(limits.connections)),
             own_connections: Arc::new(Semaphore::new(limits.connections)),
@@ -265,7 +265,7 @@ impl Server {
             turns,
             fd,
         };
-        let Some(connection) = Connection::open(arrival, &self.house, &self.roll.clock) else {
+        let Some(connection) = Connection::open(arrival, &self.admission, &self.roll.clock) else {
             return;
         };
         let connection = Arc::new(connection);
@@ -342,7 +342,7 @@ impl Server {
         let mut phase = self.phase.clone();
         let mut look = TAKEN_LOOKS.0;
         while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
-            match remains.now(&self.house.attestor, &self.house.orphans) {
+            match remains.now(&self.admission.attestor, &self.admission.orphans) {
                 Some(now) => remains = now,
                 None => return,
             }
@@ -360,7 +360,7 @@ impl Server {
         stream: UnixStream,
         of_door: &Semaphore,
     ) -> (UnixStream, Result<Peer, PeerError>) {
-        let (pinning, attestor) = (self.pinning, self.house.attestor.clone());
+        let (pinning, attestor) = (self.pinning, self.admission.attestor.clone());
         let pin = move || {
             let peer = attestor.peer(&stream, pinning);
             (stream, peer)
@@ -381,10 +381,10 @@ impl Server {
 
     fn refuse(&self, error: &PeerError) {
         let reason = AttestError::from(error).reason();
-        self.house.metrics.refused(reason);
+        self.admission.metrics.refused(reason);
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
-            _ if !self.house.warnings.is_due(reason, None) => {}
+            _ if !self.admission.warnings.is_due(reason, None) => {}
             _ => tracing::warn!(%error, reason, "a connection was refused"),
         }
     }

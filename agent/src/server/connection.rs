@@ -1,7 +1,7 @@
 //! One connection: who is behind it, and whether that still holds.
 
+use super::admission::{Admission, Found, Standing};
 use super::clock::Clock;
-use super::house::{Found, House, Standing};
 use super::remains::Remains;
 use super::times::{Times, Verdict};
 use crate::attest::{AttestError, Denial, Entrance, Workload};
@@ -34,7 +34,7 @@ const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Connection {
     peer: Peer,
     entrance: Entrance,
-    house: Arc<House>,
+    admission: Arc<Admission>,
     standing: Mutex<Standing>,
     /// For the requests of those who are no workload.
     turns: Arc<Turnstile>,
@@ -69,18 +69,22 @@ pub(super) struct Arrival {
 
 impl Connection {
     /// A connection to serve, or none if there is no room for one whose peer is not attested, or the peer has exited.
-    pub(super) fn open(arrival: Arrival, house: &Arc<House>, clock: &Arc<Clock>) -> Option<Self> {
+    pub(super) fn open(
+        arrival: Arrival,
+        admission: &Arc<Admission>,
+        clock: &Arc<Clock>,
+    ) -> Option<Self> {
         let Arrival {
             peer,
             entrance,
             turns,
             fd,
         } = arrival;
-        let standing = house.standing(&peer, entrance)?;
+        let standing = admission.admit(&peer, entrance)?;
         Some(Self {
             peer,
             entrance,
-            house: house.clone(),
+            admission: admission.clone(),
             standing: Mutex::new(standing),
             turns,
             fd,
@@ -267,7 +271,7 @@ impl Connection {
     pub(super) fn look(&self, leaving: bool) -> Verdict {
         let is_attested = match &*self.standing() {
             Standing::Attested { workload, .. } => {
-                if !self.house.attestor.may_still_ask(workload) {
+                if !self.admission.attestor.may_still_ask(workload) {
                     return Verdict::End;
                 }
                 true
@@ -311,26 +315,31 @@ impl Connection {
 
     /// Attests a peer whose pod was not known, and lets it in.
     async fn attest(&self) -> Result<Workload, RequestError> {
-        let workload = match self.house.attestor.attest(&self.peer, self.entrance).await {
+        let workload = match self
+            .admission
+            .attestor
+            .attest(&self.peer, self.entrance)
+            .await
+        {
             Ok(workload) => workload,
             Err(error) => {
                 if let AttestError::Denied(denial) = error {
-                    self.house.metrics.attestation(denial.as_str());
+                    self.admission.metrics.attestation(denial.as_str());
                 }
                 return Err(self.close_with(error));
             }
         };
-        let permit = match self.house.connection_of(&workload) {
+        let permit = match self.admission.connection_of(&workload) {
             Ok(permit) => permit,
             Err(why) => {
-                self.house.metrics.attestation("busy");
+                self.admission.metrics.attestation("busy");
                 if let Standing::AtTheDoor { found, .. } = &mut *self.standing() {
                     *found = Found::Busy { workload, why };
                 }
                 return Err(self.close_as_busy(why));
             }
         };
-        self.house.metrics.attestation("ok");
+        self.admission.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),
@@ -342,7 +351,7 @@ impl Connection {
     /// Makes sure of an identity again. It may become newer, never another.
     fn check_again(&self, before: &Workload) -> Result<Workload, RequestError> {
         let now = self
-            .house
+            .admission
             .attestor
             .locate(&self.peer, self.entrance)
             .map_err(|error| match error {
@@ -353,7 +362,7 @@ impl Connection {
                 }
                 error => error,
             })
-            .and_then(|location| self.house.attestor.known(&self.peer, location))
+            .and_then(|location| self.admission.attestor.known(&self.peer, location))
             .and_then(|now| {
                 now.ok_or(match before.pod().is_gone() {
                     true => AttestError::Denied(Denial::UnknownPod),
@@ -379,7 +388,7 @@ impl Connection {
             }
             Err(error) => {
                 if let AttestError::Denied(denial) = error {
-                    self.house.metrics.attestation(denial.as_str());
+                    self.admission.metrics.attestation(denial.as_str());
                 }
                 Err(self.close_with(error))
             }

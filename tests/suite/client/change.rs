@@ -392,7 +392,7 @@ async fn as_process_1_with_a_terminal_what_a_container_is_stopped_with_reaches_t
         None
     };
     // By the time that it sleeps, the program listens.
-    until("the program", || process("sleep").is_some()).await;
+    until("the program", async || process("sleep").is_some()).await;
     send(
         "-QUIT",
         &process("sandbox-latchke").expect("the supervisor"),

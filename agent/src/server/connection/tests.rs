@@ -32,14 +32,14 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
         turns: Turnstile::new(1),
         fd: stream.as_raw_fd(),
     };
-    let house = House {
+    let admission = Admission {
         attestor: Arc::new(Attestor::Sidecar(Arc::new(pod))),
         metrics: Arc::new(Metrics::new().expect("metrics")),
         doorman: Arc::new(Doorman::new(1)),
         orphans: Orphans::new(1),
         warnings: Warnings::default(),
     };
-    let connection = Connection::open(arrival, &Arc::new(house), &Arc::default());
+    let connection = Connection::open(arrival, &Arc::new(admission), &Arc::default());
     connection.expect("it is let in")
 }
 

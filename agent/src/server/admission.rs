@@ -1,4 +1,4 @@
-//! What all connections share, and what a peer is found to be when it comes in.
+//! Who is let in: what a peer is found to be when it connects, and the permit that it gets.
 
 use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::Orphans;
@@ -10,9 +10,9 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// What all connections share.
+/// What it takes to admit a peer; all connections share it.
 #[derive(Debug)]
-pub(super) struct House {
+pub(super) struct Admission {
     pub(super) attestor: Arc<Attestor>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) doorman: Arc<Doorman>,
@@ -47,12 +47,12 @@ pub(super) enum Found {
     Unknown,
 }
 
-// === impl House ===
+// === impl Admission ===
 
-impl House {
+impl Admission {
     /// What the peer is at first that came in by `entrance`; nothing if it has exited, or there is no room for one that
     /// is not attested.
-    pub(super) fn standing(&self, peer: &Peer, entrance: Entrance) -> Option<Standing> {
+    pub(super) fn admit(&self, peer: &Peer, entrance: Entrance) -> Option<Standing> {
         let metrics = &self.metrics;
         let location = self.locate(peer, entrance);
         let known = |location| self.attestor.known(peer, location);
