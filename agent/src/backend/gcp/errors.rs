@@ -20,7 +20,7 @@ pub(super) const STORE: &str = "Google Cloud Secret Manager";
 const ISSUER_SILENT: &str = "Error connecting to the given credential's issuer";
 
 /// A refusal of the Security Token Service (RFC 6749, 5.2; RFC 8693, 2.2.2).
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct OAuthError {
     #[serde(default)]
     error: String,
@@ -44,19 +44,24 @@ struct ApiStatus {
 
 /// A call of ours that brought no answer.
 pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError {
-    let failed = if error.is_connect() {
-        BackendError::unreachable(whose)
-    } else if error.is_timeout() {
+    let failed = if error.is_timeout() && !error.is_connect() {
         BackendError::late(whose)
     } else {
-        BackendError::garbage(whose)
+        BackendError::unreachable(whose)
     };
     failed.because(error)
 }
 
 /// The token service's refusal of the subject token.
 pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
-    let refusal: OAuthError = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let refusal = serde_json::from_slice(&answer.body).unwrap_or_else(|_| {
+        // What stands before the service, such as the switch of its API, answers as Google's other APIs do.
+        let ApiError { error } = serde_json::from_slice(&answer.body).unwrap_or_default();
+        OAuthError {
+            error: error.status,
+            error_description: error.message,
+        }
+    });
     let role = &role.name;
     let words = format!("{}: {}", refusal.error, refusal.error_description);
     // Perhaps for a moment only, so nothing that was got under the role goes.
@@ -81,6 +86,10 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
             "Google refused the service account's token for {role}: the provider's attribute condition does not \
              admit it"
         ),
+        "PERMISSION_DENIED" => format!(
+            "Google refused the service account's token for {role}: the Security Token Service API must be on, and no \
+             perimeter in the way"
+        ),
         _ => String::new(),
     };
     classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
@@ -94,7 +103,8 @@ pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
     let refused = match &*refusal.error.status {
         "PERMISSION_DENIED" | "NOT_FOUND" if by_machine => format!(
             "Google refused the service account {role}: it does not exist, or does not admit this machine's \
-             credentials (they need roles/iam.serviceAccountTokenCreator on it)"
+             credentials (they need roles/iam.serviceAccountTokenCreator on it), and the IAM Service Account \
+             Credentials API must be on"
         ),
         "UNAUTHENTICATED" if by_machine => {
             "Google does not take this machine's credentials: renew them".to_owned()
@@ -102,7 +112,7 @@ pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
         "PERMISSION_DENIED" | "NOT_FOUND" => format!(
             "Google refused the service account {role}: it does not exist, or does not admit this workload (it needs \
              roles/iam.workloadIdentityUser on it; with delegates, each roles/iam.serviceAccountTokenCreator on the \
-             next)"
+             next), and the IAM Service Account Credentials API must be on"
         ),
         "INVALID_ARGUMENT" | "FAILED_PRECONDITION" => format!(
             "Google refused the service account {role}: check its email address and its delegates, and that it is \
@@ -149,12 +159,13 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
             | Status::Aborted
             | Status::DataLoss,
         ) => BackendError::troubled(STORE),
+        // A status that is none of these, or is no status of Google's, says less than HTTP's.
+        _ if http == 401 => session_ended(),
+        _ if http == 429 => BackendError::throttled(STORE, wait_of(error)),
+        _ if http >= 500 => BackendError::troubled(STORE),
         Some(_) => BackendError::unexpected(STORE),
-        None if http == 401 => session_ended(),
-        None if http == 429 => BackendError::throttled(STORE, wait_of(error)),
-        None if http >= 500 => BackendError::troubled(STORE),
         None if error.is_timeout() => BackendError::late(STORE),
-        None if error.is_connect() => BackendError::unreachable(STORE),
+        None if error.is_connect() || error.is_io() => BackendError::unreachable(STORE),
         None => BackendError::garbage(STORE),
     };
     // What could not be read may be a value: its words are not repeated.
@@ -283,6 +294,29 @@ mod tests {
     }
 
     #[test]
+    fn where_an_answer_has_no_status_that_of_http_counts() {
+        for (http, code, fault) in [
+            (401, Code::Unavailable, Fault::SessionEnded),
+            (418, Code::Unavailable, Fault::Call),
+            (429, Code::Throttled, Fault::Call),
+            (503, Code::Unavailable, Fault::Unreachable),
+        ] {
+            let status = RpcStatus::default().set_code(Status::Unknown);
+            let error = Error::service_with_http_metadata(status, Some(http), None);
+            let failed = of_read(&error, &role());
+            assert_eq!((failed.error.code, failed.fault), (code, fault), "{http}");
+        }
+    }
+
+    #[test]
+    fn a_connection_to_the_vault_that_breaks_is_no_answer() {
+        let failed = of_read(&Error::io("broken"), &role());
+        assert_eq!(failed.fault, Fault::Unreachable);
+        let text = failed.error.message;
+        assert!(text.contains("cannot be reached"), "{text}");
+    }
+
+    #[test]
     fn what_could_not_be_read_is_not_repeated() {
         let error = Error::deser("invalid type: string \"canary\", expected a payload");
         let failed = of_read(&error, &role());
@@ -324,6 +358,13 @@ mod tests {
                 r#"{"error":"invalid_request"}"#,
                 Code::Unavailable,
                 Fault::Call,
+            ),
+            // The API is switched off, or a perimeter is in the way.
+            (
+                403,
+                r#"{"error":{"code":403,"message":"why","status":"PERMISSION_DENIED"}}"#,
+                Code::Denied,
+                Fault::Refused,
             ),
             (400, "<html>", Code::Unavailable, Fault::Unreachable),
             (429, "", Code::Throttled, Fault::Call),

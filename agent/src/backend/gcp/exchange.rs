@@ -237,6 +237,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_connection_to_a_token_service_that_breaks_is_no_answer() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let request = reqwest::Client::new().post(url);
+        let broken = async { listener.accept().await.map(drop).expect("a connection") };
+        let (answer, ()) = tokio::join!(ask(request, "it"), broken);
+        let text = answer.err().expect("it broke").error.message;
+        assert!(text.contains("cannot be reached"), "{text}");
+    }
+
+    #[tokio::test]
     async fn a_token_is_used_no_longer_than_was_wanted_whatever_google_says_of_its_life() {
         const WANTED: Duration = Duration::from_secs(900);
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
