@@ -134,9 +134,11 @@ fn what_to_check(code: u32) -> &'static str {
         }
         700_211 => "no federated credential of it has the cluster's issuer",
         700_212 => "no federated credential of it has the token's audience",
-        700_213 => "no federated credential of it has this service account as its subject",
+        700_213 | 7_002_138 => {
+            "no federated credential of it has this service account as its subject"
+        }
         7_000_112 => "the application is disabled in the tenant",
-        7_000_215 | 700_025 => "it is not set up for federated credentials",
+        70_025 | 700_025 => "it is not set up for federated credentials",
         _ => "https://login.microsoftonline.com/error explains the number",
     }
 }
@@ -281,6 +283,21 @@ fn told(error: &azure_core::Error) -> Told {
 
 /// The seconds that the cloud asks to wait; a date is not worth parsing here.
 fn retry_after(answer: &RawResponse) -> Option<Duration> {
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_federated_credential_that_is_missing_or_differs_is_told_as_such() {
+        assert!(what_to_check(70_025).contains("federated credentials"));
+        for subject in [700_213, 7_002_138] {
+            assert!(what_to_check(subject).contains("subject"), "{subject}");
+        }
+        // A client secret is never sent, so it is none of the texts'.
+        assert_eq!(what_to_check(7_000_215), what_to_check(0));
+    }
+}
     let seconds = answer.headers().get_optional_str(&RETRY_AFTER)?;
     Some(Duration::from_secs(seconds.parse().ok()?))
 }
