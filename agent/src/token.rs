@@ -26,6 +26,9 @@ const TOKEN_SECONDS: i64 = 600;
 /// How long the API server may take to issue one.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Why nothing new is made in a namespace that is being deleted (Kubernetes API, `NamespaceTerminatingCause`).
+const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
+
 /// Where subject tokens come from.
 pub(crate) enum SubjectTokens {
     /// The API server's TokenRequest.
@@ -133,6 +136,10 @@ fn without_the_kubelets(error: RequestError, kubelets: &FromKubelet) -> RequestE
 
 fn refusal(error: &kube::Error) -> RequestError {
     match error {
+        kube::Error::Api(status) if has_cause(status, NAMESPACE_TERMINATING) => RequestError::new(
+            Code::Denied,
+            "the pod's namespace is being deleted, so no more tokens are issued in it",
+        ),
         kube::Error::Api(status) if status.code == 403 => RequestError::new(
             Code::Denied,
             "the agent may not issue tokens for this pod's service account: the namespace has to allow it",
@@ -151,6 +158,11 @@ fn refusal(error: &kube::Error) -> RequestError {
         _ => unavailable(),
     }
     .because(error)
+}
+
+fn has_cause(status: &kube::core::Status, cause: &str) -> bool {
+    let details = status.details.as_ref();
+    details.is_some_and(|details| details.causes.iter().any(|known| known.reason == cause))
 }
 
 /// The seconds that the API server asks to wait, where its answer is a `Status` that says so (Kubernetes API, `StatusDetails`);

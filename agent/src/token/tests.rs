@@ -122,6 +122,20 @@ fn a_refusal_of_the_api_servers_says_whose_matter_it_is() {
     }
 }
 
+/// As the API server's admission tells it, in the words of a Role that is missing but for the cause.
+#[test]
+fn a_namespace_that_is_being_deleted_is_not_told_as_a_missing_right() {
+    let answer = json!({
+        "code": 403,
+        "reason": "Forbidden",
+        "details": {"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]},
+    });
+    let answer: Status = serde_json::from_value(answer).expect("a status");
+    let error = refusal(&kube::Error::Api(answer.boxed()));
+    assert_eq!(error.code, Code::Denied);
+    assert!(error.message.contains("deleted"), "{}", error.message);
+}
+
 #[test]
 fn a_status_of_the_api_servers_may_say_how_long_to_wait() {
     let busy = |seconds| {
