@@ -278,6 +278,7 @@ impl Agent {
     /// What is due now and then.
     async fn round(&mut self) -> std::io::Result<()> {
         for pod in self.attestor.pods() {
+            pod.sessions.tidy();
             pod.values.tidy();
         }
         if let Some(listener) = self.keeper.watch(&self.phase).await? {

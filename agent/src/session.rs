@@ -171,6 +171,14 @@ impl Sessions {
         }
     }
 
+    /// Lets go of the sessions that have ended.
+    pub(crate) fn tidy(&self) {
+        let now = Instant::now();
+        for (_, slot) in &*self.slots() {
+            slot.lock().held.take_if(|held| now >= held.unusable_at);
+        }
+    }
+
     /// The number of sessions at hand.
     pub(crate) fn count(&self, backend: BackendId) -> usize {
         self.slots()

@@ -184,6 +184,17 @@ async fn dying_credentials_are_not_used() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_nobody_uses_any_more_goes_when_it_has_ended() {
+    let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+    service.open(&sessions, &key).await.expect("a session");
+    for (waited, left) in [(LIFE - UNUSABLE_BEFORE * 2, 1), (UNUSABLE_BEFORE, 0)] {
+        advance(waited).await;
+        sessions.tidy();
+        assert_eq!(sessions.count(key.backend), left);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_refused_exchange_is_remembered_for_a_moment() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     service.refuses.store(true, Ordering::SeqCst);
