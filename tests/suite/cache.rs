@@ -283,6 +283,23 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
 }
 
 #[tokio::test]
+async fn a_refusal_of_a_list_takes_the_values_of_the_role_with_it() {
+    needs_workloads!();
+    let reader = Reader::start(&[("cache.ttl", "1h")]).await;
+    reader.read().await.must_be_ok();
+    let nothing = read_policy(&[secret_arn("*", reader.sandbox.aws.account(), "nothing")]);
+    reader
+        .sandbox
+        .aws
+        .set_policy(&reader.role, &nothing)
+        .expect("it is well formed");
+    reader.read().await.must_be_ok();
+    let listed = reader.pod.get("/v1/secrets").await.expect("an answer");
+    listed.must_be_refused(403, "denied");
+    reader.read().await.must_be_refused(403, "denied");
+}
+
+#[tokio::test]
 async fn what_is_kept_has_a_bound() {
     needs_workloads!();
     let reader = Reader::start(&[("cache.ttl", "1h"), ("cache.max_bytes", "64KiB")]).await;

@@ -110,6 +110,9 @@ impl Clouds {
                 return outcome;
             };
             let ended = failed.fault == Fault::SessionEnded;
+            if failed.is_refusal() {
+                workload.pod().values.forget(&key.role);
+            }
             if ended || failed.is_refusal() {
                 workload
                     .pod()
@@ -139,9 +142,6 @@ impl Clouds {
             async move { session.read(&key.name, &key.selector, asker.as_str()).await }
         };
         let outcome = self.call(&workload, &session, asker, "read", read).await;
-        if outcome.as_ref().is_err_and(BackendError::is_refusal) {
-            workload.pod().values.forget(&key.role);
-        }
         outcome.map(Arc::new)
     }
 }
