@@ -134,7 +134,7 @@ impl Values {
         F: Future<Output = Result<Arc<Secret>, BackendError>> + Send + 'static,
     {
         let keeps = self.keeps(&key.name);
-        let cache = if keeps { CacheUse::Miss } else { CacheUse::Off };
+        let cache = self.without_value(&key.name);
         let seat = self.reads.join(key, fresh, asker, fetch());
         let outcome = seat
             .result
@@ -169,6 +169,15 @@ impl Values {
                 }
                 Err((error, cache))
             }
+        }
+    }
+
+    /// What the cache does for a read of that name of which no value is at hand.
+    pub(crate) fn without_value(&self, name: &SecretName) -> CacheUse {
+        if self.keeps(name) {
+            CacheUse::Miss
+        } else {
+            CacheUse::Off
         }
     }
 

@@ -176,6 +176,8 @@ impl Services {
                 // Boxed, because a request that is answered from the cache need not carry it.
                 Box::pin(values.read(&key, ask.fresh, asker, fetch)).await
             }
+                // For the line of a read that is cut short.
+                record.cache = values.without_value(&key.name).as_str();
         };
         match outcome {
             Ok(read) => {

@@ -300,6 +300,22 @@ async fn a_refusal_of_a_list_takes_the_values_of_the_role_with_it() {
 }
 
 #[tokio::test]
+async fn a_read_that_its_deadline_cuts_has_missed_all_the_same() {
+    needs_workloads!();
+    let settings = [
+        ("cache.ttl", "1h"),
+        ("backends.aws.timeout", "1s"),
+        ("limits.attest_wait", "1s"),
+        ("limits.request_deadline", "1s"),
+    ];
+    let reader = Reader::start(&settings).await;
+    let _fault = reader.breaks(Behaviour::Hang);
+    reader.read().await.must_be_refused(504, "timeout");
+    let line = reader.agent.until_audit(|line| line["code"] == "timeout");
+    assert_eq!(line.await.expect("its line")["cache"], "miss");
+}
+
+#[tokio::test]
 async fn what_is_kept_has_a_bound() {
     needs_workloads!();
     let reader = Reader::start(&[("cache.ttl", "1h"), ("cache.max_bytes", "64KiB")]).await;
