@@ -58,7 +58,7 @@ pub(crate) struct SecretAsk {
     /// Past cache and reads that began before.
     pub(crate) fresh: bool,
     pub(crate) shape: Shape,
-    pub(crate) if_none_match: Option<HeaderValue>,
+    pub(crate) if_none_match: Vec<HeaderValue>,
     /// For how long the answer may wait until the tag is no longer right.
     pub(crate) wait: Option<Duration>,
 }
@@ -103,7 +103,7 @@ impl SecretAsk {
             key: None,
             fresh: false,
             shape: Shape::Json,
-            if_none_match: None,
+            if_none_match: Vec::new(),
             wait: None,
         }
     }
@@ -257,7 +257,7 @@ fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
         } else {
             Shape::Json
         },
-        if_none_match: head.headers.get(header::IF_NONE_MATCH).cloned(),
+        if_none_match: tags(head).cloned().collect(),
         wait,
     })
 }
@@ -279,12 +279,17 @@ fn wait(head: &Parts, query: &Query) -> Result<Option<Duration>, RequestError> {
             "a version does not change: wait without version",
         ));
     }
-    match head.headers.get(header::IF_NONE_MATCH) {
-        Some(tags) if tags.as_bytes().contains(&b'"') => Ok(Some(wait)),
-        _ => Err(RequestError::invalid(
+    if !tags(head).any(|tags| tags.as_bytes().contains(&b'"')) {
+        return Err(RequestError::invalid(
             "to wait for a change, say in If-None-Match the ETag of what you have",
-        )),
+        ));
     }
+    Ok(Some(wait))
+}
+
+/// What the caller says that it has.
+fn tags(head: &Parts) -> impl Iterator<Item = &HeaderValue> {
+    head.headers.get_all(header::IF_NONE_MATCH).iter()
 }
 
 fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
@@ -307,7 +312,7 @@ fn compatible(head: &Parts) -> Result<SecretAsk, RequestError> {
         key: None,
         fresh: refresh || asks_for_fresh(&head.headers),
         shape: Shape::Aws,
-        if_none_match: None,
+        if_none_match: Vec::new(),
         wait: None,
     })
 }

@@ -76,16 +76,13 @@ pub(crate) fn secret(
 ) -> Result<Answer, RequestError> {
     let secret = &read.secret;
     let etag = etag(&secret.version, ask)?;
-    let unchanged = ask
-        .if_none_match
-        .as_ref()
-        .is_some_and(|seen| matches(seen, &etag));
-    let mut answer = if unchanged {
+    // First of all: what is not there has not stayed the same, whatever the caller has.
+    let (kind, body) = body(secret, ask, backend)?;
+    let mut answer = if ask.if_none_match.iter().any(|seen| matches(seen, &etag)) {
         let mut answer = whole(Bytes::new(), request_id);
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
         answer
     } else {
-        let (kind, body) = body(secret, ask, backend)?;
         let mut answer = whole(body, request_id);
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
         answer

@@ -275,6 +275,12 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
             assert_eq!(answer.status, 200, "{seen}");
         }
     }
+    // The list of tags may come in several lines.
+    let lines = plain.clone().header("if-none-match", "\"other\"");
+    let answer = served
+        .ask(lines.header("if-none-match", &tagged[0].1))
+        .await;
+    assert_eq!(answer.status, 304, "{}", answer.text());
     served.sandbox.secret("test/tagged", "{}");
     let answer = served
         .ask(plain.header("if-none-match", &tagged[0].1))
@@ -292,6 +298,18 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
         served.ask(odd.header("if-none-match", &tag)).await.status,
         304
     );
+}
+
+#[tokio::test]
+async fn a_member_that_is_not_there_has_not_stayed_the_same() {
+    needs_workloads!();
+    let served = Served::start().await;
+    let any = Request::get("/v1/secrets/test/any?key=none").header("if-none-match", "*");
+    for (value, status, word) in [("{}", 404, "key_not_found"), ("text", 422, "not_json")] {
+        served.sandbox.secret("test/any", value);
+        let answer = served.ask(any.clone()).await;
+        answer.must_be_refused(status, word);
+    }
 }
 
 #[tokio::test]
