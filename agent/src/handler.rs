@@ -96,7 +96,14 @@ pub(crate) fn handle(
             // What is left of the body would be taken for the beginning of the next request.
             exchange.connection.close_after_answer();
         }
-        let code = outcome.as_ref().err().map(|error| error.code);
+        let code = match &outcome {
+            // Who is not ready says so in a body of its own.
+            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
+                Some(Code::Unavailable)
+            }
+            Ok(_) => None,
+            Err(error) => Some(error.code),
+        };
         let mut answer = outcome.unwrap_or_else(|error| {
             exchange.log(&head.method, route, &error);
             let mut answer = response::error(&error, route, exchange.id.as_str());
@@ -169,6 +176,8 @@ impl Services {
         let outcome = match at_hand {
             Some(read) => Ok(read),
             None => {
+                // For the line of a read that is cut short.
+                record.cache = values.without_value(&key.name).as_str();
                 let fetch = || {
                     let (clouds, key) = (self.clouds.clone(), key.clone());
                     clouds.fetch(workload.clone(), key, asker)
@@ -176,8 +185,6 @@ impl Services {
                 // Boxed, because a request that is answered from the cache need not carry it.
                 Box::pin(values.read(&key, ask.fresh, asker, fetch)).await
             }
-                // For the line of a read that is cut short.
-                record.cache = values.without_value(&key.name).as_str();
         };
         match outcome {
             Ok(read) => {

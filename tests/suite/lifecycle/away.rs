@@ -5,7 +5,7 @@ use crate::code;
 use std::time::{Duration, Instant};
 use testkit::kube::Fault;
 use testkit::sandbox::{Sandbox, container_id};
-use testkit::workload::Workload;
+use testkit::workload::{Workload, WorkloadSpec};
 use tokio::time::sleep;
 
 #[tokio::test]
@@ -64,6 +64,11 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
     let (status, text) = agent.admin("/readyz").await.expect("an answer");
     assert_eq!(status, 503);
     assert!(text.contains("pods"), "{text}");
+    let host = Workload::start(WorkloadSpec::host(&sandbox.socket()));
+    let asker = host.await.expect("a process");
+    assert_eq!(asker.get("/ready").await.expect("an answer").status, 503);
+    let counted = "latchkey_requests_total{code=\"unavailable\",route=\"ready\"}";
+    assert_eq!(agent.metric(counted).await.expect("metrics"), 1.0);
     sandbox
         .kube
         .start_again()
