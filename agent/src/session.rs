@@ -253,7 +253,7 @@ impl Slot {
                     // More than what is said of itself: whoever is asked has named it.
                     Code::Unavailable if wait > RETRY_AFTER => Some(wait.min(LONGEST_REST)),
                     _ if state.in_vain >= IN_VAIN.0 => Some(IN_VAIN.1),
-                    _ => error.is_refusal().then_some(REFUSAL_STANDS),
+                    _ => None,
                 };
                 if let Some(stands) = stands {
                     state.refused = Some((now + stands, error.clone()));

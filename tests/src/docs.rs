@@ -386,6 +386,7 @@ fn every_error_that_a_page_quotes_is_one_of_the_agents() {
             "the Google token service ",
             "Google's IAM credentials service ",
             "Google Cloud Secret Manager ",
+            "Azure ",
             "Entra ID ",
             "Key Vault ",
         ];

@@ -1,7 +1,7 @@
 //! What Key Vault's answer about a secret holds, and whether it may be used.
 
 use super::errors;
-use crate::backend::{BackendError, Fault, Secret};
+use crate::backend::{BackendError, Secret};
 use crate::error::RequestError;
 use crate::secret::SecretValue;
 use azure_core::http::Url;
@@ -95,10 +95,7 @@ pub(super) fn usable(attributes: Option<&SecretAttributes>) -> Result<(), Backen
     } else {
         return Ok(());
     };
-    Err(BackendError::new(
-        Fault::Call,
-        RequestError::new(Code::NotFound, text),
-    ))
+    Err(RequestError::new(Code::NotFound, text).into())
 }
 
 #[cfg(test)]

@@ -69,10 +69,7 @@ impl Failed {
 
 /// An answer without what it must hold.
 pub(super) fn garbage() -> BackendError {
-    BackendError::new(
-        Fault::Unreachable,
-        RequestError::unavailable("Azure gave an answer that cannot be read; try again"),
-    )
+    BackendError::garbage("Azure")
 }
 
 /// Something that the SDK does not take, which has been checked before.
@@ -283,6 +280,9 @@ fn told(error: &azure_core::Error) -> Told {
 
 /// The seconds that the cloud asks to wait; a date is not worth parsing here.
 fn retry_after(answer: &RawResponse) -> Option<Duration> {
+    let seconds = answer.headers().get_optional_str(&RETRY_AFTER)?;
+    Some(Duration::from_secs(seconds.parse().ok()?))
+}
 
 #[cfg(test)]
 mod tests {
@@ -297,7 +297,4 @@ mod tests {
         // A client secret is never sent, so it is none of the texts'.
         assert_eq!(what_to_check(7_000_215), what_to_check(0));
     }
-}
-    let seconds = answer.headers().get_optional_str(&RETRY_AFTER)?;
-    Some(Duration::from_secs(seconds.parse().ok()?))
 }
