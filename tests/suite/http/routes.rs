@@ -347,17 +347,23 @@ async fn with_a_required_header_nothing_is_answered_without_it() {
         .await
         .expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
-    for path in [
+    let batch = Request::new("POST", "/v1/secrets:batchGet").body(r#"{"names":["test/x"]}"#);
+    let paths = [
         SECRET,
         "/v1/secrets",
         "/v1/identity",
         "/secretsmanager/get?secretId=test/x",
-    ] {
-        let answer = pod.get(path).await.expect("an answer");
+        "/health",
+        "/ping",
+        "/ready",
+    ];
+    for request in paths.map(Request::get).into_iter().chain([batch]) {
+        let what = format!("{request:?}");
+        let answer = pod.request(request).await.expect("an answer");
         assert_eq!(
             (answer.status, &*code(&answer)),
             (400, "invalid_request"),
-            "{path}"
+            "{what}"
         );
     }
     assert!(sandbox.aws.calls().is_empty());
