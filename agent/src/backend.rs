@@ -9,7 +9,6 @@ mod error;
 mod file;
 mod folder;
 mod gcp;
-mod kept;
 pub(crate) mod machine;
 mod paging;
 mod pass;
@@ -27,11 +26,11 @@ use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use backon::ConstantBuilder;
 use bytes::Bytes;
-use kept::Kept;
 use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use store::Stored;
 
 /// When a call that has reached nobody is made again: once, since more would outlast the request's deadline; and not at
 /// the moment at which all others are made again that failed with it.
@@ -324,10 +323,10 @@ impl Backends {
                     Box::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
                 BackendConfig::File(settings) => {
-                    Box::new(Kept::of(file::Files::open(&name, settings)?))
+                    Box::new(Stored::of(file::Files::open(&name, settings)?))
                 }
                 BackendConfig::Pass(settings) => {
-                    Box::new(Kept::of(pass::Pass::open(&name, settings)?))
+                    Box::new(Stored::of(pass::Pass::open(&name, settings)?))
                 }
             };
             rows.push(Row { name, backend });

@@ -4,9 +4,8 @@
 //! folder that is too open shows at once.
 
 use super::BackendError;
-use super::folder::{Folder, FolderError};
-use super::kept::{Store, Value};
-use super::store;
+use super::folder::{Folder, FolderError, VALUE_LIMIT};
+use super::store::{self, Store, Value};
 use crate::config::FileConfig;
 use crate::role::Role;
 use crate::secret::SecretName;
@@ -64,12 +63,11 @@ impl Store for Files {
     }
 
     async fn read(&self, role: &Role, name: &SecretName) -> Result<Value, BackendError> {
-        let (folder, path) = (self.settings.path.clone(), store::path_of(role, name, ""));
-        store::off_thread(self.settings.timeout, move || {
-            let folder = Folder::open_again(&folder)?;
+        let path = store::path_of(role, name, "");
+        Folder::visit(&self.settings.path, self.settings.timeout, move |folder| {
             let found = folder.find(&path)?;
             folder.must_own(&found)?;
-            let value = found.read(store::VALUE_LIMIT)?;
+            let value = found.read(VALUE_LIMIT)?;
             Ok(Value {
                 bytes: value,
                 version: found.version(),

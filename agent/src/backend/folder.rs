@@ -3,6 +3,9 @@
 //! Names come from callers. They are resolved by the kernel below the open folder (openat2(2), `RESOLVE_BENEATH`), so
 //! neither `..` nor a symbolic link reaches anything else, whoever changes the tree meanwhile.
 
+use super::{BackendError, Fault};
+use crate::error::RequestError;
+use latchkey_client::protocol::Code;
 use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -13,7 +16,16 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
+
+/// The longest value, in bytes; no cloud takes more than 64 KiB.
+pub(super) const VALUE_LIMIT: usize = 1 << 20;
+
+/// How many threads may wait for file systems.
+static PLACES: Semaphore = Semaphore::const_new(16);
 
 /// The bits of a mode that let others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -74,10 +86,34 @@ impl Folder {
         Ok(Self(folder))
     }
 
-    /// The folder at `path`, for a read: where the folder itself is missing or closed, that says nothing about the
-    /// secret that is asked for.
-    pub(super) fn open_again(path: &Path) -> Result<Self, FolderError> {
-        Self::open(path).map_err(|error| FolderError::Io(io::Error::other(error)))
+    /// Opens the folder at `path` and does `work` in it, off the agent's one thread and not for ever: both may wait for
+    /// a file system. The runtime's other threads stay for others, such as the clouds' name resolution: a file system
+    /// that hangs keeps its threads for itself.
+    pub(super) async fn visit<T: Send + 'static>(
+        path: &Path,
+        limit: Duration,
+        work: impl FnOnce(&Self) -> Result<T, FolderError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        let path = path.to_owned();
+        let done = async {
+            let place = PLACES.acquire().await;
+            let work = move || {
+                let _place = place;
+                // Where the folder itself is missing or closed, that says nothing about the secret that is asked for.
+                let folder = Self::open(&path);
+                work(&folder.map_err(|error| FolderError::Io(io::Error::other(error)))?)
+            };
+            tokio::task::spawn_blocking(work).await
+        };
+        match timeout(limit, done).await {
+            Ok(Ok(outcome)) => outcome.map_err(|error| failure(&error)),
+            Ok(Err(_)) => Err(BackendError::died()),
+            Err(elapsed) => Err(BackendError::new(
+                Fault::Unreachable,
+                RequestError::unavailable("the store's folder does not answer in time; try again")
+                    .because(&elapsed),
+            )),
+        }
     }
 
     /// Checks that nobody but root and the agent's own user can change what lies directly in it.
@@ -250,137 +286,63 @@ fn without(path: &Path, ending: &str) -> Option<String> {
     path.to_str()?.strip_suffix(ending).map(str::to_owned)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::{PermissionsExt, symlink};
-    use tempfile::TempDir;
-
-    fn folder_of(files: &[(&str, &str)]) -> (TempDir, Folder) {
-        let directory = tempfile::tempdir().expect("a directory");
-        for (name, text) in files {
-            let path = directory.path().join(name);
-            fs::create_dir_all(path.parent().expect("a parent")).expect("a folder");
-            fs::write(&path, text).expect("a file");
-            mode(&path, 0o600);
-            for above in path.ancestors().skip(1) {
-                if above.starts_with(directory.path()) {
-                    mode(above, 0o700);
-                }
-            }
-        }
-        let folder = Folder::open(directory.path()).expect("it is there");
-        (directory, folder)
-    }
-
-    fn mode(path: &Path, mode: u32) {
-        fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("it is ours");
-    }
-
-    fn text_at(folder: &Folder, path: &str) -> Result<String, FolderError> {
-        let found = folder.find(Path::new(path))?;
-        let bytes = found.read(1024)?;
-        Ok(String::from_utf8(bytes.to_vec()).expect("text"))
-    }
-
-    #[test]
-    fn a_file_below_the_folder_is_read() {
-        let (_directory, folder) = folder_of(&[("prod/db", "hunter2")]);
-        assert_eq!(text_at(&folder, "prod/db").expect("it is there"), "hunter2");
-        assert!(matches!(text_at(&folder, "prod"), Err(FolderError::Absent)));
-        assert!(matches!(
-            text_at(&folder, "prod/db/x"),
-            Err(FolderError::Absent)
-        ));
-    }
-
-    #[test]
-    fn neither_dots_nor_links_lead_out() {
-        let (outside, _) = folder_of(&[("secret", "not ours")]);
-        let (directory, folder) = folder_of(&[("prod/db", "hunter2")]);
-        let at = |name: &str| directory.path().join(name);
-        symlink(outside.path().join("secret"), at("absolute")).expect("a link");
-        symlink(outside.path(), at("folder")).expect("a link");
-        symlink("prod/db", at("inside")).expect("a link");
-        let up = format!(
-            "../{}/secret",
-            outside.path().file_name().expect("a name").display()
-        );
-        symlink(&up, at("relative")).expect("a link");
-        for path in ["absolute", "folder/secret", "relative", &up, "/etc/passwd"] {
-            let outcome = text_at(&folder, path);
-            assert!(
-                matches!(outcome, Err(FolderError::Outside)),
-                "{path}: {outcome:?}"
-            );
-        }
-        assert_eq!(text_at(&folder, "inside").expect("it is there"), "hunter2");
-        let names = folder.list(Path::new(""), "").expect("it is ours");
-        assert_eq!(names, ["inside", "prod/db"]);
-    }
-
-    #[test]
-    fn what_others_may_write_is_not_ours_wherever_a_link_leads() {
-        let (directory, folder) = folder_of(&[("a/b/c", "1"), ("d", "2")]);
-        let at = |name: &str| directory.path().join(name);
-        symlink("a/b/c", at("link")).expect("a link");
-        let ours = |path: &str| folder.must_own(&folder.find(Path::new(path)).expect("there"));
-        for path in ["a/b/c", "link", "d"] {
-            ours(path).unwrap_or_else(|error| panic!("{path}: {error}"));
-        }
-        for (open, bits) in [("a/b/c", 0o620), ("a/b", 0o702), ("a", 0o770), ("", 0o777)] {
-            let before = fs::metadata(at(open)).expect("there").permissions();
-            mode(&at(open), bits);
-            for path in ["a/b/c", "link"] {
-                assert!(
-                    matches!(ours(path), Err(FolderError::Unsafe)),
-                    "{path} while {open:?} has mode {bits:o}"
-                );
-            }
-            fs::set_permissions(at(open), before).expect("ours");
-        }
-    }
-
-    #[test]
-    fn a_pipe_is_no_file_and_holds_nobody() {
-        let (directory, folder) = folder_of(&[("x", "1")]);
-        let pipe = directory.path().join("pipe");
-        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
-        assert!(matches!(text_at(&folder, "pipe"), Err(FolderError::Absent)));
-    }
-
-    #[test]
-    fn a_file_over_the_limit_is_not_read_in_part() {
-        let (_directory, folder) = folder_of(&[("x", "12345")]);
-        let found = folder.find(Path::new("x")).expect("there");
-        assert_eq!(&**found.read(5).expect("it fits"), b"12345");
-        assert!(matches!(found.read(4), Err(FolderError::TooLarge)));
-    }
-
-    #[test]
-    fn a_change_makes_another_version() {
-        let (directory, folder) = folder_of(&[("x", "1")]);
-        let version = || folder.find(Path::new("x")).expect("there").version();
-        let before = version();
-        assert_eq!(before, version());
-        fs::write(directory.path().join("new"), "2").expect("a file");
-        fs::rename(directory.path().join("new"), directory.path().join("x")).expect("ours");
-        assert_ne!(before, version());
-    }
-
-    #[test]
-    fn a_list_has_the_ending_taken_off_and_no_dotted_names() {
-        let (_directory, folder) = folder_of(&[
-            ("b.gpg", ""),
-            ("prod/db.gpg", ""),
-            ("prod/readme", ""),
-            (".git/x.gpg", ""),
-            (".hidden.gpg", ""),
-        ]);
-        let list = |from: &str| folder.list(Path::new(from), ".gpg").expect("it is ours");
-        assert_eq!(list(""), ["b", "prod/db"]);
-        assert_eq!(list("prod"), ["prod/db"]);
-        assert_eq!(list("none"), Vec::<String>::new());
-    }
+/// What the caller is told about a file that is not read.
+fn failure(error: &FolderError) -> BackendError {
+    let (fault, told) = match error {
+        FolderError::Absent => (
+            Fault::Call,
+            RequestError::new(Code::NotFound, "there is no such secret"),
+        ),
+        FolderError::Foreign => (
+            Fault::Call,
+            RequestError::new(
+                Code::Denied,
+                "this namespace reads only what is in the store's folder of its name, and its prefix is elsewhere",
+            ),
+        ),
+        FolderError::Outside => (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                "the secret's file is a link that leads out of the store",
+            ),
+        ),
+        FolderError::Unreadable => (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                "the agent's user may not read the secret's file",
+            ),
+        ),
+        FolderError::Unsafe => (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                "the secret's file, or a folder that it lies in, could have been written by others: chown it to \
+                 the agent's user or root, and chmod it go-w",
+            ),
+        ),
+        FolderError::TooLarge => (
+            Fault::Call,
+            RequestError::new(
+                Code::TooLarge,
+                format!("the secret has more than {VALUE_LIMIT} bytes"),
+            ),
+        ),
+        FolderError::TooMany => (
+            Fault::Call,
+            RequestError::new(
+                Code::TooLarge,
+                "the store has too many entries to be listed",
+            ),
+        ),
+        FolderError::Io(_) => (
+            Fault::Unreachable,
+            RequestError::unavailable("the store's folder cannot be read now; try again"),
+        ),
+    };
+    BackendError::new(fault, told.because(error))
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,10 +4,9 @@
 //! a name as its only argument of ours, an environment of three variables, and a time, at whose end it and all it has
 //! started is killed. It never asks anybody for a passphrase: a request must not make a prompt appear.
 
-use super::folder::{Folder, FolderError};
-use super::kept::{Store, Value};
+use super::folder::{Folder, FolderError, VALUE_LIMIT};
 use super::program::{self, Ended, RunError};
-use super::store;
+use super::store::{self, Store, Value};
 use super::{BackendError, Fault};
 use crate::config::PassConfig;
 use crate::error::RequestError;
@@ -78,9 +77,8 @@ impl Pass {
 
     /// The version of the file at `path`, if it is a secret's and nobody else can have written it.
     async fn version(&self, path: &Path) -> Result<Arc<str>, BackendError> {
-        let (folder, path) = (self.settings.store.clone(), path.to_owned());
-        store::off_thread(self.settings.timeout, move || {
-            let folder = Folder::open_again(&folder)?;
+        let path = path.to_owned();
+        Folder::visit(&self.settings.store, self.settings.timeout, move |folder| {
             let found = folder.find(&path)?;
             folder.must_own(&found)?;
             Ok(found.version())
@@ -105,7 +103,7 @@ impl Pass {
             .env("PASSWORD_STORE_DIR", &self.settings.store)
             .env("PASSWORD_STORE_GPG_OPTS", GPG_OPTIONS)
             .current_dir("/");
-        let ended = program::run(command, limit, store::VALUE_LIMIT).await;
+        let ended = program::run(command, limit, VALUE_LIMIT).await;
         match ended {
             Ok(ended) if ended.status.success() => Ok(ended.stdout),
             Ok(ended) => Err(why_not(&ended)),
@@ -114,7 +112,7 @@ impl Pass {
             ))),
             Err(RunError::TooLong) => Err(BackendError::from(RequestError::new(
                 Code::TooLarge,
-                format!("the secret has more than {} bytes", store::VALUE_LIMIT),
+                format!("the secret has more than {} bytes", VALUE_LIMIT),
             ))),
             Err(RunError::Io(error)) => Err(failure(
                 RequestError::unavailable("pass cannot be run; try again").because(&error),
