@@ -9,7 +9,7 @@ use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::sandbox::password;
 
 #[tokio::test]
-async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy() {
+async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy_or_past_it() {
     needs_workloads!();
     let node = AzureSandbox::start().await.expect("a sandbox");
     node.namespace("test");
@@ -19,16 +19,23 @@ async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy()
         .rsplit_once(':')
         .expect("a port");
     let cloud = SocketAddr::from((Ipv4Addr::LOCALHOST, port.parse().expect("a number")));
-    let proxy = EgressProxy::blind(cloud).await.expect("a proxy");
-    let by_proxy = |settings: AgentSettings| settings.env("HTTPS_PROXY", proxy.url());
-    let _agent = node.agent_with(by_proxy).await.expect("an agent");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
-    let answer = pod.secret(SECRET).await.expect("an answer");
-    assert_eq!(answer.status, 200, "{} {:?}", answer.text(), proxy.asked());
-    assert_eq!(answer.json()["value"], password("test"));
-    let mut asked = proxy.asked();
-    asked.sort();
-    let mut expected = [LOGIN_HOST, host].map(|host| format!("{host}:{port}"));
-    expected.sort();
-    assert_eq!(asked, expected);
+    let mut hosts = [LOGIN_HOST, host];
+    hosts.sort();
+    let by_proxy = hosts.map(|host| format!("{host}:{port}")).to_vec();
+    for (no_proxy, expected) in [(String::new(), by_proxy), (hosts.join(","), Vec::new())] {
+        let proxy = EgressProxy::blind(cloud).await.expect("a proxy");
+        let change = |settings: AgentSettings| {
+            settings
+                .env("HTTPS_PROXY", proxy.url())
+                .env("NO_PROXY", &no_proxy)
+        };
+        let _agent = node.agent_with(change).await.expect("an agent");
+        let answer = pod.secret(SECRET).await.expect("an answer");
+        let mut asked = proxy.asked();
+        assert_eq!(answer.status, 200, "{} {asked:?}", answer.text());
+        assert_eq!(answer.json()["value"], password("test"));
+        asked.sort();
+        assert_eq!(asked, expected);
+    }
 }
