@@ -109,9 +109,10 @@ class Refused(unittest.TestCase):
                       {"extraArgs": ["--set", "default_backend=azure"]}):
             chart.text(aside, gcp, "config.backends.azure.tenant=t")
         provider = {"extraEnv": [{"name": "LATCHKEY_AGENT__BACKENDS__GCP__PROVIDER", "value": "p"}], "config": {"backends": {"gcp": {}}}}
-        chart.text(provider, "delivery=hostPath", "rbac.tokens=namespace")
-        with self.assertRaisesRegex(Exception, "set config.backends.gcp.provider"):
-            chart.text(provider)
+        # The chart reads it, too: tokens are made out to it.
+        for expressions in ((), ("delivery=hostPath", "rbac.tokens=namespace")):
+            with self.assertRaisesRegex(Exception, "set config.backends.gcp.provider"):
+                chart.text(provider, *expressions)
 
     def test_an_update_strategy_that_the_api_server_refuses_is_refused_here(self):
         for expressions, advice in (

@@ -164,7 +164,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- if not (has $type (list "aws" "azure" "file" "gcp" "pass")) -}}
 {{- fail (printf "config.backends.%s has no type, and its name is none: set config.backends.%s.type to aws, azure, file, gcp or pass" $name $name) -}}
 {{- end -}}
-{{- if and (eq $type "gcp") (not $backend.provider) (or (eq $.Values.delivery "csi") (not (contains "provider" $aside))) -}}
+{{- if and (eq $type "gcp") (not $backend.provider) -}}
 {{- fail (printf "config.backends.%s does not say to whom pods' tokens are made out: set config.backends.%s.provider (docs/clouds/gcp.md)" $name $name) -}}
 {{- end -}}
 {{- if has $type (list "aws" "azure" "gcp") -}}
