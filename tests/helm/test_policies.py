@@ -249,6 +249,11 @@ class Levels(unittest.TestCase):
         binding = chart.one("ClusterRoleBinding", None, "rbac.tokens=node", name="latchkey-agent-audiences")
         self.assertEqual(["system:nodes"], [subject["name"] for subject in binding["subjects"]])
 
+    def test_where_no_backend_wants_tokens_no_right_is_made_that_the_api_server_would_refuse(self):
+        for role in chart.objects(None, "rbac.tokens=node", "config.backends.file.path=/secrets"):
+            if role["kind"] == "ClusterRole":
+                self.assertTrue(all(rule["resources"] for rule in role["rules"]), role["metadata"]["name"])
+
 
 if __name__ == "__main__":
     unittest.main()
