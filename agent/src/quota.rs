@@ -116,8 +116,9 @@ impl Quota {
         Ok(permit)
     }
 
-    /// The right to read one name of a batch, until it is dropped, as soon as there is one. All of a pod's batches
-    /// together read no more at once than it may have requests in flight: each read takes memory for a whole value.
+    /// The right to read one name of a batch or one secret of a volume, until it is dropped, as soon as there is one.
+    /// All of a pod's batches and volumes together read no more at once than it may have requests in flight: each read
+    /// takes memory for a whole value.
     ///
     /// # Errors
     ///

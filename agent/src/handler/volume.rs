@@ -26,7 +26,13 @@ impl Services {
         backend: Option<&str>,
     ) -> Result<Arc<Secret>, RequestError> {
         let id = self.next_id();
-        let deadline = Instant::now() + self.deadline;
+        let began = Instant::now();
+        let deadline = began + self.deadline;
+        let too_late = |_| RequestError::new(Code::Timeout, AGAIN);
+        let quota = &workload.pod().quota;
+        // It has time to wait, so it takes nothing from what the pod asks for itself. First, so that those who wait for
+        // it hold no place in the trail.
+        let permit = timeout_at(deadline, quota.batched()).await;
         let place = self.audit.reserve(deadline).await?;
         let mut ask = SecretAsk {
             backend: backend.map(str::to_owned),
@@ -35,15 +41,17 @@ impl Services {
         };
         self.fold(&mut ask);
         let mut record = Record::new(place, id, Asker::Volume(volume), ask.name.as_str());
+        record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
-            let _permit = workload.pod().quota.request()?;
+            let _permit = permit.map_err(too_late)??;
+            quota.spend(1)?;
             let (read, _) = self.read(id, workload, &ask, &mut record).await?;
             Ok(read.secret)
         };
         let outcome = timeout_at(deadline, work)
             .await
-            .unwrap_or_else(|_| Err(RequestError::new(Code::Timeout, AGAIN)));
+            .unwrap_or_else(|elapsed| Err(too_late(elapsed)));
         record.close(outcome.as_ref().err())?;
         outcome
     }

@@ -6,6 +6,8 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
 use testkit::until;
@@ -152,4 +154,27 @@ async fn the_records_of_one_pods_volumes_leave_room_for_anothers() {
     node.publish(&first).await.expect("it has it already");
     node.kubelet.unpublish(&first).await.expect("it goes");
     node.publish(&last).await.expect("now there is room");
+}
+
+#[tokio::test]
+async fn a_volume_of_more_secrets_than_its_pod_may_ask_for_at_once_is_filled_while_the_pod_asks() {
+    needs_workloads!();
+    let node = Node::start_with(|settings| settings.set("limits.in_flight_per_pod", "1")).await;
+    let pod = node.pod("test", "web").await;
+    let names: Vec<String> = (0..5).map(|number| format!("test/{number}")).collect();
+    for name in names.iter().map(String::as_str).chain(["test/held"]) {
+        node.sandbox.secret(name, "x");
+    }
+    let gate = Gate::new();
+    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = node.sandbox.aws.fault(hold.for_secret("test/held"));
+    let mut files = named(&pod.volume, "files");
+    files.attributes = vec![("secrets".into(), serde_json::json!(names).to_string())];
+    let meanwhile = async {
+        gate.reached(1).await;
+        node.publish(&files).await.expect("it is filled");
+        gate.open();
+    };
+    let (answer, ()) = tokio::join!(pod.workload.get("/v1/secrets/test/held"), meanwhile);
+    answer.expect("an answer").must_be_ok();
 }
