@@ -49,7 +49,7 @@ pub(crate) enum Ask {
 }
 
 /// An ask for one secret.
-#[derive(Debug)]
+#[derive(Debug, Eq, PartialEq)]
 pub(crate) struct SecretAsk {
     pub(crate) name: SecretName,
     pub(crate) backend: Option<String>,

@@ -13,7 +13,20 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 impl Services {
-    /// The latest version of the secret, read in the name of the pod whose volume it is for.
+    /// The ask for the latest version of a volume's secret. Asks for one secret are equal, however it is written.
+    pub(crate) fn ask_for_volume(&self, name: &SecretName, backend: Option<&str>) -> SecretAsk {
+        let known = self.backends.find(backend);
+        let known = known.map(|id| &**self.backends.name(id));
+        let mut ask = SecretAsk {
+            backend: known.or(backend).map(str::to_owned),
+            fresh: true,
+            ..SecretAsk::plain(name.clone())
+        };
+        self.fold(&mut ask);
+        ask
+    }
+
+    /// The secret, read in the name of the pod whose volume it is for.
     ///
     /// # Errors
     ///
@@ -22,8 +35,7 @@ impl Services {
         self: &Arc<Self>,
         workload: &Workload,
         volume: &str,
-        name: &SecretName,
-        backend: Option<&str>,
+        ask: &SecretAsk,
     ) -> Result<Arc<Secret>, RequestError> {
         let id = self.next_id();
         let began = Instant::now();
@@ -34,19 +46,13 @@ impl Services {
         // it hold no place in the trail.
         let permit = timeout_at(deadline, quota.batched()).await;
         let place = self.audit.reserve(deadline).await?;
-        let mut ask = SecretAsk {
-            backend: backend.map(str::to_owned),
-            fresh: true,
-            ..SecretAsk::plain(name.clone())
-        };
-        self.fold(&mut ask);
         let mut record = Record::new(place, id, Asker::Volume(volume), ask.name.as_str());
         record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
             let _permit = permit.map_err(too_late)??;
             quota.spend(1)?;
-            let (read, _) = self.read(id, workload, &ask, &mut record).await?;
+            let (read, _) = self.read(id, workload, ask, &mut record).await?;
             Ok(read.secret)
         };
         let outcome = timeout_at(deadline, work)

@@ -12,8 +12,8 @@ use crate::backend::Secret;
 use crate::csi::control::{Failure, FailureKind};
 use crate::csi::volume::{Key, Volume};
 use crate::error::RequestError;
+use crate::request::SecretAsk;
 use crate::response;
-use crate::secret::SecretName;
 use futures::{StreamExt, stream};
 use latchkey_client::protocol::Code;
 use std::sync::Arc;
@@ -42,13 +42,6 @@ pub(super) struct Filling {
     last: Mutex<Option<Result<(), Failure>>>,
 }
 
-/// One read, whose result may be in several files.
-#[derive(Clone, Eq, PartialEq)]
-struct Source {
-    secret: SecretName,
-    backend: Option<String>,
-}
-
 // === impl Filling ===
 
 impl Filling {
@@ -66,26 +59,6 @@ impl Filling {
             asked: asked::parse(&files.secrets)?,
             last: Mutex::default(),
         })))
-    }
-
-    /// What is to be read, each secret once: members of one secret are then of one version.
-    fn sources(&self) -> Vec<Source> {
-        let mut sources = Vec::new();
-        for source in self.asked.iter().map(Source::of) {
-            if !sources.contains(&source) {
-                sources.push(source);
-            }
-        }
-        sources
-    }
-}
-
-impl Source {
-    fn of(file: &FileAsked) -> Self {
-        Self {
-            secret: file.secret.clone(),
-            backend: file.backend.clone(),
-        }
     }
 }
 
@@ -173,22 +146,28 @@ impl Volumes {
             .of_volume(volume.pod.uid)
             .map_err(|error| no_pod(&error))?;
         let (workload, services) = (&workload, &self.server.services);
-        let reads: Vec<(Source, Result<Arc<Secret>, RequestError>)> =
-            stream::iter(filling.sources())
-                .map(|source| async move {
-                    let (secret, backend) = (&source.secret, source.backend.as_deref());
-                    let read = services.read_for_volume(workload, volume.name(), secret, backend);
-                    let read = read.await;
-                    (source, read)
-                })
-                .buffered(WIDTH)
-                .collect()
-                .await;
+        let ask = |file: &FileAsked| services.ask_for_volume(&file.secret, file.backend.as_deref());
+        // Each secret once: members of one secret are then of one version.
+        let mut asks = Vec::new();
+        for ask in filling.asked.iter().map(ask) {
+            if !asks.contains(&ask) {
+                asks.push(ask);
+            }
+        }
+        let reads: Vec<(SecretAsk, Result<Arc<Secret>, RequestError>)> = stream::iter(asks)
+            .map(|ask| async move {
+                let read = services.read_for_volume(workload, volume.name(), &ask);
+                let read = read.await;
+                (ask, read)
+            })
+            .buffered(WIDTH)
+            .collect()
+            .await;
         must_be_current(workload)?;
         let mut files = Vec::new();
         for file in &filling.asked {
-            let wanted = Source::of(file);
-            let read = reads.iter().find(|(source, _)| *source == wanted);
+            let wanted = ask(file);
+            let read = reads.iter().find(|(ask, _)| *ask == wanted);
             let content = match read {
                 Some((_, Ok(secret))) => response::bare(secret, file.key.as_deref()),
                 Some((_, Err(error))) => Err(error.clone()),

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
 use testkit::kubelet::VolumeSpec;
+use testkit::aws::{Call, Operation};
 use testkit::sandbox::{REGION, password};
 use testkit::until;
 
@@ -208,6 +209,21 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
         hidden.count() == 2
     };
     until("no old set", async || is_alone()).await;
+}
+
+/// Two reads could be of two versions.
+#[tokio::test]
+async fn a_secret_is_read_once_whether_its_entries_name_the_backend_or_leave_it_out() {
+    needs_workloads!();
+    let node = Node::start().await;
+    node.sandbox
+        .secret("test/tls", r#"{"crt": "c", "key": "k"}"#);
+    let secrets = r#"[{"name": "test/tls", "key": "crt", "file": "crt"},
+        {"name": "test/tls", "key": "key", "file": "key", "backend": "aws"}]"#;
+    let (_volume, target) = node.with_files("web", secrets).await;
+    assert_eq!(read(&target.join("key")), "k");
+    let reads = |call: &Call| call.operation == Operation::GetSecretValue;
+    assert_eq!(node.sandbox.aws.count_calls(reads), 1);
 }
 
 #[tokio::test]
