@@ -93,6 +93,7 @@ impl Node {
                 Err(Status::unavailable(failure.text))
             }
             Err(failure) => {
+                tracing::warn!(uid = %pod.uid, error = failure.text, "a volume is not published");
                 let _ = self.withdraw(&turn.key, &target).await;
                 Err(status(failure))
             }

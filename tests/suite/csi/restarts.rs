@@ -230,6 +230,9 @@ async fn an_agent_that_is_away_fails_a_new_publish_cleanly_and_the_next_succeeds
     let status = node.publish(&volume).await.expect_err("nobody is there");
     assert_eq!(status.code, 14, "{status}");
     assert!(status.message.contains("agent"), "{status}");
+    // No agent counts it, so this is all that the node tells of it.
+    let told = node.mounter.until_line("a volume is not published").await;
+    told.expect("the mounter's log says so");
     assert_eq!(
         (node.kubelet.mounts(), node.kubelet.kept()),
         (before, Vec::new())
