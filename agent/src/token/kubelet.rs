@@ -20,7 +20,7 @@ struct State {
     by_audience: BTreeMap<String, Held>,
     /// The pod has a volume by which tokens come.
     expected: bool,
-    /// Some have come by it.
+    /// The kubelet has brought some to this agent, so it is known for which audiences it does.
     came: bool,
 }
 
@@ -96,6 +96,23 @@ impl KubeletTokens {
         namespace: &str,
         service_account: &str,
     ) -> Result<(), HandedError> {
+        self.inherit(json, uid, namespace, service_account)?;
+        self.lock().came = true;
+        Ok(())
+    }
+
+    /// Takes the same from another agent, which may have asked for fewer audiences than this one does.
+    ///
+    /// # Errors
+    ///
+    /// As [`take`](Self::take).
+    pub(crate) fn inherit(
+        &self,
+        json: &[u8],
+        uid: PodUid,
+        namespace: &str,
+        service_account: &str,
+    ) -> Result<(), HandedError> {
         let written: BTreeMap<String, Written<'_>> =
             serde_json::from_slice(json).map_err(|_| HandedError::Malformed)?;
         let subject = super::subject(namespace, service_account);
@@ -123,7 +140,7 @@ impl KubeletTokens {
             }
         }
         state.tidy();
-        (state.expected, state.came) = (true, true);
+        state.expected = true;
         Ok(())
     }
 
@@ -327,9 +344,14 @@ mod tests {
         )
         .expect("right");
         let written = one.written().expect("two");
-        take(&other, std::str::from_utf8(&written).expect("text")).expect("right");
+        let uid = UID.parse().expect("a UID");
+        other.inherit(&written, uid, "test", "app").expect("right");
         assert_eq!(newest(&other, "a"), Some(own("a")));
         assert_eq!(newest(&other, "b"), Some(own("b")));
+        // Of an audience that the one before did not know of, the kubelet has yet to bring one.
+        assert!(matches!(other.newest("c"), FromKubelet::NotYet));
+        take(&other, &handed(&[("a", &own("a"), 600)])).expect("right");
+        assert!(matches!(other.newest("c"), FromKubelet::NotThisAudience));
     }
 
     #[test]

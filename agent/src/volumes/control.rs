@@ -213,7 +213,7 @@ pub(super) fn take_over(pods: &Pods, inventory: &Message<Inventory>) {
         let facts = pod.facts();
         let took = pod
             .tokens
-            .take(tokens, *uid, &facts.namespace, &facts.service_account);
+            .inherit(tokens, *uid, &facts.namespace, &facts.service_account);
         taken += usize::from(took.is_ok());
     }
     tracing::info!(
