@@ -5,7 +5,7 @@
 mod kubelet;
 pub(crate) mod projected;
 
-pub(crate) use kubelet::KubeletTokens;
+pub(crate) use kubelet::{HandedError, KubeletTokens};
 
 use crate::attest::Workload;
 use crate::error::RequestError;

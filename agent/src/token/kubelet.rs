@@ -46,10 +46,14 @@ pub(crate) enum FromKubelet {
 /// Why what was handed over is not taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum HandedError {
-    #[error("the kubelet's tokens are not in the form of CSI's tokenRequests")]
-    Malformed,
+    #[error(
+        "the kubelet handed over tokens that have expired: the clocks of node and API server differ"
+    )]
+    Expired,
     #[error("the kubelet's token is another pod's or service account's")]
     Foreign,
+    #[error("the kubelet's tokens are not in the form of CSI's tokenRequests")]
+    Malformed,
 }
 
 /// As the kubelet writes a token (CSIDriver `tokenRequests`).
@@ -131,6 +135,10 @@ impl KubeletTokens {
             let token = SubjectToken::from(token.to_owned());
             must_be(&token, &subject, uid)?;
             taken.push((audience, Held { token, expires }));
+        }
+        let now = crate::time::now();
+        if !taken.is_empty() && taken.iter().all(|(_, held)| held.expires <= now) {
+            return Err(HandedError::Expired);
         }
         let mut state = self.lock();
         for (audience, held) in taken {
@@ -332,6 +340,17 @@ mod tests {
         ] {
             assert_eq!(take(&tokens, malformed), Err(HandedError::Malformed));
         }
+    }
+
+    #[test]
+    fn tokens_that_have_expired_when_they_come_are_refused_by_that_reason() {
+        let tokens = KubeletTokens::default();
+        let (a, b) = (own("a"), own("b"));
+        let all = handed(&[("a", &a, -1), ("b", &b, -600)]);
+        assert_eq!(take(&tokens, &all), Err(HandedError::Expired));
+        take(&tokens, &handed(&[("a", &a, -1), ("b", &b, 600)])).expect("one is right");
+        assert_eq!(newest(&tokens, "b"), Some(b));
+        take(&tokens, "{}").expect("no audience, no token");
     }
 
     #[test]

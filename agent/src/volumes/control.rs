@@ -8,6 +8,7 @@ use crate::attest::{AttestError, Denial};
 use crate::csi::control::{Ask, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
 use crate::peer::Peer;
+use crate::token::HandedError;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
@@ -135,7 +136,13 @@ impl Volumes {
             let told = &volume.pod;
             pod.tokens
                 .take(tokens, told.uid, &told.namespace, &told.service_account)
-                .map_err(|error| Failure::new(FailureKind::Denied, error.to_string()))?;
+                .map_err(|error| {
+                    let kind = match error {
+                        HandedError::Expired => FailureKind::Unavailable,
+                        HandedError::Foreign | HandedError::Malformed => FailureKind::Denied,
+                    };
+                    Failure::new(kind, error.to_string())
+                })?;
         }
         let filling = self.keep_open(&key).map_err(|failure| {
             if failure.kind == FailureKind::Invalid {

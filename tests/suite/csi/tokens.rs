@@ -81,6 +81,22 @@ async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer
     reads_own(&workload).await;
 }
 
+/// As on a node whose clock is ahead: the kubelet brings newer ones, and all have ended.
+#[tokio::test]
+async fn tokens_that_have_expired_when_they_come_fail_the_mount_and_the_clocks_are_named() {
+    needs_workloads!();
+    let node = Node::start().await;
+    let (mut volume, _) = node.object_of("test", "web");
+    volume.audiences = vec![("sts.amazonaws.com".into(), -30)];
+    let status = node.publish(&volume).await.expect_err("it is refused");
+    assert_eq!(status.code, 14, "{status}");
+    assert!(status.message.contains("clocks"), "{status}");
+    volume.audiences = vec![("sts.amazonaws.com".into(), 600)];
+    node.publish(&volume)
+        .await
+        .expect("the clock is right again");
+}
+
 #[tokio::test]
 async fn an_audience_that_the_kubelet_does_not_hand_over_is_named() {
     needs_workloads!();
