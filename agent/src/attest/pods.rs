@@ -8,6 +8,7 @@ mod facts;
 mod listed;
 
 pub(crate) use facts::{ContainerKind, Facts};
+pub(crate) use listed::Listed;
 
 use super::cgroup::PodUid;
 use crate::account::Principal;
@@ -20,7 +21,6 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
-use listed::Listed;
 use prometheus::IntCounter;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -2,10 +2,10 @@
 
 use super::Finding;
 use crate::account::Directory;
+use crate::attest::pods::Listed;
 use crate::backend::Backends;
 use crate::config::Config;
 use crate::kubernetes::Clients;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub(super) async fn check(
     backends: &Arc<Backends>,
 ) -> Vec<Finding> {
     let here = format!("spec.nodeName={}", config.kubernetes.node);
-    let pods = Api::<Pod>::all(clients.node.clone());
+    let pods = Api::<Listed>::all(clients.node.clone());
     let parameters = ListParams::default().fields(&here);
     let Ok(Ok(pods)) = timeout(LIST_TIMEOUT, pods.list(&parameters)).await else {
         // What the agent may not do is said elsewhere.
@@ -36,7 +36,7 @@ pub(super) async fn check(
     };
     let used: BTreeSet<_> = pods
         .into_iter()
-        .filter_map(|pod| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
+        .filter_map(|Listed(pod)| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
         .collect();
     let directory = Directory::new(
         clients.own.clone(),

@@ -1,12 +1,12 @@
 //! What the agent's account may do at the API server, and which of the levels of rights that is.
 
 use super::Finding;
+use crate::attest::pods::Listed;
 use crate::config;
 use crate::kubernetes::Clients;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
 };
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, ListParams, PostParams};
 use std::time::Duration;
 use tokio::time::timeout;
@@ -131,7 +131,7 @@ async fn level(
 /// What no review of rights can say: whether the API server knows constrained impersonation, and whether the agent's
 /// token is bound to this node.
 async fn list_as_node(clients: &Clients, node: &str) -> Result<String, String> {
-    let pods = Api::<Pod>::all(clients.node.clone());
+    let pods = Api::<Listed>::all(clients.node.clone());
     let parameters = ListParams::default()
         .fields(&format!("spec.nodeName={node}"))
         .limit(1);

@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 /// A pod of which only that is read which the agent goes by.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Wire")]
-pub(super) struct Listed(pub(super) k8s::Pod);
+pub(crate) struct Listed(pub(crate) k8s::Pod);
 
 impl Resource for Listed {
     type DynamicType = ();
