@@ -303,7 +303,7 @@ async fn check_names_every_right_that_is_missing() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let rules = vec![
-        Rule::allow("get list", "pods"),
+        Rule::allow("list", "pods"),
         Rule::allow("get", "namespaces"),
     ];
     sandbox.kube.grant(AGENT, rules);
@@ -314,7 +314,11 @@ async fn check_names_every_right_that_is_missing() {
         .lines()
         .filter_map(|line| line.strip_prefix("missing  ")?.split(':').next())
         .collect();
-    let rights = ["right to watch pods", "right to get serviceaccounts"];
+    let rights = [
+        "right to watch pods",
+        "right to get pods",
+        "right to get serviceaccounts",
+    ];
     for right in rights {
         assert!(missing.contains(&right), "{right} is not in:\n{found}");
     }

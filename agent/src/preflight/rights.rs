@@ -35,10 +35,14 @@ const fn right(verb: &'static str, resource: &'static str) -> Right {
 const OWN: [Right; 2] = [right("get", "serviceaccounts"), right("get", "namespaces")];
 
 /// What it asks about pods as itself.
-const PODS: [Right; 2] = [right("watch", "pods"), right("list", "pods")];
+const PODS: [Right; 3] = [
+    right("watch", "pods"),
+    right("list", "pods"),
+    right("get", "pods"),
+];
 
 /// What lets it ask as its node.
-const AS_NODE: [Right; 4] = [
+const AS_NODE: [Right; 5] = [
     Right {
         verb: "impersonate:associated-node",
         group: "authentication.k8s.io",
@@ -47,6 +51,7 @@ const AS_NODE: [Right; 4] = [
     },
     right("impersonate-on:associated-node:watch", "pods"),
     right("impersonate-on:associated-node:list", "pods"),
+    right("impersonate-on:associated-node:get", "pods"),
     Right {
         verb: "impersonate-on:associated-node:create",
         group: "",
