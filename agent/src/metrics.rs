@@ -241,8 +241,10 @@ impl Metrics {
         self.connections_refused
             .with_label_values(&["recycled_pid"]);
         for route in Route::ALL {
-            self.requests
-                .with_label_values(&[route.as_str(), Code::Internal.as_str()]);
+            for code in [Code::Internal, Code::Timeout, Code::Unavailable] {
+                self.requests
+                    .with_label_values(&[route.as_str(), code.as_str()]);
+            }
         }
     }
 
@@ -338,6 +340,8 @@ mod tests {
             r#"latchkey_attestations_total{outcome="nested_pod_seen"}"#,
             r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
+            r#"latchkey_requests_total{code="timeout",route="batch"}"#,
+            r#"latchkey_requests_total{code="unavailable",route="secret"}"#,
             r#"latchkey_cache_total{outcome="stale"}"#,
             "latchkey_watch_failures_total",
         ] {
