@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     request_seconds: HistogramVec,
     /// The two above by route and code, looked up once: this is the hot path.
     hot: [RouteMetrics; Route::ALL.len()],
+    batch_secrets: IntCounterVec,
     backend_seconds: HistogramVec,
     backend_errors: IntCounterVec,
     attestations: IntCounterVec,
@@ -163,6 +164,11 @@ impl Metrics {
                 &["route"],
             )?,
             hot: Default::default(),
+            batch_secrets: counters(
+                "latchkey_batch_secrets_total",
+                "Names of batches by how they ended; a batch refused as a whole is one.",
+                &["code"],
+            )?,
             backend_seconds: times(
                 "latchkey_backend_seconds",
                 "Time of the calls to a cloud.",
@@ -240,10 +246,10 @@ impl Metrics {
         }
         self.connections_refused
             .with_label_values(&["recycled_pid"]);
-        for route in Route::ALL {
-            for code in [Code::Internal, Code::Timeout, Code::Unavailable] {
-                self.requests
-                    .with_label_values(&[route.as_str(), code.as_str()]);
+        for code in [Code::Internal, Code::Timeout, Code::Unavailable].map(Code::as_str) {
+            self.batch_secrets.with_label_values(&[code]);
+            for route in Route::ALL {
+                self.requests.with_label_values(&[route.as_str(), code]);
             }
         }
     }
@@ -275,6 +281,12 @@ impl Metrics {
         hot.seconds
             .get_or_init(|| self.request_seconds.with_label_values(&[route.as_str()]))
             .observe(took.as_secs_f64());
+    }
+
+    /// Counts a name of a batch, or a batch that is refused as a whole.
+    pub(crate) fn batch_secret(&self, code: Option<Code>) {
+        let code = code.map_or("ok", Code::as_str);
+        self.batch_secrets.with_label_values(&[code]).inc();
     }
 
     /// Counts and times a call to a cloud.
@@ -342,6 +354,7 @@ mod tests {
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
             r#"latchkey_requests_total{code="timeout",route="batch"}"#,
             r#"latchkey_requests_total{code="unavailable",route="secret"}"#,
+            r#"latchkey_batch_secrets_total{code="unavailable"}"#,
             r#"latchkey_cache_total{outcome="stale"}"#,
             "latchkey_watch_failures_total",
         ] {

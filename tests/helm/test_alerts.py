@@ -32,6 +32,11 @@ WELL = {
     'latchkey_requests_total{route="secret",code="unavailable"}': rises(1),
     'latchkey_requests_total{route="secret",code="denied"}': rises(1),
     'latchkey_requests_total{route="secret",code="internal"}': rises(0),
+    'latchkey_requests_total{route="batch",code="ok"}': rises(100),
+    'latchkey_batch_secrets_total{code="ok"}': rises(1000),
+    'latchkey_batch_secrets_total{code="unavailable"}': rises(1),
+    'latchkey_batch_secrets_total{code="denied"}': rises(1),
+    'latchkey_batch_secrets_total{code="internal"}': rises(0),
     "latchkey_pods": "30x60",
     "latchkey_watch_failures_total": "0x20 15x20 18x20",
     'latchkey_attestations_total{outcome="ok"}': rises(100),
@@ -162,7 +167,8 @@ class Alerts(unittest.TestCase):
     def test_a_node_whose_pods_ask_seldom_has_its_outage_told_and_one_that_fails_now_and_then_has_not(self):
         def asked(**each_minute):
             codes = {"ok": 0, "unavailable": 0, "denied": 0, **each_minute}
-            return {f'latchkey_requests_total{{route="secret",code="{code}"}}': rises(by) for code, by in codes.items()}
+            asked = {f'latchkey_requests_total{{route="secret",code="{code}"}}': rises(by) for code, by in codes.items()}
+            return asked | {f'latchkey_batch_secrets_total{{code="{code}"}}': rises(0) for code in codes}
 
         alert = "LatchkeyUnavailable"
         never = [fires(alert, minute, 0) for minute in range(60)]
@@ -172,6 +178,17 @@ class Alerts(unittest.TestCase):
             case("25 pods, a read each five minutes", asked(unavailable=5), [fires(alert, 30, 1)]),
             case("one in a hundred fails", asked(unavailable=5, ok=495), never),
             case("one fails, and no other is asked", {**asked(), **once}, never),
+        ])
+
+    def test_what_fails_within_batches_is_told_though_each_is_answered(self):
+        name = "latchkey_batch_secrets_total"
+        seldom = {series: rises(0) for series in WELL if series.startswith(("latchkey_requests_total", name))}
+        batches = {'latchkey_requests_total{route="batch",code="ok"}': rises(1)}
+        self.tried("csi", [
+            case("often", {f'{name}{{code="timeout"}}': rises(30)}, [fires("LatchkeyUnavailable", 30, 1)]),
+            case("seldom", {**seldom, **batches, f'{name}{{code="unavailable"}}': rises(1)}, [fires("LatchkeyUnavailable", 30, 1)]),
+            case("no role", {f'{name}{{code="no_role"}}': rises(30)}, [fires("LatchkeyDenied", 40, 1)]),
+            case("a bug", {f'{name}{{code="internal"}}': ONCE}, [fires("LatchkeyInternal", 31, 1)]),
         ])
 
     def test_where_nothing_is_scraped_one_alert_says_so(self):

@@ -401,6 +401,30 @@ async fn every_metric_of_the_contract_counts_what_happened() {
     }
 }
 
+/// The batch is answered, whatever its names came to.
+#[tokio::test]
+async fn each_name_of_a_batch_is_counted_and_a_batch_that_is_refused_as_a_whole_is_one() {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
+    let agent = sandbox.agent_with(slow).await.expect("an agent");
+    let batch = |names: &[&str]| {
+        let batch = Request::new("POST", "/v1/secrets:batchGet");
+        batch.body(serde_json::json!({ "names": names }).to_string())
+    };
+    let names = ["test/database-password", "prod/database-password"];
+    let answer = pod.request(batch(&names)).await.expect("an answer");
+    answer.must_be_ok();
+    let many = ["a", "b", "c", "d", "e", "f"];
+    let answer = pod.request(batch(&many)).await.expect("an answer");
+    answer.must_be_refused(429, "busy");
+    for code in ["ok", "denied", "busy"] {
+        let name = format!("latchkey_batch_secrets_total{{code=\"{code}\"}}");
+        let counted = agent.metric(&name).await.expect("metrics");
+        assert!((counted - 1.0).abs() < f64::EPSILON, "{name} {counted}");
+    }
+}
+
 #[tokio::test]
 async fn an_agent_is_ready_at_once() {
     needs_workloads!();

@@ -65,6 +65,7 @@ impl Exchange {
             if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
                 yield_now().await;
             }
+            self.count(outcome.as_ref().err());
             match outcome {
                 Ok((body, room)) => {
                     bodies.push(body);
@@ -92,11 +93,18 @@ impl Exchange {
     ) -> Result<Answer, RequestError> {
         // What is no batch asks for nothing.
         if error.code != Code::InvalidRequest {
+            self.count(Some(&error));
             let mut record = self.record("").await?;
             record.workload = workload.cloned();
             record.close(Some(&error))?;
         }
         Err(error)
+    }
+
+    /// Counts what the answer as a whole does not tell.
+    fn count(&self, error: Option<&RequestError>) {
+        let metrics = &self.services.metrics;
+        metrics.batch_secret(error.map(|error| error.code));
     }
 
     /// One name of a batch, with a line of its own. `size` is that of all values so far.
