@@ -103,13 +103,12 @@ impl Account {
         Self::with(uid, backends, |backend| backend.role(annotations))
     }
 
-    /// The account of a principal of the machine, the one of that number in the configuration.
+    /// The account of a principal of the machine.
     ///
     /// # Errors
     ///
     /// If its role is no backend's, which is a mistake.
     pub(crate) fn of_machine(
-        number: usize,
         workload: &LocalWorkload,
         backends: &Backends,
     ) -> Result<Self, StartError> {
@@ -121,7 +120,8 @@ impl Account {
             if !roles.any(|role| role.name.eq_ignore_ascii_case(named)) {
                 let why = account.roles.iter().find_map(|role| role.as_ref().err());
                 let why = why.map(ToString::to_string).unwrap_or_default();
-                return Err(StartError::LocalRole(number, named.clone(), why));
+                let section = workload.section.clone();
+                return Err(StartError::LocalRole(section, named.clone(), why));
             }
         }
         Ok(account)

@@ -54,8 +54,8 @@ pub(crate) enum StartError {
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[source] prometheus::Error),
     /// The role of a principal of this machine.
-    #[error("local.workload.{0}.role {1:?} is no backend's: {2}")]
-    LocalRole(usize, String, String),
+    #[error("{0}.role {1:?} is no backend's: {2}")]
+    LocalRole(String, String, String),
     /// The socket's directory.
     #[error(transparent)]
     SocketPath(#[from] SocketPathError),
@@ -250,15 +250,14 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
     match config.identity.mode {
         IdentityMode::Kubernetes => Vec::new(),
         IdentityMode::Local => {
-            let workloads = config.local.iter().enumerate();
-            let of = |(number, workload): (usize, &LocalWorkload)| Finding {
+            let of = |workload: &LocalWorkload| Finding {
                 subject: format!("uid {}", workload.uid),
-                outcome: match Account::of_machine(number, workload, backends) {
+                outcome: match Account::of_machine(workload, backends) {
                     Ok(account) => Ok(account.describe(backends)),
                     Err(error) => Err(error.to_string()),
                 },
             };
-            workloads.map(of).collect()
+            config.local.iter().map(of).collect()
         }
         IdentityMode::Sidecar => {
             let pod = &config.sidecar;

@@ -87,8 +87,8 @@ impl Callers {
     ) -> Result<Self, StartError> {
         let mut principals = HashMap::new();
         let mut accounts = HashMap::new();
-        for (number, workload) in config.local.iter().enumerate() {
-            let account = Account::of_machine(number, workload, backends)?;
+        for workload in &config.local {
+            let account = Account::of_machine(workload, backends)?;
             let facts = Facts::of_principal(&workload.namespace, &workload.service_account, "");
             let name = (facts.namespace.clone(), facts.service_account.clone());
             accounts.insert(name, Arc::new(account));

@@ -11,6 +11,8 @@ use std::path::PathBuf;
 /// A principal of this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LocalWorkload {
+    /// Its section, such as `local.workload.0`.
+    pub section: String,
     /// The uid of its processes, as the kernel tells.
     pub uid: u32,
     /// The namespace that it counts as.
@@ -54,7 +56,9 @@ pub(crate) struct Sidecar {
 
 /// Reads every `local.workload`, which make sense in local mode alone.
 pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWorkload> {
-    let names = reader.names_in("local.workload");
+    let mut names: Vec<_> = reader.names_in("local.workload").into_iter().collect();
+    // As they are written, the tenth after the ninth.
+    names.sort_by_key(|(number, _)| number.parse().unwrap_or(usize::MAX));
     let mut workloads: Vec<LocalWorkload> = Vec::new();
     for (number, origin) in &names {
         let section = format!("local.workload.{number}");
@@ -104,7 +108,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
 
 /// Checks what concerns more than one key.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
-    for (number, workload) in config.local.iter().enumerate() {
+    for workload in &config.local {
         let LocalRole::Named(role) = &workload.role else {
             continue;
         };
@@ -118,7 +122,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
             .values()
             .any(|backend| backend.kind() == kind);
         if !some && !reader.has_fault("backends") {
-            let key = format!("local.workload.{number}.role");
+            let key = format!("{}.role", workload.section);
             let wrong = format!(
                 "is of {}, and no backend is of type {kind:?}",
                 kind.to_uppercase()
@@ -166,6 +170,7 @@ impl LocalWorkload {
             }
         }
         Some(Self {
+            section: section.to_owned(),
             uid: uid?,
             namespace: namespace?,
             service_account: service_account?,

@@ -84,6 +84,36 @@ fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
 }
 
 #[test]
+fn what_is_wrong_with_a_workload_is_told_of_its_own_section_whatever_is_wrong_with_others() {
+    let all: Vec<String> = (0..11)
+        .map(|number| match number {
+            // They have faults of their own, and are left out.
+            0 | 1 => workload("1000", "me", "machine").replace("uid", "gid"),
+            9 => workload("1009", "nine", "arn:aws:iam::111122223333:role/app"),
+            10 => workload("1002", "ten", "machine"),
+            _ => workload(
+                &format!("{}", 1000 + number),
+                &format!("n{number}"),
+                "machine",
+            ),
+        })
+        .collect();
+    let text = format!(
+        "default_backend = \"file\"\n{LOCAL}{}[backends.file]\npath = \"/srv\"\n",
+        all.concat()
+    );
+    let faults = with_file(&text).faults();
+    for (line, fault) in [
+        (4, "local.workload.0.uid is missing"),
+        (53, "local.workload.9.role is of AWS"),
+        (55, "local.workload.10.uid repeats the uid"),
+    ] {
+        let told = |other: &String| other.starts_with(&format!("config.toml:{line}:1: {fault}"));
+        assert!(faults.iter().any(told), "{fault} in {faults:#?}");
+    }
+}
+
+#[test]
 fn a_uid_has_one_principal_and_a_principal_one_uid() {
     let first = LOCAL.to_owned() + &workload("1000", "me", "machine");
     let twice = first.clone() + &workload("1000", "other", "machine");
