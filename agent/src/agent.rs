@@ -202,9 +202,11 @@ impl Agent {
         self.tasks.spawn({
             let (admin, services) = (self.admin.clone(), self.services.clone());
             let (attestor, server) = (self.attestor.clone(), self.server.clone());
+            let volumes = self.keeper.volumes.clone();
             async move {
                 let gauged = services.clone();
-                let gauge = Arc::new(move || gauge(&gauged, &attestor, &server));
+                let gauge =
+                    Arc::new(move || gauge(&gauged, &attestor, &server, volumes.as_deref()));
                 admin::serve(&admin, services, gauge).await;
                 Ok(())
             }
@@ -470,7 +472,7 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
 }
 
 /// Sets the gauges to what is so now.
-fn gauge(services: &Services, attestor: &Attestor, server: &Server) {
+fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Option<&Volumes>) {
     let all = attestor.pods();
     let metrics = &services.metrics;
     metrics
@@ -479,6 +481,10 @@ fn gauge(services: &Services, attestor: &Attestor, server: &Server) {
     metrics
         .pods
         .set(i64::try_from(all.len()).unwrap_or(i64::MAX));
+    let volumes = volumes.map_or(0, Volumes::count);
+    metrics
+        .volumes
+        .set(i64::try_from(volumes).unwrap_or(i64::MAX));
     metrics
         .audit_queue
         .set(i64::try_from(services.audit.waiting()).unwrap_or(i64::MAX));

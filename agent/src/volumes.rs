@@ -153,10 +153,11 @@ impl Volumes {
         if let Some(stream) = inheritance {
             self.inherit(stream).await;
         }
-        let open = self.open().len();
-        self.metrics
-            .volumes
-            .set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// How many are listened in: none, once another agent has them.
+    pub(crate) fn count(&self) -> usize {
+        self.open().values().filter(|open| open.is_held()).count()
     }
 
     /// Lets the pods of these volumes wait for the kubelet's tokens, where they have none.

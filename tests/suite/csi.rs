@@ -139,8 +139,12 @@ impl Node {
 
     /// Waits until the agent knows so many pods.
     async fn until_known(&self, pods: f64) {
-        let known = async || self.agent.metric("latchkey_pods").await.expect("a metric");
-        until("as many pods known", async || known().await == pods).await;
+        self.until_metric("latchkey_pods", pods).await;
+    }
+
+    async fn until_metric(&self, name: &str, value: f64) {
+        let shown = async || self.agent.metric(name).await.expect("a metric");
+        until(name, async || shown().await == value).await;
     }
 
     async fn publish(&self, volume: &VolumeSpec) -> Result<(), Status> {

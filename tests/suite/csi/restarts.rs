@@ -126,7 +126,13 @@ async fn an_agent_that_takes_over_has_the_pods_sockets_and_tokens_at_once() {
     needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
+    node.until_metric("latchkey_csi_volumes", 1.0).await;
     let next = node.successor(|settings| settings).await;
+    // The kubelet's calls go to the new one alone, and by what the old one holds it would seem to miss them.
+    for (agent, volumes) in [(&node.agent, 0.0), (&next, 1.0)] {
+        let held = agent.metric("latchkey_csi_volumes").await;
+        assert!((held.expect("metrics") - volumes).abs() < f64::EPSILON);
+    }
     let status = node.agent.stop().await.expect("it ends");
     assert!(status.success(), "{status}");
     // A session of its own, by a token that no kubelet has given to this agent.
