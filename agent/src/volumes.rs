@@ -61,7 +61,7 @@ struct Open {
     pod: Option<PodUid>,
     /// Its files, if it has some, or what is wrong with what the pod asks for.
     filling: Result<Option<Arc<Filling>>, Failure>,
-    _accepting: AbortOnDropHandle<()>,
+    accepting: AbortOnDropHandle<()>,
     _filling: Option<AbortOnDropHandle<()>>,
 }
 
@@ -209,7 +209,7 @@ impl Volumes {
             listening,
             pod: None,
             filling: Ok(None),
-            _accepting: AbortOnDropHandle::new(accepting),
+            accepting: AbortOnDropHandle::new(accepting),
             _filling: None,
         });
         Ok(before)
@@ -255,7 +255,7 @@ impl Volumes {
                 listening,
                 pod: Some(volume.pod.uid),
                 filling: filling.clone(),
-                _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
+                accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
                 _filling: filling.clone().ok().flatten().map(|filling| {
                     let work = self.clone().go_on_filling(key.clone(), filling);
                     AbortOnDropHandle::new(tokio::spawn(work))
@@ -311,11 +311,6 @@ impl Volumes {
         self.control().as_ref().is_some_and(Open::is_held)
     }
 
-    /// Whether the volume is still this agent's.
-    fn is_held(&self, key: &Key) -> bool {
-        self.open().get(key).is_some_and(Open::is_held)
-    }
-
     /// Whether the volume is still this agent's, and these are still its files.
     fn is_filled_by(&self, key: &Key, filling: &Filling) -> bool {
         self.open().get(key).is_some_and(|open| {
@@ -344,7 +339,36 @@ impl Volumes {
 // === impl Open ===
 
 impl Open {
+    /// Whether its path still leads here, and to somebody who accepts.
     fn is_held(&self) -> bool {
-        self.path.holds(&self.listening)
+        self.path.holds(&self.listening) && !self.accepting.is_finished()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_on_which_nobody_accepts_any_more_is_made_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("agent.sock");
+        let path = SocketPath::open(&socket, Access::AsItIs).expect("it is safe");
+        let listening = path.claim(SOCKET_MODE).expect("it is bound");
+        let (fail, failed) = tokio::sync::oneshot::channel::<()>();
+        let open = Open {
+            path: Arc::new(path),
+            listening,
+            pod: None,
+            filling: Ok(None),
+            accepting: AbortOnDropHandle::new(tokio::spawn(async { drop(failed.await) })),
+            _filling: None,
+        };
+        assert!(open.is_held());
+        drop(fail);
+        while !open.accepting.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        assert!(!open.is_held());
     }
 }

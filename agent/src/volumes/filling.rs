@@ -90,7 +90,7 @@ impl Volumes {
     pub(super) async fn go_on_filling(self: Arc<Self>, key: Key, filling: Arc<Filling>) {
         loop {
             sleep(self.pause()).await;
-            if !self.is_held(&key) {
+            if !self.is_filled_by(&key, &filling) {
                 return;
             }
             // Before it is filled for the first time nobody has agreed to it.
