@@ -64,10 +64,6 @@ const ROOT_MODE: u32 = 0o700;
 /// What a pod sees of its own directory.
 const POD_MODE: u32 = 0o755;
 
-/// The unit in which a tmpfs gives memory to a record, in bytes. Where the kernel's pages are larger it is less than
-/// that.
-const PAGE: u64 = 4096;
-
 // === impl Volume ===
 
 impl Volume {
@@ -80,20 +76,6 @@ impl Volume {
         let name = self.target.parent().and_then(Path::file_name);
         name.and_then(OsStr::to_str).unwrap_or_default()
     }
-
-    /// How much of the store its record takes, in bytes.
-    ///
-    /// # Errors
-    ///
-    /// If it cannot be written as JSON.
-    pub(crate) fn size(&self) -> io::Result<u64> {
-        Ok(in_pages(serde_json::to_vec(self)?.len() as u64))
-    }
-}
-
-/// How much of the store a file of that length takes, in bytes.
-fn in_pages(length: u64) -> u64 {
-    length.next_multiple_of(PAGE)
 }
 
 // === impl Key ===
@@ -214,6 +196,15 @@ impl Store {
         }
     }
 
+    /// How much of the store the volume's record takes, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be written as JSON, or the store cannot be read.
+    pub(crate) fn size_of(&self, volume: &Volume) -> io::Result<u64> {
+        self.in_pages(serde_json::to_vec(volume)?.len() as u64)
+    }
+
     /// How much of the store the records of a pod's volumes take, in bytes. One that cannot be read is no pod's: it must
     /// stop nobody.
     ///
@@ -226,7 +217,7 @@ impl Store {
             if let Ok(Some(volume)) = self.load(&key)
                 && volume.pod.uid == pod
             {
-                taken += in_pages(fs::metadata(self.record(&key))?.len());
+                taken += self.in_pages(fs::metadata(self.record(&key))?.len())?;
             }
         }
         Ok(taken)
@@ -268,6 +259,12 @@ impl Store {
     /// If it cannot be removed.
     pub(crate) fn remove(&self, key: &Key) -> io::Result<()> {
         gone(fs::remove_dir_all(self.directory(key)))
+    }
+
+    /// How much of the store a file of that length takes, in bytes: whole pages of the kernel's.
+    fn in_pages(&self, length: u64) -> io::Result<u64> {
+        let page = u64::try_from(statfs(&self.root)?.block_size()).unwrap_or(1);
+        Ok(length.next_multiple_of(page.max(1)))
     }
 
     fn record(&self, key: &Key) -> PathBuf {
@@ -388,12 +385,13 @@ mod tests {
         for volume in [&plain, &padded, &anothers] {
             store.save(volume).expect("it is written");
         }
+        let page = store.in_pages(1).expect("it is there");
         // Nobody's.
         fs::write(store.record(&Key::of("csi-broken")), "{").expect("it is written");
         let both = store.taken_by(pod).expect("it can be read");
-        assert_eq!(both, PAGE + (64 * 1024 + PAGE));
+        assert_eq!(both, page + (64 * 1024 + page));
         store.forget(&padded.key()).expect("it is gone");
-        assert_eq!(store.taken_by(pod).expect("it can be read"), PAGE);
+        assert_eq!(store.taken_by(pod).expect("it can be read"), page);
     }
 
     #[test]
