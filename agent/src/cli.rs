@@ -61,16 +61,9 @@ enum Command {
 /// Runs the program that the arguments ask for.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() {
-                exit::USAGE.into()
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(code) => return code,
     };
     keep_secrets_in();
     // One provider for all of TLS. A dependency that brought another would otherwise make rustls' choice panic.
@@ -187,6 +180,22 @@ fn credentials(source: Source) -> ExitCode {
         Ok(_) => exit::UNAVAILABLE.into(),
         Err(why) => fail(exit::UNAVAILABLE, &why),
     }
+}
+
+/// The program's arguments.
+///
+/// # Errors
+///
+/// The exit code where there is nothing more to do: usage, version or what is wrong has been said.
+pub(crate) fn parse<A: Parser>() -> Result<A, ExitCode> {
+    A::try_parse().map_err(|error| {
+        let _ = error.print();
+        if error.use_stderr() {
+            exit::USAGE.into()
+        } else {
+            ExitCode::SUCCESS
+        }
+    })
 }
 
 /// Keeps what is in memory out of core dumps, other processes and swap, as far as the kernel lets us.

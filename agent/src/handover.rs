@@ -153,7 +153,7 @@ impl SocketPath {
             .and_then(|name| name.to_str())
             .ok_or_else(no_directory)?;
         let failed = |error: io::Error| SocketPathError::Io(path.to_owned(), error);
-        make(path, access.directory_mode()).map_err(failed)?;
+        make_directory(path, access.directory_mode()).map_err(failed)?;
         let how = OpenHow::new()
             .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -378,7 +378,11 @@ impl SocketPath {
 }
 
 /// Makes the directory if it is missing; its parent must be there.
-fn make(path: &Path, mode: u32) -> io::Result<()> {
+///
+/// # Errors
+///
+/// If it cannot be made.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     match std::fs::DirBuilder::new().mode(mode).create(path) {
         // The umask may have taken away what pods need to enter.

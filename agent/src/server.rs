@@ -66,8 +66,8 @@ const PEERS_A_TURN: usize = 4;
 /// How often it is looked whether a peer has read its last answer: at first, and at last.
 const TAKEN_LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 
-/// How long the accept loop rests when the machine has run out of descriptors or memory.
-const EXHAUSTED_REST: Duration = Duration::from_millis(50);
+/// How long an accept loop rests when the machine has run out of descriptors or memory.
+pub(crate) const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
 /// Serves workloads.
 pub(crate) struct Server {

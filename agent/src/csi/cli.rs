@@ -6,7 +6,7 @@ use super::plugin::Plugin;
 use super::socket::Socket;
 use super::volume::Store;
 use super::{DRIVER, named};
-use crate::cli::{exit, keep_secrets_in, log_to_stderr};
+use crate::cli::{exit, keep_secrets_in, log_to_stderr, parse};
 use crate::config;
 use clap::Parser;
 use std::fmt::Display;
@@ -47,16 +47,9 @@ struct Arguments {
 /// Runs the mounter.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match parse::<Arguments>() {
         Ok(arguments) => arguments,
-        Err(error) => {
-            let _ = error.print();
-            return if error.use_stderr() {
-                exit::USAGE.into()
-            } else {
-                ExitCode::SUCCESS
-            };
-        }
+        Err(code) => return code,
     };
     keep_secrets_in();
     let variable = |wanted| {

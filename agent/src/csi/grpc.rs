@@ -3,6 +3,7 @@
 //! Requests carry tokens, so no connection lasts: with it go its buffers, which the mounter's allocator wipes.
 
 use super::plugin::Plugin;
+use crate::server::EXHAUSTED_REST;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -36,9 +37,6 @@ const WINDOW: u32 = 64 << 10;
 
 /// How many connections are served at the same time. The others wait: the kubelet has patience, the mounter's memory not.
 const CONNECTIONS: usize = 32;
-
-/// How long the accept loop rests when the machine has run out of something.
-const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
 /// Serves everybody who is root, for ever.
 pub(super) async fn serve(listener: Arc<UnixListener>, plugin: Arc<Plugin>, calls: TaskTracker) {

@@ -48,7 +48,7 @@ pub(super) fn bind(source: &Path, target: &Target) -> io::Result<()> {
             return Ok(());
         }
     } else {
-        unmount_all(&target.path, &parent)?;
+        unmount_all(&parent)?;
         let below = open_in(&parent, MOUNT)?;
         mount(Some(source), &through(&below), NONE, MsFlags::MS_BIND, NONE)?;
     }
@@ -82,7 +82,7 @@ pub(super) fn release(target: &Target) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    unmount_all(&target.path, &parent)?;
+    unmount_all(&parent)?;
     match unlinkat(&parent, MOUNT, UnlinkatFlags::RemoveDir) {
         Ok(()) | Err(Errno::ENOENT) => Ok(()),
         Err(errno) => Err(errno.into()),
@@ -111,28 +111,21 @@ pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
 ///
 /// If the kernel refuses.
 pub(super) fn unmount(path: &Path) -> io::Result<()> {
-    unmount_from(path, path)
-}
-
-fn unmount_all(path: &Path, parent: &OwnedFd) -> io::Result<()> {
-    // By way of the directory that is held open: nothing can be put in the path's place.
-    unmount_from(&through(parent).join(MOUNT), path)
-}
-
-fn unmount_from(at: &Path, path: &Path) -> io::Result<()> {
     for _ in 0..MOST_STACKED {
-        match umount2(at, MntFlags::UMOUNT_NOFOLLOW) {
+        match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
             // What has something open in it is taken out of the way now, and ends with that.
-            Err(Errno::EBUSY) => umount2(at, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
+            Err(Errno::EBUSY) => umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         }
     }
-    Err(io::Error::other(format!(
-        "there are too many mounts on {}",
-        path.display()
-    )))
+    Err(io::Error::other("there are too many mounts there"))
+}
+
+fn unmount_all(parent: &OwnedFd) -> io::Result<()> {
+    // By way of the directory that is held open: nothing can be put in the path's place.
+    unmount(&through(parent).join(MOUNT))
 }
 
 /// The directory that the target is in, reached without a symbolic link.

@@ -5,8 +5,8 @@ use super::DRIVER;
 use super::grpc::{unary, unimplemented};
 use super::node::Node;
 use super::proto::{
-    BoolValue, Empty, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, PluginInfo, PluginName,
-    Probe, RegistrationStatus,
+    Empty, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, PluginInfo, PluginName,
+    RegistrationStatus,
 };
 use hyper::body::Incoming;
 use std::path::PathBuf;
@@ -39,7 +39,8 @@ impl Plugin {
             "/csi.v1.Node/NodeGetCapabilities" => {
                 unary(request, |Empty {}| async { Ok(capabilities()) }).await
             }
-            "/csi.v1.Identity/Probe" => unary(request, |Empty {}| async { Ok(ready()) }).await,
+            // Ready, since it does not say otherwise: it listens only when it can publish.
+            "/csi.v1.Identity/Probe" => unary(request, |Empty {}| async { Ok(Empty {}) }).await,
             "/csi.v1.Node/NodeGetInfo" => {
                 let node_id = node.name.clone();
                 unary(request, |Empty {}| async { Ok(NodeInfo { node_id }) }).await
@@ -81,13 +82,6 @@ fn capabilities() -> NodeCapabilities {
     };
     NodeCapabilities {
         capabilities: vec![NodeCapability { rpc: Some(rpc) }],
-    }
-}
-
-/// It listens only when it can publish.
-fn ready() -> Probe {
-    Probe {
-        ready: Some(BoolValue { value: true }),
     }
 }
 

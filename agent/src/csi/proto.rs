@@ -23,22 +23,6 @@ pub struct PluginName {
     pub vendor_version: String,
 }
 
-/// `ProbeResponse`.
-#[derive(Clone, Message)]
-pub struct Probe {
-    /// Absent means ready.
-    #[prost(message, optional, tag = "1")]
-    pub ready: Option<BoolValue>,
-}
-
-/// `google.protobuf.BoolValue`.
-#[derive(Clone, Copy, Message)]
-pub struct BoolValue {
-    /// The value.
-    #[prost(bool, tag = "1")]
-    pub value: bool,
-}
-
 /// `NodeGetInfoResponse`.
 #[derive(Clone, Message)]
 pub struct NodeInfo {

@@ -1,15 +1,16 @@
 //! The volumes that are published on this node, and what is remembered of them.
 
 use crate::attest::cgroup::PodUid;
+use crate::handover::make_directory;
 use nix::errno::Errno;
 use nix::sys::stat::{SFlag, lstat};
 use nix::sys::statfs::{TMPFS_MAGIC, statfs};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::ffi::OsStr;
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A volume of one pod. Nothing of it is secret.
@@ -156,10 +157,8 @@ impl Store {
     /// # Errors
     ///
     /// If it cannot be made.
-    pub(crate) fn make(&self, key: &Key) -> io::Result<PathBuf> {
-        let directory = self.directory(key);
-        make_directory(&directory, POD_MODE)?;
-        Ok(directory)
+    pub(crate) fn make(&self, key: &Key) -> io::Result<()> {
+        make_directory(&self.directory(key), POD_MODE)
     }
 
     /// The volumes that are remembered; none before the store is [furnished](Self::furnish).
@@ -290,15 +289,6 @@ pub(crate) fn gone(outcome: io::Result<()>) -> io::Result<()> {
     }
 }
 
-fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    match DirBuilder::new().mode(mode).create(path) {
-        // The umask may have taken something away.
-        Ok(()) => fs::set_permissions(path, PermissionsExt::from_mode(mode)),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
 fn names(directory: &Path) -> io::Result<Vec<Key>> {
     let mut keys = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -311,6 +301,7 @@ fn names(directory: &Path) -> io::Result<Vec<Key>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     fn volume(target: &str) -> Volume {
         Volume {

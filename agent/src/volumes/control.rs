@@ -8,6 +8,7 @@ use crate::attest::{AttestError, Denial};
 use crate::csi::control::{Ask, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
 use crate::peer::Peer;
+use crate::server::EXHAUSTED_REST;
 use crate::token::HandedError;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -23,9 +24,6 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Questions at a time.
 const ASKERS: usize = 128;
-
-/// How long the accept loop rests when the machine has run out of something.
-const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
 /// Which pods' tokens stand one after another in a message, and how long each is.
 #[derive(Debug, Deserialize, Serialize)]
