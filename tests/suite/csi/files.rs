@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
-use testkit::kubelet::VolumeSpec;
 use testkit::aws::{Call, Operation};
+use testkit::kubelet::VolumeSpec;
 use testkit::sandbox::{REGION, password};
 use testkit::until;
 

@@ -6,7 +6,6 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
