@@ -12,9 +12,9 @@ use crate::audit::Audit;
 use crate::backend::{BackendId, Backends, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
-use crate::metrics::{Metrics, Route};
+use crate::metrics::Metrics;
 use crate::readiness::Readiness;
-use crate::request::{self, Ask, ListAsk, RequestId, SecretAsk, Target};
+use crate::request::{self, Ask, ListAsk, RequestId, Route, SecretAsk, Target};
 use crate::response::{self, Answer};
 use crate::role;
 use crate::server::Connection;
@@ -52,7 +52,7 @@ pub(crate) struct Services {
 }
 
 /// One request, on its connection.
-struct Exchange {
+struct Handling {
     id: RequestId,
     services: Arc<Services>,
     connection: Arc<Connection>,
@@ -72,29 +72,29 @@ pub(crate) fn handle(
     let (head, mut body) = request.into_parts();
     async move {
         connection.turn().await;
-        let exchange = Exchange {
+        let handling = Handling {
             id: services.next_id(),
             services,
             connection,
             began,
         };
         let (route, parsed) = request::parse(&head);
-        let required = exchange.services.require_header.as_ref();
+        let required = handling.services.require_header.as_ref();
         let admitted = request::admit(&head, !body.is_end_stream(), required);
         if admitted.is_err() {
             // Whoever sends such a request may see its end elsewhere than we do.
-            exchange.connection.close_after_answer();
+            handling.connection.close_after_answer();
         }
         let outcome = match admitted.map(|()| parsed) {
-            Ok(Ok(Target::Open(route))) => exchange.health(route),
-            Ok(Ok(Target::Attested(mut ask))) => exchange.answer(&mut ask, &mut body).await,
+            Ok(Ok(Target::Open(route))) => handling.health(route),
+            Ok(Ok(Target::Attested(mut ask))) => handling.answer(&mut ask, &mut body).await,
             Ok(Err(error)) if route.is_open() => Err(error),
-            Ok(Err(error)) => Err(exchange.counted(error).await),
+            Ok(Err(error)) => Err(handling.counted(error).await),
             Err(error) => Err(error),
         };
         if outcome.is_err() && !body.is_end_stream() {
             // What is left of the body would be taken for the beginning of the next request.
-            exchange.connection.close_after_answer();
+            handling.connection.close_after_answer();
         }
         let code = match &outcome {
             // Who is not ready says so in a body of its own.
@@ -105,26 +105,26 @@ pub(crate) fn handle(
             Err(error) => Some(error.code),
         };
         let mut answer = outcome.unwrap_or_else(|error| {
-            exchange.log(&head.method, route, &error);
-            let mut answer = response::error(&error, route, exchange.id.as_str());
+            handling.log(&head.method, route, &error);
+            let mut answer = response::error(&error, route, handling.id.as_str());
             if request::is_long(&head.uri) {
                 *answer.status_mut() = StatusCode::URI_TOO_LONG;
             }
             answer
         });
-        if exchange.connection.is_closing() || matches!(code, Some(Code::NotAttested)) {
+        if handling.connection.is_closing() || matches!(code, Some(Code::NotAttested)) {
             answer
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        exchange
+        handling
             .services
             .metrics
-            .request(route, code, exchange.began.elapsed());
+            .request(route, code, handling.began.elapsed());
         if matches!(code, Some(Code::Busy | Code::NotAttested)) {
-            exchange.connection.rest().await;
+            handling.connection.rest().await;
         }
-        exchange.connection.request_ended();
+        handling.connection.request_ended();
         Ok(answer)
     }
 }
@@ -147,7 +147,7 @@ impl Services {
         RequestId::new(self.audit.boot_id(), number)
     }
 
-    /// THE PIPELINE: workload → role → session → secret.
+    /// The steps of a read: workload → role → session → secret.
     async fn read(
         self: &Arc<Self>,
         asker: RequestId,
@@ -219,9 +219,9 @@ impl Services {
     }
 }
 
-// === impl Exchange ===
+// === impl Handling ===
 
-impl Exchange {
+impl Handling {
     fn health(&self, route: Route) -> Result<Answer, RequestError> {
         let missing = if route == Route::Ready {
             self.services.missing()

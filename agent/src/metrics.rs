@@ -3,6 +3,7 @@
 use crate::cache::CacheUse;
 use crate::csi::control::FailureKind;
 use crate::error::RequestError;
+use crate::request::Route;
 use latchkey_client::protocol::Code;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -22,20 +23,6 @@ const REQUEST_BUCKETS: [f64; 12] = [
 const BACKEND_BUCKETS: [f64; 12] = [
     0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.0, 3.0, 6.0, 10.0,
 ];
-
-/// A route of the workload socket.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Route {
-    Batch,
-    Compatible,
-    Health,
-    Identity,
-    List,
-    Other,
-    Ready,
-    Secret,
-    Wait,
-}
 
 /// Everything that `/metrics` shows.
 #[derive(Debug)]
@@ -68,41 +55,6 @@ struct RouteMetrics {
     seconds: OnceLock<Histogram>,
     ok: OnceLock<IntCounter>,
     by_code: [OnceLock<IntCounter>; Code::ALL.len()],
-}
-
-// === impl Route ===
-
-impl Route {
-    const ALL: [Self; 9] = [
-        Self::Batch,
-        Self::Compatible,
-        Self::Health,
-        Self::Identity,
-        Self::List,
-        Self::Other,
-        Self::Ready,
-        Self::Secret,
-        Self::Wait,
-    ];
-
-    /// Whether it answers everybody, known or not.
-    pub(crate) const fn is_open(self) -> bool {
-        matches!(self, Self::Health | Self::Ready)
-    }
-
-    const fn as_str(self) -> &'static str {
-        match self {
-            Self::Batch => "batch",
-            Self::Compatible => "compatible",
-            Self::Health => "health",
-            Self::Identity => "identity",
-            Self::List => "list",
-            Self::Other => "other",
-            Self::Ready => "ready",
-            Self::Secret => "secret",
-            Self::Wait => "wait",
-        }
-    }
 }
 
 // === impl Metrics ===

@@ -4,12 +4,13 @@
 //! was relayed to us is refused.
 
 mod id;
+mod route;
 
 pub(crate) use id::RequestId;
+pub(crate) use route::Route;
 
 use crate::backend::Selector;
 use crate::error::RequestError;
-use crate::metrics::Route;
 use crate::secret::SecretName;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -171,17 +172,15 @@ pub(crate) fn is_long(target: &Uri) -> bool {
 pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
     let path = head.uri.path();
     let reads: &[Method] = &[Method::GET, Method::HEAD];
-    let with = |route, methods: &[Method], target: &dyn Fn() -> Result<Target, RequestError>| {
-        let outcome = if methods.contains(&head.method) {
-            target()
-        } else {
-            Err(RequestError::new(
-                Code::MethodNotAllowed,
-                not_allowed(route),
-            ))
+    let with =
+        |route: Route, methods: &[Method], target: &dyn Fn() -> Result<Target, RequestError>| {
+            let outcome = if methods.contains(&head.method) {
+                target()
+            } else {
+                Err(RequestError::new(Code::MethodNotAllowed, route.hint()))
+            };
+            (route, outcome)
         };
-        (route, outcome)
-    };
     let (route, parsed) = match path {
         "/health" | "/ping" => with(Route::Health, reads, &|| {
             Query::of(head, &[])?;
@@ -223,22 +222,6 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         // Its time says nothing about reads.
         Ok(Target::Attested(Ask::Secret(ask))) if ask.wait.is_some() => (Route::Wait, parsed),
         _ => (route, parsed),
-    }
-}
-
-/// The methods that a route knows, as `Allow` lists them.
-pub(crate) const fn allowed(route: Route) -> &'static str {
-    match route {
-        Route::Batch => "POST",
-        _ => "GET, HEAD",
-    }
-}
-
-fn not_allowed(route: Route) -> &'static str {
-    match route {
-        Route::Batch => "this route is asked with POST",
-        Route::Secret | Route::List => "the agent only reads: use GET or HEAD",
-        _ => "this route is asked with GET or HEAD",
     }
 }
 

@@ -6,8 +6,7 @@ mod unescape;
 use crate::backend::Secret;
 use crate::cache::Read;
 use crate::error::RequestError;
-use crate::metrics::Route;
-use crate::request::{SecretAsk, Shape, allowed};
+use crate::request::{Route, SecretAsk, Shape};
 use crate::secret::{SecretName, SecretValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -196,7 +195,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
         );
     }
     if error.code == Code::MethodNotAllowed {
-        headers.insert(header::ALLOW, HeaderValue::from_static(allowed(route)));
+        headers.insert(header::ALLOW, HeaderValue::from_static(route.allowed()));
     }
     answer
 }

@@ -100,6 +100,17 @@ impl AgentSettings {
         self.wrapped(&[&program.display().to_string(), what])
     }
 
+    /// Starts it, and waits until it is ready.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be started, or does not become ready: with what it said.
+    pub async fn start_ready(&self) -> io::Result<AgentProcess> {
+        let mut agent = self.start().await?;
+        agent.until_ready().await?;
+        Ok(agent)
+    }
+
     /// Starts it; it may not be ready yet.
     ///
     /// # Errors

@@ -278,9 +278,7 @@ impl Sandbox {
         &self,
         change: impl FnOnce(AgentSettings) -> AgentSettings,
     ) -> io::Result<AgentProcess> {
-        let mut agent = change(self.settings()?).start().await?;
-        agent.until_ready().await?;
-        Ok(agent)
+        change(self.settings()?).start_ready().await
     }
 }
 

@@ -1,6 +1,6 @@
 //! The operator's port.
 
-use crate::operations::sandbox_with_a_pod;
+use crate::sandbox_with_a_pod;
 use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
 //! One agent follows another on the same socket: nothing is lost, and whoever dies, the socket is served.
 
+use crate::sandbox_with_a_pod;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
@@ -46,13 +47,6 @@ async fn agent(sandbox: &Sandbox) -> AgentProcess {
             .set("limits.requests_per_second_per_pod", 100_000)
     };
     sandbox.agent_with(quick).await.expect("an agent")
-}
-
-async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
-    (sandbox, pod)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
-use crate::REFUSAL_STANDS;
+use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
@@ -25,13 +25,6 @@ const DUMPING: [&str; 4] = ["sh", "-c", "ulimit -c unlimited && exec \"$@\"", "s
 
 /// The most of one mapping that is looked through at once.
 const CHUNK: usize = 1 << 20;
-
-async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
-    (sandbox, pod)
-}
 
 async fn read_own(pod: &SandboxPod) {
     let answer = pod

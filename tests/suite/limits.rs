@@ -116,19 +116,8 @@ async fn a_pod_with_too_many_connections_is_told_and_another_is_served() {
         .close(&kept[1])
         .await
         .expect("it is closed");
-    let room = tokio::time::timeout(Duration::from_secs(5), async {
-        while of
-            .noisy
-            .get("/v1/identity")
-            .await
-            .expect("an answer")
-            .status
-            != 200
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    });
-    room.await.expect("there is room again");
+    let ask = async || of.noisy.get("/v1/identity").await.expect("an answer");
+    until("room again", async || ask().await.status == 200).await;
 }
 
 #[tokio::test]
@@ -140,15 +129,9 @@ async fn a_pod_that_has_too_many_connections_when_it_comes_to_be_known_is_told_a
     let counted = "latchkey_attestations_total{outcome=\"busy\"}";
     let before = of.agent.metric(counted).await.expect("the metrics");
     let known = async {
-        while of
-            .agent
-            .metric("latchkey_connections ")
-            .await
-            .expect("the metrics")
-            < 2.0
-        {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let open = async || of.agent.metric("latchkey_connections").await;
+        let are_here = async || open().await.expect("the metrics") >= 2.0;
+        until("two connections", are_here).await;
         of.sandbox.kube.watch_release();
     };
     let ask = || late.secret("test/database-password");

@@ -45,8 +45,7 @@ impl Scene {
             machine.secret(&format!("{name}/token"), &value_of(name));
             settings = with_principal(settings, number, uid, name, &role);
         }
-        let mut agent = change(settings).start().await.expect("an agent");
-        agent.until_ready().await.expect("it is ready");
+        let agent = change(settings).start_ready().await.expect("an agent");
         Self { machine, agent }
     }
 
@@ -275,8 +274,10 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
         .set("local.workload.0.namespace", "dev")
         .set("local.workload.0.service_account", "me")
         .set("local.workload.0.role", "machine");
-    let mut agent = run_by(settings, ALICE).start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = run_by(settings, ALICE)
+        .start_ready()
+        .await
+        .expect("an agent");
     let mode = |path: &std::path::Path| {
         let metadata = fs::metadata(path).expect("it is there");
         (metadata.uid(), metadata.permissions().mode() & 0o777)
@@ -341,8 +342,7 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
         .env("AWS_CONFIG_FILE", at("config").display())
         .env("AWS_PROFILE", "work");
     let settings = with_principal(settings, 0, 0, "me", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
     answer.must_be_ok();
@@ -376,8 +376,7 @@ async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time(
         .env("AWS_PROFILE", "work")
         .set("backends.aws.timeout", "6s");
     let settings = with_principal(settings, 0, 0, "me", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     let begun = Instant::now();
     let answer = read(&process, "machine/token").await;
@@ -400,8 +399,7 @@ async fn a_machine_without_credentials_says_so_and_stays_ready() {
         .retain(|name, _| !name.starts_with("AWS_"));
     let settings = settings.env("AWS_EC2_METADATA_DISABLED", "true");
     let settings = with_principal(settings, 0, 0, "me", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
     answer.must_be_refused(503, "unavailable");
@@ -420,8 +418,7 @@ async fn a_role_that_does_not_trust_the_machine_is_denied() {
     let settings = machine.settings().expect("settings");
     let absent = machine.aws.role_arn("absent");
     let settings = with_principal(settings, 0, 0, "me", &absent);
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     let answer = read(&process, "machine/token").await;
     answer.must_be_refused(403, "denied");

@@ -38,6 +38,8 @@ mod trail;
 mod wait;
 mod watch;
 
+use testkit::sandbox::{Sandbox, SandboxPod};
+
 /// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
 ///
 /// CI runs as root, where nothing is skipped: a machine that refuses workloads there fails the test instead.
@@ -51,6 +53,14 @@ fn can_run() -> bool {
             false
         }
     }
+}
+
+/// A sandbox with a pod of the namespace `test`, which has a role and a secret of its own.
+async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    (sandbox, pod)
 }
 
 /// Longer than the agent remembers that an exchange was refused, or that a session ended at birth.

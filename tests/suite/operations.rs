@@ -1,12 +1,13 @@
 //! What an operator sees: how the agent starts, what it says is missing, its admin port, and how it leaves.
 
+use crate::sandbox_with_a_pod;
 use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::{AGENT, PodSpec, Rule};
-use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, password};
+use testkit::sandbox::{ACCOUNT, Sandbox, password};
 use testkit::workload::{Raw, Request, Signal};
 
 /// How long a start may take on a busy machine; what it takes on an idle one is in the line that says "ready".
@@ -15,13 +16,6 @@ const START_WITHIN_MS: f64 = 2_000.0;
 /// Starts the agent with nothing but its user id, all else read-only but the socket's directory, `$1`.
 const CONFINED: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro / && shift && \
      exec setpriv --bounding-set -all --inh-caps -all --no-new-privs \"$@\"";
-
-pub(crate) async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
-    (sandbox, pod)
-}
 
 /// The path of a directory that holds no more than the listener's name and what is beside it.
 fn names(sandbox: &Sandbox) -> Vec<String> {

@@ -33,8 +33,7 @@ impl Scene {
         let machine = Machine::start().await.expect("a machine");
         let store = PasswordStore::create().expect("pass and gpg are installed");
         let settings = change(settings(&machine, &store));
-        let mut agent = settings.start().await.expect("an agent");
-        agent.until_ready().await.expect("it is ready");
+        let agent = settings.start_ready().await.expect("an agent");
         let process = machine.process(0).await.expect("a process");
         Self {
             _machine: machine,
@@ -210,8 +209,7 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
     let settings = settings(&machine, &store)
         .env("PATH", path)
         .set("backends.pass.timeout", "1s");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     for _ in 0..5 {
         let asked = Instant::now();
@@ -246,8 +244,7 @@ async fn the_program_gets_a_name_and_a_bare_environment_and_nothing_of_the_agent
     let settings = settings(&machine, &store)
         .env("PATH", path)
         .env("AWS_SECRET_ACCESS_KEY", "hunter2");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
     let answer = process
         .get("/v1/secrets/prod%2Fdb")
@@ -336,8 +333,7 @@ async fn the_shipped_file_for_a_laptop_works_as_it_is_for_an_ordinary_user() {
         .env("GNUPGHOME", store.gnupg_home().display())
         .env("PATH", "/usr/bin:/bin");
     settings = settings.wrapped(&["sh", "-c", &script]);
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let spec = testkit::workload::WorkloadSpec {
         socket: runtime.join("latchkey/agent.sock"),
         ..machine.process_of(USER)

@@ -162,9 +162,7 @@ async fn a_sidecar_reads_from_azure_as_its_pod() {
 }
 
 async fn started(settings: AgentSettings) -> AgentProcess {
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
-    agent
+    settings.start_ready().await.expect("an agent")
 }
 
 async fn process(volume: &Path) -> Workload {

@@ -1,6 +1,6 @@
 //! Many names in one request: each goes through the pipeline by itself and leaves a line of its own.
 
-use super::Exchange;
+use super::Handling;
 use crate::attest::Workload;
 use crate::error::RequestError;
 use crate::quota::Room;
@@ -29,7 +29,7 @@ const BATCH_VALUES: usize = 4 * 1024 * 1024;
 /// What is said to who asked for more than could be read in time.
 const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
 
-impl Exchange {
+impl Handling {
     pub(super) async fn batch(
         &self,
         body: &mut Incoming,

@@ -1,6 +1,6 @@
 //! What is known of an ask, on its way to the audit trail.
 
-use super::Exchange;
+use super::Handling;
 use crate::attest::Workload;
 use crate::audit::{Line, Reservation};
 use crate::error::RequestError;
@@ -124,7 +124,7 @@ impl Drop for Record<'_> {
     }
 }
 
-impl Exchange {
+impl Handling {
     /// A record of the ask, with its place in the audit trail.
     pub(super) async fn record<'a>(&'a self, secret: &'a str) -> Result<Record<'a>, RequestError> {
         let place = self.services.audit.reserve(self.deadline()).await?;

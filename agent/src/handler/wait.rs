@@ -4,7 +4,7 @@
 //! gets a line with the cloud's id of the call. Between two reads the wait holds nothing but its place among the
 //! pod's waits.
 
-use super::Exchange;
+use super::Handling;
 use crate::error::RequestError;
 use crate::request::{SecretAsk, WAIT_LIMIT};
 use crate::response::Answer;
@@ -25,7 +25,7 @@ struct Pace {
     end: Instant,
 }
 
-impl Exchange {
+impl Handling {
     /// The secret once it is another than the caller has, or 304 when `wait` is over or the connection is to close.
     pub(super) async fn wait(
         &self,

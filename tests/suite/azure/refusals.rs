@@ -166,8 +166,7 @@ async fn without_a_client_a_tenant_or_an_allowed_vault_there_is_no_role_and_no_c
     for key in ["backends.azure.tenant", "backends.azure.vault_url"] {
         settings.keys.remove(key);
     }
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     let client = (
         "azure.workload.identity/client-id",
         "5d2e1f43-7c5e-4f5b-9d7b-0123456789ab",

@@ -43,11 +43,7 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
         .set("backends.team.type", "gcp")
         .set("backends.team.prefix", "team/")
         .set("backends.away.type", "gcp");
-    let mut agent = settings.start().await.expect("an agent");
-    agent
-        .until_ready()
-        .await
-        .expect("the one that is away does not matter");
+    let agent = settings.start_ready().await.expect("an agent");
     // All annotations on one account: each backend reads its own.
     gcp.namespace(&sandbox, "both");
     azure.namespace(&sandbox, "both");

@@ -88,8 +88,7 @@ async fn only_pods_of_the_agents_own_account_speak_for_the_mounter() {
     let settings = settings(&sandbox, &kubelet)
         .env("POD_UID", object.uid())
         .wrapped(&["sh", "-c", &script]);
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
 
     for asker in [&own, &surged] {
         let text = asks_for_all_tokens(asker).await;

@@ -55,9 +55,7 @@ impl Scene {
     }
 
     async fn start(&self, settings: AgentSettings) -> AgentProcess {
-        let mut agent = settings.start().await.expect("an agent");
-        agent.until_ready().await.expect("it is ready");
-        agent
+        settings.start_ready().await.expect("an agent")
     }
 
     async fn is_read_by(&self, uid: u32, name: &str) {

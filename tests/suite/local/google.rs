@@ -65,12 +65,11 @@ impl Scene {
         let settings = self
             .settings()
             .env("GOOGLE_APPLICATION_CREDENTIALS", self.file(credentials));
-        let mut agent = with_principal(settings, 0, 0, "me", "machine")
-            .start()
+
+        with_principal(settings, 0, 0, "me", "machine")
+            .start_ready()
             .await
-            .expect("an agent");
-        agent.until_ready().await.expect("it is ready");
-        agent
+            .expect("an agent")
     }
 
     async fn is_read(&self, name: &str) {
@@ -97,8 +96,7 @@ async fn each_user_reads_what_its_own_service_account_may_and_nothing_else() {
         settings = with_principal(settings, number, uid, name, &account);
     }
     settings = with_principal(settings, 2, 0, "machine", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let agent = settings.start_ready().await.expect("an agent");
     for (uid, own, others) in [
         (ALICE, "alice", ["bob", "machine"]),
         (BOB, "bob", ["alice", "machine"]),
@@ -139,8 +137,7 @@ async fn a_developer_is_who_gcloud_has_signed_in() {
     let path = folder.join("application_default_credentials.json");
     fs::write(&path, signed_in.to_string()).expect("a file");
     let settings = with_principal(scene.settings(), 0, 0, "me", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     scene.is_read("machine").await;
     let [call] = &*scene.gcp.calls_of(Operation::RefreshToken) else {
         panic!("{:?}", scene.gcp.calls());
@@ -166,8 +163,7 @@ async fn a_machine_of_google_cloud_is_who_its_metadata_server_says_asked_without
         .env("HTTP_PROXY", "http://127.0.0.1:9")
         .env("NO_PROXY", "127.0.0.1");
     let settings = with_principal(settings, 0, 0, "me", "machine");
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let _agent = settings.start_ready().await.expect("an agent");
     scene.is_read("machine").await;
 }
 
@@ -215,8 +211,7 @@ async fn a_machine_whose_google_credentials_are_gone_or_refused_says_what_to_do(
         .env("GOOGLE_APPLICATION_CREDENTIALS", scene.file(&key));
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let settings = with_principal(settings, 1, ALICE, "alice", &closed);
-    let mut agent = settings.start().await.expect("an agent");
-    agent.until_ready().await.expect("it is ready");
+    let agent = settings.start_ready().await.expect("an agent");
     let ask = async |uid| {
         let process = scene.machine.process(uid).await.expect("a process");
         read(&process, "machine/token").await
