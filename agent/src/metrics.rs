@@ -32,7 +32,7 @@ pub(crate) struct Metrics {
     request_seconds: HistogramVec,
     /// The two above by route and code, looked up once: this is the hot path.
     hot: [RouteMetrics; Route::ALL.len()],
-    batch_secrets: IntCounterVec,
+    batch_failures: IntCounterVec,
     backend_seconds: HistogramVec,
     backend_errors: IntCounterVec,
     attestations: IntCounterVec,
@@ -116,9 +116,9 @@ impl Metrics {
                 &["route"],
             )?,
             hot: Default::default(),
-            batch_secrets: counters(
-                "latchkey_batch_secrets_total",
-                "Names of batches by how they ended; a batch refused as a whole is one.",
+            batch_failures: counters(
+                "latchkey_batch_failures_total",
+                "Batches that were answered, by what became of some name of theirs.",
                 &["code"],
             )?,
             backend_seconds: times(
@@ -199,7 +199,7 @@ impl Metrics {
         self.connections_refused
             .with_label_values(&["recycled_pid"]);
         for code in [Code::Internal, Code::Timeout, Code::Unavailable].map(Code::as_str) {
-            self.batch_secrets.with_label_values(&[code]);
+            self.batch_failures.with_label_values(&[code]);
             for route in Route::ALL {
                 self.requests.with_label_values(&[route.as_str(), code]);
             }
@@ -235,10 +235,11 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// Counts a name of a batch, or a batch that is refused as a whole.
-    pub(crate) fn batch_secret(&self, code: Option<Code>) {
-        let code = code.map_or("ok", Code::as_str);
-        self.batch_secrets.with_label_values(&[code]).inc();
+    /// Counts a batch of which names failed so, however many.
+    pub(crate) fn batch_failed(&self, code: Code) {
+        self.batch_failures
+            .with_label_values(&[code.as_str()])
+            .inc();
     }
 
     /// Counts and times a call to a cloud.
@@ -306,7 +307,7 @@ mod tests {
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
             r#"latchkey_requests_total{code="timeout",route="batch"}"#,
             r#"latchkey_requests_total{code="unavailable",route="secret"}"#,
-            r#"latchkey_batch_secrets_total{code="unavailable"}"#,
+            r#"latchkey_batch_failures_total{code="unavailable"}"#,
             r#"latchkey_cache_total{outcome="stale"}"#,
             "latchkey_watch_failures_total",
         ] {

@@ -350,7 +350,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_socket_on_which_nobody_accepts_any_more_is_made_anew() {
+    async fn a_socket_on_which_nobody_accepts_any_more_is_not_held() {
         let directory = tempfile::tempdir().expect("a directory");
         let socket = directory.path().join("agent.sock");
         let path = SocketPath::open(&socket, Access::AsItIs).expect("it is safe");

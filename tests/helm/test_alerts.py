@@ -33,10 +33,9 @@ WELL = {
     'latchkey_requests_total{route="secret",code="denied"}': rises(1),
     'latchkey_requests_total{route="secret",code="internal"}': rises(0),
     'latchkey_requests_total{route="batch",code="ok"}': rises(100),
-    'latchkey_batch_secrets_total{code="ok"}': rises(1000),
-    'latchkey_batch_secrets_total{code="unavailable"}': rises(1),
-    'latchkey_batch_secrets_total{code="denied"}': rises(1),
-    'latchkey_batch_secrets_total{code="internal"}': rises(0),
+    'latchkey_batch_failures_total{code="unavailable"}': rises(1),
+    'latchkey_batch_failures_total{code="denied"}': rises(1),
+    'latchkey_batch_failures_total{code="internal"}': rises(0),
     "latchkey_pods": "30x60",
     "latchkey_watch_failures_total": "0x20 15x20 18x20",
     'latchkey_attestations_total{outcome="ok"}': rises(100),
@@ -57,6 +56,8 @@ WELL = {
     "latchkey_connections": "200x60",
     "latchkey_audit_queue": "3x60",
 }
+ASKED = ("latchkey_requests_total", "latchkey_batch_failures_total")
+NOTHING_ASKED = {series: rises(0) for series in WELL if series.startswith(ASKED)}
 
 # What is not well, the minute by which the alert is there, and one before it at which it is not yet.
 ILL = {
@@ -168,7 +169,7 @@ class Alerts(unittest.TestCase):
         def asked(**each_minute):
             codes = {"ok": 0, "unavailable": 0, "denied": 0, **each_minute}
             asked = {f'latchkey_requests_total{{route="secret",code="{code}"}}': rises(by) for code, by in codes.items()}
-            return asked | {f'latchkey_batch_secrets_total{{code="{code}"}}': rises(0) for code in codes}
+            return NOTHING_ASKED | asked
 
         alert = "LatchkeyUnavailable"
         never = [fires(alert, minute, 0) for minute in range(60)]
@@ -181,12 +182,13 @@ class Alerts(unittest.TestCase):
         ])
 
     def test_what_fails_within_batches_is_told_though_each_is_answered(self):
-        name = "latchkey_batch_secrets_total"
-        seldom = {series: rises(0) for series in WELL if series.startswith(("latchkey_requests_total", name))}
+        name = "latchkey_batch_failures_total"
         batches = {'latchkey_requests_total{route="batch",code="ok"}': rises(1)}
+        once = {f'{name}{{code="unavailable"}}': ONCE}
         self.tried("csi", [
             case("often", {f'{name}{{code="timeout"}}': rises(30)}, [fires("LatchkeyUnavailable", 30, 1)]),
-            case("seldom", {**seldom, **batches, f'{name}{{code="unavailable"}}': rises(1)}, [fires("LatchkeyUnavailable", 30, 1)]),
+            case("seldom", {**NOTHING_ASKED, **batches, f'{name}{{code="unavailable"}}': rises(1)}, [fires("LatchkeyUnavailable", 30, 1)]),
+            case("once", {**NOTHING_ASKED, **batches, **once}, [fires("LatchkeyUnavailable", minute, 0) for minute in range(60)]),
             case("no role", {f'{name}{{code="no_role"}}': rises(30)}, [fires("LatchkeyDenied", 40, 1)]),
             case("a bug", {f'{name}{{code="internal"}}': ONCE}, [fires("LatchkeyInternal", 31, 1)]),
         ])

@@ -120,7 +120,10 @@ pub(super) fn unmount(path: &Path) -> io::Result<()> {
             Err(errno) => return Err(errno.into()),
         }
     }
-    Err(io::Error::other("there are too many mounts there"))
+    Err(io::Error::other(format!(
+        "there are too many mounts on {}",
+        path.display()
+    )))
 }
 
 fn unmount_all(parent: &OwnedFd) -> io::Result<()> {

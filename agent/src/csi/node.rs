@@ -81,20 +81,20 @@ impl Node {
         let outcome = self
             .make(publish, &turn.key, &directory, known.is_some())
             .await;
+        let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
         match outcome {
             Ok(()) => {
-                let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
                 if !was_bound {
                     tracing::info!(%uid, namespace, name, "a volume is published");
                 }
                 Ok(Empty {})
             }
             Err(failure) if was_bound => {
-                tracing::warn!(uid = %pod.uid, error = failure.text, "a volume stays as it was");
+                tracing::warn!(%uid, namespace, name, error = failure.text, "a volume stays as it was");
                 Err(Status::unavailable(failure.text))
             }
             Err(failure) => {
-                tracing::warn!(uid = %pod.uid, error = failure.text, "a volume is not published");
+                tracing::warn!(%uid, namespace, name, error = failure.text, "a volume is not published");
                 let _ = self.withdraw(&turn.key, &target).await;
                 Err(status(failure))
             }

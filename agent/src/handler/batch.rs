@@ -65,7 +65,6 @@ impl Handling {
             if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
                 yield_now().await;
             }
-            self.count(outcome.as_ref().err());
             match outcome {
                 Ok((body, room)) => {
                     bodies.push(body);
@@ -80,6 +79,11 @@ impl Handling {
                 }),
             }
         }
+        // The answer as a whole tells nothing of this.
+        let codes: HashSet<Code> = errors.iter().map(|error| error.code).collect();
+        for code in codes {
+            self.services.metrics.batch_failed(code);
+        }
         let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
         let answer = response::json_bytes(response::batch(&bodies, &errors), self.id.as_str());
         Ok(response::held(answer, rooms))
@@ -93,18 +97,11 @@ impl Handling {
     ) -> Result<Answer, RequestError> {
         // What is no batch asks for nothing.
         if error.code != Code::InvalidRequest {
-            self.count(Some(&error));
             let mut record = self.record("").await?;
             record.workload = workload.cloned();
             record.close(Some(&error))?;
         }
         Err(error)
-    }
-
-    /// Counts what the answer as a whole does not tell.
-    fn count(&self, error: Option<&RequestError>) {
-        let metrics = &self.services.metrics;
-        metrics.batch_secret(error.map(|error| error.code));
     }
 
     /// One name of a batch, with a line of its own. `size` is that of all values so far.
