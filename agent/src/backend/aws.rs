@@ -339,33 +339,32 @@ impl AwsSession {
             })
     }
 
-    async fn list_in(
-        &self,
-        region: &str,
-        limit: usize,
-        token: Option<&str>,
-    ) -> Result<Page, BackendError> {
-        let token = token.map(str::to_owned);
-        let page = paging::collect(limit, PAGE_NAMES, token, |wanted, from| {
-            self.page(region, wanted, from)
-        });
-        let mut page = page.await?;
-        page.next = page.next.map(|token| format!("{region}{CURSOR}{token}"));
-        Ok(page)
+    /// One page of the vault's own with at most so many names. A list goes on in the region where it began: no other
+    /// knows its token.
+    async fn page(&self, wanted: usize, cursor: Option<String>) -> Result<Page, BackendError> {
+        let (regions, token) = match &cursor {
+            Some(cursor) => {
+                let (region, token) = self.begun(cursor)?;
+                (slice::from_ref(region), Some(token))
+            }
+            None => (&*self.regions, None),
+        };
+        self.health
+            .ask(regions, |region| self.page_in(region, wanted, token))
+            .await
     }
 
-    /// One page of the vault's own with at most so many names.
-    async fn page(
+    async fn page_in(
         &self,
         region: &str,
         wanted: usize,
-        from: Option<String>,
+        token: Option<&str>,
     ) -> Result<Page, BackendError> {
         let mut call = self
             .store
             .list_secrets()
             .max_results(i32::try_from(wanted).unwrap_or(i32::MAX))
-            .set_next_token(from);
+            .set_next_token(token.map(str::to_owned));
         if !self.role.prefix.is_empty() {
             let prefix = Filter::builder()
                 .key(FilterNameStringType::Name)
@@ -392,7 +391,9 @@ impl AwsSession {
             .collect();
         Ok(Page {
             names,
-            next: answer.next_token,
+            next: answer
+                .next_token
+                .map(|token| format!("{region}{CURSOR}{token}")),
             more_calls: 0,
         })
     }
@@ -428,17 +429,10 @@ impl Session for AwsSession {
         cursor: Option<String>,
         _request_id: &str,
     ) -> Result<Page, BackendError> {
-        // A list goes on in the region where it began: no other knows its token.
-        let (regions, token) = match &cursor {
-            Some(cursor) => {
-                let (region, token) = self.begun(cursor)?;
-                (slice::from_ref(region), Some(token))
-            }
-            None => (&*self.regions, None),
-        };
-        self.health
-            .ask(regions, |region| self.list_in(region, limit, token))
-            .await
+        paging::collect(limit, PAGE_NAMES, cursor, |wanted, cursor| {
+            self.page(wanted, cursor)
+        })
+        .await
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::{SECRET, reads};
 use crate::code;
+use std::time::Duration;
 use testkit::agent::AgentSettings;
 use testkit::aws::{
     Behaviour, FakeAwsConfig, Fault, Operation, RoleSpec, SecretInput, provider_arn,
@@ -189,6 +190,40 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
         let answer = page(&format!("cursor={cursor}")).await;
         answer.must_be_refused(400, "invalid_request");
     }
+}
+
+#[tokio::test]
+async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads() {
+    needs_workloads!();
+    let few = FakeAwsConfig {
+        page_limit: 1,
+        ..FakeAwsConfig::default()
+    };
+    let sandbox = Sandbox::with(FakeKubeConfig::default(), few).await;
+    let sandbox = sandbox.expect("a sandbox");
+    sandbox.namespace("test");
+    for number in 0..20 {
+        sandbox.secret(&format!("test/{number}"), "x");
+    }
+    sandbox
+        .aws
+        .put_secret(FALLBACK, SECRET, SecretInput::text("replica"));
+    let hasty = |settings: AgentSettings| {
+        with_fallback(settings)
+            .set("limits.attest_wait", "1s")
+            .set("limits.request_deadline", "2s")
+    };
+    let _agent = sandbox.agent_with(hasty).await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    pod.secret(SECRET).await.expect("an answer").must_be_ok();
+    // Each call by itself is answered soon.
+    let slow = Behaviour::Delay(Duration::from_millis(300));
+    let _slow = sandbox.aws.fault(Fault::on(Operation::ListSecrets, slow));
+    let list = pod.get("/v1/secrets?limit=1000").await.expect("an answer");
+    list.must_be_refused(504, "timeout");
+    pod.secret(SECRET).await.expect("an answer").must_be_ok();
+    let all_in_its_own = |read: &testkit::aws::Call| read.region.as_deref() == Some(REGION);
+    assert!(reads(&sandbox).iter().all(all_in_its_own));
 }
 
 #[tokio::test]
