@@ -47,6 +47,7 @@ where
         Proof::Token(audience) => audience,
         Proof::Machine | Proof::None => "",
     };
+    let is_own = *role.place == *region;
     let role = &role.name;
     classify(
         error,
@@ -82,7 +83,8 @@ where
                     "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
                  longer than the role's maximum"
                 ),
-                "RegionDisabledException" => return Some(switched_off(role)),
+                // In a region that is fallen back to nothing is denied by it.
+                "RegionDisabledException" if is_own => return Some(switched_off(role)),
                 _ => return None,
             };
             Some(BackendError::refused(text))
@@ -117,7 +119,7 @@ where
     })
 }
 
-/// The account has no token service in the region. That is so for every role: what was got under this one stays.
+/// The account has no token service in the region. That is so for every role: the session of this one stays.
 fn switched_off(role: &str) -> BackendError {
     let text = format!(
         "AWS refused the role {role}: its account has not activated the token service in this region"
@@ -296,14 +298,12 @@ mod tests {
     fn a_token_service_that_is_switched_off_in_a_region_says_nothing_of_the_role() {
         let error = failed("RegionDisabledException");
         let role = role();
-        for failed in [
-            of_exchange(&error, &role, "af-south-1"),
-            of_machine(&error, &role),
+        for (failed, code) in [
+            (of_exchange(&error, &role, "eu-central-1"), Code::Denied),
+            (of_exchange(&error, &role, "af-south-1"), Code::Unavailable),
+            (of_machine(&error, &role), Code::Denied),
         ] {
-            assert_eq!(
-                (failed.error.code, failed.fault),
-                (Code::Denied, Fault::Call)
-            );
+            assert_eq!((failed.error.code, failed.fault), (code, Fault::Call));
         }
     }
 

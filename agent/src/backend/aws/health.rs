@@ -1,6 +1,7 @@
 //! Which regions answer, so that one that does not is not waited for by everybody; and whose word counts.
 
 use crate::backend::{BackendError, Fault};
+use latchkey_client::protocol::Code;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -28,8 +29,8 @@ impl Health {
     /// What `call` gives in the first of `regions` that has it; those not reached lately are asked last.
     ///
     /// Only the first of `regions` may say no, for another may not have been given the secret, or be closed to the role
-    /// or the account. Where the first cannot be reached a refusal of another stands all the same: after one, nothing
-    /// old may be served.
+    /// or the account. Where the first cannot be reached another's `denied` stands all the same: after one, nothing old
+    /// may be served.
     pub(super) async fn ask<'a, T, F>(
         &self,
         regions: &'a [Arc<str>],
@@ -52,7 +53,7 @@ impl Health {
             let is_own = *region == regions[0];
             match outcome {
                 Err(error) if unreachable || !is_own => {
-                    if error.is_refusal() || is_own && !failed.is_refusal() {
+                    if is_denied(&error) || is_own && !is_denied(&failed) {
                         failed = error;
                     }
                 }
@@ -85,6 +86,10 @@ impl Health {
     }
 }
 
+fn is_denied(failed: &BackendError) -> bool {
+    failed.error.code == Code::Denied
+}
+
 // === impl Call ===
 
 /// Also when the call has ended: what it ended with is noted over this.
@@ -100,7 +105,6 @@ impl Drop for Call<'_> {
 mod tests {
     use super::*;
     use crate::error::RequestError;
-    use latchkey_client::protocol::Code;
     use tokio::time::{sleep, timeout};
 
     /// The role's own region and one to fall back to.
@@ -171,6 +175,8 @@ mod tests {
         for (other, expected) in [
             (Ok(2), Ok(2)),
             (refused(), Err(Fault::Refused)),
+            // Such as that of a key which is switched off.
+            (failed(Fault::Call, Code::Denied), Err(Fault::Call)),
             (failed(Fault::Call, Code::NotFound), Err(Fault::Unreachable)),
             (
                 failed(Fault::SessionEnded, Code::Unavailable),
