@@ -104,19 +104,16 @@ impl Node {
                 nested_pod: cgroup.nested_pod,
                 entrance,
             }),
-            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod)) if self.is_csi_only(pod) => {
+            // Whether the pod is of one of those, `known` says.
+            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod))
+                if !self.csi_only_runtimes.is_empty() =>
+            {
                 Ok(InPod {
                     pod,
                     container: None,
                     nested_pod: false,
                     entrance,
                 })
-            }
-            // It may be one of those.
-            (Err(CgroupDenial::NotAPod), Entrance::Pod(pod))
-                if !self.csi_only_runtimes.is_empty() && !self.knows(pod) =>
-            {
-                Err(AttestError::NotYet("unknown_pod"))
             }
             (Err(denial), _) => Err(AttestError::Denied(Denial::Cgroup(denial))),
         }
@@ -161,12 +158,9 @@ impl Node {
         }
     }
 
-    fn is_csi_only(&self, pod: PodUid) -> bool {
-        self.pods.by_uid(pod).is_some_and(|pod| {
-            let facts = pod.facts();
-            let class = facts.runtime_class.as_ref();
-            class.is_some_and(|class| self.csi_only_runtimes.contains(class))
-        })
+    fn is_csi_only(&self, facts: &Facts) -> bool {
+        let class = facts.runtime_class.as_ref();
+        class.is_some_and(|class| self.csi_only_runtimes.contains(class))
     }
 
     /// Whether a pod of which the API server says that may ask at all.
@@ -220,6 +214,10 @@ impl Node {
         };
         let facts = pod.facts();
         self.may_ask(&facts)?;
+        // By its cgroup the peer is in no pod, and only for some is the word of the socket enough.
+        if in_pod.container.is_none() && !self.is_csi_only(&facts) {
+            return Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
+        }
         // A number that was recycled within the pod whose own socket it is changes nothing.
         if facts.host_network
             && peer.pinning() == Pinning::ByNumber

@@ -69,7 +69,7 @@ async fn an_attestor_knows_the_places_of_its_own_kind_alone() {
     let locations = [
         Location::Local(4711),
         Location::OwnPod,
-        Location::Pod(at(None, Entrance::Shared)),
+        Location::Pod(at(Some(container("1")), Entrance::Shared)),
         Location::Volume,
         Location::Local(4712),
     ];

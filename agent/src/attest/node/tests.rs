@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::attest::Attestor;
-use crate::attest::pods::tests::{known, known_all, node, pod, uid};
+use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
@@ -64,7 +64,8 @@ async fn by_number_pods_of_the_nodes_network_are_denied_but_for_who_comes_in_by_
         (false, Pinning::ByNumber, shared, None),
     ] {
         let node = node(&known(pod("20", host_network)));
-        let outcome = with_peer(pinning, |peer| node.known(peer, at(None, entrance)));
+        let in_pod = at(Some(container("1")), entrance);
+        let outcome = with_peer(pinning, |peer| node.known(peer, in_pod));
         assert_eq!(
             outcome.err(),
             denied,
@@ -151,17 +152,13 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
         by_anothers,
         Err(AttestError::Denied(Denial::ListenerMismatch))
     );
-    // In no pod: what the socket says counts for pods of that runtime alone.
+    // In no pod: what the socket says may count where a runtime is named.
     let nowhere = Err(CgroupDenial::NotAPod);
     assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
     let denied = Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
     assert_eq!(node.located(nowhere, shared), denied);
-    // Of which runtime a pod is that is not known cannot be said, and matters only where one is named.
-    let unknown = Entrance::Pod(PodUid::synthetic(7));
-    let not_yet = Err(AttestError::NotYet("unknown_pod"));
-    assert_eq!(node.located(nowhere, unknown), not_yet);
     let without = super::tests::node(&known(sandboxed()));
-    assert_eq!(without.located(nowhere, unknown), denied);
+    assert_eq!(without.located(nowhere, own), denied);
 }
 
 #[tokio::test]
@@ -215,8 +212,33 @@ async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() 
     ] {
         let runtimes = runtimes.into_iter().map(str::to_owned).collect();
         let node = Node::new(known(pod), "node".into(), None, Duration::ZERO, runtimes);
-        assert_eq!(node.is_csi_only(uid()), expected);
-        assert!(!node.is_csi_only(other_uid()));
+        let in_pod = at(None, Entrance::Pod(uid()));
+        let known = with_peer(Pinning::ByPidfd, |peer| node.known(peer, in_pod));
+        let not_a_pod = AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod));
+        assert_eq!(known.err(), (!expected).then_some(not_a_pod));
+    }
+}
+
+#[tokio::test]
+async fn a_sandbox_is_looked_for_once_as_any_other_unknown_pod() {
+    let (stream, _child) = connected_child();
+    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    for (found, expected) in [
+        (Some(vec![sandboxed()]), None),
+        (
+            Some(vec![pod("20", false)]),
+            Some(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod))),
+        ),
+        (
+            Some(Vec::new()),
+            Some(AttestError::Denied(Denial::UnknownPod)),
+        ),
+        (None, Some(AttestError::NotYet("api_server"))),
+    ] {
+        let node = node_of(None, Arc::new(pods_of(answered(found))));
+        node.anchor(Anchor::new("/no-pods-here/kubepods", None).expect("a root"));
+        let attested = node.attest(&peer, Entrance::Pod(uid())).await;
+        assert_eq!(attested.err(), expected);
     }
 }
 

@@ -29,7 +29,7 @@ pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> 
     pods
 }
 
-fn pods_of(client: kube::Client) -> Pods {
+pub(in crate::attest) fn pods_of(client: kube::Client) -> Pods {
     Pods::new(client, "node", Settings::default())
 }
 
@@ -41,7 +41,7 @@ fn client() -> kube::Client {
 }
 
 /// A client whose API server answers every list with these pods, or with 500.
-fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
+pub(in crate::attest) fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
     told(move || {
         let pods = pods.as_ref()?;
         Some(serde_json::json!({
