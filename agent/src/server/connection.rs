@@ -413,7 +413,7 @@ impl Connection {
         self.close_after_answer();
         let told = match error {
             AttestError::NotYet(_) => {
-                RequestError::unavailable("the agent does not know this pod yet; try again")
+                RequestError::unavailable("the agent cannot say yet who is asking; try again")
             }
             AttestError::Denied(Denial::EphemeralContainer) => RequestError::new(
                 Code::NotAttested,
