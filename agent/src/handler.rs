@@ -21,6 +21,8 @@ use crate::server::Connection;
 use crate::session::SessionKey;
 pub(crate) use clouds::Clouds;
 use futures::FutureExt;
+use http_body_util::BodyExt;
+use http_body_util::combinators::Fuse;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -69,7 +71,9 @@ pub(crate) fn handle(
     let began = Instant::now();
     // Taken apart here, and no async fn: what a future moves within itself has room in it twice, and each request's is
     // copied.
-    let (head, mut body) = request.into_parts();
+    let (head, body) = request.into_parts();
+    // Only so does one that comes in chunks say that it has been read whole.
+    let mut body = body.fuse();
     async move {
         connection.turn().await;
         let handling = Handling {
@@ -245,7 +249,11 @@ impl Handling {
         Ok(answer)
     }
 
-    async fn answer(&self, ask: &mut Ask, body: &mut Incoming) -> Result<Answer, RequestError> {
+    async fn answer(
+        &self,
+        ask: &mut Ask,
+        body: &mut Fuse<Incoming>,
+    ) -> Result<Answer, RequestError> {
         match ask {
             Ask::Secret(ask) => {
                 self.services.fold(ask);

@@ -9,6 +9,7 @@ use crate::response::{self, Answer};
 use crate::secret::SecretName;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use http_body_util::combinators::Fuse;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
@@ -32,7 +33,7 @@ const FEWER: &str = "the request's deadline passed; ask for fewer names at once"
 impl Handling {
     pub(super) async fn batch(
         &self,
-        body: &mut Incoming,
+        body: &mut Fuse<Incoming>,
         fresh: bool,
     ) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
@@ -153,7 +154,7 @@ impl Handling {
 }
 
 /// The names of a batch, each once, in the order asked for.
-async fn batch_names(body: &mut Incoming) -> Result<Vec<String>, RequestError> {
+async fn batch_names(body: &mut Fuse<Incoming>) -> Result<Vec<String>, RequestError> {
     let body = Limited::new(body, BATCH_BODY)
         .collect()
         .await

@@ -186,15 +186,24 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
 async fn an_error_before_the_body_is_read_is_the_connections_last_answer() {
     needs_workloads!();
     let served = Served::start().await;
-    let post = |target: &str| {
-        let batch = "{\"names\":[]}";
-        let length = batch.len();
-        format!("POST {target} HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{batch}")
-    };
-    let unread = served.raw(post("/v1/secrets:batchGet?unknown=1")).await;
-    assert_eq!((unread.statuses(), unread.closed), (vec![400], true));
-    let text = String::from_utf8_lossy(&unread.bytes).to_lowercase();
-    assert!(text.contains("connection: close"), "{text}");
-    let read = served.kept(post("/v1/secrets:batchGet"), 1).await;
-    assert_eq!((read.statuses(), read.closed), (vec![400], false));
+    for (framing, body) in [
+        ("Content-Length: 12", "{\"names\":[]}"),
+        (
+            "Transfer-Encoding: chunked",
+            "c\r\n{\"names\":[]}\r\n0\r\n\r\n",
+        ),
+    ] {
+        let post =
+            |target: &str| format!("POST {target} HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n{body}");
+        let unread = served.raw(post("/v1/secrets:batchGet?unknown=1")).await;
+        assert_eq!((unread.statuses(), unread.closed), (vec![400], true));
+        let text = String::from_utf8_lossy(&unread.bytes).to_lowercase();
+        assert!(text.contains("connection: close"), "{text}");
+        let read = served.kept(post("/v1/secrets:batchGet"), 1).await;
+        assert_eq!(
+            (read.statuses(), read.closed),
+            (vec![400], false),
+            "{framing}"
+        );
+    }
 }
