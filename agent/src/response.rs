@@ -75,13 +75,16 @@ pub(crate) fn secret(
 ) -> Result<Answer, RequestError> {
     let secret = &read.secret;
     let etag = etag(&secret.version, ask)?;
-    // First of all: what is not there has not stayed the same, whatever the caller has.
-    let (kind, body) = body(secret, ask, backend)?;
     let mut answer = if ask.if_none_match.iter().any(|seen| matches(seen, &etag)) {
+        // A member that is not there has not stayed the same, whatever the caller has.
+        if let Some(key) = &ask.key {
+            member(text(secret)?, key)?;
+        }
         let mut answer = whole(Bytes::new(), request_id);
         *answer.status_mut() = StatusCode::NOT_MODIFIED;
         answer
     } else {
+        let (kind, body) = body(secret, ask, backend)?;
         let mut answer = whole(body, request_id);
         answer.headers_mut().insert(header::CONTENT_TYPE, kind);
         answer
@@ -383,4 +386,30 @@ fn sealed_json(value: &impl Serialize) -> Bytes {
     let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
     let _ = serde_json::to_writer(&mut *text, value);
     SecretValue::from(text).into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::CacheUse;
+
+    #[test]
+    fn who_has_the_version_already_is_answered_without_a_copy_of_the_value() {
+        let value = SecretValue::from("hunter2".to_owned());
+        let read = Read {
+            secret: Secret::new(value, true, "1".to_owned()).into(),
+            cache: CacheUse::Off,
+            age: None,
+            shared_with: None,
+        };
+        let mut ask = SecretAsk::plain(SecretName::parse("a").expect("a name"));
+        for (seen, status, is_written) in [("\"1\"", 304, false), ("\"0\"", 200, true)] {
+            ask.if_none_match = vec![HeaderValue::from_static(seen)];
+            let answer = secret(&read, &ask, "aws", "1").expect("an answer");
+            assert_eq!(
+                (answer.status().as_u16(), read.secret.json.get().is_some()),
+                (status, is_written)
+            );
+        }
+    }
 }
