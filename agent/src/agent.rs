@@ -326,7 +326,7 @@ impl Agent {
         server.tasks.close();
         let answered = timeout_at(deadline, server.tasks.wait()).await;
         let cut = server.open_connections();
-        // The audit trail ends when nothing can write to it any more; volumes read for their files.
+        // The audit trail ends when nothing can write to it any more.
         drop((services, server, roll));
         let backlog = writer.backlog();
         let written = tokio::task::spawn_blocking(|| writer.finish());

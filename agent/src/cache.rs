@@ -133,8 +133,8 @@ impl Values {
     where
         F: Future<Output = Result<Arc<Secret>, BackendError>> + Send + 'static,
     {
-        let keeps = self.keeps(&key.name);
         let cache = self.without_value(&key.name);
+        let keeps = cache == CacheUse::Miss;
         let seat = self.reads.join(key, fresh, asker, fetch());
         let outcome = seat
             .result

@@ -42,7 +42,7 @@ impl Services {
         let deadline = began + self.deadline;
         let too_late = |_| RequestError::new(Code::Timeout, AGAIN);
         let quota = &workload.pod().quota;
-        // It has time to wait, so it takes nothing from what the pod asks for itself. First, so that those who wait for
+        // It has time to wait, so it takes none of the pod's requests in flight. First, so that those who wait for
         // it hold no place in the trail.
         let permit = timeout_at(deadline, quota.batched()).await;
         let place = self.audit.reserve(deadline).await?;
