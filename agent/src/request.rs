@@ -16,16 +16,13 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Uri, Version};
 use jiff::fmt::friendly::SpanParser;
-use latchkey_client::protocol::{Code, LIST_LIMIT, TARGET_LIMIT, is_relayed};
+use latchkey_client::protocol::{Code, LIST_LIMIT, TARGET_LIMIT, WAIT_LIMIT, is_relayed};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 /// The longest `backend`, `version`, `stage` or `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;
-
-/// The longest wait for a change.
-pub(crate) const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// How many names a list holds when nothing is said.
 const LIST_DEFAULT: usize = 100;

@@ -6,6 +6,7 @@ use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::fmt;
+use std::time::Duration;
 use zeroize::Zeroize;
 
 /// Where a client looks first for the path of the socket.
@@ -20,11 +21,17 @@ pub const DEFAULT_SOCKET: &str = "/run/latchkey/agent.sock";
 /// The most names that one `batchGet` may hold.
 pub const BATCH_NAMES: usize = 100;
 
+/// The longest body of a `batchGet`, in bytes.
+pub const BATCH_BODY: usize = 64 * 1024;
+
 /// The longest target of a request, in bytes.
 pub const TARGET_LIMIT: usize = 8 * 1024;
 
 /// The most names that one page of a list may hold.
 pub const LIST_LIMIT: usize = 1000;
+
+/// The longest wait for a change.
+pub const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether only a relay or a browser sends a header of that name, in small letters.
 #[must_use]

@@ -12,14 +12,11 @@ use futures::{StreamExt, stream};
 use http_body_util::combinators::Fuse;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use latchkey_client::protocol::{BATCH_NAMES, BatchError, BatchRequest, Code};
+use latchkey_client::protocol::{BATCH_BODY, BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::yield_now;
 use tokio::time::Instant;
-
-/// The longest body of a batch, in bytes.
-const BATCH_BODY: usize = 64 * 1024;
 
 /// How many names of a batch are read at once.
 const BATCH_WIDTH: usize = 8;

@@ -6,10 +6,10 @@
 
 use super::Handling;
 use crate::error::RequestError;
-use crate::request::{SecretAsk, WAIT_LIMIT};
+use crate::request::SecretAsk;
 use crate::response::Answer;
 use hyper::StatusCode;
-use latchkey_client::protocol::Code;
+use latchkey_client::protocol::{Code, WAIT_LIMIT};
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;

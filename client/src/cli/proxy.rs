@@ -8,7 +8,7 @@ mod guard;
 use super::failure::Failure;
 use super::{Leave, Reach, terminal};
 use crate::Client;
-use crate::protocol::{Code, TARGET_LIMIT};
+use crate::protocol::{BATCH_BODY, Code, TARGET_LIMIT, WAIT_LIMIT};
 use crate::transport::Pool;
 use bytes::Bytes;
 use guard::Guard;
@@ -31,14 +31,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-/// The longest body that is passed on, in bytes: that of a batch.
-const BODY_LIMIT: usize = 64 * 1024;
-
 /// How long a connection may be idle, or take for a request's head: as long as the agent lets one be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
-
-/// The longest wait for a change, which comes on top of the time that a request may take.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// How many connections may be open. One that is idle takes nothing of the agent's.
 const CONNECTIONS: usize = 1024;
@@ -100,7 +94,7 @@ impl Proxy {
                 self.listen.ip()
             )));
         }
-        let patience = reach.timeout.saturating_add(LONGEST_WAIT);
+        let patience = reach.timeout.saturating_add(WAIT_LIMIT);
         super::serve(self.serve(&reach.client()?, patience))
     }
 
@@ -193,7 +187,8 @@ impl Relay {
         if let Err(reason) = self.guard.admit(&head) {
             return refusal(StatusCode::BAD_REQUEST, Code::InvalidRequest, reason);
         }
-        let Ok(body) = Limited::new(body, BODY_LIMIT).collect().await else {
+        // No other request has a body as long as a batch's.
+        let Ok(body) = Limited::new(body, BATCH_BODY).collect().await else {
             return refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::TooLarge,

@@ -1,6 +1,7 @@
 //! Which of the secrets in use have become others.
 
 use super::terminal;
+use crate::protocol::WAIT_LIMIT;
 use crate::{Ask, Client, Secret, Tag};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,8 @@ use tokio::time::sleep;
 /// How many waits are open at once: half of what a pod may have, since it may have more containers that wait.
 const AT_ONCE: usize = 8;
 
-/// How long a wait is where each secret has its own.
-const LONG: Duration = Duration::from_secs(60);
-
 /// How long a wait is where secrets take turns: one look of the agent's.
-const SHORT: Duration = Duration::from_secs(10);
+const TURN: Duration = Duration::from_secs(10);
 
 /// How long to rest before what has failed is tried again.
 pub(crate) const REST: Duration = Duration::from_secs(10);
@@ -78,7 +76,11 @@ impl Watch {
     /// the old value goes on with it.
     pub(crate) async fn changed(&self, client: &Client) -> String {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
-        let span = if self.0.len() > AT_ONCE { SHORT } else { LONG };
+        let span = if self.0.len() > AT_ONCE {
+            TURN
+        } else {
+            WAIT_LIMIT
+        };
         let mut waits = JoinSet::new();
         for watched in &self.0 {
             let (client, watched, turns) = (client.clone(), watched.clone(), turns.clone());
