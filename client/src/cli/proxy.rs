@@ -73,7 +73,7 @@ struct Relay {
     http: Pool,
     guard: Guard,
     requests: Arc<Semaphore>,
-    /// How long the agent may take for an answer.
+    /// How long the agent may take for an answer, besides a wait that is asked for.
     patience: Duration,
 }
 
@@ -94,8 +94,7 @@ impl Proxy {
                 self.listen.ip()
             )));
         }
-        let patience = reach.timeout.saturating_add(WAIT_LIMIT);
-        super::serve(self.serve(&reach.client()?, patience))
+        super::serve(self.serve(&reach.client()?, reach.timeout))
     }
 
     async fn serve(self, client: &Client, patience: Duration) -> Result<ExitCode, Failure> {
@@ -203,6 +202,13 @@ impl Relay {
             let text = "what is asked for takes more than 8 KiB to name";
             return refusal(StatusCode::URI_TOO_LONG, Code::TooLarge, text);
         }
+        let query = head.uri.query().unwrap_or_default();
+        let waits = query.split('&').any(|pair| pair.starts_with("wait="));
+        let patience = if waits {
+            self.patience.saturating_add(WAIT_LIMIT)
+        } else {
+            self.patience
+        };
         let mut request = Request::new(Full::new(body.to_bytes()));
         *request.method_mut() = head.method;
         *request.uri_mut() = hyperlocal::Uri::new(&self.socket, target).into();
@@ -215,7 +221,7 @@ impl Relay {
             let place = self.requests.clone().acquire_owned().await;
             (self.http.request(request).await, place)
         };
-        let Ok((outcome, place)) = timeout(self.patience, passed_on).await else {
+        let Ok((outcome, place)) = timeout(patience, passed_on).await else {
             let text = "the agent does not answer; try again";
             return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
         };

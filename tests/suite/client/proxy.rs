@@ -12,7 +12,7 @@ use testkit::until;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStderr, Command};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -356,4 +356,28 @@ async fn a_target_that_no_agent_takes_is_refused_and_harms_nobody() {
     is(&answer, 200, &password("test"));
     let name = "a".repeat(70_000);
     client.run(&["get", &name]).await.failed(2, "8192 bytes");
+}
+
+#[tokio::test]
+async fn only_a_wait_has_longer_than_the_timeout_before_the_proxy_gives_up() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let arguments = [&["--timeout", "2"], &LISTEN[..]].concat();
+    let proxy = Proxy::start(client.command(&arguments)).await;
+    let gate = Gate::new();
+    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = client.sandbox.aws.fault(hold);
+    let secret = "/v1/secrets/test/database-password";
+    let waiting = format!("{secret}?wait=30s");
+    let tag = format!("{OWN}If-None-Match: \"another\"\r\n");
+    let ask = async {
+        let given_up = proxy.get(secret, OWN).await;
+        // The other has as long behind it by now.
+        sleep(Duration::from_millis(500)).await;
+        gate.open();
+        given_up
+    };
+    let (given_up, waited) = tokio::join!(ask, proxy.get(&waiting, &tag));
+    is(&given_up, 504, "the agent does not answer");
+    is(&waited, 200, &password("test"));
 }
