@@ -125,6 +125,20 @@ async fn run(path: &Path, arguments: &[&str]) -> Ended {
     ended(command).await
 }
 
+/// A pod with a sidecar, and nothing else that gives it secrets.
+fn with_agent_of_its_own() -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.account["metadata"]["annotations"] = json!({});
+    cluster.agents = json!({"items": []});
+    let spec = &mut cluster.pod["spec"];
+    spec["volumes"] = json!([{"name": "latchkey", "emptyDir": {}}]);
+    spec["initContainers"] = json!([{
+        "name": "latchkey",
+        "env": [{"name": "LATCHKEY_AGENT__IDENTITY__MODE", "value": "sidecar"}],
+    }]);
+    cluster
+}
+
 fn one(step: &str, cause: &str) -> Vec<(String, String)> {
     vec![(step.to_owned(), cause.to_owned())]
 }
@@ -209,15 +223,7 @@ async fn what_is_wrong_with_the_pod_is_named() {
 
 #[tokio::test]
 async fn a_pod_with_an_agent_of_its_own_needs_neither_mount_nor_role_nor_an_agent_on_its_node() {
-    let mut cluster = Cluster::new();
-    cluster.account["metadata"]["annotations"] = json!({});
-    cluster.agents = json!({"items": []});
-    let spec = &mut cluster.pod["spec"];
-    spec["volumes"] = json!([{"name": "latchkey", "emptyDir": {}}]);
-    spec["initContainers"] = json!([{
-        "name": "latchkey",
-        "env": [{"name": "LATCHKEY_AGENT__IDENTITY__MODE", "value": "sidecar"}],
-    }]);
+    let cluster = with_agent_of_its_own();
     let ended = cluster.doctor().await;
     assert_eq!(ended.code, Some(0), "{ended:?}");
     for text in [
@@ -225,6 +231,27 @@ async fn a_pod_with_an_agent_of_its_own_needs_neither_mount_nor_role_nor_an_agen
         "kubectl --namespace test exec web",
     ] {
         assert!(ended.stdout.contains(text), "{text}: {}", ended.stdout);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_of_the_pods_own_that_is_not_ready_is_named_with_the_reason() {
+    let mut cluster = with_agent_of_its_own();
+    for statuses in ["containerStatuses", "initContainerStatuses"] {
+        let mut status = json!({"name": "latchkey", "ready": true});
+        cluster.pod["status"] = json!({"phase": "Running", statuses: [{"name": "app"}, status]});
+        assert_eq!(cluster.wrong().await, []);
+        status["ready"] = json!(false);
+        status["state"] = json!({"waiting": {"reason": "CrashLoopBackOff"}});
+        cluster.pod["status"][statuses][1] = status;
+        assert_eq!(cluster.wrong().await, one("agent", "agent_not_ready"));
+        let told = cluster.doctor().await.stdout;
+        for text in [
+            "not ready: CrashLoopBackOff",
+            "kubectl --namespace test logs web --container latchkey",
+        ] {
+            assert!(told.contains(text), "{text}: {told}");
+        }
     }
 }
 

@@ -70,7 +70,7 @@ pub(super) fn examine(
                 "agent_not_ready",
                 format!(
                     "{namespace}/{name} on node {node} is not ready{}",
-                    why(agent)
+                    why(list(agent, "/status/containerStatuses"))
                 ),
             )
             .next(kubectl.line(format_args!("--namespace {namespace} logs {name}")))
@@ -85,9 +85,9 @@ fn is_ready(agent: &Json) -> bool {
     }) && text(agent, "/metadata/deletionTimestamp").is_empty()
 }
 
-/// What its container waits for, or how it ended.
-fn why(agent: &Json) -> String {
-    let reasons = list(agent, "/status/containerStatuses").find_map(|status| {
+/// What the first container that says so waits for, or how it ended.
+pub(super) fn why<'a>(mut statuses: impl Iterator<Item = &'a Json>) -> String {
+    let reason = statuses.find_map(|status| {
         [
             "/state/waiting/reason",
             "/state/terminated/reason",
@@ -97,7 +97,7 @@ fn why(agent: &Json) -> String {
         .map(|pointer| text(status, pointer))
         .find(|reason| !reason.is_empty())
     });
-    reasons.map_or_else(String::new, |reason| format!(": {reason}"))
+    reason.map_or_else(String::new, |reason| format!(": {reason}"))
 }
 
 /// Whether the namespace lets the agent issue tokens for the pod's account.

@@ -1,8 +1,10 @@
 //! The pod itself: whether it runs, and how it mounts the agent's directory.
 
 use super::super::report::Report;
+use super::agent::why;
 use super::{DRIVER, Kubectl, annotation, is_of_driver, list, text};
 use serde_json::Value as Json;
+use std::iter::once;
 
 /// The agent's directory on a node, and where a container is to have it.
 const DIRECTORY: &str = "/run/latchkey";
@@ -26,10 +28,7 @@ enum Kind {
 pub(super) fn examine(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> bool {
     phase(report, kubectl, pod);
     let asks = if let Some(container) = sidecar(pod) {
-        report.ok(
-            "agent",
-            format!("the container {container} is an agent of the pod's own (a sidecar)"),
-        );
+        own_agent(report, kubectl, pod, container);
         true
     } else {
         let asks = volume(report, pod);
@@ -225,6 +224,32 @@ pub(super) fn sidecar(pod: &Json) -> Option<&str> {
     };
     let container = containers(pod).find(is_sidecar)?;
     Some(text(container, "/name"))
+}
+
+/// Whether that agent is ready, where the kubelet has said anything of it.
+fn own_agent(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json, container: &str) {
+    let not_ready = list(pod, "/status/containerStatuses")
+        .chain(list(pod, "/status/initContainerStatuses"))
+        .find(|status| text(status, "/name") == container && status["ready"] == false);
+    let what = format!("the container {container} is an agent of the pod's own (a sidecar)");
+    let Some(status) = not_ready else {
+        report.ok("agent", what);
+        return;
+    };
+    let (namespace, name) = (
+        text(pod, "/metadata/namespace"),
+        text(pod, "/metadata/name"),
+    );
+    report
+        .fail(
+            "agent",
+            "agent_not_ready",
+            format!("{what}, and is not ready{}", why(once(status))),
+        )
+        .next(kubectl.line(format_args!(
+            "--namespace {namespace} logs {name} --container {container}"
+        )))
+        .next(kubectl.line(format_args!("--namespace {namespace} describe pod {name}")));
 }
 
 fn containers(pod: &Json) -> impl Iterator<Item = &Json> {
