@@ -3,6 +3,7 @@ import static java.nio.charset.StandardCharsets.UTF_8;
 import static java.util.concurrent.TimeUnit.SECONDS;
 
 import java.io.IOException;
+import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
 import java.nio.channels.Channels;
 import java.nio.channels.SocketChannel;
@@ -11,11 +12,12 @@ import java.util.concurrent.CompletableFuture;
 class Get {
     static String getSecret(String name) throws IOException {
         var socket = UnixDomainSocketAddress.of("/run/latchkey/agent.sock");
-        try (var agent = SocketChannel.open(socket)) {
-            // A channel has no timeout, but whoever reads from one that is closed fails.
+        try (var agent = SocketChannel.open(StandardProtocolFamily.UNIX)) {
+            // A channel has no timeout, but whoever connects by or reads from one that is closed fails.
             CompletableFuture.delayedExecutor(15, SECONDS).execute(() -> {
                 try { agent.close(); } catch (IOException none) { }
             });
+            agent.connect(socket);
             // HTTP/1.0: the answer ends with the connection, so there is nothing to parse but its head.
             agent.write(UTF_8.encode("GET /v1/secrets/" + name + " HTTP/1.0\r\n"
                 + "Host: localhost\r\nAccept: text/plain\r\n\r\n"));
