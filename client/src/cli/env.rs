@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 
 /// Prints secrets as variables: dotenv, JSON, or what a shell evaluates
 ///
-/// For a shell: env=$(latchkey env prod/db-password=DB_PASSWORD --format shell) || exit; eval "$env"
+/// In a script: env=$(latchkey env prod/db-password=DB_PASSWORD --format shell) || exit; eval "$env"; unset env
 #[derive(Debug, clap::Args)]
 pub(crate) struct Env {
     /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]

@@ -269,7 +269,7 @@ async fn a_shell_has_its_secrets_or_ends_with_the_commands_code() {
     let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
     let shell = async |name: &str| {
         let line = format!(
-            "env=$({} env {name}=DB --format shell) || exit; eval \"$env\"; printf %s \"$DB\"",
+            "env=$({} env {name}=DB --format shell) || exit; eval \"$env\"; unset env; printf %s \"$DB\"",
             program.display()
         );
         let shell = client.pod.workload.command(Path::new("sh"));
