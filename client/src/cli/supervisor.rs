@@ -243,7 +243,8 @@ async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
 }
 
 /// Whether we are what a terminal's keys are for, and the program with us. Process 1 of a container with a terminal is,
-/// and gets the same signals from the container's runtime, which sends them to nobody else.
+/// and gets the same signals from the container's runtime, which sends them to nobody else. They do not tell who sent
+/// them, so the program gets those of such a terminal twice.
 fn is_in_front() -> bool {
     let stdin = io::stdin();
     std::process::id() != 1
