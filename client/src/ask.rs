@@ -56,7 +56,7 @@ impl<'a> Ask<'a> {
         query.add("version", self.version);
         query.add("stage", self.stage);
         query.add("key", self.key);
-        // Rounded up: what is left of a wait is some time until it is over, and no time is none to wait.
+        // Rounded up, and at least 1 ms: the agent refuses `wait=0ms` with 400.
         let wait = wait.map(|wait| format!("{}ms", wait.as_micros().div_ceil(1000).max(1)));
         query.add("wait", wait.as_deref());
         query.0

@@ -177,7 +177,7 @@ impl Client {
     }
 
     /// Waits until a secret is no longer the one that has the tag, for `at_most` a minute. The agent looks every ten
-    /// seconds or so. Nothing means that it has not changed.
+    /// seconds or so. Nothing means that it was not seen to change.
     ///
     /// # Errors
     ///

@@ -2,7 +2,7 @@
 //!
 //! `docs/protocol.md` describes it for people; the shapes here are what is sent.
 
-use percent_encoding::{AsciiSet, CONTROLS, PercentEncode, utf8_percent_encode};
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 use std::fmt;
@@ -33,16 +33,17 @@ pub const LIST_LIMIT: usize = 1000;
 /// The longest wait for a change.
 pub const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether only a relay or a browser sends a header of that name, in small letters.
+/// Whether only a relay or a browser sends a header of that name, which has to be in small letters.
 #[must_use]
 pub fn is_relayed(header: &str) -> bool {
     matches!(header, "forwarded" | "origin" | "referer" | "via")
         || header.starts_with("x-forwarded-")
 }
 
-/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3), which neither ends it nor another part of it.
+/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3): escaped, so that it ends neither the tag nor the
+/// part before it.
 #[must_use]
-pub fn in_a_tag(text: &str) -> PercentEncode<'_> {
+pub fn in_a_tag(text: &str) -> impl fmt::Display + '_ {
     const NOT_IN_A_TAG: &AsciiSet = &CONTROLS.add(b'"').add(b'%').add(b';').add(b' ');
     utf8_percent_encode(text, NOT_IN_A_TAG)
 }
