@@ -72,7 +72,7 @@ pub(crate) fn handle(
     // Taken apart here, and no async fn: what a future moves within itself has room in it twice, and each request's is
     // copied.
     let (head, body) = request.into_parts();
-    // Only so does one that comes in chunks say that it has been read whole.
+    // A chunked body does not tell by itself that it has been read to its end.
     let mut body = body.fuse();
     async move {
         connection.turn().await;

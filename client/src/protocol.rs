@@ -40,8 +40,8 @@ pub fn is_relayed(header: &str) -> bool {
         || header.starts_with("x-forwarded-")
 }
 
-/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3): escaped, so that it ends neither the tag nor the
-/// part before it.
+/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3): escaped, so that it ends neither the tag nor its
+/// own part of it.
 #[must_use]
 pub fn in_a_tag(text: &str) -> impl fmt::Display + '_ {
     const NOT_IN_A_TAG: &AsciiSet = &CONTROLS.add(b'"').add(b'%').add(b';').add(b' ');

@@ -184,11 +184,20 @@ class Alerts(unittest.TestCase):
     def test_what_fails_within_batches_is_told_though_each_is_answered(self):
         name = "latchkey_batch_failures_total"
         batches = {'latchkey_requests_total{route="batch",code="ok"}': rises(1)}
-        once = {f'{name}{{code="unavailable"}}': ONCE}
+        never = [fires("LatchkeyUnavailable", minute, 0) for minute in range(60)]
+
+        def asked(by):
+            return {'latchkey_requests_total{route="batch",code="ok"}': f"0x29 {by}x30"}
+
+        def failed(by):
+            return {f'{name}{{code="{code}"}}': f"0x29 {by}x30" for code in ("unavailable", "timeout")}
+
         self.tried("csi", [
             case("often", {f'{name}{{code="timeout"}}': rises(30)}, [fires("LatchkeyUnavailable", 30, 1)]),
             case("seldom", {**NOTHING_ASKED, **batches, f'{name}{{code="unavailable"}}': rises(1)}, [fires("LatchkeyUnavailable", 30, 1)]),
-            case("once", {**NOTHING_ASKED, **batches, **once}, [fires("LatchkeyUnavailable", minute, 0) for minute in range(60)]),
+            case("one, in two ways", {**NOTHING_ASKED, **asked(1), **failed(1)}, never),
+            case("two, in two ways", {**NOTHING_ASKED, **asked(2), **failed(2)}, never),
+            case("three", {**NOTHING_ASKED, **asked(3), **failed(3)}, [fires("LatchkeyUnavailable", 36, 1)]),
             case("no role", {f'{name}{{code="no_role"}}': rises(30)}, [fires("LatchkeyDenied", 40, 1)]),
             case("a bug", {f'{name}{{code="internal"}}': ONCE}, [fires("LatchkeyInternal", 31, 1)]),
         ])

@@ -40,7 +40,7 @@ impl Handling {
         };
         let admitted = async {
             let permit = workload.pod().quota.request()?;
-            let names = self.in_time(FEWER, batch_names(body)).await?;
+            let names = self.in_time(FEWER, self.batch_names(body)).await?;
             let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
             workload.pod().quota.spend(more.saturating_sub(1))?;
             Ok((permit, names))
@@ -148,41 +148,43 @@ impl Handling {
         record.close(outcome.as_ref().err())?;
         outcome
     }
-}
 
-/// The names of a batch, each once, in the order asked for.
-async fn batch_names(body: &mut Fuse<Incoming>) -> Result<Vec<String>, RequestError> {
-    let body = Limited::new(body, BATCH_BODY)
-        .collect()
-        .await
-        .map_err(|error| {
-            if error.is::<http_body_util::LengthLimitError>() {
-                RequestError::new(
-                    Code::TooLarge,
-                    format!("the body is longer than {BATCH_BODY} bytes"),
-                )
-            } else {
-                RequestError::invalid("the body did not arrive whole")
-            }
+    /// The names of a batch, each once, in the order asked for.
+    async fn batch_names(&self, body: &mut Fuse<Incoming>) -> Result<Vec<String>, RequestError> {
+        let body = Limited::new(body, BATCH_BODY)
+            .collect()
+            .await
+            .map_err(|error| {
+                if error.is::<http_body_util::LengthLimitError>() {
+                    RequestError::new(
+                        Code::TooLarge,
+                        format!("the body is longer than {BATCH_BODY} bytes"),
+                    )
+                } else {
+                    // Where the next request would begin cannot be said.
+                    self.connection.close_after_answer();
+                    RequestError::invalid("the body did not arrive whole")
+                }
+            })?;
+        let request: BatchRequest = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
+            RequestError::invalid(format!("the body is not {{\"names\": [...]}}: {error}"))
         })?;
-    let request: BatchRequest = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
-        RequestError::invalid(format!("the body is not {{\"names\": [...]}}: {error}"))
-    })?;
-    let mut seen = HashSet::new();
-    let mut names = request.names;
-    if names.is_empty() || names.len() > BATCH_NAMES {
-        return Err(RequestError::invalid(format!(
-            "a batch has 1 to {BATCH_NAMES} names"
-        )));
+        let mut seen = HashSet::new();
+        let mut names = request.names;
+        if names.is_empty() || names.len() > BATCH_NAMES {
+            return Err(RequestError::invalid(format!(
+                "a batch has 1 to {BATCH_NAMES} names"
+            )));
+        }
+        // Each stands in a line of the trail and in the answer, whatever else is wrong with it.
+        let is_long = |name: &String| name.len() > SecretName::MAX_LENGTH;
+        if let Some(index) = names.iter().position(is_long) {
+            return Err(RequestError::invalid(format!(
+                "names[{index}] has more than {} bytes: no vault has such a secret",
+                SecretName::MAX_LENGTH
+            )));
+        }
+        names.retain(|name| seen.insert(name.clone()));
+        Ok(names)
     }
-    // Each stands in a line of the trail and in the answer, whatever else is wrong with it.
-    let is_long = |name: &String| name.len() > SecretName::MAX_LENGTH;
-    if let Some(index) = names.iter().position(is_long) {
-        return Err(RequestError::invalid(format!(
-            "names[{index}] has more than {} bytes: no vault has such a secret",
-            SecretName::MAX_LENGTH
-        )));
-    }
-    names.retain(|name| seen.insert(name.clone()));
-    Ok(names)
 }

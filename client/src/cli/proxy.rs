@@ -217,11 +217,12 @@ impl Relay {
         request
             .headers_mut()
             .insert(header::HOST, HeaderValue::from_static("localhost"));
-        let passed_on = async {
-            let place = self.requests.clone().acquire_owned().await;
-            (self.http.request(request).await, place)
+        let place = self.requests.clone().acquire_owned();
+        let Ok(place) = timeout(patience, place).await else {
+            let text = "too many requests are under way; try again";
+            return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
         };
-        let Ok((outcome, place)) = timeout(patience, passed_on).await else {
+        let Ok(outcome) = timeout(patience, self.http.request(request)).await else {
             let text = "the agent does not answer; try again";
             return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
         };

@@ -13,7 +13,7 @@ class Get {
     static String getSecret(String name) throws IOException {
         var socket = UnixDomainSocketAddress.of("/run/latchkey/agent.sock");
         try (var agent = SocketChannel.open(StandardProtocolFamily.UNIX)) {
-            // A channel has no timeout, but whoever connects by or reads from one that is closed fails.
+            // A channel has no timeout, but connecting and reading fail once it is closed.
             CompletableFuture.delayedExecutor(15, SECONDS).execute(() -> {
                 try { agent.close(); } catch (IOException none) { }
             });

@@ -217,7 +217,7 @@ async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     pod.secret(SECRET).await.expect("an answer").must_be_ok();
     // Each call by itself is answered soon.
-    let slow = Behaviour::Delay(Duration::from_millis(300));
+    let slow = Behaviour::Delay(Duration::from_millis(250));
     let _slow = sandbox.aws.fault(Fault::on(Operation::ListSecrets, slow));
     let list = pod.get("/v1/secrets?limit=1000").await.expect("an answer");
     list.must_be_refused(504, "timeout");

@@ -362,7 +362,9 @@ async fn a_target_that_no_agent_takes_is_refused_and_harms_nobody() {
 async fn only_a_wait_has_longer_than_the_timeout_before_the_proxy_gives_up() {
     needs_workloads!();
     let client = Client::start().await;
-    let arguments = [&["--timeout", "2"], &LISTEN[..]].concat();
+    // The proxy's own first question is to find a pod that is known.
+    client.run(&["whoami"]).await.printed();
+    let arguments = [&["--timeout", "3"], &LISTEN[..]].concat();
     let proxy = Proxy::start(client.command(&arguments)).await;
     let gate = Gate::new();
     let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));

@@ -252,6 +252,13 @@ async fn an_agent_of_the_pods_own_that_is_not_ready_is_named_with_the_reason() {
         ] {
             assert!(told.contains(text), "{text}: {told}");
         }
+        // With its pod it has ended, too, and that is no fault of its own.
+        cluster.pod["status"]["phase"] = json!("Succeeded");
+        let causes = cluster.wrong().await;
+        assert!(
+            !causes.contains(&("agent".into(), "agent_not_ready".into())),
+            "{causes:?}"
+        );
     }
 }
 

@@ -206,4 +206,10 @@ async fn an_error_before_the_body_is_read_is_the_connections_last_answer() {
             "{framing}"
         );
     }
+    let broken = "Transfer-Encoding: chunked\r\n\r\nno length\r\n";
+    let post = format!("POST /v1/secrets:batchGet HTTP/1.1\r\nHost: x\r\n{broken}");
+    let refused = served.raw(post).await;
+    assert_eq!((refused.statuses(), refused.closed), (vec![400], true));
+    let text = String::from_utf8_lossy(&refused.bytes).to_lowercase();
+    assert!(text.contains("connection: close"), "{text}");
 }

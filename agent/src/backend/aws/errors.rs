@@ -145,7 +145,7 @@ where
             )),
             "DecryptionFailure" => {
                 let text = format!(
-                    "AWS could not decrypt the secret for the role {role}: check its KMS key"
+                    "AWS could not decrypt the secret in {region} for the role {role}: check its KMS key"
                 );
                 RequestError::new(Code::Denied, text).into()
             }

@@ -228,9 +228,11 @@ pub(super) fn sidecar(pod: &Json) -> Option<&str> {
 
 /// Whether that agent is ready, where the kubelet has said anything of it.
 fn own_agent(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json, container: &str) {
+    let has_ended = matches!(text(pod, "/status/phase"), "Failed" | "Succeeded");
     let not_ready = list(pod, "/status/containerStatuses")
         .chain(list(pod, "/status/initContainerStatuses"))
-        .find(|status| text(status, "/name") == container && status["ready"] == false);
+        .filter(|status| text(status, "/name") == container && status["ready"] == false)
+        .find(|_| !has_ended);
     let what = format!("the container {container} is an agent of the pod's own (a sidecar)");
     let Some(status) = not_ready else {
         report.ok("agent", what);
