@@ -75,8 +75,7 @@ names() { # SENTENCE CAUSE WORDS POD [SECRET]
   judge "$1" "$2" "$3"
 }
 
-names_from_outside() { # SENTENCE CAUSE WORDS POD
-  local report
+names_from_outside() { # SENTENCE CAUSE WORDS POD: sets `report`
   report=$("$work/programs/latchkey" doctor --json --pod "doctor/$4" 2>>"$work/reports/stderr") || true
   judge "from outside: $1" "$2" "$3"
 }
@@ -102,8 +101,10 @@ doctor_by_mount() {
 }
 
 doctor_by_role() {
+  local report
   names 'no annotation' 'role: no_role' 'names no AWS role' bare doctor/password
-  names_from_outside 'no annotation' 'role: no_role' '' bare
+  names_from_outside 'no annotation' nothing '' bare
+  check_noted 'and that no role is named is told' no_role
   names 'a malformed role' 'role: wrong_role' 'no ARN of an IAM role' malformed doctor/password
   names_from_outside 'a malformed role' 'role: malformed_role' 'role/doctor' malformed
   names 'a trust policy with another sub' 'exchange: role_refused' 'trust policy' other-sub doctor/password
