@@ -19,6 +19,7 @@ use crate::server::Server;
 use crate::taint;
 use crate::volumes::{Left, Volumes};
 use callers::Callers;
+use prometheus::IntGauge;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -473,27 +474,17 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
 
 /// Sets the gauges to what is so now.
 fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Option<&Volumes>) {
+    let set = |gauge: &IntGauge, count| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     let all = attestor.pods();
     let metrics = &services.metrics;
-    metrics
-        .connections
-        .set(i64::try_from(server.open_connections()).unwrap_or(i64::MAX));
-    metrics
-        .pods
-        .set(i64::try_from(all.len()).unwrap_or(i64::MAX));
-    let volumes = volumes.map_or(0, Volumes::count);
-    metrics
-        .volumes
-        .set(i64::try_from(volumes).unwrap_or(i64::MAX));
-    metrics
-        .audit_queue
-        .set(i64::try_from(services.audit.waiting()).unwrap_or(i64::MAX));
+    set(&metrics.connections, server.open_connections());
+    set(&metrics.pods, all.len());
+    set(&metrics.volumes, volumes.map_or(0, Volumes::count));
+    set(&metrics.audit_queue, services.audit.waiting());
     for (backend, name) in services.backends.names() {
-        let sessions: usize = all.iter().map(|pod| pod.sessions.count(backend)).sum();
-        metrics
-            .sessions
-            .with_label_values(&[&**name])
-            .set(i64::try_from(sessions).unwrap_or(i64::MAX));
+        let sessions = all.iter().map(|pod| pod.sessions.count(backend)).sum();
+        let gauge = metrics.sessions.with_label_values(&[&**name]);
+        set(&gauge, sessions);
     }
 }
 

@@ -66,7 +66,9 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     }
 
     /// The pod annotation that keeps containers from a role here, if there is one.
-    fn skip_annotation(&self) -> Option<&'static str>;
+    fn skip_annotation(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Whether this backend can hold a secret of that name under that role.
     ///

@@ -58,6 +58,13 @@ impl AgentSettings {
         self
     }
 
+    /// Sets all of these keys.
+    #[must_use]
+    pub fn set_all(self, keys: &[(&str, &str)]) -> Self {
+        keys.iter()
+            .fold(self, |all, (key, value)| all.set(key, value))
+    }
+
     /// Leaves out what is set of a section.
     #[must_use]
     pub fn without(mut self, section: &str) -> Self {

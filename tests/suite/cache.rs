@@ -24,11 +24,7 @@ impl Reader {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         let role = sandbox.namespace("test");
         sandbox.secret(NAME, "first");
-        let change = |all: AgentSettings| {
-            settings
-                .iter()
-                .fold(all, |all, (key, value)| all.set(key, value))
-        };
+        let change = |all: AgentSettings| all.set_all(settings);
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");
         // The pod is known and has its session before a test counts calls.
@@ -46,6 +42,15 @@ impl Reader {
             pod,
             role,
         }
+    }
+
+    /// Takes from the role all that it may.
+    fn may_read_nothing(&self) {
+        let nothing = read_policy(&[secret_arn("*", self.sandbox.aws.account(), "nothing")]);
+        self.sandbox
+            .aws
+            .set_policy(&self.role, &nothing)
+            .expect("it is well formed");
     }
 
     async fn read(&self) -> Response {
@@ -271,12 +276,7 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
     drop(fault);
     reader.sandbox.secret(NAME, "again");
     expired().await;
-    let nothing = read_policy(&[secret_arn("*", reader.sandbox.aws.account(), "nothing")]);
-    reader
-        .sandbox
-        .aws
-        .set_policy(&reader.role, &nothing)
-        .expect("it is well formed");
+    reader.may_read_nothing();
     assert_eq!(code(&reader.read().await), "denied");
     let _fault = reader.breaks(Behaviour::InternalError);
     assert_eq!(code(&reader.read().await), "unavailable");
@@ -287,12 +287,7 @@ async fn a_refusal_of_a_list_takes_the_values_of_the_role_with_it() {
     needs_workloads!();
     let reader = Reader::start(&[("cache.ttl", "1h")]).await;
     reader.read().await.must_be_ok();
-    let nothing = read_policy(&[secret_arn("*", reader.sandbox.aws.account(), "nothing")]);
-    reader
-        .sandbox
-        .aws
-        .set_policy(&reader.role, &nothing)
-        .expect("it is well formed");
+    reader.may_read_nothing();
     reader.read().await.must_be_ok();
     let listed = reader.pod.get("/v1/secrets").await.expect("an answer");
     listed.must_be_refused(403, "denied");

@@ -62,6 +62,18 @@ impl Client {
     async fn run(&self, arguments: &[&str]) -> Ended {
         ended(self.command(arguments)).await
     }
+
+    /// Has a shell of the pod read this line, in which `$0` is the command.
+    async fn shell(&self, line: &str) -> Ended {
+        let program = sibling_binary("sandbox-latchkey").expect("the command is built");
+        let shell = self.pod.workload.command(Path::new("sh"));
+        let mut command = shell.expect("a cgroup");
+        command
+            .args(["-c", line])
+            .arg(program)
+            .env("LATCHKEY_SOCKET", self.sandbox.socket());
+        ended(command).await
+    }
 }
 
 fn command_in(pod: &SandboxPod, socket: &Path, arguments: &[&str]) -> Command {

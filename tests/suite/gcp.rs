@@ -39,11 +39,7 @@ impl Google {
 
     async fn agent(&self, keys: &[(&str, &str)]) -> AgentProcess {
         self.sandbox
-            .agent_with(|settings| {
-                let settings = self.gcp.settings(settings);
-                keys.iter()
-                    .fold(settings, |all, (key, value)| all.set(key, value))
-            })
+            .agent_with(|settings| self.gcp.settings(settings).set_all(keys))
             .await
             .expect("an agent")
     }

@@ -24,11 +24,7 @@ impl Neighbours {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         sandbox.namespace("test");
-        let change = |all: AgentSettings| {
-            settings
-                .iter()
-                .fold(all, |all, (key, value)| all.set(key, value))
-        };
+        let change = |all: AgentSettings| all.set_all(settings);
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let noisy = sandbox.pod("test", "noisy").await.expect("a pod");
         let polite = sandbox.pod("test", "polite").await.expect("a pod");

@@ -26,11 +26,7 @@ impl Waiting {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         sandbox.namespace("test");
         let agent = sandbox
-            .agent_with(|all| {
-                settings
-                    .iter()
-                    .fold(all, |all, (key, value)| all.set(key, value))
-            })
+            .agent_with(|all| all.set_all(settings))
             .await
             .expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");

@@ -155,10 +155,6 @@ impl Backend for Gcp {
         )
     }
 
-    fn skip_annotation(&self) -> Option<&'static str> {
-        None
-    }
-
     fn check(
         &self,
         role: &Role,

@@ -95,10 +95,6 @@ impl<S: Store + 'static> Backend for Stored<S> {
         self.0.describe()
     }
 
-    fn skip_annotation(&self) -> Option<&'static str> {
-        None
-    }
-
     fn check(
         &self,
         role: &Role,

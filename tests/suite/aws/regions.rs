@@ -20,6 +20,16 @@ fn with_fallback(settings: AgentSettings) -> AgentSettings {
         .set("backends.aws.timeout", "1s")
 }
 
+/// A sandbox whose vault lists one name at a time.
+async fn sandbox_of_short_pages() -> Sandbox {
+    let few = FakeAwsConfig {
+        page_limit: 1,
+        ..FakeAwsConfig::default()
+    };
+    let sandbox = Sandbox::with(FakeKubeConfig::default(), few).await;
+    sandbox.expect("a sandbox")
+}
+
 #[tokio::test]
 async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
     needs_workloads!();
@@ -195,12 +205,7 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
 #[tokio::test]
 async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads() {
     needs_workloads!();
-    let few = FakeAwsConfig {
-        page_limit: 1,
-        ..FakeAwsConfig::default()
-    };
-    let sandbox = Sandbox::with(FakeKubeConfig::default(), few).await;
-    let sandbox = sandbox.expect("a sandbox");
+    let sandbox = sandbox_of_short_pages().await;
     sandbox.namespace("test");
     for number in 0..20 {
         sandbox.secret(&format!("test/{number}"), "x");
@@ -229,12 +234,7 @@ async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads
 #[tokio::test]
 async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
     needs_workloads!();
-    let few = FakeAwsConfig {
-        page_limit: 1,
-        ..FakeAwsConfig::default()
-    };
-    let sandbox = Sandbox::with(FakeKubeConfig::default(), few).await;
-    let sandbox = sandbox.expect("a sandbox");
+    let sandbox = sandbox_of_short_pages().await;
     let role = sandbox.namespace("test");
     let annotations = [
         ("eks.amazonaws.com/role-arn", &*role),

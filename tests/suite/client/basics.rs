@@ -266,18 +266,11 @@ async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
 async fn a_shell_has_its_secrets_or_ends_with_the_commands_code() {
     needs_workloads!();
     let client = Client::start().await;
-    let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
     let shell = async |name: &str| {
         let line = format!(
-            "env=$({} env {name}=DB --format shell) || exit; eval \"$env\"; unset env; printf %s \"$DB\"",
-            program.display()
+            "env=$(\"$0\" env {name}=DB --format shell) || exit; eval \"$env\"; unset env; printf %s \"$DB\""
         );
-        let shell = client.pod.workload.command(Path::new("sh"));
-        let mut command = shell.expect("a cgroup");
-        command
-            .args(["-c", &line])
-            .env("LATCHKEY_SOCKET", client.sandbox.socket());
-        ended(command).await
+        client.shell(&line).await
     };
     let with = shell("test/database-password").await;
     assert_eq!(with.printed(), password("test"));

@@ -1,6 +1,6 @@
 //! What follows a rotation: `exec --on-change`.
 
-use super::{Client, PATIENCE, ended};
+use super::{Client, PATIENCE};
 use nix::sys::signal::Signal;
 use std::fs;
 use std::path::Path;
@@ -212,17 +212,9 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
 async fn what_is_ignored_when_it_starts_neither_the_supervisor_nor_the_program_listens_to() {
     needs_workloads!();
     let client = Client::start().await;
-    let program = sibling_binary("sandbox-latchkey").expect("the command is built");
-    let line = format!(
-        "trap '' HUP; exec {} exec --on-change test/database-password=DB -- sh -c 'kill -HUP $PPID $$; sleep 0.5; echo stays'",
-        program.display()
-    );
-    let shell = client.pod.workload.command(Path::new("sh"));
-    let mut command = shell.expect("a cgroup");
-    command
-        .args(["-c", &line])
-        .env("LATCHKEY_SOCKET", client.sandbox.socket());
-    assert_eq!(ended(command).await.printed(), "stays\n");
+    let line = "trap '' HUP; exec \"$0\" exec --on-change test/database-password=DB -- \
+        sh -c 'kill -HUP $PPID $$; sleep 0.5; echo stays'";
+    assert_eq!(client.shell(line).await.printed(), "stays\n");
 }
 
 #[tokio::test]
