@@ -74,18 +74,12 @@ impl Admission {
         };
         match verdict {
             Ok(Some(workload)) => match self.connection_of(&workload) {
-                Ok(permit) => {
-                    metrics.attestation("ok");
-                    Some(Standing::Attested {
-                        workload,
-                        checked: Instant::now(),
-                        permit,
-                    })
-                }
-                Err(why) => {
-                    metrics.attestation("busy");
-                    at_the_door(Found::Busy { workload, why })
-                }
+                Ok(permit) => Some(Standing::Attested {
+                    workload,
+                    checked: Instant::now(),
+                    permit,
+                }),
+                Err(why) => at_the_door(Found::Busy { workload, why }),
             },
             Err(AttestError::Gone) => {
                 metrics.refused(AttestError::Gone.reason());
@@ -125,11 +119,18 @@ impl Admission {
         Ok(location)
     }
 
-    /// The right to one more connection of the workload's, or why it may have none.
+    /// The right to one more connection of the workload's, or why it may have none; either is counted.
     pub(super) fn connection_of(
         &self,
         workload: &Workload,
     ) -> Result<OwnedSemaphorePermit, &'static str> {
+        let permit = self.permit_of(workload);
+        let outcome = if permit.is_ok() { "ok" } else { "busy" };
+        self.metrics.attestation(outcome);
+        permit
+    }
+
+    fn permit_of(&self, workload: &Workload) -> Result<OwnedSemaphorePermit, &'static str> {
         if self.orphans.are_many(&workload.facts().namespace) {
             return Err(
                 "somebody holds connections of this namespace's pods that are gone, with answers unread; end who does",

@@ -332,14 +332,12 @@ impl Connection {
         let permit = match self.admission.connection_of(&workload) {
             Ok(permit) => permit,
             Err(why) => {
-                self.admission.metrics.attestation("busy");
                 if let Standing::AtTheDoor { found, .. } = &mut *self.standing() {
                     *found = Found::Busy { workload, why };
                 }
                 return Err(self.close_as_busy(why));
             }
         };
-        self.admission.metrics.attestation("ok");
         *self.standing() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),

@@ -63,7 +63,7 @@ fn phase(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) {
             "static_pod",
             "this is a static pod of its node: it has no service account, and gets no secrets",
         );
-    } else if matches!(phase, "Succeeded" | "Failed") {
+    } else if has_ended(pod) {
         report.fail(
             "pod",
             "pod_ended",
@@ -80,6 +80,10 @@ fn phase(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) {
     } else {
         report.ok("pod", format!("{}, on node {node}", phase.to_lowercase()));
     }
+}
+
+fn has_ended(pod: &Json) -> bool {
+    matches!(text(pod, "/status/phase"), "Failed" | "Succeeded")
 }
 
 /// Whether the pod has a volume that is the agent's directory.
@@ -228,13 +232,11 @@ pub(super) fn sidecar(pod: &Json) -> Option<&str> {
 
 /// Whether that agent is ready, where the kubelet has said anything of it.
 fn own_agent(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json, container: &str) {
-    let has_ended = matches!(text(pod, "/status/phase"), "Failed" | "Succeeded");
     let not_ready = list(pod, "/status/containerStatuses")
         .chain(list(pod, "/status/initContainerStatuses"))
-        .filter(|status| text(status, "/name") == container && status["ready"] == false)
-        .find(|_| !has_ended);
+        .find(|status| text(status, "/name") == container && status["ready"] == false);
     let what = format!("the container {container} is an agent of the pod's own (a sidecar)");
-    let Some(status) = not_ready else {
+    let Some(status) = not_ready.filter(|_| !has_ended(pod)) else {
         report.ok("agent", what);
         return;
     };
