@@ -12,7 +12,7 @@ use crate::error::RequestError;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::JoinHandle;
+use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::mpsc::{self, Permit};
@@ -25,7 +25,11 @@ const BATCH: usize = 512;
 const TEXT_KEPT: usize = 1 << 20;
 
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
-const GATHER: Duration = Duration::from_millis(1);
+const GATHER: Duration = Duration::from_millis(4);
+
+/// Of how many lines one wakes it before that. So many usual ones fit into a pipe (64 KiB), and for so few it has the
+/// processor for a short time only.
+const GATHERED: u64 = 64;
 
 /// The queue's entrance.
 #[derive(Debug)]
@@ -33,6 +37,8 @@ pub(crate) struct Audit {
     lines: mpsc::Sender<Vec<u8>>,
     seq: AtomicU64,
     boot_id: Box<str>,
+    /// Is unparked when enough lines have gathered.
+    writer: Thread,
 }
 
 /// A place in the queue: the right to answer with a secret.
@@ -77,6 +83,7 @@ impl Audit {
                 lines: sender,
                 seq: AtomicU64::default(),
                 boot_id,
+                writer: thread.thread().clone(),
             },
             Writer { thread, backlog },
         ))
@@ -89,14 +96,17 @@ impl Audit {
     /// `unavailable` if the trail can no longer be written, or not fast enough.
     pub(crate) async fn reserve(&self, deadline: Instant) -> Result<Reservation<'_>, RequestError> {
         let place = match self.lines.try_reserve() {
-            Err(TrySendError::Full(())) => timeout_at(deadline, self.lines.reserve())
-                .await
-                .map_err(|_| {
-                    RequestError::unavailable(
-                        "the agent cannot write its audit trail fast enough; try again",
-                    )
-                })?
-                .ok(),
+            Err(TrySendError::Full(())) => {
+                self.writer.unpark();
+                timeout_at(deadline, self.lines.reserve())
+                    .await
+                    .map_err(|_| {
+                        RequestError::unavailable(
+                            "the agent cannot write its audit trail fast enough; try again",
+                        )
+                    })?
+                    .ok()
+            }
             place => place.ok(),
         };
         let place = place.ok_or_else(broken)?;
@@ -129,11 +139,12 @@ impl Reservation<'_> {
     /// `internal` if it cannot be written as JSON, `unavailable` if the writer has given up since the place was taken.
     pub(crate) fn fill(self, line: Line<'_>) -> Result<(), RequestError> {
         let now = crate::time::now_rfc3339();
+        let seq = self.audit.seq.fetch_add(1, Ordering::Relaxed);
         let line = Line {
             time: now.as_str(),
             target: "audit",
             boot_id: &self.audit.boot_id,
-            seq: self.audit.seq.fetch_add(1, Ordering::Relaxed),
+            seq,
             ..line
         };
         let mut text = Vec::with_capacity(768);
@@ -141,6 +152,9 @@ impl Reservation<'_> {
             .map_err(|e| RequestError::internal(&e))?;
         text.push(b'\n');
         self.place.send(text);
+        if seq.is_multiple_of(GATHERED) {
+            self.audit.writer.unpark();
+        }
         // Afterwards, so that no line is taken for queued that the writer has left behind.
         if self.audit.is_broken() {
             Err(broken())
@@ -187,7 +201,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write, backlog: &Back
     while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
         backlog.0.store(true, Ordering::Relaxed);
         if batch.len() < BATCH {
-            std::thread::sleep(GATHER);
+            std::thread::park_timeout(GATHER);
             let more = std::iter::from_fn(|| lines.try_recv().ok());
             batch.extend(more.take(BATCH - batch.len()));
         }
