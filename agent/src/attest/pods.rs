@@ -28,7 +28,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// How long an authoritative look may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
@@ -270,12 +270,19 @@ impl Pods {
     /// Follows the API server until the task is dropped, and counts in `failures` how often that fails. While the server
     /// is away the pods stay as last told.
     pub(crate) async fn follow(&self, failures: &IntCounter) {
+        let mut wait = RETRY_WAITS.0;
         loop {
+            let began = Instant::now();
             self.follow_until_gone(failures).await;
+            if began.elapsed() > RETRY_WAITS.1 {
+                wait = RETRY_WAITS.0;
+            }
+            // Not at once: a server that forgets each version as soon as it has told it would be asked without end.
+            pause(&mut wait).await;
         }
     }
 
-    /// Follows until the server says 410 Gone to a watch's start. The watcher itself would ask for the same, forgotten
+    /// Follows until the server says 410 Gone to a watch's start, and does not wait then. The watcher itself would ask for the same, forgotten
     /// version again and again; a new one begins with a list.
     async fn follow_until_gone(&self, failures: &IntCounter) {
         let config = watcher::Config::default()
@@ -314,14 +321,13 @@ impl Pods {
                 Err(error) => {
                     failures.inc();
                     tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
-                    tokio::time::sleep(wait).await;
-                    wait = (wait * 2).min(RETRY_WAITS.1);
                     if matches!(
                         error,
                         watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410
                     ) {
                         return;
                     }
+                    pause(&mut wait).await;
                 }
             }
         }
@@ -420,6 +426,12 @@ impl Pods {
             }
         }
     }
+}
+
+/// Waits, and makes the next wait longer.
+async fn pause(wait: &mut Duration) {
+    sleep(*wait).await;
+    *wait = (*wait * 2).min(RETRY_WAITS.1);
 }
 
 fn uid_of(pod: &k8s::Pod) -> Option<PodUid> {

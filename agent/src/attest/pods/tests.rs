@@ -42,21 +42,23 @@ fn client() -> kube::Client {
 
 /// A client whose API server answers every list with these pods, or with 500.
 pub(in crate::attest) fn answered(pods: Option<Vec<k8s::Pod>>) -> kube::Client {
-    told(move || {
-        let pods = pods.as_ref()?;
-        Some(serde_json::json!({
-            "kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods,
-        }))
+    told(move |_| match &pods {
+        Some(pods) => (200, list(pods)),
+        None => (500, "out of order".to_owned()),
     })
 }
 
-/// A client whose API server gives that answer, or 500.
-fn told(answer: impl Fn() -> Option<serde_json::Value> + Send + Sync + 'static) -> kube::Client {
-    let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
-        let (status, text) = match answer() {
-            Some(answer) => (200, answer.to_string()),
-            None => (500, "out of order".to_owned()),
-        };
+fn list(pods: &[k8s::Pod]) -> String {
+    let list = serde_json::json!({
+        "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "20"}, "items": pods,
+    });
+    list.to_string()
+}
+
+/// A client whose API server gives that answer: its status and text.
+fn told(answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static) -> kube::Client {
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let (status, text) = answer(request.uri());
         let body = kube::client::Body::from(text.into_bytes());
         let answer = http::Response::builder().status(status).body(body);
         std::future::ready(answer)
@@ -324,20 +326,46 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     assert!(facts.exempts_containers());
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
-    let asked = Arc::new(AtomicU64::new(0));
-    let counts = asked.clone();
-    let pods = pods_of(told(move || {
-        counts.fetch_add(1, Ordering::Relaxed);
-        None
+/// How often an API server that answers so is asked for a list in a minute.
+async fn lists_in_a_minute(
+    answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static,
+) -> u64 {
+    let lists = Arc::new(AtomicU64::new(0));
+    let counts = lists.clone();
+    let pods = pods_of(told(move |uri| {
+        let is_watch = uri
+            .query()
+            .is_some_and(|query| query.contains("watch=true"));
+        counts.fetch_add(u64::from(!is_watch), Ordering::Relaxed);
+        answer(uri)
     }));
     let failures = IntCounter::new("failures", "how often").expect("a counter");
     let followed = timeout(Duration::from_secs(60), pods.follow(&failures)).await;
     followed.expect_err("it goes on for ever");
+    lists.load(Ordering::Relaxed)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
+    let lists = lists_in_a_minute(|_| (500, "out of order".to_owned())).await;
     // With waits of 0.2, 0.4, 0.8, 1.6 and then 3 seconds.
-    let asked = asked.load(Ordering::Relaxed);
-    assert!((20..=25).contains(&asked), "{asked}");
+    assert!((20..=25).contains(&lists), "{lists}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_api_server_that_forgets_what_it_has_just_listed_is_asked_less_and_less_often() {
+    let lists = lists_in_a_minute(|uri| match uri.query() {
+        Some(query) if query.contains("watch=true") => {
+            let gone = serde_json::json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "message": "too old resource version", "reason": "Expired", "code": 410,
+            });
+            (410, gone.to_string())
+        }
+        _ => (200, list(&[pod("20", false)])),
+    })
+    .await;
+    assert!((20..=25).contains(&lists), "{lists}");
 }
 
 #[tokio::test]
@@ -351,7 +379,10 @@ async fn who_waits_for_a_change_of_the_pods_hears_of_what_a_look_has_found() {
 
 #[tokio::test]
 async fn of_a_pod_asked_for_by_name_nothing_is_learned_if_it_is_another_one() {
-    let pods = pods_of(told(|| serde_json::to_value(pod("20", false)).ok()));
+    let pods = pods_of(told(|_| {
+        let pod = serde_json::to_string(&pod("20", false));
+        (200, pod.expect("JSON"))
+    }));
     let other = PodUid::synthetic(7);
     let found = pods.know(other, "test", "web").await.expect("an answer");
     assert!(found.is_none() && pods.all().is_empty());
