@@ -146,32 +146,31 @@ impl Volumes {
             .of_volume(volume.pod.uid)
             .map_err(|error| no_pod(&error))?;
         let (workload, services) = (&workload, &self.server.services);
-        let ask = |file: &FileAsked| services.ask_for_volume(&file.secret, file.backend.as_deref());
         // Each secret once: members of one secret are then of one version.
-        let mut asks = Vec::new();
-        for ask in filling.asked.iter().map(ask) {
-            if !asks.contains(&ask) {
+        let mut asks: Vec<SecretAsk> = Vec::new();
+        let mut places = Vec::new();
+        for file in &filling.asked {
+            let ask = services.ask_for_volume(&file.secret, file.backend.as_deref());
+            let known = asks.iter().position(|known| *known == ask);
+            places.push(known.unwrap_or(asks.len()));
+            if known.is_none() {
                 asks.push(ask);
             }
         }
-        let reads: Vec<(SecretAsk, Result<Arc<Secret>, RequestError>)> = stream::iter(asks)
+        let reads: Vec<Result<Arc<Secret>, RequestError>> = stream::iter(asks)
             .map(|ask| async move {
                 let read = services.read_for_volume(workload, volume.name(), &ask);
-                let read = read.await;
-                (ask, read)
+                read.await
             })
             .buffered(WIDTH)
             .collect()
             .await;
         must_be_current(workload)?;
         let mut files = Vec::new();
-        for file in &filling.asked {
-            let wanted = ask(file);
-            let read = reads.iter().find(|(ask, _)| *ask == wanted);
-            let content = match read {
-                Some((_, Ok(secret))) => response::bare(secret, file.key.as_deref()),
-                Some((_, Err(error))) => Err(error.clone()),
-                None => continue,
+        for (file, place) in filling.asked.iter().zip(places) {
+            let content = match &reads[place] {
+                Ok(secret) => response::bare(secret, file.key.as_deref()),
+                Err(error) => Err(error.clone()),
             };
             match content {
                 Ok(content) => files.push(FileMade {
