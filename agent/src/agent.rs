@@ -34,8 +34,9 @@ use tokio_util::task::AbortOnDropHandle;
 /// How often the socket's path is dialled and expired values are let go.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// How long the listener must have been quiet before a leaving agent lets go of it.
-const QUIET: Duration = Duration::from_secs(1);
+/// How long the listener must have been quiet before a leaving agent lets go of it. Less than a [`ROUND`], in which an
+/// agent that this one has replaced dials the path.
+const QUIET: Duration = Duration::from_millis(750);
 
 /// How long to look once more into the backlog after the path is gone.
 const LAST_LOOK: Duration = Duration::from_millis(100);

@@ -176,6 +176,24 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
 }
 
 #[tokio::test]
+async fn an_agent_that_leaves_before_the_one_that_it_has_replaced_does_not_wait_for_its_looks() {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut old = agent(&sandbox).await;
+    let mut newer = agent(&sandbox).await;
+    let replaced = "another process answers on the socket's path";
+    old.until_line(replaced).await.expect("it notices");
+    let told = Instant::now();
+    assert!(newer.stop().await.expect("it leaves").success());
+    let took = told.elapsed();
+    // Its drain may take 20 s, and the other looks each second who has the path.
+    assert!(took < Duration::from_secs(8), "it took {took:?}");
+    old.until_line("bound it again").await.expect("it notices");
+    let answer = pod.secret("test/database-password").await;
+    answer.expect("an answer").must_be_ok();
+}
+
+#[tokio::test]
 async fn the_two_agents_of_a_hand_over_have_the_admin_port_together() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
