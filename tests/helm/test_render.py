@@ -126,6 +126,20 @@ class Placed(unittest.TestCase):
         update = chart.one("DaemonSet")["spec"]["updateStrategy"]["rollingUpdate"]
         self.assertEqual({"maxSurge": 1, "maxUnavailable": 0}, update)
 
+    def test_the_agent_tolerates_the_taint_that_only_it_takes_off(self):
+        own, taint = {"key": "dedicated", "operator": "Exists"}, {"key": "example.com/wait", "operator": "Exists"}
+        enabled = ("startupTaint.enabled=true", "startupTaint.key=example.com/wait")
+
+        def tolerations(values, *expressions):
+            return chart.pod(values, *expressions)["spec"].get("tolerations")
+
+        self.assertEqual([own, taint], tolerations({"tolerations": [own]}, *enabled))
+        self.assertEqual([taint], tolerations({"tolerations": []}, *enabled))
+        self.assertEqual([taint], tolerations({"tolerations": None}, *enabled))
+        self.assertEqual([{"operator": "Exists"}], tolerations(None, *enabled))
+        self.assertEqual([own], tolerations({"tolerations": [own]}))
+        self.assertIsNone(tolerations({"tolerations": []}))
+
     def test_it_is_outside_of_every_mesh(self):
         template = chart.pod()["metadata"]
         marks = {**template["labels"], **template["annotations"]}
@@ -139,6 +153,12 @@ class Placed(unittest.TestCase):
         agent = chart.pod()["spec"]["containers"][0]
         self.assertEqual("/readyz", agent["readinessProbe"]["httpGet"]["path"])
         self.assertEqual("/livez", agent["livenessProbe"]["httpGet"]["path"])
+
+    def test_a_probe_without_timing_is_the_probe_still(self):
+        for probe in ("readinessProbe", "livenessProbe"):
+            for timing in (None, {}):
+                agent = chart.pod({probe: timing})["spec"]["containers"][0]
+                self.assertEqual("admin", agent[probe]["httpGet"]["port"])
 
     def test_the_limit_of_memory_is_its_request_and_cpu_has_none(self):
         resources = chart.pod()["spec"]["containers"][0]["resources"]

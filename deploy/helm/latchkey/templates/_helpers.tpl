@@ -56,6 +56,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{- /* What is set, and the startup taint: only the agent takes that off, so it has to come before. */ -}}
+{{- define "latchkey.tolerations" -}}
+{{- $tolerations := default (list) .Values.tolerations -}}
+{{- if and .Values.startupTaint.enabled (not (has (dict "operator" "Exists") $tolerations)) -}}
+{{- $tolerations = append $tolerations (dict "key" .Values.startupTaint.key "operator" "Exists") -}}
+{{- end -}}
+{{- toYaml $tolerations -}}
+{{- end -}}
+
 {{- define "latchkey.image" -}}
 {{- with .Values.image -}}
 {{- with .registry }}{{ . }}/{{ end -}}
