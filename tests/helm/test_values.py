@@ -1,11 +1,15 @@
 """Values: what is refused, what is documented, and what becomes of them."""
 
+import pathlib
 import re
 import shlex
+import shutil
 import subprocess
+import tempfile
 import tomllib
 import unittest
 
+import helm as cli
 import helm_python as helm
 
 import chart
@@ -228,15 +232,70 @@ class Configuration(unittest.TestCase):
         self.assertEqual(checksum(), checksum("podLabels.a=b"))
         self.assertNotEqual(checksum(), checksum("config.cache.ttl=1s"))
 
-    def test_a_label_that_two_values_name_is_there_once_and_one_of_the_charts_own_is_refused(self):
-        values = {"commonLabels": {"team": "all"}, "podLabels": {"team": "pods", "sidecar.istio.io/inject": "true"}}
-        rendered = chart.text(values)
-        template = next(part for part in rendered.split("---\n") if "kind: DaemonSet" in part).split("\n  template:\n")[1]
-        self.assertEqual(["pods"], re.findall(r"^ *team: (.*)$", template, re.MULTILINE))
-        self.assertEqual(['"true"'], re.findall(r"^ *sidecar.istio.io/inject: (.*)$", template, re.MULTILINE))
-        for key in ("commonLabels", "podLabels"):
-            with self.assertRaisesRegex(Exception, "app.kubernetes.io/part-of"):
-                chart.text({key: {"app.kubernetes.io/part-of": "platform"}})
+    def test_a_label_or_annotation_that_two_values_name_is_there_once_and_one_of_the_charts_own_is_refused(self):
+        def twice(rendered):
+            """The keys that are there twice in one map."""
+            found, open_maps = [], []
+            for line in rendered.splitlines():
+                key = re.match(r"( *)((?:- )?)([A-Za-z0-9./_-]+):( |$)", line)
+                if not key:
+                    continue
+                depth = len(key[1])
+                open_maps = [(at, keys) for at, keys in open_maps if at < depth or at == depth and not key[2]]
+                depth += len(key[2])
+                if not open_maps or open_maps[-1][0] < depth:
+                    open_maps.append((depth, set()))
+                if key[3] in open_maps[-1][1]:
+                    found.append(key[3])
+                open_maps[-1][1].add(key[3])
+            return found
+
+        self.assertEqual(["b"], twice("a:\n  - b: 1\n    c: 1\n  - b: 2\n    c:\n      b: 3\n    b: 4\n"))
+        rendered = chart.text({
+            "namespace": {"create": True}, "podLabels": {"team": "pods", "sidecar.istio.io/inject": "true"},
+            "commonLabels": {
+                "team": "all", "pod-security.kubernetes.io/warn": "baseline",
+                "security.openshift.io/csi-ephemeral-volume-profile": "baseline",
+            },
+            "podAnnotations": {"linkerd.io/inject": "enabled", "kubectl.kubernetes.io/default-container": "mounter"},
+            "metrics": {
+                "podMonitor": {"enabled": True, "labels": {"team": "monitoring"}},
+                "prometheusRule": {"enabled": True, "labels": {"team": "monitoring"}},
+            },
+        })
+        self.assertEqual([], [key for part in re.split("^---$", rendered, flags=re.MULTILINE) for key in twice(part)])
+        objects = {found["kind"]: found for found in chart.documents(rendered)}
+        pod = objects["DaemonSet"]["spec"]["template"]["metadata"]
+        self.assertEqual(("pods", "true"), (pod["labels"]["team"], pod["labels"]["sidecar.istio.io/inject"]))
+        self.assertEqual("enabled", pod["annotations"]["linkerd.io/inject"])
+        self.assertEqual("mounter", pod["annotations"]["kubectl.kubernetes.io/default-container"])
+        labels = {kind: found["metadata"]["labels"] for kind, found in objects.items()}
+        self.assertEqual("monitoring", labels["PodMonitor"]["team"])
+        self.assertEqual("monitoring", labels["PrometheusRule"]["team"])
+        self.assertEqual("baseline", labels["Namespace"]["pod-security.kubernetes.io/warn"])
+        self.assertEqual("privileged", labels["Namespace"]["pod-security.kubernetes.io/enforce"])
+        self.assertEqual("baseline", labels["CSIDriver"]["security.openshift.io/csi-ephemeral-volume-profile"])
+        for key in ("commonLabels", "podLabels", *(f"metrics.{m}.labels" for m in ("podMonitor", "serviceMonitor", "prometheusRule"))):
+            self.assertIn("app.kubernetes.io/part-of", refusal(f"{key}.app\\.kubernetes\\.io/part-of=platform"))
+        self.assertIn("checksum/config", refusal("podAnnotations.checksum/config=mine"))
+
+    def test_labels_and_annotations_that_are_only_commented_out_are_none(self):
+        for values in (
+            {"commonLabels": None}, {"commonAnnotations": None}, {"podLabels": None}, {"podAnnotations": None},
+            {"serviceAccount": {"annotations": None}}, {"metrics": {"podMonitor": {"enabled": True, "labels": None}}},
+        ):
+            self.assertTrue(chart.pod(values), values)
+
+    def test_a_chart_that_has_this_one_as_a_part_can_leave_it_out_by_its_condition(self):
+        """Helm hands the condition's value down to the part."""
+        with tempfile.TemporaryDirectory() as folder:
+            parent = pathlib.Path(folder)
+            (parent / "charts").mkdir()
+            shutil.copytree(chart.CHART, parent / "charts" / "latchkey")
+            part = "{name: latchkey, version: 0.1.0, condition: latchkey.enabled}"
+            (parent / "Chart.yaml").write_text(f"apiVersion: v2\nname: parent\nversion: 0.1.0\ndependencies: [{part}]\n")
+            (parent / "values.yaml").write_text("latchkey: {enabled: true}\n")
+            self.assertIn("kind: DaemonSet", cli.rendered(parent, "parent", "parent", {}))
 
     def test_an_older_cluster_can_do_without_surge(self):
         strategy = chart.one("DaemonSet", {"updateStrategy": {"rollingUpdate": {"maxSurge": None, "maxUnavailable": 1}}})

@@ -48,6 +48,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
+{{- /* The same for an object with more of them. Each is there once: .more goes before commonLabels, and these before .own. */ -}}
+{{- define "latchkey.labelsWith" -}}
+{{- toYaml (merge (dict) (default (dict) .more) (fromYaml (include "latchkey.labels" .root)) (default (dict) .own)) -}}
+{{- end -}}
+
 {{- /* The annotations of an object that has no others. */ -}}
 {{- define "latchkey.annotations" -}}
 {{- with .Values.commonAnnotations }}
