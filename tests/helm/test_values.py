@@ -317,12 +317,16 @@ class Configuration(unittest.TestCase):
         arguments = ["--set", 'cache.only=["a b"]', "--set", "cache.only=['c/']"]
         self.assertEqual(["--config", "/etc/latchkey/config.toml", *arguments], shlex.split(check(*arguments)))
 
-    def test_an_image_can_come_from_a_mirror_and_be_pinned(self):
+    def test_an_image_can_come_from_a_mirror_and_be_pinned_and_is_never_another_than_the_tag_says(self):
+        def images(*expressions):
+            return {container["image"] for container in chart.pod(None, *expressions)["spec"]["containers"]}
+
         digest = "sha256:" + "0" * 64
-        image = chart.pod(None, "image.registry=mirror.example.com", f"image.digest={digest}", "image.tag=v1")
-        self.assertEqual(
-            f"mirror.example.com/latchkey-agent:v1@{digest}", image["spec"]["containers"][0]["image"]
-        )
+        mirror = "image.registry=mirror.example.com"
+        self.assertEqual({"latchkey-agent:0.1.0"}, images())
+        self.assertEqual({"mirror.example.com/latchkey-agent:v1"}, images(mirror, "image.tag=v1"))
+        self.assertEqual({f"mirror.example.com/latchkey-agent@{digest}"}, images(mirror, f"image.digest={digest}"))
+        self.assertIn('set image.digest: ""', refusal("image.tag=v1", f"image.digest={digest}"))
 
     def test_another_namespace_is_every_objects_and_that_of_every_name_of_the_account(self):
         everything = {

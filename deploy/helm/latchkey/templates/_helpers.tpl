@@ -73,8 +73,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- define "latchkey.image" -}}
 {{- with .Values.image -}}
 {{- with .registry }}{{ . }}/{{ end -}}
-{{ .repository }}:{{ default $.Chart.AppVersion .tag }}
-{{- with .digest }}@{{ . }}{{ end -}}
+{{ .repository }}
+{{- if .digest }}@{{ .digest }}{{ else }}:{{ default $.Chart.AppVersion .tag }}{{ end -}}
 {{- end -}}
 {{- end -}}
 
@@ -168,6 +168,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- /* What no schema can say: each of these the agent or the API server would refuse, or nobody would until it is too late. */ -}}
 {{- define "latchkey.validate" -}}
 {{- include "latchkey.validateVersion" . -}}
+{{- with .Values.image -}}
+{{- if and .tag .digest -}}
+{{- fail (printf "image.tag is %s, and beside image.digest the runtime looks at no tag: set image.digest: \"\" for the tag, or leave image.tag out" .tag) -}}
+{{- end -}}
+{{- end -}}
 {{- $backends := fromJson (include "latchkey.backends" .) -}}
 {{- $names := keys $backends | sortAlpha -}}
 {{- /* What is also said to the agent, past its file. */ -}}
