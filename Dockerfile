@@ -14,8 +14,10 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
-# The command is linked whole, so that it runs in any image that it is copied to.
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+# The command is linked whole, so that it runs in any image that it is copied to. Two platforms that are built at once
+# have the same caches, so one waits for the other.
+RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,target=/src/target,sharing=locked \
     cargo build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
     && host=$(rustc -vV | sed -n 's/^host: //p') \
     && RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile dist --target "$host" \
