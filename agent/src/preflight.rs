@@ -323,7 +323,7 @@ async fn check_cluster(
     }
     match Clients::new(&config.kubernetes).await {
         Ok(clients) => {
-            for finding in rights::check(&clients, &config.kubernetes, config.csi.enabled).await {
+            for finding in rights::check(&clients, config).await {
                 note(&finding.subject, finding.outcome);
             }
             if let Some(backends) = backends {

@@ -234,6 +234,13 @@ class Levels(unittest.TestCase):
         for level in ("none", "namespace"):
             self.assertEqual(self.ANNOTATIONS | pods, self.rules(f"rbac.tokens={level}"))
 
+    def test_where_no_namespace_is_annotated_none_may_be_read(self):
+        off = "config.identity.namespace_annotations=false"
+        for level in ("none", "node"):
+            rules = self.rules(f"rbac.tokens={level}")
+            self.assertEqual({("get", "namespaces")}, rules - self.rules(f"rbac.tokens={level}", off))
+            self.assertEqual(rules, self.rules(f"rbac.tokens={level}", "config.identity.namespace_annotations=true"))
+
     def test_the_level_node_grants_nothing_about_pods_but_as_the_node(self):
         on = "impersonate-on:associated-node:"
         self.assertEqual(

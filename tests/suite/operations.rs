@@ -321,6 +321,32 @@ async fn check_names_every_right_that_is_missing() {
 }
 
 #[tokio::test]
+async fn check_asks_for_no_right_to_namespaces_where_none_is_annotated() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let rules = vec![
+        Rule::allow("get list watch", "pods"),
+        Rule::allow("get", "serviceaccounts"),
+    ];
+    sandbox.kube.grant(AGENT, rules);
+    let settings = sandbox.settings().expect("settings");
+    let (_, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    let right = "right to get namespaces";
+    assert!(
+        found.contains(&format!("missing  {right}")),
+        "{found}{stderr}"
+    );
+    let settings = sandbox.settings().expect("settings");
+    let settings = settings.env("LATCHKEY_AGENT__IDENTITY__NAMESPACE_ANNOTATIONS", "false");
+    let (_, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert!(
+        found.contains("right to get serviceaccounts"),
+        "{found}{stderr}"
+    );
+    assert!(!found.contains(right), "{found}{stderr}");
+}
+
+#[tokio::test]
 async fn check_goes_on_without_roots_to_trust() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");

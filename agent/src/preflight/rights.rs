@@ -2,7 +2,7 @@
 
 use super::Finding;
 use crate::attest::pods::Listed;
-use crate::config;
+use crate::config::{self, Config};
 use crate::kubernetes::Clients;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -32,7 +32,10 @@ const fn right(verb: &'static str, resource: &'static str) -> Right {
 }
 
 /// What the agent asks as itself, however it comes by pods and tokens.
-const OWN: [Right; 2] = [right("get", "serviceaccounts"), right("get", "namespaces")];
+const ACCOUNTS: Right = right("get", "serviceaccounts");
+
+/// The same, where a Namespace's annotation stands for its accounts.
+const NAMESPACES: Right = right("get", "namespaces");
 
 /// What it asks about pods as itself.
 const PODS: [Right; 3] = [
@@ -72,13 +75,13 @@ const ANY_TOKEN: Right = Right {
 const TAINT: [Right; 2] = [right("get", "nodes"), right("patch", "nodes")];
 
 /// Asks for every right that this configuration needs, and says which level of rights to tokens is in force.
-pub(super) async fn check(
-    clients: &Clients,
-    settings: &config::Kubernetes,
-    by_csi: bool,
-) -> Vec<Finding> {
+pub(super) async fn check(clients: &Clients, config: &Config) -> Vec<Finding> {
+    let settings = &config.kubernetes;
     let mut findings = Vec::new();
-    let mut wanted: Vec<&Right> = OWN.iter().collect();
+    let mut wanted = vec![&ACCOUNTS];
+    if config.identity.namespace_annotations {
+        wanted.push(&NAMESPACES);
+    }
     wanted.extend(if settings.impersonate_node {
         AS_NODE.iter()
     } else {
@@ -108,7 +111,7 @@ pub(super) async fn check(
     }
     findings.push(Finding {
         subject: "level of rights to tokens".into(),
-        outcome: level(clients, settings, by_csi).await,
+        outcome: level(clients, settings, config.csi.enabled).await,
     });
     findings
 }
