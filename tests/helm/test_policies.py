@@ -183,13 +183,19 @@ class Driver(unittest.TestCase):
     def test_volumes_of_the_driver_have_no_attributes_but_their_own(self):
         plain = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "readOnly": True}}
         self.assertIsNone(self.refusal("volumes", volumes(plain, {"name": "x", "emptyDir": {}})))
-        with_files = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "volumeAttributes": {"secrets": "- name: a"}}}
+        with_files = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "readOnly": True, "volumeAttributes": {"secrets": "- name: a"}}}
         self.assertIsNone(self.refusal("volumes", volumes(with_files)))
         liar = {"name": "l", "csi": {"driver": "csi.latchkey.dev", "volumeAttributes": {"csi.storage.k8s.io/pod.uid": "x"}}}
         self.assertIn("no such attribute", self.refusal("volumes", volumes(plain, liar)))
         self.assertIn("nodePublishSecretRef", self.refusal("volumes", volumes({"name": "l", "csi": {"driver": "csi.latchkey.dev", "nodePublishSecretRef": {"name": "x"}}})))
         other = {"name": "o", "csi": {"driver": "other.example.com", "volumeAttributes": {"a": "b"}}}
         self.assertIsNone(self.refusal("volumes", volumes(other)))
+
+    def test_a_volume_that_the_mounter_refuses_since_it_can_be_written_to_makes_no_pod(self):
+        for read_only in ({}, {"readOnly": False}):
+            said = self.refusal("volumes", volumes({"name": "w", "csi": {"driver": "csi.latchkey.dev", **read_only}}))
+            self.assertIn("must have readOnly: true", said)
+        self.assertIsNone(self.refusal("volumes", volumes({"name": "w", "csi": {"driver": "other.example.com"}})))
 
     def test_nobody_makes_persistent_volumes_or_another_driver_of_that_name(self):
         driver = chart.one("CSIDriver", {"delivery": "csi"})
@@ -209,6 +215,10 @@ class Driver(unittest.TestCase):
         self.assertTrue(driver["spec"]["requiresRepublish"])
         driver = chart.one("CSIDriver", None, "config.backends.azure.audience=api://AzureADTokenExchangeUSGov")
         self.assertEqual(["api://AzureADTokenExchangeUSGov"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
+        # Where there is none, nothing can be said of where it is: the API server takes that with tokens only.
+        driver = chart.one("CSIDriver", None, "kubeVersion=1.35.0", "csi.tokensInSecrets=true", "config.backends.file.path=/secrets")
+        self.assertEqual(set(), {"tokenRequests", "serviceAccountTokenInSecrets"} & driver["spec"].keys())
+        self.assertTrue(chart.one("CSIDriver", None, "kubeVersion=1.35.0", "csi.tokensInSecrets=true")["spec"]["serviceAccountTokenInSecrets"])
         # Of digits alone, it is a text still.
         driver = chart.one("CSIDriver", {"config": {"backends": {"aws": {"audiences": ["123"]}}}})
         self.assertEqual(["123"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
