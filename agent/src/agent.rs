@@ -88,6 +88,7 @@ impl Agent {
             .map_err(|error| StartError::Admin(config.listen.admin, error))?;
         let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
+        metrics.begin_backends(config.backends.keys());
         let (audit, writer) =
             Audit::start(config.audit.queue, std::io::stderr()).map_err(StartError::Audit)?;
         let Callers {

@@ -206,6 +206,16 @@ impl Metrics {
         }
     }
 
+    /// The same for what only a configuration names.
+    pub(crate) fn begin_backends<'a>(&self, names: impl Iterator<Item = &'a String>) {
+        for name in names {
+            for code in [Code::Throttled, Code::Timeout, Code::Unavailable].map(Code::as_str) {
+                self.backend_errors
+                    .with_label_values(&[name.as_str(), code]);
+            }
+        }
+    }
+
     /// Counts a reading of a volume's files.
     pub(crate) fn filling(&self, failure: Option<FailureKind>) {
         let outcome = failure.map_or("ok", FailureKind::as_str);
@@ -299,8 +309,12 @@ mod tests {
     #[test]
     fn what_an_alert_waits_for_is_shown_before_it_happens() {
         let metrics = Metrics::new().expect("no name twice");
+        metrics.begin_backends([String::from("vault")].iter());
         let text = String::from_utf8(metrics.text()).expect("text");
         for series in [
+            r#"latchkey_backend_errors_total{backend="vault",code="throttled"}"#,
+            r#"latchkey_backend_errors_total{backend="vault",code="timeout"}"#,
+            r#"latchkey_backend_errors_total{backend="vault",code="unavailable"}"#,
             r#"latchkey_attestations_total{outcome="identity_changed"}"#,
             r#"latchkey_attestations_total{outcome="nested_pod_seen"}"#,
             r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,

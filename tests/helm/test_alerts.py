@@ -12,6 +12,7 @@ import chart
 HERE = pathlib.Path(__file__).resolve().parent
 
 JOB = 'job="latchkey/latchkey-agent"'
+OTHER_JOB = 'job="latchkey/other-latchkey-agent"'
 
 # One event, half an hour after the start.
 ONCE = "0x29 1x30"
@@ -48,6 +49,11 @@ WELL = {
     'latchkey_csi_publishes_total{outcome="unavailable"}': "0x30 1x30",
     'latchkey_csi_fillings_total{outcome="ok"}': rises(10),
     'latchkey_backend_errors_total{backend="aws",code="throttled"}': "0x30 2x30",
+    'latchkey_backend_errors_total{backend="aws",code="unavailable"}': rises(1),
+    'latchkey_backend_errors_total{backend="vault",code="unavailable"}': "0x30 2x30",
+    'latchkey_backend_errors_total{backend="vault",code="timeout"}': rises(0),
+    'latchkey_backend_seconds_count{backend="aws",operation="read"}': rises(100),
+    'latchkey_backend_seconds_count{backend="vault",operation="read"}': "0x29 1x1 2x30",
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="1"}': rises(100),
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="5"}': rises(100),
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="+Inf"}': rises(100),
@@ -67,6 +73,12 @@ ILL = {
         {'kube_daemonset_status_number_unavailable{namespace="latchkey",daemonset="latchkey-agent"}': "0x29 2x30"}, 40, 50,
     ),
     "LatchkeyUnavailable": ({'latchkey_requests_total{route="secret",code="timeout"}': "0x29 0+30x30"}, 31, 45),
+    "LatchkeyBackendAway": (
+        {
+            'latchkey_backend_errors_total{backend="vault",code="timeout"}': "0x29 0+1x30",
+            'latchkey_backend_seconds_count{backend="vault",operation="read"}': rises(1),
+        }, 36, 45,
+    ),
     "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
     "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
     "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 31, 40),
@@ -99,10 +111,10 @@ def calls_of_the_kubelet(begin, last):
     return " ".join(str(count) if count else "_" for count in counts)
 
 
-def on_a_node(series):
-    """The same series with the label of the agent that they are scraped from."""
+def on_a_node(series, job):
+    """The same series with the labels of the agent that they are scraped from, and of its job."""
     name, _, labels = series.partition("{")
-    return f'{name}{{instance="a",{labels}' if labels else f'{name}{{instance="a"}}'
+    return f'{name}{{instance="a",{job},{labels.replace(JOB, "") or "}"}'
 
 
 def fires(alert, minute, how_many):
@@ -114,8 +126,8 @@ def fires(alert, minute, how_many):
     }
 
 
-def case(name, series, checks, well=WELL):
-    given = [{"series": on_a_node(which), "values": values} for which, values in {**well, **series}.items()]
+def case(name, series, checks, well=WELL, job=JOB):
+    given = [{"series": on_a_node(which, job), "values": values} for which, values in {**well, **series}.items()]
     return {"name": name, "interval": "1m", "input_series": given, "promql_expr_test": checks}
 
 
@@ -205,10 +217,42 @@ class Alerts(unittest.TestCase):
     def test_where_nothing_is_scraped_one_alert_says_so(self):
         self.tried("csi", [case("empty", {}, [fires(None, 5, 0), fires(None, 15, 1), fires("LatchkeyNotScraped", 15, 1)], well={})])
 
+    def test_an_alert_is_about_the_agents_of_its_own_release_however_they_are_scraped(self):
+        cases = []
+        for name in ("latchkey-agent", "latchkey-agent-metrics", "any/where/latchkey-agent"):
+            for alert in ("LatchkeyDown", "LatchkeyRestarting", "LatchkeyKnowsNoPods", "LatchkeyUnavailable"):
+                series, _, by = ILL[alert]
+                cases.append(case(f"{alert} by {name}", series, [fires(alert, by, 1)], job=f'job="{name}"'))
+        for alert, (series, _, by) in ILL.items():
+            # By kube-state-metrics, which has a job of its own.
+            if alert not in BY_HOST_PATH | {"LatchkeyMissing"}:
+                checks = [fires(None, by, 1), fires("LatchkeyNotScraped", by, 1)]
+                cases.append(case(f"{alert} of another release", series, checks, job=OTHER_JOB))
+        self.tried("csi", cases)
+
+    def test_a_backend_that_is_away_is_told_though_another_answers_and_one_that_fails_now_and_then_is_not(self):
+        alert = "LatchkeyBackendAway"
+
+        def vault(calls, failed):
+            return {
+                'latchkey_backend_errors_total{backend="vault",code="unavailable"}': failed,
+                'latchkey_backend_seconds_count{backend="vault",operation="read"}': calls,
+            }
+
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        self.tried("csi", [
+            case("all that it is asked", vault(rises(3), rises(3)), [fires(alert, 30, 1), fires("LatchkeyUnavailable", 30, 0)]),
+            case("a third", vault(rises(3), rises(1)), never),
+            case("two", vault("0x29 2x30", "0x29 2x30"), never),
+        ])
+
     def test_each_alert_about_one_agent_says_on_which_node_it_is(self):
-        monitors = {"metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")}}
-        for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
-            relabeled = chart.one(kind, monitors)["spec"][endpoints][0]["relabelings"]
+        monitors = {"metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}}}
+        by_service = {"metrics": {"serviceMonitor": {"enabled": True}}}
+        for kind, endpoints, values in (
+            ("PodMonitor", "podMetricsEndpoints", monitors), ("ServiceMonitor", "endpoints", by_service),
+        ):
+            relabeled = chart.one(kind, values)["spec"][endpoints][0]["relabelings"]
             self.assertEqual([{"sourceLabels": ["__meta_kubernetes_pod_node_name"], "targetLabel": "node"}], relabeled)
         unavailable = {'latchkey_requests_total{node="worker-1",pod="agent-1",route="secret",code="unavailable"}': rises(30)}
         labels = {"severity": "critical", "instance": "a", "node": "worker-1", "pod": "agent-1"}

@@ -378,6 +378,16 @@ class Configuration(unittest.TestCase):
         for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
             self.assertIn("additional properties 'httpGet' not allowed", refusal(f"{probe}.httpGet.path=/"))
 
+    def test_a_runbook_is_where_the_operators_is(self):
+        def alerts(*expressions):
+            rule = chart.one("PrometheusRule", None, "metrics.prometheusRule.enabled=true", *expressions)
+            return rule["spec"]["groups"][0]["rules"]
+
+        for rule in alerts("metrics.prometheusRule.runbookUrl=https://wiki.example.com/alerts/"):
+            self.assertEqual(f"https://wiki.example.com/alerts/{rule['alert']}", rule["annotations"]["runbook_url"])
+        for rule in alerts():
+            self.assertNotIn("runbook_url", rule["annotations"])
+
     def test_a_scrape_has_the_timeout_that_is_set(self):
         for kind, endpoints in (("PodMonitor", "podMetricsEndpoints"), ("ServiceMonitor", "endpoints")):
             key = kind[0].lower() + kind[1:]
@@ -392,6 +402,12 @@ class Configuration(unittest.TestCase):
 
         usual, fewer = alerts(), alerts("metrics.prometheusRule.disabled={LatchkeyStale,LatchkeyMissing}")
         self.assertEqual({"LatchkeyStale", "LatchkeyMissing"}, usual.keys() - fewer.keys())
+        # The schema has the names of all, also of those that another way of delivery has.
+        for alert in {*usual, *alerts("delivery=hostPath", "rbac.tokens=namespace")}:
+            self.assertNotIn(alert, alerts(f"metrics.prometheusRule.disabled={{{alert}}}"))
+        schema = helm.values_from_yaml((chart.CHART / "values.schema.json").read_text())
+        named = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]["disabled"]["items"]["enum"]
+        self.assertEqual({*usual, *alerts("delivery=hostPath", "rbac.tokens=namespace")}, set(named))
         self.assertEqual({alert: usual[alert] for alert in fewer}, fewer)
 
     def test_containers_of_the_operators_own_are_added_to_the_pod(self):
