@@ -1,5 +1,6 @@
 """The chart as its tests see it: rendered with some values, and taken apart."""
 
+import copy
 import pathlib
 import re
 
@@ -12,7 +13,7 @@ CHART = ROOT / "deploy" / "helm" / "latchkey"
 
 def text(values=None, *expressions):
     """What `helm template` prints for these values and --set expressions."""
-    merged = cli.merged({}, values or {})
+    merged = copy.deepcopy(values or {})
     for expression in expressions:
         cli.merged(merged, helm.parse_set_string(expression))
     return cli.rendered(CHART, "latchkey", "latchkey", merged)

@@ -51,6 +51,11 @@ class Refused(unittest.TestCase):
             ("image.digest=latest", "/image/digest"),
             ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
             ("admin.port=70000", "/admin/port"),
+            ("admin.address=127.0.0.1", "/admin/address"),
+            ("admin.address=[::1]", "/admin/address"),
+            ("admin.address=::", "/admin/address"),
+            ("admin.address=localhost", "/admin/address"),
+            ("metrics.prometheusRule.disabled={LatchkeyStail}", "/metrics/prometheusRule/disabled/0"),
             ("config.cache.ttl=30", "/config/cache/ttl"),
             ("config.limits.connections=many", "/config/limits/connections"),
             ("config.backends.aws.type=vault", "/config/backends/aws/type"),
@@ -61,7 +66,7 @@ class Refused(unittest.TestCase):
             self.assertIn(f"at '{where}'", refusal(expression))
 
     def test_what_the_chart_sets_itself_is_not_for_config_to_set(self):
-        for key in ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n"):
+        for key in ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n", "sidecar.pod=p"):
             self.assertIn("not allowed", refusal(f"config.{key}"))
 
     def test_no_table_of_the_schema_is_open_but_those_of_kubernetes(self):
@@ -135,6 +140,29 @@ class Refused(unittest.TestCase):
         for kind in ("podMonitor", "serviceMonitor"):
             self.assertIn("set networkPolicy.metricsFrom", refusal("networkPolicy.enabled=true", f"metrics.{kind}.enabled=true"))
 
+    def test_scrapes_that_the_alerts_would_miss_or_that_overlap_or_count_twice_are_refused(self):
+        rule = "metrics.prometheusRule.enabled=true"
+        for kind in ("podMonitor", "serviceMonitor"):
+            enabled, interval = f"metrics.{kind}.enabled=true", f"metrics.{kind}.interval"
+            for long in ("2m", "61s", "90000ms"):
+                self.assertIn(f"set {interval} to 1m or less", refusal(rule, enabled, f"{interval}={long}"))
+                chart.text(None, enabled, f"{interval}={long}")
+                chart.text(None, rule, f"{interval}={long}")
+            for interval_of, timeout in (("30s", "31s"), ("30s", "1m"), ("1s", "1500ms")):
+                expressions = (enabled, f"{interval}={interval_of}", f"metrics.{kind}.scrapeTimeout={timeout}")
+                self.assertIn(f"set metrics.{kind}.scrapeTimeout to at most", refusal(*expressions))
+            chart.text(None, rule, enabled, f"{interval}=1m", f"metrics.{kind}.scrapeTimeout=60s")
+        self.assertIn("enable one", refusal("metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true"))
+
+    def test_resolvers_and_profiles_that_the_api_server_misses_are_refused_here(self):
+        self.assertIn("set dnsConfig.nameservers", refusal("dnsPolicy=None", "dnsConfig.searches={example.com}"))
+        chart.text(None, "dnsPolicy=None", "dnsConfig.nameservers={192.0.2.53}")
+        localhost, profile = "appArmorProfile.type=Localhost", "appArmorProfile.localhostProfile=latchkey"
+        for expressions in ((localhost,), (profile,), ("appArmorProfile.type=RuntimeDefault", profile)):
+            self.assertIn("set both or neither", refusal(*expressions))
+        chart.text(None, localhost, profile)
+        chart.text(None, "appArmorProfile.type=Unconfined")
+
     def test_what_the_clusters_version_does_not_have_yet_is_refused_with_what_to_set_in_its_place(self):
         by_hostpath = ("delivery=hostPath", "rbac.tokens=namespace", "admissionPolicy.create=false")
         without_surge = ("updateStrategy.rollingUpdate.maxSurge=0", "updateStrategy.rollingUpdate.maxUnavailable=1")
@@ -197,8 +225,8 @@ class Configuration(unittest.TestCase):
         for key in ("socket", "admin"):
             del whole["listen"][key]
         del whole["identity"]["mode"], whole["kubernetes"]
-        whole.pop("local", None)
-        whole.pop("csi", None)
+        for table in ("local", "sidecar", "csi"):
+            whole.pop(table, None)
         seen = config({"config": whole})
         seen.pop("csi", None)
         self.assertEqual("[::]:9642", seen["listen"].pop("admin"))
@@ -209,6 +237,7 @@ class Configuration(unittest.TestCase):
         self.assertEqual(odd, config({"config": {"cache": {"only": odd}}})["cache"]["only"])
 
     def test_what_other_values_ask_of_the_agent_is_in_its_configuration(self):
+        self.assertEqual("0.0.0.0:9000", config(None, "admin.address=0.0.0.0", "admin.port=9000")["listen"]["admin"])
         self.assertNotIn("kubernetes", config())
         seen = config(None, "rbac.tokens=node", "startupTaint.enabled=true")["kubernetes"]
         self.assertEqual({"impersonate_node": True, "startup_taint": "latchkey.dev/agent-not-ready"}, seen)
@@ -331,10 +360,13 @@ class Configuration(unittest.TestCase):
     def test_another_namespace_is_every_objects_and_that_of_every_name_of_the_account(self):
         everything = {
             "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}, "priorityQuota": {"create": True}, "namespace": {"create": True},
-            "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")},
-            "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
+            "metrics": {"prometheusRule": {"enabled": True}}, "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
         }
-        usual, moved = (chart.text({**everything, "namespaceOverride": name}) for name in ("", "vault"))
+        monitors = ("metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true")
+        usual, moved = (
+            "---\n".join(chart.text({**everything, "namespaceOverride": name}, monitor) for monitor in monitors)
+            for name in ("", "vault")
+        )
         self.assertIn("system:serviceaccount:vault:latchkey-agent", moved)
         places = [found["metadata"].get("namespace") for found in chart.documents(moved)]
         self.assertEqual({"vault", None}, set(places))
@@ -353,10 +385,12 @@ class Configuration(unittest.TestCase):
         everything = {
             "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}, "priorityQuota": {"create": True},
             "namespace": {"create": True}, "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
-            "metrics": {kind: {"enabled": True} for kind in ("podMonitor", "serviceMonitor", "prometheusRule")},
+            "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
             "serviceAccount": {"annotations": {"own": "too"}},
         }
         found = chart.objects({**everything, "commonAnnotations": {"owner": "platform"}})
+        by_service = {"metrics": {"serviceMonitor": {"enabled": True}}, "commonAnnotations": {"owner": "platform"}}
+        found += [object for object in chart.objects(by_service) if object["kind"] in ("Service", "ServiceMonitor")]
         self.assertGreater(len(found), 20)
         for object in found:
             self.assertEqual("platform", object["metadata"].get("annotations", {}).get("owner"), object["kind"])
@@ -377,6 +411,15 @@ class Configuration(unittest.TestCase):
         self.assertNotIn("startupProbe", chart.pod()["spec"]["containers"][0])
         for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
             self.assertIn("additional properties 'httpGet' not allowed", refusal(f"{probe}.httpGet.path=/"))
+
+    def test_every_name_that_has_to_be_a_label_fits_however_long_the_releases_is(self):
+        for name in ({"fullnameOverride": "f" * 63}, {"nameOverride": "n" * 63}, {"fullnameOverride": f"{'f' * 48}-{'f' * 14}"}):
+            found = chart.objects({**name, "metrics": {"serviceMonitor": {"enabled": True}}})
+            names = [object["metadata"]["name"] for object in found if object["kind"] in ("DaemonSet", "Service")]
+            self.assertEqual(2, len(names))
+            for each in names:
+                self.assertRegex(each, r"^[a-z][a-z-]{1,61}[a-z]$")
+                self.assertNotIn("--", each)
 
     def test_a_runbook_is_where_the_operators_is(self):
         def alerts(*expressions):

@@ -10,7 +10,7 @@ act_dry_run() {
   helm template latchkey "$root/deploy/helm/latchkey" --namespace latchkey --values "$work/desk/latchkey.yaml" \
     --values "$here/everything.yaml" >"$work/everything.yaml"
   helm template latchkey "$root/deploy/helm/latchkey" --namespace latchkey --values "$work/desk/latchkey.yaml" \
-    --set rbac.tokens=node --set kubeVersion=1.36.0 >"$work/node.yaml"
+    --set rbac.tokens=node --set kubeVersion=1.36.0 --set metrics.serviceMonitor.enabled=true >"$work/node.yaml"
   # The act before left it to end in its own time, which is long on an old kubelet.
   kubectl wait --for=delete namespace/shop --timeout=180s >/dev/null 2>&1 || true
   for namespace in $(cat "$root"/deploy/examples/*.yaml "$root"/deploy/examples/*/*.yaml 2>/dev/null |

@@ -2,13 +2,14 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 57 | trimSuffix "-" -}}
 {{- end -}}
 
+{{- /* So long that the longest name made of it, which is the metrics Service's, has the 63 characters of a label. */ -}}
 {{- define "latchkey.fullname" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 57 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride | trunc 49 | trimSuffix "-" -}}
 {{- else if contains (include "latchkey.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 57 | trimSuffix "-" -}}
+{{- .Release.Name | trunc 49 | trimSuffix "-" -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "latchkey.name" .) | trunc 57 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "latchkey.name" .) | trunc 49 | trimSuffix "-" -}}
 {{- end -}}
 {{- end -}}
 
@@ -141,10 +142,12 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{ .Values.kubeletRootDir }}/plugins/csi.latchkey.dev
 {{- end -}}
 
-{{- /* How many seconds a duration of one number and one unit has; of any other, which the agent may still take, nothing. */ -}}
+{{- /* How many seconds a duration of one number and one unit has, rounded up; of any other, which the agent may still take,
+nothing. */ -}}
 {{- define "latchkey.seconds" -}}
-{{- if regexMatch "^[0-9]+[smh]$" . -}}
-{{- mul (regexFind "^[0-9]+" .) (get (dict "s" 1 "m" 60 "h" 3600) (regexFind "[smh]$" .)) -}}
+{{- if regexMatch "^[0-9]+(ms|s|m|h)$" . -}}
+{{- $unit := get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) (regexFind "[a-z]+$" .) -}}
+{{- div (add (mul (regexFind "^[0-9]+" .) $unit) 999) 1000 -}}
 {{- end -}}
 {{- end -}}
 
@@ -204,6 +207,28 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) (or .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled) -}}
 {{- fail "networkPolicy lets nobody in, also not the one who is to scrape: set networkPolicy.metricsFrom to where your Prometheus runs" -}}
+{{- end -}}
+{{- range $name, $monitor := pick .Values.metrics "podMonitor" "serviceMonitor" -}}
+{{- if $monitor.enabled -}}
+{{- $interval := include "latchkey.seconds" (toString $monitor.interval) | int64 -}}
+{{- if and $.Values.metrics.prometheusRule.enabled (gt $interval 60) -}}
+{{- fail (printf "the alerts of metrics.prometheusRule look at what two minutes bring, and would miss it: set metrics.%s.interval to 1m or less" $name) -}}
+{{- end -}}
+{{- if and $interval (gt (include "latchkey.seconds" (toString $monitor.scrapeTimeout) | int64) $interval) -}}
+{{- fail (printf "a scrape may not take longer than the time to the next: set metrics.%s.scrapeTimeout to at most its interval" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- if and .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled -}}
+{{- fail "metrics.podMonitor and metrics.serviceMonitor are both enabled, so each agent would be scraped twice, and alerts would count it twice: enable one" -}}
+{{- end -}}
+{{- if and (eq .Values.dnsPolicy "None") (not (default (dict) .Values.dnsConfig).nameservers) -}}
+{{- fail "dnsPolicy is None, and dnsConfig names no resolver: set dnsConfig.nameservers" -}}
+{{- end -}}
+{{- with .Values.appArmorProfile -}}
+{{- if ne (eq (default "" .type) "Localhost") (not (empty .localhostProfile)) -}}
+{{- fail "appArmorProfile.localhostProfile goes with the type Localhost, and that type with it alone: set both or neither" -}}
+{{- end -}}
 {{- end -}}
 {{- if ne .Values.updateStrategy.type "OnDelete" -}}
 {{- $update := default (dict) .Values.updateStrategy.rollingUpdate -}}
