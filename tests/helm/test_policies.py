@@ -183,7 +183,7 @@ class Driver(unittest.TestCase):
     def test_volumes_of_the_driver_have_no_attributes_but_their_own(self):
         plain = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "readOnly": True}}
         self.assertIsNone(self.refusal("volumes", volumes(plain, {"name": "x", "emptyDir": {}})))
-        with_files = {"name": "latchkey", "csi": {"driver": "csi.latchkey.dev", "readOnly": True, "volumeAttributes": {"secrets": "- name: a"}}}
+        with_files = {"name": "latchkey", "csi": {**plain["csi"], "volumeAttributes": {"secrets": "- name: a"}}}
         self.assertIsNone(self.refusal("volumes", volumes(with_files)))
         liar = {"name": "l", "csi": {"driver": "csi.latchkey.dev", "volumeAttributes": {"csi.storage.k8s.io/pod.uid": "x"}}}
         self.assertIn("no such attribute", self.refusal("volumes", volumes(plain, liar)))
@@ -216,9 +216,10 @@ class Driver(unittest.TestCase):
         driver = chart.one("CSIDriver", None, "config.backends.azure.audience=api://AzureADTokenExchangeUSGov")
         self.assertEqual(["api://AzureADTokenExchangeUSGov"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
         # Where there is none, nothing can be said of where it is: the API server takes that with tokens only.
-        driver = chart.one("CSIDriver", None, "kubeVersion=1.35.0", "csi.tokensInSecrets=true", "config.backends.file.path=/secrets")
+        in_secrets = ("kubeVersion=1.35.0", "csi.tokensInSecrets=true")
+        driver = chart.one("CSIDriver", None, *in_secrets, "config.backends.file.path=/secrets")
         self.assertEqual(set(), {"tokenRequests", "serviceAccountTokenInSecrets"} & driver["spec"].keys())
-        self.assertTrue(chart.one("CSIDriver", None, "kubeVersion=1.35.0", "csi.tokensInSecrets=true")["spec"]["serviceAccountTokenInSecrets"])
+        self.assertTrue(chart.one("CSIDriver", None, *in_secrets)["spec"]["serviceAccountTokenInSecrets"])
         # Of digits alone, it is a text still.
         driver = chart.one("CSIDriver", {"config": {"backends": {"aws": {"audiences": ["123"]}}}})
         self.assertEqual(["123"], [token["audience"] for token in driver["spec"]["tokenRequests"]])

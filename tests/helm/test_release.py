@@ -1,4 +1,4 @@
-"""The workflow of releases: what its steps write and sign, and that they end where there is nothing to write or to sign."""
+"""The workflow of releases: what its steps write and sign, and that they end where there is nothing to do it with."""
 
 import os
 import pathlib
@@ -41,11 +41,8 @@ class Release(unittest.TestCase):
             **os.environ, "PATH": f"{self.folder / 'bin'}:{HERE}:{os.environ['PATH']}", "IMAGE": IMAGE,
             "CHARTS": "ghcr.io/owner/charts", "GITHUB_REF_NAME": "v1.2.3", "GITHUB_OUTPUT": "output", **variables,
         }
-        said = subprocess.run(
-            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[step]["run"]], cwd=self.folder, env=environment,
-            capture_output=True,
-        )
-        return said.returncode == 0
+        shell = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", STEPS[step]["run"]]
+        return subprocess.run(shell, cwd=self.folder, env=environment, capture_output=True).returncode == 0
 
     def test_the_chart_names_the_image_by_its_digest_also_for_who_has_a_mirror(self):
         self.assertTrue(self.succeeds("the chart names that image", DIGEST=DIGEST))

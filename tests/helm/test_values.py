@@ -66,7 +66,8 @@ class Refused(unittest.TestCase):
             self.assertIn(f"at '{where}'", refusal(expression))
 
     def test_what_the_chart_sets_itself_is_not_for_config_to_set(self):
-        for key in ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n", "sidecar.pod=p"):
+        keys = ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n", "sidecar.pod=p")
+        for key in keys:
             self.assertIn("not allowed", refusal(f"config.{key}"))
 
     def test_no_table_of_the_schema_is_open_but_those_of_kubernetes(self):
@@ -304,7 +305,8 @@ class Configuration(unittest.TestCase):
         self.assertEqual("baseline", labels["Namespace"]["pod-security.kubernetes.io/warn"])
         self.assertEqual("privileged", labels["Namespace"]["pod-security.kubernetes.io/enforce"])
         self.assertEqual("baseline", labels["CSIDriver"]["security.openshift.io/csi-ephemeral-volume-profile"])
-        for key in ("commonLabels", "podLabels", *(f"metrics.{m}.labels" for m in ("podMonitor", "serviceMonitor", "prometheusRule"))):
+        of_metrics = [f"metrics.{kind}.labels" for kind in ("podMonitor", "serviceMonitor", "prometheusRule")]
+        for key in ("commonLabels", "podLabels", *of_metrics):
             self.assertIn("app.kubernetes.io/part-of", refusal(f"{key}.app\\.kubernetes\\.io/part-of=platform"))
         self.assertIn("checksum/config", refusal("podAnnotations.checksum/config=mine"))
 
@@ -360,7 +362,8 @@ class Configuration(unittest.TestCase):
     def test_another_namespace_is_every_objects_and_that_of_every_name_of_the_account(self):
         everything = {
             "networkPolicy": {"enabled": True, "metricsFrom": [{"podSelector": {}}]}, "priorityQuota": {"create": True}, "namespace": {"create": True},
-            "metrics": {"prometheusRule": {"enabled": True}}, "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
+            "metrics": {"prometheusRule": {"enabled": True}},
+            "rbac": {"tokens": "node"}, "startupTaint": {"enabled": True},
         }
         monitors = ("metrics.podMonitor.enabled=true", "metrics.serviceMonitor.enabled=true")
         usual, moved = (
@@ -413,8 +416,9 @@ class Configuration(unittest.TestCase):
             self.assertIn("additional properties 'httpGet' not allowed", refusal(f"{probe}.httpGet.path=/"))
 
     def test_every_name_that_has_to_be_a_label_fits_however_long_the_releases_is(self):
-        for name in ({"fullnameOverride": "f" * 63}, {"nameOverride": "n" * 63}, {"fullnameOverride": f"{'f' * 48}-{'f' * 14}"}):
-            found = chart.objects({**name, "metrics": {"serviceMonitor": {"enabled": True}}})
+        cut_at_a_dash = f"{'f' * 48}-{'f' * 14}"
+        for key, name in (("fullnameOverride", "f" * 63), ("nameOverride", "n" * 63), ("fullnameOverride", cut_at_a_dash)):
+            found = chart.objects({key: name, "metrics": {"serviceMonitor": {"enabled": True}}})
             names = [object["metadata"]["name"] for object in found if object["kind"] in ("DaemonSet", "Service")]
             self.assertEqual(2, len(names))
             for each in names:
@@ -449,8 +453,9 @@ class Configuration(unittest.TestCase):
         for alert in {*usual, *alerts("delivery=hostPath", "rbac.tokens=namespace")}:
             self.assertNotIn(alert, alerts(f"metrics.prometheusRule.disabled={{{alert}}}"))
         schema = helm.values_from_yaml((chart.CHART / "values.schema.json").read_text())
-        named = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]["disabled"]["items"]["enum"]
-        self.assertEqual({*usual, *alerts("delivery=hostPath", "rbac.tokens=namespace")}, set(named))
+        of_rule = schema["properties"]["metrics"]["properties"]["prometheusRule"]["properties"]
+        every = {*usual, *alerts("delivery=hostPath", "rbac.tokens=namespace")}
+        self.assertEqual(every, set(of_rule["disabled"]["items"]["enum"]))
         self.assertEqual({alert: usual[alert] for alert in fewer}, fewer)
 
     def test_containers_of_the_operators_own_are_added_to_the_pod(self):

@@ -49,7 +49,7 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end -}}
 
-{{- /* The same for an object with more of them. Each is there once: .more goes before commonLabels, and these before .own. */ -}}
+{{- /* The same for an object with more of them, each once: .more goes before commonLabels, and these before .own. */ -}}
 {{- define "latchkey.labelsWith" -}}
 {{- toYaml (merge (dict) (default (dict) .more) (fromYaml (include "latchkey.labels" .root)) (default (dict) .own)) -}}
 {{- end -}}
@@ -142,8 +142,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{ .Values.kubeletRootDir }}/plugins/csi.latchkey.dev
 {{- end -}}
 
-{{- /* How many seconds a duration of one number and one unit has, rounded up; of any other, which the agent may still take,
-nothing. */ -}}
+{{- /* How many seconds a duration of one number and one unit has, rounded up; of any other, which the agent may still
+take, nothing. */ -}}
 {{- define "latchkey.seconds" -}}
 {{- if regexMatch "^[0-9]+(ms|s|m|h)$" . -}}
 {{- $unit := get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) (regexFind "[a-z]+$" .) -}}
