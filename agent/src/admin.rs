@@ -15,6 +15,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -26,6 +27,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The longest head of a request, in bytes.
 const HEAD_LIMIT: usize = 8 * 1024;
+
+/// How many bytes of a connection are read at most. Nobody has to send a body; who does is not followed through it, of
+/// which the server would read ahead without an end.
+const READ_LIMIT: u64 = 2 * HEAD_LIMIT as u64;
 
 /// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`, socket(7));
 /// the kernel lets only processes of the same uid share it. Where the node has no IPv6 (`ipv6.disable=1`), all addresses
@@ -73,6 +78,8 @@ pub(crate) async fn serve(
             open.pop_front();
         }
         let connection = tokio::spawn(async move {
+            let (reader, writer) = stream.into_split();
+            let stream = tokio::io::join(reader.take(READ_LIMIT), writer);
             let service = service_fn(|request| {
                 let answer = answer(&services, &*gauge, &request);
                 async { Ok::<_, Infallible>(answer) }

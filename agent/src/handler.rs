@@ -74,6 +74,9 @@ pub(crate) fn handle(
     let (head, body) = request.into_parts();
     // A chunked body does not tell by itself that it has been read to its end.
     let mut body = body.fuse();
+    if !body.is_end_stream() {
+        connection.body_began();
+    }
     async move {
         connection.turn().await;
         let handling = Handling {
@@ -127,6 +130,9 @@ pub(crate) fn handle(
             .request(route, code, handling.began.elapsed());
         if matches!(code, Some(Code::Busy | Code::NotAttested)) {
             handling.connection.rest().await;
+        }
+        if body.is_end_stream() {
+            handling.connection.body_ended();
         }
         handling.connection.request_ended();
         Ok(answer)

@@ -7,6 +7,7 @@ mod admission;
 mod clock;
 mod connection;
 mod doorman;
+mod intake;
 mod remains;
 mod roll;
 mod stream;

@@ -9,8 +9,8 @@ use crate::response::{self, Answer};
 use crate::secret::SecretName;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
+use http_body_util::BodyExt;
 use http_body_util::combinators::Fuse;
-use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_BODY, BATCH_NAMES, BatchError, BatchRequest, Code};
 use std::collections::HashSet;
@@ -149,24 +149,35 @@ impl Handling {
         outcome
     }
 
+    /// The body of a batch. Each part is copied: as it is, it keeps the buffer of at least 8 KiB that it was read into,
+    /// also if it is a single byte.
+    async fn batch_body(&self, body: &mut Fuse<Incoming>) -> Result<Vec<u8>, RequestError> {
+        let mut whole = Vec::new();
+        while let Some(part) = body.frame().await {
+            let Ok(part) = part else {
+                // Where the next request would begin cannot be said.
+                self.connection.close_after_answer();
+                return Err(RequestError::invalid("the body did not arrive whole"));
+            };
+            let Ok(data) = part.into_data() else {
+                continue;
+            };
+            if whole.len() + data.len() > BATCH_BODY {
+                return Err(RequestError::new(
+                    Code::TooLarge,
+                    format!("the body is longer than {BATCH_BODY} bytes"),
+                ));
+            }
+            whole.extend_from_slice(&data);
+            self.connection.took_of_body(data.len());
+        }
+        Ok(whole)
+    }
+
     /// The names of a batch, each once, in the order asked for.
     async fn batch_names(&self, body: &mut Fuse<Incoming>) -> Result<Vec<String>, RequestError> {
-        let body = Limited::new(body, BATCH_BODY)
-            .collect()
-            .await
-            .map_err(|error| {
-                if error.is::<http_body_util::LengthLimitError>() {
-                    RequestError::new(
-                        Code::TooLarge,
-                        format!("the body is longer than {BATCH_BODY} bytes"),
-                    )
-                } else {
-                    // Where the next request would begin cannot be said.
-                    self.connection.close_after_answer();
-                    RequestError::invalid("the body did not arrive whole")
-                }
-            })?;
-        let request: BatchRequest = serde_json::from_slice(&body.to_bytes()).map_err(|error| {
+        let body = self.batch_body(body).await?;
+        let request: BatchRequest = serde_json::from_slice(&body).map_err(|error| {
             RequestError::invalid(format!("the body is not {{\"names\": [...]}}: {error}"))
         })?;
         let mut seen = HashSet::new();

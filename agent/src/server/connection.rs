@@ -2,6 +2,7 @@
 
 use super::admission::{Admission, Found, Standing};
 use super::clock::Clock;
+use super::intake::Intake;
 use super::remains::Remains;
 use super::times::{Times, Verdict};
 use crate::attest::{AttestError, Denial, Entrance, Workload};
@@ -52,6 +53,7 @@ pub(crate) struct Connection {
     watched: AtomicBool,
     /// Until when the last refusal is held back.
     rests: Mutex<Option<Instant>>,
+    pub(super) intake: Intake,
     pub(super) times: Times,
 }
 
@@ -95,6 +97,7 @@ impl Connection {
             working: AtomicBool::new(false),
             watched: AtomicBool::new(false),
             rests: Mutex::default(),
+            intake: Intake::none(),
             times: Times::new(clock.clone()),
         })
     }
@@ -305,6 +308,21 @@ impl Connection {
     /// Notes that a request's head is complete.
     pub(crate) fn request_began(&self) {
         self.times.request_began();
+    }
+
+    /// Notes that the request has a body.
+    pub(crate) fn body_began(&self) {
+        self.intake.begin();
+    }
+
+    /// Notes that so many bytes of the body were taken.
+    pub(crate) fn took_of_body(&self, bytes: usize) {
+        self.intake.took(bytes);
+    }
+
+    /// Notes that the body was read to its end.
+    pub(crate) fn body_ended(&self) {
+        self.intake.end();
     }
 
     /// Notes that a request is answered.

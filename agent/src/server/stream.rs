@@ -1,6 +1,7 @@
 //! The bytes of a connection, with a note of when they come, and a bound on those that nobody reads.
 
 use super::Connection;
+use super::intake::PART;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
@@ -8,7 +9,8 @@ use nix::sys::socket::sockopt::SndBuf;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 
 /// How many bytes of answers the kernel may hold for a peer that does not read them, by its own count, which is twice
@@ -25,6 +27,8 @@ pub(super) struct Metered {
     connection: Arc<Connection>,
     /// Whether the last write found no room.
     stuck: bool,
+    /// Whether others have had their turn since the last part of a body was read.
+    yielded: bool,
     queue: Queue,
 }
 
@@ -44,6 +48,7 @@ impl Metered {
             stream: TokioIo::new(stream),
             connection,
             stuck: false,
+            yielded: false,
             queue: Queue::Empty,
         }
     }
@@ -66,6 +71,29 @@ impl Metered {
         };
     }
 
+    /// Reads a part of a request's body into `buf`, after others have had their turn.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.yielded {
+            self.yielded = true;
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut part = [0; PART];
+        let room = buf.remaining().min(PART);
+        let mut part = ReadBuf::new(&mut part[..room]);
+        ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut part))?;
+        self.yielded = false;
+        if !self.connection.intake.read(part.filled().len()) {
+            return Poll::Ready(Err(io::Error::other("more framing than body")));
+        }
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
+    }
+
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
         if self.stuck != outcome.is_pending() {
             self.stuck = !self.stuck;
@@ -80,6 +108,9 @@ impl Read for Metered {
         cx: &mut Context<'_>,
         buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.connection.intake.is_on() {
+            return self.poll_body(cx, buf);
+        }
         let room = buf.remaining();
         let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
         if outcome.is_ready() && room > 0 {

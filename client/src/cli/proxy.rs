@@ -13,7 +13,7 @@ use crate::transport::Pool;
 use bytes::Bytes;
 use guard::Guard;
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::server::conn::http1;
@@ -187,7 +187,7 @@ impl Relay {
             return refusal(StatusCode::BAD_REQUEST, Code::InvalidRequest, reason);
         }
         // No other request has a body as long as a batch's.
-        let Ok(body) = Limited::new(body, BATCH_BODY).collect().await else {
+        let Some(body) = whole(body).await else {
             return refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 Code::TooLarge,
@@ -209,7 +209,7 @@ impl Relay {
         } else {
             self.patience
         };
-        let mut request = Request::new(Full::new(body.to_bytes()));
+        let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = head.method;
         *request.uri_mut() = hyperlocal::Uri::new(&self.socket, target).into();
         *request.headers_mut() = head.headers;
@@ -244,6 +244,22 @@ impl Relay {
             }
         }
     }
+}
+
+/// A body of at most [`BATCH_BODY`] bytes that arrives whole. Each part is copied: as it is, it keeps the buffer that it was
+/// read into, also if it is a single byte.
+async fn whole(mut body: Incoming) -> Option<Vec<u8>> {
+    let mut whole = Vec::new();
+    while let Some(part) = body.frame().await {
+        let Ok(data) = part.ok()?.into_data() else {
+            continue;
+        };
+        if whole.len() + data.len() > BATCH_BODY {
+            return None;
+        }
+        whole.extend_from_slice(&data);
+    }
+    Some(whole)
 }
 
 fn unreachable(socket: &Path, connect: bool) -> String {

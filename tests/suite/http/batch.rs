@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use std::time::Duration;
 use testkit::aws::SecretInput;
 use testkit::sandbox::{REGION, password};
-use testkit::workload::Request;
+use testkit::workload::{Raw, Request};
 
 fn batch(body: impl Into<Vec<u8>>) -> Request {
     Request::new("POST", "/v1/secrets:batchGet").body(body)
@@ -212,4 +212,78 @@ async fn an_error_before_the_body_is_read_is_the_connections_last_answer() {
     assert_eq!((refused.statuses(), refused.closed), (vec![400], true));
     let text = String::from_utf8_lossy(&refused.bytes).to_lowercase();
     assert!(text.contains("connection: close"), "{text}");
+}
+
+/// The head of a batch, up to the framing of its body.
+const POST: &str = "POST /v1/secrets:batchGet HTTP/1.1\r\nHost: x\r\n";
+
+#[tokio::test]
+async fn a_body_that_is_nearly_all_framing_is_not_read_to_its_end() {
+    needs_workloads!();
+    let served = Served::start().await;
+    let (zeros, blanks) = ("0".repeat(64 << 10), " ".repeat(64 << 10));
+    let extension = format!("1;{}", "x".repeat(64 << 10));
+    for size in [zeros, format!("1{blanks}"), extension] {
+        // Not a byte of the body comes, nor does its end.
+        let endless = Raw {
+            read_millis: 3_000,
+            ..Raw::new(format!("{POST}Transfer-Encoding: chunked\r\n\r\n{size}"))
+        };
+        let refused = served.received(endless).await;
+        assert_eq!((refused.statuses(), refused.closed), (vec![400], true));
+    }
+    let tiny: String = (0..20_000).map(|_| "1\r\n \r\n").collect();
+    let tiny = format!("{POST}Transfer-Encoding: chunked\r\n\r\n{tiny}");
+    let refused = served.raw(tiny).await;
+    assert_eq!((refused.statuses(), refused.closed), (vec![400], true));
+}
+
+#[tokio::test]
+async fn the_longest_body_may_come_in_chunks_of_64_bytes() {
+    needs_workloads!();
+    let served = Served::start().await;
+    let names: Vec<_> = (0..100)
+        .map(|number| format!("test/{number:0>500}"))
+        .collect();
+    let body = json!({ "names": names }).to_string();
+    assert!((48 << 10..64 << 10).contains(&body.len()));
+    let chunks = body.as_bytes().chunks(64).map(|chunk| {
+        let chunk = std::str::from_utf8(chunk).expect("ASCII");
+        format!("{:x}\r\n{chunk}\r\n", chunk.len())
+    });
+    let chunks: String = chunks.collect();
+    let post = format!("{POST}Transfer-Encoding: chunked\r\n\r\n{chunks}0\r\n\r\n");
+    let read = served.kept(post, 1).await;
+    assert_eq!((read.statuses(), read.closed), (vec![200], false));
+}
+
+#[tokio::test]
+async fn a_body_that_comes_byte_by_byte_takes_no_more_memory_than_its_bytes() {
+    needs_workloads!();
+    let served = Served::start().await;
+    served
+        .pod
+        .workload
+        .connect("drip")
+        .await
+        .expect("a connection");
+    let drip = async |bytes: &str| {
+        let raw = Raw {
+            connection: Some("drip".into()),
+            read_millis: 0,
+            ..Raw::new(bytes)
+        };
+        served.received(raw).await
+    };
+    drip(&format!("{POST}Content-Length: 60000\r\n\r\n")).await;
+    let before = served.agent.resident().expect("it runs");
+    for _ in 0..3_000 {
+        drip(" ").await;
+    }
+    let grown = served
+        .agent
+        .resident()
+        .expect("it runs")
+        .saturating_sub(before);
+    assert!(grown < 4 << 20, "{grown} bytes more for 3,000");
 }
