@@ -111,10 +111,10 @@ impl Object<'_> {
         }
     }
 
-    /// Also escapes what JSON need not: a terminal would do what those characters say.
+    /// Also escapes what JSON need not.
     fn escaped(&mut self, text: &str) -> serde_json::Result<()> {
         for c in serde_json::to_string(text)?.chars() {
-            if is_late_control(c) {
+            if is_misleading(c) {
                 let escape = format!("\\u{:04x}", u32::from(c));
                 self.out.extend_from_slice(escape.as_bytes());
             } else {
@@ -139,18 +139,22 @@ impl Object<'_> {
     }
 }
 
-/// Whether the text stands in JSON as it is (RFC 8259 section 7), and has nothing of which [`is_late_control`] says that it
-/// must not: those begin with the byte 0xc2 in UTF-8, as little else does.
+/// Whether the text stands in a line as it is (RFC 8259, section 7). What is no ASCII is looked at more closely.
 fn is_plain(text: &str) -> bool {
     // To its end in any case, so that it can be looked at in large steps.
-    !text.bytes().fold(false, |escaped, byte| {
-        escaped | (byte < 0x20) | (byte == b'"') | (byte == b'\\') | (byte == 0x7f) | (byte == 0xc2)
+    text.bytes().fold(true, |plain, byte| {
+        plain & matches!(byte, 0x20..0x7f) & (byte != b'"') & (byte != b'\\')
     })
 }
 
-/// Whether it is one of the control characters that JSON lets stand: DEL and those of ISO 6429's second set.
-fn is_late_control(c: char) -> bool {
-    matches!(c, '\u{7f}'..='\u{9f}')
+/// Whether it is a character that JSON lets stand and that makes a line look like another: a terminal obeys it (DEL and
+/// the second set of ISO 6429), it turns the direction of what follows (Unicode's bidirectional controls), or some
+/// readers take it for the end of the line.
+fn is_misleading(c: char) -> bool {
+    matches!(c,
+        '\u{7f}'..='\u{9f}'
+        | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        | '\u{2028}' | '\u{2029}')
 }
 
 #[cfg(test)]
@@ -160,7 +164,8 @@ mod tests {
     use proptest::prelude::*;
 
     /// Texts of which many need escaping.
-    const TEXTS: &str = "[a-c\"\\\\/\n\u{0}\u{1f} \u{7f}\u{9b}\u{a0}é\u{2028}]{0,12}";
+    const TEXTS: &str =
+        "[a-c\"\\\\/\n\u{0}\u{1f} \u{7f}\u{9b}\u{a0}é\u{2028}\u{202e}\u{2069}\u{61c}]{0,12}";
 
     proptest! {
         #[test]
@@ -200,7 +205,13 @@ mod tests {
             let written = String::from_utf8(written).expect("text");
             prop_assert!(!written.chars().any(char::is_control), "{}", written);
             let as_serialized = serde_json::to_string(&line).expect("it is written");
-            let expected = as_serialized.replace('\u{7f}', "\\u007f").replace('\u{9b}', "\\u009b");
+            let mut expected = as_serialized;
+            for (character, escape) in [
+                ('\u{7f}', "\\u007f"), ('\u{9b}', "\\u009b"), ('\u{2028}', "\\u2028"),
+                ('\u{202e}', "\\u202e"), ('\u{2069}', "\\u2069"), ('\u{61c}', "\\u061c"),
+            ] {
+                expected = expected.replace(character, escape);
+            }
             prop_assert_eq!(written, expected);
         }
     }

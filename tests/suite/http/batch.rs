@@ -37,6 +37,14 @@ async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_
         .until_audit(|line| line["secret"] == *longest)
         .await;
     line.expect("its line");
+    // Each of its characters takes six bytes there.
+    let impossible = json!({"names": ["\u{7f}".repeat(512)]});
+    served.ask(batch(impossible.to_string())).await.must_be_ok();
+    let beginning = "\u{7f}".repeat(64);
+    let line = served
+        .agent
+        .until_audit(|line| line["secret"] == *beginning);
+    line.await.expect("its line");
     assert!(
         served
             .agent
@@ -127,6 +135,7 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
         many(0),
         String::new(),
         "[]".into(),
+        r#"[["a"]]"#.into(),
         "{}".into(),
         r#"{"names":["a"],"more":1}"#.into(),
         r#"{"names":"a"}"#.into(),
