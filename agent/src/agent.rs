@@ -185,11 +185,17 @@ impl Agent {
     ///
     /// # Errors
     ///
-    /// If the listener fails, or the path cannot be taken.
+    /// If the listener fails, or the path cannot be taken. Nothing in flight is waited for then, but the audit trail
+    /// is: its last lines may be of secrets that have been given out.
     pub(crate) async fn run(mut self, shutdown: CancellationToken) -> std::io::Result<Drained> {
         let mut roll = self.begin();
-        self.serve(&mut roll, shutdown).await?;
-        Ok(self.drain(roll).await)
+        let served = self.serve(&mut roll, shutdown).await;
+        let time = match served {
+            Ok(()) => self.config.limits.drain,
+            Err(_) => Duration::ZERO,
+        };
+        let drained = self.drain(roll, time).await;
+        served.map(|()| drained)
     }
 
     /// Begins to follow the pods, to answer the operator and to accept workloads. What it gives looks after the
@@ -296,10 +302,9 @@ impl Agent {
         Ok(())
     }
 
-    /// Answers what is in flight and what still comes, until nobody comes any more or the drain's time is over.
-    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>) -> Drained {
+    /// Answers what is in flight and what still comes, until nobody comes any more or `time` is over.
+    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>, time: Duration) -> Drained {
         let Self {
-            config,
             keeper,
             admin,
             services,
@@ -309,12 +314,12 @@ impl Agent {
             writer,
             ..
         } = self;
-        let deadline = Instant::now() + config.limits.drain;
+        let deadline = Instant::now() + time;
         tracing::info!(connections = server.open_connections(), "draining");
         phase.send_replace(Phase::Draining);
         // New connections are still answered: the path may lead here, and the backlog may hold some.
         // What comes in last has some of the time for its answer.
-        let last_call = deadline - config.limits.drain / 4;
+        let last_call = deadline - time / 4;
         while Instant::now() < last_call && server.quiet_for() < QUIET {
             sleep(QUIET / 20).await;
         }

@@ -340,13 +340,31 @@ async fn a_lock_that_somebody_sits_on_stops_no_hand_over() {
 }
 
 #[tokio::test]
-async fn an_agent_whose_directory_is_removed_ends_so_that_it_is_started_anew() {
+async fn an_agent_whose_directory_is_removed_writes_its_trail_and_ends_so_that_it_is_started_anew()
+{
     needs_workloads!();
-    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
-    std::fs::remove_dir_all(sandbox.socket().parent().expect("a directory")).expect("it is there");
-    let ended = agent.until_ended().await.expect("it ends by itself");
+    // The very first line is written at once, and those after it gather.
+    sandbox.secret("test/first", "value");
+    let first = pod.secret("test/first").await;
+    first.expect("an answer").must_be_ok();
+    let gate = Gate::new();
+    let hold = Behaviour::Hold(gate.clone());
+    let _held = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, hold));
+    let ended = async {
+        gate.reached(1).await;
+        std::fs::remove_dir_all(sandbox.socket().parent().expect("a directory"))
+            .expect("it is there");
+        agent.until_ended().await.expect("it ends by itself")
+    };
+    let (_answer, ended) = tokio::join!(pod.secret("test/database-password"), ended);
     assert_eq!(ended.code(), Some(70));
+    // What it was about when it ended has a line, too.
+    let line = agent.until_audit(|line| line["outcome"] == "cancelled");
+    line.await.expect("its line");
 }
 
 #[tokio::test]
