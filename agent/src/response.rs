@@ -14,7 +14,7 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
-use latchkey_client::protocol::{Code, Encoding, ErrorBody, SecretRef, in_a_tag};
+use latchkey_client::protocol::{BatchError, Code, Encoding, ErrorBody, SecretRef, in_a_tag};
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io;
@@ -133,24 +133,45 @@ pub(crate) fn bare(secret: &Secret, key: Option<&str>) -> Result<Bytes, RequestE
     })
 }
 
-/// The body of a batch: secrets as [`secret_json`] wrote them, and the errors, already written too.
-pub(crate) fn batch(secrets: &[Bytes], errors: &[u8]) -> Bytes {
-    const PARTS: [&[u8]; 3] = [b"{\"secrets\":[", b"],\"errors\":", b"}"];
-    let size = secrets.iter().map(|secret| secret.len() + 1).sum::<usize>() + errors.len();
+/// Why a name of a batch has no secret, as JSON.
+pub(crate) fn batch_error(name: &str, error: &RequestError) -> Vec<u8> {
+    let body = serde_json::to_vec(&BatchError {
+        name: name.to_owned(),
+        error: error.message.to_string(),
+        code: error.code,
+        status: error.code.status(),
+        step: error.step,
+    });
+    // Strings and numbers into memory: there is nothing that could fail.
+    body.unwrap_or_default()
+}
+
+/// The body of a batch: secrets as [`secret_json`] wrote them, and errors as [`batch_error`] did.
+pub(crate) fn batch(secrets: &[Bytes], errors: &[Vec<u8>]) -> Bytes {
+    const PARTS: [&[u8]; 3] = [b"{\"secrets\":[", b"],\"errors\":[", b"]}"];
+    let sizes = secrets
+        .iter()
+        .map(Bytes::len)
+        .chain(errors.iter().map(Vec::len));
+    let size = sizes.map(|size| size + 1).sum::<usize>();
     let mut body = Zeroizing::new(Vec::with_capacity(
         size + PARTS.iter().map(|part| part.len()).sum::<usize>(),
     ));
     body.extend_from_slice(PARTS[0]);
-    for (number, secret) in secrets.iter().enumerate() {
+    join(&mut body, secrets);
+    body.extend_from_slice(PARTS[1]);
+    join(&mut body, errors);
+    body.extend_from_slice(PARTS[2]);
+    SecretValue::from(body).into_bytes()
+}
+
+fn join(body: &mut Vec<u8>, items: &[impl AsRef<[u8]>]) {
+    for (number, item) in items.iter().enumerate() {
         if number > 0 {
             body.push(b',');
         }
-        body.extend_from_slice(secret);
+        body.extend_from_slice(item.as_ref());
     }
-    body.extend_from_slice(PARTS[1]);
-    body.extend_from_slice(errors);
-    body.extend_from_slice(PARTS[2]);
-    SecretValue::from(body).into_bytes()
 }
 
 /// A successful answer in JSON that holds no secret.

@@ -12,7 +12,7 @@ use futures::{StreamExt, stream};
 use http_body_util::BodyExt;
 use http_body_util::combinators::Fuse;
 use hyper::body::Incoming;
-use latchkey_client::protocol::{BATCH_BODY, BATCH_NAMES, BatchError, BatchRequest, Code};
+use latchkey_client::protocol::{BATCH_BODY, BATCH_NAMES, BatchRequest, Code};
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::task::yield_now;
@@ -61,7 +61,7 @@ impl Handling {
             })
             .buffered(BATCH_WIDTH);
         let (mut bodies, mut rooms) = (Vec::new(), Vec::new());
-        let mut errors = Vec::new();
+        let (mut errors, mut codes) = (Vec::new(), HashSet::new());
         while let Some((name, outcome)) = reads.next().await {
             // However many there are, others have their turn in between.
             if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
@@ -72,21 +72,17 @@ impl Handling {
                     bodies.push(body);
                     rooms.push(room);
                 }
-                Err(error) => errors.push(BatchError {
-                    name,
-                    error: error.message.to_string(),
-                    code: error.code,
-                    status: error.code.status(),
-                    step: error.step,
-                }),
+                Err((error, room)) => {
+                    codes.insert(error.code);
+                    errors.push(response::batch_error(&name, &error));
+                    rooms.extend(room);
+                }
             }
         }
         // The answer as a whole tells nothing of this.
-        let codes: HashSet<Code> = errors.iter().map(|error| error.code).collect();
         for code in codes {
             self.services.metrics.batch_failed(code);
         }
-        let errors = serde_json::to_vec(&errors).map_err(|e| RequestError::internal(&e))?;
         let answer = response::json_bytes(response::batch(&bodies, &errors), self.id.as_str());
         Ok(response::held(answer, rooms))
     }
@@ -106,14 +102,16 @@ impl Handling {
         Err(error)
     }
 
-    /// One name of a batch, with a line of its own. `size` is that of all values so far.
+    /// One name of a batch, with a line of its own. `size` is that of all values so far. What it is answered with has
+    /// room among what the pod has not read, and so has a refusal, which may be long; the one that says that there is
+    /// no room is short.
     async fn batched(
         &self,
         workload: &Workload,
         name: &str,
         fresh: bool,
         size: &AtomicUsize,
-    ) -> Result<(Bytes, Room), RequestError> {
+    ) -> Result<(Bytes, Room), (RequestError, Option<Room>)> {
         let quota = &workload.pod().quota;
         let began = Instant::now();
         // First, so that those who wait for it hold no place in the trail.
@@ -131,7 +129,7 @@ impl Handling {
         let recorded = ask
             .as_ref()
             .map_or(beginning(name), |ask| ask.name.as_str());
-        let mut record = self.record(recorded).await?;
+        let mut record = self.record(recorded).await.map_err(|error| (error, None))?;
         record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
@@ -150,8 +148,15 @@ impl Handling {
             let room = quota.answer(u64::try_from(body.len()).unwrap_or(u64::MAX))?;
             Ok((body, room))
         };
-        let outcome = self.in_time(FEWER, work).await;
-        record.close(outcome.as_ref().err())?;
+        let outcome = self.in_time(FEWER, work).await.map_err(|error| {
+            let size = response::batch_error(name, &error).len();
+            match quota.answer(u64::try_from(size).unwrap_or(u64::MAX)) {
+                Ok(room) => (error, Some(room)),
+                Err(busy) => (busy, None),
+            }
+        });
+        let refused = outcome.as_ref().err().map(|(error, _)| error);
+        record.close(refused).map_err(|error| (error, None))?;
         outcome
     }
 

@@ -5,6 +5,7 @@ use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::kube::PodSpec;
 use testkit::until;
 use testkit::workload::{Raw, Request, Workload};
 
@@ -18,8 +19,8 @@ fn large(of: &Neighbours) -> (Vec<String>, String) {
     (names, body)
 }
 
-/// Asks for a batch on each of these connections of the noisy pod's, and reads nothing.
-async fn ask_and_not_read(of: &Neighbours, kept: &[String], body: &str) {
+/// Asks for a batch on each of these connections, and reads nothing.
+async fn ask_and_not_read(workload: &Workload, kept: &[String], body: &str) {
     let post = format!(
         "POST /v1/secrets:batchGet HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n\
          content-length: {}\r\n\r\n{body}",
@@ -31,7 +32,7 @@ async fn ask_and_not_read(of: &Neighbours, kept: &[String], body: &str) {
             read_millis: 0,
             ..Raw::new(post.clone())
         };
-        of.noisy.workload.raw(raw).await.expect("it is sent");
+        workload.raw(raw).await.expect("it is sent");
     }
 }
 
@@ -72,7 +73,7 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
     assert!(first.body.len() > 3 << 20);
     let before = resident();
     let kept = connect(&of.noisy.workload, 30).await;
-    ask_and_not_read(&of, &kept, &body).await;
+    ask_and_not_read(&of.noisy.workload, &kept, &body).await;
     let errors = &until_there(&of, &body, ..1).await["errors"];
     assert_eq!(
         (&errors[0]["code"], &errors[0]["status"]),
@@ -102,13 +103,51 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
     until_there(&of, &body, names.len()..).await;
 }
 
+/// They are as long as what they quote, and cost no vault anything.
+#[tokio::test]
+async fn refusals_that_a_pod_does_not_read_count_as_values_do() {
+    needs_workloads!();
+    let of = Neighbours::start(&[
+        ("limits.in_flight_per_pod", "64"),
+        ("limits.requests_per_second_per_pod", "1000000"),
+    ])
+    .await;
+    // Twice escaped, in the sentence and in JSON.
+    let no_role = [("eks.amazonaws.com/role-arn", &*"\"".repeat(2000))];
+    let kube = &of.sandbox.kube;
+    kube.create_service_account("test", "without", &no_role);
+    let pod = of.sandbox.pod_of(PodSpec {
+        namespace: "test".into(),
+        name: "refused".into(),
+        service_account: "without".into(),
+        ..PodSpec::default()
+    });
+    let pod = pod.await.expect("a pod");
+    let names: Vec<_> = (0..100).map(|number| format!("test/{number}")).collect();
+    let body = serde_json::json!({ "names": names }).to_string();
+    let kept = connect(&pod.workload, 50).await;
+    ask_and_not_read(&pod.workload, &kept, &body).await;
+    let are_busy = async || {
+        let batch = Request::new("POST", "/v1/secrets:batchGet").body(&*body);
+        let answer = pod.request(batch).await.expect("an answer").json();
+        let errors = answer["errors"].as_array().cloned().unwrap_or_default();
+        assert_eq!(errors.len(), 100);
+        errors.iter().any(|error| error["code"] == "busy")
+    };
+    until("no room for refusals", are_busy).await;
+    for name in &kept {
+        pod.workload.close(name).await.expect("it is open");
+    }
+    until("room again", async || !are_busy().await).await;
+}
+
 #[tokio::test]
 async fn a_peer_that_takes_nothing_of_its_answer_for_ten_seconds_loses_its_connection() {
     needs_workloads!();
     let of = Neighbours::start(&[]).await;
     let (names, body) = large(&of);
     let kept = connect(&of.noisy.workload, 2).await;
-    ask_and_not_read(&of, &kept, &body).await;
+    ask_and_not_read(&of.noisy.workload, &kept, &body).await;
     // Two such answers leave no room for a third. There is room again when the agent has thrown them away.
     until_there(&of, &body, ..names.len()).await;
     until_there(&of, &body, names.len()..).await;
