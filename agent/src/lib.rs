@@ -9,6 +9,7 @@ pub mod cli;
 mod config;
 mod handover;
 mod kubernetes;
+mod mountinfo;
 mod preflight;
 
 // A connection, and the process at its other end.

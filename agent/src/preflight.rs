@@ -7,6 +7,7 @@ use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
 use crate::csi::volume::Store;
 use crate::handover::{Access, SocketPath, SocketPathError};
 use crate::kubernetes::Clients;
+use crate::mountinfo;
 use crate::peer::Pinning;
 use crate::role::{Proof, Role};
 use crate::token::{self, projected};
@@ -122,20 +123,10 @@ pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
     let directory = config.listen.socket.parent().unwrap_or(Path::new("/"));
     let no_volume = || StartError::PodVolume(directory.to_owned());
     let uid = config.kubernetes.pod_uid.ok_or_else(no_volume)?;
-    let mounts = std::fs::read("/proc/self/mountinfo").map_err(StartError::Surroundings)?;
-    let mounts = String::from_utf8_lossy(&mounts);
+    let mounts = mountinfo::mounts().map_err(StartError::Surroundings)?;
     let volume = format!("/pods/{uid}/volumes/kubernetes.io~empty-dir/");
-    // id parent major:minor root mount-point …: the longest mount point that leads there counts, and of several the last.
-    let nearest = mounts
-        .lines()
-        .filter_map(|line| {
-            let mut fields = line.split(' ').skip(3);
-            let (root, point) = (fields.next()?, fields.next()?);
-            directory.starts_with(point).then_some((point, root))
-        })
-        .max_by_key(|(point, _)| point.len());
-    match nearest {
-        Some((_, root)) if root.contains(&volume) => Ok(uid),
+    match mountinfo::nearest(&mounts, directory) {
+        Some(mount) if mount.root.to_string_lossy().contains(&volume) => Ok(uid),
         _ => Err(no_volume()),
     }
 }
