@@ -94,7 +94,11 @@ where
         let remedy = format!("write an integer from {} to {}", range.start(), range.end());
         let number = match value {
             Value::Integer(number) => *number,
-            Value::Untyped(text) if text.bytes().all(|b| b.is_ascii_digit()) => text.parse().ok(),
+            Value::Untyped(text)
+                if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) =>
+            {
+                text.parse().ok()
+            }
             Value::Untyped(text) => return Err(Wrong::text(text, "no integer", remedy)),
             other => return Err(Wrong::kind(other, remedy)),
         };

@@ -380,6 +380,17 @@ fn sections_and_values_are_not_taken_for_each_other() {
 }
 
 #[test]
+fn nothing_is_no_integer() {
+    let faults = with_file("").and_flag("audit.queue", "").faults();
+    assert_eq!(
+        faults,
+        [
+            "flag --set audit.queue: audit.queue is \"\", no integer; write an integer from 1 to 1048576"
+        ]
+    );
+}
+
+#[test]
 fn a_password_in_a_url_is_not_repeated() {
     let start = with_file("backends.aws.endpoint = \"https://user:hunter2@example.com\"");
     assert!(
