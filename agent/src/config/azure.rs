@@ -142,17 +142,11 @@ pub(crate) fn is_prefix(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"/-".contains(&b))
 }
 
-/// A domain of two labels at least (RFC 1123), in small letters.
+/// A domain of two labels at least, in small letters.
 fn is_domain(text: &str) -> bool {
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    text.len() <= 253 && text.contains('.') && text.split('.').all(is_label)
+    text.contains('.')
+        && value::is_subdomain(text)
+        && text.split('.').all(|label| label.len() <= 63)
 }
 
 // --- of one key each ---

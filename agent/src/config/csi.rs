@@ -55,11 +55,7 @@ fn directory(value: &Value) -> Result<PathBuf, Wrong> {
         "no absolute path"
     } else if path.len() > MAX_DIRECTORY {
         &too_long
-    } else if path.chars().any(char::is_control)
-        || path[1..]
-            .split('/')
-            .any(|part| matches!(part, "" | "." | ".."))
-    {
+    } else if path.chars().any(char::is_control) || !value::has_plain_parts(path) {
         "a path with empty parts, \".\", \"..\" or control characters"
     } else {
         return Ok(PathBuf::from(path));
@@ -67,15 +63,11 @@ fn directory(value: &Value) -> Result<PathBuf, Wrong> {
     Err(Wrong::text(path, wrong, remedy))
 }
 
-/// The names of RuntimeClasses, DNS subdomains (RFC 1123).
+/// The names of RuntimeClasses, DNS subdomains.
 pub(super) fn runtime_classes(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of names of RuntimeClasses, such as [\"gvisor\"]";
     value::list(value, remedy, |name| {
-        let right = (1..=253).contains(&name.len())
-            && name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'));
-        if right {
+        if value::is_subdomain(name) {
             Ok(())
         } else {
             Err(Wrong::text(name, "no name of a RuntimeClass", remedy))

@@ -5,8 +5,10 @@ use std::time::Duration;
 use super::{
     IdentityMode,
     reader::Reader,
+    settings::Value,
     value::{self, Wrong},
 };
+use crate::backend::dashes;
 
 /// The longest life of a token that Google Cloud gives without an organisation's leave.
 pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
@@ -70,7 +72,7 @@ impl GcpConfig {
         Self {
             project: project.unwrap_or(default.project),
             provider,
-            prefix: reader.read(&key("prefix"), value::gcp_prefix, default.prefix),
+            prefix: reader.read(&key("prefix"), prefix, default.prefix),
             endpoint: store,
             sts_endpoint: sts,
             iam_endpoint: iam,
@@ -173,7 +175,7 @@ fn is_part(text: &str) -> bool {
 const PROJECT_REMEDY: &str =
     "write the id of the project whose secrets are read, such as \"acme-prod\"";
 
-fn project(value: &super::settings::Value) -> Result<String, Wrong> {
+fn project(value: &Value) -> Result<String, Wrong> {
     let text = value::string(value)?;
     if is_project(&text) {
         Ok(text)
@@ -185,8 +187,23 @@ fn project(value: &super::settings::Value) -> Result<String, Wrong> {
 const PROVIDER_REMEDY: &str = "write PROJECT.svc.id.goog on GKE, elsewhere \
      //iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER";
 
-fn provider(value: &super::settings::Value) -> Result<GcpProvider, Wrong> {
+fn provider(value: &Value) -> Result<GcpProvider, Wrong> {
     let text = value::string(value)?;
     GcpProvider::parse(&text)
         .ok_or_else(|| Wrong::text(&text, "no provider of identities", PROVIDER_REMEDY))
+}
+
+/// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.
+fn prefix(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
+    let prefix = value::text(value, remedy)?;
+    let right = prefix.len() <= value::MAX_PREFIX / 2
+        && dashes::GCP.write_prefix(prefix).is_ok()
+        && !prefix.starts_with('/')
+        && !prefix.contains("//");
+    if right {
+        Ok(prefix.to_owned())
+    } else {
+        Err(Wrong::text(prefix, "no prefix", remedy))
+    }
 }

@@ -243,11 +243,11 @@ fn word(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// The name of a namespace or of a service account, a DNS subdomain (RFC 1123).
+/// The name of a namespace or of a service account, a DNS subdomain.
 fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a name of a-z, 0-9 and '-', such as \"dev\"";
     let name = value::text(value, remedy)?;
-    if name.len() <= 253 && name.split('.').all(value::is_label) {
+    if value::is_subdomain(name) {
         Ok(name.to_owned())
     } else {
         Err(Wrong::text(

@@ -5,12 +5,12 @@ use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 use bytesize::ByteSize;
 use hyper::{Uri, header::HeaderName};
 use jiff::{SignedDuration, fmt::friendly::SpanParser};
+use latchkey_client::protocol::is_relayed;
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::{IdentityMode, settings::Value};
 use crate::attest::cgroup::PodUid;
-use crate::backend::dashes;
 
 /// A Unix socket's path has at most 107 bytes (unix(7)); the hand-over needs some for its own name
 /// beside it.
@@ -25,22 +25,18 @@ pub(super) const MAX_PREFIX: usize = 256;
 /// How much of a wrong value is repeated, in characters.
 const MAX_ECHO: usize = 80;
 
-/// Headers that every request carries or that requests are refused for: none can be required.
-const NOT_REQUIRABLE: [&str; 14] = [
+/// Headers that every request carries, or that are about its connection: none can be required.
+const CARRIED: [&str; 10] = [
     "connection",
     "content-length",
     "expect",
-    "forwarded",
     "host",
     "keep-alive",
-    "origin",
     "proxy-connection",
-    "referer",
     "te",
     "trailer",
     "transfer-encoding",
     "upgrade",
-    "via",
 ];
 
 /// What is wrong with a value, and what would be right.
@@ -240,10 +236,7 @@ pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
         &too_long
     } else if path.chars().any(char::is_control) {
         "a path with control characters"
-    } else if path[1..]
-        .split('/')
-        .any(|part| matches!(part, "" | "." | ".."))
-    {
+    } else if !has_plain_parts(path) {
         "a path with empty parts, \".\" or \"..\""
     } else {
         return Ok(PathBuf::from(path));
@@ -264,7 +257,8 @@ pub(super) fn header(value: &Value) -> Result<HeaderName, Wrong> {
     let name: HeaderName = text
         .parse()
         .map_err(|_| Wrong::text(text, "no name of a header", remedy))?;
-    if NOT_REQUIRABLE.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-") {
+    // Whatever only a relay sends is refused.
+    if is_relayed(name.as_str()) || CARRIED.contains(&name.as_str()) {
         let wrong = "which every request has or none may have";
         return Err(Wrong::text(text, wrong, remedy));
     }
@@ -316,22 +310,24 @@ pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
     let remedy =
         "write an absolute cgroup path such as \"/kubepods.slice\", or nothing to learn it";
     let path = text(value, remedy)?;
-    let parts_right = |path: &str| !path.split('/').any(|part| matches!(part, "" | "." | ".."));
-    let right = path.len() <= 4096
-        && path.strip_prefix('/').is_some_and(parts_right)
-        && !path.chars().any(char::is_control);
-    if right {
+    if path.len() <= 4096 && has_plain_parts(path) && !path.chars().any(char::is_control) {
         Ok(path.to_owned())
     } else {
         Err(Wrong::text(path, "no absolute cgroup path", remedy))
     }
 }
 
-/// The name of a node, a DNS subdomain (RFC 1123).
+/// Whether it is an absolute path that is written in the one way that leads there.
+pub(super) fn has_plain_parts(path: &str) -> bool {
+    path.strip_prefix('/')
+        .is_some_and(|path| !path.split('/').any(|part| matches!(part, "" | "." | "..")))
+}
+
+/// The name of a node, a DNS subdomain.
 pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
     let name = text(value, remedy)?;
-    if name.len() <= 253 && name.split('.').all(is_label) {
+    if is_subdomain(name) {
         Ok(name.to_owned())
     } else {
         Err(Wrong::text(name, "no name of a node", remedy))
@@ -342,7 +338,7 @@ pub(super) fn node(value: &Value) -> Result<String, Wrong> {
 pub(super) fn taint(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the key of a taint, such as \"latchkey.dev/agent-not-ready\"";
     let key = text(value, remedy)?;
-    let is_domain = |domain: &str| domain.contains('.') && domain.split('.').all(is_label);
+    let is_domain = |domain: &str| domain.contains('.') && is_subdomain(domain);
     let is_name = |name: &str| {
         let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
         let inner = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -352,19 +348,21 @@ pub(super) fn taint(value: &Value) -> Result<String, Wrong> {
             && ends(name.bytes().last())
     };
     match key.split_once('/') {
-        Some((domain, name)) if domain.len() <= 253 && is_domain(domain) && is_name(name) => {
-            Ok(key.to_owned())
-        }
+        Some((domain, name)) if is_domain(domain) && is_name(name) => Ok(key.to_owned()),
         _ => Err(Wrong::text(key, "no key of a taint with a domain", remedy)),
     }
 }
 
-pub(super) fn is_label(label: &str) -> bool {
+/// Whether Kubernetes would take it for the name of most things: a DNS subdomain (RFC 1123) in small letters.
+pub(super) fn is_subdomain(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    !label.is_empty()
-        && label.bytes().all(inner)
-        && !label.starts_with('-')
-        && !label.ends_with('-')
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && label.bytes().all(inner)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(is_label)
 }
 
 /// The UID of a pod: a UUID with dashes.
@@ -425,21 +423,6 @@ fn check_audience(audience: &str, remedy: &str) -> Result<(), Wrong> {
         ));
     }
     Ok(())
-}
-
-/// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.
-pub(super) fn gcp_prefix(value: &Value) -> Result<String, Wrong> {
-    let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
-    let prefix = text(value, remedy)?;
-    let right = prefix.len() <= MAX_PREFIX / 2
-        && dashes::GCP.write_prefix(prefix).is_ok()
-        && !prefix.starts_with('/')
-        && !prefix.contains("//");
-    if right {
-        Ok(prefix.to_owned())
-    } else {
-        Err(Wrong::text(prefix, "no prefix", remedy))
-    }
 }
 
 /// How long one call to a cloud may take.

@@ -209,7 +209,15 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
     ),
     (
         "identity.csi_only_runtimes",
-        &["[\"\"]", "[\"gVisor\"]", "[\"a\", \"a\"]", "[1]", "true"],
+        &[
+            "[\"\"]",
+            "[\"gVisor\"]",
+            "[\"..\"]",
+            "[\"-a-\"]",
+            "[\"a\", \"a\"]",
+            "[1]",
+            "true",
+        ],
     ),
     (
         "identity.kubepods_root",
