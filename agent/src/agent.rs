@@ -4,7 +4,6 @@ mod callers;
 
 use crate::admin;
 use crate::attest::Attestor;
-use crate::attest::cgroup::AnchorError;
 use crate::attest::pods::Pods;
 use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
@@ -14,7 +13,6 @@ use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
-use crate::readiness::Readiness;
 use crate::server::Server;
 use crate::taint;
 use crate::volumes::{Left, Volumes};
@@ -98,15 +96,6 @@ impl Agent {
             pods,
             own_account,
         } = Callers::bind(&config, &backends).await?;
-        if let Attestor::Kubernetes(node) = &*attestor {
-            match preflight::anchor(&config, None) {
-                Ok(anchor) => node.anchor(anchor),
-                // The pod's own entry will say it, once the pods are known.
-                Err(AnchorError::UnknownQos) => {}
-                Err(error) => return Err(StartError::Anchor(error)),
-            }
-        }
-        let synced = pods.as_ref().map(|pods| pods.synced());
         let clouds = Clouds {
             backends: backends.clone(),
             tokens,
@@ -122,7 +111,7 @@ impl Agent {
             require_header: config.listen.require_header.clone(),
             deadline: config.limits.request_deadline,
             requests: AtomicU64::new(0),
-            readiness: Readiness::new(synced, attestor.clone()),
+            attestor: attestor.clone(),
         });
         // Last, so that a start that fails leaves nothing behind.
         let listening = path.listen().map_err(StartError::Listen)?;
@@ -136,11 +125,12 @@ impl Agent {
         )
         .map_err(StartError::Listen)?;
         let server = Arc::new(server);
-        let volumes = pods.clone().filter(|_| config.csi.enabled).map(|pods| {
+        let of_node = pods.clone().zip(attestor.node().cloned());
+        let volumes = of_node.filter(|_| config.csi.enabled).map(|(pods, node)| {
             Arc::new(Volumes::new(
                 &config.csi,
                 pods,
-                attestor.clone(),
+                node,
                 server.clone(),
                 services.metrics.clone(),
                 pinning,
@@ -454,26 +444,26 @@ impl Keeper {
 
 /// Ends when this node's pods are known and the attestor is anchored: at once where there is no cluster.
 async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attestor>) {
-    let (Some(pods), Attestor::Kubernetes(attestor)) = (pods, &*attestor) else {
+    let Some((pods, node)) = pods.zip(attestor.node()) else {
         return;
     };
     let mut synced = pods.synced();
     let _ = synced.wait_for(|synced| *synced).await;
     let own_pod = config.kubernetes.pod_uid;
     let mut told = false;
-    while !attestor.is_anchored() {
+    while !node.is_anchored() {
         let qos = own_pod
             .and_then(|uid| pods.by_uid(uid))
             .and_then(|pod| pod.facts().qos);
         match preflight::anchor(&config, qos) {
-            Ok(anchor) => attestor.anchor(anchor),
+            Ok(anchor) => node.anchor(anchor),
             Err(error) if !told => {
                 tracing::error!(%error, "cannot learn the node's kubepods root");
                 told = true;
             }
             Err(_) => {}
         }
-        if !attestor.is_anchored() {
+        if !node.is_anchored() {
             sleep(LEARN_AGAIN).await;
         }
     }

@@ -66,7 +66,7 @@ pub(crate) enum Location {
 #[derive(Debug)]
 pub(crate) enum Attestor {
     /// The node's cgroups and the API server's word.
-    Kubernetes(Node),
+    Kubernetes(Arc<Node>),
     /// The peer's uid.
     Local(Local),
     /// The socket: only the agent's own pod can reach it.
@@ -231,18 +231,6 @@ impl Attestor {
         }
     }
 
-    /// The pod whose volume is published, as [`Node::of_volume`] has it.
-    ///
-    /// # Errors
-    ///
-    /// If the pod may not ask, or is not known.
-    pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
-        match self {
-            Self::Kubernetes(node) => node.of_volume(pod),
-            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied(Denial::NoVolumes)),
-        }
-    }
-
     /// Whether a workload may still ask, by what the API server says of its pod now.
     pub(crate) fn may_still_ask(&self, workload: &Workload) -> bool {
         let pod = workload.pod();
@@ -253,28 +241,20 @@ impl Attestor {
             }
     }
 
-    /// Whether the peer is an agent's own, as [`Node::must_be_own`] has it.
-    ///
-    /// # Errors
-    ///
-    /// If it is not, or that cannot be said yet.
-    pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
+    /// What is missing before it can be said who anybody is; empty when nothing is. Vaults do not matter here: one that
+    /// is away must not take the node's agent out of service.
+    pub(crate) fn missing(&self) -> Vec<&'static str> {
         match self {
-            Self::Kubernetes(node) => node.must_be_own(peer),
-            Self::Local(_) | Self::Sidecar(_) => Err(AttestError::Denied(Denial::AnotherAccount)),
+            Self::Kubernetes(node) => node.missing(),
+            Self::Local(_) | Self::Sidecar(_) => Vec::new(),
         }
     }
 
-    /// Whether the pods of that node are attested.
-    pub(crate) fn is_of(&self, name: &str) -> bool {
-        matches!(self, Self::Kubernetes(node) if node.name() == name)
-    }
-
-    /// Whether anybody can be attested: on a node, whether its kubepods root is known.
-    pub(crate) fn is_anchored(&self) -> bool {
+    /// The attestor of a node's pods, where it is one.
+    pub(crate) fn node(&self) -> Option<&Arc<Node>> {
         match self {
-            Self::Kubernetes(node) => node.is_anchored(),
-            Self::Local(_) | Self::Sidecar(_) => true,
+            Self::Kubernetes(node) => Some(node),
+            Self::Local(_) | Self::Sidecar(_) => None,
         }
     }
 

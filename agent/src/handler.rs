@@ -7,13 +7,12 @@ mod volume;
 mod wait;
 
 use crate::account::Accounts;
-use crate::attest::Workload;
+use crate::attest::{Attestor, Workload};
 use crate::audit::Audit;
 use crate::backend::{BackendId, Backends, Session};
 use crate::cache::{Read, ReadKey};
 use crate::error::RequestError;
 use crate::metrics::Metrics;
-use crate::readiness::Readiness;
 use crate::request::{self, Ask, ListAsk, RequestId, Route, SecretAsk, Target};
 use crate::response::{self, Answer};
 use crate::role;
@@ -50,7 +49,7 @@ pub(crate) struct Services {
     pub(crate) require_header: Option<HeaderName>,
     pub(crate) deadline: Duration,
     pub(crate) requests: AtomicU64,
-    pub(crate) readiness: Readiness,
+    pub(crate) attestor: Arc<Attestor>,
 }
 
 /// One request, on its connection.
@@ -144,7 +143,7 @@ pub(crate) fn handle(
 impl Services {
     /// What the agent lacks to answer; empty when it is ready.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
-        let mut missing = self.readiness.missing();
+        let mut missing = self.attestor.missing();
         if self.audit.is_broken() {
             missing.push("an audit trail that can be written");
         }

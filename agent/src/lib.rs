@@ -51,6 +51,5 @@ mod volumes;
 // For whoever runs it.
 mod admin;
 mod metrics;
-mod readiness;
 mod taint;
 mod time;

@@ -10,8 +10,8 @@ mod filling;
 mod folder;
 mod memory;
 
-use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
+use crate::attest::node::Node;
 use crate::attest::pods::Pods;
 use crate::config;
 use crate::csi::control::{Ask, Failure, FailureKind, Message};
@@ -43,7 +43,7 @@ const INHERIT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Volumes {
     store: Store,
     pods: Arc<Pods>,
-    attestor: Arc<Attestor>,
+    node: Arc<Node>,
     server: Arc<Server>,
     metrics: Arc<Metrics>,
     pinning: Pinning,
@@ -74,7 +74,7 @@ impl Volumes {
     pub(crate) fn new(
         config: &config::Csi,
         pods: Arc<Pods>,
-        attestor: Arc<Attestor>,
+        node: Arc<Node>,
         server: Arc<Server>,
         metrics: Arc<Metrics>,
         pinning: Pinning,
@@ -82,7 +82,7 @@ impl Volumes {
         Self {
             store: Store::of(&config.directory),
             pods,
-            attestor,
+            node,
             server,
             metrics,
             pinning,

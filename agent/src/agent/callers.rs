@@ -2,6 +2,7 @@
 
 use crate::account::{Account, Accounts, Annotations, Directory};
 use crate::attest::Attestor;
+use crate::attest::cgroup::AnchorError;
 use crate::attest::local::Local;
 use crate::attest::node::Node;
 use crate::attest::pods::{self, Facts, Pod, Pods};
@@ -66,13 +67,19 @@ impl Callers {
             config.limits.attest_wait,
             config.identity.csi_only_runtimes.clone(),
         );
+        match preflight::anchor(config, None) {
+            Ok(anchor) => node.anchor(anchor),
+            // The pod's own entry will say it, once the pods are known.
+            Err(AnchorError::UnknownQos) => {}
+            Err(error) => return Err(StartError::Anchor(error)),
+        }
         let directory = Directory::new(
             clients.own.clone(),
             backends.clone(),
             config.identity.namespace_annotations,
         );
         Ok(Self {
-            attestor: Arc::new(Attestor::Kubernetes(node)),
+            attestor: Arc::new(Attestor::Kubernetes(Arc::new(node))),
             accounts: Accounts::Kubernetes(Arc::new(directory)),
             tokens: SubjectTokens::Kubernetes(clients.node),
             pods: Some(pods),

@@ -20,8 +20,6 @@ pub(crate) enum Denial {
     IdentityChanged,
     /// It came in by the socket of another pod.
     ListenerMismatch,
-    /// Pods have no volumes where there is no kubelet.
-    NoVolumes,
     /// It is not root, and the mounter is.
     NotRoot,
     /// Its pod is another node's.
@@ -67,7 +65,6 @@ impl Denial {
             Self::HostNetworkWithoutPidfd => "host_network_without_pidfd",
             Self::IdentityChanged => "identity_changed",
             Self::ListenerMismatch => "listener_mismatch",
-            Self::NoVolumes => "no_volumes",
             Self::NotRoot => "not_root",
             Self::OtherNode => "other_node",
             Self::OtherPidNamespace => "other_pid_namespace",

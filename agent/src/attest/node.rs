@@ -45,9 +45,21 @@ impl Node {
         }
     }
 
-    /// The node's name.
-    pub(super) fn name(&self) -> &str {
-        &self.node
+    /// Whether it attests the pods of that node.
+    pub(crate) fn is_of(&self, name: &str) -> bool {
+        self.node == name
+    }
+
+    /// What is missing before it can be said who anybody is.
+    pub(super) fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if !self.pods.is_synced() {
+            missing.push("the list of this node's pods");
+        }
+        if !self.is_anchored() {
+            missing.push("the node's kubepods root");
+        }
+        missing
     }
 
     /// Whether there is such a pod on this node, as far as is known.

@@ -190,6 +190,11 @@ impl Pods {
             .collect()
     }
 
+    /// Whether the first list has been read to its end.
+    pub(crate) fn is_synced(&self) -> bool {
+        *self.synced.borrow()
+    }
+
     /// Becomes true when the first list has been read to its end.
     pub(crate) fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()

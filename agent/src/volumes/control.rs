@@ -114,7 +114,7 @@ impl Volumes {
         if peer.uid() != 0 {
             return Err(AttestError::Denied(Denial::NotRoot));
         }
-        self.attestor.must_be_own(&peer)
+        self.node.must_be_own(&peer)
     }
 
     async fn publish(self: &Arc<Self>, volume: Volume, tokens: &[u8]) -> Result<(), Failure> {
@@ -173,7 +173,7 @@ impl Volumes {
         let agrees = *facts.namespace == told.namespace
             && *facts.name == told.name
             && *facts.service_account == told.service_account
-            && self.attestor.is_of(&facts.node);
+            && self.node.is_of(&facts.node);
         if agrees {
             Ok(pod)
         } else {

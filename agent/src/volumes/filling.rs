@@ -142,7 +142,7 @@ impl Volumes {
     async fn read_all(&self, filling: &Filling) -> Result<Vec<FileMade>, Failure> {
         let volume = &filling.volume;
         let workload = self
-            .attestor
+            .node
             .of_volume(volume.pod.uid)
             .map_err(|error| no_pod(&error))?;
         let (workload, services) = (&workload, &self.server.services);

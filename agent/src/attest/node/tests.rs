@@ -9,21 +9,20 @@ use k8s_openapi::api::core::v1 as k8s;
 
 #[tokio::test]
 async fn nobody_is_located_before_the_kubepods_root_is_known() {
-    let attestor = Attestor::Kubernetes(node(&known(pod("20", false))));
+    let node = Arc::new(node(&known(pod("20", false))));
+    let attestor = Attestor::Kubernetes(node.clone());
     let locate = || {
         with_peer(Pinning::ByPidfd, |peer| {
             attestor.locate(peer, Entrance::Shared)
         })
     };
-    assert!(!attestor.is_anchored());
+    let (list, root) = ("the list of this node's pods", "the node's kubepods root");
+    assert_eq!(attestor.missing(), [list, root]);
     assert_eq!(locate(), Err(AttestError::NotYet("kubepods_root")));
     // One that this test is not below, wherever it runs.
     let elsewhere = Anchor::new("/no-pods-here/kubepods", None).expect("a root");
-    let Attestor::Kubernetes(node) = &attestor else {
-        panic!("it is one of a node");
-    };
     node.anchor(elsewhere);
-    assert!(attestor.is_anchored());
+    assert_eq!(attestor.missing(), [list]);
     let denied = locate().expect_err("it is in no pod below that root");
     assert!(
         matches!(denied, AttestError::Denied(why) if why != Denial::UnreadablePeer),
