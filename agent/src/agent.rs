@@ -1,6 +1,7 @@
 //! The agent as a whole: built with everything bound and nothing running, then run until it is told to leave.
 
 mod callers;
+mod keeper;
 
 use crate::admin;
 use crate::attest::Attestor;
@@ -9,16 +10,16 @@ use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
 use crate::config::{Config, IdentityMode};
 use crate::handler::{Clouds, Services};
-use crate::handover::{Found, Listening, Phase, SocketPath};
+use crate::handover::{Found, Phase};
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
 use crate::server::Server;
 use crate::taint;
-use crate::volumes::{Left, Volumes};
+use crate::volumes::Volumes;
 use callers::Callers;
+use keeper::Keeper;
 use prometheus::IntGauge;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -53,7 +54,6 @@ pub(crate) struct Agent {
     server: Arc<Server>,
     /// What goes on beside the rest, some of it until the agent leaves. Where one of these fails, the agent ends.
     tasks: JoinSet<std::io::Result<()>>,
-    phase: watch::Sender<Phase>,
     writer: Writer,
     /// Absent where there is no cluster.
     own_account: Option<kube::Client>,
@@ -61,14 +61,6 @@ pub(crate) struct Agent {
 }
 
 // === impl Agent ===
-
-impl std::fmt::Debug for Agent {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Agent")
-            .field("config", &self.config)
-            .finish_non_exhaustive()
-    }
-}
 
 impl Agent {
     /// Checks the surroundings and binds everything: what can fail at start fails here.
@@ -136,34 +128,16 @@ impl Agent {
                 pinning,
             ))
         });
-        tracing::info!(
-            version = env!("CARGO_PKG_VERSION"),
-            node = config.kubernetes.node,
-            socket = %config.listen.socket.display(),
-            admin = %admin_address(&admin, config.listen.admin),
-            ?pinning,
-            "bound"
-        );
-        if pinning == Pinning::ByNumber && config.identity.mode == IdentityMode::Kubernetes {
-            tracing::warn!(
-                "the kernel has no SO_PEERPIDFD (Linux 6.5): pods of the node's own network are refused"
-            );
-        }
+        announce(&config, &admin, pinning);
         Ok(Self {
             config: Arc::new(config),
-            keeper: Keeper {
-                path,
-                current: listening,
-                has_path: false,
-                volumes,
-            },
+            keeper: Keeper::new(path, listening, phase, volumes),
             admin: Arc::new(admin),
             pods,
             attestor,
             services,
             server,
             tasks: JoinSet::new(),
-            phase,
             writer,
             own_account,
             started,
@@ -210,9 +184,9 @@ impl Agent {
                 Ok(())
             }
         });
-        self.accept(self.keeper.current.listener.clone());
+        self.accept(self.keeper.listener());
         let (roll, pods) = (self.server.roll.clone(), self.pods.clone());
-        let phase = self.phase.subscribe();
+        let phase = self.keeper.phase.subscribe();
         AbortOnDropHandle::new(tokio::spawn(async move {
             roll.look_after(pods.as_deref(), phase).await
         }))
@@ -282,11 +256,11 @@ impl Agent {
             pod.sessions.tidy();
             pod.values.tidy();
         }
-        if let Some(listener) = self.keeper.watch(&self.phase).await? {
+        if let Some(listener) = self.keeper.watch().await? {
             // The one before goes on, for containers in which the socket itself is mounted.
             self.accept(listener);
         }
-        if self.keeper.has_path && *self.phase.borrow() == Phase::Serving {
+        if self.keeper.has_path && *self.keeper.phase.borrow() == Phase::Serving {
             self.keeper.keep_volumes().await;
         }
         Ok(())
@@ -300,13 +274,12 @@ impl Agent {
             services,
             server,
             mut tasks,
-            phase,
             writer,
             ..
         } = self;
         let deadline = Instant::now() + time;
         tracing::info!(connections = server.open_connections(), "draining");
-        phase.send_replace(Phase::Draining);
+        keeper.phase.send_replace(Phase::Draining);
         // New connections are still answered: the path may lead here, and the backlog may hold some.
         // What comes in last has some of the time for its answer.
         let last_call = deadline - time / 4;
@@ -316,6 +289,8 @@ impl Agent {
         let left = keeper.leave().await;
         sleep(LAST_LOOK).await;
         drop(left);
+        // Nor does anybody hear of pods from here on: one that is deleted now still gets what it has asked for, for
+        // `limits.drain` at most.
         tasks.shutdown().await;
         // Nobody accepts any more: whoever still connects, where the socket itself is mounted, is to be told at once.
         drop(keeper);
@@ -355,91 +330,6 @@ pub(crate) enum Drained {
     Whole,
     /// The time was not enough.
     InPart,
-}
-
-/// Holds the socket's path.
-struct Keeper {
-    path: SocketPath,
-    current: Listening,
-    has_path: bool,
-    /// The sockets in pods' volumes, which go with the path.
-    volumes: Option<Arc<Volumes>>,
-}
-
-impl Keeper {
-    /// Looks who answers on the path.
-    async fn look(&self) -> Found {
-        self.path.look(&self.current).await
-    }
-
-    async fn take(&mut self) -> std::io::Result<()> {
-        if let Some(volumes) = &self.volumes {
-            volumes.prepare().await;
-        }
-        self.path.take(&self.current).await?;
-        self.has_path = true;
-        self.keep_volumes().await;
-        Ok(())
-    }
-
-    /// Gives the path back, and the sockets of volumes with it, on which is accepted until what is returned is dropped.
-    async fn leave(&self) -> Option<Left> {
-        self.path.leave(&self.current).await;
-        self.volumes.as_ref().map(|volumes| volumes.leave())
-    }
-
-    async fn keep_volumes(&self) {
-        if let Some(volumes) = &self.volumes {
-            volumes.keep(|| self.path.holds(&self.current)).await;
-        }
-    }
-
-    /// Looks who answers on the path. Nobody: it is taken, or bound again and the listener for it returned. Another
-    /// agent: ours has been replaced. Fails when the directory itself has been removed.
-    async fn watch(
-        &mut self,
-        phase: &watch::Sender<Phase>,
-    ) -> std::io::Result<Option<Arc<UnixListener>>> {
-        let found = self.look().await;
-        let now = match found {
-            Found::Another if self.has_path => Phase::Replaced,
-            // Not replaced: it has not taken the path yet, because it is not ready.
-            Found::Ours | Found::Another | Found::Nobody => Phase::Serving,
-        };
-        let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
-        if changed && now == Phase::Replaced {
-            // In a hand-over this is expected; at any other time somebody has put a socket of theirs in its place.
-            tracing::warn!("another process answers on the socket's path");
-        }
-        let bound = match found {
-            Found::Ours | Found::Another => return Ok(None),
-            Found::Nobody if self.has_path => self.bind_again().await.map(Some),
-            // The other has left or died before this one was ready. As on a cold start, pods wait inside.
-            Found::Nobody => self.take().await.map(|()| None),
-        };
-        match bound {
-            Ok(listener) => {
-                let done = match listener {
-                    Some(_) => "bound it again",
-                    None => "took it",
-                };
-                tracing::warn!("nobody answered on the socket's path; {done}");
-                Ok(listener)
-            }
-            // Started anew, the agent's mount leads to the directory that is there now.
-            Err(error) if self.path.is_gone() => Err(error),
-            Err(error) => {
-                tracing::error!(%error, "cannot bind the socket's path again");
-                Ok(None)
-            }
-        }
-    }
-
-    async fn bind_again(&mut self) -> std::io::Result<Arc<UnixListener>> {
-        self.current = self.path.listen()?;
-        self.take().await?;
-        Ok(self.current.listener.clone())
-    }
 }
 
 /// Ends when this node's pods are known and the attestor is anchored: at once where there is no cluster.
@@ -485,6 +375,19 @@ fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Opt
     }
 }
 
-fn admin_address(listener: &TcpListener, configured: SocketAddr) -> SocketAddr {
-    listener.local_addr().unwrap_or(configured)
+/// Says what is bound, and what this kernel cannot do.
+fn announce(config: &Config, admin: &TcpListener, pinning: Pinning) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node = config.kubernetes.node,
+        socket = %config.listen.socket.display(),
+        admin = %admin.local_addr().unwrap_or(config.listen.admin),
+        ?pinning,
+        "bound"
+    );
+    if pinning == Pinning::ByNumber && config.identity.mode == IdentityMode::Kubernetes {
+        tracing::warn!(
+            "the kernel has no SO_PEERPIDFD (Linux 6.5): pods of the node's own network are refused"
+        );
+    }
 }

@@ -1,0 +1,125 @@
+//! Who has the socket's path, and what goes with it.
+
+use crate::handover::{Found, Listening, Phase, SocketPath};
+use crate::volumes::{Left, Volumes};
+use std::io;
+use std::sync::Arc;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+/// Holds the socket's path.
+pub(super) struct Keeper {
+    path: SocketPath,
+    current: Listening,
+    /// Whether it has been taken once. Another agent may have it by now.
+    pub(super) has_path: bool,
+    /// What becomes of the connections by it.
+    pub(super) phase: watch::Sender<Phase>,
+    /// The sockets in pods' volumes, which go with the path.
+    pub(super) volumes: Option<Arc<Volumes>>,
+}
+
+impl Keeper {
+    /// One that listens beside the path and has not taken it.
+    pub(super) fn new(
+        path: SocketPath,
+        current: Listening,
+        phase: watch::Sender<Phase>,
+        volumes: Option<Arc<Volumes>>,
+    ) -> Self {
+        Self {
+            path,
+            current,
+            has_path: false,
+            phase,
+            volumes,
+        }
+    }
+
+    /// What is listened on now.
+    pub(super) fn listener(&self) -> Arc<UnixListener> {
+        self.current.listener.clone()
+    }
+
+    /// Looks who answers on the path.
+    pub(super) async fn look(&self) -> Found {
+        self.path.look(&self.current).await
+    }
+
+    /// Takes the path, and its volumes' sockets with it.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(super) async fn take(&mut self) -> io::Result<()> {
+        if let Some(volumes) = &self.volumes {
+            volumes.prepare().await;
+        }
+        self.path.take(&self.current).await?;
+        self.has_path = true;
+        self.keep_volumes().await;
+        Ok(())
+    }
+
+    /// Gives the path back, and the sockets of volumes with it, on which is accepted until what is returned is dropped.
+    pub(super) async fn leave(&self) -> Option<Left> {
+        self.path.leave(&self.current).await;
+        self.volumes.as_ref().map(|volumes| volumes.leave())
+    }
+
+    /// Listens in the volumes, as long as the path leads here.
+    pub(super) async fn keep_volumes(&self) {
+        if let Some(volumes) = &self.volumes {
+            volumes.keep(|| self.path.holds(&self.current)).await;
+        }
+    }
+
+    /// Looks who answers on the path. Nobody: it is taken, or bound again and the listener for it returned. Another
+    /// agent: ours has been replaced.
+    ///
+    /// # Errors
+    ///
+    /// If the directory itself has been removed.
+    pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<UnixListener>>> {
+        let found = self.look().await;
+        let now = match found {
+            Found::Another if self.has_path => Phase::Replaced,
+            // Not replaced: it has not taken the path yet, because it is not ready.
+            Found::Ours | Found::Another | Found::Nobody => Phase::Serving,
+        };
+        let phase = &self.phase;
+        let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
+        if changed && now == Phase::Replaced {
+            // In a hand-over this is expected; at any other time somebody has put a socket of theirs in its place.
+            tracing::warn!("another process answers on the socket's path");
+        }
+        let bound = match found {
+            Found::Ours | Found::Another => return Ok(None),
+            Found::Nobody if self.has_path => self.bind_again().await.map(Some),
+            // The other has left or died before this one was ready. As on a cold start, pods wait inside.
+            Found::Nobody => self.take().await.map(|()| None),
+        };
+        match bound {
+            Ok(listener) => {
+                let done = match listener {
+                    Some(_) => "bound it again",
+                    None => "took it",
+                };
+                tracing::warn!("nobody answered on the socket's path; {done}");
+                Ok(listener)
+            }
+            // Started anew, the agent's mount leads to the directory that is there now.
+            Err(error) if self.path.is_gone() => Err(error),
+            Err(error) => {
+                tracing::error!(%error, "cannot bind the socket's path again");
+                Ok(None)
+            }
+        }
+    }
+
+    async fn bind_again(&mut self) -> io::Result<Arc<UnixListener>> {
+        self.current = self.path.listen()?;
+        self.take().await?;
+        Ok(self.listener())
+    }
+}
