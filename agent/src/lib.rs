@@ -53,3 +53,4 @@ mod admin;
 mod metrics;
 mod taint;
 mod time;
+mod waits;

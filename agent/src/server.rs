@@ -25,6 +25,7 @@ use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
+use crate::waits::Waits;
 use admission::Admission;
 use doorman::Doorman;
 use hyper::server::conn::http1;
@@ -64,8 +65,11 @@ const OF_ITS_OWN: usize = 4;
 /// How many peers are let in by a door, or strangers heard there, before everybody else has had a turn.
 const PEERS_A_TURN: usize = 4;
 
-/// How often it is looked whether a peer has read its last answer: at first, and at last.
-const TAKEN_LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
+/// The waits between two looks whether a peer has read its last answer.
+const TAKEN_LOOKS: Waits = Waits {
+    next: Duration::from_millis(1),
+    longest: Duration::from_secs(1),
+};
 
 /// How long an accept loop rests when the machine has run out of descriptors or memory.
 pub(crate) const EXHAUSTED_REST: Duration = Duration::from_millis(50);
@@ -341,14 +345,14 @@ impl Server {
         }
         shut(stream.as_raw_fd(), Shutdown::Both);
         let mut phase = self.phase.clone();
-        let mut look = TAKEN_LOOKS.0;
+        let mut looks = TAKEN_LOOKS;
         while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
             match remains.now(&self.admission.attestor, &self.admission.orphans) {
                 Some(now) => remains = now,
                 None => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(look) => look = (look * 2).min(TAKEN_LOOKS.1),
+                () = tokio::time::sleep(looks.take()) => {}
                 _ = phase.changed() => {}
             }
         }

@@ -17,9 +17,11 @@ const UNUSABLE_BEFORE: Duration = Duration::from_secs(60);
 /// trust policy is wrong does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
-/// How often in a row an exchange may fail for want of something that is away before that is remembered too, and for how
-/// long: each begins with a token of the API server's, and a region that does not exist is its pod's own doing.
-const IN_VAIN: (u32, Duration) = (10, Duration::from_secs(1));
+/// After so many exchanges in a row that reached nobody, the failure stands for [`IN_VAIN_STANDS`]: each try costs the
+/// API server a token, and a region that does not exist is the pod's own mistake.
+const IN_VAIN: u32 = 10;
+
+const IN_VAIN_STANDS: Duration = Duration::from_secs(1);
 
 /// How long at most an API server or a token service that asks to slow down is left alone.
 const LONGEST_REST: Duration = Duration::from_secs(10);
@@ -252,7 +254,7 @@ impl Slot {
                     Code::Throttled => Some(wait.clamp(REFUSAL_STANDS, LONGEST_REST)),
                     // More than what is said of itself: whoever is asked has named it.
                     Code::Unavailable if wait > RETRY_AFTER => Some(wait.min(LONGEST_REST)),
-                    _ if state.in_vain >= IN_VAIN.0 => Some(IN_VAIN.1),
+                    _ if state.in_vain >= IN_VAIN => Some(IN_VAIN_STANDS),
                     _ => None,
                 };
                 if let Some(stands) = stands {

@@ -1,5 +1,6 @@
 //! The startup taint: pods that do not tolerate it come to a node only after its agent is ready.
 
+use crate::waits::Waits;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Api, Patch, PatchParams};
 use std::time::Duration;
@@ -8,13 +9,16 @@ use tokio::time::{sleep, timeout};
 /// How long the API server may take for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The waits after a try that failed: the first, and the longest.
-const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+/// The waits after tries that failed.
+const RETRY_WAITS: Waits = Waits {
+    next: Duration::from_millis(500),
+    longest: Duration::from_secs(30),
+};
 
 /// Takes the taints with that key off the node, and tries until it is done: meanwhile the agent serves.
 pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
     let nodes = Api::<Node>::all(client);
-    let mut wait = RETRY_WAITS.0;
+    let mut waits = RETRY_WAITS;
     loop {
         match timeout(ANSWER_TIMEOUT, try_once(&nodes, node, key)).await {
             Ok(Ok(true)) => {
@@ -32,8 +36,7 @@ pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
                 );
             }
         }
-        sleep(wait).await;
-        wait = (wait * 2).min(RETRY_WAITS.1);
+        sleep(waits.take()).await;
     }
 }
 

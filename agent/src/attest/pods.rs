@@ -17,6 +17,7 @@ use crate::config;
 use crate::quota::{NodesUnread, Quota};
 use crate::session::Sessions;
 use crate::token::KubeletTokens;
+use crate::waits::Waits;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
@@ -37,8 +38,11 @@ const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 /// a few seconds later: a shorter watch means fewer minutes on old news, and a resumed watch costs little.
 pub(crate) const WATCH_SECONDS: u32 = 120;
 
-/// The waits after a watch failed: the first, and the longest.
-const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// The waits after a watch failed.
+const RETRY_WAITS: Waits = Waits {
+    next: Duration::from_millis(200),
+    longest: Duration::from_secs(3),
+};
 
 /// One pod of this node, and all that is done in its name. A principal outside of Kubernetes has such an entry too.
 #[derive(Debug)]
@@ -275,20 +279,20 @@ impl Pods {
     /// Follows the API server until the task is dropped, and counts in `failures` how often that fails. While the server
     /// is away the pods stay as last told.
     pub(crate) async fn follow(&self, failures: &IntCounter) {
-        let mut wait = RETRY_WAITS.0;
+        let mut waits = RETRY_WAITS;
         loop {
             let began = Instant::now();
             self.follow_until_gone(failures).await;
-            if began.elapsed() > RETRY_WAITS.1 {
-                wait = RETRY_WAITS.0;
+            if began.elapsed() > RETRY_WAITS.longest {
+                waits = RETRY_WAITS;
             }
             // Not at once: a server that forgets each version as soon as it has told it would be asked without end.
-            pause(&mut wait).await;
+            sleep(waits.take()).await;
         }
     }
 
-    /// Follows until the server says 410 Gone to a watch's start, and does not wait then. The watcher itself would ask for the same, forgotten
-    /// version again and again; a new one begins with a list.
+    /// Follows until the server says 410 Gone to a watch's start, and does not wait then. The watcher itself would ask
+    /// for the same, forgotten version again and again; a new one begins with a list.
     async fn follow_until_gone(&self, failures: &IntCounter) {
         let config = watcher::Config::default()
             .fields(&self.selector)
@@ -296,7 +300,7 @@ impl Pods {
         let mut events = std::pin::pin!(watcher(self.api.clone(), config));
         let mut listed = HashSet::new();
         let mut listing_since = Instant::now();
-        let mut wait = RETRY_WAITS.0;
+        let mut waits = RETRY_WAITS;
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
@@ -320,7 +324,7 @@ impl Pods {
                         }
                         Event::Delete(Listed(pod)) => self.forget(pod),
                     }
-                    wait = RETRY_WAITS.0;
+                    waits = RETRY_WAITS;
                     self.changed.notify_waiters();
                 }
                 Err(error) => {
@@ -332,7 +336,7 @@ impl Pods {
                     ) {
                         return;
                     }
-                    pause(&mut wait).await;
+                    sleep(waits.take()).await;
                 }
             }
         }
@@ -431,12 +435,6 @@ impl Pods {
             }
         }
     }
-}
-
-/// Waits, and makes the next wait longer.
-async fn pause(wait: &mut Duration) {
-    sleep(*wait).await;
-    *wait = (*wait * 2).min(RETRY_WAITS.1);
 }
 
 fn uid_of(pod: &k8s::Pod) -> Option<PodUid> {

@@ -144,13 +144,18 @@ mod tests {
         command
     }
 
-    const SECOND: Duration = Duration::from_secs(20);
+    /// More than any of these programs takes, also on a busy machine.
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     #[tokio::test]
     async fn what_the_program_writes_is_given_whole_and_its_input_is_empty() {
-        let ended = run(shell("cat; printf 'x\\0z'; echo no >&2; exit 3"), SECOND, 3)
-            .await
-            .expect("it ends");
+        let ended = run(
+            shell("cat; printf 'x\\0z'; echo no >&2; exit 3"),
+            PATIENCE,
+            3,
+        )
+        .await
+        .expect("it ends");
         assert_eq!(&**ended.stdout, b"x\0z");
         assert_eq!((ended.status.code(), &*ended.stderr), (Some(3), "no\n"));
         assert!(!format!("{ended:?}").contains('z'), "{ended:?}");
@@ -158,9 +163,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_writes_too_much_is_cut_off() {
-        let outcome = run(shell("yes"), SECOND, 1000).await;
+        let outcome = run(shell("yes"), PATIENCE, 1000).await;
         assert!(matches!(outcome, Err(RunError::TooLong)));
-        let noisy = run(shell("seq 100000 >&2; printf x"), SECOND, 1).await;
+        let noisy = run(shell("seq 100000 >&2; printf x"), PATIENCE, 1).await;
         assert_eq!(&**noisy.expect("it ends").stdout, b"x");
     }
 
@@ -177,7 +182,7 @@ mod tests {
         let pids = std::fs::read_to_string(pids).expect("it was started");
         for pid in pids.split_whitespace() {
             let pid = Pid::from_raw(pid.parse().expect("a number"));
-            let deadline = std::time::Instant::now() + SECOND;
+            let deadline = std::time::Instant::now() + PATIENCE;
             while is_running(pid) {
                 assert!(std::time::Instant::now() < deadline, "{pid} lives on");
                 tokio::time::sleep(Duration::from_millis(10)).await;
