@@ -11,6 +11,7 @@ mod intake;
 mod remains;
 mod roll;
 mod stream;
+mod tally;
 mod times;
 mod warnings;
 
@@ -138,7 +139,7 @@ impl Server {
         let admission = Admission {
             attestor,
             metrics: services.metrics.clone(),
-            doorman: Arc::new(Doorman::new(limits.unattested)),
+            doorman: Doorman::new(limits.unattested),
             orphans: Orphans::new(limits.connections_per_pod),
             warnings: Warnings::default(),
         };

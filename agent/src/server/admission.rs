@@ -15,8 +15,8 @@ use tokio::time::Instant;
 pub(super) struct Admission {
     pub(super) attestor: Arc<Attestor>,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) doorman: Arc<Doorman>,
-    pub(super) orphans: Arc<Orphans>,
+    pub(super) doorman: Doorman,
+    pub(super) orphans: Orphans,
     pub(super) warnings: Warnings,
 }
 

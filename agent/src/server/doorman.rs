@@ -1,11 +1,11 @@
 //! Who may wait at the door: peers that are not attested, so many in all and few from one pod or cgroup.
 
+use super::tally::{Tallied, Tally};
 use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Entrance, Location};
 use crate::peer::Peer;
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// How many connections one pod, or one cgroup outside of pods, may have waiting to be attested.
@@ -17,7 +17,7 @@ pub(crate) struct Doorman {
     all: Arc<Semaphore>,
     /// Those of them who are in no pod: their cgroups may be as many as somebody likes to make.
     strangers: Arc<Semaphore>,
-    by_cgroup: Mutex<HashMap<Origin, usize>>,
+    waiting: Arc<Tally<Origin>>,
 }
 
 /// Where a waiting peer comes from.
@@ -33,8 +33,7 @@ pub(super) enum Origin {
 /// A place at the door, free again when it is dropped.
 #[derive(Debug)]
 pub(super) struct Waiting {
-    doorman: Arc<Doorman>,
-    origin: Origin,
+    origin: Tallied<Origin>,
     _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
@@ -78,29 +77,22 @@ impl Doorman {
         Self {
             all: Arc::new(Semaphore::new(places)),
             strangers: Arc::new(Semaphore::new(places.div_ceil(2))),
-            by_cgroup: Mutex::default(),
+            waiting: Arc::default(),
         }
     }
 
     /// A place for one more from there, if there is one.
-    pub(super) fn let_in(self: &Arc<Self>, origin: Origin) -> Option<Waiting> {
+    pub(super) fn let_in(&self, origin: Origin) -> Option<Waiting> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let strangers = match origin {
             Origin::Pod(_) | Origin::Untold(_) => None,
             Origin::Elsewhere(_) => Some(self.strangers.clone().try_acquire_owned().ok()?),
         };
-        let mut by_cgroup = self
-            .by_cgroup
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let waiting = by_cgroup.entry(origin).or_default();
-        if *waiting >= WAITING_PER_CGROUP {
+        if self.waiting.count(&origin) >= WAITING_PER_CGROUP {
             return None;
         }
-        *waiting += 1;
         Some(Waiting {
-            doorman: self.clone(),
-            origin,
+            origin: self.waiting.enter(origin),
             _permits: (permit, strangers),
         })
     }
@@ -109,25 +101,9 @@ impl Doorman {
 impl Waiting {
     /// The pod that waits, if it is one.
     pub(super) fn pod(&self) -> Option<PodUid> {
-        match self.origin {
+        match self.origin.kind {
             Origin::Pod(pod) => Some(pod),
             Origin::Untold(_) | Origin::Elsewhere(_) => None,
-        }
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let mut by_cgroup = self
-            .doorman
-            .by_cgroup
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(waiting) = by_cgroup.get_mut(&self.origin) {
-            *waiting -= 1;
-            if *waiting == 0 {
-                by_cgroup.remove(&self.origin);
-            }
         }
     }
 }
@@ -138,7 +114,7 @@ mod tests {
 
     #[test]
     fn strangers_leave_half_of_the_places_to_pods_however_many_cgroups_they_make() {
-        let doorman = Arc::new(Doorman::new(8));
+        let doorman = Doorman::new(8);
         let mut strangers: Vec<_> = (0..8)
             .map(|cgroup| doorman.let_in(Origin::Elsewhere(cgroup)))
             .collect();

@@ -5,10 +5,10 @@
 //! then against those that come after it in the namespace, each of which would begin with a quota of its own.
 
 use super::doorman::Waiting;
+use super::tally::{Tallied, Tally};
 use crate::attest::Attestor;
 use crate::attest::pods::Pod;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
@@ -20,16 +20,9 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 /// How many connections of pods that are gone nobody has read to the end, by namespace.
 #[derive(Debug)]
 pub(super) struct Orphans {
-    count: Mutex<HashMap<Arc<str>, usize>>,
+    count: Arc<Tally<Arc<str>>>,
     /// How many a namespace may have, above which no more of its pods' connections are taken.
     limit: usize,
-}
-
-/// One of them, until it is dropped.
-#[derive(Debug)]
-pub(super) struct Orphan {
-    orphans: Arc<Orphans>,
-    namespace: Arc<str>,
 }
 
 /// What a connection leaves.
@@ -43,50 +36,23 @@ pub(super) enum Remains {
     /// A place at the door, since then.
     AtTheDoor(Waiting, Instant),
     /// One connection more that its namespace is to blame for.
-    Orphan { _count: Orphan },
+    Orphan { _count: Tallied<Arc<str>> },
 }
 
 // === impl Orphans ===
 
 impl Orphans {
     /// None, of which each namespace may have `limit`.
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            count: Mutex::default(),
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            count: Arc::default(),
             limit,
-        })
+        }
     }
 
     /// Whether the namespace has as many as it may.
     pub(super) fn are_many(&self, namespace: &str) -> bool {
-        let count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        // Mostly there are none at all.
-        !count.is_empty()
-            && count
-                .get(namespace)
-                .is_some_and(|count| *count >= self.limit)
-    }
-
-    fn enter(self: &Arc<Self>, namespace: Arc<str>) -> Orphan {
-        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
-        *count.entry(namespace.clone()).or_default() += 1;
-        Orphan {
-            orphans: self.clone(),
-            namespace,
-        }
-    }
-}
-
-impl Drop for Orphan {
-    fn drop(&mut self) {
-        let orphans = &self.orphans;
-        let mut count = orphans.count.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(left) = count.get_mut(&self.namespace) {
-            *left -= 1;
-            if *left == 0 {
-                count.remove(&self.namespace);
-            }
-        }
+        self.count.count(namespace) >= self.limit
     }
 }
 
@@ -94,7 +60,7 @@ impl Drop for Orphan {
 
 impl Remains {
     /// What is left of it now; nothing if it is not to be counted any more.
-    pub(super) fn now(self, attestor: &Attestor, orphans: &Arc<Orphans>) -> Option<Self> {
+    pub(super) fn now(self, attestor: &Attestor, orphans: &Orphans) -> Option<Self> {
         match self {
             Self::OfPod { pod, .. } if pod.is_gone() => {
                 let namespace = pod.facts().namespace.clone();
@@ -104,7 +70,7 @@ impl Remains {
                     "a pod is gone, and somebody still holds one of its connections with an unread answer"
                 );
                 Some(Self::Orphan {
-                    _count: orphans.enter(namespace),
+                    _count: orphans.count.enter(namespace),
                 })
             }
             Self::AtTheDoor(place, since)
@@ -134,7 +100,7 @@ mod tests {
         // One that knows no pod by its UID.
         let own = Pod::new(None, facts, &Settings::default());
         let (attestor, orphans) = (Attestor::Sidecar(Arc::new(own)), Orphans::new(1));
-        let doorman = Arc::new(Doorman::new(2));
+        let doorman = Doorman::new(2);
         let at_the_door = |origin| {
             let place = doorman.let_in(origin).expect("a place");
             Remains::AtTheDoor(place, Instant::now())
@@ -152,13 +118,13 @@ mod tests {
     #[test]
     fn orphans_count_in_their_own_namespace_until_they_are_gone() {
         let orphans = Orphans::new(2);
-        let one = orphans.enter("test".into());
+        let one = orphans.count.enter("test".into());
         assert!(!orphans.are_many("test"));
-        let two = orphans.enter("test".into());
+        let two = orphans.count.enter("test".into());
         assert!(orphans.are_many("test") && !orphans.are_many("prod"));
         drop(one);
         assert!(!orphans.are_many("test"));
         drop(two);
-        assert!(orphans.count.lock().expect("no panic").is_empty());
+        assert_eq!(orphans.count.count("test"), 0);
     }
 }

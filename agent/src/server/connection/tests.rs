@@ -35,7 +35,7 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
     let admission = Admission {
         attestor: Arc::new(Attestor::Sidecar(Arc::new(pod))),
         metrics: Arc::new(Metrics::new().expect("metrics")),
-        doorman: Arc::new(Doorman::new(1)),
+        doorman: Doorman::new(1),
         orphans: Orphans::new(1),
         warnings: Warnings::default(),
     };
