@@ -6,6 +6,7 @@
 mod admission;
 mod clock;
 mod connection;
+mod door;
 mod doorman;
 mod intake;
 mod remains;
@@ -17,8 +18,6 @@ mod warnings;
 
 pub(crate) use connection::Connection;
 
-use connection::Arrival;
-
 use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
@@ -28,6 +27,7 @@ use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
 use crate::waits::Waits;
 use admission::Admission;
+use door::Door;
 use doorman::Doorman;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -46,7 +46,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use stream::Metered;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use warnings::Warnings;
@@ -95,31 +95,6 @@ pub(crate) struct Server {
     last_accept: Mutex<Instant>,
 }
 
-/// One way in: what it says of those who come by it, and how many may be inside.
-#[derive(Debug)]
-pub(crate) struct Door {
-    entrance: Entrance,
-    permits: Arc<Semaphore>,
-    /// Of those, what it has for itself, and what all such doors have together.
-    shares: Option<(Arc<Semaphore>, Arc<Semaphore>)>,
-    /// How many of its peers may be looked up in whole tables of sockets at the same time.
-    tables: Arc<Semaphore>,
-    turns: Arc<Turnstile>,
-}
-
-// === impl Door ===
-
-impl Door {
-    /// The connection's share, as soon as there is one.
-    async fn share(&self) -> Option<OwnedSemaphorePermit> {
-        let (own, all) = self.shares.as_ref()?;
-        match own.clone().try_acquire_owned() {
-            Ok(own) => Some(own),
-            Err(_) => all.clone().acquire_owned().await.ok(),
-        }
-    }
-}
-
 // === impl Server ===
 
 impl Server {
@@ -160,21 +135,21 @@ impl Server {
     }
 
     /// The door of the socket that all pods share.
-    pub(crate) fn shared_door(&self) -> Door {
-        Door {
+    pub(crate) fn shared_door(&self) -> Arc<Door> {
+        Arc::new(Door {
             entrance: Entrance::Shared,
             permits: self.connections.clone(),
             shares: None,
             // One is left for the pods' own doors.
-            tables: Arc::new(Semaphore::new(TABLES - 1)),
+            tables: Semaphore::new(TABLES - 1),
             turns: Turnstile::new(PEERS_A_TURN),
-        }
+        })
     }
 
     /// The door of a socket that is one pod's own. Its connections use up nothing of the shared one's, and all but the
     /// first few share what such doors have together.
-    pub(crate) fn door_of(&self, pod: PodUid) -> Door {
-        Door {
+    pub(crate) fn door_of(&self, pod: PodUid) -> Arc<Door> {
+        Arc::new(Door {
             entrance: Entrance::Pod(pod),
             // Some more than the pod may have, so that it is told so and not left to wait.
             permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
@@ -182,9 +157,9 @@ impl Server {
                 Arc::new(Semaphore::new(OF_ITS_OWN)),
                 self.own_connections.clone(),
             )),
-            tables: Arc::new(Semaphore::new(1)),
+            tables: Semaphore::new(1),
             turns: Turnstile::new(PEERS_A_TURN),
-        }
+        })
     }
 
     /// How many connections are open.
@@ -212,7 +187,7 @@ impl Server {
     pub(crate) async fn accept(
         self: Arc<Self>,
         listener: Arc<UnixListener>,
-        door: Door,
+        door: Arc<Door>,
     ) -> io::Result<()> {
         loop {
             let Ok(permit) = door.permits.clone().acquire_owned().await else {
@@ -223,14 +198,13 @@ impl Server {
                     *self.accepted() = Instant::now();
                     // Only now: a door that nobody comes by takes none.
                     let share = door.share().await;
-                    let (server, entrance) = (self.clone(), door.entrance);
-                    let (turns, tables) = (door.turns.clone(), door.tables.clone());
+                    let (server, by) = (self.clone(), door.clone());
                     self.tasks.spawn(async move {
-                        server.connection(stream, entrance, turns, tables).await;
+                        server.connection(stream, by).await;
                         drop((permit, share));
                     });
                     // However fast one pod connects, every other listener has its turn before the next.
-                    if entrance != Entrance::Shared {
+                    if door.entrance != Entrance::Shared {
                         tokio::task::yield_now().await;
                     }
                 }
@@ -247,14 +221,8 @@ impl Server {
     }
 
     /// Serves one connection until its peer, its pod, or the agent ends it.
-    async fn connection(
-        self: &Arc<Self>,
-        stream: UnixStream,
-        entrance: Entrance,
-        turns: Arc<Turnstile>,
-        tables: Arc<Semaphore>,
-    ) {
-        let (stream, peer) = self.pin(stream, &tables).await;
+    async fn connection(self: &Arc<Self>, stream: UnixStream, door: Arc<Door>) {
+        let (stream, peer) = self.pin(stream, &door).await;
         let peer = match peer {
             Ok(peer) => peer,
             Err(error) => return self.refuse(&error),
@@ -263,15 +231,10 @@ impl Server {
         if u32::try_from(peer.pid()) == Ok(self.own) {
             return;
         }
-        turns.pass().await;
+        door.turns.pass().await;
         let fd = stream.as_raw_fd();
-        let arrival = Arrival {
-            peer,
-            entrance,
-            turns,
-            fd,
-        };
-        let Some(connection) = Connection::open(arrival, &self.admission, &self.roll.clock) else {
+        let (admission, clock) = (&self.admission, &self.roll.clock);
+        let Some(connection) = Connection::open(peer, door, fd, admission, clock) else {
             return;
         };
         let connection = Arc::new(connection);
@@ -361,11 +324,7 @@ impl Server {
 
     /// Pins the peer of `stream`. The fallback may read megabytes for it, so it has a thread of its own and few may
     /// do so at the same time.
-    async fn pin(
-        &self,
-        stream: UnixStream,
-        of_door: &Semaphore,
-    ) -> (UnixStream, Result<Peer, PeerError>) {
+    async fn pin(&self, stream: UnixStream, door: &Door) -> (UnixStream, Result<Peer, PeerError>) {
         let (pinning, attestor) = (self.pinning, self.admission.attestor.clone());
         let pin = move || {
             let peer = attestor.peer(&stream, pinning);
@@ -375,7 +334,7 @@ impl Server {
             Pinning::ByPidfd => pin(),
             Pinning::ByNumber => {
                 // First the door's, so that those of one pod do not stand in others' way.
-                let _of_door = of_door.acquire().await;
+                let _of_door = door.tables.acquire().await;
                 let _table = self.tables.acquire().await;
                 match tokio::task::spawn_blocking(pin).await {
                     Ok(pinned) => pinned,

@@ -2,15 +2,15 @@
 
 use super::admission::{Admission, Found, Standing};
 use super::clock::Clock;
+use super::door::Door;
 use super::intake::Intake;
 use super::remains::Remains;
 use super::times::{Times, Verdict};
-use crate::attest::{AttestError, Denial, Entrance, Workload};
+use crate::attest::{AttestError, Denial, Workload};
 use crate::error::RequestError;
 use crate::peer::Peer;
 use crate::quota;
 use crate::response::{self, Answer};
-use crate::turns::Turnstile;
 use hyper::body::Body as _;
 use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
@@ -34,11 +34,9 @@ const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Connection {
     peer: Peer,
-    entrance: Entrance,
+    door: Arc<Door>,
     admission: Arc<Admission>,
     standing: Mutex<Standing>,
-    /// For the requests of those who are no workload.
-    turns: Arc<Turnstile>,
     /// The socket's number. Who owns it outlives every request on it.
     fd: RawFd,
     closing: AtomicBool,
@@ -57,38 +55,24 @@ pub(crate) struct Connection {
     pub(super) times: Times,
 }
 
-/// Who has come in, and where.
-#[derive(Debug)]
-pub(super) struct Arrival {
-    pub(super) peer: Peer,
-    pub(super) entrance: Entrance,
-    /// The door's, at which those stand back who are not attested.
-    pub(super) turns: Arc<Turnstile>,
-    pub(super) fd: RawFd,
-}
-
 // === impl Connection ===
 
 impl Connection {
-    /// A connection to serve, or none if there is no room for one whose peer is not attested, or the peer has exited.
+    /// A connection to serve by the socket `fd`, or none if there is no room for one whose peer is not attested, or the
+    /// peer has exited.
     pub(super) fn open(
-        arrival: Arrival,
+        peer: Peer,
+        door: Arc<Door>,
+        fd: RawFd,
         admission: &Arc<Admission>,
         clock: &Arc<Clock>,
     ) -> Option<Self> {
-        let Arrival {
-            peer,
-            entrance,
-            turns,
-            fd,
-        } = arrival;
-        let standing = admission.admit(&peer, entrance)?;
+        let standing = admission.admit(&peer, door.entrance)?;
         Some(Self {
             peer,
-            entrance,
+            door,
             admission: admission.clone(),
             standing: Mutex::new(standing),
-            turns,
             fd,
             closing: AtomicBool::new(false),
             closes: Notify::new(),
@@ -145,11 +129,12 @@ impl Connection {
         }
     }
 
-    /// Ends when it is the turn of this peer's pod; see [`Turnstile`]. What follows is work for its request.
+    /// Ends when it is the turn of this peer's pod; see [`crate::turns::Turnstile`]. What follows is work for its
+    /// request.
     pub(crate) async fn turn(&self) {
         let turns = match &*self.standing() {
             Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
-            _ => self.turns.clone(),
+            _ => self.door.turns.clone(),
         };
         turns.pass().await;
         self.working.store(true, Ordering::Relaxed);
@@ -336,7 +321,7 @@ impl Connection {
         let workload = match self
             .admission
             .attestor
-            .attest(&self.peer, self.entrance)
+            .attest(&self.peer, self.door.entrance)
             .await
         {
             Ok(workload) => workload,
@@ -369,7 +354,7 @@ impl Connection {
         let now = self
             .admission
             .attestor
-            .locate(&self.peer, self.entrance)
+            .locate(&self.peer, self.door.entrance)
             .map_err(|error| match error {
                 // In another pod, which is no pod for this entrance. A process that is about to exit may seem to be in
                 // none (cgroup v1 shows it in the root), so that alone tells of no move.

@@ -1,7 +1,7 @@
 use super::*;
-use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
+use crate::attest::{Attestor, Entrance};
 use crate::error::RETRY_AFTER;
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
@@ -9,9 +9,11 @@ use crate::peer::tests::connected_child;
 use crate::server::doorman::Doorman;
 use crate::server::remains::Orphans;
 use crate::server::warnings::Warnings;
+use crate::turns::Turnstile;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 fn pod() -> Pod {
@@ -26,11 +28,13 @@ fn connection(stream: &UnixStream) -> Connection {
 
 /// The same, and of which pod.
 fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
-    let arrival = Arrival {
-        peer: Peer::of(stream, Pinning::ByPidfd).expect("it lives"),
+    let peer = Peer::of(stream, Pinning::ByPidfd).expect("it lives");
+    let door = Door {
         entrance: Entrance::Shared,
+        permits: Arc::new(Semaphore::new(1)),
+        shares: None,
+        tables: Semaphore::new(1),
         turns: Turnstile::new(1),
-        fd: stream.as_raw_fd(),
     };
     let admission = Admission {
         attestor: Arc::new(Attestor::Sidecar(Arc::new(pod))),
@@ -39,7 +43,8 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
         orphans: Orphans::new(1),
         warnings: Warnings::default(),
     };
-    let connection = Connection::open(arrival, &Arc::new(admission), &Arc::default());
+    let (door, fd) = (Arc::new(door), stream.as_raw_fd());
+    let connection = Connection::open(peer, door, fd, &Arc::new(admission), &Arc::default());
     connection.expect("it is let in")
 }
 
