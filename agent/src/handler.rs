@@ -24,6 +24,7 @@ use http_body_util::BodyExt;
 use http_body_util::combinators::Fuse;
 use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use latchkey_client::protocol::{Code, Health, Identity, SecretList};
 use record::Record;
@@ -102,27 +103,8 @@ pub(crate) fn handle(
             // What is left of the body would be taken for the beginning of the next request.
             handling.connection.close_after_answer();
         }
-        let code = match &outcome {
-            // Who is not ready says so in a body of its own.
-            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {
-                Some(Code::Unavailable)
-            }
-            Ok(_) => None,
-            Err(error) => Some(error.code),
-        };
-        let mut answer = outcome.unwrap_or_else(|error| {
-            handling.log(&head.method, route, &error);
-            let mut answer = response::error(&error, route, handling.id.as_str());
-            if request::is_long(&head.uri) {
-                *answer.status_mut() = StatusCode::URI_TOO_LONG;
-            }
-            answer
-        });
-        if handling.connection.is_closing() || matches!(code, Some(Code::NotAttested)) {
-            answer
-                .headers_mut()
-                .insert(header::CONNECTION, HeaderValue::from_static("close"));
-        }
+        let code = code_of(&outcome);
+        let answer = handling.told(outcome, &head, route);
         handling
             .services
             .metrics
@@ -135,6 +117,16 @@ pub(crate) fn handle(
         }
         handling.connection.request_ended();
         Ok(answer)
+    }
+}
+
+/// What is counted of an outcome; nothing where all is well.
+fn code_of(outcome: &Result<Answer, RequestError>) -> Option<Code> {
+    match outcome {
+        // Who is not ready says so in a body of its own.
+        Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Code::Unavailable),
+        Ok(_) => None,
+        Err(error) => Some(error.code),
     }
 }
 
@@ -371,6 +363,25 @@ impl Handling {
         };
         let counted = self.in_time(AGAIN, Box::pin(counted)).await;
         counted.err().unwrap_or(error)
+    }
+
+    /// The outcome as the peer is told it, and whether that is the last it is told here.
+    fn told(&self, outcome: Result<Answer, RequestError>, head: &Parts, route: Route) -> Answer {
+        let is_nobody = |error: &RequestError| error.code == Code::NotAttested;
+        let is_last = self.connection.is_closing() || outcome.as_ref().is_err_and(is_nobody);
+        let mut answer = outcome.unwrap_or_else(|error| {
+            self.log(&head.method, route, &error);
+            let mut answer = response::error(&error, route, self.id.as_str());
+            if request::is_long(&head.uri) {
+                *answer.status_mut() = StatusCode::URI_TOO_LONG;
+            }
+            answer
+        });
+        if is_last {
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(header::CONNECTION, close);
+        }
+        answer
     }
 
     /// When the request must be answered; however much it asks for, it has one deadline.

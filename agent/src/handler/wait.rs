@@ -20,11 +20,6 @@ const PAUSE: Duration = Duration::from_secs(10);
 /// What is added to a pause, times a random byte: pods that began to wait together do not go on asking together.
 const JITTER: Duration = Duration::from_millis(10);
 
-/// When a wait asks again, and when it is over.
-struct Pace {
-    end: Instant,
-}
-
 impl Handling {
     /// The secret once it is another than the caller has, or 304 when `wait` is over or the connection is to close.
     pub(super) async fn wait(
@@ -33,7 +28,7 @@ impl Handling {
         wait: Duration,
     ) -> Result<Answer, RequestError> {
         let mut place = None;
-        let pace = Pace::of(wait);
+        let end = Instant::now() + wait;
         loop {
             // Each read has a beginning and a deadline of its own.
             let read = Self {
@@ -43,32 +38,24 @@ impl Handling {
                 began: Instant::now(),
             };
             let outcome = read.read_once(ask, &mut place).await;
-            if is_settled(&outcome) || !pace.rest(&outcome, self.connection.closes()).await {
+            if is_settled(&outcome) || !rest(end, &outcome, self.connection.closes()).await {
                 return outcome;
             }
         }
     }
 }
 
-impl Pace {
-    /// The pace of a wait that begins now.
-    fn of(wait: Duration) -> Self {
-        Self {
-            end: Instant::now() + wait,
-        }
-    }
-
-    /// Rests after a read; whether to ask again. The read was the last if the time is over or the connection closes.
-    async fn rest(
-        &self,
-        outcome: &Result<Answer, RequestError>,
-        closes: impl Future<Output = ()>,
-    ) -> bool {
-        let next = Instant::now() + pause(outcome);
-        tokio::select! {
-            () = sleep_until(next.min(self.end)) => next < self.end,
-            () = closes => false,
-        }
+/// Rests after a read of a wait until `end`; whether to ask again. The read was the last if the time is over or the
+/// connection closes.
+async fn rest(
+    end: Instant,
+    outcome: &Result<Answer, RequestError>,
+    closes: impl Future<Output = ()>,
+) -> bool {
+    let next = Instant::now() + pause(outcome);
+    tokio::select! {
+        () = sleep_until(next.min(end)) => next < end,
+        () = closes => false,
     }
 }
 
@@ -117,11 +104,11 @@ mod tests {
     ) -> (Vec<Duration>, Duration, Result<StatusCode, Code>) {
         let began = Instant::now();
         let mut reads = Vec::new();
-        let pace = Pace::of(Duration::from_secs(wait));
+        let end = began + Duration::from_secs(wait);
         let outcome = loop {
             let outcome = outcomes[reads.len().min(outcomes.len() - 1)]();
             reads.push(began.elapsed());
-            if is_settled(&outcome) || !pace.rest(&outcome, closes()).await {
+            if is_settled(&outcome) || !rest(end, &outcome, closes()).await {
                 break outcome;
             }
         };
