@@ -1,6 +1,7 @@
 //! The operator's port: `/livez`, `/readyz`, `/metrics`. It asks no vault, and nobody there can read a secret.
 
 use crate::handler::Services;
+use crate::server::EXHAUSTED_REST;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -67,9 +68,13 @@ pub(crate) async fn serve(
 ) {
     let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
     loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::error!(%error, "cannot accept the operator's connection");
+                tokio::time::sleep(EXHAUSTED_REST).await;
+                continue;
+            }
         };
         let (services, gauge) = (services.clone(), gauge.clone());
         open.retain(|connection| !connection.is_finished());

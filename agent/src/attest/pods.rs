@@ -72,7 +72,7 @@ pub(crate) struct Settings {
     pub(crate) values: NodesValues,
 }
 
-/// The pods of this node.
+/// The pods of this node. Locked in this order: `by_uid`, then `deleted`.
 #[derive(Debug)]
 pub(crate) struct Pods {
     api: Api<Listed>,
@@ -377,12 +377,10 @@ impl Pods {
     /// under way.
     fn drop_entry(&self, uid: PodUid, is_deleted: bool) {
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
-        let gone = by_uid.remove(&uid);
         if is_deleted {
             self.note_deleted(uid);
         }
-        drop(by_uid);
-        if let Some(pod) = gone {
+        if let Some(pod) = by_uid.remove(&uid) {
             pod.gone.store(true, Ordering::Relaxed);
         }
     }
