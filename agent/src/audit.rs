@@ -27,8 +27,8 @@ const TEXT_KEPT: usize = 1 << 20;
 /// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
 const GATHER: Duration = Duration::from_millis(4);
 
-/// Of how many lines one wakes it before that. So many usual ones fit into a pipe (64 KiB), and for so few it has the
-/// processor for a short time only.
+/// Each line whose number is a multiple of this wakes the writer before that. So many usual ones fit into a pipe
+/// (64 KiB), and for so few it has the processor for a short time only.
 const GATHERED: u64 = 64;
 
 /// The queue's entrance.

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How many times what one pod may keep all pods of the node may.
+/// All pods of the node together may keep this many times what one pod may.
 const PODS_WITH_ALL: usize = 4;
 
 /// What a read is of: the whole of what can change its result.

@@ -101,6 +101,8 @@ pub fn main() -> ExitCode {
     code
 }
 
+/// One thread, and not for speed alone: the trail's numbers follow its lines, and turns are turns, only because nothing
+/// runs between two awaits (docs/decisions/0005).
 fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

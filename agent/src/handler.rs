@@ -36,7 +36,7 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-/// What is said to who asked for something that took too long.
+/// Told to a caller whose request took too long.
 const AGAIN: &str = "the request's deadline passed; try again";
 
 /// What every request is answered with.

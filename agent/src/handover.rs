@@ -230,7 +230,9 @@ impl SocketPath {
                 .is_some_and(|stat| stat.st_ino == listening.inode)
     }
 
-    /// Removes the listener's name, if it is still its own.
+    /// Removes the listener's name, if it is still its own. Not under the lock, for a path that is
+    /// [claimed](Self::claim): a leaving agent has many of those, and a pod may sit on each one's lock. Should it be
+    /// the name of a successor's by then, that one binds it again within a second.
     pub(crate) fn release(&self, listening: &Listening) {
         for name in [&self.name, &listening.temporary] {
             if self
@@ -306,7 +308,8 @@ impl SocketPath {
         }
     }
 
-    /// Removes the listener's name, if it is still its own.
+    /// Removes the listener's name, if it is still its own: under the lock, since no pod of the node would find anybody
+    /// if it were that of a successor, which is about to [take](Self::take) the path.
     pub(crate) async fn leave(&self, listening: &Listening) {
         let _lock = self.lock().await;
         self.release(listening);

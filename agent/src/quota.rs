@@ -17,10 +17,10 @@ const WAITS: usize = 16;
 /// than anybody keeps it.
 pub(crate) const REST: Duration = Duration::from_millis(50);
 
-/// The same for a pod that goes on asking while it is refused: as long as it was told to wait.
+/// How long a further one of the same second is, of a pod that goes on asking: as long as it was told to wait.
 const LONG_REST: Duration = RETRY_AFTER;
 
-/// After so many refusals in a second.
+/// How many refusals a second are held back for [`REST`]; each further one for [`LONG_REST`].
 const REFUSALS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 /// How many seconds' requests may come at once.

@@ -73,7 +73,12 @@ impl Volumes {
                 }
                 _ => {
                     self.metrics.attestation("not_the_mounter");
-                    tracing::warn!(%error, asked = asked.is_ok(), "somebody else asks as if he were the mounter");
+                    let asked = asked.is_ok();
+                    tracing::warn!(
+                        %error,
+                        asked,
+                        "a process that is not the agent's own mounter asked on the control socket"
+                    );
                     Failure::new(
                         FailureKind::Denied,
                         "the asker is not the agent's own mounter",
