@@ -3,6 +3,8 @@
 use super::terminal;
 use crate::protocol::WAIT_LIMIT;
 use crate::{Ask, Client, Secret, Tag};
+use std::future::pending;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -86,11 +88,18 @@ impl Watch {
             let (client, watched, turns) = (client.clone(), watched.clone(), turns.clone());
             waits.spawn(async move { watched.changed(&client, &turns, span).await });
         }
-        match waits.join_next().await {
-            Some(Ok(name)) => name,
-            // There is nothing to wait for.
-            None | Some(Err(_)) => std::future::pending().await,
-        }
+        first_of(waits).await
+    }
+}
+
+/// The name that the first wait to end comes back with. One that has panicked is not left out of the watch without a
+/// word: whoever watches ends with it.
+async fn first_of(mut waits: JoinSet<String>) -> String {
+    match waits.join_next().await {
+        Some(Ok(name)) => name,
+        Some(Err(died)) if died.is_panic() => resume_unwind(died.into_panic()),
+        // There is nothing to wait for, or the runtime ends.
+        None | Some(Err(_)) => pending().await,
     }
 }
 
@@ -121,5 +130,24 @@ impl Watched {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::timeout;
+
+    #[tokio::test(start_paused = true)]
+    #[should_panic(expected = "a bug")]
+    async fn a_wait_that_panics_does_not_silence_the_others() {
+        let mut waits = JoinSet::new();
+        waits.spawn(async {
+            sleep(WAIT_LIMIT).await;
+            "another".to_owned()
+        });
+        waits.spawn(async { panic!("a bug") });
+        let name = timeout(WAIT_LIMIT * 2, first_of(waits)).await;
+        unreachable!("the watch goes on: {name:?}");
     }
 }
