@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 
 use super::protocol::{Failure, Line, Order, Outcome, Task};
 
-/// How long a pod may take to be ready, and a task that reads no clock of its own to be done.
+/// How long a pod may take to be ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 type Answer = Result<Outcome, Failure>;

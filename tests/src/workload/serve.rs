@@ -19,6 +19,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
@@ -35,6 +36,9 @@ const MAX_DESCRIPTORS: usize = 253;
 
 /// Named connections; one that is in use is not in the map.
 type Connections = Arc<Mutex<HashMap<String, Connection>>>;
+
+/// The pod's end of the line to the test.
+type Writer = Arc<tokio::sync::Mutex<OwnedWriteHalf>>;
 
 enum Connection {
     /// Connected and silent.
@@ -53,31 +57,36 @@ pub(super) fn run(control: StdStream) -> io::Result<()> {
 
 async fn serve(control: StdStream) -> io::Result<()> {
     let (reader, writer) = UnixStream::from_std(control)?.into_split();
-    let writer = Arc::new(tokio::sync::Mutex::new(writer));
+    let writer = Writer::new(tokio::sync::Mutex::new(writer));
     let connections = Connections::default();
     let children = Children::default();
-    let say = async |line: Line| -> io::Result<()> {
-        let mut text = serde_json::to_vec(&line)?;
-        text.push(b'\n');
-        writer.lock().await.write_all(&text).await
-    };
-    say(Line::Ready { pid: process::id() }).await?;
+    say(&writer, &Line::Ready { pid: process::id() }).await?;
     let mut lines = BufReader::new(reader).lines();
     while let Some(line) = lines.next_line().await? {
         let Order { id, task } = serde_json::from_str(&line)?;
-        let (connections, writer) = (Arc::clone(&connections), Arc::clone(&writer));
-        let children = children.clone();
-        tokio::spawn(async move {
-            let result = perform(task, &connections, &children)
-                .await
-                .map_err(Into::into);
-            let mut text = serde_json::to_vec(&Line::Done { id, result }).unwrap_or_default();
-            text.push(b'\n');
-            // The test has gone if this fails, and the loop above sees it too.
-            let _gone = writer.lock().await.write_all(&text).await;
-        });
+        let (connections, children) = (Arc::clone(&connections), children.clone());
+        let work = async move { perform(task, &connections, &children).await };
+        tokio::spawn(answer(id, work, Arc::clone(&writer)));
     }
     Ok(())
+}
+
+async fn say(writer: &Writer, line: &Line) -> io::Result<()> {
+    let mut text = serde_json::to_vec(line)?;
+    text.push(b'\n');
+    writer.lock().await.write_all(&text).await
+}
+
+/// Does what a task is and says what came of it, also if that was a panic: the test waits for a word.
+async fn answer(
+    id: u64,
+    work: impl Future<Output = io::Result<Outcome>> + Send + 'static,
+    writer: Writer,
+) {
+    let worked = tokio::spawn(work).await.map_err(io::Error::other).flatten();
+    let result = worked.map_err(Into::into);
+    // The test has gone if this fails, and the loop that takes tasks sees it too.
+    let _gone = say(&writer, &Line::Done { id, result }).await;
 }
 
 async fn perform(
@@ -213,7 +222,6 @@ fn failed(error: hyper::Error) -> io::Error {
     let kind = match source {
         Some(source) => source.kind(),
         None if error.is_incomplete_message() => io::ErrorKind::UnexpectedEof,
-        None if error.is_closed() || error.is_canceled() => io::ErrorKind::BrokenPipe,
         None => io::ErrorKind::Other,
     };
     io::Error::new(kind, error.to_string())
@@ -333,8 +341,18 @@ async fn pour(socket: &Path, flood: Flood) -> Flooded {
         let (socket, flood) = (socket.to_owned(), Arc::clone(&flood));
         streams.spawn(async move { pour_one(&socket, &flood).await });
     }
+    total(streams, flood.requests).await
+}
+
+/// What became of all streams. One that died has failed with each of its requests, whatever it had got before.
+async fn total(mut streams: JoinSet<Flooded>, requests: usize) -> Flooded {
     let mut total = Flooded::default();
-    while let Some(Ok(part)) = streams.join_next().await {
+    while let Some(part) = streams.join_next().await {
+        let part = part.unwrap_or_else(|died| Flooded {
+            failures: requests,
+            errors: [(died.to_string(), requests)].into(),
+            ..Flooded::default()
+        });
         for (status, count) in part.statuses {
             *total.statuses.entry(status).or_default() += count;
         }
@@ -430,4 +448,44 @@ fn status() -> io::Result<Status> {
         cgroup: fs::read_to_string("/proc/self/cgroup")?,
         interfaces: interfaces.map(|(name, _)| name.trim().to_owned()).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_panics_is_answered() {
+        let (test, pod) = UnixStream::pair().expect("a line");
+        let (_reader, writer) = pod.into_split();
+        let writer = Writer::new(tokio::sync::Mutex::new(writer));
+        tokio::spawn(answer(7, async { panic!("a bug") }, writer));
+        let mut lines = BufReader::new(test).lines();
+        let line = timeout(PATIENCE, lines.next_line()).await;
+        let line = line.expect("in time").expect("readable");
+        let line = serde_json::from_str(&line.expect("a word")).expect("a line");
+        let Line::Done { id: 7, result } = line else {
+            panic!("not the answer: {line:?}")
+        };
+        let error = io::Error::from(result.expect_err("a failure"));
+        assert!(error.to_string().contains("a bug"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_panics_has_failed_with_all_its_requests() {
+        let answered = Flooded {
+            statuses: [(200, 3)].into(),
+            ..Flooded::default()
+        };
+        let mut streams = JoinSet::new();
+        streams.spawn(async { panic!("a bug") });
+        streams.spawn(async {
+            tokio::task::yield_now().await;
+            answered
+        });
+        let flooded = total(streams, 3).await;
+        assert_eq!((flooded.count(200), flooded.failures), (3, 3));
+        let errors: Vec<&String> = flooded.errors.keys().collect();
+        assert!(errors[0].contains("a bug"), "{errors:?}");
+    }
 }
