@@ -313,15 +313,13 @@ impl AgentProcess {
     }
 
     /// The audit lines so far.
+    ///
+    /// # Panics
+    ///
+    /// If one is no JSON: it would only be missing, and who looks for no line finds none.
     #[must_use]
     pub fn audit(&self) -> Vec<Value> {
-        let is_audit = |line: &Value| line["target"] == "audit";
-        let lines = lock(&self.lines);
-        lines
-            .iter()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .filter(is_audit)
-            .collect()
+        audit_among(&lock(&self.lines))
     }
 
     /// Waits for the audit line that `wanted` accepts.
@@ -381,12 +379,7 @@ impl AgentProcess {
     /// If the admin port does not answer, or there is no such metric.
     pub async fn metric(&self, name: &str) -> io::Result<f64> {
         let (_, text) = self.admin("/metrics").await?;
-        let mut series = text.lines().filter_map(|line| line.rsplit_once(' '));
-        match series.find(|(series, _)| *series == name) {
-            Some((_, value)) => value.parse().map_err(io::Error::other),
-            None if name.ends_with('}') => Ok(0.0),
-            None => Err(io::Error::other(format!("there is no metric {name}"))),
-        }
+        value_of(name, &text)
     }
 
     /// Sends it a signal.
@@ -435,6 +428,33 @@ impl AgentProcess {
             }
         };
         timeout(PATIENCE, served).await.map_err(io::Error::other)
+    }
+}
+
+/// The audit lines among all lines.
+fn audit_among(lines: &[String]) -> Vec<Value> {
+    let audit = lines
+        .iter()
+        .filter(|line| line.contains(r#""target":"audit""#));
+    audit
+        .map(|line| {
+            serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("{error} in the audit line {line}"))
+        })
+        .collect()
+}
+
+/// The value of a metric in what the admin port shows. Nothing is shown of one with labels before it has come about, so
+/// that there is such a one is to be seen in the agent's code alone.
+fn value_of(name: &str, shown: &str) -> io::Result<f64> {
+    const DEFINED: &str = include_str!("../../agent/src/metrics.rs");
+    let mut series = shown.lines().filter_map(|line| line.rsplit_once(' '));
+    if let Some((_, value)) = series.find(|(series, _)| *series == name) {
+        return value.parse().map_err(io::Error::other);
+    }
+    match name.split_once('{') {
+        Some((family, _)) if DEFINED.contains(&format!("\"{family}\"")) => Ok(0.0),
+        _ => Err(io::Error::other(format!("there is no metric {name}"))),
     }
 }
 
@@ -490,4 +510,40 @@ pub(crate) async fn keep_lines(
 
 pub(crate) fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
     lines.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_with_labels_is_zero_before_it_has_come_about_and_a_misspelt_one_never() {
+        let shown = "latchkey_pods 3\nlatchkey_exchanges_total{backend=\"aws\",outcome=\"ok\"} 2\n";
+        let value = |name: &str| value_of(name, shown).ok();
+        assert_eq!(value("latchkey_pods"), Some(3.0));
+        assert_eq!(
+            value(r#"latchkey_exchanges_total{backend="aws",outcome="ok"}"#),
+            Some(2.0)
+        );
+        assert_eq!(
+            value(r#"latchkey_exchanges_total{backend="gcp",outcome="ok"}"#),
+            Some(0.0)
+        );
+        assert_eq!(
+            value(r#"latchkey_exchange_total{backend="gcp",outcome="ok"}"#),
+            None
+        );
+        assert_eq!(value("latchkey_connections"), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "in the audit line")]
+    fn an_audit_line_that_is_broken_is_not_passed_over() {
+        let lines = [
+            r#"{"target":"latchkey_agent","message":"ready"}"#,
+            "no JSON, and no business of the trail's",
+            r#"{"time":"now","target":"audit","secret":"test/"a"}"#,
+        ];
+        let _ = audit_among(&lines.map(str::to_owned));
+    }
 }

@@ -178,7 +178,7 @@ async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_a
     // The pod that runs keeps its file, and the kubelet is told why it is not renewed.
     let failed = async || {
         let metric = "latchkey_csi_fillings_total{outcome=\"unavailable\"}";
-        node.agent.metric(metric).await.unwrap_or_default()
+        node.agent.metric(metric).await.expect("a metric")
     };
     let count = failed().await;
     until("two more tries", async || failed().await >= count + 2.0).await;
