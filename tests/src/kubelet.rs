@@ -295,9 +295,13 @@ impl Kubelet {
     }
 
     /// The places below its root where something is mounted, one for each mount.
+    ///
+    /// # Panics
+    ///
+    /// If the kernel does not say.
     #[must_use]
     pub fn mounts(&self) -> Vec<PathBuf> {
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the kernel says");
         mounts
             .lines()
             .filter_map(|line| line.split(' ').nth(4))
@@ -307,18 +311,24 @@ impl Kubelet {
     }
 
     /// What the driver keeps for volumes: names of directories and of records.
+    ///
+    /// # Panics
+    ///
+    /// If it is not where a driver that has started keeps it.
     #[must_use]
     pub fn kept(&self) -> Vec<String> {
-        let names = |directory: &str| {
-            let path = self.directory().join("run").join(directory);
-            let entries = fs::read_dir(path).into_iter().flatten().flatten();
-            entries
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect()
-        };
-        let (mut kept, records): (Vec<String>, Vec<String>) = (names("p"), names("v"));
-        kept.extend(records);
-        kept
+        let run = self.directory().join("run");
+        let names = ["p", "v"].into_iter().flat_map(|directory| {
+            let entries = fs::read_dir(run.join(directory)).expect("the driver's directory");
+            entries.map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .into_owned()
+            })
+        });
+        names.collect()
     }
 }
 

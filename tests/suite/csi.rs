@@ -433,6 +433,8 @@ async fn an_unpublished_volume_leaves_nothing_and_can_be_unpublished_again() {
         pods.push(node.pod("test", &format!("web-{number}")).await);
     }
     reads_own(&pods[7].workload).await;
+    // So what is empty in the end is what was looked at.
+    assert_eq!(node.kubelet.kept().len(), 2 * pods.len());
     for pod in pods {
         let CsiPod { volume, workload } = pod;
         drop(workload);
