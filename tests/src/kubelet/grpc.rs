@@ -8,6 +8,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use percent_encoding::percent_decode_str;
 use prost::Message;
 use tokio::net::UnixStream;
 
@@ -132,10 +133,18 @@ fn unavailable(error: &io::Error) -> Status {
     }
 }
 
+/// As gRPC writes messages, in which only some characters are escaped.
 fn percent_decoded(text: &str) -> String {
-    let pairs = format!("={}", text.replace('+', "%2B"));
-    form_urlencoded::parse(pairs.as_bytes())
-        .next()
-        .map(|(_, value)| value.into_owned())
-        .unwrap_or_default()
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_whole_whatever_it_names() {
+        let told = percent_decoded("no file a&b=c+d in %22/run/%C3%BC%22");
+        assert_eq!(told, "no file a&b=c+d in \"/run/ü\"");
+    }
 }
