@@ -5,12 +5,13 @@
 
 mod shelf;
 
-use crate::backend::{BackendError, BackendId, Fault, Secret, Selector};
+use crate::backend::{BackendError, Fault, Secret, Selector};
 use crate::config;
 use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
 use crate::secret::SecretName;
+use crate::session::SessionKey;
 pub(crate) use shelf::NodesValues;
 use shelf::{Room, Shelf};
 use std::hash::{Hash, Hasher};
@@ -24,12 +25,8 @@ const PODS_WITH_ALL: usize = 4;
 /// What a read is of: the whole of what can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ReadKey {
-    /// Where it is read.
-    pub(crate) backend: BackendId,
-    /// The role read as, with its region and prefix.
-    pub(crate) role: Arc<Role>,
-    /// The UID of the service account.
-    pub(crate) account: Arc<str>,
+    /// What session it is read with: where, and as what role with its region and prefix.
+    pub(crate) session: SessionKey,
     /// The name as the application wrote it.
     pub(crate) name: SecretName,
     /// The version.
@@ -92,7 +89,7 @@ impl CacheUse {
 /// Equal keys hash alike; what a pod hardly ever has two of is left to the comparison, which is by pointer first.
 impl Hash for ReadKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.backend.hash(state);
+        self.session.backend.hash(state);
         self.name.hash(state);
         self.selector.hash(state);
     }

@@ -166,9 +166,11 @@ impl Services {
             .at(backend)
             .check(&role, &ask.name, &ask.selector)?;
         let key = ReadKey {
-            backend,
-            role,
-            account: account.uid.clone(),
+            session: SessionKey {
+                backend,
+                role,
+                account: account.uid.clone(),
+            },
             name: ask.name.clone(),
             selector: ask.selector.clone(),
         };

@@ -118,7 +118,7 @@ impl Shelf {
         let refused: Vec<_> = self
             .by_key
             .keys()
-            .filter(|key| *key.role == *role)
+            .filter(|key| *key.session.role == *role)
             .cloned()
             .collect();
         for key in refused {

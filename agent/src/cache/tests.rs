@@ -1,6 +1,7 @@
 mod bounds;
 
 use super::*;
+use crate::backend::BackendId;
 use crate::error::RequestError;
 use crate::role::Proof;
 use crate::secret::SecretValue;
@@ -79,15 +80,17 @@ fn values(change: impl FnOnce(&mut config::Cache)) -> Values {
 
 fn key(name: &str) -> ReadKey {
     ReadKey {
-        backend: BackendId::synthetic(0),
-        role: Arc::new(Role {
-            name: "role".into(),
-            proof: Proof::Token("sts.amazonaws.com".into()),
-            place: "eu-central-1".into(),
-            via: None,
-            prefix: "".into(),
-        }),
-        account: "account".into(),
+        session: SessionKey {
+            backend: BackendId::synthetic(0),
+            role: Arc::new(Role {
+                name: "role".into(),
+                proof: Proof::Token("sts.amazonaws.com".into()),
+                place: "eu-central-1".into(),
+                via: None,
+                prefix: "".into(),
+            }),
+            account: "account".into(),
+        },
         name: SecretName::parse(name).expect("a name"),
         selector: Selector::default(),
     }
@@ -136,13 +139,17 @@ async fn a_value_serves_until_its_time_is_over_and_says_its_age() {
 async fn everything_that_changes_what_is_read_is_in_the_key() {
     let (vault, values) = (Vault::default(), values(|_| {}));
     let one = key("a");
+    let with = |session| ReadKey {
+        session,
+        ..one.clone()
+    };
     let role = |change: &dyn Fn(&mut Role)| {
-        let mut role = (*one.role).clone();
+        let mut role = (*one.session.role).clone();
         change(&mut role);
-        ReadKey {
+        with(SessionKey {
             role: Arc::new(role),
-            ..one.clone()
-        }
+            ..one.session.clone()
+        })
     };
     let stage = Selector {
         stage: Some("AWSPREVIOUS".into()),
@@ -155,14 +162,14 @@ async fn everything_that_changes_what_is_read_is_in_the_key() {
     let keys = [
         one.clone(),
         key("b"),
-        ReadKey {
+        with(SessionKey {
             backend: BackendId::synthetic(1),
-            ..one.clone()
-        },
-        ReadKey {
+            ..one.session.clone()
+        }),
+        with(SessionKey {
             account: "younger".into(),
-            ..one.clone()
-        },
+            ..one.session.clone()
+        }),
         ReadKey {
             selector: stage,
             ..one.clone()
@@ -291,15 +298,18 @@ async fn a_throttled_read_does_not_bring_an_expired_value_back() {
 async fn a_refused_role_loses_its_values_and_no_other_does() {
     let (vault, values) = (Vault::default(), values(|_| {}));
     let one = key("a");
-    let mut role = (*one.role).clone();
+    let mut role = (*one.session.role).clone();
     role.name = "other".into();
     let other = ReadKey {
-        role: Arc::new(role),
+        session: SessionKey {
+            role: Arc::new(role),
+            ..one.session.clone()
+        },
         ..one.clone()
     };
     vault.read(&values, &one, false).await.expect("a value");
     vault.read(&values, &other, false).await.expect("a value");
-    values.forget(&one.role);
+    values.forget(&one.session.role);
     assert_eq!(vault.read(&values, &other, false).await, found(2, "hit"));
     assert_eq!(vault.read(&values, &one, false).await, found(3, "miss"));
 }
@@ -403,7 +413,10 @@ async fn meanwhile(vault: &Vault, values: &Values, key: &ReadKey, other: impl Fu
 #[tokio::test(start_paused = true)]
 async fn a_read_that_began_before_a_refusal_does_not_fill_the_cache_after_it() {
     let (vault, values, key) = (Vault::default(), values(|_| {}), key("a"));
-    meanwhile(&vault, &values, &key, async { values.forget(&key.role) }).await;
+    meanwhile(&vault, &values, &key, async {
+        values.forget(&key.session.role)
+    })
+    .await;
     assert_eq!(vault.read(&values, &key, false).await, found(2, "miss"));
     // What begins after it does.
     assert_eq!(vault.read(&values, &key, false).await, found(2, "hit"));

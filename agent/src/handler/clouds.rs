@@ -132,16 +132,13 @@ impl Clouds {
         key: ReadKey,
         asker: RequestId,
     ) -> Result<Arc<Secret>, BackendError> {
-        let session = SessionKey {
-            backend: key.backend,
-            role: key.role.clone(),
-            account: key.account.clone(),
-        };
         let read = |session: Arc<dyn Session>| {
             let key = &key;
             async move { session.read(&key.name, &key.selector, asker.as_str()).await }
         };
-        let outcome = self.call(&workload, &session, asker, "read", read).await;
+        let outcome = self
+            .call(&workload, &key.session, asker, "read", read)
+            .await;
         outcome.map(Arc::new)
     }
 }
