@@ -119,14 +119,14 @@ impl Values {
     ///
     /// # Errors
     ///
-    /// What the vault answered; and how the cache stood, for the audit line.
+    /// What the vault answered.
     pub(crate) async fn read<F>(
         &self,
         key: &ReadKey,
         fresh: bool,
         asker: RequestId,
         fetch: impl FnOnce() -> F,
-    ) -> Result<Read, (BackendError, CacheUse)>
+    ) -> Result<Read, BackendError>
     where
         F: Future<Output = Result<Arc<Secret>, BackendError>> + Send + 'static,
     {
@@ -157,14 +157,14 @@ impl Values {
                 may_be_stale
                     .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
                     .flatten()
-                    .ok_or((error, cache))
+                    .ok_or(error)
             }
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {
                     // Gone or forbidden: an older value must not come back.
                     self.shelf().remove(key);
                 }
-                Err((error, cache))
+                Err(error)
             }
         }
     }

@@ -176,11 +176,12 @@ impl Services {
         };
         let values = &workload.pod().values;
         let at_hand = (!ask.fresh).then(|| values.at_hand(&key, now)).flatten();
+        // Also for the line of a read that is cut short.
+        let without_value = values.without_value(&key.name);
+        record.cache = without_value.as_str();
         let outcome = match at_hand {
             Some(read) => Ok(read),
             None => {
-                // For the line of a read that is cut short.
-                record.cache = values.without_value(&key.name).as_str();
                 let fetch = || {
                     let (clouds, key) = (self.clouds.clone(), key.clone());
                     clouds.fetch(workload.clone(), key, asker)
@@ -198,9 +199,8 @@ impl Services {
                 record.cloud_request_id = read.secret.cloud_request_id.clone();
                 Ok((read, backend))
             }
-            Err((error, cache)) => {
-                self.metrics.cache(cache);
-                record.cache = cache.as_str();
+            Err(error) => {
+                self.metrics.cache(without_value);
                 record.cloud_request_id = error.cloud_request_id;
                 Err(error.error)
             }

@@ -49,7 +49,8 @@ impl Vault {
             return Ok(read);
         }
         let fetch = || self.clone().fetch();
-        values.read(key, fresh, asker(), fetch).await
+        let outcome = values.read(key, fresh, asker(), fetch).await;
+        outcome.map_err(|error| (error, values.without_value(&key.name)))
     }
 
     async fn read(
