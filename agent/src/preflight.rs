@@ -83,6 +83,16 @@ pub(crate) struct Finding {
     pub(crate) outcome: Result<String, String>,
 }
 
+impl Finding {
+    /// What was found of the subject, or what to do.
+    fn of(subject: impl Into<String>, outcome: Result<impl Into<String>, impl ToString>) -> Self {
+        Self {
+            subject: subject.into(),
+            outcome: outcome.map(Into::into).map_err(|error| error.to_string()),
+        }
+    }
+}
+
 /// Whether the agent can do its work here at all.
 pub(crate) fn surroundings(config: &Config) -> Result<(), StartError> {
     if config.identity.mode == IdentityMode::Kubernetes {
@@ -162,74 +172,46 @@ pub(crate) fn anchor(config: &Config, qos: Option<QosClass>) -> Result<Anchor, A
 /// Looks at everything and keeps going: all that is missing is said at once.
 pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut note = |subject: &str, outcome: Result<String, String>| {
-        findings.push(Finding {
-            subject: subject.to_owned(),
-            outcome,
-        });
-    };
-    let text = |error: StartError| error.to_string();
     let in_cluster = config.identity.mode == IdentityMode::Kubernetes;
     if in_cluster {
-        note(
-            "host processes",
-            host_pids().map(|()| "visible".into()).map_err(text),
-        );
+        let visible = host_pids().map(|()| "visible");
+        findings.push(Finding::of("host processes", visible));
     }
-    if asks_clouds(config) {
-        note(
-            "CA roots",
-            ca_roots().map(|()| "found".into()).map_err(text),
-        );
-    }
-    note(
-        "peer pinning",
-        Pinning::probe()
-            .map(|pinning| match pinning {
-                Pinning::ByPidfd => "SO_PEERPIDFD".into(),
-                Pinning::ByNumber if in_cluster => {
-                    "by number: pods of the node's own network are refused".into()
-                }
-                Pinning::ByNumber => "by number".into(),
-            })
-            .map_err(|error| StartError::Probe(error).to_string()),
-    );
-    note(
-        "socket directory",
-        socket_path(config)
-            .map(|_| config.listen.socket.display().to_string())
-            .map_err(text),
-    );
-    let mut opened = None;
+    let roots = asks_clouds(config).then(ca_roots);
     // Without roots the clients panic.
-    if !asks_clouds(config) || ca_roots().is_ok() {
-        let backends = Backends::open(config).await.map(Arc::new);
-        let open = backends.iter().flat_map(|backends| backends.iter());
-        let open: Vec<String> = open.flat_map(|backend| backend.left_open()).collect();
-        let known = match &backends {
-            Ok(backends) => roles(config, backends),
-            Err(_) => Vec::new(),
-        };
-        opened = backends.as_ref().ok().cloned();
-        note("backends", backends.map(|backends| backends.describe()));
-        for key in open {
-            note("backends", Ok(key));
-        }
-        for finding in known {
-            note(&finding.subject, finding.outcome);
+    let can_open = !matches!(roots, Some(Err(_)));
+    findings.extend(roots.map(|roots| Finding::of("CA roots", roots.map(|()| "found"))));
+    let pinning = Pinning::probe().map(|pinning| match pinning {
+        Pinning::ByPidfd => "SO_PEERPIDFD",
+        Pinning::ByNumber if in_cluster => "by number: pods of the node's own network are refused",
+        Pinning::ByNumber => "by number",
+    });
+    let pinning = pinning.map_err(StartError::Probe);
+    findings.push(Finding::of("peer pinning", pinning));
+    let directory = socket_path(config).map(|_| config.listen.socket.display().to_string());
+    findings.push(Finding::of("socket directory", directory));
+    let mut opened = None;
+    if can_open {
+        let backends = Backends::open(config).await;
+        let described = backends.as_ref().map(Backends::describe);
+        findings.push(Finding::of("backends", described));
+        if let Ok(backends) = backends {
+            let open = backends.iter().flat_map(|backend| backend.left_open());
+            findings.extend(open.map(|key| Finding::of("backends", Ok::<_, String>(key))));
+            findings.extend(roles(config, &backends));
+            opened = Some(Arc::new(backends));
         }
     }
     match config.identity.mode {
-        IdentityMode::Kubernetes => check_cluster(config, opened.as_ref(), &mut note).await,
+        IdentityMode::Kubernetes => findings.extend(check_cluster(config, opened.as_ref()).await),
         IdentityMode::Local => {}
         IdentityMode::Sidecar => {
             let volume = pod_volume(config).map(|uid| format!("an emptyDir of pod {uid}"));
-            note("socket volume", volume.map_err(text));
-            for token in &config.sidecar.tokens {
-                let subject = format!("projected token {}", token.display());
-                let found = std::fs::metadata(token).map(|_| "there".to_owned());
-                note(&subject, found.map_err(|error| error.to_string()));
-            }
+            findings.push(Finding::of("socket volume", volume));
+            findings.extend(config.sidecar.tokens.iter().map(|token| {
+                let found = std::fs::metadata(token).map(|_| "there");
+                Finding::of(format!("projected token {}", token.display()), found)
+            }));
         }
     }
     findings
@@ -241,12 +223,10 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
     match config.identity.mode {
         IdentityMode::Kubernetes => Vec::new(),
         IdentityMode::Local => {
-            let of = |workload: &LocalWorkload| Finding {
-                subject: format!("uid {}", workload.uid),
-                outcome: match Account::of_machine(workload, backends) {
-                    Ok(account) => Ok(account.describe(backends)),
-                    Err(error) => Err(error.to_string()),
-                },
+            let of = |workload: &LocalWorkload| {
+                let account = Account::of_machine(workload, backends);
+                let described = account.map(|account| account.describe(backends));
+                Finding::of(format!("uid {}", workload.uid), described)
             };
             config.local.iter().map(of).collect()
         }
@@ -263,19 +243,11 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
                 }) = &role
                 {
                     let token = projected::find(&pod.tokens, audience, &subject);
-                    findings.push(Finding {
-                        subject: format!("token for {name}"),
-                        outcome: token
-                            .map(|_| format!("made out to {audience}"))
-                            .map_err(|error| error.to_string()),
-                    });
+                    let found = token.map(|_| format!("made out to {audience}"));
+                    findings.push(Finding::of(format!("token for {name}"), found));
                 }
-                findings.push(Finding {
-                    subject: format!("role for {name}"),
-                    outcome: role
-                        .map(|role| role.name.to_string())
-                        .map_err(|none| none.to_string()),
-                });
+                let named = role.map(|role| role.name.to_string());
+                findings.push(Finding::of(format!("role for {name}"), named));
             }
             findings
         }
@@ -283,46 +255,39 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
 }
 
 /// Looks at what the agent needs of a cluster.
-async fn check_cluster(
-    config: &Config,
-    backends: Option<&Arc<Backends>>,
-    note: &mut impl FnMut(&str, Result<String, String>),
-) {
+async fn check_cluster(config: &Config, backends: Option<&Arc<Backends>>) -> Vec<Finding> {
     let root = match anchor(config, None) {
-        Ok(anchor) => Ok(anchor.to_string()),
-        Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".into()),
-        Err(error) => Err(error.to_string()),
+        Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".to_owned()),
+        anchor => anchor.map(|anchor| anchor.to_string()),
     };
-    note("kubepods root", root);
+    let mut findings = vec![Finding::of("kubepods root", root)];
     if config.csi.enabled {
-        let store = Store::of(&config.csi.directory);
-        note(
+        findings.push(Finding::of(
             "CSI",
-            match store.is_there() {
-                Ok(true) => Ok(format!(
-                    "the mounter has been at {}",
-                    store.root().display()
-                )),
-                Ok(false) => Err(format!(
-                    "{} is not there, or no memory of root's alone: run latchkey-csi beside the agent, and mount \
-                     csi.directory with mountPropagation HostToContainer",
-                    store.root().display()
-                )),
-                Err(error) => Err(format!("{}: {error}", store.root().display())),
-            },
-        );
+            mounter(&Store::of(&config.csi.directory)),
+        ));
     }
     match Clients::new(&config.kubernetes).await {
         Ok(clients) => {
-            for finding in rights::check(&clients, config).await {
-                note(&finding.subject, finding.outcome);
-            }
+            findings.extend(rights::check(&clients, config).await);
             if let Some(backends) = backends {
-                for finding in accounts::check(&clients, config, backends).await {
-                    note(&finding.subject, finding.outcome);
-                }
+                findings.extend(accounts::check(&clients, config, backends).await);
             }
         }
-        Err(error) => note("API server", Err(error.to_string())),
+        Err(error) => findings.push(Finding::of("API server", Err::<String, _>(error))),
+    }
+    findings
+}
+
+/// Whether the mounter has made the memory that it shares with the agent.
+fn mounter(store: &Store) -> Result<String, String> {
+    let root = store.root().display();
+    match store.is_there() {
+        Ok(true) => Ok(format!("the mounter has been at {root}")),
+        Ok(false) => Err(format!(
+            "{root} is not there, or no memory of root's alone: run latchkey-csi beside the agent, and mount \
+             csi.directory with mountPropagation HostToContainer"
+        )),
+        Err(error) => Err(format!("{root}: {error}")),
     }
 }

@@ -62,10 +62,7 @@ pub(super) async fn check(
         if without.len() > NAMED {
             found += &format!("; and {} more have not", without.len() - NAMED);
         }
-        Finding {
-            subject: format!("roles at {backend}"),
-            outcome: Ok(found),
-        }
+        Finding::of(format!("roles at {backend}"), Ok::<_, String>(found))
     };
     backends.names().map(of).collect()
 }

@@ -92,27 +92,24 @@ pub(super) async fn check(clients: &Clients, config: &Config) -> Vec<Finding> {
     }
     for right in wanted {
         let (verb, resource) = (right.verb, right.full_name());
-        findings.push(Finding {
-            subject: format!("right to {verb} {resource}"),
-            outcome: match right.is_granted(&clients.own).await {
-                Ok(true) => Ok("granted".into()),
-                Ok(false) => Err(format!(
-                    "not granted: bind a ClusterRole that allows {verb} on {resource}"
-                )),
-                Err(why) => Err(why),
-            },
-        });
+        let granted = match right.is_granted(&clients.own).await {
+            Ok(true) => Ok("granted"),
+            Ok(false) => Err(format!(
+                "not granted: bind a ClusterRole that allows {verb} on {resource}"
+            )),
+            Err(why) => Err(why),
+        };
+        findings.push(Finding::of(format!("right to {verb} {resource}"), granted));
     }
     if settings.impersonate_node {
-        findings.push(Finding {
-            subject: "pods of this node, asked for as the node".into(),
-            outcome: list_as_node(clients, &settings.node).await,
-        });
+        let listed = list_as_node(clients, &settings.node).await;
+        findings.push(Finding::of(
+            "pods of this node, asked for as the node",
+            listed,
+        ));
     }
-    findings.push(Finding {
-        subject: "level of rights to tokens".into(),
-        outcome: level(clients, settings, config.csi.enabled).await,
-    });
+    let level = level(clients, settings, config.csi.enabled).await;
+    findings.push(Finding::of("level of rights to tokens", level));
     findings
 }
 
