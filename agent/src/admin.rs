@@ -142,11 +142,7 @@ fn answer(
         }
         "/metrics" => {
             gauge();
-            let metrics = services.metrics.text();
-            text(
-                StatusCode::OK,
-                String::from_utf8_lossy(&metrics).into_owned(),
-            )
+            text(StatusCode::OK, services.metrics.text())
         }
         _ => text(
             StatusCode::NOT_FOUND,

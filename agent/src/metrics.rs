@@ -5,9 +5,10 @@ use crate::csi::control::FailureKind;
 use crate::error::RequestError;
 use crate::request::Route;
 use latchkey_client::protocol::Code;
+use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -72,37 +73,24 @@ impl Metrics {
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
         let counters = |name: &str, help: &str, labels: &[&str]| {
-            let counters = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counters.clone()))?;
-            Ok::<_, prometheus::Error>(counters)
+            kept(&registry, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        let counter = |name: &str, help: &str| {
-            let counter = IntCounter::new(name, help)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok::<_, prometheus::Error>(counter)
-        };
+        let counter = |name: &str, help: &str| kept(&registry, IntCounter::new(name, help));
         let times = |name: &str, help: &str, buckets: &[f64], labels: &[&str]| {
             let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
-            let times = HistogramVec::new(options, labels)?;
-            registry.register(Box::new(times.clone()))?;
-            Ok::<_, prometheus::Error>(times)
+            kept(&registry, HistogramVec::new(options, labels))
         };
-        let gauge = |name: &str, help: &str| {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok::<_, prometheus::Error>(gauge)
+        let gauge = |name: &str, help: &str| kept(&registry, IntGauge::new(name, help));
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            kept(&registry, IntGaugeVec::new(Opts::new(name, help), labels))
         };
-        let build = IntGaugeVec::new(
-            Opts::new("latchkey_build_info", "The version that runs; always 1."),
+        gauges(
+            "latchkey_build_info",
+            "The version that runs; always 1.",
             &["version"],
-        )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(build))?;
-        let sessions = IntGaugeVec::new(
-            Opts::new("latchkey_sessions", "Cloud sessions at hand."),
-            &["backend"],
-        )?;
-        registry.register(Box::new(sessions.clone()))?;
+        )?
+        .with_label_values(&[env!("CARGO_PKG_VERSION")])
+        .set(1);
         let metrics = Self {
             requests: counters(
                 "latchkey_requests_total",
@@ -150,7 +138,7 @@ impl Metrics {
                 )?;
                 CacheUse::ALL.map(|outcome| cache.with_label_values(&[outcome.as_str()]))
             },
-            sessions,
+            sessions: gauges("latchkey_sessions", "Cloud sessions at hand.", &["backend"])?,
             connections: gauge("latchkey_connections", "Open connections of workloads.")?,
             connections_refused: counters(
                 "latchkey_connections_refused_total",
@@ -292,14 +280,24 @@ impl Metrics {
     }
 
     /// The text that Prometheus reads.
-    pub(crate) fn text(&self) -> Vec<u8> {
+    pub(crate) fn text(&self) -> String {
         let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
         self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
-        let mut text = Vec::new();
+        let mut text = String::new();
         // Writing into memory fails only for a metric without a name.
-        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut text);
+        let _ = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text);
         text
     }
+}
+
+/// What was made, once the registry has it too.
+fn kept<C: Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let made = made?;
+    registry.register(Box::new(made.clone()))?;
+    Ok(made)
 }
 
 #[cfg(test)]
@@ -310,7 +308,7 @@ mod tests {
     fn what_an_alert_waits_for_is_shown_before_it_happens() {
         let metrics = Metrics::new().expect("no name twice");
         metrics.begin_backends([String::from("vault")].iter());
-        let text = String::from_utf8(metrics.text()).expect("text");
+        let text = metrics.text();
         for series in [
             r#"latchkey_backend_errors_total{backend="vault",code="throttled"}"#,
             r#"latchkey_backend_errors_total{backend="vault",code="timeout"}"#,
@@ -341,7 +339,7 @@ mod tests {
         metrics.attestation("ok");
         metrics.cache(CacheUse::Hit);
         metrics.sessions.with_label_values(&["aws"]).set(1);
-        let text = String::from_utf8(metrics.text()).expect("text");
+        let text = metrics.text();
         for line in [
             "latchkey_requests_total{code=\"ok\",route=\"secret\"} 1",
             "latchkey_requests_total{code=\"denied\",route=\"secret\"} 1",
