@@ -79,7 +79,8 @@ pub fn main() -> ExitCode {
 }
 
 async fn run(name: String, kubelet: &Path) -> io::Result<()> {
-    let mut signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let plugins = kubelet.join("plugins");
     let directory = plugins.join(DRIVER);
     let store = open_store(&plugins, &directory)?;
@@ -113,10 +114,6 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     });
     let mut looks = interval_at(Instant::now() + LOOK, LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let [terminate, interrupt] = &mut signals;
-    let (Ok(terminate), Ok(interrupt)) = (terminate, interrupt) else {
-        return Err(io::Error::other("cannot wait for signals"));
-    };
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
