@@ -30,7 +30,6 @@ use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use store::Stored;
 
 /// When a call that has reached nobody is made again: once, since more would outlast the request's deadline; and not at
 /// the moment at which all others are made again that failed with it.
@@ -324,12 +323,8 @@ impl Backends {
                 BackendConfig::Gcp(settings) => {
                     Box::new(gcp::Gcp::open(&name, settings, duration).await?)
                 }
-                BackendConfig::File(settings) => {
-                    Box::new(Stored::of(file::Files::open(&name, settings)?))
-                }
-                BackendConfig::Pass(settings) => {
-                    Box::new(Stored::of(pass::Pass::open(&name, settings)?))
-                }
+                BackendConfig::File(settings) => Box::new(file::Files::open(&name, settings)?),
+                BackendConfig::Pass(settings) => Box::new(pass::Pass::open(&name, settings)?),
             };
             rows.push(Row { name, backend });
         }

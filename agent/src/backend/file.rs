@@ -4,20 +4,17 @@
 //! folder that is too open shows at once.
 
 use super::BackendError;
-use super::folder::{Folder, FolderError, VALUE_LIMIT};
-use super::store::{self, Store, Value};
+use super::folder::{Folder, VALUE_LIMIT};
+use super::store::{Settings, Store, Stored, Value};
 use crate::config::FileConfig;
 use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use std::path::Path;
-use std::time::Duration;
 
 /// A folder of secrets.
 #[derive(Debug)]
-pub(super) struct Files {
-    settings: FileConfig,
-}
+pub(super) struct Files;
 
 // === impl Files ===
 
@@ -27,44 +24,33 @@ impl Files {
     /// # Errors
     ///
     /// If it cannot be used, naming the key.
-    pub(super) fn open(name: &str, settings: &FileConfig) -> Result<Self, String> {
-        let checked = Folder::open(&settings.path).and_then(|folder| folder.must_be_ours());
-        checked.map_err(|error| {
-            let path = settings.path.display();
-            let remedy = match error {
-                FolderError::Absent => "make the folder, or name another",
-                FolderError::Unsafe => "chown it to the agent's user or root, and chmod it go-w",
-                _ => "let the agent's user read it",
-            };
-            format!("backends.{name}.path {path} cannot be used, {error}: {remedy}")
-        })?;
-        Ok(Self {
-            settings: settings.clone(),
-        })
+    pub(super) fn open(name: &str, config: &FileConfig) -> Result<Stored<Self>, String> {
+        let settings = Settings {
+            folder: config.path.clone(),
+            ending: "",
+            prefix: config.prefix.clone(),
+            per_namespace: config.per_namespace,
+            timeout: config.timeout,
+        };
+        let key = format!("backends.{name}.path");
+        Stored::open(settings, Self, &key, "make the folder")
     }
 }
 
 #[async_trait]
 impl Store for Files {
-    fn describe(&self) -> String {
-        format!("files in {}", self.settings.path.display())
+    fn describe(&self, folder: &Path) -> String {
+        format!("files in {}", folder.display())
     }
 
-    fn folder(&self) -> (&Path, &'static str) {
-        (&self.settings.path, "")
-    }
-
-    fn names(&self) -> (&str, bool) {
-        (&self.settings.prefix, self.settings.per_namespace)
-    }
-
-    fn timeout(&self) -> Duration {
-        self.settings.timeout
-    }
-
-    async fn read(&self, role: &Role, name: &SecretName) -> Result<Value, BackendError> {
-        let path = store::path_of(role, name, "");
-        Folder::visit(&self.settings.path, self.settings.timeout, move |folder| {
+    async fn read(
+        &self,
+        settings: &Settings,
+        role: &Role,
+        name: &SecretName,
+    ) -> Result<Value, BackendError> {
+        let path = settings.path_of(role, name);
+        let work = move |folder: &Folder| {
             let found = folder.find(&path)?;
             folder.must_own(&found)?;
             let value = found.read(VALUE_LIMIT)?;
@@ -72,7 +58,7 @@ impl Store for Files {
                 bytes: value,
                 version: found.version(),
             })
-        })
-        .await
+        };
+        settings.visit(work).await
     }
 }

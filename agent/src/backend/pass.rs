@@ -4,9 +4,9 @@
 //! a name as its only argument of ours, an environment of three variables, and a time, at whose end it and all it has
 //! started is killed. It never asks anybody for a passphrase: a request must not make a prompt appear.
 
-use super::folder::{Folder, FolderError, VALUE_LIMIT};
+use super::folder::{Folder, VALUE_LIMIT};
 use super::program::{self, Ended, RunError};
-use super::store::{self, Store, Value};
+use super::store::{Settings, Store, Stored, Value};
 use super::{BackendError, Fault};
 use crate::config::PassConfig;
 use crate::error::RequestError;
@@ -17,14 +17,10 @@ use latchkey_client::protocol::Code;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::process::Command;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
-
-/// How a secret's file ends.
-const ENDING: &str = ".gpg";
 
 /// How many programs run at once; more would only wait for gpg-agent, which does one thing at a time.
 const AT_ONCE: usize = 4;
@@ -39,7 +35,8 @@ const ATTEMPTS: usize = 3;
 /// The password store.
 #[derive(Debug)]
 pub(super) struct Pass {
-    settings: PassConfig,
+    first_line: bool,
+    environment: Vec<(String, String)>,
     program: PathBuf,
     places: Semaphore,
 }
@@ -52,43 +49,36 @@ impl Pass {
     /// # Errors
     ///
     /// If `pass` or the store is missing, naming the key.
-    pub(super) fn open(name: &str, settings: &PassConfig) -> Result<Self, String> {
-        let program = find_program(settings).ok_or_else(|| {
+    pub(super) fn open(name: &str, config: &PassConfig) -> Result<Stored<Self>, String> {
+        let program = find_program(config).ok_or_else(|| {
             format!(
                 "backends.{name}: the program pass is not in PATH: install it (apt-get install pass)"
             )
         })?;
-        let checked = Folder::open(&settings.store).and_then(|folder| folder.must_be_ours());
-        checked.map_err(|error| {
-            let path = settings.store.display();
-            let remedy = match error {
-                FolderError::Absent => "make one with pass init, or name another",
-                FolderError::Unsafe => "chown it to the agent's user, and chmod it go-w",
-                _ => "let the agent's user read it",
-            };
-            format!("backends.{name}.store {path} cannot be used, {error}: {remedy}")
-        })?;
-        Ok(Self {
-            settings: settings.clone(),
+        let pass = Self {
+            first_line: config.first_line,
+            environment: config.environment.clone(),
             program,
             places: Semaphore::new(AT_ONCE),
-        })
-    }
-
-    /// The version of the file at `path`, if it is a secret's and nobody else can have written it.
-    async fn version(&self, path: &Path) -> Result<Arc<str>, BackendError> {
-        let path = path.to_owned();
-        Folder::visit(&self.settings.store, self.settings.timeout, move |folder| {
-            let found = folder.find(&path)?;
-            folder.must_own(&found)?;
-            Ok(found.version())
-        })
-        .await
+        };
+        let settings = Settings {
+            folder: config.store.clone(),
+            ending: ".gpg",
+            prefix: config.prefix.clone(),
+            per_namespace: config.per_namespace,
+            timeout: config.timeout,
+        };
+        let key = format!("backends.{name}.store");
+        Stored::open(settings, pass, &key, "make one with pass init")
     }
 
     /// What `pass` shows under the name.
-    async fn show(&self, name: &str) -> Result<Zeroizing<Vec<u8>>, BackendError> {
-        let limit = self.settings.timeout;
+    async fn show(
+        &self,
+        settings: &Settings,
+        name: &str,
+    ) -> Result<Zeroizing<Vec<u8>>, BackendError> {
+        let limit = settings.timeout;
         let Ok(Ok(_place)) = timeout(limit, self.places.acquire()).await else {
             return Err(failure(RequestError::unavailable(
                 "too many secrets are read from the password store at once; try again",
@@ -98,9 +88,9 @@ impl Pass {
         command
             .args(["show", "--", name])
             .env_clear()
-            .envs(self.settings.environment.iter().cloned())
+            .envs(self.environment.iter().cloned())
             .env("LC_ALL", "C.UTF-8")
-            .env("PASSWORD_STORE_DIR", &self.settings.store)
+            .env("PASSWORD_STORE_DIR", &settings.folder)
             .env("PASSWORD_STORE_GPG_OPTS", GPG_OPTIONS)
             .current_dir("/");
         let ended = program::run(command, limit, VALUE_LIMIT).await;
@@ -123,32 +113,25 @@ impl Pass {
 
 #[async_trait]
 impl Store for Pass {
-    fn describe(&self) -> String {
-        format!("the password store {}", self.settings.store.display())
+    fn describe(&self, folder: &Path) -> String {
+        format!("the password store {}", folder.display())
     }
 
-    fn folder(&self) -> (&Path, &'static str) {
-        (&self.settings.store, ENDING)
-    }
-
-    fn names(&self) -> (&str, bool) {
-        (&self.settings.prefix, self.settings.per_namespace)
-    }
-
-    fn timeout(&self) -> Duration {
-        self.settings.timeout
-    }
-
-    async fn read(&self, role: &Role, name: &SecretName) -> Result<Value, BackendError> {
-        let path = store::path_of(role, name, ENDING);
+    async fn read(
+        &self,
+        settings: &Settings,
+        role: &Role,
+        name: &SecretName,
+    ) -> Result<Value, BackendError> {
+        let path = settings.path_of(role, name);
         let name = format!("{}{name}", role.prefix);
-        let mut version = self.version(&path).await?;
+        let mut version = version_at(settings, &path).await?;
         for _ in 0..ATTEMPTS {
-            let mut value = self.show(&name).await?;
-            let after = self.version(&path).await?;
+            let mut value = self.show(settings, &name).await?;
+            let after = version_at(settings, &path).await?;
             // Else the value may be of another version than was named.
             if after == version {
-                if self.settings.first_line {
+                if self.first_line {
                     let line = value.split(|byte| *byte == b'\n').next();
                     let length = line.map_or(0, <[u8]>::len);
                     value.truncate(length);
@@ -164,6 +147,17 @@ impl Store for Pass {
             "the entry changes all the time; try again",
         )))
     }
+}
+
+/// The version of the file at `path`, if it is a secret's and nobody else can have written it.
+async fn version_at(settings: &Settings, path: &Path) -> Result<Arc<str>, BackendError> {
+    let path = path.to_owned();
+    let work = move |folder: &Folder| {
+        let found = folder.find(&path)?;
+        folder.must_own(&found)?;
+        Ok(found.version())
+    };
+    settings.visit(work).await
 }
 
 /// What follows from what `pass` and gpg said. Their words go to the agent's log alone.
@@ -210,11 +204,8 @@ fn failure(error: RequestError) -> BackendError {
 }
 
 /// The program by its name, once: a PATH that changes later changes nothing.
-fn find_program(settings: &PassConfig) -> Option<PathBuf> {
-    let (_, path) = settings
-        .environment
-        .iter()
-        .find(|(name, _)| name == "PATH")?;
+fn find_program(config: &PassConfig) -> Option<PathBuf> {
+    let (_, path) = config.environment.iter().find(|(name, _)| name == "PATH")?;
     std::env::split_paths(path)
         .filter(|directory| directory.is_absolute())
         .map(|directory| directory.join("pass"))

@@ -28,24 +28,35 @@ const PART_LIMIT: usize = 255 - ".gpg".len();
 /// Secrets as files in a folder of this machine.
 #[async_trait]
 pub(super) trait Store: fmt::Debug + Send + Sync {
-    /// What it is and where, for the operator.
-    fn describe(&self) -> String;
-
-    /// The folder, and how the files of secrets end.
-    fn folder(&self) -> (&Path, &'static str);
-
-    /// What stands before every name, and whether each namespace reads the folder of its name alone.
-    fn names(&self) -> (&str, bool);
-
-    /// How long one call may take.
-    fn timeout(&self) -> Duration;
+    /// What the folder is, for the operator.
+    fn describe(&self, folder: &Path) -> String;
 
     /// Reads the value of a name that has been checked.
     ///
     /// # Errors
     ///
     /// If there is none that could be given out.
-    async fn read(&self, role: &Role, name: &SecretName) -> Result<Value, BackendError>;
+    async fn read(
+        &self,
+        settings: &Settings,
+        role: &Role,
+        name: &SecretName,
+    ) -> Result<Value, BackendError>;
+}
+
+/// What the configuration says of any store.
+#[derive(Debug)]
+pub(super) struct Settings {
+    /// Where the secrets are.
+    pub(super) folder: PathBuf,
+    /// How the file of a secret ends.
+    pub(super) ending: &'static str,
+    /// What stands before every name.
+    pub(super) prefix: String,
+    /// Whether each namespace reads the folder of its name alone.
+    pub(super) per_namespace: bool,
+    /// How long one call may take.
+    pub(super) timeout: Duration,
 }
 
 /// A value as a store has it.
@@ -58,41 +69,87 @@ pub(super) struct Value {
 
 /// The backend over a store.
 #[derive(Debug)]
-pub(super) struct Stored<S>(Arc<S>);
+pub(super) struct Stored<S> {
+    settings: Arc<Settings>,
+    store: Arc<S>,
+}
 
 /// The store, as one principal sees it.
 #[derive(Debug)]
 struct StoredSession<S> {
+    settings: Arc<Settings>,
     store: Arc<S>,
     role: Role,
+}
+
+// === impl Settings ===
+
+impl Settings {
+    /// Where a secret's file lies in the folder.
+    pub(super) fn path_of(&self, role: &Role, name: &SecretName) -> PathBuf {
+        format!("{}{name}{}", role.prefix, self.ending).into()
+    }
+
+    /// Does the work in the folder ([`Folder::visit`]).
+    ///
+    /// # Errors
+    ///
+    /// Those of the work; or if the file system hangs.
+    pub(super) async fn visit<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Folder) -> Result<T, FolderError> + Send + 'static,
+    ) -> Result<T, BackendError> {
+        Folder::visit(&self.folder, self.timeout, work).await
+    }
 }
 
 // === impl Stored ===
 
 impl<S> Stored<S> {
-    /// The backend over that store.
-    pub(super) fn of(store: S) -> Self {
-        Self(Arc::new(store))
+    /// The backend over that store. `key` is the folder's in the configuration, and `make` says how to make one.
+    ///
+    /// # Errors
+    ///
+    /// If the folder cannot be used, naming the key.
+    pub(super) fn open(
+        settings: Settings,
+        store: S,
+        key: &str,
+        make: &str,
+    ) -> Result<Self, String> {
+        let checked = Folder::open(&settings.folder).and_then(|folder| folder.must_be_ours());
+        checked.map_err(|error| {
+            let folder = settings.folder.display();
+            let remedy = match error {
+                FolderError::Absent => &format!("{make}, or name another"),
+                FolderError::Unsafe => "chown it to the agent's user or root, and chmod it go-w",
+                _ => "let the agent's user read it",
+            };
+            format!("{key} {folder} cannot be used, {error}: {remedy}")
+        })?;
+        Ok(Self {
+            settings: Arc::new(settings),
+            store: Arc::new(store),
+        })
     }
 }
 
 #[async_trait]
 impl<S: Store + 'static> Backend for Stored<S> {
     fn role(&self, annotations: &Annotations) -> Result<Role, NoRole> {
-        let (prefix, per_namespace) = self.0.names();
-        let prefix = annotations.first(&[PREFIX_KEY])?.unwrap_or(prefix);
-        let folder = per_namespace.then(|| annotations.owner().0);
+        let own = annotations.first(&[PREFIX_KEY])?;
+        let prefix = own.unwrap_or(&self.settings.prefix);
+        let folder = self.settings.per_namespace.then(|| annotations.owner().0);
         Ok(role_in(folder, prefix))
     }
 
     fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole> {
-        let (prefix, per_namespace) = self.0.names();
-        let all = *role == LocalRole::Machine || !per_namespace;
-        Ok(role_in((!all).then_some(namespace), prefix))
+        let all = *role == LocalRole::Machine || !self.settings.per_namespace;
+        Ok(role_in((!all).then_some(namespace), &self.settings.prefix))
     }
 
     fn describe(&self) -> String {
-        self.0.describe()
+        self.store.describe(&self.settings.folder)
     }
 
     fn check(
@@ -111,7 +168,8 @@ impl<S: Store + 'static> Backend for Stored<S> {
         _: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
         Ok(Arc::new(StoredSession {
-            store: self.0.clone(),
+            settings: self.settings.clone(),
+            store: self.store.clone(),
             role: role.clone(),
         }))
     }
@@ -131,7 +189,7 @@ impl<S: Store + 'static> Session for StoredSession<S> {
         _: &Selector,
         _request_id: &str,
     ) -> Result<Secret, BackendError> {
-        let Value { bytes, version } = self.store.read(&self.role, name).await?;
+        let Value { bytes, version } = self.store.read(&self.settings, &self.role, name).await?;
         let value = SecretValue::from(bytes);
         let is_text = value.expose_str().is_some();
         Ok(Secret::new(value, is_text, version))
@@ -143,14 +201,13 @@ impl<S: Store + 'static> Session for StoredSession<S> {
         cursor: Option<String>,
         _request_id: &str,
     ) -> Result<Page, BackendError> {
-        let (folder, ending) = self.store.folder();
-        let role = self.role.clone();
-        Folder::visit(folder, self.store.timeout(), move |folder| {
+        let (role, ending) = (self.role.clone(), self.settings.ending);
+        let work = move |folder: &Folder| {
             page(&role, limit, cursor.as_deref(), |from| {
                 folder.list(from, ending)
             })
-        })
-        .await
+        };
+        self.settings.visit(work).await
     }
 }
 
@@ -220,11 +277,6 @@ pub(super) fn check(
         ));
     }
     Ok(())
-}
-
-/// Where a secret's file lies in the folder.
-pub(super) fn path_of(role: &Role, name: &SecretName, ending: &str) -> PathBuf {
-    format!("{}{name}{ending}", role.prefix).into()
 }
 
 /// One page of the names that the role may read, out of what `list` finds below a folder.

@@ -11,7 +11,7 @@ fn stored() -> Stored<Files> {
         prefix: String::new(),
         timeout: Duration::from_secs(1),
     };
-    Stored::of(Files::open("file", &settings).expect("it is ours"))
+    Files::open("file", &settings).expect("it is ours")
 }
 
 fn machine_role(role: &LocalRole) -> Role {
