@@ -354,9 +354,10 @@ impl Client {
         let attempt = || async {
             let answer = self.once(call(), deadline).await?;
             if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
-                return Ok(answer);
+                Ok(answer)
+            } else {
+                Err(answer.failure())
             }
-            answer.read::<serde::de::IgnoredAny>().map(|_| answer)
         };
         if self.retries {
             retry::until(deadline, attempt).await

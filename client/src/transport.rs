@@ -138,16 +138,18 @@ impl Answer {
             return serde_json::from_slice(&self.body)
                 .map_err(|error| ClientError::Unreadable(described(&error)));
         }
+        Err(self.failure())
+    }
+
+    /// What an answer that is no success says.
+    pub(crate) fn failure(&self) -> ClientError {
         let retry_after = self
             .header(header::RETRY_AFTER)
             .and_then(|seconds| seconds.parse().ok())
             .map(Duration::from_secs);
         match Refusal::of(self.status.as_u16(), retry_after, &self.body) {
-            Some(refusal) => Err(ClientError::Refused(refusal)),
-            None => Err(ClientError::Unreadable(format!(
-                "status {} without a reason",
-                self.status
-            ))),
+            Some(refusal) => ClientError::Refused(refusal),
+            None => ClientError::Unreadable(format!("status {} without a reason", self.status)),
         }
     }
 
