@@ -1,24 +1,21 @@
 //! The agent as a real process: its configuration, its output, its end.
 
 use crate::binaries::sibling_binary;
+use crate::process::{PATIENCE, Process};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::ops::{Deref, DerefMut};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::process::Command;
 use tokio::time::{sleep, timeout};
-
-/// How long anything that an agent does may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How an agent is to be run; changed by the tests before it starts.
 #[derive(Clone, Debug, Default)]
@@ -38,12 +35,9 @@ pub struct AgentSettings {
 /// A running agent. Dropping it kills it.
 #[derive(Debug)]
 pub struct AgentProcess {
-    child: Child,
-    pid: u32,
+    process: Process,
     socket: PathBuf,
     admin: SocketAddr,
-    lines: Arc<Mutex<Vec<String>>>,
-    grown: watch::Receiver<usize>,
     /// The end of its stderr that nobody reads.
     unread: Option<OwnedFd>,
 }
@@ -113,7 +107,7 @@ impl AgentSettings {
     ///
     /// If it cannot be started, or does not become ready: with what it said.
     pub async fn start_ready(&self) -> io::Result<AgentProcess> {
-        let mut agent = self.start().await?;
+        let agent = self.start().await?;
         agent.until_ready().await?;
         Ok(agent)
     }
@@ -133,24 +127,12 @@ impl AgentSettings {
         } else {
             Stdio::piped()
         });
-        let mut child = command.kill_on_drop(true).spawn()?;
-        let pid = child
-            .id()
-            .ok_or_else(|| io::Error::other("it has ended already"))?;
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let (grow, grown) = watch::channel(0);
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(keep_lines(stderr, lines.clone(), grow));
-        }
         let key = |name: &str| self.keys.get(name).cloned().unwrap_or_default();
         let admin = key("listen.admin").parse().map_err(io::Error::other)?;
         Ok(AgentProcess {
-            child,
-            pid,
+            process: Process::start("agent", &mut command)?,
             socket: key("listen.socket").into(),
             admin,
-            lines,
-            grown,
             unread,
         })
     }
@@ -201,17 +183,26 @@ impl AgentSettings {
 
 // === impl AgentProcess ===
 
+/// What any process does, an agent does.
+impl Deref for AgentProcess {
+    type Target = Process;
+
+    fn deref(&self) -> &Process {
+        &self.process
+    }
+}
+
+impl DerefMut for AgentProcess {
+    fn deref_mut(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
 impl AgentProcess {
     /// The socket that workloads use.
     #[must_use]
     pub fn socket(&self) -> &Path {
         &self.socket
-    }
-
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
     }
 
     /// Its resident memory, in bytes (proc_pid_status(5)).
@@ -220,7 +211,7 @@ impl AgentProcess {
     ///
     /// If it is no more.
     pub fn resident(&self) -> io::Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
         let kilobytes = kilobytes.and_then(|number| number.parse::<u64>().ok());
@@ -233,37 +224,8 @@ impl AgentProcess {
     /// # Errors
     ///
     /// With what it said instead, if it ends or takes too long.
-    pub async fn until_ready(&mut self) -> io::Result<()> {
+    pub async fn until_ready(&self) -> io::Result<()> {
         self.until_line("\"message\":\"ready\"").await.map(drop)
-    }
-
-    /// Waits for a line on its stderr that contains `text`.
-    ///
-    /// # Errors
-    ///
-    /// With everything it said, if it ends or takes too long.
-    pub async fn until_line(&mut self, text: &str) -> io::Result<String> {
-        let lines = self.lines.clone();
-        let mut grown = self.grown.clone();
-        let found = async {
-            loop {
-                grown.borrow_and_update();
-                if let Some(line) = lock(&lines).iter().find(|line| line.contains(text)) {
-                    return Some(line.clone());
-                }
-                if grown.changed().await.is_err() {
-                    return lock(&lines)
-                        .iter()
-                        .find(|line| line.contains(text))
-                        .cloned();
-                }
-            }
-        };
-        let found = timeout(PATIENCE, found).await.ok().flatten();
-        found.ok_or_else(|| {
-            let said = lock(&self.lines).join("\n");
-            io::Error::other(format!("the agent did not say {text:?}; it said:\n{said}"))
-        })
     }
 
     /// Reads the stderr that nobody has read so far ([`AgentSettings::deaf_stderr`]).
@@ -274,9 +236,7 @@ impl AgentProcess {
     pub fn hear(&mut self) -> io::Result<()> {
         let unread = self.unread.take().ok_or(io::ErrorKind::NotFound)?;
         let unread = tokio::net::unix::pipe::Receiver::from_owned_fd(unread)?;
-        let (grow, grown) = watch::channel(0);
-        self.grown = grown;
-        tokio::spawn(keep_lines(unread, self.lines.clone(), grow));
+        self.process.hear(unread);
         Ok(())
     }
 
@@ -306,12 +266,6 @@ impl AgentProcess {
         timeout(PATIENCE, ready).await.map_err(io::Error::other)
     }
 
-    /// Everything that it has written to stderr so far.
-    #[must_use]
-    pub fn stderr(&self) -> Vec<String> {
-        lock(&self.lines).clone()
-    }
-
     /// The audit lines so far.
     ///
     /// # Panics
@@ -319,7 +273,7 @@ impl AgentProcess {
     /// If one is no JSON: it would only be missing, and who looks for no line finds none.
     #[must_use]
     pub fn audit(&self) -> Vec<Value> {
-        audit_among(&lock(&self.lines))
+        audit_among(&self.stderr())
     }
 
     /// Waits for the audit line that `wanted` accepts.
@@ -328,20 +282,10 @@ impl AgentProcess {
     ///
     /// With the audit lines that there are, if it does not come.
     pub async fn until_audit(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
-        let mut grown = self.grown.clone();
-        let found = async {
-            loop {
-                grown.borrow_and_update();
-                if let Some(line) = self.audit().into_iter().find(|line| wanted(line)) {
-                    return Some(line);
-                }
-                if grown.changed().await.is_err() {
-                    return None;
-                }
-            }
-        };
-        let found = timeout(PATIENCE, found).await.ok().flatten();
-        found.ok_or_else(|| io::Error::other(format!("no such audit line in {:#?}", self.audit())))
+        let found = self.until(|lines| audit_among(lines).into_iter().find(&wanted));
+        found
+            .await
+            .ok_or_else(|| io::Error::other(format!("no such audit line in {:#?}", self.audit())))
     }
 
     /// Where the admin port is.
@@ -380,40 +324,6 @@ impl AgentProcess {
     pub async fn metric(&self, name: &str) -> io::Result<f64> {
         let (_, text) = self.admin("/metrics").await?;
         value_of(name, &text)
-    }
-
-    /// Sends it a signal.
-    ///
-    /// # Errors
-    ///
-    /// If it is no more.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
-        Ok(nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            signal,
-        )?)
-    }
-
-    /// Waits until it has ended.
-    ///
-    /// # Errors
-    ///
-    /// If it does not.
-    pub async fn until_ended(&mut self) -> io::Result<ExitStatus> {
-        timeout(PATIENCE * 2, self.child.wait())
-            .await
-            .map_err(io::Error::other)?
-    }
-
-    /// Asks it to leave, and waits until it has.
-    ///
-    /// # Errors
-    ///
-    /// If it does not.
-    pub async fn stop(&mut self) -> io::Result<ExitStatus> {
-        self.signal(nix::sys::signal::Signal::SIGTERM)?;
-        self.until_ended().await
     }
 
     /// Waits until the socket answers anybody.
@@ -492,24 +402,6 @@ fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     }
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok((reader, writer))
-}
-
-/// Keeps what is written to `stderr`, line by line, until it is closed.
-pub(crate) async fn keep_lines(
-    stderr: impl AsyncRead + Unpin,
-    lines: Arc<Mutex<Vec<String>>>,
-    grow: watch::Sender<usize>,
-) {
-    let mut stderr = BufReader::new(stderr).lines();
-    while let Ok(Some(line)) = stderr.next_line().await {
-        let mut lines = lock(&lines);
-        lines.push(line);
-        grow.send_replace(lines.len());
-    }
-}
-
-pub(crate) fn lock(lines: &Mutex<Vec<String>>) -> MutexGuard<'_, Vec<String>> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -7,9 +7,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::process::Stdio;
 
 use latchkey_agent::csi::proto::{
     AccessMode, AccessType, Empty, MountVolume, NodePublishVolumeRequest,
@@ -18,23 +16,18 @@ use latchkey_agent::csi::proto::{
 use nix::mount::{MntFlags, umount2};
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
-use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::process::Command;
 
-use crate::agent::{keep_lines, lock};
 use crate::binaries::sibling_binary;
 use crate::jwt::{Bound, Claims};
 use crate::kube::{FakeKube, Pod};
+use crate::process::Process;
 use crate::sandbox::{ACCOUNT, NODE};
 
 pub use grpc::{Connection, Status, call};
 
 /// The driver's name.
 pub const DRIVER: &str = "csi.latchkey.dev";
-
-/// How long anything that a mounter does may take before a test gives up on it.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the kubelet puts tokens.
 pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
@@ -43,15 +36,6 @@ pub const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 #[derive(Debug)]
 pub struct Kubelet {
     root: TempDir,
-}
-
-/// A running mounter. Dropping it kills it.
-#[derive(Debug)]
-pub struct Mounter {
-    child: Child,
-    pid: u32,
-    lines: Arc<Mutex<Vec<String>>>,
-    grown: watch::Receiver<usize>,
 }
 
 /// What a pod says of its volume, and the kubelet adds.
@@ -145,29 +129,17 @@ impl Kubelet {
     /// # Errors
     ///
     /// With what it said, if it does not become ready.
-    pub async fn mounter(&self) -> io::Result<Mounter> {
-        let mut child = Command::new(sibling_binary("sandbox-csi")?)
+    pub async fn mounter(&self) -> io::Result<Process> {
+        let mut command = Command::new(sibling_binary("sandbox-csi")?);
+        command
             .arg("--kubelet-root")
             .arg(self.root())
             .args(["--node", NODE, "--log", "trace"])
             .env_clear()
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        let pid = child.id().ok_or(io::ErrorKind::NotFound)?;
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let (grow, grown) = watch::channel(0);
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(keep_lines(stderr, lines.clone(), grow));
-        }
-        let mut mounter = Mounter {
-            child,
-            pid,
-            lines,
-            grown,
-        };
+            .stderr(Stdio::piped());
+        let mounter = Process::start("mounter", &mut command)?;
         mounter.until_line("\"message\":\"ready\"").await?;
         Ok(mounter)
     }
@@ -364,78 +336,4 @@ fn tokens(kube: &FakeKube, volume: &VolumeSpec) -> serde_json::Value {
         (audience.clone(), written)
     });
     entries.collect::<serde_json::Map<_, _>>().into()
-}
-
-// === impl Mounter ===
-
-impl Mounter {
-    /// Its process id.
-    #[must_use]
-    pub fn pid(&self) -> u32 {
-        self.pid
-    }
-
-    /// Everything that it has written to stderr so far.
-    #[must_use]
-    pub fn stderr(&self) -> Vec<String> {
-        lock(&self.lines).clone()
-    }
-
-    /// Waits for a line on its stderr that contains `text`.
-    ///
-    /// # Errors
-    ///
-    /// With everything it said, if it ends or takes too long.
-    pub async fn until_line(&mut self, text: &str) -> io::Result<()> {
-        let found = async {
-            loop {
-                self.grown.borrow_and_update();
-                let found = lock(&self.lines).iter().any(|line| line.contains(text));
-                if found || self.grown.changed().await.is_err() {
-                    return found;
-                }
-            }
-        };
-        if timeout(PATIENCE, found).await.unwrap_or(false) {
-            return Ok(());
-        }
-        let said = self.stderr().join("\n");
-        Err(io::Error::other(format!(
-            "the mounter did not say {text:?}; it said:\n{said}"
-        )))
-    }
-
-    /// Sends it a signal.
-    ///
-    /// # Errors
-    ///
-    /// If it has ended.
-    pub fn signal(&self, signal: nix::sys::signal::Signal) -> io::Result<()> {
-        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
-        Ok(nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            signal,
-        )?)
-    }
-
-    /// Kills it with SIGKILL, and waits until it is gone.
-    ///
-    /// # Errors
-    ///
-    /// If it has ended before.
-    pub async fn kill(&mut self) -> io::Result<()> {
-        self.child.kill().await
-    }
-
-    /// Asks it to leave, and waits until it has.
-    ///
-    /// # Errors
-    ///
-    /// If it does not.
-    pub async fn stop(&mut self) -> io::Result<ExitStatus> {
-        self.signal(nix::sys::signal::Signal::SIGTERM)?;
-        timeout(PATIENCE, self.child.wait())
-            .await
-            .map_err(io::Error::other)?
-    }
 }

@@ -16,6 +16,7 @@ pub mod machine;
 pub mod page;
 pub mod password_store;
 pub mod pid_namespace;
+pub mod process;
 pub mod sandbox;
 pub mod skip;
 mod until;

@@ -18,7 +18,7 @@ async fn where_a_node_has_no_ipv6_all_addresses_of_the_admin_port_are_those_of_i
     let settings = sandbox.settings().expect("settings");
     let settings = settings.set("listen.admin", format!("[::]:{}", address.port()));
     let settings = settings.on_a_machine_without("ipv6");
-    let mut agent = settings.start().await.expect("an agent");
+    let agent = settings.start().await.expect("an agent");
     agent.until_line("\"ready\"").await.expect("it is ready");
     let (told, _) = told_at(address, b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".into()).await;
     assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
@@ -30,7 +30,7 @@ async fn the_admin_port_tells_alive_ready_and_what_is_missing() {
     let (sandbox, _pod) = sandbox_with_a_pod().await;
     sandbox.kube.hang();
     let settings = sandbox.settings().expect("settings");
-    let mut agent = settings.start().await.expect("a process");
+    let agent = settings.start().await.expect("a process");
     agent.until_line("\"bound\"").await.expect("it starts");
     agent.until_served().await.expect("it listens");
     let livez = agent.admin("/livez").await.expect("an answer");

@@ -13,7 +13,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
-use testkit::kubelet::{Kubelet, Mounter, Status, VolumeSpec};
+use testkit::kubelet::{Kubelet, Status, VolumeSpec};
+use testkit::process::Process;
 use testkit::sandbox::{ACCOUNT, Sandbox, container_id, password};
 use testkit::until;
 use testkit::workload::{Signal, Volume, Workload, WorkloadSpec};
@@ -28,7 +29,7 @@ const AT: &str = "/run/latchkey";
 struct Node {
     sandbox: Sandbox,
     kubelet: Kubelet,
-    mounter: Mounter,
+    mounter: Process,
     agent: AgentProcess,
 }
 
@@ -51,7 +52,7 @@ impl Node {
         let kubelet = Kubelet::new().expect("a directory");
         let mounter = kubelet.mounter().await.expect("a mounter");
         let agent = change(settings(&sandbox, &kubelet)).start().await;
-        let mut agent = agent.expect("an agent");
+        let agent = agent.expect("an agent");
         agent.until_ready().await.expect("it is ready");
         Self {
             sandbox,
@@ -97,7 +98,7 @@ impl Node {
     /// An agent that has taken over from this node's, with the tokens of its pods.
     async fn successor(&self, change: impl FnOnce(AgentSettings) -> AgentSettings) -> AgentProcess {
         let next = change(settings(&self.sandbox, &self.kubelet)).start().await;
-        let mut next = next.expect("an agent");
+        let next = next.expect("an agent");
         next.until_ready().await.expect("it is ready");
         let told = next.until_line("took the pods' tokens over").await;
         told.expect("it says so");
@@ -238,7 +239,7 @@ async fn a_process_that_gets_hold_of_another_pods_socket_is_refused_and_counted(
 #[tokio::test]
 async fn a_process_that_moves_into_the_pod_of_another_socket_loses_its_connection() {
     needs_workloads!();
-    let mut node = Node::start().await;
+    let node = Node::start().await;
     let (one, two) = (node.pod("test", "one").await, node.pod("test", "two").await);
     one.workload.connect("kept").await.expect("a connection");
     let read = testkit::workload::Request::get(OWN);

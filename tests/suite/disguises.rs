@@ -80,7 +80,7 @@ async fn a_cgroup_below_the_container_that_is_named_like_another_pod_changes_not
 #[tokio::test]
 async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
     needs_workloads!();
-    let mut scene = Scene::set().await;
+    let scene = Scene::set().await;
     let workload = &scene.test.workload;
     workload.connect("kept").await.expect("a connection");
     assert!(is_own(

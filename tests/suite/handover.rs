@@ -125,7 +125,7 @@ async fn a_killed_agent_that_is_started_again_is_back_at_once() {
 async fn an_agent_whose_successor_dies_binds_the_path_again() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut old = agent(&sandbox).await;
+    let old = agent(&sandbox).await;
     let mut successor = agent(&sandbox).await;
     successor.signal(Signal::SIGKILL).expect("it was there");
     successor.until_ended().await.expect("it is killed");
@@ -240,7 +240,7 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         200
     );
     sandbox.kube.hang();
-    let mut late = sandbox
+    let late = sandbox
         .settings()
         .expect("settings")
         .start()
@@ -371,7 +371,7 @@ async fn an_agent_whose_directory_is_removed_writes_its_trail_and_ends_so_that_i
 async fn an_agent_whose_socket_is_removed_binds_it_again() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut agent = agent(&sandbox).await;
+    let agent = agent(&sandbox).await;
     std::fs::remove_file(sandbox.socket()).expect("it is there");
     agent
         .until_line("bound it again")

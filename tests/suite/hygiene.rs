@@ -145,7 +145,7 @@ async fn an_abstract_or_relative_socket_is_a_fault_of_the_configuration() {
 async fn a_socket_that_disappears_is_bound_again() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut agent = sandbox.agent().await.expect("an agent");
+    let agent = sandbox.agent().await.expect("an agent");
     fs::remove_file(sandbox.socket()).expect("it was there");
     agent
         .until_line("bound it again")
@@ -163,7 +163,7 @@ async fn a_socket_that_disappears_is_bound_again() {
 async fn a_socket_that_another_process_put_in_its_place_is_told() {
     needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
-    let mut agent = sandbox.agent().await.expect("an agent");
+    let agent = sandbox.agent().await.expect("an agent");
     let beside = sandbox.socket().with_extension("other");
     let _other = UnixListener::bind(&beside).expect("a listener");
     fs::rename(&beside, sandbox.socket()).expect("it takes the path");

@@ -457,7 +457,7 @@ async fn a_batch_that_is_answered_is_counted_by_what_became_of_its_names() {
 async fn an_agent_is_ready_at_once() {
     needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
-    let mut agent = sandbox.agent().await.expect("an agent");
+    let agent = sandbox.agent().await.expect("an agent");
     let line = agent
         .until_line("\"message\":\"ready\"")
         .await

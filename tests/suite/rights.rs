@@ -68,7 +68,7 @@ async fn an_agent_whose_token_is_bound_to_another_node_gets_nothing() {
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let settings = as_node(sandbox.settings().expect("settings"));
     let short = settings.set("limits.attest_wait", "500ms");
-    let mut agent = short.start().await.expect("it starts");
+    let agent = short.start().await.expect("it starts");
     agent.until_line("Forbidden").await.expect("it is refused");
     let answer = pod
         .secret("test/database-password")
@@ -151,7 +151,7 @@ async fn a_node_loses_its_startup_taint_when_its_agent_is_ready_and_keeps_the_ot
     let sandbox = tainted().await;
     sandbox.kube.fail("list", "pods", Fault::Hang);
     let settings = with_taint(sandbox.settings().expect("settings"));
-    let mut agent = settings.start().await.expect("it starts");
+    let agent = settings.start().await.expect("it starts");
     sandbox.kube.until_requested("list", "pods", 1).await;
     assert_eq!(sandbox.kube.count("get", "nodes"), 0, "it is not ready");
     assert_eq!(sandbox.kube.taints(NODE), [TAINT, "dedicated"]);

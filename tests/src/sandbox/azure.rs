@@ -92,7 +92,7 @@ impl AzureSandbox {
         &self,
         change: impl FnOnce(AgentSettings) -> AgentSettings,
     ) -> io::Result<AgentProcess> {
-        let mut agent = change(self.settings()?).start().await?;
+        let agent = change(self.settings()?).start().await?;
         agent.until_ready().await?;
         Ok(agent)
     }

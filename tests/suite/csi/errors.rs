@@ -82,7 +82,7 @@ async fn identity_and_node_services_say_what_they_are_and_what_they_are_not() {
 #[tokio::test]
 async fn nobody_but_root_can_call_the_driver_even_where_the_modes_would_let_him() {
     needs_workloads!();
-    let mut node = Node::start().await;
+    let node = Node::start().await;
     for path in [node.kubelet.root(), &node.kubelet.directory()] {
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("a mode");
     }

@@ -155,7 +155,7 @@ async fn a_pod_that_comes_to_the_next_agent_before_its_tokens_do_is_told_to_come
     // It has the tokens, and does not hand them over.
     node.agent.signal(Signal::SIGSTOP).expect("it runs");
     let next = settings(&node.sandbox, &node.kubelet).start().await;
-    let mut next = next.expect("an agent");
+    let next = next.expect("an agent");
     let is_nexts = || inode().is_ok_and(|now| now != before);
     until("the next agent's socket", async || is_nexts()).await;
     let answer = pod.workload.get(OWN).await.expect("an answer");

@@ -54,7 +54,7 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     sandbox.kube.stop().await;
-    let mut agent = sandbox
+    let agent = sandbox
         .settings()
         .expect("settings")
         .start()

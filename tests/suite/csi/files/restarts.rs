@@ -79,7 +79,7 @@ async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothin
     needs_workloads!();
     // Longer than it takes the next agent to take over.
     let patient = |settings| refreshing(settings).set("backends.aws.timeout", "10s");
-    let mut node = Node::start_with(patient).await;
+    let node = Node::start_with(patient).await;
     let (_volume, target) = node.with_files("web", PASSWORD).await;
     let gate = Gate::new();
     let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
