@@ -45,7 +45,7 @@ pub use policy::{
 };
 pub use secret::SecretInput;
 
-use crate::fake::{CallLog, Faults, Listener};
+use crate::fake::{CallLog, Faults, Listener, Port};
 use iam::Iam;
 use secret::Store;
 
@@ -160,7 +160,8 @@ impl FakeAws {
         });
         let bind = |address, region: Option<Arc<str>>| {
             let state = Arc::clone(&state);
-            Listener::bind(address, ended.clone(), move |request| {
+            let port = Port::take(address)?;
+            Listener::open(port, None, ended.clone(), move |request| {
                 service::serve(Arc::clone(&state), region.clone(), request)
             })
         };
@@ -233,19 +234,15 @@ impl FakeAws {
     }
 
     /// Refuses connections from now on and breaks the open ones.
-    ///
-    /// # Errors
-    ///
-    /// If the port is lost to somebody else.
-    pub async fn stop_listening(&self) -> io::Result<()> {
-        self.inner.main.stop().await
+    pub async fn stop_listening(&self) {
+        self.inner.main.stop().await;
     }
 
     /// Listens again, at the same port.
     ///
     /// # Errors
     ///
-    /// If the port is lost to somebody else.
+    /// If it cannot.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.main.resume().await
     }
@@ -254,9 +251,10 @@ impl FakeAws {
     ///
     /// # Errors
     ///
-    /// If the region has no endpoint of its own, or its port is lost to somebody else.
+    /// If the region has no endpoint of its own.
     pub async fn stop_listening_in(&self, region: &str) -> io::Result<()> {
-        self.pinned(region)?.stop().await
+        self.pinned(region)?.stop().await;
+        Ok(())
     }
 
     /// Sets the fake's clock this far from the machine's, to either side.

@@ -42,7 +42,7 @@ use directory::Directory;
 use vault::Vaults;
 
 use crate::agent::AgentSettings;
-use crate::fake::{Authority, CallLog, FaultGuard, Faults, Listener};
+use crate::fake::{Authority, CallLog, FaultGuard, Faults, Listener, Port};
 
 /// Entra ID's host.
 pub const LOGIN_HOST: &str = "login.test";
@@ -100,8 +100,8 @@ impl FakeAzure {
             clock_offset: AtomicI64::new(0),
         });
         let serving = state.clone();
-        let listener = Listener::bind_with(
-            (Ipv4Addr::LOCALHOST, 0).into(),
+        let listener = Listener::open(
+            Port::take((Ipv4Addr::LOCALHOST, 0).into())?,
             Some(authority.acceptor(names)?),
             ended.clone(),
             move |request| service::serve(serving.clone(), request),
@@ -177,19 +177,15 @@ impl FakeAzure {
     }
 
     /// Refuses connections from now on and breaks the open ones.
-    ///
-    /// # Errors
-    ///
-    /// If the port is lost to somebody else.
-    pub async fn stop_listening(&self) -> io::Result<()> {
-        self.inner.listener.stop().await
+    pub async fn stop_listening(&self) {
+        self.inner.listener.stop().await;
     }
 
     /// Listens again, at the same port.
     ///
     /// # Errors
     ///
-    /// If the port is lost to somebody else.
+    /// If it cannot.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.listener.resume().await
     }

@@ -15,5 +15,5 @@ pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;
 pub use faults::{FaultGuard, Matches};
 pub use gate::Gate;
-pub(crate) use listener::Listener;
+pub(crate) use listener::{Listener, Port};
 pub(crate) use log::CallLog;

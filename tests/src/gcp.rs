@@ -45,7 +45,7 @@ pub use fault::{Behaviour, Fault, Special};
 pub use iam::ProviderSpec;
 pub use store::VersionState;
 
-use crate::fake::{CallLog, FaultGuard, Faults, Listener};
+use crate::fake::{CallLog, FaultGuard, Faults, Listener, Port};
 use iam::Iam;
 use store::Store;
 
@@ -104,8 +104,9 @@ impl FakeGcp {
             clock_offset: AtomicI64::new(0),
         });
         let served = Arc::clone(&state);
-        let listener = Listener::bind(
-            (Ipv4Addr::LOCALHOST, 0).into(),
+        let listener = Listener::open(
+            Port::take((Ipv4Addr::LOCALHOST, 0).into())?,
+            None,
             ended.clone(),
             move |request| service::serve(Arc::clone(&served), request),
         )?;
@@ -126,19 +127,15 @@ impl FakeGcp {
     }
 
     /// Refuses connections from now on and breaks the open ones.
-    ///
-    /// # Errors
-    ///
-    /// If the port is lost to somebody else.
-    pub async fn stop_listening(&self) -> io::Result<()> {
-        self.inner.listener.stop().await
+    pub async fn stop_listening(&self) {
+        self.inner.listener.stop().await;
     }
 
     /// Listens again, at the same port.
     ///
     /// # Errors
     ///
-    /// If the port is lost to somebody else.
+    /// If it cannot.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.listener.resume().await
     }

@@ -13,14 +13,13 @@ mod objects;
 mod pod;
 mod rbac;
 mod selector;
-mod server;
 mod status;
 mod store;
 mod token;
 mod watch;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -33,6 +32,9 @@ pub use objects::Annotations;
 pub use pod::{Container, Pod, PodSpec};
 pub use rbac::Rule;
 
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::fake::{Listener, Port};
 use crate::jwt::Issuer;
 
 /// The user whom [`FakeKube`] knows from the start, with the rights that the agent's manifests give it.
@@ -57,10 +59,17 @@ pub struct FakeKubeConfig {
 #[derive(Clone, Debug)]
 pub struct FakeKube {
     cluster: Arc<Cluster>,
-    server: Arc<server::Server>,
+    server: Arc<Server>,
 }
 
-/// Everything that outlives a restart of the server.
+/// The listening side. It holds the cluster, which does not hold it, so that the last handle's end is its own.
+#[derive(Debug)]
+struct Server {
+    listener: Listener<api::Body>,
+    _ended: DropGuard,
+}
+
+/// Everything that is there whether or not anybody listens.
 #[derive(Debug)]
 struct Cluster {
     config: FakeKubeConfig,
@@ -104,7 +113,7 @@ impl FakeKube {
     ///
     /// If no port can be bound.
     pub async fn start(config: FakeKubeConfig) -> io::Result<Self> {
-        let port = server::Port::reserve()?;
+        let port = Port::take((Ipv4Addr::LOCALHOST, 0).into())?;
         let url = format!("http://{}", port.address());
         let mut state = State {
             store: store::Store::default(),
@@ -123,13 +132,34 @@ impl FakeKube {
             state: Mutex::new(state),
             changed: tokio::sync::watch::Sender::new(()),
         });
-        let server = Arc::new(server::Server::new(port));
+        let (served, ended) = (cluster.clone(), CancellationToken::new());
+        let listener = Listener::open(port, None, ended.clone(), move |request| {
+            let answer = api::answer(served.clone(), request);
+            async { Ok(answer.await) }
+        })?;
+        let server = Arc::new(Server {
+            listener,
+            _ended: ended.drop_guard(),
+        });
         let kube = Self { cluster, server };
         for namespace in ["default", "kube-system"] {
             kube.create_namespace(namespace, &[]);
         }
-        kube.start_again().await?;
         Ok(kube)
+    }
+
+    /// Refuses connections from now on and breaks the open ones, watches included. The cluster stays as it is.
+    pub async fn stop_listening(&self) {
+        self.server.listener.stop().await;
+    }
+
+    /// Listens again, at the same port.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot.
+    pub async fn resume_listening(&self) -> io::Result<()> {
+        self.server.listener.resume().await
     }
 
     /// The server's base URL.

@@ -312,7 +312,8 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
     assert_eq!(identity["service_account"], "other");
     // A list tells what the watch did not.
     sandbox.kube.compact();
-    sandbox.kube.restart().await.expect("it comes back");
+    sandbox.kube.stop_listening().await;
+    sandbox.kube.resume_listening().await.expect("it listens");
     until_answer(&old, is_no_workload).await;
 }
 

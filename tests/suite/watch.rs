@@ -31,14 +31,10 @@ async fn recovers_from_gone(gone_as_status: bool) {
     );
 
     // A pod is deleted while nobody watches, and what happened meanwhile is forgotten.
-    sandbox.kube.stop().await;
+    sandbox.kube.stop_listening().await;
     known.object.delete();
     sandbox.kube.compact();
-    sandbox
-        .kube
-        .start_again()
-        .await
-        .expect("the port is its own");
+    sandbox.kube.resume_listening().await.expect("it listens");
     sandbox
         .kube
         .until(|kube| kube.watches() > 0 && kube.count("list", "pods") >= 2)

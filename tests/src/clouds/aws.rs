@@ -57,9 +57,10 @@ impl Cloud for Aws {
 
     async fn reachable(&self, reachable: bool) -> io::Result<()> {
         match reachable {
-            true => self.0.resume_listening().await,
+            true => self.0.resume_listening().await?,
             false => self.0.stop_listening().await,
         }
+        Ok(())
     }
 
     fn expire_sessions(&self) -> bool {

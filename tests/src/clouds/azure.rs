@@ -157,9 +157,10 @@ impl Cloud for Azure {
 
     async fn reachable(&self, reachable: bool) -> io::Result<()> {
         match reachable {
-            true => self.cloud.resume_listening().await,
+            true => self.cloud.resume_listening().await?,
             false => self.cloud.stop_listening().await,
         }
+        Ok(())
     }
 
     fn expire_sessions(&self) -> bool {

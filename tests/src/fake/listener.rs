@@ -1,12 +1,14 @@
 //! The sockets: HTTP on loopback, plain or over TLS, each of which can be closed for a while and opened again at the same port.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -24,84 +26,53 @@ use super::body::{BrokenOff, ReplyBody};
 const BACKLOG: u32 = 4096;
 
 /// What answers a request.
-type Handler = Arc<
-    dyn Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<ReplyBody>, BrokenOff>>
-        + Send
-        + Sync,
+type Handler<B> = Arc<
+    dyn Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<B>, BrokenOff>> + Send + Sync,
 >;
 
-/// One address that is served, or closed.
-pub(crate) struct Listener {
+/// A port that is ours whether or not anybody listens on it.
+pub(crate) struct Port {
+    /// Bound and never listening: connections are refused, and no other process is given the port meanwhile.
+    _bound: TcpSocket,
     address: SocketAddr,
-    served: Served,
-    /// Where the sockets live, which may not be the runtime of whoever stops and resumes.
-    runtime: Handle,
-    door: Mutex<Door>,
 }
 
-#[derive(Clone)]
-struct Served {
-    handler: Handler,
+/// One address that is served, or closed.
+pub(crate) struct Listener<B = ReplyBody> {
+    port: Port,
+    served: Arc<Served<B>>,
+    /// Where the sockets live, which may not be the runtime of whoever stops and resumes.
+    runtime: Handle,
+    /// Nothing while it is closed.
+    open: Mutex<Option<Open>>,
+}
+
+struct Served<B> {
+    handler: Handler<B>,
     tls: Option<TlsAcceptor>,
     /// Ends everything, when the fake is dropped.
     ended: CancellationToken,
 }
 
-#[derive(Debug)]
-enum Door {
-    /// The port is kept, so that nobody else gets it, but nobody listens: connections are refused.
-    Closed(TcpSocket),
-    Open {
-        closing: CancellationToken,
-        tasks: TaskTracker,
-    },
-    /// A change of state failed half-way.
-    Lost,
+#[derive(Clone)]
+struct Open {
+    closing: CancellationToken,
+    tasks: TaskTracker,
 }
 
-impl std::fmt::Debug for Listener {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Listener").field(&self.address).finish()
+impl<B> fmt::Debug for Listener<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Listener").field(&self.address()).finish()
     }
 }
 
-impl Listener {
-    /// Binds `address` and answers what comes by `answer`, until `ended`.
-    pub(crate) fn bind<F>(
-        address: SocketAddr,
-        ended: CancellationToken,
-        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    ) -> io::Result<Self>
-    where
-        F: Future<Output = Result<Response<ReplyBody>, BrokenOff>> + Send + 'static,
-    {
-        Self::bind_with(address, None, ended, answer)
-    }
-
-    /// [`Listener::bind`], over TLS if there is an acceptor.
-    pub(crate) fn bind_with<F>(
-        address: SocketAddr,
-        tls: Option<TlsAcceptor>,
-        ended: CancellationToken,
-        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
-    ) -> io::Result<Self>
-    where
-        F: Future<Output = Result<Response<ReplyBody>, BrokenOff>> + Send + 'static,
-    {
-        let listener = reserve(address)?.listen(BACKLOG)?;
-        let address = listener.local_addr()?;
-        let handler: Handler = Arc::new(move |request| Box::pin(answer(request)));
-        let served = Served {
-            handler,
-            tls,
-            ended,
-        };
-        let door = Mutex::new(served.open(listener));
+impl Port {
+    /// Takes an address, of which port 0 is any.
+    pub(crate) fn take(address: SocketAddr) -> io::Result<Self> {
+        let bound = bind(address)?;
         Ok(Self {
-            address,
-            served,
-            runtime: Handle::current(),
-            door,
+            address: bound.local_addr()?,
+            _bound: bound,
         })
     }
 
@@ -109,51 +80,83 @@ impl Listener {
         self.address
     }
 
+    fn listen(&self) -> io::Result<TcpListener> {
+        bind(self.address)?.listen(BACKLOG)
+    }
+}
+
+impl<B> Listener<B> {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.port.address
+    }
+
     /// Refuses connections and breaks those that are open; returns when it is so.
-    pub(crate) async fn stop(&self) -> io::Result<()> {
-        let mut door = self.door.lock().await;
-        if let Door::Open { closing, tasks } = &*door {
+    pub(crate) async fn stop(&self) {
+        if let Some(Open { closing, tasks }) = self.open.lock().await.take() {
             closing.cancel();
             tasks.close();
             tasks.wait().await;
-            *door = Door::Lost;
-            *door = Door::Closed(reserve(self.address)?);
         }
-        Ok(())
+    }
+}
+
+impl<B> Listener<B>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    /// Answers what comes to the port by `answer`, over TLS if there is an acceptor, until `ended`.
+    pub(crate) fn open<F>(
+        port: Port,
+        tls: Option<TlsAcceptor>,
+        ended: CancellationToken,
+        answer: impl Fn(Request<Incoming>) -> F + Send + Sync + 'static,
+    ) -> io::Result<Self>
+    where
+        F: Future<Output = Result<Response<B>, BrokenOff>> + Send + 'static,
+    {
+        let served = Served {
+            handler: Arc::new(move |request| Box::pin(answer(request))),
+            tls,
+            ended,
+        };
+        let mut listener = Self {
+            port,
+            served: Arc::new(served),
+            runtime: Handle::current(),
+            open: Mutex::new(None),
+        };
+        *listener.open.get_mut() = Some(listener.begin()?);
+        Ok(listener)
     }
 
     /// Listens again at the same address.
     pub(crate) async fn resume(&self) -> io::Result<()> {
-        let mut door = self.door.lock().await;
-        if matches!(*door, Door::Open { .. }) {
-            return Ok(());
+        let mut open = self.open.lock().await;
+        if open.is_none() {
+            *open = Some(self.begin()?);
         }
-        let socket = match std::mem::replace(&mut *door, Door::Lost) {
-            Door::Closed(socket) => socket,
-            _ => reserve(self.address)?,
-        };
-        let served = self.served.clone();
-        let opened = self
-            .runtime
-            .spawn(async move { Ok(served.open(socket.listen(BACKLOG)?)) })
-            .await;
-        *door = opened.map_err(io::Error::other).flatten()?;
         Ok(())
+    }
+
+    fn begin(&self) -> io::Result<Open> {
+        let _runtime = self.runtime.enter();
+        let listener = self.port.listen()?;
+        let open = Open {
+            closing: self.served.ended.child_token(),
+            tasks: TaskTracker::new(),
+        };
+        let accept = self.served.clone().accept(listener, open.clone());
+        open.tasks.spawn(accept);
+        Ok(open)
     }
 }
 
-impl Served {
-    fn open(&self, listener: TcpListener) -> Door {
-        let closing = self.ended.child_token();
-        let tasks = TaskTracker::new();
-        tasks.spawn(
-            self.clone()
-                .accept(listener, closing.clone(), tasks.clone()),
-        );
-        Door::Open { closing, tasks }
-    }
-
-    async fn accept(self, listener: TcpListener, closing: CancellationToken, tasks: TaskTracker) {
+impl<B> Served<B>
+where
+    B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
+{
+    async fn accept(self: Arc<Self>, listener: TcpListener, open: Open) {
+        let Open { closing, tasks } = open;
         loop {
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
@@ -174,7 +177,7 @@ impl Served {
         }
     }
 
-    async fn connection(self, stream: TcpStream) {
+    async fn connection(&self, stream: TcpStream) {
         let _ = stream.set_nodelay(true);
         match &self.tls {
             None => self.serve(stream).await,
@@ -197,7 +200,7 @@ impl Served {
     }
 }
 
-fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
+fn bind(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4(),
         SocketAddr::V6(_) => TcpSocket::new_v6(),

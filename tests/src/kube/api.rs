@@ -20,7 +20,9 @@ use super::status::Status;
 use super::store::{Key, Kind};
 use super::{Cluster, token, watch};
 
-pub(super) type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
+pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+pub(super) type Answer = Response<Body>;
 
 /// The largest body that is read, in bytes; the real server's limit is 3 MiB.
 const MAX_BODY: usize = 3 << 20;

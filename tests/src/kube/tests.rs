@@ -202,13 +202,13 @@ async fn a_watcher_survives_a_restart_and_a_server_that_is_away() {
     expect(&mut events, &["init", "init web", "done"]).await;
     let polled = tokio::spawn(async move { (next(&mut events).await, events) });
     kube.until(|kube| kube.watches() == 1).await;
-    kube.stop().await;
+    kube.stop_listening().await;
     assert_eq!(kube.watches(), 0);
     let (_, mut events) = polled.await.expect("the cut is noticed");
     let refused = next(&mut events).await;
     assert!(refused.starts_with("error"), "{refused}");
     web.delete();
-    kube.start_again().await.expect("the port is still ours");
+    kube.resume_listening().await.expect("it listens");
     loop {
         let event = next(&mut events).await;
         if !event.starts_with("error") {
@@ -216,7 +216,8 @@ async fn a_watcher_survives_a_restart_and_a_server_that_is_away() {
             break;
         }
     }
-    kube.restart().await.expect("it restarts");
+    kube.stop_listening().await;
+    kube.resume_listening().await.expect("it listens");
 }
 
 #[tokio::test]

@@ -229,7 +229,7 @@ async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
-    sandbox.kube.stop().await;
+    sandbox.kube.stop_listening().await;
     let agent = sandbox
         .settings()
         .expect("settings")
@@ -414,7 +414,7 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
     let pod = client.sandbox.pod("test", "later").await.expect("a pod");
     let doctor = |arguments: &[&str]| command_in(&pod, &client.sandbox.socket(), arguments);
     ended(doctor(&["whoami"])).await.printed();
-    client.sandbox.kube.stop().await;
+    client.sandbox.kube.stop_listening().await;
     found(doctor(&["doctor", "--json", SECRET])).await.is(
         "token",
         "token_unavailable",

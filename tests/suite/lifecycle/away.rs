@@ -19,7 +19,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     let known = sandbox.pod("test", "known").await.expect("a pod");
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
     let before = failures().await;
-    sandbox.kube.stop().await;
+    sandbox.kube.stop_listening().await;
     assert!(is_own(&known.get(OWN).await.expect("an answer")));
     // Its container restarts: another id, which nobody can name now.
     let spec = sandbox.place(known.object.uid(), &container_id());
@@ -34,11 +34,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     // One every three seconds at least, for whoever watches over the agent.
     let failed = failures().await - before;
     assert!(failed >= 5.0, "{failed} failures");
-    sandbox
-        .kube
-        .start_again()
-        .await
-        .expect("the port is its own");
+    sandbox.kube.resume_listening().await.expect("it listens");
     let back = Instant::now();
     until_answer(&new, is_own).await;
     assert!(
@@ -53,7 +49,7 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("test");
-    sandbox.kube.stop().await;
+    sandbox.kube.stop_listening().await;
     let agent = sandbox
         .settings()
         .expect("settings")
@@ -69,11 +65,7 @@ async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_ba
     assert_eq!(asker.get("/ready").await.expect("an answer").status, 503);
     let counted = "latchkey_requests_total{code=\"unavailable\",route=\"ready\"}";
     assert_eq!(agent.metric(counted).await.expect("metrics"), 1.0);
-    sandbox
-        .kube
-        .start_again()
-        .await
-        .expect("the port is its own");
+    sandbox.kube.resume_listening().await.expect("it listens");
     agent.until_ready().await.expect("it becomes ready");
     assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
 }
