@@ -179,7 +179,7 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
 async fn an_agent_that_leaves_before_the_one_that_it_has_replaced_does_not_wait_for_its_looks() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut old = agent(&sandbox).await;
+    let old = agent(&sandbox).await;
     let mut newer = agent(&sandbox).await;
     let replaced = "another process answers on the socket's path";
     old.until_line(replaced).await.expect("it notices");
