@@ -84,6 +84,13 @@ impl RequestError {
         self
     }
 
+    /// The same error without a time to come back: it stays until somebody does what its text says.
+    #[must_use]
+    pub(crate) fn until_mended(mut self) -> Self {
+        self.retry_after = None;
+        self
+    }
+
     /// The same error with the reason of the attestor.
     #[must_use]
     pub(crate) fn reason(mut self, reason: &'static str) -> Self {

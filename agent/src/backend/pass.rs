@@ -175,7 +175,8 @@ fn why_not(ended: &Ended) -> BackendError {
             RequestError::unavailable(
                 "the secret's gpg key is locked: unlock it in gpg-agent, for example with \
                  pass show in a terminal, and try again",
-            ),
+            )
+            .until_mended(),
         )
     } else if said("[GNUPG:] DECRYPTION_FAILED") {
         (
@@ -188,7 +189,8 @@ fn why_not(ended: &Ended) -> BackendError {
     } else if said("[GNUPG:] NODATA") {
         (
             Fault::Call,
-            RequestError::unavailable("the secret's file in the password store is no gpg message"),
+            RequestError::unavailable("the secret's file in the password store is no gpg message")
+                .until_mended(),
         )
     } else {
         (
@@ -213,4 +215,39 @@ fn find_program(config: &PassConfig) -> Option<PathBuf> {
             file.metadata()
                 .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    /// What is answered after `pass` has said that.
+    fn answer_to(stderr: &str) -> RequestError {
+        let failed = Command::new("false").status().expect("it runs");
+        let ended = Ended {
+            status: failed,
+            stdout: Zeroizing::new(Vec::new()),
+            stderr: stderr.to_owned(),
+        };
+        why_not(&ended).error
+    }
+
+    #[test]
+    fn when_to_come_back_is_said_only_of_what_may_pass_by_itself() {
+        for (stderr, told, passes) in [
+            (
+                "[GNUPG:] KEY_CONSIDERED 1 0\n[GNUPG:] DECRYPTION_FAILED\n",
+                "is locked",
+                false,
+            ),
+            ("[GNUPG:] NODATA 3\n", "is no gpg message", false),
+            ("gpg: out of memory\n", "the agent's log", true),
+        ] {
+            let error = answer_to(stderr);
+            assert_eq!(error.code, Code::Unavailable, "{stderr}");
+            assert!(error.message.contains(told), "{stderr}: {error}");
+            assert_eq!(error.retry_after.is_some(), passes, "{stderr}");
+        }
+    }
 }
