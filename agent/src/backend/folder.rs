@@ -56,6 +56,9 @@ pub(super) enum FolderError {
     /// What is asked for is another namespace's.
     #[error("it is another namespace's")]
     Foreign,
+    /// The folder itself, or what it should lie in, is a file.
+    #[error("it is no folder")]
+    NoFolder,
     /// A symbolic link leads out of the folder.
     #[error("a symbolic link leads out of the folder")]
     Outside,
@@ -82,8 +85,11 @@ impl Folder {
     /// The folder at `path`, which is the operator's word and is followed wherever it leads.
     pub(super) fn open(path: &Path) -> Result<Self, FolderError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let folder = nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty())?;
-        Ok(Self(folder))
+        match nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()) {
+            Ok(folder) => Ok(Self(folder)),
+            Err(Errno::ENOTDIR) => Err(FolderError::NoFolder),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Opens the folder at `path` and does `work` in it, off the agent's one thread and not for ever: both may wait for
@@ -336,7 +342,7 @@ fn failure(error: &FolderError) -> BackendError {
                 "the store has too many entries to be listed",
             ),
         ),
-        FolderError::Io(_) => (
+        FolderError::Io(_) | FolderError::NoFolder => (
             Fault::Unreachable,
             RequestError::unavailable("the store's folder cannot be read now; try again"),
         ),

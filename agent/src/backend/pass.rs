@@ -114,7 +114,13 @@ impl Pass {
 #[async_trait]
 impl Store for Pass {
     fn describe(&self, folder: &Path) -> String {
-        format!("the password store {}", folder.display())
+        let store = folder.display();
+        // It need not have one to be read: its folders may, and pass asks for it where something is inserted.
+        if folder.join(".gpg-id").exists() {
+            format!("the password store {store}")
+        } else {
+            format!("the password store {store}, which has no .gpg-id: pass init KEY makes it")
+        }
     }
 
     async fn read(

@@ -122,6 +122,7 @@ impl<S> Stored<S> {
             let folder = settings.folder.display();
             let remedy = match error {
                 FolderError::Absent => &format!("{make}, or name another"),
+                FolderError::NoFolder => "name the folder that holds the secrets",
                 FolderError::Unsafe => "chown it to the agent's user or root, and chmod it go-w",
                 _ => "let the agent's user read it",
             };

@@ -42,6 +42,14 @@ fn a_file_below_the_folder_is_read() {
 }
 
 #[test]
+fn a_file_is_told_from_a_folder_that_is_not_there() {
+    let (directory, _) = folder_of(&[("prod/db", "hunter2")]);
+    let at = |name: &str| Folder::open(&directory.path().join(name));
+    assert!(matches!(at("prod/db"), Err(FolderError::NoFolder)));
+    assert!(matches!(at("prod/none"), Err(FolderError::Absent)));
+}
+
+#[test]
 fn neither_dots_nor_links_lead_out() {
     let (outside, _) = folder_of(&[("secret", "not ours")]);
     let (directory, folder) = folder_of(&[("prod/db", "hunter2")]);
