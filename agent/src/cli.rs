@@ -48,7 +48,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Validates the configuration and the surroundings, and says what is wrong.
+    /// Validates the configuration and the surroundings, and says what is wrong; makes the socket's directory if it is
+    /// missing.
     Check,
     /// Writes the credentials that a cloud's own tools would use on this machine: for the agent itself.
     #[command(hide = true)]

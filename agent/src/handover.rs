@@ -101,12 +101,26 @@ pub(crate) enum SocketPathError {
         "the socket's directory {0} belongs to uid {1}: it must belong to root or to the agent"
     )]
     Foreign(PathBuf, u32),
-    #[error("others cannot enter the socket's directory {0} (mode {1:o}): chmod it to 0755")]
-    Closed(PathBuf, u32),
-    #[error("the socket's directory {0} can be written by others (mode {1:o}): chmod it to 0755")]
-    Writable(PathBuf, u32),
-    #[error("others may enter the socket's directory {0} (mode {1:o}): chmod it to 0700")]
-    Enterable(PathBuf, u32),
+    #[error(
+        "cannot make the socket's directory {0}: make the one above it, {1}, which is not there"
+    )]
+    NoParent(PathBuf, PathBuf),
+    // It may be /tmp, /run or somebody's home: no advice to change the mode of a directory that others use.
+    #[error(
+        "others cannot enter the socket's directory {0} (mode {1:o}): give the socket a directory of its own, \
+         mode {2:04o}"
+    )]
+    Closed(PathBuf, u32, u32),
+    #[error(
+        "the socket's directory {0} can be written by others (mode {1:o}): give the socket a directory of its own, \
+         mode {2:04o}"
+    )]
+    Writable(PathBuf, u32, u32),
+    #[error(
+        "others may enter the socket's directory {0} (mode {1:o}): give the socket a directory of its own, \
+         mode {2:04o}"
+    )]
+    Enterable(PathBuf, u32, u32),
     #[error("listen.socket {0} is there and is no socket: move it away")]
     NoSocket(PathBuf),
     #[error("this kernel has no openat2(2), so no path can be trusted: the agent needs Linux 5.6")]
@@ -153,7 +167,12 @@ impl SocketPath {
             .and_then(|name| name.to_str())
             .ok_or_else(no_directory)?;
         let failed = |error: io::Error| SocketPathError::Io(path.to_owned(), error);
-        make_directory(path, access.directory_mode()).map_err(failed)?;
+        make_directory(path, access.directory_mode()).map_err(|error| match path.parent() {
+            Some(above) if error.kind() == io::ErrorKind::NotFound => {
+                SocketPathError::NoParent(path.to_owned(), above.to_owned())
+            }
+            _ => failed(error),
+        })?;
         let how = OpenHow::new()
             .flags(OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC)
             .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
@@ -164,19 +183,20 @@ impl SocketPath {
         };
         let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;
         let mode = stat.st_mode & 0o7777;
+        let wanted = access.directory_mode();
         if access != Access::OwnPod {
             if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
                 return Err(SocketPathError::Foreign(path.to_owned(), stat.st_uid));
             }
             if mode & WRITABLE_BY_OTHERS != 0 {
-                return Err(SocketPathError::Writable(path.to_owned(), mode));
+                return Err(SocketPathError::Writable(path.to_owned(), mode, wanted));
             }
         }
         if access == Access::OwnUser && mode & OPEN_TO_OTHERS != 0 {
-            return Err(SocketPathError::Enterable(path.to_owned(), mode));
+            return Err(SocketPathError::Enterable(path.to_owned(), mode, wanted));
         }
         if access == Access::Everybody && mode & OPEN_TO_ALL == 0 {
-            return Err(SocketPathError::Closed(path.to_owned(), mode));
+            return Err(SocketPathError::Closed(path.to_owned(), mode, wanted));
         }
         let opened = Self {
             directory,

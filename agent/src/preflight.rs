@@ -24,7 +24,9 @@ mod rights;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// The port of `listen.admin`.
-    #[error("cannot listen on listen.admin {0}: {1}")]
+    #[error(
+        "cannot listen on listen.admin {0}: {1}: name another port, with --set listen.admin=127.0.0.1:PORT"
+    )]
     Admin(SocketAddr, #[source] io::Error),
     /// The kubepods root.
     #[error("cannot learn the node's kubepods root: {0}")]

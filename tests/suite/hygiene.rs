@@ -95,6 +95,9 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
     let (group, other) = (make("group"), make("other"));
     mode(&group, 0o775);
     mode(&other, 0o1757);
+    let sticky = make("sticky");
+    mode(&sticky, 0o1777);
+    let above = make("above").join("missing/latchkey");
     let closed = make("closed");
     mode(&closed, 0o750);
     let occupied = make("occupied");
@@ -107,6 +110,8 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
         (&foreign, "belongs to uid 12345"),
         (&group, "can be written by others"),
         (&other, "can be written by others"),
+        (&sticky, "can be written by others"),
+        (&above, "make the one above it"),
         (&closed, "others cannot enter"),
         (&occupied, "is no socket"),
         (&pointed, "is no socket"),
@@ -114,6 +119,8 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
         let (code, told) = start_at(&sandbox, &directory.join("agent.sock")).await;
         assert_eq!(code, Some(69), "{}: {told}", directory.display());
         assert!(told.contains(what), "{}: {told}", directory.display());
+        // Of a directory that others use, such as /tmp, that would be harm to them.
+        assert!(!told.contains("chmod"), "{told}");
         assert_eq!(told.lines().count(), 1, "{told}");
     }
     let text = fs::read_to_string(occupied.join("agent.sock")).expect("it is still there");

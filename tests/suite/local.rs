@@ -314,7 +314,10 @@ async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let (status, _, stderr) = settings.run_to_end(&[]).await.expect("it ends");
     assert_eq!(status.code(), Some(69), "{stderr}");
-    assert!(stderr.contains("chmod it to 0700"), "{stderr}");
+    assert!(
+        stderr.contains("a directory of its own, mode 0700"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test]
