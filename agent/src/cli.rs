@@ -252,8 +252,18 @@ pub(crate) fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::Work
 }
 
 fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "latchkey-agent: {why}");
+    let _ = writeln!(std::io::stderr(), "{}", signed(why));
     code.into()
+}
+
+/// The text with the program's name before each of its lines.
+fn signed(why: &dyn std::fmt::Display) -> String {
+    let lines = why.to_string();
+    let lines: Vec<String> = lines
+        .lines()
+        .map(|line| format!("latchkey-agent: {line}"))
+        .collect();
+    lines.join("\n")
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {
@@ -282,6 +292,14 @@ mod tests {
             let _logs = log_to_stderr("info");
             panic!("{CANARY}");
         }
+    }
+
+    #[test]
+    fn each_of_several_faults_is_said_under_the_programs_name() {
+        assert_eq!(
+            signed(&"a is wrong\nb is wrong"),
+            "latchkey-agent: a is wrong\nlatchkey-agent: b is wrong"
+        );
     }
 
     #[test]

@@ -392,11 +392,19 @@ impl Default for Identity {
 impl Kubernetes {
     fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
         let node = reader.optional("kubernetes.node", &["NODE_NAME"], value::node);
-        if node.is_none() && mode == IdentityMode::Kubernetes {
+        // With a mode that is nonsense, nobody knows whether a node is needed.
+        let in_cluster = mode == IdentityMode::Kubernetes && !reader.has_fault("identity.mode");
+        if node.is_none() && in_cluster {
+            let wrong = if reader.has_file() {
+                "is empty and NODE_NAME is not set".to_owned()
+            } else {
+                format!("is empty, NODE_NAME is not set, and {DEFAULT_FILE} is not there")
+            };
             reader.missing(
                 "kubernetes.node",
-                "is empty and NODE_NAME is not set",
-                "give the pod NODE_NAME from spec.nodeName by the downward API",
+                &wrong,
+                "give the pod NODE_NAME from spec.nodeName by the downward API; outside of a cluster set \
+                 identity.mode = \"local\" (deploy/local.toml)",
             );
         }
         Self {

@@ -3,7 +3,7 @@
 use super::{
     Config, IdentityMode, Origin,
     reader::Reader,
-    settings::Value,
+    settings::{TABLES, Value},
     value::{self, Wrong},
 };
 use std::path::PathBuf;
@@ -56,12 +56,12 @@ pub(crate) struct Sidecar {
 
 /// Reads every `local.workload`, which make sense in local mode alone.
 pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWorkload> {
-    let mut names: Vec<_> = reader.names_in("local.workload").into_iter().collect();
+    let mut names: Vec<_> = reader.names_in(TABLES).into_iter().collect();
     // As they are written, the tenth after the ninth.
     names.sort_by_key(|(number, _)| number.parse().unwrap_or(usize::MAX));
     let mut workloads: Vec<LocalWorkload> = Vec::new();
     for (number, origin) in &names {
-        let section = format!("local.workload.{number}");
+        let section = format!("{TABLES}.{number}");
         if mode != IdentityMode::Local {
             if !reader.has_fault("identity.mode") {
                 let wrong = Wrong::new(
@@ -96,9 +96,18 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
         }
         workloads.push(workload);
     }
+    if names.is_empty()
+        && let Some(origin) = reader.section(TABLES)
+    {
+        let wrong = Wrong::new(
+            "is one section, not a list of them",
+            "write it with two brackets: [[local.workload]]",
+        );
+        reader.reject(origin, TABLES, wrong);
+    }
     if mode == IdentityMode::Local && names.is_empty() {
         reader.missing(
-            "local.workload",
+            TABLES,
             "is missing, so nobody could ask",
             "write a [[local.workload]] with uid, namespace, service_account and role",
         );

@@ -11,6 +11,9 @@ use super::{
 /// How alike an unknown key and a known one must be for the latter to be proposed (Jaro-Winkler).
 const ALIKE: f64 = 0.85;
 
+/// The section whose sections are the backends.
+const BACKENDS: &str = "backends";
+
 /// The settings while they are being read.
 #[derive(Debug)]
 pub(super) struct Reader {
@@ -85,6 +88,11 @@ impl Reader {
         self.settings.values.contains_key(key)
     }
 
+    /// Whether a file was read: the one that was named, or the usual one.
+    pub(super) fn has_file(&self) -> bool {
+        self.settings.has_file
+    }
+
     /// A variable of the environment, if it is set and not empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let text = self.settings.environment.get(name)?;
@@ -105,6 +113,11 @@ impl Reader {
             };
             self.settings.values.insert(key.to_owned(), setting);
         }
+    }
+
+    /// Where the file has that section, if it has it.
+    pub(super) fn section(&self, section: &str) -> Option<Origin> {
+        self.settings.sections.get(section).cloned()
     }
 
     /// The names below `section`, each with where it was first written.
@@ -220,7 +233,7 @@ impl Reader {
     }
 
     fn is_section(&self, key: &str) -> bool {
-        ["backends", "local"].contains(&key)
+        [BACKENDS, "local"].contains(&key)
             || self
                 .known
                 .iter()
@@ -240,11 +253,21 @@ impl Reader {
                 format!("set {known} itself"),
             );
         }
+        // What backends are called is for the operator to say, so only the section of all can be misspelt.
+        if let Some((first, rest)) = key.split_once('.')
+            && first != BACKENDS
+            && strsim::jaro_winkler(BACKENDS, first) >= ALIKE
+        {
+            return Wrong::new(
+                format!("is an unknown {what}"),
+                format!("did you mean {BACKENDS}.{rest}?"),
+            );
+        }
         let candidates: BTreeSet<&str> = if what == "section" {
-            self.known
-                .iter()
-                .filter_map(|known| known.rsplit_once('.'))
-                .map(|(s, _)| s)
+            let known = self.known.iter().filter_map(|known| known.rsplit_once('.'));
+            known
+                .map(|(section, _)| section)
+                .chain([BACKENDS])
                 .collect()
         } else {
             self.known.iter().map(String::as_str).collect()

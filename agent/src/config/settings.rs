@@ -20,7 +20,7 @@ use super::{
 const VARIABLE_PREFIX: &str = "LATCHKEY_AGENT__";
 
 /// The one list whose items are sections.
-const TABLES: &str = "local.workload";
+pub(super) const TABLES: &str = "local.workload";
 
 /// The largest file that is read, in bytes; a real one has a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -34,6 +34,8 @@ pub(super) struct Settings {
     pub(super) sections: BTreeMap<String, Origin>,
     /// The environment without the agent's own variables.
     pub(super) environment: BTreeMap<String, String>,
+    /// Whether there is a file.
+    pub(super) has_file: bool,
 }
 
 /// One value, and where it was written.
@@ -77,6 +79,7 @@ impl Settings {
             values: BTreeMap::new(),
             sections: BTreeMap::new(),
             environment: BTreeMap::new(),
+            has_file: true,
         };
         match file {
             Some(path) => {
@@ -86,7 +89,9 @@ impl Settings {
                 let path = Path::new(DEFAULT_FILE);
                 match text_of(path) {
                     Ok(text) => settings.add_file(path, &text)?,
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        settings.has_file = false;
+                    }
                     Err(error) => return Err(no_file(path, &error)),
                 }
             }

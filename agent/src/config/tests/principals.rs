@@ -31,6 +31,19 @@ fn each_workload_is_a_uid_with_a_principal_and_a_role() {
 }
 
 #[test]
+fn one_section_in_the_place_of_a_list_is_said_to_be_that_alone() {
+    let text = LOCAL.to_owned() + &workload("1000", "me", "machine");
+    let text = text.replace("[[local.workload]]", "[local.workload]");
+    assert_eq!(
+        with_file(&text).faults(),
+        [
+            "config.toml:3:8: local.workload is one section, not a list of them; write it with two brackets: \
+             [[local.workload]]"
+        ]
+    );
+}
+
+#[test]
 fn self_is_the_agents_own_uid() {
     let text = LOCAL.to_owned() + &workload("\"self\"", "me", "machine");
     let own = nix::unistd::geteuid().as_raw();

@@ -150,8 +150,51 @@ fn everything_that_is_wrong_is_named_at_once_in_the_order_of_the_file() {
              integer from 1 to 1048576",
             "flag --set cache.tll: cache.tll is an unknown key; did you mean cache.ttl?",
             "default: kubernetes.node is empty and NODE_NAME is not set; give the pod NODE_NAME from \
-             spec.nodeName by the downward API",
+             spec.nodeName by the downward API; outside of a cluster set identity.mode = \"local\" \
+             (deploy/local.toml)",
         ]
+    );
+}
+
+#[test]
+fn whoever_names_no_node_is_told_of_machines_without_a_cluster() {
+    let faults = with_file("").and_env("NODE_NAME", "").faults();
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(
+        faults[0].contains("set identity.mode = \"local\"") && !faults[0].contains(DEFAULT_FILE),
+        "{faults:?}"
+    );
+    if !Path::new(DEFAULT_FILE).exists() {
+        let faults = Config::load(None, std::iter::empty(), Vec::new());
+        let faults = faults.expect_err("nothing is written").to_string();
+        assert!(
+            faults.contains("/etc/latchkey/config.toml is not there"),
+            "{faults}"
+        );
+    }
+    // Whether a node is needed is not known where the mode is none.
+    let start = with_file("identity.mode = \"locl\"").and_env("NODE_NAME", "");
+    assert_eq!(blamed(&start), "identity.mode");
+}
+
+#[test]
+fn a_misspelt_section_of_backends_is_one_of_backends() {
+    for text in ["[backend.file]\npath = \"/srv\"", "[backend]\nfile = 1"] {
+        assert_eq!(
+            with_file(text).faults(),
+            ["config.toml:1:2: backend is an unknown section; did you mean backends?"]
+        );
+    }
+    let start = with_file("").and_env("LATCHKEY_AGENT__BACKEND__FILE__PATH", "/srv");
+    let faults = start.faults();
+    assert!(
+        faults[0].ends_with("did you mean backends.file.path?"),
+        "{faults:?}"
+    );
+    let faults = with_file("backends.aws.regon = \"eu-west-1\"").faults();
+    assert!(
+        faults[0].ends_with("did you mean backends.aws.region?"),
+        "{faults:?}"
     );
 }
 
