@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -144,21 +144,21 @@ impl Agent {
         })
     }
 
-    /// Serves until `shutdown`, then drains: returns when everything in flight is answered or the drain's time
-    /// is over.
+    /// Serves until it is to leave, then drains: returns when everything in flight is answered, the drain's time is
+    /// over, or it is to leave at once.
     ///
     /// # Errors
     ///
     /// If the listener fails, or the path cannot be taken. Nothing in flight is waited for then, but the audit trail
     /// is: its last lines may be of secrets that have been given out.
-    pub(crate) async fn run(mut self, shutdown: CancellationToken) -> std::io::Result<Drained> {
+    pub(crate) async fn run(mut self, leave: Leave) -> std::io::Result<Drained> {
         let mut roll = self.begin();
-        let served = self.serve(&mut roll, shutdown).await;
+        let served = self.serve(&mut roll, leave.soon).await;
         let time = match served {
             Ok(()) => self.config.limits.drain,
             Err(_) => Duration::ZERO,
         };
-        let drained = self.drain(roll, time).await;
+        let drained = self.drain(roll, time, leave.now).await;
         served.map(|()| drained)
     }
 
@@ -233,7 +233,9 @@ impl Agent {
             // It is known now whose tokens are to come.
             self.keeper.keep_volumes().await;
         } else {
+            // Somebody answered there at the last look, or the path would have been taken.
             self.keeper.take().await?;
+            tracing::info!("took the socket over from another agent");
         }
         let took = self.started.elapsed();
         tracing::info!(took_ms = took.as_secs_f64() * 1000.0, "ready");
@@ -266,8 +268,13 @@ impl Agent {
         Ok(())
     }
 
-    /// Answers what is in flight and what still comes, until nobody comes any more or `time` is over.
-    async fn drain(self, roll: AbortOnDropHandle<std::io::Result<()>>, time: Duration) -> Drained {
+    /// Answers what is in flight and what still comes, until nobody comes any more, `time` is over, or `at_once`.
+    async fn drain(
+        self,
+        roll: AbortOnDropHandle<std::io::Result<()>>,
+        time: Duration,
+        at_once: CancellationToken,
+    ) -> Drained {
         let Self {
             keeper,
             admin,
@@ -283,7 +290,7 @@ impl Agent {
         // New connections are still answered: the path may lead here, and the backlog may hold some.
         // What comes in last has some of the time for its answer.
         let last_call = deadline - time / 4;
-        while Instant::now() < last_call && server.quiet_for() < QUIET {
+        while Instant::now() < last_call && server.quiet_for() < QUIET && !at_once.is_cancelled() {
             sleep(QUIET / 20).await;
         }
         let left = keeper.leave().await;
@@ -297,30 +304,44 @@ impl Agent {
         // A successor in the same network has the port alone from now on.
         drop(admin);
         server.tasks.close();
-        let answered = timeout_at(deadline, server.tasks.wait()).await;
+        let why_cut = tokio::select! {
+            biased;
+            () = server.tasks.wait() => None,
+            () = at_once.cancelled() => Some("told to leave at once: these connections were cut"),
+            () = sleep_until(deadline) => Some("the drain's time is over: these connections were cut"),
+        };
         let cut = server.open_connections();
         // The audit trail ends when nothing can write to it any more.
         drop((services, server, roll));
         let backlog = writer.backlog();
         let written = tokio::task::spawn_blocking(|| writer.finish());
-        let _ = timeout_at(deadline.max(Instant::now() + QUIET), written).await;
+        // What was cut writes its lines later: the trail does not end before that.
+        let soon = Instant::now() + QUIET;
+        let until = why_cut.map_or(deadline.max(soon), |_| soon);
+        let _ = timeout_at(until, written).await;
         // By the log, which may be lost: nobody may be reading stderr, and the agent is to leave all the same.
         let unwritten = backlog.is_there();
         if unwritten {
             tracing::error!("the last audit lines could not all be written");
         }
-        if answered.is_err() {
-            tracing::error!(
-                connections = cut,
-                "the drain's time is over: these connections were cut"
-            );
+        if let Some(why) = why_cut {
+            tracing::error!(connections = cut, "{why}");
         }
-        if unwritten || answered.is_err() {
+        if unwritten || why_cut.is_some() {
             return Drained::InPart;
         }
         tracing::info!("drained");
         Drained::Whole
     }
+}
+
+/// Tells an agent to leave.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Leave {
+    /// To drain, and then to leave.
+    pub(crate) soon: CancellationToken,
+    /// To end the drain, whoever still waits for an answer.
+    pub(crate) now: CancellationToken,
 }
 
 /// How an agent has left.

@@ -1,6 +1,6 @@
 //! The program: arguments, hygiene, logging, configuration, runtime, exit codes.
 
-use crate::agent::{Agent, Drained};
+use crate::agent::{Agent, Drained, Leave};
 use crate::backend::machine::Source;
 use crate::config::{self, Config};
 use crate::preflight::{self, StartError};
@@ -11,7 +11,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -113,35 +112,58 @@ fn runtime() -> std::io::Result<Runtime> {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    let shutdown = CancellationToken::new();
     // First, so that an agent that is told to leave while it starts does so.
-    let signals = [SignalKind::terminate(), SignalKind::interrupt()].map(signal);
-    for kind in signals {
-        let mut kind = match kind {
-            Ok(kind) => kind,
-            Err(error) => {
-                return fail(
-                    exit::UNAVAILABLE,
-                    &format!("cannot wait for signals: {error}"),
-                );
-            }
-        };
-        let shutdown = shutdown.clone();
-        tokio::spawn(async move {
-            kind.recv().await;
-            shutdown.cancel();
-        });
-    }
+    let leave = match leave_by_signals() {
+        Ok(leave) => leave,
+        Err(error) => {
+            return fail(
+                exit::UNAVAILABLE,
+                &format!("cannot wait for signals: {error}"),
+            );
+        }
+    };
     let agent = match Agent::bind(config).await {
         Ok(agent) => agent,
         Err(error @ StartError::LocalRole(..)) => return fail(exit::CONFIG, &error),
         Err(error) => return fail(exit::UNAVAILABLE, &error),
     };
-    match agent.run(shutdown).await {
+    match agent.run(leave).await {
         Ok(Drained::Whole) => ExitCode::SUCCESS,
         Ok(Drained::InPart) => exit::SOFTWARE.into(),
         Err(error) => fail(exit::SOFTWARE, &error),
     }
+}
+
+/// What the signals ask for: SIGTERM, SIGINT and SIGHUP to leave, and one more of the first two to wait for nobody.
+fn leave_by_signals() -> std::io::Result<Leave> {
+    let leave = Leave::default();
+    let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
+    // Under nohup(1), the agent outlives its terminal.
+    if !ignores_hangups() {
+        kinds.push(SignalKind::hangup());
+    }
+    for kind in kinds {
+        let mut signals = signal(kind)?;
+        let leave = leave.clone();
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                // A SIGHUP may come on top of another, from a terminal that closes or from systemd: that is no haste.
+                if leave.soon.is_cancelled() && kind != SignalKind::hangup() {
+                    leave.now.cancel();
+                }
+                leave.soon.cancel();
+            }
+        });
+    }
+    Ok(leave)
+}
+
+/// Whether whoever started the agent has it ignore SIGHUP, by the mask in proc_pid_status(5).
+fn ignores_hangups() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    // The lowest bit is that of signal 1.
+    ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
 }
 
 async fn check(config: &Config) -> ExitCode {

@@ -9,6 +9,7 @@ use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kube::{AGENT, PodSpec, Rule};
 use testkit::sandbox::{ACCOUNT, Sandbox, password};
 use testkit::workload::{Raw, Request, Signal};
+use tokio::time::sleep;
 
 /// How long a start may take on a busy machine; what it takes on an idle one is in the line that says "ready".
 const START_WITHIN_MS: f64 = 2_000.0;
@@ -80,6 +81,41 @@ async fn who_connects_to_a_leaving_agent_and_says_nothing_does_not_hold_it_up() 
         "{:?}",
         told.elapsed()
     );
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_drain_at_once_and_a_hangup_begins_one() {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let mut agent = sandbox.agent().await.expect("an agent");
+    let gate = Gate::new();
+    let _held = sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::Hold(gate.clone()),
+    ));
+    let told = async {
+        gate.reached(1).await;
+        agent.signal(Signal::SIGHUP).expect("it runs");
+        agent.until_line("\"draining\"").await.expect("it leaves");
+        // A terminal that closes may send more than one.
+        agent.signal(Signal::SIGHUP).expect("it runs");
+        sleep(Duration::from_secs(2)).await;
+        let cut = agent.stderr().join("\n").contains("were cut");
+        assert!(!cut, "a hangup is in no haste");
+        agent.signal(Signal::SIGINT).expect("it still drains");
+        let told = Instant::now();
+        let ended = agent.until_ended().await.expect("it ends");
+        (ended, told.elapsed())
+    };
+    let (answer, (ended, took)) = tokio::join!(pod.secret("test/database-password"), told);
+    assert!(answer.is_err(), "{answer:?}");
+    assert_eq!(ended.code(), Some(70));
+    // The vault's two tries would take some seconds more.
+    assert!(took < Duration::from_secs(3), "it took {took:?}");
+    let line = agent
+        .until_audit(|line| line["outcome"] == "cancelled")
+        .await;
+    line.expect("what was cut is in the trail");
 }
 
 #[tokio::test]
