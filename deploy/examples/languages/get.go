@@ -17,7 +17,11 @@ var agent = http.Client{
 	Timeout: 15 * time.Second,
 	Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", "/run/latchkey/agent.sock")
+			socket := os.Getenv("LATCHKEY_SOCKET")
+			if socket == "" {
+				socket = "/run/latchkey/agent.sock"
+			}
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	},
 }

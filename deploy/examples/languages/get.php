@@ -2,7 +2,7 @@
 function get_secret(string $name): string {
     $agent = curl_init("http://localhost/v1/secrets/$name");
     curl_setopt_array($agent, [
-        CURLOPT_UNIX_SOCKET_PATH => '/run/latchkey/agent.sock',
+        CURLOPT_UNIX_SOCKET_PATH => getenv('LATCHKEY_SOCKET') ?: '/run/latchkey/agent.sock',
         CURLOPT_RETURNTRANSFER => true,
         CURLOPT_TIMEOUT => 15,
     ]);

@@ -5,7 +5,8 @@ require "socket"
 
 class Agent < Net::HTTP
   def connect
-    @socket = Net::BufferedIO.new(UNIXSocket.new("/run/latchkey/agent.sock"), read_timeout: @read_timeout)
+    path = ENV.fetch("LATCHKEY_SOCKET", "/run/latchkey/agent.sock")
+    @socket = Net::BufferedIO.new(UNIXSocket.new(path), read_timeout: @read_timeout)
     on_connect
   end
 end

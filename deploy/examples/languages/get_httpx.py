@@ -1,11 +1,12 @@
 """Prints a secret: python3 get_httpx.py NAME"""
 
+import os
 import sys
 
 import httpx
 
 agent = httpx.Client(
-    transport=httpx.HTTPTransport(uds="/run/latchkey/agent.sock"),
+    transport=httpx.HTTPTransport(uds=os.environ.get("LATCHKEY_SOCKET", "/run/latchkey/agent.sock")),
     base_url="http://localhost",
     timeout=15,
 )

@@ -270,6 +270,11 @@ pub(super) async fn by_the_readmes_lines(backend: &Backend) {
             !format!("{refused:?}").contains(CANARY),
             "{program}: {refused:?}"
         );
+        // Each shows the agent's answer, which says why.
+        assert!(
+            format!("{refused:?}").contains("denied"),
+            "{program}: {refused:?}"
+        );
     }
 }
 
