@@ -260,7 +260,7 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
         ),
         (
             settings.clone().set("listen.admin", taken.0),
-            "listen.admin",
+            "--set listen.admin=127.0.0.1:PORT",
         ),
         (nowhere, "no Kubernetes API server"),
         (

@@ -240,6 +240,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_store_lacks_is_said_beside_it() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let pass = Pass {
+            first_line: true,
+            environment: Vec::new(),
+            program: PathBuf::new(),
+            places: Semaphore::new(AT_ONCE),
+        };
+        let described = || pass.describe(folder.path());
+        assert!(described().contains("no .gpg-id: pass init KEY"));
+        std::fs::write(folder.path().join(".gpg-id"), "key").expect("a file");
+        assert!(!described().contains(".gpg-id"));
+    }
+
+    #[test]
     fn when_to_come_back_is_said_only_of_what_may_pass_by_itself() {
         for (stderr, told, passes) in [
             (
