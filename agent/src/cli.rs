@@ -134,7 +134,7 @@ async fn serve(config: Config) -> ExitCode {
     }
 }
 
-/// What the signals ask for: SIGTERM, SIGINT and SIGHUP to leave, and one more of the first two to wait for nobody.
+/// What the signals ask for: SIGTERM, SIGINT and SIGHUP to leave, and SIGINT on top of one to wait for nobody.
 fn leave_by_signals() -> std::io::Result<Leave> {
     let leave = Leave::default();
     let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
@@ -147,8 +147,9 @@ fn leave_by_signals() -> std::io::Result<Leave> {
         let leave = leave.clone();
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                // A SIGHUP may come on top of another, from a terminal that closes or from systemd: that is no haste.
-                if leave.soon.is_cancelled() && kind != SignalKind::hangup() {
+                // Ctrl-C once more. The others may come twice without haste: a kubelet that is restarted in a pod's
+                // grace sends SIGTERM again, and a terminal that closes or systemd SIGHUP on top of another.
+                if leave.soon.is_cancelled() && kind == SignalKind::interrupt() {
                     leave.now.cancel();
                 }
                 leave.soon.cancel();

@@ -31,6 +31,9 @@ const FILL_TIMEOUT: Duration = Duration::from_secs(15);
 /// The most bytes that the files of one volume may have together: as many as a Secret of Kubernetes.
 const VOLUME_LIMIT: usize = 1 << 20;
 
+/// How long the set before stays: whoever has followed the link to it still opens its file.
+const PASSING: Duration = Duration::from_millis(100);
+
 /// A pause between two fillings is longer by up to this part of it: volumes that were filled together do not go on so.
 const JITTER_PART: u32 = 8;
 
@@ -194,10 +197,12 @@ impl Volumes {
 
     async fn put(&self, key: &Key, filling: &Filling, files: &[FileMade]) -> Result<bool, Failure> {
         // Two agents may be at it in a hand-over.
-        let _lock = match self.path_of(key) {
+        let path = self.path_of(key);
+        let lock = async || match &path {
             Some(path) => path.lock().await,
             None => None,
         };
+        let mut held = lock().await;
         // The reads took their time: what another agent has put there since may be newer.
         if !self.is_filled_by(key, filling) {
             return Err(Failure::unavailable(
@@ -213,9 +218,20 @@ impl Volumes {
         // From here to the last byte no other volume has its turn: two cannot both have the last room.
         self.must_have_room(key, filling.volume.pod.uid, files)?;
         let folder = Folder::of(self.store.directory(key));
-        folder.put(files).map_err(|error| {
-            Failure::unavailable(format!("the volume's files cannot be written: {error}"))
-        })
+        let unwritten =
+            |error| Failure::unavailable(format!("the volume's files cannot be written: {error}"));
+        let was_filled = folder.is_filled();
+        let changed = folder.put(files).map_err(unwritten)?;
+        if was_filled && changed {
+            drop(held);
+            sleep(PASSING).await;
+            held = lock().await;
+        }
+        if self.is_filled_by(key, filling) {
+            folder.sweep().map_err(unwritten)?;
+        }
+        drop(held);
+        Ok(changed)
     }
 }
 

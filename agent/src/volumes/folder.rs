@@ -58,7 +58,8 @@ impl Folder {
         fs::read_link(self.root.join(DATA)).is_ok()
     }
 
-    /// Puts this set of files in place of the one before. Gives whether they differ.
+    /// Puts this set of files in place of the one before, which stays until it is [swept](Self::sweep) away. Gives whether
+    /// they differ.
     ///
     /// # Errors
     ///
@@ -75,7 +76,6 @@ impl Folder {
         }
         // Whoever was here before may have been killed between two steps.
         self.link(files)?;
-        self.sweep()?;
         Ok(changes)
     }
 
@@ -133,7 +133,11 @@ impl Folder {
     }
 
     /// Removes the sets that do not count.
-    fn sweep(&self) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(super) fn sweep(&self) -> io::Result<()> {
         let current = fs::read_link(self.root.join(DATA))?;
         for entry in fs::read_dir(&self.root)? {
             let name = entry?.file_name();
@@ -224,6 +228,7 @@ mod tests {
         ];
         for (files, changes) in steps {
             assert_eq!(folder.put(files).expect("it is put"), changes, "{files:?}");
+            folder.sweep().expect("it is swept");
             assert!(folder.is_filled());
             let mut wanted: Vec<_> = files.iter().map(|file| file.name.clone()).collect();
             wanted.extend([DATA.to_owned(), "agent.sock".to_owned()]);
@@ -251,6 +256,7 @@ mod tests {
         fs::remove_file(at("b")).expect("it is there");
         symlink("..data/gone", at("gone")).expect("a link");
         assert!(!folder.put(&files).expect("it is put right"));
+        folder.sweep().expect("it is swept");
         assert_eq!(names(&directory), [DATA, "a", "agent.sock", "b"]);
         assert_eq!(sets(&directory), 1);
         assert_eq!(fs::read(at("b")).expect("it can be read"), b"2");
@@ -258,6 +264,17 @@ mod tests {
         let set = at(&fs::read_link(at(DATA)).expect("a set").to_string_lossy());
         fs::write(set.join("more"), "x").expect("a file");
         assert!(folder.put(&files).expect("it is put right"));
+    }
+
+    #[test]
+    fn who_is_on_the_way_to_a_file_of_the_set_before_finds_it_until_that_is_swept_away() {
+        let (directory, folder) = folder();
+        folder.put(&[file("a", 0o440, "1")]).expect("it is put");
+        let before = directory.path().join(fs::read_link(directory.path().join(DATA)).expect("a set"));
+        assert!(folder.put(&[file("a", 0o440, "2")]).expect("it is put"));
+        assert_eq!(fs::read(before.join("a")).expect("it is there"), b"1");
+        folder.sweep().expect("it is swept");
+        fs::read(before.join("a")).expect_err("it is gone");
     }
 
     #[test]
