@@ -24,6 +24,7 @@ mod whoami;
 use crate::Client;
 use crate::client::variable;
 use crate::protocol::HEADER_VARIABLE;
+use crate::retry::telling;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 use failure::Failure;
@@ -178,6 +179,7 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// (pid_namespaces(7)), it ends by those that ask for that.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     serve(async {
+        let work = telling(terminal::waiting, work);
         if std::process::id() != 1 {
             return work.await;
         }

@@ -16,6 +16,21 @@ const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// that time or has a reason.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
 
+/// From which wait on, all waits of a request together, it is worth saying what is waited for.
+const WORTH_SAYING: Duration = Duration::from_secs(1);
+
+tokio::task_local! {
+    /// Who is told of a request that is waited for. Only the command has somebody to tell: in a program that uses the
+    /// library nobody reads stderr at that moment.
+    static WAITING: fn(&ClientError);
+}
+
+/// Does the work, and tells once of each request that is waited for, with what it failed of last.
+#[cfg(any(test, feature = "cli"))]
+pub(crate) async fn telling<T>(tell: fn(&ClientError), work: impl Future<Output = T>) -> T {
+    WAITING.scope(tell, work).await
+}
+
 /// Makes a request until it succeeds, it is no use, or the deadline is too near for another try.
 pub(crate) async fn until<T, F>(
     deadline: Instant,
@@ -25,6 +40,8 @@ where
     F: Future<Output = Result<T, ClientError>>,
 {
     let mut broken = None;
+    let began = Instant::now();
+    let mut told = false;
     let waits = ExponentialBuilder::new()
         .with_min_delay(WAITS.0)
         .with_max_delay(WAITS.1)
@@ -48,7 +65,15 @@ where
             let asked = error.refusal().and_then(|refusal| refusal.retry_after);
             let wait = asked.unwrap_or_default().max(wait?);
             let left = deadline.saturating_duration_since(Instant::now());
-            (wait < left).then_some(wait)
+            if wait >= left {
+                return None;
+            }
+            if !told && began.elapsed().saturating_add(wait) >= WORTH_SAYING {
+                told = true;
+                // Without somebody to tell, nothing is said.
+                let _ = WAITING.try_with(|tell| tell(error));
+            }
+            Some(wait)
         })
         .await;
     match (outcome, last) {
@@ -72,8 +97,8 @@ fn is_there(error: &ClientError) -> bool {
 fn may_help(error: &ClientError, broken: Instant) -> bool {
     match error {
         ClientError::Refused(refusal) => match refusal.code {
-            Code::Unavailable => true,
-            Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
+            // Without a time to come back, somebody has to do something first, such as unlock a key.
+            Code::Unavailable | Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
             _ => false,
         },
         ClientError::Interrupted(_) => broken.elapsed() < SOCKET_PATIENCE,
@@ -130,7 +155,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_may_pass_is_tried_until_the_deadline_and_no_longer() {
-        let (count, took) = tries(|| refused(503, Code::Unavailable, None)).await;
+        let (count, took) = tries(|| refused(503, Code::Unavailable, Some(1))).await;
         assert!(count > 5, "{count}");
         // The clock counts in milliseconds, and the last wait is rounded up.
         assert!(took <= Duration::from_secs(10), "{took:?}");
@@ -150,7 +175,7 @@ mod tests {
         let outcome = until(Instant::now() + Duration::from_secs(10), async || {
             count.set(count.get() + 1);
             Err::<(), _>(match count.get() {
-                1 => refused(503, Code::Unavailable, None),
+                1 => refused(503, Code::Unavailable, Some(1)),
                 _ => ClientError::TimedOut,
             })
         })
@@ -160,12 +185,40 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_is_waited_for_is_told_once_where_somebody_listens() {
+        thread_local! {
+            static TOLD: Cell<usize> = const { Cell::new(0) };
+        }
+        let tell = |_: &ClientError| TOLD.set(TOLD.get() + 1);
+        telling(tell, tries(|| refused(503, Code::Unavailable, Some(1)))).await;
+        assert_eq!(TOLD.get(), 1);
+        telling(tell, tries(|| unreachable(ErrorKind::ConnectionRefused))).await;
+        assert_eq!(TOLD.get(), 2);
+        // What passes at once, what is not waited for, and what nobody wants to know.
+        let first = Cell::new(true);
+        let soon = until(
+            Instant::now() + Duration::from_secs(10),
+            async || match first.replace(false) {
+                true => Err(unreachable(ErrorKind::ConnectionRefused)),
+                false => Ok(()),
+            },
+        );
+        telling(tell, soon).await.expect("it is there again");
+        telling(tell, tries(|| refused(429, Code::Throttled, Some(60)))).await;
+        tries(|| refused(503, Code::Unavailable, Some(1))).await;
+        assert_eq!(TOLD.get(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_will_not_change_is_asked_once() {
         for code in [Code::Denied, Code::NotFound, Code::Internal, Code::Timeout] {
             let (count, _) = tries(|| refused(code.status(), code, None)).await;
             assert_eq!(count, 1, "{code}");
         }
         assert_eq!(tries(|| refused(429, Code::Busy, None)).await.0, 1);
+        // A key that is locked stays so until somebody unlocks it.
+        let (count, took) = tries(|| refused(503, Code::Unavailable, None)).await;
+        assert_eq!((count, took), (1, Duration::ZERO));
         assert_eq!(
             tries(|| unreachable(ErrorKind::PermissionDenied)).await.0,
             1
@@ -205,7 +258,7 @@ mod tests {
         let outcome = until(began + Duration::from_secs(60), async || {
             count.set(count.get() + 1);
             match count.get() {
-                1 => Err::<(), _>(refused(503, Code::Unavailable, None)),
+                1 => Err::<(), _>(refused(503, Code::Unavailable, Some(1))),
                 // The vault took longer than a socket is given, and then the agent was killed.
                 2 => {
                     tokio::time::sleep(SOCKET_PATIENCE + Duration::from_secs(1)).await;

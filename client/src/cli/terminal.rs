@@ -1,5 +1,6 @@
 //! What a person sees: colours and progress, on a terminal only.
 
+use crate::error::ClientError;
 use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal as _, Write as _};
@@ -24,6 +25,13 @@ pub(crate) fn error(text: &str) {
 /// One line on stderr that is no trouble.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "latchkey: {text}");
+}
+
+/// What a request is waited for: on stderr, if that is a terminal, since whoever sits there sees nothing else happen.
+pub(crate) fn waiting(why: &ClientError) {
+    if io::stderr().is_terminal() {
+        note(&format!("{why}: trying again"));
+    }
 }
 
 /// Whether stdout is a terminal.
