@@ -26,10 +26,11 @@ use crate::client::variable;
 use crate::protocol::HEADER_VARIABLE;
 use crate::retry::telling;
 use clap::error::ErrorKind;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use failure::Failure;
 use hyper::header::HeaderName;
 use jiff::fmt::friendly::SpanParser;
+use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -96,7 +97,8 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::OTHER));
         }
         Err(error) => {
-            let failure = Failure::usage(in_a_line(&error.render().to_string()));
+            let help = help_of(std::env::args_os().skip(1));
+            let failure = Failure::usage(in_a_line(&error.render().to_string(), &help));
             failure.say();
             return ExitCode::from(failure.exit);
         }
@@ -117,14 +119,23 @@ fn is_help(kind: ErrorKind) -> bool {
 }
 
 /// What clap says is wrong, and its tip if it has one, without the usage that follows.
-fn in_a_line(text: &str) -> String {
+fn in_a_line(text: &str, help: &str) -> String {
     let paragraphs = text.split("\n\n").map(str::trim);
     let told = paragraphs.take_while(|paragraph| !paragraph.starts_with("Usage:"));
     let told = told.filter(|paragraph| !paragraph.starts_with("For more information"));
     let told = told.map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
     let line = told.collect::<Vec<_>>().join("; ");
     let line = line.strip_prefix("error: ").unwrap_or(&line);
-    format!("{line} (latchkey --help shows how)")
+    format!("{line} ({help} shows how)")
+}
+
+/// What to type for the help of the sub-command that these arguments name, which clap does not say for each mistake.
+fn help_of(mut arguments: impl Iterator<Item = OsString>) -> String {
+    let is_command = |argument: &OsString| Arguments::command().find_subcommand(argument).is_some();
+    match arguments.find(is_command) {
+        Some(command) => format!("latchkey {} --help", command.display()),
+        None => "latchkey --help".to_owned(),
+    }
 }
 
 impl Arguments {
@@ -234,8 +245,34 @@ mod tests {
 
     #[test]
     fn the_arguments_are_well_formed() {
-        use clap::CommandFactory as _;
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn whoever_mistypes_a_command_is_shown_its_own_help() {
+        let help = |arguments: &[&str]| help_of(arguments.iter().map(OsString::from));
+        assert_eq!(help(&["--timeout", "5s", "get"]), "latchkey get --help");
+        assert_eq!(help(&["exec", "list"]), "latchkey exec --help");
+        assert_eq!(help(&["frobnicate"]), "latchkey --help");
+        assert_eq!(help(&[]), "latchkey --help");
+    }
+
+    #[test]
+    fn an_empty_option_is_no_option_that_was_left_out() {
+        for line in [
+            &["get", "a", "--key", ""][..],
+            &["get", "a", "--version", ""],
+            &["get", "a", "--stage", ""],
+            &["get", "a", "--backend", ""],
+            &["get", ""],
+            &["list", "--backend", ""],
+            &["doctor", "--backend", ""],
+            &["doctor", ""],
+        ] {
+            let parsed = Arguments::try_parse_from([&["latchkey"], line].concat());
+            let error = parsed.expect_err("it is refused");
+            assert_eq!(error.kind(), ErrorKind::InvalidValue, "{line:?}");
+        }
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl Ended {
     /// Whether the command line was refused in one line, with nothing on stdout.
     #[track_caller]
     fn is_usage(&self) {
-        self.failed(2, "latchkey --help");
+        self.failed(2, " --help shows how)");
     }
 
     /// Whether it succeeded without a word, and what it printed.

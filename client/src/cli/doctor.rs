@@ -8,6 +8,7 @@ mod socket;
 use super::failure::Failure;
 use super::sink::to_stdout;
 use super::{Reach, block_on};
+use clap::builder::NonEmptyStringValueParser;
 use report::Report;
 use std::process::ExitCode;
 
@@ -25,10 +26,10 @@ const AGENTS_LOG: &str =
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor {
     /// A secret to read at the end; nothing of its value is shown
-    #[arg(conflicts_with = "pod")]
+    #[arg(conflicts_with = "pod", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// A backend other than the agent's default one
-    #[arg(long, conflicts_with = "pod")]
+    #[arg(long, conflicts_with = "pod", value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
     /// Looks at that pod from here, by what kubectl shows
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = outside::PodName::parse)]

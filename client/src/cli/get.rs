@@ -7,6 +7,7 @@ use crate::protocol::{Encoding, SecretRef};
 use crate::{Ask, Secret};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
@@ -14,18 +15,19 @@ use zeroize::Zeroizing;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Get {
     /// The secret's name
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// One member of a secret that is a JSON object; a JSON pointer if it begins with /
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = NonEmptyStringValueParser::new())]
     key: Option<String>,
     /// That version instead of the latest
-    #[arg(long, value_name = "V", conflicts_with = "stage")]
+    #[arg(long, value_name = "V", conflicts_with = "stage", value_parser = NonEmptyStringValueParser::new())]
     version: Option<String>,
     /// That stage instead of the latest, such as AWSPREVIOUS
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     stage: Option<String>,
     /// A backend other than the agent's default one
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
     /// Passes by the agent's cache
     #[arg(long)]

@@ -5,6 +5,7 @@ use super::sink::to_stdout;
 use super::{Reach, block_on};
 use crate::ListAsk;
 use crate::protocol::LIST_LIMIT;
+use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 
 /// Prints the names of the secrets that this pod's role may list
@@ -14,7 +15,7 @@ pub(crate) struct List {
     #[arg(value_name = "PREFIX", default_value = "")]
     prefix: String,
     /// A backend other than the agent's default one
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
     /// Prints them as a JSON array
     #[arg(long)]
