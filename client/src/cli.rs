@@ -269,10 +269,25 @@ mod tests {
             &["doctor", "--backend", ""],
             &["doctor", ""],
         ] {
-            let parsed = Arguments::try_parse_from([&["latchkey"], line].concat());
-            let error = parsed.expect_err("it is refused");
-            assert_eq!(error.kind(), ErrorKind::InvalidValue, "{line:?}");
+            assert_eq!(refused(line), ErrorKind::InvalidValue, "{line:?}");
         }
+    }
+
+    #[test]
+    fn a_dash_is_neither_stdin_nor_stdout_nor_a_file() {
+        for line in [
+            &["get", "a", "--out", "-"][..],
+            &["env", "a", "--out", "-"],
+            &["render", "-"],
+        ] {
+            assert_eq!(refused(line), ErrorKind::ValueValidation, "{line:?}");
+        }
+    }
+
+    /// Why this command line is refused.
+    fn refused(line: &[&str]) -> ErrorKind {
+        let parsed = Arguments::try_parse_from([&["latchkey"], line].concat());
+        parsed.expect_err("it is refused").kind()
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::watch::{REST, SETTLE, Watch};
 use super::{Leave, Reach, block_on, serve, terminal};
 use crate::Client;
 use clap::ArgGroup;
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::fs;
@@ -26,6 +27,7 @@ use tokio::time::sleep;
 #[command(group = ArgGroup::new("whom").args(["pid", "pid_file"]))]
 pub(crate) struct Render {
     /// The template's file
+    #[arg(value_parser = PathBufValueParser::new().try_map(source))]
     template: PathBuf,
     #[command(flatten)]
     sink: Sink,
@@ -120,6 +122,14 @@ impl Render {
         kill(Pid::from_raw(pid), signal)
             .map_err(|error| Failure::other(format!("cannot signal process {pid}: {error}")))
     }
+}
+
+/// A template's path; stdin has one as well.
+fn source(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if path.as_os_str() == "-" {
+        return Err("write /dev/stdin for stdin, or ./- for a file of that name");
+    }
+    Ok(path)
 }
 
 /// The number in the file; 0 and less would be whole groups of processes.

@@ -2,6 +2,7 @@
 
 use super::failure::Failure;
 use super::terminal;
+use clap::builder::{PathBufValueParser, TypedValueParser as _};
 use std::fs::{self, Permissions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,11 +13,14 @@ use zeroize::Zeroizing;
 /// The bits of a mode that let everybody in.
 const OTHERS: u32 = 0o007;
 
+/// The bit of a mode that lets the owner read.
+const OWNER_READS: u32 = 0o400;
+
 /// Where to write.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Sink {
     /// Writes into FILE instead of stdout: whole or not at all, and never readable by everybody
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(out))]
     pub(crate) out: Option<PathBuf>,
     /// The file's mode, in octal
     #[arg(long, value_name = "MODE", default_value = "600", requires = "out", value_parser = mode)]
@@ -98,6 +102,14 @@ pub(crate) fn to_stdout(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|error| Failure::stdout(&error))
 }
 
+/// A file's path. Other commands take `-` for stdout; a secret in a file of that name is one that nobody looks for.
+fn out(path: PathBuf) -> Result<PathBuf, &'static str> {
+    if path.as_os_str() == "-" {
+        return Err("leave --out away for stdout, or write ./- for a file of that name");
+    }
+    Ok(path)
+}
+
 fn mode(text: &str) -> Result<u32, String> {
     let mode = u32::from_str_radix(text, 8)
         .ok()
@@ -105,6 +117,9 @@ fn mode(text: &str) -> Result<u32, String> {
         .ok_or("write an octal mode such as 600 or 440")?;
     if mode & OTHERS != 0 {
         return Err("a secret is not for everybody: the last digit must be 0".to_owned());
+    }
+    if mode & OWNER_READS == 0 {
+        return Err("nobody could read the file: write a mode such as 600 or 440".to_owned());
     }
     Ok(mode)
 }
@@ -162,6 +177,22 @@ mod tests {
         assert_eq!(mode("0440"), Ok(0o440));
         for wrong in ["644", "777", "1600", "rw", ""] {
             assert!(mode(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_mode_lets_the_owner_read() {
+        assert_eq!(mode("400"), Ok(0o400));
+        for wrong in ["0", "000", "060", "200"] {
+            assert!(mode(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_dash_is_no_file() {
+        assert!(out("-".into()).is_err());
+        for path in ["./-", "-a", "a-"] {
+            assert_eq!(out(path.into()), Ok(path.into()));
         }
     }
 }
