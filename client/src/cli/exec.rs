@@ -58,6 +58,10 @@ pub(crate) struct Exec {
 
 impl Exec {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
+        let is_none = |wanted: &&Wanted| !wanted.is_for_programs();
+        if let Some(wanted) = self.names.iter().find(is_none) {
+            return Err(wanted.refused("letters, digits, _, - and ., no digit first"));
+        }
         if self.strict {
             self.check_sentinels()?;
         }

@@ -44,10 +44,27 @@ impl Wanted {
 
     /// Whether a shell can have a variable of that name (POSIX, "Name").
     pub(crate) fn is_for_shells(&self) -> bool {
+        self.is_name(b"_")
+    }
+
+    /// Whether a program can be expected to know a variable of that name: as in a pod's spec, which also takes those of
+    /// Java's properties.
+    pub(crate) fn is_for_programs(&self) -> bool {
+        self.is_name(b"_-.")
+    }
+
+    fn is_name(&self, marks: &[u8]) -> bool {
+        let begins = |byte: u8| byte.is_ascii_alphabetic() || marks.contains(&byte);
         let mut bytes = self.variable.bytes();
-        let first = bytes.next().unwrap_or_default();
-        (first.is_ascii_alphabetic() || first == b'_')
-            && bytes.all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+        bytes.next().is_some_and(begins) && bytes.all(|byte| begins(byte) || byte.is_ascii_digit())
+    }
+
+    /// That the variable's name is none, by that rule.
+    pub(crate) fn refused(&self, rule: &str) -> Failure {
+        let Self { secret, variable } = self;
+        Failure::usage(format!(
+            "{variable:?} is no variable's name ({rule}): name one with {secret}=VARIABLE"
+        ))
     }
 }
 
@@ -93,10 +110,8 @@ impl Secrets {
             progress.inc(names.len() as u64);
         }
         progress.finish_and_clear();
-        let mut failures = refused.into_iter().map(|(name, refusal)| {
-            Failure::new(exit_of(refusal.code), refusal.to_string()).of(name)
-        });
-        let Some(first) = failures.next() else {
+        let exit = refused.first().map(|(_, refusal)| exit_of(refusal.code));
+        let (Some(exit), Some((name, last))) = (exit, refused.pop()) else {
             let is_missing = |wanted: &&Wanted| !secrets.contains_key(&wanted.secret);
             if let Some(missing) = wanted.iter().find(is_missing) {
                 let text = "the agent said nothing of it, so nothing is begun";
@@ -104,11 +119,11 @@ impl Secrets {
             }
             return Ok(Self(secrets));
         };
-        // Each has its line; the last one said is the first one asked for, whose code it is.
-        for failure in failures {
-            failure.say();
+        // Each has its line, in the order asked for, and the code is that of the first.
+        for (name, refusal) in refused {
+            terminal::error(&format!("{name}: {refusal}"));
         }
-        Err(first)
+        Err(Failure::new(exit, last.to_string()).of(name))
     }
 
     /// The variables, in the order in which they are wanted.
@@ -214,5 +229,17 @@ mod tests {
         assert!(is_for_shells("a=_A1"));
         assert!(!is_for_shells("1a"));
         assert!(!is_for_shells("a=my.property"));
+    }
+
+    #[test]
+    fn programs_know_more_names_than_shells_and_not_every_one() {
+        let is_for_programs =
+            |text: &str| text.parse::<Wanted>().expect("a name").is_for_programs();
+        for name in ["a=_A1", "a=my.property", "a=my-property", "a=.1"] {
+            assert!(is_for_programs(name), "{name}");
+        }
+        for name in ["1a", "a=1X", "a=A B", "a=\u{e4}", "a=A\n"] {
+            assert!(!is_for_programs(name), "{name}");
+        }
     }
 }

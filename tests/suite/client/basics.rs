@@ -116,6 +116,11 @@ async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
         (&["env", "test/text", "test/none"], 3, "test/none: "),
         (&["env", "test/text=1A"], 2, "test/text=VARIABLE"),
         (
+            &["exec", "test/text=A B", "--", "true"],
+            2,
+            "test/text=VARIABLE",
+        ),
+        (
             &["env", "test/text=A", "test/database-password=A"],
             2,
             "both for the variable A",
@@ -144,7 +149,7 @@ async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
         nothing.stderr.contains("latchkey [OPTIONS] <COMMAND>"),
         "{nothing:?}"
     );
-    // Every one that is refused is named, the first one last.
+    // Every one that is refused is named, in the order asked for, and the code is the first one's.
     let many = client
         .run(&["env", "test/none", "test/text", "prod/database-password"])
         .await;
@@ -152,8 +157,8 @@ async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
     let lines: Vec<_> = many.stderr.lines().collect();
     assert!(
         lines.len() == 2
-            && lines[0].contains("prod/database-password")
-            && lines[1].contains("test/none"),
+            && lines[0].contains("test/none")
+            && lines[1].contains("prod/database-password"),
         "{many:?}"
     );
     assert_eq!(many.stdout, "");

@@ -24,10 +24,7 @@ impl Format {
         }
         match wanted.iter().find(|wanted| !wanted.is_for_shells()) {
             None => Ok(()),
-            Some(Wanted { secret, variable }) => Err(Failure::usage(format!(
-                "{variable:?} is no variable's name (letters, digits and _, no digit first): name \
-                 one with {secret}=VARIABLE"
-            ))),
+            Some(wanted) => Err(wanted.refused("letters, digits and _, no digit first")),
         }
     }
 
