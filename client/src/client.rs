@@ -380,14 +380,43 @@ fn socket_of_env() -> PathBuf {
     }
     let default = Path::new(DEFAULT_SOCKET);
     if !default.exists()
-        && let Some(runtime) = variable("XDG_RUNTIME_DIR")
+        && let Some(socket) = socket_of_user()
+        && socket.exists()
     {
-        let socket = Path::new(&runtime).join("latchkey/agent.sock");
-        if socket.exists() {
-            return socket;
-        }
+        return socket;
     }
     default.to_owned()
+}
+
+/// Where an agent listens that a user runs for themselves.
+fn socket_of_user() -> Option<PathBuf> {
+    let runtime = variable("XDG_RUNTIME_DIR")?;
+    Some(Path::new(&runtime).join("latchkey/agent.sock"))
+}
+
+/// Where else a client has looked that has found nothing at this socket, for a person; nothing if it was told where to
+/// look, or has nowhere else to.
+#[cfg(feature = "cli")]
+pub(crate) fn also_looked_at(socket: &Path) -> Option<String> {
+    if socket != Path::new(DEFAULT_SOCKET) || variable(SOCKET_VARIABLE).is_some() {
+        return None;
+    }
+    match socket_of_user() {
+        Some(also) => Some(format!("there is none at {} either", also.display())),
+        // No user runs an agent in a pod.
+        None if is_in_pod() => None,
+        None => Some(
+            "XDG_RUNTIME_DIR is not set, below which a user's own agent listens, at latchkey/agent.sock"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Whether this is a container of a pod, as far as that can be told without the agent: the kubelet gives this variable
+/// to each of them.
+#[cfg(feature = "cli")]
+pub(crate) fn is_in_pod() -> bool {
+    variable("KUBERNETES_SERVICE_HOST").is_some()
 }
 
 /// A variable that is set to something.

@@ -1,6 +1,7 @@
 //! How a command ends that does not succeed: one line on stderr, and a code for scripts.
 
 use super::terminal;
+use crate::client::also_looked_at;
 use crate::error::ClientError;
 use crate::protocol::Code;
 use std::fmt;
@@ -98,10 +99,16 @@ impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match &error {
             ClientError::Refused(refusal) => Self::new(exit_of(refusal.code), error.to_string()),
-            ClientError::Unreachable { .. } => Self::new(
-                UNAVAILABLE,
-                format!("{error}; `latchkey doctor` says what is missing"),
-            ),
+            ClientError::Unreachable { socket, reason } => {
+                let also = (reason.kind() == io::ErrorKind::NotFound)
+                    .then(|| also_looked_at(socket))
+                    .flatten();
+                let also = also.map(|also| format!(" ({also})")).unwrap_or_default();
+                Self::new(
+                    UNAVAILABLE,
+                    format!("{error}{also}; `latchkey doctor` says what is missing"),
+                )
+            }
             ClientError::Interrupted(_) | ClientError::TimedOut => {
                 Self::new(UNAVAILABLE, error.to_string())
             }
