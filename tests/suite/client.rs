@@ -54,7 +54,7 @@ impl Client {
         }
     }
 
-    /// The command in the pod, with no variable but PATH and the socket's.
+    /// The command in the pod, with no variable but PATH, the socket's and the kubelet's.
     fn command(&self, arguments: &[&str]) -> Command {
         command_in(&self.pod, &self.sandbox.socket(), arguments)
     }
@@ -84,6 +84,7 @@ fn command_in(pod: &SandboxPod, socket: &Path, arguments: &[&str]) -> Command {
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
         .env("LATCHKEY_SOCKET", socket)
+        .env("KUBERNETES_SERVICE_HOST", "10.96.0.1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());

@@ -2,6 +2,7 @@
 
 mod inside;
 mod outside;
+mod place;
 mod report;
 mod socket;
 

@@ -1,5 +1,6 @@
 //! From inside a pod: the way of a request, step by step, as far as it goes.
 
+use super::place::{CHECK, Place, STDERR, user};
 use super::report::Report;
 use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
@@ -9,15 +10,16 @@ use crate::{Ask, Client, ListAsk};
 /// Walks the way of a request.
 pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option<&str>) -> Report {
     let mut report = Report::default();
-    if !socket::examine(&mut report, client.socket()).await {
+    let place = Place::of_environment();
+    if !socket::examine(&mut report, place, client.socket()).await {
         return report;
     }
     // Asked once: what a second try would hide is what is looked for.
     let client = client.clone().without_retries();
-    let Some(default) = readiness(&mut report, &client).await else {
+    let Some(default) = readiness(&mut report, place, &client).await else {
         return report;
     };
-    let Some(identity) = identity(&mut report, &client).await else {
+    let Some(identity) = identity(&mut report, place, &client).await else {
         return report;
     };
     let backend = backend.unwrap_or(&default);
@@ -38,6 +40,7 @@ pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option
         report.ok("role", format!("{backend}: {role}"));
     }
     let case = Case {
+        place: Place::of(&identity),
         identity: &identity,
         backend,
         role: role.as_deref(),
@@ -49,6 +52,7 @@ pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option
 
 /// What is tried with the identity.
 struct Case<'a> {
+    place: Place,
     identity: &'a Identity,
     backend: &'a str,
     role: Option<&'a str>,
@@ -56,22 +60,23 @@ struct Case<'a> {
 }
 
 /// Whether the agent is ready; the name of its default backend.
-async fn readiness(report: &mut Report, client: &Client) -> Option<String> {
+async fn readiness(report: &mut Report, place: Place, client: &Client) -> Option<String> {
     match client.readiness().await {
         Ok(health) if health.missing.is_empty() => {
             report.ok("agent", "ready");
             Some(health.backend)
         }
         Ok(health) => {
-            report
-                .fail(
-                    "agent",
-                    "agent_not_ready",
-                    format!("the agent of this node is not ready: it waits for {}", health.missing.join(", ")),
-                )
-                .next(AGENTS)
-                .next(AGENTS_LOG)
-                .next("kubectl -n latchkey exec ds/latchkey-agent -- /usr/bin/latchkey-agent check --config /etc/latchkey/config.toml");
+            let missing = health.missing.join(", ");
+            let text = format!("the agent of this {place} is not ready: it waits for {missing}");
+            let finding = report.absent("agent", "agent_not_ready", text);
+            match place {
+                Place::Pod => finding
+                    .next(AGENTS)
+                    .next(AGENTS_LOG)
+                    .next("kubectl -n latchkey exec ds/latchkey-agent -- /usr/bin/latchkey-agent check --config /etc/latchkey/config.toml"),
+                Place::Machine => finding.next(STDERR).next(CHECK),
+            };
             None
         }
         Err(ClientError::Refused(refusal)) => {
@@ -88,7 +93,7 @@ async fn readiness(report: &mut Report, client: &Client) -> Option<String> {
 }
 
 /// Who the agent says this is.
-async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
+async fn identity(report: &mut Report, place: Place, client: &Client) -> Option<Identity> {
     let error = match client.identity().await {
         Ok(identity) => {
             let Identity {
@@ -98,13 +103,15 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
                 node,
                 ..
             } = &identity;
-            let who = if pod.is_empty() {
-                format!("service account {namespace}/{service_account}, on a machine of its own")
-            } else {
-                format!("pod {namespace}/{pod}, service account {service_account}, node {node}")
+            let place = Place::of(&identity);
+            let who = match place {
+                Place::Pod => {
+                    format!("pod {namespace}/{pod}, service account {service_account}, node {node}")
+                }
+                Place::Machine => format!("{} is {namespace}/{service_account}", user()),
             };
             report.ok("attestation", who);
-            if identity.host_network && !pod.is_empty() {
+            if identity.host_network && place == Place::Pod {
                 report
                     .note(
                         "network",
@@ -127,6 +134,16 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
                 .refused("attestation", "ephemeral_container", refusal)
                 .next("kubectl exec -it POD -c CONTAINER -- latchkey doctor");
         }
+        Code::NotAttested if place == Place::Machine => {
+            report
+                .refused("attestation", "not_attested", refusal)
+                .next(format!(
+                    "{} is in no [[local.workload]] of the agent's configuration; or this is a container or a user \
+                     namespace, and the agent is outside of it",
+                    user()
+                ))
+                .next("why exactly is in the agent's log, on its stderr");
+        }
         Code::NotAttested => {
             report
                 .refused("attestation", "not_attested", refusal)
@@ -136,6 +153,11 @@ async fn identity(report: &mut Report, client: &Client) -> Option<Identity> {
         Code::Busy => over_limit(report, refusal),
         Code::Unavailable if refusal.step == Some(Step::Role) => {
             report.refused("role", "api_server", refusal);
+        }
+        Code::Unavailable if place == Place::Machine => {
+            report
+                .refused("attestation", "refused", refusal)
+                .next(STDERR);
         }
         Code::Unavailable => {
             report
@@ -210,6 +232,13 @@ impl Case<'_> {
                 let names_one = !refusal.message.contains("names no");
                 let cause = if names_one { "wrong_role" } else { "no_role" };
                 let finding = report.refused("role", cause, refusal);
+                if self.place == Place::Machine {
+                    finding.next(format!(
+                        "the role of {namespace}/{service_account} is in its [[local.workload]] of the agent's \
+                         configuration"
+                    ));
+                    return;
+                }
                 finding.next(format!(
                     "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
                 ));
@@ -255,18 +284,32 @@ impl Case<'_> {
             (Code::Unavailable, Some(Step::Exchange)) => {
                 report
                     .refused("exchange", "token_service_unreachable", refusal)
-                    .next("from the node, not from this pod: its network, DNS, proxy and clock")
+                    .next(match self.place {
+                        Place::Pod => {
+                            "from the node, not from this pod: its network, DNS, proxy and clock"
+                        }
+                        Place::Machine => "this machine's network, DNS, proxy and clock",
+                    })
                     .next(self.agents_log());
             }
             (_, Some(Step::Exchange)) => {
                 let finding = report.refused("exchange", "role_refused", refusal);
-                finding.next(format!(
-                    "the token says: sub is system:serviceaccount:{namespace}:{service_account}"
-                ));
+                finding.next(match self.place {
+                    Place::Pod => format!(
+                        "the token says: sub is system:serviceaccount:{namespace}:{service_account}"
+                    ),
+                    Place::Machine => {
+                        "it is taken on with the machine's credentials, which it has to trust"
+                            .to_owned()
+                    }
+                });
                 if let Some(role) = self.role.and_then(aws_role_name) {
                     finding
                         .next(format!("aws iam get-role --role-name {role} --query Role.AssumeRolePolicyDocument"))
-                        .next("aws iam list-open-id-connect-providers");
+                        .next(match self.place {
+                            Place::Pod => "aws iam list-open-id-connect-providers",
+                            Place::Machine => "aws sts get-caller-identity",
+                        });
                 }
             }
             (code, Some(Step::Secret)) => {
@@ -287,7 +330,7 @@ impl Case<'_> {
 
     /// Says that the role has been taken on, where there is one to take on.
     fn exchanged(&self, report: &mut Report) {
-        if self.role.is_some() {
+        if self.role.is_some_and(|role| !is_of_a_store(role)) {
             report.ok("exchange", "the role is given");
         }
     }
@@ -312,10 +355,19 @@ impl Case<'_> {
                 return;
             }
             (Code::Unavailable, _) => {
-                report
-                    .refused("secret", "vault_unreachable", refusal)
-                    .next("from the node, not from this pod: its network, DNS and proxy")
-                    .next(self.agents_log());
+                let finding = report.refused("secret", "vault_unreachable", refusal);
+                match self.place {
+                    // No network leads to a store: what it lacks, the agent has said.
+                    _ if self.role.is_some_and(is_of_a_store) => {}
+                    Place::Pod => {
+                        finding
+                            .next("from the node, not from this pod: its network, DNS and proxy");
+                    }
+                    Place::Machine => {
+                        finding.next("this machine's network, DNS and proxy");
+                    }
+                }
+                finding.next(self.agents_log());
                 return;
             }
             _ => {
@@ -336,7 +388,10 @@ impl Case<'_> {
                     .map_or("REGION", |(_, region)| region);
                 finding
                     .next(format!("aws secretsmanager describe-secret --secret-id {name} --region {region}"))
-                    .next("if it is in another region: annotate the service account with latchkey.dev/aws-region");
+                    .next(match self.place {
+                        Place::Pod => "if it is in another region: annotate the service account with latchkey.dev/aws-region",
+                        Place::Machine => "if it is in another region: backends.NAME.region in the agent's configuration",
+                    });
             }
             _ => {}
         }
@@ -344,11 +399,19 @@ impl Case<'_> {
 
     /// How to see the log of this node's agent.
     fn agents_log(&self) -> String {
+        if self.place == Place::Machine {
+            return STDERR.to_owned();
+        }
         let node = &self.identity.node;
         format!(
             "kubectl -n latchkey logs -c agent \"$(kubectl -n latchkey get pods -o name -l app.kubernetes.io/component=agent --field-selector spec.nodeName={node})\""
         )
     }
+}
+
+/// Whether a role is none that is taken on: a part of a folder or a password store, or all of it, as the agent says it.
+fn is_of_a_store(role: &str) -> bool {
+    role == "the whole store" || role.starts_with("folder ")
 }
 
 /// The name in the ARN of an IAM role, without its path.

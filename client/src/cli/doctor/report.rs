@@ -75,6 +75,17 @@ impl Report {
         self.add(step, Verdict::Fail, Some(cause), text.into())
     }
 
+    /// The agent is not there, or not for this process.
+    pub(super) fn absent(
+        &mut self,
+        step: &'static str,
+        cause: &'static str,
+        text: impl Into<String>,
+    ) -> &mut Finding {
+        self.exit = UNAVAILABLE;
+        self.fail(step, cause, text)
+    }
+
     /// Something that was asked for cannot be.
     pub(super) fn misused(&mut self, step: &'static str, cause: &'static str, text: String) {
         self.exit = USAGE;
@@ -98,8 +109,7 @@ impl Report {
 
     /// A request without an answer that says why.
     pub(super) fn unanswered(&mut self, step: &'static str, error: &ClientError) -> &mut Finding {
-        self.exit = UNAVAILABLE;
-        self.fail(step, "no_answer", error.to_string())
+        self.absent(step, "no_answer", error.to_string())
     }
 
     /// Whether something does not work.

@@ -1,14 +1,19 @@
 //! The first step: is the agent's directory here, and does somebody listen in it?
 
 use super::AGENTS;
+use super::place::{Place, START, STDERR, user};
 use super::report::{Finding, Report};
+use crate::client::also_looked_at;
 use std::fs::{self, FileType};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use tokio::net::UnixStream;
 
 const STEP: &str = "socket";
+
+/// The longest path that a socket can have, in bytes (unix(7)).
+const LONGEST: usize = 107;
 
 /// How a pod mounts the directory.
 const MOUNT: [&str; 3] = [
@@ -18,11 +23,20 @@ const MOUNT: [&str; 3] = [
 ];
 
 /// Looks at the socket. Whether it is worth going on.
-pub(super) async fn examine(report: &mut Report, socket: &Path) -> bool {
-    let Some(kind) = kind_of(report, socket) else {
+pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) -> bool {
+    let shown = socket.display();
+    let length = socket.as_os_str().len();
+    if length > LONGEST {
+        report.absent(
+            STEP,
+            "unreachable",
+            format!("{shown} has {length} bytes, and the path of a socket at most {LONGEST}"),
+        );
+        return false;
+    }
+    let Some(kind) = kind_of(report, place, socket) else {
         return false;
     };
-    let shown = socket.display();
     let is_mount = is_mount_point(socket);
     if kind.is_dir() || is_mount && !kind.is_socket() {
         mounted_as_file(
@@ -34,64 +48,114 @@ pub(super) async fn examine(report: &mut Report, socket: &Path) -> bool {
         return false;
     }
     if !kind.is_socket() {
-        report.fail(STEP, "no_socket", format!("{shown} is no socket"));
+        report.absent(STEP, "no_socket", format!("{shown} is no socket"));
         return false;
     }
-    dial(report, socket, is_mount).await
+    dial(report, place, socket, is_mount).await
 }
 
 /// What lies where the socket should; none if nothing does or it cannot be told, and then the report says why.
-fn kind_of(report: &mut Report, socket: &Path) -> Option<FileType> {
-    let Some(directory) = socket.parent().filter(|parent| parent.is_dir()) else {
-        let directory = socket.parent().unwrap_or(socket).display();
-        let finding = report.fail(
+fn kind_of(report: &mut Report, place: Place, socket: &Path) -> Option<FileType> {
+    let directory = match socket.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let nothing =
+        |error: &io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    let shown = directory.display();
+    let is_directory = match fs::metadata(directory) {
+        Err(error) if !nothing(&error) => {
+            hidden(report, place, directory, &error);
+            return None;
+        }
+        found => found.is_ok_and(|found| found.is_dir()),
+    };
+    if !is_directory {
+        let text = format!("{shown} is not there");
+        match place {
+            Place::Pod => mount(report.absent(
+                STEP,
+                "no_mount",
+                format!("{text}: the agent's directory is not mounted into this container"),
+            )),
+            Place::Machine => no_agent(report, socket, &text),
+        }
+        return None;
+    }
+    let error = match fs::metadata(socket) {
+        Ok(metadata) => return Some(metadata.file_type()),
+        Err(error) => error,
+    };
+    if !nothing(&error) {
+        hidden(report, place, socket, &error);
+        return None;
+    }
+    let text = format!("there is no socket in {shown}");
+    let is_image = || nearest_mount(directory).is_some_and(|mount| mount.is_image());
+    match place {
+        Place::Machine => no_agent(report, socket, &text),
+        Place::Pod if is_image() => mount(report.absent(
             STEP,
             "no_mount",
-            format!(
-                "{directory} is not there: the agent's directory is not mounted into this container"
-            ),
-        );
-        mount(finding);
-        return None;
-    };
-    match fs::metadata(socket) {
-        Ok(metadata) => Some(metadata.file_type()),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            let is_image = nearest_mount(directory).is_some_and(|mount| mount.is_image());
-            let directory = directory.display();
-            if is_image {
-                mount(report.fail(
-                    STEP,
-                    "no_mount",
-                    format!("{directory} is the image's own, without a socket: the agent's directory is not mounted over it"),
-                ));
-                return None;
-            }
+            format!("{shown} is the image's own, without a socket: the agent's directory is not mounted over it"),
+        )),
+        Place::Pod => {
             report
-                .fail(
+                .absent(
                     STEP,
                     "agent_down",
-                    format!("there is no socket in {directory}: no agent runs on this node, or what is mounted there is not its directory"),
+                    format!("{text}: no agent runs on this node, or what is mounted there is not its directory"),
                 )
                 .next(AGENTS)
                 .next(format!("latchkey doctor --pod {}", pod_name()));
-            None
-        }
-        Err(error) => {
-            report.fail(
-                STEP,
-                "unreadable",
-                format!("cannot look at {}: {error}", socket.display()),
-            );
-            None
         }
     }
+    None
+}
+
+/// Says that nothing is where the agent of a machine would be.
+fn no_agent(report: &mut Report, socket: &Path, text: &str) {
+    let finding = report.absent(
+        STEP,
+        "agent_down",
+        format!("{text}: no agent runs on this machine, or its socket is elsewhere"),
+    );
+    finding
+        .next(START)
+        .next("if one runs, its socket: --socket PATH, or LATCHKEY_SOCKET=PATH");
+    if let Some(also) = also_looked_at(socket) {
+        finding.next(also);
+    }
+}
+
+/// Says that it cannot be told what lies there.
+fn hidden(report: &mut Report, place: Place, path: &Path, error: &io::Error) {
+    let text = format!("cannot look at {}: {error}", path.display());
+    if error.kind() == ErrorKind::PermissionDenied {
+        permit(report.absent(STEP, "no_permission", text), place);
+    } else {
+        report.absent(STEP, "unreadable", text);
+    }
+}
+
+/// Says whom the agent's directory and socket let in.
+fn permit(finding: &mut Finding, place: Place) {
+    finding.next(match place {
+        Place::Pod => {
+            "the directory must have mode 0755 and the socket 0666; with SELinux, the label container_file_t".to_owned()
+        }
+        Place::Machine => format!(
+            "this is {}: an agent that serves only its own user lets no other into its directory; for several users, \
+             each has a [[local.workload]]",
+            user()
+        ),
+    });
 }
 
 /// Connects to the socket, which may be mounted as a file of its own. Whether it is worth going on.
 ///
 /// With tokio, whose sockets do not block: another one would wait in the kernel until a full queue has room.
-async fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
+async fn dial(report: &mut Report, place: Place, socket: &Path, is_mount: bool) -> bool {
     let shown = socket.display();
     match UnixStream::connect(socket).await {
         Ok(_) if is_mount => {
@@ -121,32 +185,24 @@ async fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
             false
         }
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
-            report
-                .fail(
-                    STEP,
-                    "agent_down",
-                    format!("nobody listens at {shown}: the agent of this node has died"),
-                )
-                .next(AGENTS)
-                .next("kubectl -n latchkey logs -c agent --previous POD, which is the one on this pod's node");
+            let text = format!("nobody listens at {shown}: the agent of this {place} has died");
+            let finding = report.absent(STEP, "agent_down", text);
+            match place {
+                Place::Pod => finding
+                    .next(AGENTS)
+                    .next("kubectl -n latchkey logs -c agent --previous POD, which is the one on this pod's node"),
+                Place::Machine => finding.next(STDERR).next(START),
+            };
             false
         }
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            report
-                .fail(
-                    STEP,
-                    "no_permission",
-                    format!("this process may not connect to {shown}: {error}"),
-                )
-                .next("the directory must have mode 0755 and the socket 0666; with SELinux, the label container_file_t");
+            let text = format!("this process may not connect to {shown}: {error}");
+            permit(report.absent(STEP, "no_permission", text), place);
             false
         }
         Err(error) => {
-            report.fail(
-                STEP,
-                "unreachable",
-                format!("cannot connect to {shown}: {error}"),
-            );
+            let text = format!("cannot connect to {shown}: {error}");
+            report.absent(STEP, "unreachable", text);
             false
         }
     }
@@ -155,7 +211,7 @@ async fn dial(report: &mut Report, socket: &Path, is_mount: bool) -> bool {
 fn mounted_as_file(report: &mut Report, text: &str) {
     mount(
         report
-            .fail(STEP, "file_mount", text)
+            .absent(STEP, "file_mount", text)
             .next("mount the directory, without subPath:"),
     );
 }

@@ -1,0 +1,63 @@
+//! Where the command runs: what to do next is one thing in a pod, and another on a machine without a cluster.
+
+use crate::client::is_in_pod;
+use crate::protocol::Identity;
+use std::fmt;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+
+/// How an agent is started on a machine of one's own.
+pub(super) const START: &str = "latchkey-agent --config deploy/local.toml";
+
+/// What such an agent lacks.
+pub(super) const CHECK: &str =
+    "latchkey-agent check --config FILE, with the agent's own configuration";
+
+/// Where such an agent tells what it does.
+pub(super) const STDERR: &str = "the agent's stderr says more";
+
+/// Where the command runs.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Place {
+    /// A container of a pod.
+    Pod,
+    /// A laptop, a VM or a CI job.
+    Machine,
+}
+
+impl Place {
+    /// As far as it can be told before the agent says who this is.
+    pub(super) fn of_environment() -> Self {
+        if is_in_pod() {
+            Self::Pod
+        } else {
+            Self::Machine
+        }
+    }
+
+    /// As the agent says.
+    pub(super) fn of(identity: &Identity) -> Self {
+        if identity.pod.is_empty() {
+            Self::Machine
+        } else {
+            Self::Pod
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    /// What the agent serves there.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pod => "node",
+            Self::Machine => "machine",
+        })
+    }
+}
+
+/// The user that the agent sees.
+pub(super) fn user() -> String {
+    // Whoever has no /proc knows the number by `id`.
+    let uid = fs::metadata("/proc/self").map(|own| own.uid().to_string());
+    uid.map_or_else(|_| "uid".to_owned(), |uid| format!("uid {uid}"))
+}
