@@ -14,6 +14,11 @@ use tokio::process::Command;
 const KUBECTL: &str = r#"#!/bin/sh
 answer="$(dirname "$0")/$*"
 [ -e "$answer" ] && exec cat "$answer"
+case "$*" in *" far-away "*)
+  echo "E1129 21:00:00.000000    7 memcache.go:265] \"Unhandled Error\" err=\"dial tcp: no such host\"" >&2
+  echo "Unable to connect to the server: dial tcp: no such host" >&2
+  exit 1 ;;
+esac
 [ "$1" = auth ] && { echo "Error from server (Forbidden): cannot impersonate" >&2; exit 1; }
 echo "Error from server (NotFound): there is no $*" >&2
 exit 1
@@ -380,6 +385,11 @@ async fn a_pod_that_is_not_there_and_a_missing_kubectl_are_said_in_one_line() {
         ended.stdout.contains("there is no pod test/none"),
         "{ended:?}"
     );
+    // Its log is not what it says.
+    let ended = run(path, &["doctor", "--pod", "test/far-away"]).await;
+    let line = "latchkey: kubectl: Unable to connect to the server: dial tcp: no such host\n";
+    assert_eq!(ended.stderr, line);
+    ended.failed(1, "Unable to connect");
     let nowhere = tempfile::tempdir().expect("a directory");
     let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
     command

@@ -116,7 +116,7 @@ impl Kubectl<'_> {
             let missing = if stderr.contains("NotFound") {
                 Missing::Object
             } else {
-                Missing::Failed(stderr.trim().replace('\n', "; "))
+                Missing::Failed(last_line(&stderr).to_owned())
             };
             return Ok(Err(missing));
         }
@@ -167,6 +167,11 @@ impl Kubectl<'_> {
             text(&output.stderr),
         ))
     }
+}
+
+/// What kubectl says at last. The lines before are its log, with a line for each try.
+fn last_line(stderr: &str) -> &str {
+    stderr.trim().lines().next_back().unwrap_or_default()
 }
 
 /// Whether a pod's volume is mounted by the driver.
