@@ -22,7 +22,8 @@ use tokio::time::sleep;
 ///
 /// The template is in Jinja's language. {{ secret("prod/db") }} stands for a secret's value, {{ secret("prod/db",
 /// key="password") }} for a member of its JSON object; stage= and backend= say which. Nothing is escaped unless the
-/// template says so: {{ secret("prod/db") | tojson }}, {{ secret("prod/db") | urlencode }}, which leaves / as it is.
+/// template says so: {{ secret("prod/db") | tojson }}, {{ secret("prod/db") | b64encode }},
+/// {{ secret("prod/db") | urlencode }}, which leaves / as it is.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("whom").args(["pid", "pid_file"]))]
 pub(crate) struct Render {

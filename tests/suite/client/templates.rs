@@ -28,10 +28,10 @@ async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped()
     client
         .sandbox
         .secret("test/json", r#"{"user":"u","pw":"<p&'\"@/ >"}"#);
-    let text = "a={{ secret(\"test/json\", key=\"pw\") }}\nb={{ secret(\"test/json\", key=\"pw\") | urlencode | replace(\"/\", \"%2F\") }}\nc={{ secret(\"test/json\", key=\"user\") | tojson }}\n{% if secret(\"test/database-password\") %}d{% endif %}\n\n";
+    let text = "a={{ secret(\"test/json\", key=\"pw\") }}\nb={{ secret(\"test/json\", key=\"pw\") | urlencode | replace(\"/\", \"%2F\") }}\nc={{ secret(\"test/json\", key=\"user\") | tojson }}{{ secret(\"test/json\", key=\"pw\") | b64encode }}\n{% if secret(\"test/database-password\") %}d{% endif %}\n\n";
     let template = file(&client, "app.j2", text);
     let template = template.to_str().expect("a path");
-    let right = "a=<p&'\"@/ >\nb=%3Cp%26%27%22%40%2F%20%3E\nc=\"u\"\nd\n\n";
+    let right = "a=<p&'\"@/ >\nb=%3Cp%26%27%22%40%2F%20%3E\nc=\"u\"PHAmJyJALyA+\nd\n\n";
     let rendered = client.run(&["render", template]).await;
     assert_eq!(rendered.printed(), right);
     let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
@@ -66,7 +66,32 @@ async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was(
         ("{{ secret(\"prod/x\") }}", 4, "app.j2:1: prod/x: "),
         ("a\nb\n{{ secret( }}", 1, "app.j2:3: "),
         ("{% if %}", 1, "app.j2:1: "),
-        ("{{ nothing }}", 1, "app.j2:1: undefined value"),
+        (
+            "{{ nothing }}",
+            1,
+            "app.j2:1: undefined value: {{ nothing }}",
+        ),
+        (
+            "\n{{ secret(\"test/database-password\").password | upper }}",
+            1,
+            "app.j2:2: undefined value: {{ secret(\"test/database-password\").password | upper }} \
+             (a member of a secret is secret(NAME, key=\"password\"))",
+        ),
+        (
+            "a {% if secret() %}b{% endif %} {{ c }}",
+            1,
+            "app.j2:1: missing argument: {% if secret() %} (a secret is secret(NAME))",
+        ),
+        (
+            "{{ secret(\"\") }}",
+            1,
+            "app.j2:1: a secret's name is missing",
+        ),
+        (
+            "{{ secret(\"test/database-password\", key=\"\") }}",
+            1,
+            "test/database-password: its key is empty",
+        ),
         ("{{ sercet(\"x\") }}", 1, "sercet"),
         (
             "{{ secret(\"test/database-password\", keys=\"k\") }}",

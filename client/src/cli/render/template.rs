@@ -3,6 +3,8 @@
 use crate::cli::failure::{Failure, OTHER, UNAVAILABLE};
 use crate::cli::watch::{Used, Watch};
 use crate::{Client, Secret};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use std::collections::BTreeMap;
@@ -62,7 +64,7 @@ impl Rendered {
 /// Naming file and line.
 pub(super) async fn render(client: &Client, name: &str, source: &str) -> Result<Rendered, Failure> {
     for _ in 0..TRIES {
-        let rendered = render_once(client, name, source.to_owned()).await?;
+        let rendered = render_once(client, name, source).await?;
         if rendered.is_of_one_version() {
             return Ok(rendered);
         }
@@ -71,9 +73,9 @@ pub(super) async fn render(client: &Client, name: &str, source: &str) -> Result<
     Err(Failure::new(UNAVAILABLE, text))
 }
 
-async fn render_once(client: &Client, name: &str, source: String) -> Result<Rendered, Failure> {
+async fn render_once(client: &Client, name: &str, source: &str) -> Result<Rendered, Failure> {
     let (asks, mut asked) = mpsc::channel(1);
-    let called = name.to_owned();
+    let (called, template) = (name.to_owned(), source.to_owned());
     // A template's functions are no futures: they wait on a thread of their own for what is read here. If nobody reads
     // any more, since the command is to end, they fail.
     let mut rendering = tokio::task::spawn_blocking(move || {
@@ -83,8 +85,9 @@ async fn render_once(client: &Client, name: &str, source: String) -> Result<Rend
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         let secret = move |name: String, options: Kwargs| ask(&asks, name, &options);
         environment.add_function("secret", secret);
+        environment.add_filter("b64encode", |text: String| BASE64.encode(text));
         environment
-            .render_named_str(&called, &source, ())
+            .render_named_str(&called, &template, ())
             .map(Zeroizing::new)
     });
     let mut reader = Reader {
@@ -108,17 +111,27 @@ async fn render_once(client: &Client, name: &str, source: String) -> Result<Rend
             text,
             secrets: reader.secrets,
         }),
-        Err(error) => Err(described(name, &error, reader.failure)),
+        Err(error) => Err(described(name, source, &error, reader.failure)),
     }
 }
 
 /// The template's function `secret`.
 fn ask(asks: &mpsc::Sender<Asked>, name: String, options: &Kwargs) -> Result<String, Error> {
+    let wrong = |text: String| Error::new(ErrorKind::BadSerialization, text);
+    if name.is_empty() {
+        return Err(wrong("a secret's name is missing: secret(NAME)".to_owned()));
+    }
+    // An empty one would be as if it were not there: the whole secret in place of a member.
+    let option = |what: &str| match options.get::<Option<String>>(what)? {
+        Some(text) if text.is_empty() => Err(wrong(format!("{name}: its {what} is empty"))),
+        option => Ok(option),
+    };
+    let (backend, stage, key) = (option("backend")?, option("stage")?, option("key")?);
     let used = Used {
         name,
-        backend: options.get("backend")?,
-        stage: options.get("stage")?,
-        key: options.get("key")?,
+        backend,
+        stage,
+        key,
     };
     options.assert_all_used()?;
     let (answer, answered) = oneshot::channel();
@@ -164,9 +177,10 @@ fn text_of(secret: &Secret) -> Result<String, Error> {
 }
 
 /// What is wrong, and where. A detail may quote a value, so only those are told that come from the template's own text
-/// or from us.
-fn described(name: &str, error: &Error, failure: Option<Failure>) -> Failure {
-    let detail = match (&failure, error.kind()) {
+/// or from us; in place of others, what the template has there.
+fn described(name: &str, source: &str, error: &Error, failure: Option<Failure>) -> Failure {
+    let kind = error.kind();
+    let detail = match (&failure, kind) {
         (Some(failure), _) => Some(failure.text()),
         (
             None,
@@ -181,9 +195,10 @@ fn described(name: &str, error: &Error, failure: Option<Failure>) -> Failure {
         ) => error.detail(),
         (None, _) => None,
     };
-    let what = match detail {
-        Some(detail) => detail.to_owned(),
-        None => error.kind().to_string(),
+    let what = match (detail, tag(source, error)) {
+        (Some(detail), _) => detail.to_owned(),
+        (None, Some(tag)) => format!("{kind}: {tag}{}", hint(kind, tag)),
+        (None, None) => kind.to_string(),
     };
     let place = match error.line() {
         Some(line) => format!("{name}:{line}"),
@@ -191,4 +206,28 @@ fn described(name: &str, error: &Error, failure: Option<Failure>) -> Failure {
     };
     let exit = failure.as_ref().map_or(OTHER, |failure| failure.exit);
     Failure::new(exit, format!("{place}: {what}"))
+}
+
+/// The tag that an error is in, such as `{{ secret("a") }}`, where it is on one line. The place of the error itself is not
+/// always a whole expression.
+fn tag<'a>(source: &'a str, error: &Error) -> Option<&'a str> {
+    let place = error.range()?;
+    let (before, after) = (source.get(..place.start)?, source.get(place.end..)?);
+    let begin = ["{{", "{%"].map(|mark| before.rfind(mark));
+    let end = ["}}", "%}"].map(|mark| after.find(mark));
+    let begin = begin.into_iter().flatten().max()?;
+    let end = end.into_iter().flatten().min()? + "}}".len();
+    let tag = source.get(begin..place.end + end)?;
+    (!tag.contains('\n')).then_some(tag)
+}
+
+/// How it is written, where somebody has most likely meant a secret.
+fn hint(kind: ErrorKind, tag: &str) -> &'static str {
+    match kind {
+        ErrorKind::MissingArgument if tag.contains("secret(") => " (a secret is secret(NAME))",
+        ErrorKind::UndefinedError if tag.contains("secret(") => {
+            " (a member of a secret is secret(NAME, key=\"password\"))"
+        }
+        _ => "",
+    }
 }
