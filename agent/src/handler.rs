@@ -259,7 +259,9 @@ impl Handling {
                 self.secret(ask).await
             }
             // Boxed, because each request would else carry the largest of them.
-            Ask::Batch { fresh } => Box::pin(self.batch(body, *fresh)).await,
+            Ask::Batch { backend, fresh } => {
+                Box::pin(self.batch(body, backend.as_deref(), *fresh)).await
+            }
             Ask::List(ask) => self.in_time(AGAIN, Box::pin(self.list(ask))).await,
             Ask::Identity => self.in_time(AGAIN, Box::pin(self.identity())).await,
         }

@@ -35,6 +35,8 @@ const ACCEPTED: usize = 32;
 pub(crate) enum Ask {
     /// Many secrets by name; the body is still to be read.
     Batch {
+        /// The backend of all of them.
+        backend: Option<String>,
         /// Past cache and reads that began before.
         fresh: bool,
     },
@@ -192,9 +194,10 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
             Ok(Target::Attested(Ask::Identity))
         }),
         "/v1/secrets:batchGet" => with(Route::Batch, &[Method::POST], &|| {
-            Query::of(head, &[])?;
+            let query = Query::of(head, &["backend"])?;
+            let backend = query.owned("backend");
             let fresh = asks_for_fresh(&head.headers);
-            Ok(Target::Attested(Ask::Batch { fresh }))
+            Ok(Target::Attested(Ask::Batch { backend, fresh }))
         }),
         "/v1/secrets" => with(Route::List, reads, &|| {
             Ok(Target::Attested(Ask::List(list(head)?)))

@@ -78,6 +78,13 @@ impl ListAsk<'_> {
     }
 }
 
+/// Where many names are asked for.
+pub(crate) fn batch_target(backend: Option<&str>) -> String {
+    let mut query = Query("/v1/secrets:batchGet".to_owned(), '?');
+    query.add("backend", backend);
+    query.0
+}
+
 /// A target, and what stands before its next parameter.
 struct Query(String, char);
 

@@ -1,6 +1,6 @@
 //! The client: what can be asked of an agent, each with its deadline.
 
-use crate::ask::{Ask, ListAsk};
+use crate::ask::{Ask, ListAsk, batch_target};
 use crate::error::{ClientError, Refusal};
 use crate::protocol::{
     BATCH_NAMES, BatchRequest, BatchResponse, Code, DEFAULT_SOCKET, HEADER_VARIABLE, Health,
@@ -220,6 +220,19 @@ impl Client {
         &self,
         names: impl IntoIterator<Item = N>,
     ) -> Result<Batch, ClientError> {
+        self.batch_get_from(None, names).await
+    }
+
+    /// The same from a backend by its name; the agent's default one if nothing is said.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached or refuses a whole batch.
+    pub async fn batch_get_from<N: Into<String>>(
+        &self,
+        backend: Option<&str>,
+        names: impl IntoIterator<Item = N>,
+    ) -> Result<Batch, ClientError> {
         let mut order = HashMap::new();
         let mut asked = Vec::new();
         for name in names.into_iter().map(Into::into) {
@@ -231,7 +244,7 @@ impl Client {
         }
         let mut batch = Batch::default();
         for names in asked.chunks(BATCH_NAMES) {
-            self.one_batch(names, &mut batch).await?;
+            self.one_batch(backend, names, &mut batch).await?;
         }
         let place = |name: &str| order.get(name).copied();
         batch.secrets.sort_by_key(|secret| place(&secret.name));
@@ -239,7 +252,12 @@ impl Client {
         Ok(batch)
     }
 
-    async fn one_batch(&self, names: &[String], batch: &mut Batch) -> Result<(), ClientError> {
+    async fn one_batch(
+        &self,
+        backend: Option<&str>,
+        names: &[String],
+        batch: &mut Batch,
+    ) -> Result<(), ClientError> {
         let request = BatchRequest {
             names: names.to_vec(),
         };
@@ -248,7 +266,7 @@ impl Client {
             body: serde_json::to_vec(&request)
                 .map_err(|error| ClientError::Unreadable(error.to_string()))?
                 .into(),
-            ..Call::get("/v1/secrets:batchGet".to_owned())
+            ..Call::get(batch_target(backend))
         };
         call.add(header::CONTENT_TYPE, "application/json");
         let answer = self.ask(call).await?;
@@ -286,8 +304,12 @@ impl Client {
                 retry_after: None,
             };
             let patience = until.saturating_duration_since(Instant::now());
+            let ask = Ask {
+                backend,
+                ..Ask::latest(&error.name)
+            };
             let again = if passes && !patience.is_zero() {
-                self.clone().patience(patience).get(&error.name).await
+                self.clone().patience(patience).read(&ask).await
             } else {
                 Err(ClientError::TimedOut)
             };

@@ -35,6 +35,7 @@ impl Handling {
     pub(super) async fn batch(
         &self,
         body: &mut Fuse<Incoming>,
+        backend: Option<&str>,
         fresh: bool,
     ) -> Result<Answer, RequestError> {
         let attest = self.connection.workload(self.began);
@@ -45,6 +46,8 @@ impl Handling {
         let admitted = async {
             let permit = workload.pod().quota.request()?;
             let names = self.in_time(FEWER, self.batch_names(body)).await?;
+            // Else each name would be refused for it.
+            self.services.backend(backend)?;
             let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
             workload.pod().quota.spend(more.saturating_sub(1))?;
             Ok((permit, names))
@@ -56,7 +59,7 @@ impl Handling {
         let size = &AtomicUsize::new(0);
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name, fresh, size).await;
+                let outcome = self.batched(workload, &name, backend, fresh, size).await;
                 (name, outcome)
             })
             .buffered(BATCH_WIDTH);
@@ -109,6 +112,7 @@ impl Handling {
         &self,
         workload: &Workload,
         name: &str,
+        backend: Option<&str>,
         fresh: bool,
         size: &AtomicUsize,
     ) -> Result<(Bytes, Room), (RequestError, Option<Room>)> {
@@ -119,6 +123,7 @@ impl Handling {
         let services = &self.services;
         let ask = SecretName::parse(name).map(|name| {
             let mut ask = SecretAsk {
+                backend: backend.map(str::to_owned),
                 fresh,
                 ..SecretAsk::plain(name)
             };

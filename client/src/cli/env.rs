@@ -6,6 +6,7 @@ use super::failure::Failure;
 use super::sink::Sink;
 use super::variables::{Secrets, Wanted};
 use super::{Reach, block_on};
+use clap::builder::NonEmptyStringValueParser;
 use format::Format;
 use std::process::ExitCode;
 use zeroize::Zeroizing;
@@ -18,6 +19,9 @@ pub(crate) struct Env {
     /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
     #[arg(value_name = "NAME[=VAR]", required = true)]
     names: Vec<Wanted>,
+    /// A backend other than the agent's default one, for all of them
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    backend: Option<String>,
     /// How they are written
     #[arg(long, value_enum, default_value_t = Format::Dotenv)]
     format: Format,
@@ -30,7 +34,7 @@ impl Env {
         // What could not be written is not asked for.
         self.format.check(&self.names)?;
         let client = reach.client()?;
-        let secrets = block_on(Secrets::read(&client, &self.names))?;
+        let secrets = block_on(Secrets::read(&client, self.backend.as_deref(), &self.names))?;
         let mut text = Zeroizing::new(Vec::new());
         self.format
             .write(&mut text, secrets.variables(&self.names))?;

@@ -3,6 +3,7 @@
 use super::failure::{Failure, OTHER, USAGE};
 use super::variables::{Secrets, Wanted};
 use super::{Reach, block_on, duration, serve, supervisor};
+use clap::builder::NonEmptyStringValueParser;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{AccessFlags, Pid, access};
@@ -33,6 +34,9 @@ pub(crate) struct Exec {
     /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
     #[arg(value_name = "NAME[=VAR]", required = true)]
     pub(super) names: Vec<Wanted>,
+    /// A backend other than the agent's default one, for all of them
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
+    pub(super) backend: Option<String>,
     /// Refuses to start if a variable of the environment holds the sentinel and no secret is named for it
     #[arg(long)]
     strict: bool,
@@ -71,7 +75,7 @@ impl Exec {
         if self.on_change {
             return serve(supervisor::run(&self, &client));
         }
-        let secrets = block_on(Secrets::read(&client, &self.names))?;
+        let secrets = block_on(Secrets::read(&client, self.backend.as_deref(), &self.names))?;
         let mut command = self.command(&secrets)?;
         // It returns only if it fails.
         Err(self.not_started(&command.exec()))

@@ -65,9 +65,9 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
         signal = ending(&mut signals) => {
             return Err(Failure::by_signal(SignalKind::from_raw(signal as i32)));
         }
-        outcome = Secrets::read(client, &exec.names) => outcome?,
+        outcome = Secrets::read(client, exec.backend.as_deref(), &exec.names) => outcome?,
     };
-    let mut watch = watch_of(&secrets);
+    let mut watch = watch_of(exec, &secrets);
     let child = exec.start(exec.command(&secrets)?)?;
     drop(secrets);
     let mut supervisor = Supervisor {
@@ -118,7 +118,7 @@ impl Supervisor<'_> {
     async fn react(&mut self) -> Result<After, Failure> {
         // The new values first: the program goes on with the old ones as long as there are no others.
         let secrets = loop {
-            let read = Secrets::read(self.client, &self.exec.names);
+            let read = Secrets::read(self.client, self.exec.backend.as_deref(), &self.exec.names);
             tokio::select! {
                 code = self.program() => return Ok(After::Ended(code)),
                 outcome = read => match outcome {
@@ -135,7 +135,7 @@ impl Supervisor<'_> {
         if self.leaving {
             return Ok(After::Ended(self.program().await));
         }
-        let watch = watch_of(&secrets);
+        let watch = watch_of(self.exec, &secrets);
         if let Some(signal) = self.exec.signal {
             self.send(signal);
             return Ok(After::GoesOn(watch));
@@ -196,10 +196,14 @@ impl Supervisor<'_> {
     }
 }
 
-fn watch_of(secrets: &Secrets) -> Watch {
+fn watch_of(exec: &Exec, secrets: &Secrets) -> Watch {
     let mut watch = Watch::default();
     for secret in secrets.iter() {
-        watch.add(Used::latest(&secret.name), secret);
+        let used = Used {
+            backend: exec.backend.clone(),
+            ..Used::latest(&secret.name)
+        };
+        watch.add(used, secret);
     }
     watch
 }

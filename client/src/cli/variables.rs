@@ -93,7 +93,11 @@ impl FromStr for Wanted {
 
 impl Secrets {
     /// Reads all, or says what is wrong with each that cannot be read.
-    pub(crate) async fn read(client: &Client, wanted: &[Wanted]) -> Result<Self, Failure> {
+    pub(crate) async fn read(
+        client: &Client,
+        backend: Option<&str>,
+        wanted: &[Wanted],
+    ) -> Result<Self, Failure> {
         check_once(wanted)?;
         let mut seen = HashSet::new();
         let mut names: Vec<&str> = wanted.iter().map(|wanted| &*wanted.secret).collect();
@@ -102,7 +106,9 @@ impl Secrets {
         let mut secrets = HashMap::new();
         let mut refused = Vec::new();
         for names in names.chunks(AT_ONCE) {
-            let mut batch = client.batch_get(names.iter().copied()).await?;
+            let mut batch = client
+                .batch_get_from(backend, names.iter().copied())
+                .await?;
             refused.append(&mut batch.refused);
             for secret in batch.secrets {
                 secrets.insert(secret.name.clone(), secret);

@@ -304,6 +304,21 @@ async fn what_a_batch_has_no_room_for_is_asked_for_alone_and_what_is_refused_is_
 }
 
 #[tokio::test]
+async fn what_is_asked_for_alone_after_a_batch_is_asked_of_the_same_backend() {
+    let errors = r#"{"secrets":[],"errors":[
+        {"name":"n","error":"too large together","code":"too_large","status":413}]}"#;
+    let agent = Scripted::start(vec![answer(200, "", errors), answer(200, "", SECRET)]);
+    let agent = agent.expect("a socket");
+    let batch = agent.client().batch_get_from(Some("a b"), ["n"]).await;
+    assert_eq!(batch.expect("a batch").secrets.len(), 1);
+    let [first, second] = &agent.asked()[..] else {
+        panic!("{:?}", agent.asked());
+    };
+    assert!(first.starts_with("POST /v1/secrets:batchGet?backend=a%20b "));
+    assert!(second.starts_with("GET /v1/secrets/n?backend=a%20b "));
+}
+
+#[tokio::test]
 async fn a_word_that_is_new_in_a_batch_costs_no_more_than_the_name_that_it_is_about() {
     let body = r#"{"secrets":[{"name":"n","value":"v","version":"1","backend":"aws"}],"errors":[
         {"name":"x","error":"not today","code":"quota_of_tuesday","status":403,"step":"dance"},

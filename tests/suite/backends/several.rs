@@ -6,6 +6,7 @@ use testkit::clouds;
 use testkit::clouds::Cloud as _;
 use testkit::clouds::azure::Azure;
 use testkit::sandbox::{Sandbox, password};
+use testkit::workload::Request;
 
 #[tokio::test]
 async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobodys_way() {
@@ -80,6 +81,27 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
             "{body}"
         );
     }
+    let batch = async |query: &str| {
+        let path = format!("/v1/secrets:batchGet{query}");
+        let request = Request::new("POST", &path).body(r#"{"names":["both/database-password"]}"#);
+        pod.request(request).await.expect("an answer")
+    };
+    for (query, value, backend) in [
+        ("", "from AWS", "aws"),
+        ("?backend=azure", &*password("both"), "azure"),
+        ("?backend=gcp", &*password("both"), "gcp"),
+    ] {
+        let body = batch(query).await.json();
+        let secret = &body["secrets"][0];
+        assert_eq!(
+            (&secret["value"], &secret["backend"]),
+            (&value.into(), &backend.into()),
+            "{body}"
+        );
+    }
+    // As a whole, and not each name.
+    let unknown = batch("?backend=pass").await;
+    unknown.must_be_refused(400, "invalid_request");
     let away = ask("?backend=away").await;
     assert_eq!(
         (away.status, &*code(&away)),

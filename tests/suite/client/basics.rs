@@ -98,6 +98,39 @@ async fn a_binary_value_is_written_byte_by_byte_into_a_file_of_its_own() {
 }
 
 #[tokio::test]
+async fn variables_come_from_the_backend_that_is_named_for_them() {
+    needs_workloads!();
+    let store = tempfile::tempdir().expect("a directory");
+    fs::create_dir(store.path().join("test")).expect("a directory");
+    fs::write(store.path().join("test/database-password"), "from a file").expect("a file");
+    let client = Client::with(|settings| {
+        settings
+            .set("default_backend", "aws")
+            .set("backends.files.type", "file")
+            .set("backends.files.path", store.path().display())
+    })
+    .await;
+    let name = "test/database-password=DB";
+    for (backend, value) in [
+        (&[][..], &*password("test")),
+        (&["--backend", "files"], "from a file"),
+    ] {
+        let env = [&["env", name, "--format", "json"], backend].concat();
+        let right = format!("{{\"DB\":\"{value}\"}}\n");
+        assert_eq!(client.run(&env).await.printed(), right);
+        let program = ["--", "sh", "-c", "printf %s \"$DB\""];
+        let exec = [&["exec", name], backend, &program].concat();
+        assert_eq!(client.run(&exec).await.printed(), value);
+        let stays = [&["exec", "--on-change", name], backend, &program].concat();
+        assert_eq!(client.run(&stays).await.printed(), value);
+    }
+    client
+        .run(&["env", name, "--backend", "none"])
+        .await
+        .failed(2, "no backend of that name");
+}
+
+#[tokio::test]
 async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
     needs_workloads!();
     let client = Client::start().await;

@@ -115,6 +115,31 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
 }
 
 #[tokio::test]
+async fn the_backend_that_is_named_is_the_one_that_is_watched() {
+    needs_workloads!();
+    let store = tempfile::tempdir().expect("a directory");
+    let secret = store.path().join("test/only-here");
+    fs::create_dir(store.path().join("test")).expect("a directory");
+    fs::write(&secret, "old").expect("a file");
+    let client = Client::with(|settings| {
+        settings
+            .set("default_backend", "aws")
+            .set("backends.files.type", "file")
+            .set("backends.files.path", store.path().display())
+    })
+    .await;
+    let script = "echo \"begins $DB\"; exec sleep 600";
+    let exec = ["exec", "--on-change", "--backend", "files"];
+    let program = ["test/only-here=DB", "--", "sh", "-c", script];
+    let mut staying = Staying::start(client.command(&[&exec[..], &program].concat()));
+    assert_eq!(staying.line().await, "begins old");
+    fs::write(&secret, "new, and longer").expect("a file");
+    assert_eq!(staying.line().await, "begins new, and longer");
+    staying.signal(Signal::SIGTERM);
+    staying.end().await;
+}
+
+#[tokio::test]
 async fn an_agent_that_is_watched_leaves_all_the_same_and_the_next_one_tells_of_the_change() {
     needs_workloads!();
     let mut client = Client::start().await;
