@@ -390,7 +390,7 @@ impl Case<'_> {
                     .next(format!("aws secretsmanager describe-secret --secret-id {name} --region {region}"))
                     .next(match self.place {
                         Place::Pod => "if it is in another region: annotate the service account with latchkey.dev/aws-region",
-                        Place::Machine => "if it is in another region: backends.NAME.region in the agent's configuration",
+                        Place::Machine => "if it is in another region: the agent's backends.NAME.region",
                     });
             }
             _ => {}

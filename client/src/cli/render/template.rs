@@ -208,8 +208,8 @@ fn described(name: &str, source: &str, error: &Error, failure: Option<Failure>) 
     Failure::new(exit, format!("{place}: {what}"))
 }
 
-/// The tag that an error is in, such as `{{ secret("a") }}`, where it is on one line. The place of the error itself is not
-/// always a whole expression.
+/// The tag that an error is in, such as `{{ secret("a") }}`, where it is on one line. The place of the error itself is
+/// not always a whole expression.
 fn tag<'a>(source: &'a str, error: &Error) -> Option<&'a str> {
     let place = error.range()?;
     let (before, after) = (source.get(..place.start)?, source.get(place.end..)?);
