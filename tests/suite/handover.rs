@@ -156,7 +156,7 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
         .await
         .expect("an answer");
     assert_eq!(first.header("connection"), None);
-    let mut successor = agent(&sandbox).await;
+    let successor = agent(&sandbox).await;
     let took = "took the socket over from another agent";
     successor.until_line(took).await.expect("it says so");
     assert!(!old.stderr().join("").contains(took), "there was nobody");

@@ -270,7 +270,9 @@ mod tests {
     fn who_is_on_the_way_to_a_file_of_the_set_before_finds_it_until_that_is_swept_away() {
         let (directory, folder) = folder();
         folder.put(&[file("a", 0o440, "1")]).expect("it is put");
-        let before = directory.path().join(fs::read_link(directory.path().join(DATA)).expect("a set"));
+        let before = directory
+            .path()
+            .join(fs::read_link(directory.path().join(DATA)).expect("a set"));
         assert!(folder.put(&[file("a", 0o440, "2")]).expect("it is put"));
         assert_eq!(fs::read(before.join("a")).expect("it is there"), b"1");
         folder.sweep().expect("it is swept");
