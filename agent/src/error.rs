@@ -13,6 +13,9 @@ const MESSAGE_LIMIT: usize = 1024;
 /// What clients are told to wait when nothing better is known.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// The same where somebody has to do something first, such as unlock a key.
+const MENDED_AFTER: Duration = Duration::from_secs(60);
+
 /// A failed request. Cloning is cheap, because requests that shared one vault call share its error.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
@@ -84,10 +87,11 @@ impl RequestError {
         self
     }
 
-    /// The same error without a time to come back: it stays until somebody does what its text says.
+    /// The same error, which stays until somebody does what its text says: a client that waits no longer than its own
+    /// timeout, as most do, gives up at once.
     #[must_use]
     pub(crate) fn until_mended(mut self) -> Self {
-        self.retry_after = None;
+        self.retry_after = Some(MENDED_AFTER);
         self
     }
 

@@ -97,7 +97,7 @@ fn is_there(error: &ClientError) -> bool {
 fn may_help(error: &ClientError, broken: Instant) -> bool {
     match error {
         ClientError::Refused(refusal) => match refusal.code {
-            // Without a time to come back, somebody has to do something first, such as unlock a key.
+            // Without a time to come back it is no use, as for a batch of more names than the pod's rate.
             Code::Unavailable | Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
             _ => false,
         },

@@ -112,7 +112,7 @@ async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for
     let locked = scene.read("locked/db").await;
     locked.must_be_refused(503, "unavailable");
     // Nothing but a person unlocks it.
-    assert_eq!(locked.header("retry-after"), None);
+    assert_eq!(locked.header("retry-after"), Some("60"));
     assert!(
         locked.text().contains("unlock it in gpg-agent"),
         "{}",

@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn when_to_come_back_is_said_only_of_what_may_pass_by_itself() {
+    fn what_does_not_pass_by_itself_is_not_to_be_asked_again_soon() {
         for (stderr, told, passes) in [
             (
                 "[GNUPG:] KEY_CONSIDERED 1 0\n[GNUPG:] DECRYPTION_FAILED\n",
@@ -268,7 +268,8 @@ mod tests {
             let error = answer_to(stderr);
             assert_eq!(error.code, Code::Unavailable, "{stderr}");
             assert!(error.message.contains(told), "{stderr}: {error}");
-            assert_eq!(error.retry_after.is_some(), passes, "{stderr}");
+            let wait = error.retry_after.expect("a time to come back");
+            assert_eq!(wait.as_secs(), if passes { 1 } else { 60 }, "{stderr}");
         }
     }
 }
