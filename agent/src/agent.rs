@@ -74,8 +74,8 @@ impl Agent {
         let pinning = Pinning::probe().map_err(StartError::Probe)?;
         let path = preflight::socket_path(&config)?;
         path.sweep();
-        let admin = admin::bind(config.listen.admin)
-            .map_err(|error| StartError::Admin(config.listen.admin, error))?;
+        let address = config.listen.admin;
+        let admin = admin::bind(address).map_err(|source| StartError::Admin { address, source })?;
         let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         metrics.begin_backends(config.backends.keys());

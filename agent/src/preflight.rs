@@ -24,10 +24,11 @@ mod rights;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// The port of `listen.admin`.
-    #[error(
-        "cannot listen on listen.admin {0}: {1}: name another port, with --set listen.admin=127.0.0.1:PORT"
-    )]
-    Admin(SocketAddr, #[source] io::Error),
+    #[error("cannot listen on listen.admin {address}: {source}{}", another_port(.address, .source))]
+    Admin {
+        address: SocketAddr,
+        source: io::Error,
+    },
     /// The kubepods root.
     #[error("cannot learn the node's kubepods root: {0}")]
     Anchor(#[source] AnchorError),
@@ -74,6 +75,16 @@ pub(crate) enum StartError {
     /// Where the agent runs.
     #[error("cannot find out where the agent itself runs: {0}")]
     Surroundings(#[source] io::Error),
+}
+
+/// What to do where it is the port that is taken.
+fn another_port(address: &SocketAddr, error: &io::Error) -> String {
+    if error.kind() != io::ErrorKind::AddrInUse {
+        return String::new();
+    }
+    let mut address = address.to_string();
+    address.truncate(address.rfind(':').unwrap_or_default());
+    format!(": name another port, with --set listen.admin={address}:PORT")
 }
 
 /// One check and how it went.

@@ -49,6 +49,8 @@ pub(crate) struct Volumes {
     pinning: Pinning,
     /// How often files are read again.
     refresh: Duration,
+    /// Held while a volume has two sets of files: one volume at a time.
+    exchange: tokio::sync::Mutex<()>,
     open: Mutex<BTreeMap<Key, Open>>,
     control: Mutex<Option<Open>>,
 }
@@ -87,6 +89,7 @@ impl Volumes {
             metrics,
             pinning,
             refresh: config.refresh,
+            exchange: tokio::sync::Mutex::default(),
             open: Mutex::default(),
             control: Mutex::default(),
         }

@@ -190,7 +190,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 /// (pid_namespaces(7)), it ends by those that ask for that.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     serve(async {
-        let work = telling(terminal::waiting, work);
         if std::process::id() != 1 {
             return work.await;
         }
@@ -236,7 +235,7 @@ fn serve<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure
         .enable_all()
         .build()
         .map_err(|error| Failure::other(format!("cannot start: {error}")))?
-        .block_on(work)
+        .block_on(telling(terminal::waiting, work))
 }
 
 #[cfg(test)]

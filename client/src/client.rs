@@ -424,6 +424,7 @@ pub(crate) fn also_looked_at(socket: &Path) -> Option<String> {
         return None;
     }
     match socket_of_user() {
+        Some(also) if also.exists() => None,
         Some(also) => Some(format!("there is none at {} either", also.display())),
         // No user runs an agent in a pod.
         None if is_in_pod() => None,

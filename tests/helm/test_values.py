@@ -327,6 +327,8 @@ class Configuration(unittest.TestCase):
             (parent / "Chart.yaml").write_text(f"apiVersion: v2\nname: parent\nversion: 0.1.0\ndependencies: [{part}]\n")
             (parent / "values.yaml").write_text("latchkey: {enabled: true}\n")
             self.assertIn("kind: DaemonSet", cli.rendered(parent, "parent", "parent", {}))
+            without = cli.rendered(parent, "parent", "parent", {"latchkey": {"enabled": False}})
+            self.assertNotIn("kind: DaemonSet", without)
 
     def test_an_older_cluster_can_do_without_surge(self):
         strategy = chart.one("DaemonSet", {"updateStrategy": {"rollingUpdate": {"maxSurge": None, "maxUnavailable": 1}}})

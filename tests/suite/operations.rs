@@ -64,7 +64,7 @@ async fn who_connects_to_a_leaving_agent_and_says_nothing_does_not_hold_it_up() 
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
-    // It accepts for a second after the last one that came.
+    // It accepts for 750 ms after the last one that came.
     pod.get("/ping").await.expect("an answer");
     agent.signal(Signal::SIGTERM).expect("it runs");
     agent.until_line("\"draining\"").await.expect("it leaves");

@@ -330,10 +330,7 @@ impl Pods {
                 Err(error) => {
                     failures.inc();
                     tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
-                    if matches!(
-                        error,
-                        watcher::Error::WatchStartFailed(kube::Error::Api(status)) if status.code == 410
-                    ) {
+                    if is_gone(&error) {
                         return;
                     }
                     sleep(waits.take()).await;
@@ -432,6 +429,15 @@ impl Pods {
                 outcome => self.drop_entry(uid, outcome.is_ok()),
             }
         }
+    }
+}
+
+/// Whether the server has forgotten the version to watch from. It says so with a status, or with an event in the stream.
+fn is_gone(error: &watcher::Error) -> bool {
+    match error {
+        watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchError(status) => status.code == 410,
+        _ => false,
     }
 }
 

@@ -46,8 +46,6 @@ impl Handling {
         let admitted = async {
             let permit = workload.pod().quota.request()?;
             let names = self.in_time(FEWER, self.batch_names(body)).await?;
-            // Else each name would be refused for it.
-            self.services.backend(backend)?;
             let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
             workload.pod().quota.spend(more.saturating_sub(1))?;
             Ok((permit, names))
@@ -56,6 +54,11 @@ impl Handling {
             Ok(admitted) => admitted,
             Err(error) => return self.refused_whole(Some(workload), error).await,
         };
+        // Else each name would be refused for it.
+        if let Err(error) = self.services.backend(backend) {
+            self.line_of_all(Some(workload), &error).await?;
+            return Err(error);
+        }
         let size = &AtomicUsize::new(0);
         let mut reads = stream::iter(names)
             .map(|name| async move {
@@ -75,10 +78,17 @@ impl Handling {
                     bodies.push(body);
                     rooms.push(room);
                 }
-                Err((error, room)) => {
+                Err(error) => {
                     codes.insert(error.code);
-                    errors.push(response::batch_error(&name, &error));
-                    rooms.extend(room);
+                    let refusal = response::batch_error(&name, &error);
+                    // It may be long; the one that says that there is no room is short.
+                    errors.push(match workload.pod().quota.answer(refusal.len() as u64) {
+                        Ok(room) => {
+                            rooms.push(room);
+                            refusal
+                        }
+                        Err(busy) => response::batch_error(&name, &busy),
+                    });
                 }
             }
         }
@@ -90,7 +100,7 @@ impl Handling {
         Ok(response::held(answer, rooms))
     }
 
-    /// The line of a batch that is refused before its names are looked at; it stands for all of its names.
+    /// The end of a batch that is refused before its names are known.
     async fn refused_whole(
         &self,
         workload: Option<&Workload>,
@@ -98,16 +108,24 @@ impl Handling {
     ) -> Result<Answer, RequestError> {
         // What is no batch asks for nothing.
         if error.code != Code::InvalidRequest {
-            let mut record = self.record("").await?;
-            record.workload = workload.cloned();
-            record.close(Some(&error))?;
+            self.line_of_all(workload, &error).await?;
         }
         Err(error)
     }
 
-    /// One name of a batch, with a line of its own. `size` is that of all values so far. What it is answered with has
-    /// room among what the pod has not read, and so has a refusal, which may be long; the one that says that there is
-    /// no room is short.
+    /// Writes the one line that stands for all names of a batch.
+    async fn line_of_all(
+        &self,
+        workload: Option<&Workload>,
+        error: &RequestError,
+    ) -> Result<(), RequestError> {
+        let mut record = self.record("").await?;
+        record.workload = workload.cloned();
+        record.close(Some(error))
+    }
+
+    /// One name of a batch, with a line of its own. `size` is that of all values so far. A value has room among what the
+    /// pod has not read.
     async fn batched(
         &self,
         workload: &Workload,
@@ -115,7 +133,7 @@ impl Handling {
         backend: Option<&str>,
         fresh: bool,
         size: &AtomicUsize,
-    ) -> Result<(Bytes, Room), (RequestError, Option<Room>)> {
+    ) -> Result<(Bytes, Room), RequestError> {
         let quota = &workload.pod().quota;
         let began = Instant::now();
         // First, so that those who wait for it hold no place in the trail.
@@ -134,7 +152,7 @@ impl Handling {
         let recorded = ask
             .as_ref()
             .map_or(beginning(name), |ask| ask.name.as_str());
-        let mut record = self.record(recorded).await.map_err(|error| (error, None))?;
+        let mut record = self.record(recorded).await?;
         record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
@@ -153,15 +171,8 @@ impl Handling {
             let room = quota.answer(u64::try_from(body.len()).unwrap_or(u64::MAX))?;
             Ok((body, room))
         };
-        let outcome = self.in_time(FEWER, work).await.map_err(|error| {
-            let size = response::batch_error(name, &error).len();
-            match quota.answer(u64::try_from(size).unwrap_or(u64::MAX)) {
-                Ok(room) => (error, Some(room)),
-                Err(busy) => (busy, None),
-            }
-        });
-        let refused = outcome.as_ref().err().map(|(error, _)| error);
-        record.close(refused).map_err(|error| (error, None))?;
+        let outcome = self.in_time(FEWER, work).await;
+        record.close(outcome.as_ref().err())?;
         outcome
     }
 
@@ -173,7 +184,9 @@ impl Handling {
             let Ok(part) = part else {
                 // Where the next request would begin cannot be said.
                 self.connection.close_after_answer();
-                return Err(RequestError::invalid("the body did not arrive whole"));
+                return Err(RequestError::invalid(
+                    "the body did not arrive whole, or came in chunks that are too small",
+                ));
             };
             let Ok(data) = part.into_data() else {
                 continue;

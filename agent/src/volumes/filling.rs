@@ -196,6 +196,13 @@ impl Volumes {
     }
 
     async fn put(&self, key: &Key, filling: &Filling, files: &[FileMade]) -> Result<bool, Failure> {
+        let folder = Folder::of(self.store.directory(key));
+        let was_filled = folder.is_filled();
+        // Before a pod starts there is no set to exchange.
+        let _exchange = match was_filled {
+            true => Some(self.exchange.lock().await),
+            false => None,
+        };
         // Two agents may be at it in a hand-over.
         let path = self.path_of(key);
         let lock = async || match &path {
@@ -217,10 +224,8 @@ impl Volumes {
         }
         // From here to the last byte no other volume has its turn: two cannot both have the last room.
         self.must_have_room(key, filling.volume.pod.uid, files)?;
-        let folder = Folder::of(self.store.directory(key));
         let unwritten =
             |error| Failure::unavailable(format!("the volume's files cannot be written: {error}"));
-        let was_filled = folder.is_filled();
         let changed = folder.put(files).map_err(unwritten)?;
         if was_filled && changed {
             drop(held);

@@ -4,7 +4,7 @@ import http from "node:http";
 const getSecret = (name) =>
   new Promise((resolve, reject) => {
     const request = {
-      socketPath: process.env.LATCHKEY_SOCKET ?? "/run/latchkey/agent.sock",
+      socketPath: process.env.LATCHKEY_SOCKET || "/run/latchkey/agent.sock",
       path: `/v1/secrets/${name}`,
       signal: AbortSignal.timeout(15_000),
     };

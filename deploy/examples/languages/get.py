@@ -11,7 +11,7 @@ class Agent(http.client.HTTPConnection):
     def connect(self):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
-        self.sock.connect(os.environ.get("LATCHKEY_SOCKET", "/run/latchkey/agent.sock"))
+        self.sock.connect(os.environ.get("LATCHKEY_SOCKET") or "/run/latchkey/agent.sock")
 
 
 def get_secret(name):

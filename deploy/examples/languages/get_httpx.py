@@ -6,7 +6,7 @@ import sys
 import httpx
 
 agent = httpx.Client(
-    transport=httpx.HTTPTransport(uds=os.environ.get("LATCHKEY_SOCKET", "/run/latchkey/agent.sock")),
+    transport=httpx.HTTPTransport(uds=os.environ.get("LATCHKEY_SOCKET") or "/run/latchkey/agent.sock"),
     base_url="http://localhost",
     timeout=15,
 )

@@ -1,7 +1,7 @@
 // Prints a secret: node get_undici.mjs NAME
 import { Agent, request } from "undici";
 
-const socketPath = process.env.LATCHKEY_SOCKET ?? "/run/latchkey/agent.sock";
+const socketPath = process.env.LATCHKEY_SOCKET || "/run/latchkey/agent.sock";
 const dispatcher = new Agent({ connect: { socketPath } });
 
 async function getSecret(name) {

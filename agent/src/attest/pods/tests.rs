@@ -354,18 +354,20 @@ async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
 
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_forgets_what_it_has_just_listed_is_asked_less_and_less_often() {
-    let lists = lists_in_a_minute(|uri| match uri.query() {
-        Some(query) if query.contains("watch=true") => {
-            let gone = serde_json::json!({
-                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                "message": "too old resource version", "reason": "Expired", "code": 410,
-            });
-            (410, gone.to_string())
-        }
-        _ => (200, list(&[pod("20", false)])),
-    })
-    .await;
-    assert!((20..=25).contains(&lists), "{lists}");
+    let gone = serde_json::json!({
+        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+        "message": "too old resource version", "reason": "Expired", "code": 410,
+    });
+    let event = serde_json::json!({"type": "ERROR", "object": gone});
+    // Kubernetes says it in the stream.
+    for (status, answer) in [(410, gone.to_string()), (200, format!("{event}\n"))] {
+        let lists = lists_in_a_minute(move |uri| match uri.query() {
+            Some(query) if query.contains("watch=true") => (status, answer.clone()),
+            _ => (200, list(&[pod("20", false)])),
+        });
+        let lists = lists.await;
+        assert!((20..=25).contains(&lists), "{status}: {lists}");
+    }
 }
 
 #[tokio::test]

@@ -225,9 +225,10 @@ fn tag<'a>(source: &'a str, error: &Error) -> Option<&'a str> {
 fn hint(kind: ErrorKind, tag: &str) -> &'static str {
     match kind {
         ErrorKind::MissingArgument if tag.contains("secret(") => " (a secret is secret(NAME))",
-        ErrorKind::UndefinedError if tag.contains("secret(") => {
+        ErrorKind::UndefinedError if tag.contains(").") => {
             " (a member of a secret is secret(NAME, key=\"password\"))"
         }
+        ErrorKind::UndefinedError if tag.contains("secret(") => " (a secret's name is in quotes)",
         _ => "",
     }
 }
