@@ -1,8 +1,8 @@
 //! Peer → workload: which pod of this node is the process at the other end?
 //!
-//! The kernel names the process ([`crate::peer`]), its cgroup names a pod UID ([`cgroup`]), and the API server's
-//! word says what that UID is ([`pods`]). Only all three together ([`node`]) make a [`Workload`], which nothing else can
-//! make. Outside of Kubernetes a uid takes the place of the pod ([`local`]), and in a sidecar the socket itself is the proof.
+//! The kernel names the process ([`crate::peer`]), its cgroup names a pod UID ([`cgroup`]), and the API server says
+//! what that UID is ([`pods`]). Only all three together ([`node`]) make a [`Workload`], and nothing else can make one.
+//! Outside of Kubernetes a uid takes the place of the pod ([`local`]); in a sidecar the socket itself is the proof.
 
 pub(crate) mod cgroup;
 mod denial;
@@ -20,8 +20,8 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
-/// An attested pod: the proof that the peer of a connection is a process of one of its containers, or that the kubelet
-/// has a volume for it. Outside of Kubernetes a principal of the machine stands for the pod.
+/// An attested pod: the proof that the peer of a connection is a process in one of its containers, or that the kubelet
+/// has a volume for it. Outside of Kubernetes, a principal of the machine stands for the pod.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
     pod: Arc<Pod>,
@@ -29,27 +29,27 @@ pub(crate) struct Workload {
     location: Location,
 }
 
-/// Where a peer came in, and what that alone says of it.
+/// The socket by which a peer connected, and what that alone proves.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Entrance {
-    /// By the socket that all pods share: nothing.
+    /// The socket that all pods share: proves nothing.
     Shared,
-    /// By a socket that was mounted into this pod and no other.
+    /// A socket that is mounted into this pod and no other.
     Pod(PodUid),
 }
 
-/// The pod that a peer is in, as its cgroup and its entrance agree.
+/// The pod that a peer is in, on which its cgroup and its entrance agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct InPod {
     pub(crate) pod: PodUid,
-    /// Absent where the cgroup does not say: in some sandboxes ([`Node::new`]).
+    /// Absent where the cgroup does not say, as in some sandboxes ([`Node::new`]).
     pub(crate) container: Option<ContainerId>,
     /// Whether a cgroup below the container is named like a pod.
     pub(crate) nested_pod: bool,
     entrance: Entrance,
 }
 
-/// Where a peer is, and so whose it can be.
+/// Where a peer is.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Location {
     /// On this machine, under this uid.
@@ -58,14 +58,14 @@ pub(crate) enum Location {
     OwnPod,
     /// In a pod of this node.
     Pod(InPod),
-    /// No process: the pod's volume, which the kubelet publishes before there is one.
+    /// Not a process: the pod's volume, which the kubelet publishes before the pod has any process.
     Volume,
 }
 
-/// Says which pod a peer is, by what the agent was told to go by (`identity.mode`).
+/// Says which pod a peer is, by the configured means (`identity.mode`).
 #[derive(Debug)]
 pub(crate) enum Attestor {
-    /// The node's cgroups and the API server's word.
+    /// The node's cgroups and what the API server says.
     Kubernetes(Arc<Node>),
     /// The peer's uid.
     Local(Local),
@@ -73,16 +73,16 @@ pub(crate) enum Attestor {
     Sidecar(Arc<Pod>),
 }
 
-/// Why a peer is no workload. The caller learns nothing of it but the code.
+/// Why a peer is not a workload. The caller learns only the code.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum AttestError {
-    /// It is no pod that may ask here.
+    /// It is not a workload that may make requests here.
     #[error("denied: {0}")]
     Denied(Denial),
     /// The process has exited.
     #[error("the peer has exited")]
     Gone,
-    /// It cannot be said yet; the word says what is missing.
+    /// It cannot be decided yet; the word says what is missing.
     #[error("cannot be said yet: {0}")]
     NotYet(&'static str),
 }
@@ -90,7 +90,7 @@ pub(crate) enum AttestError {
 // === impl Workload ===
 
 impl Workload {
-    /// The pod's entry, which owns everything that is done in the pod's name.
+    /// The pod's entry, which owns everything that is done on the pod's behalf.
     pub(crate) fn pod(&self) -> &Arc<Pod> {
         &self.pod
     }
@@ -105,18 +105,18 @@ impl Workload {
         self.location == Location::Volume
     }
 
-    /// The container of the peer, by its cgroup, if a cgroup was looked at.
+    /// The peer's container, if its cgroup was read and names one.
     pub(crate) fn container(&self) -> Option<ContainerId> {
         self.location.container()
     }
 
-    /// Whether the API server has named the container too. One that has just started is not named yet.
+    /// Whether the API server has named the container too. It may not yet have named one that just started.
     pub(crate) fn container_confirmed(&self) -> bool {
         self.container()
             .is_some_and(|container| self.facts.containers.contains_key(&container))
     }
 
-    /// Whether the API server has said nothing else of the pod since.
+    /// Whether the API server has said nothing new about the pod since.
     pub(crate) fn is_current(&self) -> bool {
         !self.pod.is_gone() && self.pod.is_told(&self.facts)
     }
@@ -126,7 +126,7 @@ impl Workload {
         Arc::ptr_eq(&self.pod, &other.pod) && self.container() == other.container()
     }
 
-    /// Whether both are the same container of the same pod, be it known under the same entry or not.
+    /// Whether both are the same container of the same pod, even if under different pod entries.
     pub(crate) fn is_where(&self, other: &Self) -> bool {
         let (uid, container) = (self.pod.uid, self.container());
         uid.is_some() && uid == other.pod.uid && container == other.container()
@@ -165,21 +165,21 @@ impl Attestor {
     /// As [`Peer::of`].
     pub(crate) fn peer(&self, stream: &impl AsFd, pinning: Pinning) -> Result<Peer, PeerError> {
         match self {
-            // The containers of a pod mostly do not see each other's processes.
+            // The containers of a pod usually do not see each other's processes.
             Self::Sidecar(_) => Peer::unseen(stream, pinning),
             Self::Kubernetes(_) | Self::Local(_) => match Peer::of(stream, pinning) {
-                // Nothing can be read of it, so it is refused: with an answer that says so.
+                // Nothing can be read about it, so it is refused later: by an answer, not just a closed connection.
                 Err(PeerError::OutsidePidNamespace) => Peer::unseen(stream, pinning),
                 pinned => pinned,
             },
         }
     }
 
-    /// Where the peer is now that came in by `entrance`.
+    /// Where the peer, which came in by `entrance`, is now.
     ///
     /// # Errors
     ///
-    /// If nobody who may ask is there, or the peer has exited.
+    /// If that is no place that may make requests, or the peer has exited.
     pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Location, AttestError> {
         match self {
             Self::Kubernetes(node) => node.locate(peer, entrance).map(Location::Pod),
@@ -188,11 +188,11 @@ impl Attestor {
         }
     }
 
-    /// The workload at `location`, if it is known already.
+    /// The workload at `location`, if it is already known.
     ///
     /// # Errors
     ///
-    /// If it is known and may not ask.
+    /// If it is known and may not make requests.
     pub(crate) fn known(
         &self,
         peer: &Peer,
@@ -211,11 +211,11 @@ impl Attestor {
         }))
     }
 
-    /// The workload that the peer is.
+    /// Attests the peer as a workload.
     ///
     /// # Errors
     ///
-    /// If it is none, or that cannot be said yet.
+    /// If it is not one, or that cannot be decided yet.
     pub(crate) async fn attest(
         &self,
         peer: &Peer,
@@ -231,7 +231,7 @@ impl Attestor {
         }
     }
 
-    /// Whether a workload may still ask, by what the API server says of its pod now.
+    /// Whether a workload may still make requests, by what the API server now says about its pod.
     pub(crate) fn may_still_ask(&self, workload: &Workload) -> bool {
         let pod = workload.pod();
         !pod.is_gone()
@@ -241,8 +241,8 @@ impl Attestor {
             }
     }
 
-    /// What is missing before it can be said who anybody is; empty when nothing is. Vaults do not matter here: one that
-    /// is away must not take the node's agent out of service.
+    /// What is still missing before anybody can be attested; empty when nothing is. Vaults do not matter here: one that
+    /// is unreachable must not take the node's agent out of service.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         match self {
             Self::Kubernetes(node) => node.missing(),
@@ -250,7 +250,7 @@ impl Attestor {
         }
     }
 
-    /// The attestor of a node's pods, where it is one.
+    /// The attestor of a node's pods, if it is one.
     pub(crate) fn node(&self) -> Option<&Arc<Node>> {
         match self {
             Self::Kubernetes(node) => Some(node),
@@ -258,7 +258,7 @@ impl Attestor {
         }
     }
 
-    /// Whether there is such a pod, as far as is known.
+    /// Whether this pod is known.
     pub(crate) fn knows(&self, pod: PodUid) -> bool {
         match self {
             Self::Kubernetes(node) => node.knows(pod),
@@ -266,7 +266,7 @@ impl Attestor {
         }
     }
 
-    /// The entries of all that are known.
+    /// The entries of all known pods.
     pub(crate) fn pods(&self) -> Vec<Arc<Pod>> {
         match self {
             Self::Kubernetes(node) => node.pods(),

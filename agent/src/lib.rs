@@ -1,9 +1,9 @@
 //! The node agent: proves which pod is calling, takes on that pod's own cloud role, and reads the secret.
 //!
-//! connection → peer → workload → role → session → secret → response: the groups stand in the order of the steps in
-//! `docs/architecture.md`, and `Services::read` in [`handler`] names those steps from the workload on.
+//! connection → peer → workload → role → session → secret → response: the modules are grouped by the steps in
+//! `docs/architecture.md`. `Services::read` in [`handler`] names those steps from the workload on.
 
-// What starts it, checks the ground first, and hands over to the next one.
+// Starts the agent, checks what it needs first, and hands over to its successor.
 mod agent;
 pub mod cli;
 mod config;
@@ -12,43 +12,43 @@ mod kubernetes;
 mod mountinfo;
 mod preflight;
 
-// A connection, and the process at its other end.
+// A connection and the process at its other end.
 mod peer;
 mod server;
 
-// Which pod that is, and how much it may ask.
+// Which pod that is, and how much it may request.
 mod attest;
 mod quota;
 mod turns;
 
-// What it asks, step by step, and the line of the trail.
+// What it requests, step by step, and the audit line.
 mod audit;
 mod handler;
 mod request;
 
-// What it may become.
+// The role it may take on.
 mod account;
 mod role;
 
-// What is there already, or on its way.
+// What is cached or already being read.
 mod cache;
 mod flight;
 
-// In its name at a cloud.
+// Acting for it at a cloud.
 mod backend;
 mod secret;
 mod session;
 mod token;
 
-// What it is told.
+// What it gets as an answer.
 mod error;
 mod response;
 
-// A volume of each pod: its socket, its tokens, its files.
+// A volume for each pod: its socket, its tokens, its files.
 pub mod csi;
 mod volumes;
 
-// For whoever runs it.
+// For operators, and shared helpers.
 mod admin;
 mod metrics;
 mod taint;

@@ -1,10 +1,9 @@
-//! The process at the other end of a connection, pinned so that its number cannot come to mean another process.
+//! The process at the other end of a connection, pinned so that its PID cannot come to mean another process.
 //!
-//! A PID is only a number: while a connection waits in the backlog its process may exit and the number may be
-//! given to another pod's process. `SO_PEERPIDFD` (Linux 6.5) refers to the process that called `connect(2)`
-//! itself, and a number is given to nobody else while its process lives, so everything that is read about the peer
-//! by its number counts only if that pidfd still polls alive *afterwards*.
-//! Where the kernel has no such option, [`Pinning::ByNumber`] is the fallback.
+//! A PID is only a number: while a connection waits in the backlog, its process may exit and its PID may go to a
+//! process of another pod. `SO_PEERPIDFD` (Linux 6.5) refers to the very process that called `connect(2)`, and the
+//! kernel does not reuse a PID while its process lives. So whatever is read about the peer by PID counts only if that
+//! pidfd still polls alive *afterwards*. On kernels without this option, [`Pinning::ByNumber`] is the fallback.
 
 use nix::errno::Errno;
 use nix::fcntl::readlink;
@@ -17,20 +16,20 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
 
-/// The longest cgroup file that is read, in bytes. The longest seen on a real node has under 4 KiB.
+/// The limit on a cgroup file, in bytes. The longest seen on a real node is under 4 KiB.
 const CGROUP_LIMIT: u64 = 64 * 1024;
 
-/// The longest `/proc/PID/net/unix` that the fallback reads, in bytes: some 40,000 sockets in one pod.
+/// The limit on the `/proc/PID/net/unix` that the fallback reads, in bytes: some 40,000 sockets in one pod.
 const NET_UNIX_LIMIT: u64 = 4 * 1024 * 1024;
 
 /// How a peer's PID is tied to the process that connected.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Pinning {
-    /// `SO_PEERPIDFD`: the kernel hands out the very process. Nothing can come between.
+    /// `SO_PEERPIDFD`: the kernel returns the very process that connected, so there is no race.
     ByPidfd,
-    /// `pidfd_open(2)` on the number, and then the connection's own socket must be listed in that process's
-    /// network namespace: whoever has the number now is in the pod that connected. It cannot tell pods of the
-    /// node's own network apart, so those are denied.
+    /// `pidfd_open(2)` on the PID; then the connection's own socket must be listed in that process's network namespace,
+    /// which proves that whoever has the PID now is in the pod that connected. Pods on the node's own network cannot be
+    /// told apart this way, so they are denied.
     ByNumber,
 }
 
@@ -39,7 +38,7 @@ pub(crate) enum Pinning {
 pub(crate) struct Peer {
     pid: i32,
     uid: u32,
-    /// Absent where the kernel has no pidfd of a process out of sight.
+    /// Absent where the kernel has no pidfd for a process that the agent cannot see.
     pidfd: Option<OwnedFd>,
     pinning: Pinning,
 }
@@ -47,16 +46,16 @@ pub(crate) struct Peer {
 /// Why a peer could not be pinned.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PeerError {
-    /// It has exited, or exited while it was looked at.
+    /// It has exited, possibly while the agent was reading it.
     #[error("the peer has exited")]
     Gone,
-    /// The kernel names PID 0: the peer is outside the agent's PID namespace.
+    /// The kernel reports PID 0: the peer is outside the agent's PID namespace.
     #[error("the peer is outside the agent's PID namespace: run the agent with hostPID: true")]
     OutsidePidNamespace,
-    /// The process that has the peer's number now does not own the connection.
+    /// The process that now has the peer's PID does not own the connection.
     #[error("the process under the peer's number is not in the pod that connected")]
     Recycled,
-    /// The kernel refused a look at the peer.
+    /// The kernel did not let the agent read the peer.
     #[error("cannot look at the peer: {0}")]
     Io(#[from] io::Error),
 }
@@ -64,12 +63,12 @@ pub(crate) enum PeerError {
 // === impl Pinning ===
 
 impl Pinning {
-    /// Finds out what this kernel offers by asking it, on a socket pair; distributions backport, so the
+    /// Finds out which pinning this kernel supports by trying it on a socket pair: distributions backport, so the
     /// version says nothing.
     ///
     /// # Errors
     ///
-    /// If no socket pair can be made, or the kernel answers neither with a pidfd nor with `ENOPROTOOPT`.
+    /// If no socket pair can be made, or the kernel returns neither a pidfd nor `ENOPROTOOPT`.
     pub(crate) fn probe() -> io::Result<Self> {
         let (one, _other) = socketpair(
             AddressFamily::Unix,
@@ -92,10 +91,10 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// If the process is outside the agent's PID namespace, or cannot be tied to the connection, or the kernel says at
-    /// once that it has exited.
+    /// If the process is outside the agent's PID namespace, cannot be tied to the connection, or is already reported as
+    /// exited.
     pub(crate) fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
-        // The pidfd first: with it in hand, what the number means can be checked.
+        // The pidfd first: only with it can the PID be checked.
         let by_kernel = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
             Pinning::ByNumber => None,
@@ -117,7 +116,7 @@ impl Peer {
             pidfd: Some(pidfd),
             pinning,
         };
-        // By pidfd, both are the kernel's word on the connection; whoever reads by the number looks at the pidfd afterwards.
+        // With `ByPidfd` both come from the kernel, for this connection; later reads by PID check the pidfd afterwards.
         if pinning == Pinning::ByNumber {
             peer.must_own(stream)?;
             peer.must_be_alive()?;
@@ -125,12 +124,12 @@ impl Peer {
         Ok(peer)
     }
 
-    /// The process that connected `stream`, whether or not the agent can see it: for a socket that proves by itself
-    /// who its peers are. Where the kernel hands out pidfds, the process is still pinned by one.
+    /// The process that connected `stream`, whether or not the agent can see it: for a socket that by itself proves who
+    /// its peers are. Where the kernel offers pidfds, the process is still pinned by one.
     ///
     /// # Errors
     ///
-    /// If the process has exited, or the kernel tells nothing about it.
+    /// If the process has exited, or the kernel says nothing about it.
     pub(crate) fn unseen(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
         let pidfd = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
@@ -145,13 +144,13 @@ impl Peer {
         })
     }
 
-    /// The number of the process in the agent's PID namespace, 0 if it is not in it.
+    /// The process's PID in the agent's PID namespace, 0 if it is not in it.
     #[must_use]
     pub(crate) fn pid(&self) -> i32 {
         self.pid
     }
 
-    /// The uid under which it connected, as the agent's user namespace sees it. Never a ground to allow.
+    /// The uid under which it connected, as the agent's user namespace sees it. In Kubernetes, never a reason to allow.
     #[must_use]
     pub(crate) fn uid(&self) -> u32 {
         self.uid
@@ -169,8 +168,8 @@ impl Peer {
         self.pidfd.as_ref()
     }
 
-    /// Whether the process that connected still runs, as far as it is pinned. A zombie does not: only `poll(2)` tells
-    /// that, a signal 0 would still reach it.
+    /// Whether the process that connected still runs, as far as it is pinned. A zombie counts as exited: `poll(2)` sees
+    /// that, whereas signal 0 would still reach it.
     #[must_use]
     pub(crate) fn is_alive(&self) -> bool {
         let Some(pidfd) = &self.pidfd else {
@@ -180,7 +179,7 @@ impl Peer {
         matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
     }
 
-    /// Proves what was read of the process by its number: see [`Self::is_alive`].
+    /// Confirms what was read about the process by its PID: see [`Self::is_alive`].
     ///
     /// # Errors
     ///
@@ -193,8 +192,8 @@ impl Peer {
         }
     }
 
-    /// Appends the text of the process's cgroup file to `text`, which is proved to be that of the process
-    /// that connected: that process is alive afterwards, so nobody else has had its number before.
+    /// Appends the process's cgroup file to `text`, proven to be that of the process that connected: it is still alive
+    /// afterwards, so no other process can have had its PID meanwhile.
     ///
     /// # Errors
     ///
@@ -204,7 +203,7 @@ impl Peer {
         self.must_be_alive()
     }
 
-    /// Appends a file of the process's directory in `/proc`; one of `limit` bytes or more is refused whole.
+    /// Appends a file from the process's `/proc` directory; a file of `limit` bytes or more is refused as a whole.
     pub(crate) fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
         let read = File::open(self.proc(file)?)
             .map_err(|error| self.unreadable(error))?
@@ -217,14 +216,14 @@ impl Peer {
         Ok(())
     }
 
-    /// Where a link of the process's directory in `/proc` leads, such as that to a namespace. It counts if the process
-    /// is alive afterwards.
+    /// The target of a link in the process's `/proc` directory, such as a namespace. It counts only if the process is
+    /// alive afterwards.
     pub(crate) fn read_link(&self, link: &str) -> Result<OsString, PeerError> {
         readlink(self.proc(link)?.as_str()).map_err(|errno| self.unreadable(errno.into()))
     }
 
-    /// What it means that something of the process cannot be read. What is not there need not have gone: `/proc` may
-    /// hide it (`hidepid`, proc(5)).
+    /// What a failed read about the process means. A missing file does not prove that the process has exited: `/proc`
+    /// may hide it (`hidepid`, proc(5)).
     fn unreadable(&self, error: io::Error) -> PeerError {
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOENT | Errno::ESRCH) if !self.is_alive() => PeerError::Gone,
@@ -239,8 +238,8 @@ impl Peer {
         }
     }
 
-    /// An accepted `AF_UNIX` socket lives in the network namespace of the process that connected it, so its
-    /// inode stands in that process's `/proc/PID/net/unix` (proc_pid_net(5)) and in no other pod's.
+    /// An accepted `AF_UNIX` socket belongs to the network namespace of the process that connected it, so its inode is
+    /// in that process's `/proc/PID/net/unix` (proc_pid_net(5)) and in no other pod's.
     fn must_own(&self, stream: &impl AsFd) -> Result<(), PeerError> {
         let inode = fstat(stream).map_err(io::Error::from)?.st_ino.to_string();
         let mut table = Vec::new();
@@ -263,13 +262,13 @@ impl Peer {
 fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, PeerError> {
     match getsockopt(stream, PeerPidfd) {
         Ok(pidfd) => Ok(pidfd),
-        // Before Linux 6.16 the pidfd of a reaped peer is refused.
+        // Before Linux 6.16 the kernel refuses a pidfd for a peer that has been reaped.
         Err(Errno::EINVAL | Errno::ESRCH | Errno::ENODATA) => Err(PeerError::Gone),
         Err(errno) => Err(io::Error::from(errno).into()),
     }
 }
 
-/// Whether it is the machine that has no more descriptors or memory, which says nothing about a peer.
+/// Whether the machine has run out of descriptors or memory, which says nothing about a peer.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
@@ -283,7 +282,7 @@ pub(crate) mod tests {
     use std::os::unix::net::{UnixListener, UnixStream};
     use std::process::{Child, Command};
 
-    /// Names the socket to the child.
+    /// The variable that gives the child the socket's path.
     const CHILD: &str = "LATCHKEY_TEST_CHILD";
 
     #[test]
@@ -298,7 +297,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A process that ends with the test, however that ends.
+    /// A process that ends with the test, whatever the outcome.
     pub(crate) struct Connected(Child);
 
     impl Connected {
@@ -306,7 +305,7 @@ pub(crate) mod tests {
             self.0.id()
         }
 
-        /// Ends it; it stays a zombie until it is dropped.
+        /// Kills it; it stays a zombie until it is dropped.
         pub(crate) fn kill(&mut self) {
             self.0.kill().expect("it lives");
         }
@@ -324,7 +323,7 @@ pub(crate) mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).expect("a listener");
-        // This very test program, told to be the child.
+        // This very test program, in the child's role.
         let child = Command::new(std::env::current_exe().expect("it runs"))
             .args([
                 "--exact",
@@ -362,7 +361,7 @@ pub(crate) mod tests {
         let pidfd = peer.pidfd().expect("it is pinned");
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
         poll(&mut fds, PollTimeout::from(5000_u16)).expect("it exits");
-        // A zombie: its cgroup file can still be read, and must not count.
+        // A zombie: its cgroup file is still readable, but must not count.
         assert!(!peer.is_alive());
         assert!(matches!(
             peer.read_cgroup(&mut Vec::new()),
@@ -384,7 +383,7 @@ pub(crate) mod tests {
         let (stream, _child) = connected_child();
         let peer = Peer::of(&stream, Pinning::ByNumber).expect("it lives");
         peer.must_own(&stream).expect("the connection is its own");
-        // A socket that is listed nowhere: it is no socket of the Unix family.
+        // A socket that is not listed, since it is not a Unix socket.
         let foreign = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
         assert!(matches!(peer.must_own(&foreign), Err(PeerError::Recycled)));
     }
@@ -400,7 +399,7 @@ pub(crate) mod tests {
         ));
     }
 
-    /// As `/proc` has it that hides the processes of others (`hidepid=2`, proc(5)).
+    /// As in a `/proc` that hides other users' processes (`hidepid=2`, proc(5)).
     #[test]
     fn a_peer_that_cannot_be_seen_is_gone_only_if_it_has_exited() {
         let (stream, mut child) = connected_child();

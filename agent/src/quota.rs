@@ -1,4 +1,4 @@
-//! What one pod may have of the node's agent at once. A pod over its quota is told so; nobody else notices.
+//! What one pod may use of the node's agent at once. A pod over its quota is told so; other pods do not notice.
 
 use crate::config;
 use crate::error::{RETRY_AFTER, RequestError};
@@ -13,35 +13,35 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 /// How many waits for a change one pod may have.
 const WAITS: usize = 16;
 
-/// How long a refusal is held back. Each has left an audit line: without a rest, one pod could write the trail faster
-/// than anybody keeps it.
+/// How long a refusal is held back. Each leaves an audit line: without the delay, one pod could write the trail faster
+/// than anybody can store it.
 pub(crate) const REST: Duration = Duration::from_millis(50);
 
-/// How long a further one of the same second is, of a pod that goes on asking: as long as it was told to wait.
+/// The same for any further refusal in the same second, if a pod keeps asking: as long as it was told to wait.
 const LONG_REST: Duration = RETRY_AFTER;
 
 /// How many refusals a second are held back for [`REST`]; each further one for [`LONG_REST`].
 const REFUSALS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
-/// How many seconds' requests may come at once.
+/// How many seconds' worth of requests may come at once.
 const BURST: NonZeroU32 = NonZeroU32::new(2).unwrap();
 
-/// How many of a pod's requests are begun before everybody else has had a turn.
+/// How many of a pod's requests are started before everybody else has a turn.
 const REQUESTS_A_TURN: usize = 8;
 
-/// How many bytes of answers may lie here for a pod that does not read them: more than any one answer has.
+/// How many bytes of answers the agent holds for a pod that does not read them: more than any single answer.
 const UNREAD: usize = 8 << 20;
 
-/// The same for all pods of the node together, beyond what each has for itself; well below the agent's memory.
+/// The same for all pods of the node together, beyond each pod's own; well below the agent's memory.
 const NODES_UNREAD: usize = 4 * UNREAD;
 
-/// What each pod has for itself beside that, so that no others can leave it without.
+/// What each pod also has of its own, so that other pods cannot leave it with nothing.
 const OWN_UNREAD: usize = 128 << 10;
 
-/// Answers that are shorter are not counted: all of a pod's connections together hold little of them.
+/// Shorter answers do not count: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
 
-/// A pod's connections, requests in flight, waits, request rate, and answers that it has not read.
+/// A pod's limits: connections, requests in flight, waits, request rate, refusals, and unread answers.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
@@ -56,7 +56,7 @@ pub(crate) struct Quota {
     pub(crate) turns: Arc<Turnstile>,
 }
 
-/// What all pods of the node together may leave unread beyond what each has for itself.
+/// What all pods of the node together may leave unread, beyond each pod's own.
 #[derive(Clone, Debug)]
 pub(crate) struct NodesUnread(Arc<Semaphore>);
 
@@ -74,8 +74,8 @@ impl Default for NodesUnread {
 }
 
 impl Quota {
-    /// A quota of as many connections, requests in flight, and requests a second as a pod may have by `limits`, with a
-    /// burst of twice the last.
+    /// A quota of connections, requests in flight and requests a second as `limits` sets for a pod, with a burst of
+    /// twice the last.
     pub(crate) fn new(limits: &config::Limits, unread: &NodesUnread) -> Self {
         let (connections, in_flight) = (limits.connections_per_pod, limits.in_flight_per_pod);
         let per_second = limits.requests_per_second_per_pod;
@@ -95,12 +95,12 @@ impl Quota {
         }
     }
 
-    /// The right to one more connection, until it is dropped.
+    /// A permit for one more connection.
     pub(crate) fn connection(&self) -> Option<OwnedSemaphorePermit> {
         self.connections.clone().try_acquire_owned().ok()
     }
 
-    /// The right to one request, until it is dropped.
+    /// A permit for one request.
     ///
     /// # Errors
     ///
@@ -116,24 +116,24 @@ impl Quota {
         Ok(permit)
     }
 
-    /// The right to read one name of a batch or one secret of a volume, until it is dropped, as soon as there is one.
-    /// All of a pod's batches and volumes together read no more at once than it may have requests in flight: each read
-    /// takes memory for a whole value.
+    /// Waits for a permit to read one name of a batch or one secret of a volume. All of a pod's batches and volumes
+    /// together read no more at once than the pod may have requests in flight: each read takes memory for a whole
+    /// value.
     ///
     /// # Errors
     ///
-    /// `internal` if it could never come, which is a fault of the agent's.
+    /// `internal` if no permit can ever come, which is a fault in the agent.
     pub(crate) async fn batched(&self) -> Result<SemaphorePermit<'_>, RequestError> {
         let permit = self.batched.acquire().await;
         permit.map_err(|closed| RequestError::internal(&closed))
     }
 
-    /// The right to one wait for a change, until it is dropped. It is none to a request in flight: each look of a
-    /// wait takes one of those for as long as the look lasts, so waits do not starve the pod's reads.
+    /// A permit for one wait for a change. It is not one for a request in flight: each look of a wait takes one of
+    /// those for as long as the look lasts, so waits do not starve the pod's reads.
     ///
     /// # Errors
     ///
-    /// `busy` if the pod has as many as it may.
+    /// `busy` if the pod already has as many as it may.
     pub(crate) fn wait(&self) -> Result<OwnedSemaphorePermit, RequestError> {
         self.waits.clone().try_acquire_owned().map_err(|_| {
             RequestError::new(
@@ -143,11 +143,11 @@ impl Quota {
         })
     }
 
-    /// Room for an answer of so many bytes, until it is dropped: when all of it has been taken by the kernel.
+    /// Room for an answer of `size` bytes, to be dropped when the kernel has taken all of it.
     ///
     /// # Errors
     ///
-    /// `busy` if too much lies here unread, of the pod's or of all pods'.
+    /// `busy` if too much is unread, by this pod or by all pods.
     pub(crate) fn answer(&self, size: u64) -> Result<Room, RequestError> {
         let size = u32::try_from(size).unwrap_or(u32::MAX);
         let room = |of: &Arc<Semaphore>| of.clone().try_acquire_many_owned(size).ok();
@@ -164,7 +164,7 @@ impl Quota {
         })
     }
 
-    /// How long the refusal that the pod gets now is held back.
+    /// How long to hold back the refusal that the pod is about to get.
     pub(crate) fn rest(&self) -> Duration {
         match self.refusals.check() {
             Ok(()) => REST,
@@ -176,7 +176,7 @@ impl Quota {
     ///
     /// # Errors
     ///
-    /// `busy` if there are not so many left.
+    /// `busy` if fewer than that are left.
     pub(crate) fn spend(&self, count: u32) -> Result<(), RequestError> {
         let Some(count) = NonZeroU32::new(count) else {
             return Ok(());
@@ -184,7 +184,7 @@ impl Quota {
         match self.rate.check_n(count) {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(too_fast()),
-            // More than there ever is: to wait is in vain.
+            // More than the rate ever allows at once: waiting is pointless.
             Err(_) => Err(RequestError {
                 retry_after: None,
                 ..too_fast()

@@ -1,7 +1,7 @@
-//! The workload socket: connections in, identity pinned, HTTP/1.1 over them, until they end or must end.
+//! The workload socket: accepts connections, pins their peers, and serves HTTP/1.1 on them until they end or must end.
 //!
-//! The accept loop never waits for identity. A peer of a known pod is attested at once and takes a permit of its
-//! pod; everybody else takes one of a small pool of their own, so that no pod and no stranger can starve the rest.
+//! The accept loop never waits for attestation. A peer of a known pod is attested at once and takes a permit of its
+//! pod; every other peer takes one of a small separate pool, so that no pod and no stranger can starve the rest.
 
 mod admission;
 mod clock;
@@ -54,19 +54,19 @@ use warnings::Warnings;
 /// The largest block of headers, in bytes; hyper answers 431 beyond it.
 const HEAD_LIMIT: usize = 16 * 1024;
 
-/// How many tables of sockets may be read at the same time (see [`Pinning::ByNumber`]), each up to 4 MiB.
+/// How many socket tables may be read at the same time (see [`Pinning::ByNumber`]), each up to 4 MiB.
 const TABLES: usize = 4;
 
-/// How many connections a pod's own socket takes beyond those that the pod may have.
+/// How many connections a pod's own socket accepts beyond the pod's limit, so that they get an answer.
 const TOLD_BUSY: usize = 4;
 
-/// How many connections by a pod's own socket use up nothing of what all such sockets have together.
+/// How many connections on a pod's own socket do not count against the total of all such sockets.
 const OF_ITS_OWN: usize = 4;
 
-/// How many peers are let in by a door, or strangers heard there, before everybody else has had a turn.
+/// How many peers a door lets in, or how many requests of unattested peers it starts, before everybody else has a turn.
 const PEERS_A_TURN: usize = 4;
 
-/// The waits between two looks whether a peer has read its last answer.
+/// The waits between checks whether a peer has read its last answer.
 const TAKEN_LOOKS: Waits = Waits {
     next: Duration::from_millis(1),
     longest: Duration::from_secs(1),
@@ -80,17 +80,17 @@ pub(crate) struct Server {
     pub(crate) services: Arc<Services>,
     admission: Arc<Admission>,
     pinning: Pinning,
-    /// Connections by the shared socket.
+    /// Permits for connections on the shared socket.
     connections: Arc<Semaphore>,
-    /// Connections by the pods' own sockets, all together.
+    /// Permits for connections on the pods' own sockets, all together.
     own_connections: Arc<Semaphore>,
     connections_per_pod: usize,
     pub(crate) roll: Arc<Roll>,
-    /// Peers of whom a whole table is read at the same time, where the kernel has no pidfd for them.
+    /// Limits how many socket tables are read at the same time, where the kernel has no pidfd for peers.
     tables: Semaphore,
     phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
-    /// The agent's own number.
+    /// The agent's own PID.
     own: u32,
     last_accept: Mutex<Instant>,
 }
@@ -98,12 +98,12 @@ pub(crate) struct Server {
 // === impl Server ===
 
 impl Server {
-    /// A server that lets as many peers wait and as many connections be open as `limits` say: as many as by the shared
-    /// socket by the pods' own together, and by each of those somewhat more than a pod may have.
+    /// A server with the limits in `limits`. The pods' own sockets together get as many connections as the shared
+    /// socket, and each of them somewhat more than a pod may have.
     ///
     /// # Errors
     ///
-    /// If the kernel has no descriptor left.
+    /// If the process has no descriptor left.
     pub(crate) fn new(
         services: Arc<Services>,
         attestor: Arc<Attestor>,
@@ -146,12 +146,12 @@ impl Server {
         })
     }
 
-    /// The door of a socket that is one pod's own. Its connections use up nothing of the shared one's, and all but the
-    /// first few share what such doors have together.
+    /// The door of one pod's own socket. Its connections use none of the shared socket's permits; all but the first few
+    /// draw on the total of all such doors.
     pub(crate) fn door_of(&self, pod: PodUid) -> Arc<Door> {
         Arc::new(Door {
             entrance: Entrance::Pod(pod),
-            // Some more than the pod may have, so that it is told so and not left to wait.
+            // A few more than the pod's limit, so that the pod is told that it is over it, and not left waiting.
             permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
             shares: Some((
                 Arc::new(Semaphore::new(OF_ITS_OWN)),
@@ -167,7 +167,7 @@ impl Server {
         self.tasks.len()
     }
 
-    /// How long ago the last connection came.
+    /// How long ago the last connection was accepted.
     pub(crate) fn quiet_for(&self) -> Duration {
         self.accepted().elapsed()
     }
@@ -178,7 +178,7 @@ impl Server {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Accepts from `listener` for ever. A permit comes first: a connection that could not be served stays in the
+    /// Accepts from `listener` forever. A permit comes first: a connection that could not be served stays in the
     /// backlog.
     ///
     /// # Errors
@@ -196,14 +196,14 @@ impl Server {
             match listener.accept().await {
                 Ok((stream, _)) => {
                     *self.accepted() = Instant::now();
-                    // Only now: a door that nobody comes by takes none.
+                    // Only after accepting, so that a door without connections holds no share.
                     let share = door.share().await;
                     let (server, by) = (self.clone(), door.clone());
                     self.tasks.spawn(async move {
                         server.connection(stream, by).await;
                         drop((permit, share));
                     });
-                    // However fast one pod connects, every other listener has its turn before the next.
+                    // However fast one pod connects, every other listener gets a turn before its next connection.
                     if door.entrance != Entrance::Shared {
                         tokio::task::yield_now().await;
                     }
@@ -227,7 +227,7 @@ impl Server {
             Ok(peer) => peer,
             Err(error) => return self.refuse(&error),
         };
-        // The agent dials its own path to see who answers there, and asks nothing.
+        // The agent connects to its own path to see who answers there, and sends nothing.
         if u32::try_from(peer.pid()) == Ok(self.own) {
             return;
         }
@@ -252,12 +252,12 @@ impl Server {
             .half_close(true)
             .max_buf_size(HEAD_LIMIT)
             .serve_connection(Metered::new(stream, connection.clone()), service);
-        // Its read side is shut at most once; what was sent before that is still read and answered.
+        // The read side is shut at most once; what was sent before that is still read and answered.
         let mut reading = true;
         loop {
             let served = poll_fn(|context| {
                 let ended = Pin::new(&mut http).poll(context);
-                // A request that is answered at once is over before its peer could be missed.
+                // A request that is answered at once is done before its peer's exit could matter.
                 if ended.is_pending() && connection.is_working() {
                     entry.watch();
                 }
@@ -266,7 +266,7 @@ impl Server {
             tokio::select! {
                 biased;
                 () = connection.woken() => {
-                    // Its work in flight ends with it: nobody is left to read the answer.
+                    // Ends the work in flight too: nobody is left to read the answer.
                     if connection.must_end() {
                         break;
                     }
@@ -274,7 +274,7 @@ impl Server {
                         shut(fd, Shutdown::Read);
                     }
                 }
-                // An error here is the peer's: it left, or sent what is no HTTP.
+                // An error here is the peer's doing: it left, or sent something that is not HTTP.
                 ended = served => {
                     if let Err(error) = ended {
                         tracing::debug!(pid = connection.pid(), %error, "a connection ended");
@@ -286,23 +286,23 @@ impl Server {
         drop(entry);
         let stream = http.into_parts().io.into_inner();
         connection.rested().await;
-        // Nobody else has it now: all that it was goes, but what is to be counted.
+        // Nobody else holds it now: all of it is dropped except what still counts.
         if let Some(connection) = Arc::into_inner(connection) {
             self.until_taken(stream, connection.remains()).await;
         }
     }
 
-    /// Ends when the peer has read what was sent to it, or cannot any more. Until then that lies in the kernel's memory,
-    /// charged to the agent, closed or not (`unix_stream_sendmsg` in net/unix/af_unix.c allocates with the sender's
-    /// account); so until then it is counted, as [`Remains`] says. Not while the agent leaves: then it is told by nobody any
-    /// more.
+    /// Waits until the peer has read what was sent to it, or no longer can. Until then the data is in kernel memory
+    /// charged to the agent, even after a close (`unix_stream_sendmsg` in net/unix/af_unix.c allocates from the
+    /// sender's account), so it goes on counting, as [`Remains`] says. A draining agent does not wait: nobody uses the
+    /// count any more.
     async fn until_taken(&self, stream: UnixStream, mut remains: Remains) {
-        // The runtime is not to be woken by what changes here.
+        // The runtime must not wake up for changes on this socket.
         let Ok(stream) = stream.into_std() else {
             return;
         };
         // The least that the kernel allows: from now on the socket is writable only when less than some 1,200 bytes are
-        // queued, with what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
+        // queued, including what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
         let _ = setsockopt(&stream, SndBuf, &1);
         if is_writable(&stream) {
             return;
@@ -322,8 +322,8 @@ impl Server {
         }
     }
 
-    /// Pins the peer of `stream`. The fallback may read megabytes for it, so it has a thread of its own and few may
-    /// do so at the same time.
+    /// Pins the peer of `stream`. The fallback may read megabytes to do so, hence on a thread of its own and only for a
+    /// few peers at a time.
     async fn pin(&self, stream: UnixStream, door: &Door) -> (UnixStream, Result<Peer, PeerError>) {
         let (pinning, attestor) = (self.pinning, self.admission.attestor.clone());
         let pin = move || {
@@ -333,7 +333,7 @@ impl Server {
         match pinning {
             Pinning::ByPidfd => pin(),
             Pinning::ByNumber => {
-                // First the door's, so that those of one pod do not stand in others' way.
+                // The door's permit first, so that one pod's connections do not block others.
                 let _of_door = door.tables.acquire().await;
                 let _table = self.tables.acquire().await;
                 match tokio::task::spawn_blocking(pin).await {
@@ -355,15 +355,15 @@ impl Server {
     }
 }
 
-/// Tells the peer that nothing more is read, or sent either. What it has sent before stays readable, a write of its
-/// after this fails at once, so no request is taken and then lost (unix(7), shutdown(2)).
+/// Tells the peer that nothing more will be read, or sent either. What it has sent stays readable, and its next write
+/// fails at once, so no request is accepted and then lost (unix(7), shutdown(2)).
 fn shut(fd: std::os::fd::RawFd, how: Shutdown) {
     if let Err(error) = shutdown(fd, how) {
         tracing::debug!(%error, "cannot shut a connection");
     }
 }
 
-/// Whether there is room to write; also where the kernel does not say.
+/// Whether there is room to write; true if the kernel does not say.
 fn is_writable(stream: &impl AsFd) -> bool {
     let mut asked = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
     let told = poll(&mut asked, PollTimeout::ZERO);

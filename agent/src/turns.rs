@@ -1,31 +1,31 @@
-//! Turns: however much one pod asks at once, others are served in between.
+//! Turns: however much one pod requests at once, others are served in between.
 //!
-//! One thread serves everybody, and tasks that are ready run in the order in which they became so. A pod whose sixty
-//! connections speak up at the same moment would keep all others waiting for sixty answers. So only a few of a kind
-//! run in one turn. The rest stand back, in their order, and the runtime first asks the kernel what else has come.
+//! One thread serves everybody, and ready tasks run in the order in which they became ready. If a pod's sixty
+//! connections sent requests at the same moment, all others would wait for sixty answers. So only a few of a kind run
+//! in one turn. The rest stand back, in their order, and the runtime first asks the kernel for new events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use tokio::sync::Semaphore;
 use tokio::task::yield_now;
 
-/// Lets so many pass in one turn, in the order in which they come.
+/// Lets `most` tasks pass in one turn, in the order in which they come.
 #[derive(Debug)]
 pub(crate) struct Turnstile {
     most: usize,
-    /// What is left of the turn. Those who have to stand back wait for a permit.
+    /// What is left of the turn. Tasks that must stand back wait for a permit.
     places: Semaphore,
-    /// Who has to stand back and has not passed yet.
+    /// How many stand back and have not passed yet.
     waiting: AtomicUsize,
-    /// Somebody stands back, and a task begins one turn after the other until nobody does.
+    /// Whether some stand back, and a task begins one turn after the other until none does.
     is_ushered: AtomicBool,
 }
 
-/// One who has to stand back, until it passes or gives up.
+/// One that must stand back, until it passes or gives up.
 struct Waiting<'a>(&'a AtomicUsize);
 
 impl Turnstile {
-    /// One that lets `most` pass in a turn.
+    /// A turnstile that lets `most` pass in a turn.
     pub(crate) fn new(most: usize) -> Arc<Self> {
         Arc::new(Self {
             most,
@@ -35,7 +35,7 @@ impl Turnstile {
         })
     }
 
-    /// Ends when it is one's turn, which it mostly is now. Needs a runtime of one thread.
+    /// Resolves when it is the caller's turn, usually at once. Needs a single-threaded runtime.
     pub(crate) async fn pass(self: &Arc<Self>) {
         let place = if self.is_ushered.load(Ordering::Relaxed) {
             None
@@ -50,13 +50,13 @@ impl Turnstile {
                 self.places.acquire().await
             }
         };
-        // Nobody closes it. A place is used up, and comes back with the next turn.
+        // Nobody closes the semaphore. A place is used up, and comes back with the next turn.
         if let Ok(place) = place {
             place.forget();
         }
     }
 
-    /// Sees to it that there is another turn.
+    /// Makes sure that there is another turn.
     fn usher(self: &Arc<Self>) {
         if self.is_ushered.swap(true, Ordering::Relaxed) {
             return;
@@ -64,12 +64,12 @@ impl Turnstile {
         let turnstile = self.clone();
         tokio::spawn(async move {
             loop {
-                // A task that yields runs again when the kernel has been asked for events, after those whom they
+                // A task that yields runs again once the kernel has been asked for events, after the tasks that these
                 // wake (tokio::task::yield_now). However long a turn took, it is not over before that.
                 yield_now().await;
                 let waiting = turnstile.waiting.load(Ordering::Relaxed);
                 let is_over = waiting == 0;
-                // No more than there are to take them: who comes only now would overtake those who are about to run.
+                // No more than are waiting: a task that comes only now would overtake those about to run.
                 let places = if is_over {
                     turnstile.most
                 } else {
@@ -121,7 +121,7 @@ mod tests {
             let (turnstile, order) = (turnstile.clone(), order.clone());
             tasks.spawn(async move {
                 turnstile.pass().await;
-                // Whatever it has to do may take its time.
+                // The work of each may take its time.
                 sleep(Duration::from_millis(2));
                 note(&order, who);
             });

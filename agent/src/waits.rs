@@ -1,8 +1,8 @@
-//! How long to wait before one tries again or looks again: each time twice as long as before.
+//! How long to wait before the next attempt or look: each time twice as long as before.
 
 use std::time::Duration;
 
-/// Waits, the next of which is `next`, and none longer than `longest`.
+/// Waits that begin with `next` and never get longer than `longest`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Waits {
     pub(crate) next: Duration,
@@ -10,7 +10,7 @@ pub(crate) struct Waits {
 }
 
 impl Waits {
-    /// How long to wait now.
+    /// Returns how long to wait now, and doubles the next wait.
     pub(crate) fn take(&mut self) -> Duration {
         let now = self.next;
         self.next = (now * 2).min(self.longest);

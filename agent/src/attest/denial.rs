@@ -1,56 +1,56 @@
-//! Why a peer is no workload.
+//! Why a peer is not a workload.
 
 use super::cgroup::CgroupDenial;
 use std::fmt;
 
-/// Why a peer may not ask, as far as it can be said at all. The caller learns nothing of it but that it may not.
+/// Why a peer may not make requests, as precisely as is known. The caller learns only that it may not.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Denial {
-    /// It is in no pod of the agent's own service account, and only such a one may ask here.
+    /// It is in no pod of the agent's own service account, and only such a pod may connect here.
     AnotherAccount,
-    /// Its cgroup file proves no pod.
+    /// Its cgroup file does not prove a pod.
     Cgroup(CgroupDenial),
-    /// Outside of Kubernetes: it is in a container, and the agent is not in that one.
+    /// Outside of Kubernetes: it is in a container that the agent is not in.
     Container,
-    /// It is in a container that was put into the pod for debugging.
+    /// It is in an ephemeral container, which was added to the pod for debugging.
     EphemeralContainer,
-    /// It is in a pod of the node's own network, which the fallback for old kernels cannot tell from others.
+    /// Its pod is on the node's own network, which the fallback for old kernels cannot tell from other such pods.
     HostNetworkWithoutPidfd,
-    /// It was moved to another pod after it had connected.
+    /// It was moved to another pod after it connected.
     IdentityChanged,
-    /// It came in by the socket of another pod.
+    /// It came in by another pod's socket.
     ListenerMismatch,
-    /// It is not root, and the mounter is.
+    /// It is not root, but the mounter always is.
     NotRoot,
-    /// Its pod is another node's.
+    /// Its pod is on another node.
     OtherNode,
     /// Outside of Kubernetes: it is in a PID namespace of its own.
     OtherPidNamespace,
     /// Outside of Kubernetes: it is in a user namespace of its own.
     OtherUserNamespace,
-    /// It is outside of the agent's PID namespace, and nothing can be read of it.
+    /// It is outside of the agent's PID namespace, so nothing can be read about it.
     OutsidePidNamespace,
     /// It is in the agent's own pod.
     OwnPod,
-    /// Outside of Kubernetes: it is in a pod all the same.
+    /// Outside of Kubernetes: it is in a pod.
     Pod,
-    /// Its pod is deleted, and has had its time to end.
+    /// Its pod is deleted, and its grace period is over.
     PodDeleted,
     /// Its pod has ended.
     PodFinished,
-    /// The process that has its number now is not the one that connected.
+    /// The process that now has its PID is not the one that connected.
     RecycledPid,
-    /// Its pod is the kubelet's own and has no service account.
+    /// Its pod is a static pod, which has no service account.
     StaticPod,
-    /// The API server does not name its container.
+    /// The API server has not named its container.
     UnconfirmedContainer,
     /// The API server knows no such pod.
     UnknownPod,
-    /// The configuration knows no such principal.
+    /// The configuration has no such principal.
     UnknownPrincipal,
     /// The configuration names no principal for its uid.
     UnmappedUid,
-    /// The kernel refused a look at it.
+    /// The kernel did not let the agent read about it.
     UnreadablePeer,
 }
 

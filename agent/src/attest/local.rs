@@ -1,9 +1,9 @@
 //! Outside of Kubernetes: a peer is the principal that the configuration gives its uid, if it is an ordinary process
 //! of this machine.
 //!
-//! A uid says nothing about a container's process: whoever starts the container chooses it. So the peer must share
-//! the agent's user and PID namespaces, and its cgroup must be in no container but the agent's own, if it is in one.
-//! A pod's process is refused in any case.
+//! A uid proves nothing about a process in a container: whoever starts the container chooses it. So the peer must share
+//! the agent's user and PID namespaces, and its cgroup must be in no container except those that the agent itself is
+//! in. A process of a pod is always refused.
 
 use super::cgroup::CgroupDenial;
 use super::pods::Pod;
@@ -13,21 +13,21 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
 
-/// How long `/proc/PID/status` and the maps of a user namespace may be, in bytes; a map has at most 340 lines
+/// The limit on `/proc/PID/status` and on a user namespace's maps, in bytes; a map has at most 340 lines
 /// (user_namespaces(7)).
 const FILE_LIMIT: u64 = 64 * 1024;
 
-/// The principals of this machine by uid, and what a process must be to be one.
+/// This machine's principals by uid, and what a process must match to be one.
 #[derive(Debug)]
 pub(crate) struct Local {
     principals: HashMap<u32, Arc<Pod>>,
     own: Surroundings,
 }
 
-/// Where a process runs, as far as everybody may see.
+/// Where a process runs, as far as any process may see it.
 #[derive(Debug, Eq, PartialEq)]
 struct Surroundings {
-    /// What its uids mean to the agent. Nobody but root can make another namespace with the agent's own map.
+    /// What its uids mean to the agent. Only root can make another namespace with the same map as the agent's.
     uid_map: Vec<u8>,
     /// How many PID namespaces deep it is.
     pid_depth: usize,
@@ -42,7 +42,7 @@ impl Local {
     ///
     /// # Errors
     ///
-    /// If the agent cannot see its own surroundings.
+    /// If the agent cannot read about itself.
     pub(crate) fn new(principals: HashMap<u32, Arc<Pod>>) -> io::Result<Self> {
         let read = |file| std::fs::read(format!("/proc/self/{file}"));
         let own = Surroundings {
@@ -58,7 +58,7 @@ impl Local {
         self.principals.values()
     }
 
-    /// The uid of a peer that has a principal and is no container's process.
+    /// Locates a peer by its uid, if that has a principal and the peer is not in a container.
     pub(super) fn locate(&self, peer: &Peer) -> Result<Location, AttestError> {
         if !self.principals.contains_key(&peer.uid()) {
             return Err(AttestError::Denied(Denial::UnmappedUid));
@@ -91,8 +91,8 @@ impl Local {
         Ok(peer.must_be_alive()?)
     }
 
-    /// Whether the peer is in another namespace of that kind than the agent. The link can be read of processes of the
-    /// agent's own user alone (proc_pid_ns(5)); of others, what everybody may see has to do.
+    /// Whether the peer is in another namespace of that kind than the agent. The link is readable only for processes of
+    /// the agent's own user (proc_pid_ns(5)); for others, what any process may see has to suffice.
     fn is_elsewhere(&self, peer: &Peer, link: &str) -> Result<bool, AttestError> {
         let own = std::fs::read_link(format!("/proc/self/{link}"))
             .map_err(|error| AttestError::from(PeerError::Io(error)))?;
@@ -117,17 +117,17 @@ fn pid_depth(status: &[u8]) -> Option<usize> {
     Some(numbers.count())
 }
 
-/// The names in a cgroup file that are containers', or why its process is no principal of this machine whatever the
-/// agent's own place is.
+/// The names of containers in a cgroup file; fails if its process cannot be a principal of this machine, wherever the
+/// agent is.
 fn containers(text: &[u8]) -> Result<BTreeSet<Vec<u8>>, Denial> {
     let mut containers = BTreeSet::new();
     for line in text.split(|byte| *byte == b'\n').filter(|l| !l.is_empty()) {
-        // id:controllers:path, and the path may hold colons (cgroups(7)).
+        // id:controllers:path, where the path may contain colons (cgroups(7)).
         let path = line.splitn(3, |byte| *byte == b':').nth(2);
         let path = path.ok_or(Denial::Cgroup(CgroupDenial::Malformed))?;
         for name in path.split(|byte| *byte == b'/') {
             if name == b".." {
-                // Beside or above the agent in the tree, which its cgroup namespace hides.
+                // Next to or above the agent in the tree, which its cgroup namespace hides.
                 return Err(Denial::Container);
             }
             if has(name, b"kubepods") {

@@ -1,5 +1,5 @@
-//! In Kubernetes: a peer is in the pod that its cgroup names and its entrance does not deny, and is who the API server
-//! says that this pod is.
+//! In Kubernetes: a peer is in the pod that its cgroup names, unless its entrance contradicts that, and is who the API
+//! server says this pod is.
 
 use super::cgroup::{Anchor, CgroupDenial, PodCgroup, PodUid};
 use super::pods::{ContainerKind, Facts, Pod, Pods};
@@ -18,7 +18,7 @@ pub(crate) struct Node {
     node: String,
     own_pod: Option<PodUid>,
     wait: Duration,
-    /// The RuntimeClasses whose pods are taken for what their own socket says.
+    /// The RuntimeClasses whose pods are attested by their own socket alone.
     csi_only_runtimes: Vec<String>,
 }
 
@@ -26,8 +26,8 @@ pub(crate) struct Node {
 
 impl Node {
     /// An attestor for the pods of `node`. It denies everybody until it is [anchored](Self::anchor). A peer whose
-    /// cgroup is no pod's is taken for the pod whose own socket it came in by if that pod's RuntimeClass is one of
-    /// `csi_only_runtimes`.
+    /// cgroup is not a pod's is attested as the pod whose own socket it came in by, if that pod's RuntimeClass is one
+    /// of `csi_only_runtimes`.
     pub(crate) fn new(
         pods: Arc<Pods>,
         node: String,
@@ -45,12 +45,12 @@ impl Node {
         }
     }
 
-    /// Whether it attests the pods of that node.
+    /// Whether it attests the pods of the node called `name`.
     pub(crate) fn is_of(&self, name: &str) -> bool {
         self.node == name
     }
 
-    /// What is missing before it can be said who anybody is.
+    /// What is still missing before anybody can be attested.
     pub(super) fn missing(&self) -> Vec<&'static str> {
         let mut missing = Vec::new();
         if !self.pods.is_synced() {
@@ -62,17 +62,17 @@ impl Node {
         missing
     }
 
-    /// Whether there is such a pod on this node, as far as is known.
+    /// Whether this pod is known on this node.
     pub(super) fn knows(&self, pod: PodUid) -> bool {
         self.pods.by_uid(pod).is_some()
     }
 
-    /// The entries of all pods that are known.
+    /// The entries of all known pods.
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
         self.pods.all()
     }
 
-    /// Ties the attestor to the node's kubepods root; the first word counts.
+    /// Ties the attestor to the node's kubepods root; only the first call counts.
     pub(crate) fn anchor(&self, anchor: Anchor) {
         let _ = self.anchor.set(anchor);
     }
@@ -82,11 +82,11 @@ impl Node {
         self.anchor.initialized()
     }
 
-    /// Which pod the peer is in now: its cgroup says it, and its entrance must say the same.
+    /// Which pod the peer is in now: its cgroup says so, and its entrance must not contradict it.
     ///
     /// # Errors
     ///
-    /// If its cgroup is no pod's or another pod's, or it has exited.
+    /// If its cgroup is not a pod's or is another pod's, or it has exited.
     pub(crate) fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<InPod, AttestError> {
         let anchor = self
             .anchor
@@ -97,7 +97,7 @@ impl Node {
         self.located(anchor.parse(&text), entrance)
     }
 
-    /// Where a peer is whose cgroup says `cgroup` and who came in by `entrance`.
+    /// Where a peer with this `cgroup`, which came in by `entrance`, is.
     fn located(
         &self,
         cgroup: Result<PodCgroup, CgroupDenial>,
@@ -116,7 +116,7 @@ impl Node {
                 nested_pod: cgroup.nested_pod,
                 entrance,
             }),
-            // Whether the pod is of one of those, `known` says.
+            // `known` checks whether the pod has one of these RuntimeClasses.
             (Err(CgroupDenial::NotAPod), Entrance::Pod(pod))
                 if !self.csi_only_runtimes.is_empty() =>
             {
@@ -131,17 +131,17 @@ impl Node {
         }
     }
 
-    /// Whether the peer is in the agent's own pod or in one of the same service account: a second agent of a hand-over.
-    /// Of an agent outside of all pods, its own are outside of them too.
+    /// Checks that the peer is in the agent's own pod or in a pod of the same service account: the other agent of a
+    /// handover. If the agent is outside of all pods, its peer must be too.
     ///
     /// # Errors
     ///
-    /// If it is not, or that cannot be said yet.
+    /// If it is not, or that cannot be decided yet.
     pub(crate) fn must_be_own(&self, peer: &Peer) -> Result<(), AttestError> {
         self.is_among_own(self.locate(peer, Entrance::Shared))
     }
 
-    /// The same of whoever has been located so.
+    /// The same check, given where the peer was located.
     fn is_among_own(&self, in_pod: Result<InPod, AttestError>) -> Result<(), AttestError> {
         let in_pod = match in_pod {
             Err(AttestError::Denied(
@@ -175,7 +175,7 @@ impl Node {
         class.is_some_and(|class| self.csi_only_runtimes.contains(class))
     }
 
-    /// Whether a pod of which the API server says that may ask at all.
+    /// Whether a pod with these facts may make requests at all.
     pub(super) fn may_ask(&self, facts: &Facts) -> Result<(), AttestError> {
         let why = if facts.node != self.node {
             Denial::OtherNode
@@ -191,12 +191,12 @@ impl Node {
         Err(AttestError::Denied(why))
     }
 
-    /// The pod in whose name the files of its volume are read. That it has one is the word of the kubelet, by way of
-    /// the mounter; who it is, that of the API server.
+    /// The pod on whose behalf the files of its volume are read. That it has a volume, the kubelet says by way of the
+    /// mounter; who it is, the API server says.
     ///
     /// # Errors
     ///
-    /// If the pod may not ask, or is not known.
+    /// If the pod may not make requests, or is not known.
     pub(crate) fn of_volume(&self, pod: PodUid) -> Result<Workload, AttestError> {
         let pod = self
             .pods
@@ -211,11 +211,11 @@ impl Node {
         })
     }
 
-    /// The workload that is there, if the API server has already named its pod.
+    /// The workload at `in_pod`, if the API server has already named its pod.
     ///
     /// # Errors
     ///
-    /// If the pod is known and may not ask.
+    /// If the pod is known and may not make requests.
     pub(crate) fn known(
         &self,
         peer: &Peer,
@@ -226,11 +226,11 @@ impl Node {
         };
         let facts = pod.facts();
         self.may_ask(&facts)?;
-        // By its cgroup the peer is in no pod, and only for some is the word of the socket enough.
+        // Its cgroup puts the peer in no pod; only for some RuntimeClasses is the socket proof enough.
         if in_pod.container.is_none() && !self.is_csi_only(&facts) {
             return Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
         }
-        // A number that was recycled within the pod whose own socket it is changes nothing.
+        // On the pod's own socket, a PID reused within that pod changes nothing.
         if facts.host_network
             && peer.pinning() == Pinning::ByNumber
             && in_pod.entrance == Entrance::Shared
@@ -242,9 +242,9 @@ impl Node {
             Some(ContainerKind::Ephemeral) => {
                 return Err(AttestError::Denied(Denial::EphemeralContainer));
             }
-            // Its image may be anybody's: where there are ephemeral containers, being unnamed is not enough.
+            // An ephemeral container may run any image: where there are any, a container must be named to be accepted.
             None if facts.has_ephemeral => return Ok(None),
-            // Nor where some get no role. One that its cgroup does not tell apart is never named.
+            // The same where some containers get no role. A peer whose cgroup names no container never gets a name.
             None if in_pod.container.is_some() && facts.exempts_containers() => return Ok(None),
             Some(ContainerKind::Ordinary) | None => {}
         }
@@ -255,20 +255,20 @@ impl Node {
         }))
     }
 
-    /// The workload that the peer is: at once if its pod is known, else after a bounded wait for the watch
-    /// and then one look of our own, which all who wait share. An agent that has just started may learn the kubepods
-    /// root only from the pods: that is part of the wait.
+    /// Attests the peer as a workload: at once if its pod is known, else after a bounded wait for the watch and then
+    /// one look of the agent's own, which all waiting requests share. An agent that has just started may learn the
+    /// kubepods root only from the pods: that is part of the wait.
     ///
     /// # Errors
     ///
-    /// If it is none, or that cannot be said yet.
+    /// If it is not one, or that cannot be decided yet.
     pub(crate) async fn attest(
         &self,
         peer: &Peer,
         entrance: Entrance,
     ) -> Result<Workload, AttestError> {
         let deadline = Instant::now() + self.wait;
-        // If it is still not known then, the look at the peer says so.
+        // If the root is still unknown after the wait, `locate` says so.
         let _ = timeout_at(deadline, self.anchor.wait()).await;
         let in_pod = self.locate(peer, entrance)?;
         if let Some(workload) = self.known(peer, in_pod)? {
@@ -292,14 +292,14 @@ impl Node {
                 .await
                 .map_err(|_| AttestError::NotYet("api_server"))?;
         }
-        // Time has passed: what was read of the peer before the wait is read again.
+        // Time has passed, so the peer is located again.
         let in_pod = self.locate(peer, entrance)?;
         self.known(peer, in_pod)?
             .ok_or_else(|| match self.pods.by_uid(in_pod.pod) {
                 Some(pod) if pod.facts().has_ephemeral => {
                     AttestError::Denied(Denial::UnconfirmedContainer)
                 }
-                // It is the pod's own, and only which one is not told yet.
+                // The container is in the pod; only which one it is, is not known yet.
                 Some(_) => AttestError::NotYet("unconfirmed_container"),
                 None => AttestError::Denied(Denial::UnknownPod),
             })

@@ -1,8 +1,8 @@
-//! This node's pods by UID, as the API server last told.
+//! This node's pods by UID, as the API server last reported them.
 //!
-//! A [`Pod`] owns everything that is done in its name: quota, sessions, reads in flight, cached values. Its
-//! deletion is one drop, and there is no key across pods that could be got wrong. Pods are known by UID only:
-//! a name can be given to another pod, a UID cannot.
+//! A [`Pod`] owns everything that is done on its behalf: quota, sessions, reads in flight, cached values. Deleting it
+//! is one drop, and no key spans pods, so none can be got wrong. Pods are known by UID only: a name can be reused for
+//! another pod, a UID cannot.
 
 mod facts;
 mod listed;
@@ -31,20 +31,20 @@ use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long an authoritative look may take.
+/// The timeout of a look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the server lets one watch run, in seconds. A connection that died without a word is noticed
-/// a few seconds later: a shorter watch means fewer minutes on old news, and a resumed watch costs little.
+/// How long the server lets one watch run, in seconds. A dead connection is noticed a few seconds after that: a shorter
+/// watch means fewer minutes on stale data, and resuming a watch costs little.
 pub(crate) const WATCH_SECONDS: u32 = 120;
 
-/// The waits after a watch failed.
+/// The waits after a failed watch.
 const RETRY_WAITS: Waits = Waits {
     next: Duration::from_millis(200),
     longest: Duration::from_secs(3),
 };
 
-/// One pod of this node, and all that is done in its name. A principal outside of Kubernetes has such an entry too.
+/// One pod of this node, and all that is done on its behalf. Outside of Kubernetes, a principal has such an entry too.
 #[derive(Debug)]
 pub(crate) struct Pod {
     /// Absent outside of Kubernetes.
@@ -59,11 +59,11 @@ pub(crate) struct Pod {
     pub(crate) quota: Quota,
     pub(crate) sessions: Sessions,
     pub(crate) values: Values,
-    /// What the kubelet has handed over by CSI.
+    /// What the kubelet has delivered by CSI.
     pub(crate) tokens: KubeletTokens,
 }
 
-/// The settings that every new pod entry is made by.
+/// The settings for every new pod entry.
 #[derive(Debug, Default)]
 pub(crate) struct Settings {
     pub(crate) limits: config::Limits,
@@ -72,31 +72,30 @@ pub(crate) struct Settings {
     pub(crate) values: NodesValues,
 }
 
-/// The pods of this node. Locked in this order: `by_uid`, then `deleted`.
+/// The pods of this node. Lock order: `by_uid`, then `deleted`.
 #[derive(Debug)]
 pub(crate) struct Pods {
     api: Api<Listed>,
     selector: String,
     settings: Settings,
     by_uid: RwLock<HashMap<PodUid, Arc<Pod>>>,
-    /// The pods that were deleted a short while ago: a look of our own that is under way may still name them.
+    /// The recently deleted pods: a look of the agent's own that is under way may still name them.
     deleted: Mutex<HashMap<PodUid, Instant>>,
     changed: Notify,
     synced: watch::Sender<bool>,
     looks: Looks,
 }
 
-/// Who tells about a pod.
+/// Who reported a pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Source {
-    /// A look of our own, which may be older than what the watch has told meanwhile.
+    /// A look of the agent's own, which may be older than what the watch has reported meanwhile.
     Look,
-    /// The watch, whose words come in order.
+    /// The watch, which reports in order.
     Watch,
 }
 
-/// Counts the looks, so that everybody who asks gets one that began after the question, and no more of them
-/// are made than that takes.
+/// Counts the looks, so that every caller gets one that began after its call, with no more looks than that takes.
 #[derive(Debug, Default)]
 struct Looks {
     begun: AtomicU64,
@@ -106,7 +105,7 @@ struct Looks {
 /// The pods that a complete list named.
 type Named = Arc<HashSet<PodUid>>;
 
-/// No authoritative look could be had: the API server does not answer, or not sensibly.
+/// A look failed: the API server gave no usable answer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("the API server cannot be asked")]
 pub(crate) struct LookError;
@@ -114,7 +113,7 @@ pub(crate) struct LookError;
 // === impl Pod ===
 
 impl Pod {
-    /// An entry in whose name nothing has been done yet.
+    /// An entry on whose behalf nothing has been done yet.
     pub(crate) fn new(uid: Option<PodUid>, facts: Facts, settings: &Settings) -> Self {
         Self {
             uid,
@@ -144,14 +143,14 @@ impl Pod {
         Arc::ptr_eq(&told, facts)
     }
 
-    /// Whether the API server has said that the pod is deleted.
+    /// Whether this entry has been dropped, as when its pod no longer exists.
     pub(crate) fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
     }
 
     fn learn(&self, facts: Facts) {
         let mut current = self.facts.write().unwrap_or_else(PoisonError::into_inner);
-        // The same word again is no change: nobody needs to be attested anew for a status update.
+        // The same facts again are no change: a status update must not make every connection attest again.
         if **current != facts {
             *current = Arc::new(facts);
         }
@@ -194,27 +193,27 @@ impl Pods {
             .collect()
     }
 
-    /// Whether the first list has been read to its end.
+    /// Whether the first list is complete.
     pub(crate) fn is_synced(&self) -> bool {
         *self.synced.borrow()
     }
 
-    /// Becomes true when the first list has been read to its end.
+    /// Becomes true when the first list is complete.
     pub(crate) fn synced(&self) -> watch::Receiver<bool> {
         self.synced.subscribe()
     }
 
-    /// Ends at the next change after the call.
+    /// Resolves at the next change after the call.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
-    /// Lists this node's pods, beginning after the call, adds those that the watch has not told yet, and says whom
-    /// the list named. All who ask while a list is under way share the next one.
+    /// Lists this node's pods in a list that begins after the call, adds those that the watch has not reported yet, and
+    /// returns which pods the list named. All callers that come while a list is under way share the next one.
     ///
     /// # Errors
     ///
-    /// If the API server cannot be asked.
+    /// If the API server did not give such a list.
     pub(crate) async fn look(&self) -> Result<Named, LookError> {
         let before = self.looks.begun.load(Ordering::SeqCst);
         let mut last = self.looks.last.lock().await;
@@ -244,12 +243,12 @@ impl Pods {
         last.1.clone().ok_or(LookError)
     }
 
-    /// The pod of that UID: as it is known, or as the API server says now under its name. Told by the kubelet before
-    /// the pod's containers start, so that none of them waits for the watch.
+    /// The pod with this UID: as known, or as the API server now reports it under its name. The kubelet tells the agent
+    /// before the pod's containers start, so that none of them waits for the watch.
     ///
     /// # Errors
     ///
-    /// If the API server cannot be asked.
+    /// If the API server did not answer.
     pub(crate) async fn know(
         &self,
         uid: PodUid,
@@ -266,7 +265,7 @@ impl Pods {
                 self.changed.notify_waiters();
                 Ok(self.by_uid(uid))
             }
-            // There is none of that name, or by now it is another one's.
+            // There is no pod of that name, or it is another pod by now.
             Ok(Ok(_)) => Ok(None),
             Ok(Err(error)) => {
                 tracing::warn!(error = %error, namespace, name, "cannot look at a pod");
@@ -276,8 +275,8 @@ impl Pods {
         }
     }
 
-    /// Follows the API server until the task is dropped, and counts in `failures` how often that fails. While the server
-    /// is away the pods stay as last told.
+    /// Follows the API server until the task is dropped, and counts failures in `failures`. While the server is away,
+    /// the pods stay as last reported.
     pub(crate) async fn follow(&self, failures: &IntCounter) {
         let mut waits = RETRY_WAITS;
         loop {
@@ -286,13 +285,13 @@ impl Pods {
             if began.elapsed() > RETRY_WAITS.longest {
                 waits = RETRY_WAITS;
             }
-            // Not at once: a server that forgets each version as soon as it has told it would be asked without end.
+            // Not at once: a server that forgets each version once sent would get requests without end.
             sleep(waits.take()).await;
         }
     }
 
-    /// Follows until the server says 410 Gone to a watch's start, and does not wait then. The watcher itself would ask
-    /// for the same, forgotten version again and again; a new one begins with a list.
+    /// Follows until the server answers a watch's start with 410 Gone, and does not wait then. The watcher itself would
+    /// request the same, forgotten version again and again; a new watcher begins with a list.
     async fn follow_until_gone(&self, failures: &IntCounter) {
         let config = watcher::Config::default()
             .fields(&self.selector)
@@ -305,7 +304,7 @@ impl Pods {
             match event {
                 Ok(event) => {
                     match event {
-                        // Told before the list is asked for: the server has said nothing yet.
+                        // Comes before the list is requested: the server has said nothing yet.
                         Event::Init => {
                             listed.clear();
                             listing_since = Instant::now();
@@ -345,7 +344,7 @@ impl Pods {
         let (uid, facts) = Facts::of(pod)?;
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
         if source == Source::Look {
-            // The watch may have overtaken the list: what it has told meanwhile is younger.
+            // The watch may have overtaken the list: what it reported meanwhile is newer.
             let is_deleted = self.deleted().contains_key(&uid);
             let known = by_uid.get(&uid);
             if is_deleted || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
@@ -370,8 +369,8 @@ impl Pods {
         }
     }
 
-    /// Drops a pod's entry and what was done in its name. One that is deleted is not found by a look either that is
-    /// under way.
+    /// Drops a pod's entry and all that was done on its behalf. If it is deleted, a look that is under way cannot bring
+    /// it back.
     fn drop_entry(&self, uid: PodUid, is_deleted: bool) {
         let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
         if is_deleted {
@@ -392,9 +391,9 @@ impl Pods {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops every pod that a complete list did not name, so that a deletion nobody told us about is noticed, and
-    /// gives back those in doubt: found by a look of our own after that list began, so either younger than the list
-    /// or deleted before the watch could tell.
+    /// Drops every pod that a complete list did not name, so that an unreported deletion is noticed. Returns the
+    /// doubtful ones, added by a look of the agent's own after that list began: either newer than the list, or deleted
+    /// before the watch could report it.
     fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) -> Vec<PodUid> {
         let mut doubted = Vec::new();
         self.by_uid
@@ -416,8 +415,8 @@ impl Pods {
         doubted
     }
 
-    /// Drops those of `doubted` whom a list that begins now does not name. Without such a list all of them: a pod that
-    /// is there is found again when it asks.
+    /// Drops those in `doubted` that a new list does not name. Without such a list, drops them all: a pod that exists
+    /// is found again at its next request.
     async fn confirm(&self, doubted: Vec<PodUid>) {
         if doubted.is_empty() {
             return;

@@ -29,7 +29,7 @@ pub(super) fn at(container: Option<ContainerId>, entrance: Entrance) -> InPod {
     }
 }
 
-/// Does something with a peer that was pinned so, and lives meanwhile.
+/// Runs `work` on a peer pinned by `pinning`, which lives meanwhile.
 pub(super) fn with_peer<T>(pinning: Pinning, work: impl FnOnce(&Peer) -> T) -> T {
     let (stream, _child) = connected_child();
     work(&Peer::of(&stream, pinning).expect("it lives"))

@@ -1,4 +1,4 @@
-//! Who is let in: what a peer is found to be when it connects, and the permit that it gets.
+//! Admission: what a peer is when it connects, and which permit it gets.
 
 use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::Orphans;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// What it takes to admit a peer; all connections share it.
+/// What admitting a peer needs; all connections share it.
 #[derive(Debug)]
 pub(super) struct Admission {
     pub(super) attestor: Arc<Attestor>,
@@ -20,45 +20,45 @@ pub(super) struct Admission {
     pub(super) warnings: Warnings,
 }
 
-/// What the peer has been found to be, and the permit that it holds.
+/// What the peer is, and the permit that it holds.
 #[derive(Debug)]
 pub(super) enum Standing {
-    /// A workload, made sure of at that time.
+    /// A workload, last checked at `checked`.
     Attested {
         workload: Workload,
         checked: Instant,
         permit: OwnedSemaphorePermit,
     },
-    /// None that is let in, or not yet.
+    /// Not admitted, or not yet.
     AtTheDoor { found: Found, place: Waiting },
 }
 
-/// What a peer is that waits at the door.
+/// What a peer at the door is.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A workload whose pod may have no more connections: why.
+    /// A workload whose pod may have no more connections, and why.
     Busy {
         workload: Workload,
         why: &'static str,
     },
-    /// No workload.
+    /// Not a workload.
     Denied(AttestError),
-    /// Not said yet: its pod is not known. It is looked for when it asks for something.
+    /// Undecided, since its pod is not known. It is looked for at the peer's first request.
     Unknown,
 }
 
 // === impl Admission ===
 
 impl Admission {
-    /// What the peer is at first that came in by `entrance`; nothing if it has exited, or there is no room for one that
-    /// is not attested.
+    /// What a peer that came in by `entrance` is at first; none if it has exited, or if there is no room for a peer
+    /// that is not attested.
     pub(super) fn admit(&self, peer: &Peer, entrance: Entrance) -> Option<Standing> {
         let metrics = &self.metrics;
         let location = self.locate(peer, entrance);
         let known = |location| self.attestor.known(peer, location);
         let verdict = location.clone().and_then(known);
         let at_the_door = |found| {
-            // Only here: for some it takes another look at the peer's cgroup.
+            // Only here, since some origins need another read of the peer's cgroup.
             let origin = match &location {
                 Ok(location) => Origin::of(peer, *location),
                 Err(error) => Origin::of_unknown(peer, entrance, error),
@@ -85,7 +85,7 @@ impl Admission {
                 metrics.refused(AttestError::Gone.reason());
                 None
             }
-            // What is missing may come before the peer asks.
+            // What is missing may arrive before the peer's first request.
             Ok(None) | Err(AttestError::NotYet(_)) => at_the_door(Found::Unknown),
             Err(error @ AttestError::Denied(reason)) => {
                 metrics.attestation(reason.as_str());
@@ -101,7 +101,7 @@ impl Admission {
         }
     }
 
-    /// Where the peer is, with a warning if it may be trying to pass for another pod.
+    /// Locates the peer, with a warning if it may be trying to pass for another pod.
     fn locate(&self, peer: &Peer, entrance: Entrance) -> Result<Location, AttestError> {
         let location = self.attestor.locate(peer, entrance)?;
         if let Location::Pod(in_pod) = location
@@ -119,7 +119,7 @@ impl Admission {
         Ok(location)
     }
 
-    /// The right to one more connection of the workload's, or why it may have none; either is counted.
+    /// A permit for one more connection of the workload, or why it gets none; both are counted.
     pub(super) fn connection_of(
         &self,
         workload: &Workload,

@@ -1,20 +1,20 @@
-//! A clock that is good to a second and costs nothing to read: each request notes several times.
+//! A clock that is accurate to a second and costs nothing to read: each request takes several times from it.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// Counts the seconds that the roll has called.
+/// Counts the ticks that the roll gives it, one a second.
 #[derive(Debug)]
 pub(super) struct Clock(AtomicU32);
 
-/// A time by that clock, or none.
+/// A time on that clock, or none.
 #[derive(Debug, Default)]
 pub(super) struct Mark(AtomicU32);
 
 /// No time: the clock begins at one.
 const NONE: u32 = 0;
 
-/// How often the clock is to tick.
+/// How often the clock must tick.
 pub(super) const TICK: Duration = Duration::from_secs(1);
 
 // === impl Clock ===
@@ -49,7 +49,7 @@ impl Mark {
         self.0.store(clock.now(), Ordering::Relaxed);
     }
 
-    /// Notes the time unless one is noted.
+    /// Notes the time unless one is noted already.
     pub(super) fn begin(&self, clock: &Clock) {
         if !self.is_set() {
             self.set(clock);
@@ -66,7 +66,7 @@ impl Mark {
         self.0.load(Ordering::Relaxed) != NONE
     }
 
-    /// Whether a time is noted and surely `limit` has passed since; it may have been a second more.
+    /// Whether a time is noted and `limit` has certainly passed since, possibly a second more.
     pub(super) fn is_past(&self, limit: Duration, clock: &Clock) -> bool {
         let since = self.0.load(Ordering::Relaxed);
         since != NONE && u64::from(clock.now() - since) > limit.as_secs()

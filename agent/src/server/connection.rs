@@ -1,4 +1,4 @@
-//! One connection: who is behind it, and whether that still holds.
+//! One connection: who its peer is, and whether that still holds.
 
 use super::admission::{Admission, Found, Standing};
 use super::clock::Clock;
@@ -23,11 +23,10 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, sleep, sleep_until};
 
-/// An identity older than this is made sure of again before it is used: the peer may have been moved into another
-/// cgroup.
+/// An identity older than this is checked again before it is used: the peer may have been moved to another cgroup.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
-/// How often a request that takes long looks whether its peer is still there.
+/// How often a long request checks whether its peer is still there.
 const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
 
 /// A connection whose peer is pinned.
@@ -37,17 +36,17 @@ pub(crate) struct Connection {
     door: Arc<Door>,
     admission: Arc<Admission>,
     standing: Mutex<Standing>,
-    /// The socket's number. Who owns it outlives every request on it.
+    /// The socket's descriptor, which stays open longer than any request on it.
     fd: RawFd,
     closing: AtomicBool,
-    /// It has come to be known that it closes.
+    /// Signals that the connection will close after its answer.
     closes: Notify,
     ended: AtomicBool,
-    /// It is to end, or else to read no more.
+    /// Signals that the connection must end, or else stop reading.
     woken: Notify,
-    /// From when it is the turn of a request until that is answered.
+    /// True from a request's turn until it is answered.
     working: AtomicBool,
-    /// Whether somebody hears of the peer's exit.
+    /// Whether the peer's exit is being watched.
     watched: AtomicBool,
     /// Until when the last refusal is held back.
     rests: Mutex<Option<Instant>>,
@@ -58,8 +57,8 @@ pub(crate) struct Connection {
 // === impl Connection ===
 
 impl Connection {
-    /// A connection to serve by the socket `fd`, or none if there is no room for one whose peer is not attested, or the
-    /// peer has exited.
+    /// A connection on the socket `fd`; none if there is no room for one whose peer is not attested, or the peer has
+    /// exited.
     pub(super) fn open(
         peer: Peer,
         door: Arc<Door>,
@@ -86,12 +85,11 @@ impl Connection {
         })
     }
 
-    /// The workload that the peer is at `now`: alive, in the same container, of a pod that is still ours.
+    /// The workload that the peer is at `now`: alive, in the same container, in a pod of this node.
     ///
     /// # Errors
     ///
-    /// `not_attested`, `unavailable`, or `busy`; the connection then closes after the answer unless it may still
-    /// come to be known.
+    /// `not_attested`, `unavailable`, or `busy`; the connection then closes after the answer.
     pub(crate) async fn workload(&self, now: Instant) -> Result<Workload, RequestError> {
         if !self.peer.is_alive() {
             return Err(self.close_with(AttestError::Gone));
@@ -113,12 +111,12 @@ impl Connection {
         };
         match before {
             Some(before) => self.check_again(&before),
-            // Boxed, because it is once a connection and each request would carry it.
+            // Boxed: this happens once per connection, but every request's future would carry it.
             None => Box::pin(self.attest()).await,
         }
     }
 
-    /// The workload that is told that its pod may have no more connections.
+    /// The workload, if its pod may have no more connections.
     pub(crate) fn busy(&self) -> Option<Workload> {
         match &*self.standing() {
             Standing::AtTheDoor {
@@ -129,8 +127,8 @@ impl Connection {
         }
     }
 
-    /// Ends when it is the turn of this peer's pod; see [`crate::turns::Turnstile`]. What follows is work for its
-    /// request.
+    /// Resolves when it is the turn of this peer's pod; see [`crate::turns::Turnstile`]. From then on, work for its
+    /// request is under way.
     pub(crate) async fn turn(&self) {
         let turns = match &*self.standing() {
             Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
@@ -140,11 +138,11 @@ impl Connection {
         self.working.store(true, Ordering::Relaxed);
     }
 
-    /// The answer, with room for it among those that its pod has not read, unless it is short.
+    /// Returns the answer, which holds room among its pod's unread answers unless it is short.
     ///
     /// # Errors
     ///
-    /// `busy` if there is none.
+    /// `busy` if there is no room.
     pub(crate) fn hold(&self, answer: Answer) -> Result<Answer, RequestError> {
         let size = answer.body().size_hint().lower();
         if size < quota::SHORT {
@@ -155,12 +153,12 @@ impl Connection {
                 let room = workload.pod().quota.answer(size)?;
                 Ok(response::held(answer, room))
             }
-            // Nobody else is given more than an error.
+            // Any other peer only ever gets an error.
             _ => Ok(answer),
         }
     }
 
-    /// Holds back a refusal that the peer gets now.
+    /// Holds back the refusal that the peer is about to get.
     pub(crate) async fn rest(&self) {
         let rest = match &*self.standing() {
             Standing::Attested { workload, .. }
@@ -175,7 +173,7 @@ impl Connection {
         sleep_until(until).await;
     }
 
-    /// Ends when nothing is held back any more: who leaves meanwhile must not come back sooner for it.
+    /// Resolves when nothing is held back any more: leaving meanwhile must not allow a peer to come back sooner.
     pub(super) async fn rested(&self) {
         let until = *self.rests();
         if let Some(until) = until {
@@ -183,7 +181,7 @@ impl Connection {
         }
     }
 
-    /// What counts for the connection after its end.
+    /// What still counts for the connection after its end.
     pub(super) fn remains(self) -> Remains {
         let standing = self.standing.into_inner();
         match standing.unwrap_or_else(PoisonError::into_inner) {
@@ -197,7 +195,7 @@ impl Connection {
         }
     }
 
-    /// The number of the peer's process.
+    /// The peer's PID.
     pub(crate) fn pid(&self) -> i32 {
         self.peer.pid()
     }
@@ -212,13 +210,13 @@ impl Connection {
         self.closing.load(Ordering::Relaxed)
     }
 
-    /// Lets the next answer be the last.
+    /// Makes the next answer the last.
     pub(crate) fn close_after_answer(&self) {
         self.closing.store(true, Ordering::Relaxed);
         self.closes.notify_waiters();
     }
 
-    /// Ends when the next answer is to be the last, or when nobody is left to take it. For a request that takes long.
+    /// Resolves when the next answer will be the last, or when nobody is left to read it. For requests that take long.
     pub(crate) async fn closes(&self) {
         let told = self.closes.notified();
         if self.is_closing() {
@@ -233,16 +231,16 @@ impl Connection {
         }
     }
 
-    /// Whether the peer has closed its end, and not only said that it sends no more. Only who reads sees either, and
-    /// while a request is answered nobody reads.
+    /// Whether the peer has closed its end, rather than only said that it sends no more. Only a read would show either,
+    /// and nobody reads while a request is answered.
     fn has_hung_up(&self) -> bool {
-        // Nothing is sent, and the kernel still says whether it could be (unix(7)).
+        // This sends nothing, but the kernel still says whether it could (unix(7)).
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
         send(self.fd, &[], flags) == Err(Errno::EPIPE)
     }
 
-    /// What becomes readable when the peer's process exits, for who is to hear of it: once, and never where the kernel
-    /// has none.
+    /// The descriptor that becomes readable when the peer's process exits, for whoever watches that: given out once
+    /// only, and never where the kernel has none.
     pub(super) fn begin_watch(&self) -> Option<&OwnedFd> {
         match self.watched.swap(true, Ordering::Relaxed) {
             true => None,
@@ -250,12 +248,12 @@ impl Connection {
         }
     }
 
-    /// Whether there is work under way for a request, which is in vain when the peer has exited.
+    /// Whether work for a request is under way, which is useless once the peer has exited.
     pub(super) fn is_working(&self) -> bool {
         self.working.load(Ordering::Relaxed)
     }
 
-    /// What is to become of the connection now, in an agent that is `leaving` or stays.
+    /// What must become of the connection now, in an agent that is `leaving` or stays.
     pub(super) fn look(&self, leaving: bool) -> Verdict {
         let is_attested = match &*self.standing() {
             Standing::Attested { workload, .. } => {
@@ -269,23 +267,23 @@ impl Connection {
         self.times.look(is_attested, leaving)
     }
 
-    /// Ends the connection with all that it has in flight.
+    /// Ends the connection, with everything in flight on it.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
         self.woken.notify_one();
     }
 
-    /// Whether it is to end at once.
+    /// Whether it must end at once.
     pub(super) fn must_end(&self) -> bool {
         self.ended.load(Ordering::Relaxed)
     }
 
-    /// Lets the connection read no more than what was sent before.
+    /// Stops reading beyond what was sent before.
     pub(super) fn stop_reading(&self) {
         self.woken.notify_one();
     }
 
-    /// Ends when the connection is told to end, or else to stop reading.
+    /// Resolves when the connection is told to end, or else to stop reading.
     pub(super) fn woken(&self) -> Notified<'_> {
         self.woken.notified()
     }
@@ -300,7 +298,7 @@ impl Connection {
         self.intake.begin();
     }
 
-    /// Notes that so many bytes of the body were taken.
+    /// Notes that `bytes` bytes of the body were taken.
     pub(crate) fn took_of_body(&self, bytes: usize) {
         self.intake.took(bytes);
     }
@@ -316,7 +314,7 @@ impl Connection {
         self.times.request_ended();
     }
 
-    /// Attests a peer whose pod was not known, and lets it in.
+    /// Attests a peer whose pod was not known, and admits it.
     async fn attest(&self) -> Result<Workload, RequestError> {
         let workload = match self
             .admission
@@ -349,15 +347,15 @@ impl Connection {
         Ok(workload)
     }
 
-    /// Makes sure of an identity again. It may become newer, never another.
+    /// Checks an identity again. It may get newer, but never become another.
     fn check_again(&self, before: &Workload) -> Result<Workload, RequestError> {
         let now = self
             .admission
             .attestor
             .locate(&self.peer, self.door.entrance)
             .map_err(|error| match error {
-                // In another pod, which is no pod for this entrance. A process that is about to exit may seem to be in
-                // none (cgroup v1 shows it in the root), so that alone tells of no move.
+                // In another pod, which this entrance denies. A process that is about to exit may seem to be in no pod
+                // (cgroup v1 shows it in the root), so that alone does not count as a move.
                 AttestError::Denied(denial @ (Denial::ListenerMismatch | Denial::OwnPod)) => {
                     self.tell_of_a_move(before, denial.to_string())
                 }
@@ -372,7 +370,7 @@ impl Connection {
             })
             .and_then(|now| match now.same_as(before) {
                 true => Ok(now),
-                // Another entry of the same pod: nothing of the old one's is used for it.
+                // Another entry of the same pod, for which nothing of the old entry's may be used.
                 false if now.is_where(before) => Err(AttestError::NotYet("known_anew")),
                 false => Err(self.tell_of_a_move(before, now.to_string())),
             });
@@ -396,7 +394,7 @@ impl Connection {
         }
     }
 
-    /// The audit line of the request names no pod, since none is proven; here both are, for whoever looks into it.
+    /// Logs a move. The request's audit line names no pod, since none is proven; this names both, for investigations.
     fn tell_of_a_move(&self, from: &Workload, to: String) -> AttestError {
         tracing::warn!(
             pid = self.pid(),
@@ -408,8 +406,8 @@ impl Connection {
         AttestError::Denied(Denial::IdentityChanged)
     }
 
-    /// Why is for the audit trail; the caller may be trying things out. Only who is known to be an ephemeral container, by
-    /// the API server's own word, is told that this is why: it is somebody looking for a fault, and knows what it is.
+    /// The reason goes only to the audit trail: the caller may be probing. The exception is a caller that the API
+    /// server itself names an ephemeral container: somebody who debugs and knows what it is.
     fn close_with(&self, error: AttestError) -> RequestError {
         self.close_after_answer();
         let told = match error {

@@ -1,4 +1,4 @@
-//! Who may wait at the door: peers that are not attested, so many in all and few from one pod or cgroup.
+//! Who may wait at the door: peers that are not attested, limited in total and for each pod or cgroup.
 
 use super::tally::{Tallied, Tally};
 use crate::attest::cgroup::PodUid;
@@ -8,14 +8,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// How many connections one pod, or one cgroup outside of pods, may have waiting to be attested.
+/// How many connections of one pod, or of one cgroup outside of pods, may wait to be attested.
 const WAITING_PER_CGROUP: usize = 4;
 
-/// Lets peers wait that are not attested: so many in all, and few from one pod or cgroup.
+/// Lets unattested peers wait, limited in total and for each pod or cgroup.
 #[derive(Debug)]
 pub(crate) struct Doorman {
     all: Arc<Semaphore>,
-    /// Those of them who are in no pod: their cgroups may be as many as somebody likes to make.
+    /// Places for those in no pod: somebody could make any number of cgroups.
     strangers: Arc<Semaphore>,
     waiting: Arc<Tally<Origin>>,
 }
@@ -24,9 +24,9 @@ pub(crate) struct Doorman {
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(super) enum Origin {
     Pod(PodUid),
-    /// A cgroup that cannot be told from a pod's yet, by a hash of its text.
+    /// A cgroup that may yet prove to be a pod's, by a hash of its text.
     Untold(u64),
-    /// A cgroup that is no pod's, by a hash of its text.
+    /// A cgroup that is not a pod's, by a hash of its text.
     Elsewhere(u64),
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Waiting {
 // === impl Origin ===
 
 impl Origin {
-    /// Where a peer comes from whose location is known.
+    /// The origin of a peer whose location is known.
     pub(super) fn of(peer: &Peer, location: Location) -> Self {
         match location {
             Location::Pod(in_pod) => Self::Pod(in_pod.pod),
@@ -50,7 +50,7 @@ impl Origin {
         }
     }
 
-    /// Where a peer comes from that came in by `entrance` and is in no pod that is known.
+    /// The origin of a peer that came in by `entrance` and is in no known pod.
     pub(super) fn of_unknown(peer: &Peer, entrance: Entrance, error: &AttestError) -> Self {
         match (entrance, error) {
             (Entrance::Pod(pod), _) => Self::Pod(pod),
@@ -60,7 +60,7 @@ impl Origin {
     }
 }
 
-/// A hash of what the peer's cgroup file says. A peer that cannot be read shares its places with all of its kind.
+/// A hash of the peer's cgroup file. Peers that cannot be read share one origin.
 fn cgroup_of(peer: &Peer) -> u64 {
     let mut text = Vec::new();
     let _ = peer.read_cgroup(&mut text);
@@ -72,7 +72,7 @@ fn cgroup_of(peer: &Peer) -> u64 {
 // === impl Doorman ===
 
 impl Doorman {
-    /// Room for so many, half of them for who is in no pod.
+    /// A doorman with `places` places, half of them open to peers in no pod.
     pub(super) fn new(places: usize) -> Self {
         Self {
             all: Arc::new(Semaphore::new(places)),
@@ -81,7 +81,7 @@ impl Doorman {
         }
     }
 
-    /// A place for one more from there, if there is one.
+    /// A place for one more peer of `origin`, if there is one.
     pub(super) fn let_in(&self, origin: Origin) -> Option<Waiting> {
         let permit = self.all.clone().try_acquire_owned().ok()?;
         let strangers = match origin {
@@ -99,7 +99,7 @@ impl Doorman {
 }
 
 impl Waiting {
-    /// The pod that waits, if it is one.
+    /// The pod that the peer is in, if it is in one.
     pub(super) fn pod(&self) -> Option<PodUid> {
         match self.origin.kind {
             Origin::Pod(pod) => Some(pod),

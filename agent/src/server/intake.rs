@@ -1,7 +1,7 @@
 //! How much of a request's body is read, and how fast.
 //!
-//! hyper reads ahead of the service, and as long as what it reads holds no data it goes on reading: it bounds neither the
-//! zeros before a chunk's size nor the blanks after it (RFC 9112, 7.1). So a body has its bound where its bytes come in,
+//! hyper reads ahead of the service, and goes on for as long as what it reads holds no data: it limits neither the
+//! zeros before a chunk's size nor the blanks after it (RFC 9112, 7.1). So a body is limited where its bytes come in,
 //! whether or not anybody reads it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// How many bytes of a body may be read before any of its data is taken.
 const AHEAD: usize = 8 * 1024;
 
-/// Of the data that is taken, the part that its framing may have on top: 1/8, which chunks of 64 bytes need.
+/// The framing allowed on top of the data that is taken: 1/8 of it, enough for chunks of 64 bytes.
 const FRAMING_PART: usize = 8;
 
-/// How many bytes of a body are read at once. What parses them costs some 15 ns for a byte, and others wait meanwhile.
+/// How many bytes of a body are read at once. Parsing takes some 15 ns per byte, while others wait.
 pub(super) const PART: usize = 512;
 
-/// What is there when no body is being read.
+/// The value while no body is being read.
 const NONE: usize = usize::MAX;
 
 /// How many more bytes of the body may be read.
@@ -25,33 +25,33 @@ pub(super) struct Intake(AtomicUsize);
 // === impl Intake ===
 
 impl Intake {
-    /// No body is being read.
+    /// While no body is being read.
     pub(super) fn none() -> Self {
         Self(AtomicUsize::new(NONE))
     }
 
-    /// Notes that a body comes.
+    /// Notes that a body follows.
     pub(super) fn begin(&self) {
         self.0.store(AHEAD, Ordering::Relaxed);
     }
 
-    /// Notes that so many bytes of its data were taken: as many more may come.
+    /// Notes that `bytes` bytes of its data were taken, so as many more may come.
     pub(super) fn took(&self, bytes: usize) {
         let more = bytes + bytes / FRAMING_PART;
         self.0.fetch_add(more, Ordering::Relaxed);
     }
 
-    /// Notes that it has been read to its end.
+    /// Notes that it was read to its end.
     pub(super) fn end(&self) {
         self.0.store(NONE, Ordering::Relaxed);
     }
 
-    /// Whether what comes in now belongs to a body.
+    /// Whether incoming bytes belong to a body.
     pub(super) fn is_on(&self) -> bool {
         self.0.load(Ordering::Relaxed) != NONE
     }
 
-    /// Notes that so many bytes came in; whether they still had room.
+    /// Notes that `bytes` bytes came in; returns whether there was room for them.
     pub(super) fn read(&self, bytes: usize) -> bool {
         let room = self.0.load(Ordering::Relaxed);
         let left = room.checked_sub(bytes);

@@ -1,8 +1,8 @@
-//! What counts for a connection that has ended while nobody takes its last answer.
+//! What still counts for a connection that has ended while its last answer is unread.
 //!
-//! Whoever was handed the peer's end (`SCM_RIGHTS`, unix(7)) may keep it longer than its process or its pod lives, and
-//! what lies there is charged to the agent until then. So it goes on counting: as its pod's while there is the pod, and
-//! then against those that come after it in the namespace, each of which would begin with a quota of its own.
+//! Whoever was passed the peer's end (`SCM_RIGHTS`, unix(7)) may keep it for longer than its process or its pod lives,
+//! and what is queued there is charged to the agent until then. So it goes on counting: for its pod while that exists,
+//! then for its namespace, where each later pod would otherwise begin with a fresh quota.
 
 use super::doorman::Waiting;
 use super::tally::{Tallied, Tally};
@@ -13,36 +13,36 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// How long a peer that was not attested counts at the door, if its pod is not known by then: it is gone, and what it was
-/// sent is a short error.
+/// How long a peer that was not attested counts at the door if its pod is still not known by then: the pod is gone, and
+/// what was sent to it is a short error.
 const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 
-/// How many connections of pods that are gone nobody has read to the end, by namespace.
+/// How many connections of deleted pods are still unread, by namespace.
 #[derive(Debug)]
 pub(super) struct Orphans {
     count: Arc<Tally<Arc<str>>>,
-    /// How many a namespace may have, above which no more of its pods' connections are taken.
+    /// How many a namespace may have; from then on its pods get no more connections.
     limit: usize,
 }
 
-/// What a connection leaves.
+/// What a connection leaves behind.
 #[derive(Debug)]
 pub(super) enum Remains {
-    /// A connection of its pod's.
+    /// A connection of its pod.
     OfPod {
         pod: Arc<Pod>,
         _permit: OwnedSemaphorePermit,
     },
-    /// A place at the door, since then.
+    /// A place at the door, since that time.
     AtTheDoor(Waiting, Instant),
-    /// One connection more that its namespace is to blame for.
+    /// One orphan of its namespace.
     Orphan { _count: Tallied<Arc<str>> },
 }
 
 // === impl Orphans ===
 
 impl Orphans {
-    /// None, of which each namespace may have `limit`.
+    /// No orphans yet; each namespace may have `limit`.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             count: Arc::default(),
@@ -50,7 +50,7 @@ impl Orphans {
         }
     }
 
-    /// Whether the namespace has as many as it may.
+    /// Whether the namespace has reached its limit.
     pub(super) fn are_many(&self, namespace: &str) -> bool {
         self.count.count(namespace) >= self.limit
     }
@@ -59,7 +59,7 @@ impl Orphans {
 // === impl Remains ===
 
 impl Remains {
-    /// What is left of it now; nothing if it is not to be counted any more.
+    /// What is left of it now; none if it no longer counts.
     pub(super) fn now(self, attestor: &Attestor, orphans: &Orphans) -> Option<Self> {
         match self {
             Self::OfPod { pod, .. } if pod.is_gone() => {
@@ -97,7 +97,7 @@ mod tests {
             PodUid::synthetic(1),
             Facts::of_principal("test", "app", "web"),
         );
-        // One that knows no pod by its UID.
+        // An attestor that knows no pod by its UID.
         let own = Pod::new(None, facts, &Settings::default());
         let (attestor, orphans) = (Attestor::Sidecar(Arc::new(own)), Orphans::new(1));
         let doorman = Doorman::new(2);

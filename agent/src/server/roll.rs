@@ -1,8 +1,8 @@
 //! The roll of open connections, and what ends them from outside.
 //!
-//! A connection itself waits for nothing but its bytes. One task looks after them all: it hears of peers that exit,
-//! of pods that are deleted and of an agent that leaves, and each second it looks who is late. The kernel is asked to
-//! tell of a peer's exit when its request takes time, or after the first second: many connections end before either.
+//! A connection itself waits only for its bytes. One task looks after them all: it learns when peers exit, pods are
+//! deleted or the agent leaves, and each second it checks for timeouts. The kernel is asked to report a peer's exit
+//! only once its request takes time, or after the first second: many connections end before either.
 
 use super::clock::{Clock, TICK};
 use super::connection::Connection;
@@ -22,13 +22,13 @@ use tokio::sync::futures::Notified;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-/// How many exits are taken at once.
+/// How many exits are read at once.
 const EXITS: usize = 64;
 
 /// The open connections.
 #[derive(Debug)]
 pub(crate) struct Roll {
-    /// The peers' pidfds (epoll(7)). The runtime's own reactor would cost each connection several calls more.
+    /// The peers' pidfds (epoll(7)). The runtime's own reactor would cost each connection several more system calls.
     exits: AsyncFd<OwnedFd>,
     open: Mutex<Open>,
     pub(super) clock: Arc<Clock>,
@@ -37,11 +37,11 @@ pub(crate) struct Roll {
 #[derive(Debug, Default)]
 struct Open {
     connections: HashMap<u64, Arc<Connection>>,
-    /// Never used again, so that an exit that is told late means nobody else.
+    /// Never reused, so that an exit reported late cannot end another connection.
     next: u64,
 }
 
-/// A connection's line on the roll, until it is dropped.
+/// A connection's place on the roll, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Entry<'a> {
     roll: &'a Roll,
@@ -49,7 +49,7 @@ pub(super) struct Entry<'a> {
     connection: &'a Connection,
 }
 
-/// Ends at the next change of the pods after the call; never where there are none to be known.
+/// Resolves at the next change of the pods after the call; never if there are no pods.
 fn changed_in(pods: Option<&Pods>) -> Either<Notified<'_>, Pending<()>> {
     pods.map_or_else(
         || Either::Right(pending()),
@@ -64,7 +64,7 @@ impl Roll {
     ///
     /// # Errors
     ///
-    /// If the kernel has no descriptor left.
+    /// If the process has no descriptor left.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             exits: readable(epoll::create(epoll::CreateFlags::CLOEXEC)?)?,
@@ -73,8 +73,8 @@ impl Roll {
         })
     }
 
-    /// Enters a connection: from now on it is told what happens; but of its peer's exit from the next second on, or
-    /// from when it is [watched](Entry::watch).
+    /// Enters a connection, which from now on learns what happens; but of its peer's exit only from the next second on,
+    /// or once it is [watched](Entry::watch).
     pub(super) fn enter<'a>(&'a self, connection: &'a Arc<Connection>) -> Entry<'a> {
         let mut open = self.open();
         let number = open.next;
@@ -87,12 +87,12 @@ impl Roll {
         }
     }
 
-    /// Sees to it that the connection ends when its peer exits, or now if it has.
+    /// Makes the connection end when its peer exits, or now if it has exited.
     fn watch(&self, number: u64, connection: &Connection) {
         let Some(pidfd) = connection.begin_watch() else {
             return;
         };
-        // Told once, also if it has exited before. Closing the pidfd, of which there is one, takes it out again.
+        // Reported once, even for an exit in the past. Closing the pidfd, which has no duplicate, removes it again.
         let watched = epoll::add(
             self.exits.get_ref(),
             pidfd,
@@ -105,11 +105,11 @@ impl Roll {
         }
     }
 
-    /// Tells the connections what happens, for ever.
+    /// Tells the connections what happens, forever.
     ///
     /// # Errors
     ///
-    /// If the kernel does not tell any more who exits.
+    /// If the kernel no longer reports exits.
     pub(crate) async fn look_after(
         &self,
         pods: Option<&Pods>,
@@ -122,7 +122,7 @@ impl Roll {
         loop {
             tokio::select! {
                 () = &mut changed => {
-                    // Before the look, so that no change falls between.
+                    // Before the look, so that no change is missed in between.
                     changed.set(changed_in(pods));
                     self.look(leaving);
                 }
@@ -138,7 +138,7 @@ impl Roll {
                     leaving = *phase.borrow_and_update() == Phase::Draining;
                     for connection in self.open().connections.values() {
                         connection.close_after_answer();
-                        // What has begun to come is read to its end.
+                        // A request that has begun to arrive is read to its end.
                         if leaving && connection.times.is_idle() {
                             connection.stop_reading();
                         }
@@ -192,7 +192,7 @@ impl Roll {
 // === impl Entry ===
 
 impl Entry<'_> {
-    /// Sees to it that the connection ends as soon as its peer exits.
+    /// Makes the connection end as soon as its peer exits.
     pub(super) fn watch(&self) {
         self.roll.watch(self.number, self.connection);
     }

@@ -1,4 +1,4 @@
-//! The bytes of a connection, with a note of when they come, and a bound on those that nobody reads.
+//! The bytes of a connection: notes when they come, and limits those that nobody reads.
 
 use super::Connection;
 use super::intake::PART;
@@ -13,21 +13,21 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 
-/// How many bytes of answers the kernel may hold for a peer that does not read them, by its own count, which is twice
-/// this: one of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could have 20 MiB.
+/// How many bytes of answers the kernel may hold for a peer that does not read them; the kernel counts twice this, and
+/// an answer of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could hold 20 MiB.
 const QUEUED: usize = 40 * 1024;
 
-/// The longest first write that needs no bound yet: many connections end after one short answer.
+/// The longest first write that needs no limit yet: many connections end after one short answer.
 const FIRST: usize = 8 * 1024;
 
-/// A stream that tells its connection when bytes have come in, and when the peer takes none. It reads with plain
-/// `read(2)`: descriptors that a peer sends along are closed by the kernel.
+/// A stream that tells its connection when bytes have come in, and when the peer reads none. It uses plain `read(2)`,
+/// so the kernel closes any descriptors that a peer sends along.
 pub(super) struct Metered {
     stream: TokioIo<UnixStream>,
     connection: Arc<Connection>,
     /// Whether the last write found no room.
     stuck: bool,
-    /// Whether others have had their turn since the last part of a body was read.
+    /// Whether others have had a turn since the last part of a body was read.
     yielded: bool,
     queue: Queue,
 }
@@ -58,20 +58,20 @@ impl Metered {
         self.stream.into_inner()
     }
 
-    /// Before `bytes` are written.
+    /// Sets the limit, if needed, before `bytes` bytes are written.
     fn bound(&mut self, bytes: usize) {
         self.queue = match self.queue {
             Queue::Empty if bytes <= FIRST => Queue::Short,
             Queue::Bounded => return,
             Queue::Empty | Queue::Short => {
-                // It fails for no socket that is one.
+                // This cannot fail on a socket.
                 let _ = setsockopt(self.stream.inner(), SndBuf, &QUEUED);
                 Queue::Bounded
             }
         };
     }
 
-    /// Reads a part of a request's body into `buf`, after others have had their turn.
+    /// Reads a part of a request's body into `buf`, after others have had a turn.
     fn poll_body(
         &mut self,
         cx: &mut Context<'_>,
@@ -136,7 +136,7 @@ impl Write for Metered {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 
-    /// Nothing: what ends a connection goes on to close it, or to wait for the peer.
+    /// Does nothing: whatever ends a connection goes on to close it, or to wait for the peer.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

@@ -1,15 +1,15 @@
-//! How many there are of each kind, for as long as they are held.
+//! Counts of each kind, kept while what is counted is held.
 
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many there are of each kind; of most kinds there are none.
+/// Counts of each kind; most kinds have none.
 #[derive(Debug)]
 pub(super) struct Tally<K>(Mutex<HashMap<K, usize>>);
 
-/// One of them, until it is dropped.
+/// One that counts until it is dropped.
 #[derive(Debug)]
 pub(super) struct Tallied<K: Eq + Hash> {
     tally: Arc<Tally<K>>,
@@ -23,7 +23,7 @@ impl<K> Default for Tally<K> {
 }
 
 impl<K: Clone + Eq + Hash> Tally<K> {
-    /// Counts one more of that kind.
+    /// Counts one more of `kind`.
     pub(super) fn enter(self: &Arc<Self>, kind: K) -> Tallied<K> {
         *self.counts().entry(kind.clone()).or_default() += 1;
         Tallied {
@@ -34,7 +34,7 @@ impl<K: Clone + Eq + Hash> Tally<K> {
 }
 
 impl<K: Eq + Hash> Tally<K> {
-    /// How many of that kind there are.
+    /// How many of `kind` there are.
     pub(super) fn count<Q: Eq + Hash + ?Sized>(&self, kind: &Q) -> usize
     where
         K: Borrow<Q>,

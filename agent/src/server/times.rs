@@ -1,4 +1,4 @@
-//! How long a connection may take over what it does.
+//! The timeouts of a connection.
 
 use super::clock::{Clock, Mark};
 use std::sync::Arc;
@@ -10,17 +10,17 @@ const WAITING_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a request's head may take from its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long there may be no room for more of an answer. Answers of up to 4 MiB are kept for the peer meanwhile. The
-/// kernel says that there is room when most of what it holds has been taken: who takes it very slowly is late, too.
+/// How long a write may find no room for more of an answer. Answers of up to 4 MiB are kept for the peer meanwhile. The
+/// kernel reports room only when most of what it holds has been read, so a very slow reader times out too.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may stand idle between requests.
+/// How long a connection may be idle between requests.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// The same of an agent that leaves: whoever connects to it and says nothing must not hold it up.
+/// The same in an agent that leaves: a peer that connects and sends nothing must not delay that.
 const LAST_IDLE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// When bytes came and requests went.
+/// When bytes came and requests began and ended.
 #[derive(Debug)]
 pub(super) struct Times {
     clock: Arc<Clock>,
@@ -31,25 +31,25 @@ pub(super) struct Times {
     answering: Mark,
     /// When the last request was answered.
     quiet: Mark,
-    /// Since when the peer has taken nothing of an answer.
+    /// Since when the peer has read nothing of an answer.
     stuck: Mark,
 }
 
-/// What is to become of a connection that has been looked at.
+/// What must become of a connection after a check.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Verdict {
-    /// It ends at once, with what it has in flight.
+    /// End at once, with everything in flight.
     End,
-    /// It goes on.
+    /// Go on.
     GoOn,
-    /// It has been idle: what was sent before it is told is still answered.
+    /// It is idle: stop reading, but still answer what was sent before.
     StopReading,
 }
 
 // === impl Times ===
 
 impl Times {
-    /// Those of a connection that opens now.
+    /// The times of a connection that opens now.
     pub(super) fn new(clock: Arc<Clock>) -> Self {
         Self {
             opened: Mark::now(&clock),
@@ -61,7 +61,7 @@ impl Times {
         }
     }
 
-    /// What is to become of the connection now, in an agent that is `leaving` or stays.
+    /// What must become of the connection now, in an agent that is `leaving` or stays.
     pub(super) fn look(&self, is_attested: bool, leaving: bool) -> Verdict {
         let clock = &*self.clock;
         let idle = if leaving {
@@ -82,7 +82,7 @@ impl Times {
         }
     }
 
-    /// Whether nothing of a request is there: neither is one answered nor has the next one begun.
+    /// Whether it is between requests: none is being answered, and the next one has not begun.
     pub(super) fn is_idle(&self) -> bool {
         !self.answering.is_set() && !self.head.is_set()
     }
@@ -106,7 +106,7 @@ impl Times {
         self.quiet.set(&self.clock);
     }
 
-    /// Notes that the peer takes nothing of an answer, or takes some again.
+    /// Notes that the peer reads nothing of an answer, or reads again.
     pub(super) fn write_is_stuck(&self, stuck: bool) {
         if stuck {
             self.stuck.set(&self.clock);
@@ -120,7 +120,7 @@ impl Times {
 mod tests {
     use super::*;
 
-    /// How many seconds pass until it is no longer to go on, and what then.
+    /// How many seconds pass until it must not go on, and what the verdict is then.
     fn lasts(is_attested: bool, begin: impl FnOnce(&Times)) -> (u32, Verdict) {
         lasts_in(false, is_attested, begin)
     }
@@ -139,7 +139,7 @@ mod tests {
         (200, Verdict::GoOn)
     }
 
-    // By this clock a limit has surely passed a second after it.
+    // By this clock, a limit has certainly passed only a second later.
     #[test]
     fn what_keeps_a_connection_waiting_has_its_limit_and_an_answer_in_the_making_has_none_here() {
         assert_eq!(lasts(true, |_| {}), (91, Verdict::StopReading));
@@ -154,7 +154,7 @@ mod tests {
             let answers = |times: &Times| {
                 times.bytes_came();
                 times.request_began();
-                // The next one's, which hyper reads ahead.
+                // Of the next request, which hyper reads ahead.
                 times.bytes_came();
             };
             assert_eq!(lasts(is_attested, answers), (200, Verdict::GoOn));

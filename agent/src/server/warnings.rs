@@ -1,4 +1,4 @@
-//! What has been warned of lately: whoever opens connections must not be able to fill the log.
+//! What has been warned about lately: opening connections must not fill the log.
 
 use crate::attest::cgroup::PodUid;
 use std::collections::HashMap;
@@ -6,20 +6,20 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long the same is not said again; the metrics count every time.
+/// How long the same warning is not repeated; the metrics count every occurrence.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Reasons and pods, and when they were last warned of.
+/// Reasons and pods, with the time of the last warning.
 #[derive(Debug, Default)]
 pub(super) struct Warnings(Mutex<HashMap<Subject, Instant>>);
 
-/// Why, and because of which pod, where that is known.
+/// The reason, and the pod if known.
 type Subject = (&'static str, Option<PodUid>);
 
 // === impl Warnings ===
 
 impl Warnings {
-    /// Whether it is time to warn of that.
+    /// Whether it is time to warn about this.
     pub(super) fn is_due(&self, reason: &'static str, pod: Option<PodUid>) -> bool {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

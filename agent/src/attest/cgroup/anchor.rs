@@ -1,4 +1,4 @@
-//! The kubepods root: found out at start, then held against every cgroup file.
+//! The kubepods root: found at start, then checked against every cgroup file.
 
 mod learn;
 
@@ -11,21 +11,21 @@ use super::name::Names;
 use super::text::{self, Path};
 use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 
-/// The kubepods root that cgroup paths are read from, as the reader's cgroup namespace shows it.
+/// The kubepods root from which cgroup paths are read, as the reader's cgroup namespace shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Anchor {
-    /// The root's own path; none where a cgroup namespace hides it and nobody has told it.
+    /// The root's own path; none if a cgroup namespace hides it and it is not configured.
     root: Option<Box<str>>,
-    /// How many levels the reader's container lies below the top; none if paths are absolute.
+    /// How many levels the reader's container is below the top; none if paths are absolute.
     depth: Option<usize>,
     names: Names,
     view: View,
 }
 
-/// Why the kubepods root is not known, and what an operator can do about it.
+/// Why the kubepods root is unknown, and what an operator can do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum AnchorError {
-    /// The agent's depth is none that a pod under the root can have.
+    /// No pod under the root can be at the agent's depth.
     #[error(
         "the agent's container is {depth} levels below the node's init, but a pod's under {root} \
          is {} or {}: set identity.kubepods_root to the path that the node's init sees, or leave \
@@ -39,13 +39,13 @@ pub(crate) enum AnchorError {
         /// The root that was configured.
         root: String,
     },
-    /// The root is not one that a kubelet makes.
+    /// No kubelet makes such a root.
     #[error(
         "{0:?} is no kubepods root: identity.kubepods_root must be an absolute path that ends in \
          kubepods, kubepods.slice or <prefix>-kubepods.slice"
     )]
     InvalidRoot(String),
-    /// The agent sees its own pod in the place of the node's init.
+    /// The agent sees its own pod where the node's init should be.
     #[error(
         "process 1 is not the node's init, so peers cannot be seen either: set hostPID: true in \
          the agent's pod; if the agent does not run in a pod, set identity.kubepods_root"
@@ -57,13 +57,13 @@ pub(crate) enum AnchorError {
          pods: set identity.kubepods_root to that path, such as /kubepods.slice"
     )]
     NotInPod,
-    /// The agent's own pod is one that it could not attest either.
+    /// The agent could not attest its own pod.
     #[error(
         "the agent's own cgroup is not one that it could attest ({0}): this container runtime is \
          not supported, or identity.kubepods_root is wrong"
     )]
     OwnCgroup(#[source] CgroupDenial),
-    /// The agent's own cgroup is in a pod that has another UID.
+    /// The agent's own cgroup is in a pod with another UID.
     #[error(
         "the agent's own cgroup is in pod {found}, and not in pod {own}: take kubernetes.pod_uid \
          from the downward API (metadata.uid), or set identity.kubepods_root"
@@ -86,13 +86,13 @@ pub(crate) enum AnchorError {
          identity.kubepods_root to the one that other pods have too"
     )]
     RootsDisagree(String, String),
-    /// The agent's cgroup namespace is no container's in a pod.
+    /// The agent's cgroup namespace cannot be that of a container in a pod.
     #[error(
         "the agent's container is only {0} levels below the node's init, where no pod's is: set \
          identity.kubepods_root if the agent does not run in a pod"
     )]
     TooShallow(usize),
-    /// A cgroup file is missing or makes no sense.
+    /// A cgroup file is missing or malformed.
     #[error(
         "{file} cannot be read as a cgroup file ({reason}): is /proc mounted, and hostPID set?"
     )]
@@ -102,7 +102,7 @@ pub(crate) enum AnchorError {
         /// What is wrong with it.
         reason: CgroupDenial,
     },
-    /// Paths are relative, and not in the one hierarchy of cgroup v2.
+    /// Paths are relative, and not in cgroup v2's single hierarchy.
     #[error(
         "a cgroup namespace hides the agent's place in the cgroup v1 hierarchies: run the agent in \
          the host's cgroup namespace, as container runtimes do by default with cgroup v1"
@@ -114,7 +114,7 @@ pub(crate) enum AnchorError {
          (metadata.uid), or set identity.kubepods_root"
     )]
     UnknownOwnPod,
-    /// The agent's class is needed to learn the root from inside a cgroup namespace.
+    /// The agent's QoS class is needed to learn the root from inside a cgroup namespace.
     #[error(
         "the QoS class of the agent's own pod (status.qosClass) is not known, which says how deep \
          below the kubepods root it is: set identity.kubepods_root, or let the agent read its pod"
@@ -123,12 +123,12 @@ pub(crate) enum AnchorError {
 }
 
 impl Anchor {
-    /// The anchor for a known root, such as `/kubepods.slice`, and a reader `depth` levels below
-    /// the top of the tree in a private cgroup namespace; none if it sees absolute paths.
+    /// The anchor for a known root, such as `/kubepods.slice`, and a reader `depth` levels below the top of the tree in
+    /// a private cgroup namespace; none if it sees absolute paths.
     ///
     /// # Errors
     ///
-    /// If `root` is no path of a kubepods root, or no pod under it can be at `depth`.
+    /// If `root` is not the path of a kubepods root, or no pod under it can be at `depth`.
     pub(crate) fn new(root: &str, depth: Option<usize>) -> Result<Self, AnchorError> {
         let invalid = || AnchorError::InvalidRoot(root.to_owned());
         let last = Path::parse(root.as_bytes())
@@ -168,22 +168,22 @@ impl Anchor {
         })
     }
 
-    /// The root's own path; none where a cgroup namespace hides it and nobody has told it.
+    /// The root's own path; none if a cgroup namespace hides it and it is not configured.
     #[cfg(test)]
     pub(super) fn root(&self) -> Option<&str> {
         self.root.as_deref()
     }
 
-    /// Reads a whole cgroup file.
+    /// Parses a whole cgroup file.
     ///
-    /// At least one line must prove the pod, and none may name another or another container. Lines
-    /// that name none are normal: not every cgroup v1 controller is the kubelet's.
+    /// At least one line must prove the pod, and none may name another pod or another container. Lines that name none
+    /// are normal: not every cgroup v1 controller is the kubelet's.
     ///
     /// # Errors
     ///
     /// If the file does not prove that its process is in one container of one pod.
     pub(crate) fn parse(&self, text: &[u8]) -> Result<PodCgroup, CgroupDenial> {
-        // The depth is that in the unified hierarchy. In another, two levels up may be anywhere.
+        // The depth applies to the unified hierarchy; in another, two levels up may be anywhere.
         let unified_only = matches!(self.view, View::Relative { .. })
             && text::lines(text).any(|line| line.is_ok_and(|line| line.unified));
         let mut proof: Option<PodCgroup> = None;
@@ -193,7 +193,7 @@ impl Anchor {
         for line in text::lines(text) {
             let line = line?;
             if line.path == last && !unified_only {
-                // Cgroup v1 says the same a dozen times.
+                // Cgroup v1 repeats the same path a dozen times.
                 continue;
             }
             last = line.path;

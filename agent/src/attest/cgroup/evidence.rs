@@ -1,19 +1,19 @@
-//! One path → what it says of its process, given the anchor.
+//! One path → what it says about its process, given the anchor.
 //!
-//! The lines of one file are put together in `anchor.rs`.
+//! `anchor.rs` combines the lines of one file.
 
 use super::name::{self, Mismatched, Names, PodName, QosClass, UidText};
 use super::text::{self, Path};
 use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 
-/// What one line says that does not deny the whole file.
+/// What one line says, if it does not deny the whole file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Evidence {
-    /// The process is in this pod: the line proves it.
+    /// The line proves that the process is in this pod.
     Proof(PodCgroup),
-    /// The line names a pod where no kubelet of ours could: no proof, but it may not contradict one.
+    /// The line names a pod where no kubelet of this node could: it proves nothing, but must not contradict a proof.
     Claim(PodUid, ContainerId),
-    /// The line says nothing of a pod, as is normal for some controllers; alone it denies.
+    /// The line names no pod, as is normal for some controllers; a file of only such lines is denied.
     Silent(CgroupDenial),
 }
 
@@ -24,31 +24,30 @@ pub(super) enum View {
     Absolute {
         /// The root's own path.
         root: Box<[u8]>,
-        /// The path above the outermost of the root's slices, where a container runtime that
-        /// ignores the slices stands too; none with the cgroupfs driver.
+        /// The path above the outermost of the root's slices, where a container runtime that ignores the slices puts
+        /// its cgroups too; none with the cgroupfs driver.
         base: Option<Box<[u8]>>,
     },
-    /// Paths begin at the reader's container, from where one has to go up.
+    /// Paths begin at the reader's container and lead up from there.
     Relative {
-        /// How many levels the reader's container lies below the root: 2 for a guaranteed pod,
-        /// else 3.
+        /// How many levels the reader's container is below the root: 2 for a guaranteed pod, else 3.
         climb: usize,
-        /// The reader's own class, if it is known.
+        /// The reader's own QoS class, if known.
         own: Option<QosClass>,
     },
 }
 
-/// Where containerd stands, and with it every container that it starts with the wrong driver.
+/// Where containerd runs, and with it every container that it starts with the wrong driver.
 pub(super) const RUNTIME_SERVICE: &[u8] = b"/system.slice/containerd.service";
 
-/// A directory that has pods in it.
+/// A directory that holds pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Parent {
-    /// The kubepods root, with guaranteed pods.
+    /// The kubepods root, which holds guaranteed pods.
     Root,
-    /// The directory of a class.
+    /// The directory of a QoS class.
     Qos(QosClass),
-    /// The directory of the reader's own class, which it does not know.
+    /// The directory of the reader's own QoS class, which is unknown.
     OwnQos,
 }
 
@@ -74,7 +73,7 @@ impl View {
                 0 | 1 => Err(CgroupDenial::SamePodElided),
                 up if up > *climb => outside(&parsed, CgroupDenial::OutsideRoot),
                 up if up == *climb => in_root(names, parsed.below, *own),
-                // From three levels below the root, two up is the directory of the reader's class.
+                // From three levels below the root, two up is the directory of the reader's QoS class.
                 _ => in_class(
                     names,
                     parsed.names(),
@@ -98,14 +97,14 @@ fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Evidenc
         };
     };
     if own == Some(class) {
-        // The kernel names the nearest common directory, so it had gone up one level less.
+        // The kernel goes up only to the nearest common directory, so it would have gone up one level less.
         return Err(CgroupDenial::Malformed);
     }
     rest.next();
     in_class(names, rest, Parent::Qos(class))
 }
 
-/// Reads what follows a directory with pods in it.
+/// Reads what follows a directory that holds pods.
 fn in_class<'a>(
     names: &Names,
     mut rest: impl Iterator<Item = &'a [u8]>,
@@ -128,8 +127,8 @@ fn in_class<'a>(
     in_pod(&pod, rest.next().ok_or(CgroupDenial::BadContainerId), rest)
 }
 
-/// Reads a path that lies beside the root as the cgroup of a container whose runtime does not use
-/// the kubelet's driver; none if it is no such path.
+/// Reads a path next to the root as the cgroup of a container whose runtime does not use the kubelet's driver; none if
+/// it is no such path.
 fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Evidence, CgroupDenial>> {
     let below = text::below(path, base)?;
     let mut rest = text::names(text::below(below, RUNTIME_SERVICE).unwrap_or(below));
@@ -144,7 +143,7 @@ fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Evidenc
     .then(|| in_pod(&pod, Ok(container), rest))
 }
 
-/// Reads a pod, the container in it, and what the container may have put below itself.
+/// Reads a pod, its container, and what the container may have created below itself.
 fn in_pod<'a>(
     pod: &PodName<'_>,
     container: Result<&[u8], CgroupDenial>,
@@ -164,8 +163,7 @@ fn in_pod<'a>(
     }))
 }
 
-/// Reads a path that is not known to begin at the root; `otherwise` is why it denies if it claims
-/// no pod.
+/// Reads a path that is not known to begin at the root; `otherwise` is the reason to deny if it claims no pod.
 pub(super) fn outside(path: &Path<'_>, otherwise: CgroupDenial) -> Result<Evidence, CgroupDenial> {
     let mut names = path.names();
     let mut silent = otherwise;

@@ -1,4 +1,4 @@
-//! The two ids that a cgroup path carries: of the pod, and of the container in it.
+//! The two ids in a cgroup path: of the pod, and of its container.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,12 +15,12 @@ pub(crate) struct PodUid(Uuid);
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ContainerId([u8; 32]);
 
-/// A text that is not the id it was taken for.
+/// A text that is not the id it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error("not a {0}")]
 pub(crate) struct InvalidId(pub(super) &'static str);
 
-/// Where the four separators of a UUID stand in its text.
+/// Where a UUID's four separators are in its text.
 const SEPARATORS: [usize; 4] = [8, 13, 18, 23];
 
 impl PodUid {
@@ -34,9 +34,9 @@ impl PodUid {
         Self(Uuid::from_bytes([byte; 16]))
     }
 
-    /// Reads the UID out of a cgroup name, where a systemd driver writes `_` for `-`.
+    /// Parses the UID in a cgroup name, where the systemd driver writes `_` for `-`.
     ///
-    /// A kubelet never mixes the two, so a mix was written by somebody else.
+    /// A kubelet never mixes the two, so it did not write a mix.
     pub(super) fn from_name(text: &[u8]) -> Option<Self> {
         if text.len() != 36 || !matches!(text[SEPARATORS[0]], b'-' | b'_') {
             return None;
@@ -95,8 +95,7 @@ impl fmt::Debug for PodUid {
 }
 
 impl ContainerId {
-    /// Reads the id out of a container status, where the runtime's name stands before it
-    /// (`containerd://<id>`).
+    /// Parses the id in a container status, which follows the runtime's name (`containerd://<id>`).
     pub(crate) fn from_status(text: &str) -> Option<Self> {
         let (runtime, id) = text.split_once("://")?;
         if runtime.is_empty() {
@@ -111,7 +110,7 @@ impl ContainerId {
         Self([byte; 32])
     }
 
-    /// Reads the id out of a cgroup name from which the runtime's decoration is off.
+    /// Parses the id in a cgroup name, from which the runtime's prefix and suffix have been removed.
     pub(super) fn from_name(text: &[u8]) -> Option<Self> {
         hex(text).map(Self)
     }
@@ -143,7 +142,7 @@ impl fmt::Debug for ContainerId {
     }
 }
 
-/// The lower-case hex digits of `bytes`, written into `text`, which has room for all of them.
+/// Writes the lower-case hex digits of `bytes` into `text`, which has room for all of them.
 fn digits<'a>(text: &'a mut [u8; 64], bytes: &[u8; 32]) -> &'a str {
     let digit = |nibble: u8| b"0123456789abcdef"[usize::from(nibble & 15)];
     for (pair, byte) in text.chunks_exact_mut(2).zip(bytes) {
@@ -152,7 +151,7 @@ fn digits<'a>(text: &'a mut [u8; 64], bytes: &[u8; 32]) -> &'a str {
     std::str::from_utf8(text).unwrap_or_default()
 }
 
-/// The `N` bytes that exactly `2 * N` lower-case hex digits stand for.
+/// Parses exactly `2 * N` lower-case hex digits into `N` bytes.
 pub(super) fn hex<const N: usize>(digits: &[u8]) -> Option<[u8; N]> {
     if digits.len() != 2 * N {
         return None;

@@ -1,13 +1,13 @@
 //! What one segment of a cgroup path can be: a QoS directory, a pod, a container, a monitor.
 //!
-//! A kubelet writes the names of the first two in the way of its cgroup driver, a runtime those
-//! of the others in its own. Which segment may stand where is decided in `evidence.rs`.
+//! The kubelet names the first two by its cgroup driver, each runtime the others in its own way. `evidence.rs` decides
+//! which segment may be where.
 
 use std::str::FromStr;
 
 use super::{CgroupDenial, ContainerId, InvalidId, PodUid, id};
 
-/// A pod's class of service, which decides how deep its cgroup lies.
+/// A pod's QoS class, which decides how deep its cgroup is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum QosClass {
     /// Below the directory `besteffort`.
@@ -19,7 +19,7 @@ pub(crate) enum QosClass {
 }
 
 impl QosClass {
-    /// The class's directory below the root, without the driver's decoration.
+    /// The class's directory below the root, without what the driver adds to the name.
     fn directory(self) -> Option<&'static str> {
         match self {
             Self::BestEffort => Some("besteffort"),
@@ -29,7 +29,7 @@ impl QosClass {
     }
 }
 
-/// Reads the class as `status.qosClass` of a pod has it.
+/// Parses the class as a pod's `status.qosClass` spells it.
 impl FromStr for QosClass {
     type Err = InvalidId;
 
@@ -46,19 +46,19 @@ impl FromStr for QosClass {
 /// How the kubelet names directories below the kubepods root.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Names {
-    /// The cgroupfs driver's way: `burstable`, `pod<uid>`.
+    /// As the cgroupfs driver does: `burstable`, `pod<uid>`.
     Cgroupfs,
-    /// The systemd driver's way: `<stem>-burstable.slice`, `<stem>-burstable-pod<uid>.slice`.
+    /// As the systemd driver does: `<stem>-burstable.slice`, `<stem>-burstable-pod<uid>.slice`.
     Systemd {
         /// The name of the root without `.slice`.
         stem: Box<[u8]>,
     },
-    /// Not known, as the root's own name is hidden by a cgroup namespace: either of the two.
+    /// Unknown, since a cgroup namespace hides the root's own name: either of the two.
     Unknown,
 }
 
 impl Names {
-    /// The way of naming that goes with the last segment of a root, if it is one of a root.
+    /// The naming that goes with a root whose last segment is `last`; none if no root ends in it.
     pub(super) fn of_root(last: &[u8]) -> Option<Self> {
         match last.strip_suffix(b".slice") {
             Some(stem) if is_stem(stem) => Some(Self::Systemd { stem: stem.into() }),
@@ -71,7 +71,7 @@ impl Names {
         matches!(self, Self::Systemd { .. })
     }
 
-    /// The class whose directory `name` is.
+    /// The QoS class whose directory is called `name`.
     pub(super) fn qos(&self, name: &[u8]) -> Option<QosClass> {
         [QosClass::BestEffort, QosClass::Burstable]
             .into_iter()
@@ -86,7 +86,7 @@ impl Names {
             })
     }
 
-    /// Whether a pod of `class` has this name.
+    /// Whether a pod of `class` can have this name.
     pub(super) fn fits(&self, pod: &PodName<'_>, class: QosClass) -> bool {
         match pod.slice {
             None => !self.is_systemd(),
@@ -110,7 +110,7 @@ fn is_stem(name: &[u8]) -> bool {
         .is_some_and(|head| head.is_empty() || head.ends_with(b"-"))
 }
 
-/// The rest of a slice's name before the part that says the class; all of it if none is said.
+/// What precedes the class in a slice's name; all of it for guaranteed pods, whose names omit it.
 pub(super) fn strip_qos(slice: &[u8], class: QosClass) -> Option<&[u8]> {
     match class.directory() {
         Some(directory) => slice.strip_suffix(directory.as_bytes())?.strip_suffix(b"-"),
@@ -118,34 +118,34 @@ pub(super) fn strip_qos(slice: &[u8], class: QosClass) -> Option<&[u8]> {
     }
 }
 
-/// A segment that has the form of a pod's name in one of the two ways.
+/// A segment that has the form of a pod's name under either driver.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PodName<'a> {
-    /// What a slice says before `-pod`; none in the cgroupfs driver's way.
+    /// The part of a slice's name before `-pod`; none with the cgroupfs driver.
     pub(super) slice: Option<&'a [u8]>,
     /// The text after `pod`.
     pub(super) uid: UidText,
 }
 
-/// What stands in the UID's place of a pod's name.
+/// What a pod's name has in place of the UID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UidText {
-    /// Anything else, such as separators of two kinds.
+    /// Anything else, such as a mix of separators.
     Invalid,
-    /// A static pod's configuration hash, which no pod in the API has as its UID.
+    /// A static pod's configuration hash, which is never the UID of a pod in the API.
     Static,
     /// A UID.
     Uid(PodUid),
 }
 
 impl<'a> PodName<'a> {
-    /// Reads a segment as a pod's name; the UID may still be invalid.
+    /// Parses a segment as a pod's name; the UID may still be invalid.
     pub(super) fn parse(name: &'a [u8]) -> Option<Self> {
         let Some(name) = name.strip_suffix(b".slice") else {
             let uid = UidText::parse(name.strip_prefix(b"pod")?);
             return Some(Self { slice: None, uid });
         };
-        // The last one is right: no UID has a `p` in it, but a prefix may.
+        // The last match is the right one: a UID never contains a `p`, but a prefix may.
         let at = name.windows(4).rposition(|window| window == b"-pod")?;
         Some(Self {
             slice: Some(&name[..at]),
@@ -166,8 +166,8 @@ impl UidText {
     }
 }
 
-/// The one segment `<pod>.slice:cri-containerd:<id>`, which containerd writes when the kubelet
-/// uses the systemd driver and containerd itself does not.
+/// The single segment `<pod>.slice:cri-containerd:<id>`, which containerd writes when the kubelet uses the systemd
+/// driver and containerd itself does not.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Mismatched<'a> {
     pub(super) pod: PodName<'a>,
@@ -184,7 +184,7 @@ impl<'a> Mismatched<'a> {
     }
 }
 
-/// The UID that a segment claims, be it in a place where a kubelet writes one or not.
+/// The UID that a segment claims, whether or not a kubelet would put one there.
 pub(super) fn claimed_uid(name: &[u8]) -> Option<UidText> {
     let name = name.split(|&byte| byte == b':').next().unwrap_or(name);
     PodName::parse(name)
@@ -192,12 +192,12 @@ pub(super) fn claimed_uid(name: &[u8]) -> Option<UidText> {
         .filter(|uid| *uid != UidText::Invalid)
 }
 
-/// Whether a segment is that of a container's monitor, which is not the container.
+/// Whether a segment belongs to a container's monitor, which is not in the container.
 pub(super) fn is_monitor(name: &[u8]) -> bool {
     name == b"conmon" || name.starts_with(b"crio-conmon-") || name.starts_with(b"libpod-conmon-")
 }
 
-/// Reads a segment as a container's, in any runtime's way.
+/// Parses a segment as a container's, in any runtime's naming.
 pub(super) fn container(name: &[u8]) -> Result<ContainerId, CgroupDenial> {
     if is_monitor(name) {
         return Err(CgroupDenial::MonitorProcess);
@@ -207,7 +207,7 @@ pub(super) fn container(name: &[u8]) -> Result<ContainerId, CgroupDenial> {
     } else if let Some(rest) = name.strip_prefix(b"docker-") {
         rest.strip_suffix(b".scope")
     } else if let Some(rest) = name.strip_prefix(b"crio-") {
-        // CRI-O leaves the suffix out with the cgroupfs driver.
+        // CRI-O omits the suffix with the cgroupfs driver.
         Some(rest.strip_suffix(b".scope").unwrap_or(rest))
     } else {
         Some(name)

@@ -1,4 +1,4 @@
-//! The parser against real files, hostile ones, and all that can be made of both.
+//! The parser on real files, hostile ones, and what can be made of both.
 
 mod attacks;
 mod corpus;
@@ -9,7 +9,7 @@ mod properties;
 use super::{Anchor, CgroupDenial, PodCgroup};
 use node::{A, B};
 
-/// What a reader of absolute paths makes of `text`.
+/// Parses `text` for a reader that sees absolute paths.
 fn parse(root: &str, text: &str) -> Result<PodCgroup, CgroupDenial> {
     Anchor::new(root, None)
         .expect("a lawful root")

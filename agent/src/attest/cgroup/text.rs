@@ -1,30 +1,30 @@
 //! The outer form of a cgroup file: lines, and the segments of their paths.
 //!
-//! Paths are bytes: the kernel allows any but `/`, NUL and the newline in a name, also `:` and
-//! what is not UTF-8. It refuses a newline, so a line cannot be forged (cgroups(7)).
+//! Paths are bytes: in a name the kernel allows anything but `/`, NUL and newline, even `:` and what is not UTF-8.
+//! Since it refuses a newline, nobody can forge a line (cgroups(7)).
 
 use super::CgroupDenial;
 
-/// A path, known to be well formed: `up` times `..`, and then only ordinary names.
+/// A well-formed path: `..` repeated `up` times, then only ordinary names.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Path<'a> {
-    /// How many `..` lead the path: how far above the reader's cgroup namespace it begins.
+    /// How many `..` the path begins with: how far above the reader's cgroup namespace it begins.
     pub(super) up: usize,
-    /// What follows them: empty, or names that each have a `/` before them.
+    /// What follows them: empty, or names that are each preceded by `/`.
     pub(super) below: &'a [u8],
 }
 
 /// One line of a cgroup file.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Line<'a> {
-    /// Whether it is of cgroup v2, which has a single hierarchy.
+    /// Whether it belongs to cgroup v2, which has a single hierarchy.
     pub(super) unified: bool,
     pub(super) path: &'a [u8],
 }
 
-/// The lines of a cgroup file, in the file's order.
+/// The lines of a cgroup file, in order.
 ///
-/// A file without a line, or with an empty one, gives a malformed line.
+/// An empty file or an empty line yields a malformed line.
 pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = Result<Line<'_>, CgroupDenial>> {
     text.strip_suffix(b"\n")
         .unwrap_or(text)
@@ -33,7 +33,7 @@ pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = Result<Line<'_>, Cgroup
 }
 
 impl<'a> Line<'a> {
-    /// Reads `hierarchy-ID:controller-list:cgroup-path`; the path may contain colons.
+    /// Parses `hierarchy-ID:controller-list:cgroup-path`; the path may contain colons.
     fn parse(line: &'a [u8]) -> Result<Self, CgroupDenial> {
         let mut fields = line.splitn(3, |&byte| byte == b':');
         match (fields.next(), fields.next(), fields.next()) {
@@ -53,10 +53,10 @@ impl<'a> Line<'a> {
 }
 
 impl<'a> Path<'a> {
-    /// Reads a path; a `..` is lawful only in a leading run, and a name is never empty.
+    /// Parses a path; `..` is valid only at its beginning, and a name is never empty.
     ///
-    /// The suffix by which the kernel marks a removed cgroup is also a lawful name, which makes
-    /// every path that ends in it worthless.
+    /// The suffix by which the kernel marks a removed cgroup is also valid in a name, so a path that ends in it proves
+    /// nothing.
     pub(super) fn parse(path: &'a [u8]) -> Result<Self, CgroupDenial> {
         if path.ends_with(b" (deleted)") {
             return Err(CgroupDenial::Deleted);
@@ -76,7 +76,7 @@ impl<'a> Path<'a> {
         Ok(path)
     }
 
-    /// The names that follow the leading run of `..`, from the outside in.
+    /// The names that follow the leading `..`, from the outside in.
     pub(super) fn names(&self) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a> {
         names(self.below)
     }
@@ -84,11 +84,11 @@ impl<'a> Path<'a> {
 
 /// The names in `path`, which is empty or has a `/` before every name.
 pub(super) fn names(path: &[u8]) -> impl Iterator<Item = &[u8]> + Clone {
-    // What stands before the first slash is empty, and no name.
+    // What precedes the first slash is empty, not a name.
     path.split(|&byte| byte == b'/').skip(1)
 }
 
-/// What is left of `path` below `root`: empty, or names that each have a `/` before them.
+/// What is left of `path` below `root`: empty, or names that are each preceded by `/`.
 pub(super) fn below<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
     path.strip_prefix(root)
         .filter(|rest| rest.is_empty() || rest.starts_with(b"/"))

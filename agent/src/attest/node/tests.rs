@@ -1,4 +1,4 @@
-//! Who is a workload, once it is known where the peer is and what the API server says of that pod.
+//! Who is a workload, given where the peer is and what the API server says about that pod.
 
 use super::*;
 use crate::attest::Attestor;
@@ -19,7 +19,7 @@ async fn nobody_is_located_before_the_kubepods_root_is_known() {
     let (list, root) = ("the list of this node's pods", "the node's kubepods root");
     assert_eq!(attestor.missing(), [list, root]);
     assert_eq!(locate(), Err(AttestError::NotYet("kubepods_root")));
-    // One that this test is not below, wherever it runs.
+    // A root that this test is not below, wherever it runs.
     let elsewhere = Anchor::new("/no-pods-here/kubepods", None).expect("a root");
     node.anchor(elsewhere);
     assert_eq!(attestor.missing(), [list]);
@@ -92,7 +92,7 @@ async fn an_ephemeral_container_is_denied_and_beside_it_who_is_not_named() {
     let denied = Err(AttestError::Denied(Denial::EphemeralContainer));
     let all = ["1", "2", "3"].map(|digit| outcome(&debugged, digit));
     assert_eq!(all, [Ok(true), denied, Ok(false)]);
-    // Elsewhere a container that has just started need not be named.
+    // Without ephemeral containers, a container that just started need not be named.
     let all = ["1", "3"].map(|digit| outcome(&quiet, digit));
     assert_eq!(all, [Ok(true), Ok(true)]);
 }
@@ -119,7 +119,7 @@ fn other_uid() -> PodUid {
         .expect("a UID")
 }
 
-/// A node whose agent is in that pod.
+/// A node whose agent is in the pod `own_pod`.
 fn node_of(own_pod: Option<PodUid>, pods: Arc<Pods>) -> Node {
     let gvisor = vec!["gvisor".to_owned()];
     Node::new(pods, "node".into(), own_pod, Duration::ZERO, gvisor)
@@ -137,7 +137,7 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
             entrance,
         };
         assert_eq!(node.located(cgroup(uid()), entrance), Ok(located));
-        // Its own pod, whatever the socket.
+        // The agent's own pod is denied, whatever the socket.
         let denied = node.located(cgroup(other_uid()), entrance);
         assert_eq!(denied, Err(AttestError::Denied(Denial::OwnPod)));
         let denied = node.located(Err(CgroupDenial::Deleted), entrance);
@@ -151,7 +151,7 @@ async fn a_peer_is_where_its_cgroup_and_its_entrance_say_and_not_in_the_agents_o
         by_anothers,
         Err(AttestError::Denied(Denial::ListenerMismatch))
     );
-    // In no pod: what the socket says may count where a runtime is named.
+    // In no pod: where a runtime is configured, the socket may be enough.
     let nowhere = Err(CgroupDenial::NotAPod);
     assert_eq!(node.located(nowhere, own), Ok(at(None, own)));
     let denied = Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
@@ -187,7 +187,7 @@ async fn an_agents_own_are_in_its_pod_or_in_another_one_of_its_account() {
     }
     let unknown = node_of(Some(uid()), known(agent())).is_among_own(in_pod());
     assert_eq!(unknown, Err(AttestError::NotYet("own_pod")));
-    // An agent in no pod has none of its own in pods.
+    // An agent outside of all pods has no other agent in a pod.
     let outside = node_of(None, known(agent()));
     assert_eq!(
         outside.is_among_own(Err(AttestError::Denied(Denial::Cgroup(

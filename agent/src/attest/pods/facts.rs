@@ -1,4 +1,4 @@
-//! What the API server says about a pod, cut down to what is needed.
+//! What the API server says about a pod, reduced to what the agent needs.
 
 use crate::attest::cgroup::{ContainerId, PodUid, QosClass};
 use k8s_openapi::api::core::v1 as k8s;
@@ -7,17 +7,17 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest list of exempt containers that is looked into, in bytes.
+/// The longest list of exempt containers that is parsed, in bytes.
 const EXEMPTION_LIMIT: usize = 16 * 1024;
 
-/// How far a node's clock may be behind the API server's before a deleted pod's grace ends late.
+/// How far a node's clock may be ahead of the API server's before a deleted pod's grace period ends early.
 const GRACE_SLACK: Duration = Duration::from_secs(2);
 
-/// The annotation of a pod that stands for a static pod (kubernetes.io/config.mirror). Its processes carry
-/// another UID; anything that claims this one is refused.
+/// The annotation on a pod that mirrors a static pod. The static pod's processes carry another UID, so anything that
+/// claims this one is refused.
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// What the API server says about a pod, cut down to what is needed.
+/// What the API server says about a pod, reduced to what the agent needs.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Facts {
     pub(crate) namespace: Arc<str>,
@@ -32,7 +32,7 @@ pub(crate) struct Facts {
     pub(crate) runtime_class: Option<String>,
     pub(crate) has_ephemeral: bool,
     pub(crate) containers: HashMap<ContainerId, Container>,
-    /// By the annotations that exempt containers from a role: those of the named ones that each names.
+    /// For each annotation that exempts containers from a role: which of the containers named so far it exempts.
     pub(crate) exempt: BTreeMap<String, BTreeSet<String>>,
     grace_ends: Option<Timestamp>,
 }
@@ -44,7 +44,7 @@ pub(crate) struct Container {
     pub(crate) kind: ContainerKind,
 }
 
-/// How a container came into its pod.
+/// How a container got into its pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum ContainerKind {
     /// By `kubectl debug`: any image, under the pod's service account.
@@ -56,8 +56,8 @@ pub(crate) enum ContainerKind {
 // === impl Facts ===
 
 impl Facts {
-    /// What is known without an API server: a principal, and the name of its pod if it has one. Without a pod it is in
-    /// the machine's own network.
+    /// What is known without an API server: a principal, and its pod's name if it has one. Without a pod it is on the
+    /// machine's own network.
     pub(crate) fn of_principal(namespace: &str, service_account: &str, pod: &str) -> Self {
         Self {
             namespace: namespace.into(),
@@ -76,18 +76,18 @@ impl Facts {
         }
     }
 
-    /// Whether some of its containers get no role, so that it must be known which one asks.
+    /// Whether some of its containers get no role, so that it matters which one makes a request.
     pub(crate) fn exempts_containers(&self) -> bool {
         !self.exempt.is_empty()
     }
 
-    /// Whether the pod has been deleted and the time it was given to end has passed.
+    /// Whether the pod is deleted and its grace period is over.
     pub(crate) fn grace_ended(&self) -> bool {
         self.grace_ends
             .is_some_and(|end| crate::time::now() - GRACE_SLACK > end)
     }
 
-    /// The UID and the facts of a pod as the API server has it; nothing where it names none.
+    /// The UID and facts of a pod as the API server has it; none if it lacks a UID, name, namespace or spec.
     pub(super) fn of(pod: k8s::Pod) -> Option<(PodUid, Self)> {
         let uid = pod.metadata.uid?.parse().ok()?;
         let spec = pod.spec?;
@@ -104,7 +104,7 @@ impl Facts {
             )])
         {
             for status in statuses.unwrap_or_default() {
-                // The container before a restart may still have processes that end.
+                // Processes of the container before a restart may still be ending.
                 let last = [status.state, status.last_state].into_iter().flatten();
                 let ids = last
                     .filter_map(|state| state.terminated.and_then(|state| state.container_id))
@@ -120,8 +120,8 @@ impl Facts {
                 }
             }
         }
-        // Read once and not at each request. Whoever writes the annotation may make it as long as they like, and write it
-        // anew as often: one that is longer than any list of containers is not looked into, and exempts them all.
+        // Parsed once, not at each request. Whoever writes the annotation may make it as long, and rewrite it as often,
+        // as they like: one that is longer than any real list of containers is not parsed, and exempts them all.
         let named = |listed: &str| {
             let listed: Option<BTreeSet<&str>> = (listed.len() <= EXEMPTION_LIMIT)
                 .then(|| listed.split([',', ';']).map(str::trim).collect());

@@ -1,8 +1,8 @@
-//! A pod as it is read from the API server: what is needed of it and nothing else.
+//! A pod as read from the API server: only the parts that the agent needs.
 //!
-//! A list of pods is refused as a whole if one of them cannot be read, and who may edit a pod has a say in parts of it
-//! that are nothing to us: a time in `metadata.managedFields` may be later than ours can be. So those parts are skipped,
-//! and nobody keeps a node's pods from being known by what stands in one of them.
+//! A list of pods fails as a whole if one of them cannot be parsed, and whoever may edit a pod controls parts of it
+//! that the agent does not need: a time in `metadata.managedFields` may be later than our type can hold. So those parts
+//! are skipped, and nobody can use them to keep a node's pods from being known.
 
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// A pod of which only that is read which the agent goes by.
+/// A pod, of which only what the agent uses is parsed.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Wire")]
 pub(crate) struct Listed(pub(crate) k8s::Pod);
@@ -126,14 +126,14 @@ impl From<Wire> for Listed {
     }
 }
 
-/// When a deleted pod's grace ends. One that cannot be read is over.
+/// When a deleted pod's grace period ends. A time that cannot be parsed counts as past.
 fn deletion(time: &str) -> Time {
     Time(time.parse().unwrap_or(Timestamp::MIN))
 }
 
 impl From<Spec> for k8s::PodSpec {
     fn from(spec: Spec) -> Self {
-        // Only whether there are any is asked.
+        // Only whether there are any matters.
         let ephemeral = spec.ephemeral_containers;
         Self {
             service_account_name: spec.service_account_name,

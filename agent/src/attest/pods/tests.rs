@@ -1,4 +1,4 @@
-//! What the pods know when, whoever tells it first.
+//! What is known about pods and when, whoever reports it first.
 
 use super::*;
 use crate::attest::cgroup::ContainerId;
@@ -15,12 +15,12 @@ fn pods() -> Pods {
     pods_of(client())
 }
 
-/// Pods of which the watch has told this one.
+/// Pods of which the watch has reported this one.
 pub(in crate::attest) fn known(pod: k8s::Pod) -> Arc<Pods> {
     known_all([pod])
 }
 
-/// Pods of which the watch has told these.
+/// Pods of which the watch has reported these.
 pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> Arc<Pods> {
     let pods = Arc::new(pods());
     for pod in told {
@@ -33,7 +33,7 @@ pub(in crate::attest) fn pods_of(client: kube::Client) -> Pods {
     Pods::new(client, "node", Settings::default())
 }
 
-/// A client that asks nobody.
+/// A client that sends nothing.
 fn client() -> kube::Client {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let nowhere = "http://127.0.0.1:9".parse().expect("a URL");
@@ -55,7 +55,7 @@ fn list(pods: &[k8s::Pod]) -> String {
     list.to_string()
 }
 
-/// A client whose API server gives that answer: its status and text.
+/// A client whose API server gives this answer: status and text.
 fn told(answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static) -> kube::Client {
     let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
         let (status, text) = answer(request.uri());
@@ -129,7 +129,7 @@ fn host_network(pods: &Pods) -> Option<bool> {
 
 #[tokio::test]
 async fn what_all_pods_of_the_node_leave_unread_has_one_bound() {
-    /// As much as one pod may leave; four times that is what all may.
+    /// What one pod may leave unread; all pods together may leave four times that.
     const WHOLE: u64 = 8 << 20;
     let pods = known_all((0..5).map(|byte| {
         let mut pod = pod("20", false);
@@ -151,7 +151,7 @@ async fn a_look_that_the_watch_has_overtaken_changes_nothing() {
     assert_eq!(host_network(&pods), Some(true));
     pods.learn(pod("21", false), Source::Look);
     assert_eq!(host_network(&pods), Some(false));
-    // The watch is never behind itself, whatever the numbers say.
+    // The watch is never behind itself, whatever the version numbers say.
     pods.learn(pod("3", true), Source::Watch);
     assert_eq!(host_network(&pods), Some(true));
 }
@@ -191,11 +191,11 @@ async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
     assert!(first.same_as(&workload(&pods, one)));
     assert!(!first.same_as(&workload(&pods, other)));
     assert!(!first.same_as(&workload(&pods, None)));
-    // What was done in the name of an entry that is gone belongs to nobody.
+    // What was done on behalf of a dropped entry belongs to nobody.
     pods.forget(pod("21", false));
     pods.learn(pod("22", false), Source::Watch);
     assert!(!first.same_as(&workload(&pods, one)));
-    // But nobody was moved.
+    // But nothing was moved.
     assert!(first.is_where(&workload(&pods, one)));
     assert!(!first.is_where(&workload(&pods, other)));
 }
@@ -256,7 +256,7 @@ async fn a_pod_in_doubt_stays_if_a_list_of_now_names_it() {
         pods.confirm(vec![uid()]).await;
         assert_eq!(!entry.is_gone(), stays);
         assert_eq!(host_network(&pods).is_some(), stays);
-        // Who only could not be confirmed is found by the next look, who is deleted is not.
+        // A pod that merely could not be confirmed is found by the next look; a deleted one is not.
         pods.learn(pod("20", false), Source::Look);
         assert_eq!(host_network(&pods).is_some(), stays || !is_answered);
     }
@@ -320,13 +320,13 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     annotations.insert(crate::role::EKS_SKIP_CONTAINERS.to_owned(), listed);
     let (_, facts) = Facts::of(exempting.clone()).expect("a pod");
     assert_eq!(facts.exempt, BTreeMap::from(named), "it is not looked into");
-    // Where none of the named ones is known yet, it must still be known which one asks.
+    // While none of the named containers is known, it still matters which one makes a request.
     exempting.status = None;
     let (_, facts) = Facts::of(exempting).expect("a pod");
     assert!(facts.exempts_containers());
 }
 
-/// How often an API server that answers so is asked for a list in a minute.
+/// How many lists an API server that answers so is asked for in a minute.
 async fn lists_in_a_minute(
     answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static,
 ) -> u64 {

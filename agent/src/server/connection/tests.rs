@@ -26,7 +26,7 @@ fn connection(stream: &UnixStream) -> Connection {
     connection_to(stream, pod())
 }
 
-/// The same, and of which pod.
+/// The same for a given pod.
 fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
     let peer = Peer::of(stream, Pinning::ByPidfd).expect("it lives");
     let door = Door {
@@ -48,7 +48,7 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
     connection.expect("it is let in")
 }
 
-/// Whoever has its end of the socket now would otherwise go on in its name.
+/// Otherwise whoever holds its end of the socket now could go on in its name.
 #[tokio::test]
 async fn a_request_of_a_peer_that_has_exited_is_nobodys_on_a_connection_that_was_attested() {
     let (stream, mut child) = connected_child();
@@ -65,7 +65,7 @@ async fn a_request_of_a_peer_that_has_exited_is_nobodys_on_a_connection_that_was
     assert!(connection.is_closing());
 }
 
-/// Whoever could leave before a refusal is given could fill the trail, in which each of them is.
+/// Otherwise peers that leave before their refusal could fill the trail, which has a line for each.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_is_held_back_though_whoever_asked_does_not_wait_for_it() {
     let (stream, _child) = connected_child();

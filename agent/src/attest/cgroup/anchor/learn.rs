@@ -1,9 +1,8 @@
-//! How the agent finds out, from its own cgroup file and that of the node's init, where pods are.
+//! How the agent learns where pods are, from its own cgroup file and that of the node's init.
 //!
-//! Where the agent sees absolute paths, its own names its own pod, and what stands before that is
-//! the root. In a private cgroup namespace it sees `/` of itself, and only how far above itself
-//! init is; how many of these levels are the pod's and the container's is then known by the pod's
-//! class (cgroup_namespaces(7)).
+//! Where the agent sees absolute paths, its own path names its own pod, and what precedes that is the root. In a
+//! private cgroup namespace it sees itself as `/`, and init only by how many levels up it is; the pod's QoS class then
+//! says how many of those levels are the pod's and the container's (cgroup_namespaces(7)).
 
 use super::super::evidence::{self, View};
 use super::super::name::{self, Mismatched, Names, QosClass, UidText};
@@ -20,12 +19,12 @@ const INIT: &str = "/proc/1/cgroup";
 impl Anchor {
     /// Learns the root from the agent's own cgroup file and that of the node's init.
     ///
-    /// `own_uid` is the agent's own pod's UID, from the downward API, and `own_qos` its
-    /// `status.qosClass`, without which nothing is learned from inside a cgroup namespace.
+    /// `own_uid` is the UID of the agent's own pod, from the downward API, and `own_qos` its `status.qosClass`, without
+    /// which nothing can be learned from inside a cgroup namespace.
     ///
     /// # Errors
     ///
-    /// If the root does not follow from the files beyond doubt.
+    /// If the files do not determine the root beyond doubt.
     pub(crate) fn learn(
         own: &[u8],
         init: &[u8],
@@ -42,7 +41,7 @@ impl Anchor {
                 return Err(AnchorError::RootsDisagree(root, other));
             }
             let anchor = Self::new(&root, None)?;
-            // What the agent could not attest in itself, it could not attest in others.
+            // If the agent cannot attest itself, it cannot attest others either.
             anchor.parse(own).map_err(AnchorError::OwnCgroup)?;
             return anchor.unless_init_is_in(own_uid, init);
         }
@@ -57,12 +56,12 @@ impl Anchor {
                 return Err(AnchorError::NoHostPid);
             }
             0 => return Err(AnchorError::NotInPod),
-            // One level above a container is its pod: process 1 is its sandbox's.
+            // One level above a container is its pod: process 1 is that of the pod's sandbox.
             1 => return Err(AnchorError::NoHostPid),
             depth => depth,
         };
         let climb = match own_qos {
-            // The root, a guaranteed pod and a container are the least.
+            // The least is the root, a guaranteed pod and a container.
             _ if depth < 3 => return Err(AnchorError::TooShallow(depth)),
             None => return Err(AnchorError::UnknownQos),
             Some(QosClass::Guaranteed) => 2,
@@ -101,7 +100,7 @@ impl Anchor {
             (0, Err(CgroupDenial::OutsideRoot)) => {
                 Err(AnchorError::OwnPodElsewhere(root.to_owned()))
             }
-            // A process of the node, such as a service of systemd.
+            // A process of the node itself, such as a systemd service.
             (0, Ok(_) | Err(CgroupDenial::MonitorProcess | CgroupDenial::NotAPod)) => Ok(absolute),
             (0, Err(denial)) => Err(AnchorError::OwnCgroup(denial)),
         }
@@ -115,7 +114,7 @@ impl Anchor {
     }
 }
 
-/// All lines of a file, whose paths are known to be well formed.
+/// All lines of a file, each with a well-formed path.
 fn read<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'a>>, AnchorError> {
     text::lines(text)
         .map(|line| line.and_then(|line| Path::parse(line.path).map(|_| line)))
@@ -123,19 +122,19 @@ fn read<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'a>>, AnchorE
         .map_err(|reason| AnchorError::Unreadable { file, reason })
 }
 
-/// How many levels the reader's cgroup namespace begins below the place of init.
+/// How many levels the reader's cgroup namespace begins below init's cgroup.
 fn depth_below(init: &[Line<'_>]) -> Result<usize, AnchorError> {
     let up = |line: &Line<'_>| Path::parse(line.path).map_or(0, |path| path.up);
     let deepest = init.iter().map(up).max().unwrap_or(0);
     match init.iter().find(|line| line.unified) {
         Some(unified) if up(unified) > 0 || deepest == 0 => Ok(up(unified)),
-        // The hierarchies of cgroup v1 each have a depth of their own.
+        // In cgroup v1, each hierarchy has its own depth.
         None if deepest == 0 => Ok(0),
         _ => Err(AnchorError::UnknownDepth),
     }
 }
 
-/// The first UID of a pod that a path names, wherever it stands.
+/// The first pod UID in a path, wherever it is.
 fn first_uid(path: &[u8]) -> Option<PodUid> {
     text::names(path).find_map(|name| match name::claimed_uid(name) {
         Some(UidText::Uid(uid)) => Some(uid),
@@ -143,9 +142,9 @@ fn first_uid(path: &[u8]) -> Option<PodUid> {
     })
 }
 
-/// The kubepods root in the agent's own path: what stands before its own pod and the QoS directory.
+/// The kubepods root in the agent's own path: what precedes its own pod and the QoS directory.
 ///
-/// Here the first pod need not be the own one: the node may itself be a container in a pod.
+/// Here the first pod need not be the agent's own: the node may itself be a container in a pod.
 fn root_above(path: &[u8], own_uid: PodUid) -> Option<String> {
     let mut end = 0;
     let own = text::names(path).find(|name| {
@@ -155,7 +154,7 @@ fn root_above(path: &[u8], own_uid: PodUid) -> Option<String> {
     })?;
     let above = &path[..end];
     let root = match Mismatched::parse(own) {
-        // The runtime ignores the slices, but their names say what they are.
+        // The runtime ignores the slices, but the pod's name contains theirs.
         Some(Mismatched { pod, .. }) => {
             let stem = [
                 QosClass::BestEffort,

@@ -1,7 +1,6 @@
-//! Shapes for which a parser that searches for a pod names a wrong one.
+//! Paths in which a parser that searches for a pod finds the wrong one.
 //!
-//! The first ones stand in the corpus too, where they are rows among many; here they say what is
-//! at stake.
+//! The first ones are in the corpus too, as rows among many; here they say what is at stake.
 
 use super::super::{Anchor, CgroupDenial, QosClass};
 use super::node::{A, B, Node, seen_from, v2};

@@ -1,4 +1,4 @@
-//! Every row of the corpus, each with the anchor that it names (`tests/data/README.md`).
+//! Every row of the corpus, each with its own anchor (`tests/data/README.md`).
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use serde::Deserialize;
 
 use super::super::{Anchor, AnchorError, CgroupDenial, PodCgroup};
 
-/// Where another corpus of the same form can be named, to be used instead.
+/// Names another corpus of the same form to use instead.
 const OTHER_CORPUS: &str = "CGROUP_CORPUS";
 
-/// What paths of corpora are relative to: the workspace, and not the package that tests run in.
+/// What corpus paths are relative to: the workspace, not the package that tests run in.
 const WORKSPACE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 const CORPUS: &str = "tests/data/cgroup.jsonl";
@@ -33,10 +33,10 @@ enum Expectation {
     Pod,
 }
 
-/// What is wrong about a row's answer.
+/// What is wrong with a row's result.
 #[derive(Debug, PartialEq, Eq)]
 enum Wrong {
-    /// The one mistake that lends a pod's secrets to somebody else.
+    /// The one mistake that gives a pod's secrets to somebody else.
     Pod,
     Reason,
     Verdict,
@@ -46,7 +46,7 @@ impl Row {
     fn answer(&self) -> Result<PodCgroup, CgroupDenial> {
         match Anchor::new(&self.root, self.depth) {
             Ok(anchor) => anchor.parse(self.cgroup.as_bytes()),
-            // No pod under the root can be a reader at this depth.
+            // No pod under the root can have a reader at this depth.
             Err(AnchorError::DepthMismatch { .. }) => Err(CgroupDenial::OutsideRoot),
             Err(error) => panic!("{}: {error}", self.root),
         }
@@ -103,7 +103,7 @@ fn every_row_gets_its_verdict_and_the_true_pod() {
         let answer = row.answer();
         match row.judge(answer) {
             Ok(()) => {}
-            // The verdict is what must match in others' files; the words are ours.
+            // In corpora by others the verdict must match; the reasons are our words.
             Err(Wrong::Reason) if !is_ours => {
                 let (reason, note) = (row.reason.as_deref().unwrap_or_default(), &row.note);
                 eprintln!("line {}: {answer:?} instead of {reason}: {note}", line + 1);

@@ -1,4 +1,4 @@
-//! How the root is learned in each place an agent can be in, and what is said where it cannot.
+//! How the root is learned in each place that an agent can be in, and what it reports where it cannot.
 
 use super::super::{Anchor, AnchorError, CgroupDenial, QosClass};
 use super::node::{A, B, Driver, Node, hybrid, levels, seen_from, v2};
@@ -116,7 +116,7 @@ fn in_a_private_cgroup_namespace_the_class_must_be_known() {
         Anchor::learn(b"0::/\n", &init, A.pod, None).map(|_| ()),
         Err(AnchorError::UnknownQos)
     );
-    // As a guaranteed pod's, the same depth means a root one level further down.
+    // For a guaranteed pod, the same depth means a root one level further down.
     let anchor =
         Anchor::learn(b"0::/\n", &init, A.pod, Some(QosClass::Guaranteed)).expect("learned");
     let other = seen_from(

@@ -1,11 +1,11 @@
-//! Nodes as kubelets and runtimes make them: where a pod's processes are, and how a reader sees it.
+//! Nodes as kubelets and runtimes lay them out: where a pod's processes are, and how a reader sees it.
 //!
-//! What a reader inside a cgroup namespace sees is worked out from absolute paths as the kernel
-//! does it, so that it does not follow the parser's own reasoning.
+//! What a reader inside a cgroup namespace sees is derived from absolute paths as the kernel does it, independently of
+//! the parser's own reasoning.
 
 use super::super::{ContainerId, PodUid, QosClass};
 
-/// A process by the truth about it.
+/// A process, as it really is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Process {
     pub(super) pod: PodUid,

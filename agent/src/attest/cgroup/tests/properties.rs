@@ -1,4 +1,4 @@
-//! What holds for every file, tried on many.
+//! What holds for every file, checked on many.
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -54,7 +54,7 @@ fn processes() -> impl Strategy<Value = Process> {
     })
 }
 
-/// Names of all kinds, most of which mean something to somebody.
+/// Names of all kinds, most of which mean something somewhere.
 fn names() -> impl Strategy<Value = String> {
     let victim = B.pod;
     let slice = victim.to_string().replace('-', "_");
@@ -87,7 +87,7 @@ fn names() -> impl Strategy<Value = String> {
     prop_oneof![4 => select(known), 1 => "[^/\n\0]{1,24}"]
 }
 
-/// Anchors that know one and the same node by each of the ways there are.
+/// Anchors that describe the same node in each of the possible ways.
 fn anchors(node: &Node, reader: QosClass) -> Vec<(String, Anchor)> {
     let own = node.path(A, reader);
     let init = v2(&seen_from(&own, "/init.scope"));
@@ -179,7 +179,7 @@ proptest! {
         let root = node.root();
         let anchor = Anchor::new(&root, None).expect("a root");
         let mut paths: Vec<_> = lines.iter().map(|names| format!("/{}", names.join("/"))).collect();
-        // A pod's real path, of which one outer name is another or gone.
+        // A pod's real path in which one outer name is another or missing.
         let real = node.path(target, class);
         let mut names: Vec<_> = real.split('/').skip(1).collect();
         let cut = cut.min(levels(&root) - 1);
