@@ -1,9 +1,8 @@
-//! The service accounts of this node's pods: their UID and those annotations that ask for a role.
+//! The service accounts of this node's pods: their UIDs, and the annotations that request a role.
 //!
-//! An annotation is a request, never authority: the cloud's trust policy decides on the token's `sub`. What is
-//! known is used at once and brought up to date behind it, so that a change takes effect within
-//! [`MUST_REFRESH`] and an API server that is away costs nobody anything. Where there is no API server, the
-//! configuration names the accounts.
+//! An annotation is a request, never authority: the cloud's trust policy decides on the token's `sub`. What is known is
+//! used at once and refreshed in the background, so that a change takes effect within [`MUST_REFRESH`] and an
+//! unreachable API server delays nobody. Without an API server, the configuration names the accounts.
 
 use crate::attest::Workload;
 use crate::backend::{Backend, BackendId, Backends};
@@ -21,34 +20,34 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-/// The longest annotation that is read, in bytes. The longest of use is a chain of service accounts of Google Cloud.
+/// The longest annotation that is used, in bytes. The longest useful one is a chain of Google Cloud service accounts.
 const ANNOTATION_LIMIT: usize = 2048;
 
-/// From this age an account is looked up again in the background.
+/// From this age on, an account is looked up again in the background.
 const MAY_REFRESH: Duration = Duration::from_secs(10);
 
-/// From this age it is looked up before it is used, if the API server is there.
+/// From this age on, it is looked up before it is used, if the API server can be reached.
 const MUST_REFRESH: Duration = Duration::from_secs(25);
 
-/// After a failed look the last word is used for so long before the next try.
+/// How long the last known account is used after a failed lookup before the next try.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How long the outcome of a failed look stands for those who ask next, where there is no last word.
+/// How long a failed lookup also counts for the requests that follow, if no last known account exists.
 const FAILURE_STANDS: Duration = Duration::from_secs(1);
 
-/// How long the API server may take for one object.
+/// The timeout for one object from the API server.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A service account as the API server last told.
+/// A service account as the API server last reported it.
 #[derive(Debug)]
 pub(crate) struct Account {
-    /// Its UID: a new account under an old name is another principal.
+    /// Its UID: a new account with an old name is another principal.
     pub(crate) uid: Arc<str>,
-    /// The role for each backend, in the order of the table, or why there is none.
+    /// The role for each backend, in the backends' order, or why there is none.
     roles: Vec<Result<Arc<Role>, NoRole>>,
 }
 
-/// The annotations of a service account, and of its namespace where those stand for it.
+/// The annotations of a service account, and those of its namespace if they may stand in for them.
 #[derive(Debug, Default)]
 pub(crate) struct Annotations {
     /// The namespace and the name of the service account.
@@ -57,11 +56,11 @@ pub(crate) struct Annotations {
     namespace: BTreeMap<String, String>,
 }
 
-/// Whose roles are known, and from where.
+/// Where accounts, and so roles, are known from.
 pub(crate) enum Accounts {
-    /// Told by the configuration, by namespace and name.
+    /// From the configuration, by namespace and name.
     Configured(HashMap<FullName, Arc<Account>>),
-    /// Told by the API server.
+    /// From the API server.
     Kubernetes(Arc<Directory>),
 }
 
@@ -70,14 +69,14 @@ pub(crate) struct Directory {
     client: kube::Client,
     backends: Arc<Backends>,
     with_namespace: bool,
-    /// The pods keep them: the last one's end is theirs.
+    /// Kept alive by the pods: an entry ends with the account's last pod.
     known: Mutex<HashMap<FullName, Weak<Principal>>>,
 }
 
 /// Namespace and name.
 pub(crate) type FullName = (Arc<str>, Arc<str>);
 
-/// A service account by its name, and what is known of it. All pods of the account share it.
+/// A service account by name, and what is known about it. All pods of the account share it.
 #[derive(Debug)]
 pub(crate) struct Principal {
     namespace: Arc<str>,
@@ -86,19 +85,19 @@ pub(crate) struct Principal {
     look: Arc<tokio::sync::Mutex<()>>,
 }
 
-/// What is known of an account.
+/// What is known about an account.
 #[derive(Clone, Debug, Default)]
 struct Known {
-    /// The last word, and when it was asked for, so that its age is never underestimated.
+    /// The last known account, and when that lookup began, so that its age is never underestimated.
     last: Option<(Arc<Account>, Instant)>,
-    /// How the last look failed, and when it ended.
+    /// When the last lookup ended, if it failed, and how.
     failed: Option<(Instant, RequestError)>,
 }
 
 // === impl Account ===
 
 impl Account {
-    /// An account with the roles that the annotations ask for.
+    /// An account with the roles that the annotations request.
     pub(crate) fn annotated(uid: &str, annotations: &Annotations, backends: &Backends) -> Self {
         Self::with(uid, backends, |backend| backend.role(annotations))
     }
@@ -107,7 +106,7 @@ impl Account {
     ///
     /// # Errors
     ///
-    /// If its role is no backend's, which is a mistake.
+    /// If its role belongs to no backend, which is a mistake.
     pub(crate) fn of_machine(
         workload: &LocalWorkload,
         backends: &Backends,
@@ -139,7 +138,7 @@ impl Account {
         }
     }
 
-    /// Its role for each backend in a line, for the operator.
+    /// Its role for each backend on one line, for the operator.
     pub(crate) fn describe(&self, backends: &Backends) -> String {
         let roles = backends.names().map(|(id, name)| match self.role(id) {
             Ok(role) => format!("{} at {name}", role.name),
@@ -161,13 +160,13 @@ impl Account {
 // === impl Annotations ===
 
 impl Annotations {
-    /// The value of the first of `keys` that is annotated and not empty: of the service account, and only if
-    /// it has none of them, of its namespace.
+    /// The first of `keys` that is annotated and not empty: on the service account or, only if that has none of them,
+    /// on its namespace.
     ///
     /// # Errors
     ///
-    /// If it is longer than anything that it could mean: up to 256 KiB may be annotated (Kubernetes' own limit), and
-    /// what is read here gets into answers, the log and the audit trail.
+    /// If it is longer than anything meaningful: Kubernetes allows annotations of up to 256 KiB, and what is read here
+    /// gets into answers, the log and the audit trail.
     pub(crate) fn first(&self, keys: &[&str]) -> Result<Option<&str>, NoRole> {
         let first = [&self.account, &self.namespace]
             .into_iter()
@@ -184,12 +183,12 @@ impl Annotations {
         }
     }
 
-    /// Whose they are: the namespace and the name of the service account.
+    /// The namespace and name of the service account that they belong to.
     pub(crate) fn owner(&self) -> (&str, &str) {
         (&self.owner.0, &self.owner.1)
     }
 
-    /// What stands in a sidecar's configuration, as its service account would have it annotated.
+    /// The annotations that a service account would have for what a sidecar's configuration says.
     pub(crate) fn of_sidecar(pod: &Sidecar) -> Self {
         let account = [
             ("eks.amazonaws.com/role-arn", &pod.aws_role_arn),
@@ -203,7 +202,7 @@ impl Annotations {
         }
     }
 
-    /// What an account would ask for that is annotated so.
+    /// The annotations of an account that has only these.
     pub(crate) fn of_account<'a>(account: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let account = account.into_iter();
         Self {
@@ -242,12 +241,11 @@ impl Annotations {
 // === impl Accounts ===
 
 impl Accounts {
-    /// The service account of `workload`, as it is known at `now`.
+    /// The service account of `workload`, as known at `now`.
     ///
     /// # Errors
     ///
-    /// `no_role` if there is no such account, `unavailable` if it was never seen and the API server cannot
-    /// be asked.
+    /// `no_role` if there is no such account, `unavailable` if it was never seen and the API server cannot be reached.
     pub(crate) async fn find(
         &self,
         workload: &Workload,
@@ -269,7 +267,7 @@ impl Accounts {
 // === impl Directory ===
 
 impl Directory {
-    /// No accounts yet.
+    /// A directory without any accounts yet.
     pub(crate) fn new(client: kube::Client, backends: Arc<Backends>, with_namespace: bool) -> Self {
         Self {
             client,
@@ -301,7 +299,7 @@ impl Directory {
             Some((account, at)) if now < *at + MAY_REFRESH || known.has_failed(RETRY, now) => {
                 Ok(account.clone())
             }
-            // Where a look has failed of late, nobody waits for the next one either.
+            // If a lookup has failed lately, nobody waits for the next one either.
             Some((account, at))
                 if now < *at + MUST_REFRESH || known.has_failed(MUST_REFRESH, now) =>
             {
@@ -310,7 +308,7 @@ impl Directory {
                 }
                 Ok(account.clone())
             }
-            // Boxed, because hardly any request comes here and each would carry it.
+            // Boxed: hardly any request gets here, but every request's future would carry it.
             last => {
                 let last = last.as_ref().map(|(account, _)| account.clone());
                 Box::pin(self.look_first(principal, last, now)).await
@@ -318,7 +316,7 @@ impl Directory {
         }
     }
 
-    /// What is known of an account, shared by the pods that ask for it.
+    /// What is known about an account, shared by the pods that have it.
     fn principal(&self, namespace: &Arc<str>, name: &Arc<str>) -> Arc<Principal> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (namespace.clone(), name.clone());
@@ -336,7 +334,7 @@ impl Directory {
         principal
     }
 
-    /// Looks the account up before it is used; all who need that share one look.
+    /// Looks the account up before it is used; all callers that need this share one lookup.
     async fn look_first(
         self: &Arc<Self>,
         principal: &Arc<Principal>,
@@ -344,14 +342,14 @@ impl Directory {
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
         let turn = principal.look.clone().lock_owned().await;
-        // Somebody may have looked while we waited.
+        // Another caller may have looked it up while this one waited.
         let known = principal.known().clone();
         if let Some((account, at)) = &known.last
             && (*at >= now || known.has_failed(RETRY, Instant::now()))
         {
             return Ok(account.clone());
         }
-        // A failure is shared too: while the API server is away, or the account gone, nobody queues for looks of their own.
+        // Failures are shared too: with the API server away or the account gone, nobody queues for a separate lookup.
         if let Some((at, error)) = known.failed
             && now < at + FAILURE_STANDS
         {
@@ -364,8 +362,8 @@ impl Directory {
         }
     }
 
-    /// Looks in a task of its own, so that what comes of it is remembered whoever leaves meanwhile: a pod whose processes
-    /// ask and exit would otherwise have the API server asked as fast as it connects. The turn ends with it.
+    /// Looks it up in a separate task, so that the result is kept even if the caller leaves: otherwise a pod whose
+    /// processes send a request and exit would cause lookups as fast as it connects. The turn ends with the task.
     fn refreshing(
         self: &Arc<Self>,
         principal: &Arc<Principal>,
@@ -401,7 +399,7 @@ impl Directory {
         }
     }
 
-    /// A service account as the API server has it now.
+    /// The service account as the API server has it now.
     ///
     /// # Errors
     ///
@@ -439,14 +437,14 @@ impl Principal {
 // === impl Known ===
 
 impl Known {
-    /// Whether the last look has failed, and no longer than `within` before `now`.
+    /// Whether the last lookup failed, less than `within` before `now`.
     fn has_failed(&self, within: Duration, now: Instant) -> bool {
         let failed = self.failed.as_ref();
         failed.is_some_and(|(at, _)| now < *at + within)
     }
 
     fn fail(&mut self, error: RequestError) {
-        // The account is gone: so is what was known of it.
+        // The account is gone, and so is what was known about it.
         if error.code != Code::Unavailable {
             self.last = None;
         }

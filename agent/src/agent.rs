@@ -1,4 +1,4 @@
-//! The agent as a whole: built with everything bound and nothing running, then run until it is told to leave.
+//! The agent as a whole: first everything is bound with nothing running, then it runs until told to leave.
 
 mod callers;
 mod keeper;
@@ -30,17 +30,17 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the socket's path is dialled and expired values are let go.
+/// How often the agent connects to the socket's path, and drops expired values.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// How long the listener must have been quiet before a leaving agent lets go of it. Less than a [`ROUND`], in which an
-/// agent that this one has replaced dials the path.
+/// How long no connection may have come before a leaving agent gives up the listener. Less than a [`ROUND`], in which
+/// an agent that this one has replaced connects to the path.
 const QUIET: Duration = Duration::from_millis(750);
 
-/// How long to look once more into the backlog after the path is gone.
+/// How long to still accept from the backlog once the path is gone.
 const LAST_LOOK: Duration = Duration::from_millis(100);
 
-/// How often a kubepods root is looked for that could not be learned at once.
+/// How often to try again to learn the kubepods root.
 const LEARN_AGAIN: Duration = Duration::from_millis(250);
 
 /// An agent that listens and does not serve yet.
@@ -52,10 +52,10 @@ pub(crate) struct Agent {
     attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
-    /// What goes on beside the rest, some of it until the agent leaves. Where one of these fails, the agent ends.
+    /// Background tasks, some of which run until the agent leaves. If one fails, the agent ends.
     tasks: JoinSet<std::io::Result<()>>,
     writer: Writer,
-    /// Absent where there is no cluster.
+    /// Absent without a cluster.
     own_account: Option<kube::Client>,
     started: Instant,
 }
@@ -63,11 +63,11 @@ pub(crate) struct Agent {
 // === impl Agent ===
 
 impl Agent {
-    /// Checks the surroundings and binds everything: what can fail at start fails here.
+    /// Checks what the agent depends on and binds everything: whatever can fail at start fails here.
     ///
     /// # Errors
     ///
-    /// Saying what is missing and what to do.
+    /// Says what is missing and what to do.
     pub(crate) async fn bind(config: Config) -> Result<Self, StartError> {
         let started = Instant::now();
         preflight::surroundings(&config)?;
@@ -105,7 +105,7 @@ impl Agent {
             requests: AtomicU64::new(0),
             attestor: attestor.clone(),
         });
-        // Last, so that a start that fails leaves nothing behind.
+        // Last, so that a failed start leaves nothing behind.
         let listening = path.listen().map_err(StartError::Listen)?;
         let phase = watch::Sender::new(Phase::Serving);
         let server = Server::new(
@@ -144,13 +144,13 @@ impl Agent {
         })
     }
 
-    /// Serves until it is to leave, then drains: returns when everything in flight is answered, the drain's time is
-    /// over, or it is to leave at once.
+    /// Serves until told to leave, then drains: returns when everything in flight is answered, the drain's time is
+    /// over, or it is told to leave at once.
     ///
     /// # Errors
     ///
-    /// If the listener fails, or the path cannot be taken. Nothing in flight is waited for then, but the audit trail
-    /// is: its last lines may be of secrets that have been given out.
+    /// If the listener fails or the path cannot be taken. Then it does not wait for requests in flight, but still for
+    /// the audit trail: the last lines may be about secrets that have been given out.
     pub(crate) async fn run(mut self, leave: Leave) -> std::io::Result<Drained> {
         let mut roll = self.begin();
         let served = self.serve(&mut roll, leave.soon).await;
@@ -162,7 +162,7 @@ impl Agent {
         served.map(|()| drained)
     }
 
-    /// Begins to follow the pods, to answer the operator and to accept workloads. What it gives looks after the
+    /// Starts to follow the pods, serve the admin port and accept workloads. The task that it returns looks after the
     /// connections until the last has ended.
     fn begin(&mut self) -> AbortOnDropHandle<std::io::Result<()>> {
         if let Some(pods) = self.pods.clone() {
@@ -198,13 +198,13 @@ impl Agent {
         self.tasks.spawn(server.accept(listener, door));
     }
 
-    /// Serves until `shutdown`: takes the path when the pods are known, and looks now and then who has it.
+    /// Serves until `shutdown`: takes the path once the pods are known, and regularly checks who has it.
     async fn serve(
         &mut self,
         roll: &mut AbortOnDropHandle<std::io::Result<()>>,
         shutdown: CancellationToken,
     ) -> std::io::Result<()> {
-        // On a cold start pods are better off waiting inside than finding nobody.
+        // On a cold start, pods had better wait inside than find nobody.
         if self.keeper.look().await == Found::Nobody {
             self.keeper.take().await?;
         }
@@ -227,13 +227,13 @@ impl Agent {
         }
     }
 
-    /// The pods are known: the path is to lead here, and the node may be told.
+    /// The pods are known: takes the path, and lets the node accept pods.
     async fn became_ready(&mut self) -> std::io::Result<()> {
         if self.keeper.has_path {
-            // It is known now whose tokens are to come.
+            // Now it is known for which pods tokens will come.
             self.keeper.keep_volumes().await;
         } else {
-            // Somebody answered there at the last look, or the path would have been taken.
+            // At the last look another agent answered there, or the path would have been taken already.
             self.keeper.take().await?;
             tracing::info!("took the socket over from another agent");
         }
@@ -252,14 +252,14 @@ impl Agent {
         Ok(())
     }
 
-    /// What is due now and then.
+    /// Periodic work.
     async fn round(&mut self) -> std::io::Result<()> {
         for pod in self.attestor.pods() {
             pod.sessions.tidy();
             pod.values.tidy();
         }
         if let Some(listener) = self.keeper.watch().await? {
-            // The one before goes on, for containers in which the socket itself is mounted.
+            // The previous listener goes on, for containers that mount the socket itself.
             self.accept(listener);
         }
         if self.keeper.has_path && *self.keeper.phase.borrow() == Phase::Serving {
@@ -268,7 +268,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Answers what is in flight and what still comes, until nobody comes any more, `time` is over, or `at_once`.
+    /// Answers what is in flight and what still comes, until no more comes, `time` is over, or `at_once`.
     async fn drain(
         self,
         roll: AbortOnDropHandle<std::io::Result<()>>,
@@ -287,8 +287,8 @@ impl Agent {
         let deadline = Instant::now() + time;
         tracing::info!(connections = server.open_connections(), "draining");
         keeper.phase.send_replace(Phase::Draining);
-        // New connections are still answered: the path may lead here, and the backlog may hold some.
-        // What comes in last has some of the time for its answer.
+        // New connections are still answered: the path may still lead here, and the backlog may hold some. The last
+        // quarter of the time is left for answers to what came in last.
         let last_call = deadline - time / 4;
         while Instant::now() < last_call && server.quiet_for() < QUIET && !at_once.is_cancelled() {
             sleep(QUIET / 20).await;
@@ -296,12 +296,12 @@ impl Agent {
         let left = keeper.leave().await;
         sleep(LAST_LOOK).await;
         drop(left);
-        // Nor does anybody hear of pods from here on: one that is deleted now still gets what it has asked for, for
+        // From here on no changes to pods are noticed either: a pod deleted now still gets what it has requested, for
         // `limits.drain` at most.
         tasks.shutdown().await;
-        // Nobody accepts any more: whoever still connects, where the socket itself is mounted, is to be told at once.
+        // Nobody accepts any more: containers that mount the socket itself must get an error at once.
         drop(keeper);
-        // A successor in the same network has the port alone from now on.
+        // From now on a successor in the same network namespace has the port alone.
         drop(admin);
         server.tasks.close();
         let why_cut = tokio::select! {
@@ -311,15 +311,15 @@ impl Agent {
             () = sleep_until(deadline) => Some("the drain's time is over: these connections were cut"),
         };
         let cut = server.open_connections();
-        // The audit trail ends when nothing can write to it any more.
+        // The audit trail ends once nothing can write to it.
         drop((services, server, roll));
         let backlog = writer.backlog();
         let written = tokio::task::spawn_blocking(|| writer.finish());
-        // What was cut writes its lines later: the trail does not end before that.
+        // Connections that were cut write their lines a little later, so the trail must not end before that.
         let soon = Instant::now() + QUIET;
         let until = why_cut.map_or(deadline.max(soon), |_| soon);
         let _ = timeout_at(until, written).await;
-        // By the log, which may be lost: nobody may be reading stderr, and the agent is to leave all the same.
+        // A log line that may be lost: nobody may be reading stderr, and the agent must leave all the same.
         let unwritten = backlog.is_there();
         if unwritten {
             tracing::error!("the last audit lines could not all be written");
@@ -338,22 +338,22 @@ impl Agent {
 /// Tells an agent to leave.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Leave {
-    /// To drain, and then to leave.
+    /// Drain, then leave.
     pub(crate) soon: CancellationToken,
-    /// To end the drain, whoever still waits for an answer.
+    /// End the drain, whoever still waits for an answer.
     pub(crate) now: CancellationToken,
 }
 
 /// How an agent has left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Drained {
-    /// Everybody had an answer, and the audit trail is written to its end.
+    /// Every request was answered, and the audit trail is complete.
     Whole,
-    /// The time was not enough.
+    /// The time ran out.
     InPart,
 }
 
-/// Ends when this node's pods are known and the attestor is anchored: at once where there is no cluster.
+/// Resolves when this node's pods are known and the attestor is anchored: at once without a cluster.
 async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attestor>) {
     let Some((pods, node)) = pods.zip(attestor.node()) else {
         return;
@@ -380,7 +380,7 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
     }
 }
 
-/// Sets the gauges to what is so now.
+/// Sets the gauges to the current values.
 fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Option<&Volumes>) {
     let set = |gauge: &IntGauge, count| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
     let all = attestor.pods();
@@ -396,7 +396,7 @@ fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Opt
     }
 }
 
-/// Says what is bound, and what this kernel cannot do.
+/// Logs what is bound, and what this kernel lacks.
 fn announce(config: &Config, admin: &TcpListener, pinning: Pinning) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),

@@ -1,8 +1,8 @@
-//! The audit trail: one JSON line on stderr for each secret asked for. No secret leaves before its line is queued.
+//! The audit trail: one JSON line on stderr for each secret requested. No secret leaves before its line is queued.
 //!
-//! A request takes a place in a bounded queue before it reads, and fills it before it answers; a thread of its own
-//! writes. When the queue is full requests wait, and by their deadline give up with 503. If lines cannot be
-//! written any more, nothing is read any more.
+//! A request reserves a place in a bounded queue before it reads, and fills it before it answers; a separate thread
+//! writes. While the queue is full, requests wait, and at their deadline fail with 503. Once lines can no longer be
+//! written, no more secrets are read.
 
 mod line;
 
@@ -21,23 +21,23 @@ use tokio::time::{Instant, timeout_at};
 /// How many lines one write to stderr may hold.
 const BATCH: usize = 512;
 
-/// How many bytes the writer keeps to write from.
+/// How many bytes of buffer the writer keeps.
 const TEXT_KEPT: usize = 1 << 20;
 
-/// How long the writer lets lines gather. To wake it for each line would cost more than all else in a warm read.
+/// How long the writer lets lines gather. Waking it for every line would cost more than the rest of a warm read.
 const GATHER: Duration = Duration::from_millis(4);
 
-/// Each line whose number is a multiple of this wakes the writer before that. So many usual ones fit into a pipe
-/// (64 KiB), and for so few it has the processor for a short time only.
+/// Each line whose number is a multiple of this wakes the writer early. That many typical lines fit into a pipe (64
+/// KiB), and writing so few occupies the processor only briefly.
 const GATHERED: u64 = 64;
 
-/// The queue's entrance.
+/// The sending end of the queue.
 #[derive(Debug)]
 pub(crate) struct Audit {
     lines: mpsc::Sender<Vec<u8>>,
     seq: AtomicU64,
     boot_id: Box<str>,
-    /// Is unparked when enough lines have gathered.
+    /// Unparked when enough lines have gathered.
     writer: Thread,
 }
 
@@ -48,14 +48,14 @@ pub(crate) struct Reservation<'a> {
     audit: &'a Audit,
 }
 
-/// The thread that writes; it ends when the entrance is gone and the queue is empty.
+/// The thread that writes; it ends once the [`Audit`] is dropped and the queue is empty.
 #[derive(Debug)]
 pub(crate) struct Writer {
     thread: JoinHandle<()>,
     backlog: Backlog,
 }
 
-/// Whether there are lines that have been taken out of the queue and are not written.
+/// Whether lines have been taken from the queue but not written yet.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Backlog(Arc<AtomicBool>);
 
@@ -66,7 +66,7 @@ impl Audit {
     ///
     /// # Errors
     ///
-    /// If no thread can be had.
+    /// If no thread can be started.
     pub(crate) fn start(
         queue: usize,
         out: impl Write + Send + 'static,
@@ -89,7 +89,7 @@ impl Audit {
         ))
     }
 
-    /// A place in the queue, as soon as there is one and by `deadline`.
+    /// Waits for a place in the queue, until `deadline` at most.
     ///
     /// # Errors
     ///
@@ -118,12 +118,12 @@ impl Audit {
         self.lines.max_capacity() - self.lines.capacity()
     }
 
-    /// Whether no line can be written any more.
+    /// Whether lines can no longer be written.
     pub(crate) fn is_broken(&self) -> bool {
         self.lines.is_closed()
     }
 
-    /// What tells this run of the agent from every other.
+    /// Distinguishes this run of the agent from every other.
     pub(crate) fn boot_id(&self) -> &str {
         &self.boot_id
     }
@@ -132,11 +132,11 @@ impl Audit {
 // === impl Reservation ===
 
 impl Reservation<'_> {
-    /// Puts the line in its place.
+    /// Puts the line into the queue.
     ///
     /// # Errors
     ///
-    /// `internal` if it cannot be written as JSON, `unavailable` if the writer has given up since the place was taken.
+    /// `internal` if it cannot be written as JSON, `unavailable` if the writer has given up meanwhile.
     pub(crate) fn fill(self, line: Line<'_>) -> Result<(), RequestError> {
         let now = crate::time::now_rfc3339();
         let seq = self.audit.seq.fetch_add(1, Ordering::Relaxed);
@@ -155,7 +155,7 @@ impl Reservation<'_> {
         if seq.is_multiple_of(GATHERED) {
             self.audit.writer.unpark();
         }
-        // Afterwards, so that no line is taken for queued that the writer has left behind.
+        // Checked afterwards, so that no line counts as queued that the writer has left behind.
         if self.audit.is_broken() {
             Err(broken())
         } else {
@@ -173,12 +173,12 @@ fn broken() -> RequestError {
 // === impl Writer ===
 
 impl Writer {
-    /// Waits until everything is written. The [`Audit`] must be gone by then.
+    /// Waits until everything is written. The [`Audit`] must have been dropped.
     pub(crate) fn finish(self) {
         let _ = self.thread.join();
     }
 
-    /// What is not written yet, to be looked at while it finishes.
+    /// The backlog, to check while the writer finishes.
     pub(crate) fn backlog(&self) -> Backlog {
         self.backlog.clone()
     }
@@ -193,8 +193,8 @@ impl Backlog {
     }
 }
 
-/// Writes until the queue is closed and empty, or a write fails: the receiver goes then, and with it every
-/// further place in the queue.
+/// Writes until the queue is closed and empty, or a write fails: that drops the receiver, and then nobody can reserve a
+/// place any more.
 fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write, backlog: &Backlog) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! The program: arguments, hygiene, logging, configuration, runtime, exit codes.
+//! The program: arguments, hardening, logging, configuration, runtime, exit codes.
 
 use crate::agent::{Agent, Drained, Leave};
 use crate::backend::machine::Source;
@@ -16,7 +16,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, filter, fmt};
 
-/// Exit codes, as sysexits(3) numbers them.
+/// Exit codes as in sysexits(3).
 pub(crate) mod exit {
     pub(crate) const USAGE: u8 = 64;
     pub(crate) const UNAVAILABLE: u8 = 69;
@@ -24,11 +24,11 @@ pub(crate) mod exit {
     pub(crate) const CONFIG: u8 = 78;
 }
 
-/// Log lines that wait for a slow stderr before some are dropped. Audit lines have a queue of their own, for which
+/// How many log lines wait for a slow stderr before more are dropped. Audit lines have a queue of their own, for which
 /// requests wait.
 const LOG_QUEUE: usize = 4096;
 
-/// How long the last audit lines may take to be written.
+/// How long writing the last audit lines may take.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Node-local secrets agent: each pod reads its own cloud secrets over a Unix socket.
@@ -58,7 +58,7 @@ enum Command {
     },
 }
 
-/// Runs the program that the arguments ask for.
+/// Runs the program as its arguments say.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = match parse::<Arguments>() {
@@ -66,7 +66,7 @@ pub fn main() -> ExitCode {
         Err(code) => return code,
     };
     keep_secrets_in();
-    // One provider for all of TLS. A dependency that brought another would otherwise make rustls' choice panic.
+    // One provider for all of TLS: rustls would panic if a dependency brought another one to choose from.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     if let Some(Command::Credentials { source }) = arguments.command {
         return credentials(source);
@@ -90,8 +90,8 @@ pub fn main() -> ExitCode {
             runtime.block_on(serve(config))
         }
     };
-    // Its end drops what the drain cut, whose audit lines are then written. A stderr that nobody reads would hold it
-    // up for ever, so it has a thread of its own and a limit.
+    // Dropping it ends what the drain cut, whose audit lines are then written. A stderr that nobody reads would block
+    // that forever, hence a thread and a limit.
     let (ended, end) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         drop(runtime);
@@ -101,8 +101,8 @@ pub fn main() -> ExitCode {
     code
 }
 
-/// One thread, and not for speed alone: the trail's numbers follow its lines, and turns are turns, only because nothing
-/// runs between two awaits (docs/decisions/0005).
+/// One thread, and not only for speed: the trail's lines are in the order of their numbers, and turns work, only
+/// because nothing runs between two awaits (docs/decisions/0005).
 fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -112,7 +112,7 @@ fn runtime() -> std::io::Result<Runtime> {
 }
 
 async fn serve(config: Config) -> ExitCode {
-    // First, so that an agent that is told to leave while it starts does so.
+    // First, so that an agent told to leave while it starts does leave.
     let leave = match leave_by_signals() {
         Ok(leave) => leave,
         Err(error) => {
@@ -134,7 +134,7 @@ async fn serve(config: Config) -> ExitCode {
     }
 }
 
-/// What the signals ask for: SIGTERM, SIGINT and SIGHUP to leave, and SIGINT on top of one to wait for nobody.
+/// Handles the signals: SIGTERM, SIGINT and SIGHUP mean leave; a SIGINT after any of them means wait for nobody.
 fn leave_by_signals() -> std::io::Result<Leave> {
     let leave = Leave::default();
     let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
@@ -147,8 +147,8 @@ fn leave_by_signals() -> std::io::Result<Leave> {
         let leave = leave.clone();
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
-                // Ctrl-C once more. The others may come twice without haste: a kubelet that is restarted in a pod's
-                // grace sends SIGTERM again, and a terminal that closes or systemd SIGHUP on top of another.
+                // Ctrl-C again. The others may come twice without urgency: a kubelet restarted in a pod's grace period
+                // sends SIGTERM again, and a closing terminal or systemd sends SIGHUP after another signal.
                 if leave.soon.is_cancelled() && kind == SignalKind::interrupt() {
                     leave.now.cancel();
                 }
@@ -159,11 +159,11 @@ fn leave_by_signals() -> std::io::Result<Leave> {
     Ok(leave)
 }
 
-/// Whether whoever started the agent has it ignore SIGHUP, by the mask in proc_pid_status(5).
+/// Whether the agent was started to ignore SIGHUP, by the mask in proc_pid_status(5).
 fn ignores_hangups() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    // The lowest bit is that of signal 1.
+    // The lowest bit is signal 1.
     ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).is_ok_and(|mask| mask & 1 == 1))
 }
 
@@ -183,7 +183,7 @@ async fn check(config: &Config) -> ExitCode {
     }
 }
 
-/// Finds credentials and writes them to whoever asks for them: never to a screen.
+/// Finds credentials and writes them to stdout, but never to a terminal.
 fn credentials(source: Source) -> ExitCode {
     let mut out = std::io::stdout().lock();
     if out.is_terminal() {
@@ -195,7 +195,7 @@ fn credentials(source: Source) -> ExitCode {
     let found = match runtime() {
         Ok(runtime) => {
             let found = runtime.block_on(source.find());
-            // Nobody waits for a lookup that goes on.
+            // Does not wait for a lookup that is still running.
             runtime.shutdown_background();
             found
         }
@@ -208,11 +208,11 @@ fn credentials(source: Source) -> ExitCode {
     }
 }
 
-/// The program's arguments.
+/// Parses the program's arguments.
 ///
 /// # Errors
 ///
-/// The exit code where there is nothing more to do: usage, version or what is wrong has been said.
+/// The exit code if there is nothing more to do, since usage, version or the error has been printed.
 pub(crate) fn parse<A: Parser>() -> Result<A, ExitCode> {
     A::try_parse().map_err(|error| {
         let _ = error.print();
@@ -224,15 +224,15 @@ pub(crate) fn parse<A: Parser>() -> Result<A, ExitCode> {
     })
 }
 
-/// Keeps what is in memory out of core dumps, other processes and swap, as far as the kernel lets us.
+/// Keeps memory out of core dumps, other processes and swap, as far as the kernel allows.
 pub(crate) fn keep_secrets_in() {
     let _ = nix::sys::prctl::set_dumpable(false);
     let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
-    // Each connection takes two descriptors; the soft limit is often a thousand.
+    // Each connection takes two descriptors, and the soft limit is often a thousand.
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
-    // Under a limit, locking pages to come would make later allocations fail.
+    // Under a limit, locking future pages would make later allocations fail.
     let unlimited = getrlimit(Resource::RLIMIT_MEMLOCK)
         .is_ok_and(|(soft, _)| soft == nix::sys::resource::RLIM_INFINITY);
     if unlimited {
@@ -240,7 +240,7 @@ pub(crate) fn keep_secrets_in() {
         let pages = MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT;
         let _ = mlockall(pages);
     }
-    // A panic's message may hold what was being formatted: only where it happened is told.
+    // A panic's message may hold what was being formatted, so only its place is logged.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic
             .location()
@@ -250,14 +250,14 @@ pub(crate) fn keep_secrets_in() {
     }));
 }
 
-/// Logs go to stderr by way of a thread, so that a slow reader of stderr slows nothing down.
+/// Logs to stderr through a thread, so that a slow reader of stderr slows nothing down.
 pub(crate) fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::WorkerGuard {
     let (out, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
         .buffered_lines_limit(LOG_QUEUE)
         .lossy(true)
         .thread_name("log")
         .finish(std::io::stderr());
-    // What libraries trace may hold requests and answers, so no level makes them say more than this.
+    // Traces of libraries may hold requests and answers, so no level makes them more verbose than this.
     let ours = filter::filter_fn(|event| {
         event.target().starts_with("latchkey") || *event.level() <= LevelFilter::INFO
     });
@@ -279,7 +279,7 @@ fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
     code.into()
 }
 
-/// The text with the program's name before each of its lines.
+/// The text with the program's name before each line.
 fn signed(why: &dyn std::fmt::Display) -> String {
     let lines = why.to_string();
     let lines: Vec<String> = lines
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Tells the child that it is the child.
+    /// Tells the child process that it is the child.
     const CHILD: &str = "LATCHKEY_TEST_PANICS";
 
     const CANARY: &str = "canary-of-a-panic";

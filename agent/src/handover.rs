@@ -1,9 +1,9 @@
-//! The socket's path: made safe, taken over without a gap, watched, and given back.
+//! The socket's path: checked, taken over without a gap, watched, and given back.
 //!
-//! A new agent listens on a name of its own, becomes ready, and then renames that name over the socket's: from that
-//! moment new connections are its own, and what queued before is the old agent's to answer. The old one leaves
-//! only when it is told to. Whoever finds that nobody answers on the path binds it again, so the end of either
-//! agent, at any moment, leaves a served socket.
+//! A new agent listens on a temporary name, becomes ready, and then renames that name over the socket's: from that
+//! moment it gets the new connections, and the old agent answers those already queued. The old agent leaves only when
+//! told to. An agent that finds nobody answering on the path binds it again. So whenever either agent ends, a served
+//! socket remains.
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
@@ -17,52 +17,52 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep, timeout};
 
-/// The bits of a directory's mode that let others put something in the socket's place.
+/// The mode bits of a directory that let others replace the socket.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// The bit of a directory's mode that lets everybody in.
+/// The mode bit of a directory that lets everybody enter it.
 const OPEN_TO_ALL: u32 = 0o001;
 
-/// The bits of a directory's mode that let others in.
+/// The mode bits of a directory that let others enter it.
 const OPEN_TO_OTHERS: u32 = 0o077;
 
-/// How long to wait for the directory's lock. A pod can hold a lock on what it can open, so the lock orders well-behaved
-/// agents and can stop nobody.
+/// How long to wait for the lock on the directory. A pod can lock whatever it can open, so the lock orders well-behaved
+/// agents but can stop nobody.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
-/// How long a dial of the own path may take.
+/// The timeout for connecting to the agent's own path.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Connections that the kernel queues (listen(2)); beyond it a connect fails at once.
+/// Connections that the kernel queues (listen(2)); beyond this a connect fails at once.
 const BACKLOG: i32 = 4096;
 
 /// Who can reach the socket.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Access {
-    /// Everybody who mounts its directory or sees it: who may ask is decided by who they are, and a pod with a user
-    /// namespace of its own is nobody's uid here. The directory is theirs to enter, ours alone to change.
+    /// Everybody who mounts its directory or sees it: attestation decides who may make requests, and a pod with its own
+    /// user namespace matches no uid here. Others may enter the directory, but only the agent or root may change it.
     Everybody,
-    /// Whoever its directory lets in as it is: the kubelet's, or one that somebody has made for a few.
+    /// Whoever its directory already lets in: the kubelet's directory, or one made for a few users.
     AsItIs,
     /// The agent's own user.
     OwnUser,
-    /// The containers of the agent's own pod, by a volume that is nobody else's. Each of them may write in it, and would
-    /// deceive but its own pod.
+    /// The containers of the agent's own pod, by a volume that no other pod has. Each of them may write to it, but
+    /// could deceive only its own pod.
     OwnPod,
 }
 
-/// What the agent is doing with its connections.
+/// What happens to the agent's connections.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Phase {
     /// They may stay.
     Serving,
-    /// Another agent has the path: each is closed after its next answer.
+    /// Another agent has the path: each one closes after its next answer.
     Replaced,
-    /// The agent leaves: each is closed as soon as what it sent is answered.
+    /// The agent leaves: each one closes as soon as what it sent is answered.
     Draining,
 }
 
-/// The socket's path, by its directory, which is held open so that nothing can be put in its place.
+/// The socket's path, with its directory held open so that nothing can replace it.
 #[derive(Debug)]
 pub(crate) struct SocketPath {
     directory: OwnedFd,
@@ -71,7 +71,7 @@ pub(crate) struct SocketPath {
     access: Access,
 }
 
-/// A listener and the inode that its name has.
+/// A listener and the inode of its socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Listening {
     pub(crate) listener: Arc<UnixListener>,
@@ -79,7 +79,7 @@ pub(crate) struct Listening {
     temporary: String,
 }
 
-/// What is found on the path.
+/// Who answers on the path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Found {
     /// Nobody answers there.
@@ -105,7 +105,7 @@ pub(crate) enum SocketPathError {
         "cannot make the socket's directory {0}: make the one above it, {1}, which is not there"
     )]
     NoParent(PathBuf, PathBuf),
-    // It may be /tmp, /run or somebody's home: no advice to change the mode of a directory that others use.
+    // It may be /tmp, /run or a home: never advise changing the mode of a directory that others use.
     #[error(
         "others cannot enter the socket's directory {0} (mode {1:o}): give the socket a directory of its own, \
          mode {2:04o}"
@@ -150,12 +150,13 @@ impl Access {
 // === impl SocketPath ===
 
 impl SocketPath {
-    /// The directory of `socket`, checked: reached without symbolic links, owned by root or us, and ours alone to
-    /// write or, where nobody else is to reach it, to enter. It is made if it is missing.
+    /// Opens the directory of `socket`, which is made if missing, and checks it: reached without symbolic links and,
+    /// unless it is the pod's own volume, owned by root or the agent's user, writable by the owner alone and, for
+    /// [`Access::OwnUser`], enterable by the owner alone.
     ///
     /// # Errors
     ///
-    /// Saying what to change.
+    /// Says what to change.
     pub(crate) fn open(socket: &Path, access: Access) -> Result<Self, SocketPathError> {
         let no_directory = || SocketPathError::NoDirectory(socket.to_owned());
         let path = socket
@@ -212,7 +213,7 @@ impl SocketPath {
         Ok(opened)
     }
 
-    /// Listens on a name of its own beside the socket's.
+    /// Listens on a temporary name next to the socket's.
     ///
     /// # Errors
     ///
@@ -221,14 +222,14 @@ impl SocketPath {
         self.listen_as(self.access.socket_mode())
     }
 
-    /// Listens on the path itself at once, whoever had it before, with that mode. For a directory that none but
-    /// agents can change, and that nobody waits for.
+    /// Listens on the path itself at once, whoever had it before, with the given mode. For a directory that only agents
+    /// can change, and where nobody is waiting.
     ///
     /// # Errors
     ///
     /// If the kernel refuses.
     pub(crate) fn claim(&self, mode: u32) -> io::Result<Listening> {
-        // No name but the socket's own is ever listened on for longer than this takes.
+        // Any other name is listened on only for as long as this function takes, so these are leftovers.
         for name in self.leftovers() {
             let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
         }
@@ -239,7 +240,7 @@ impl SocketPath {
 
     /// Whether the path leads to the listener.
     pub(crate) fn holds(&self, listening: &Listening) -> bool {
-        // Another directory may have come to the path, such as a mount.
+        // Another directory may be at the path now, such as a mount.
         let is_there = match (nix::sys::stat::lstat(&self.path), fstat(&self.directory)) {
             (Ok(there), Ok(held)) => (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino),
             _ => false,
@@ -250,9 +251,9 @@ impl SocketPath {
                 .is_some_and(|stat| stat.st_ino == listening.inode)
     }
 
-    /// Removes the listener's name, if it is still its own. Not under the lock, for a path that is
-    /// [claimed](Self::claim): a leaving agent has many of those, and a pod may sit on each one's lock. Should it be
-    /// the name of a successor's by then, that one binds it again within a second.
+    /// Removes the listener's name if it is still its own. For a [claimed](Self::claim) path this takes no lock: a
+    /// leaving agent has many of those, and a pod may hold the lock on each. Should the name have become a successor's
+    /// meanwhile, that one binds it again within a second.
     pub(crate) fn release(&self, listening: &Listening) {
         for name in [&self.name, &listening.temporary] {
             if self
@@ -266,7 +267,7 @@ impl SocketPath {
 
     fn listen_as(&self, mode: Mode) -> io::Result<Listening> {
         let temporary = format!(".{}.{}", self.name, uuid::Uuid::new_v4().simple());
-        // By way of the open directory: it cannot be replaced meanwhile, and the path stays short (unix(7): 107 bytes).
+        // Through the open directory, which cannot be replaced meanwhile and keeps the path short (unix(7): 107 bytes).
         let address = std::os::unix::net::SocketAddr::from_pathname(self.through(&temporary))?;
         let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
         fchmodat(
@@ -292,7 +293,7 @@ impl SocketPath {
         })
     }
 
-    /// Gives the listener the socket's path, whoever had it before.
+    /// Renames the listener to the socket's path, whoever had it before.
     ///
     /// # Errors
     ///
@@ -312,13 +313,13 @@ impl SocketPath {
         Ok(())
     }
 
-    /// Looks who answers on the path.
+    /// Finds out who answers on the path.
     pub(crate) async fn look(&self, listening: &Listening) -> Found {
         use io::ErrorKind::{ConnectionRefused as Refused, NotFound};
         let answers = timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await;
         match answers {
             Ok(Err(error)) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
-            // A full backlog, one that does not move, or no descriptor left to dial with: somebody may be there.
+            // The backlog is full or does not move, or there is no descriptor to connect with: somebody may be there.
             Ok(_) | Err(_) => {}
         }
         match self.stat(&self.name) {
@@ -328,22 +329,22 @@ impl SocketPath {
         }
     }
 
-    /// Removes the listener's name, if it is still its own: under the lock, since no pod of the node would find anybody
-    /// if it were that of a successor, which is about to [take](Self::take) the path.
+    /// Removes the listener's name if it is still its own. Under the lock: if the name were that of a successor about
+    /// to [take](Self::take) the path, no pod of the node would find anybody.
     pub(crate) async fn leave(&self, listening: &Listening) {
         let _lock = self.lock().await;
         self.release(listening);
     }
 
-    /// Whether the directory has been removed, so that nobody can reach what is bound in it.
+    /// Whether the directory has been removed, so that nobody can reach a socket in it.
     pub(crate) fn is_gone(&self) -> bool {
         fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
-    /// Removes names that agents which died left behind.
+    /// Removes the names that dead agents left behind.
     pub(crate) fn sweep(&self) {
         for name in self.leftovers() {
-            // A connect to a name that nobody listens on is refused; an agent that is about to start listens.
+            // Connecting to a name without a listener is refused, whereas a starting agent listens on its name.
             let dead = std::os::unix::net::UnixStream::connect(self.through(&name))
                 .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
             if dead {
@@ -352,7 +353,7 @@ impl SocketPath {
         }
     }
 
-    /// The names beside the socket's that agents listen on before they take it.
+    /// The temporary names on which agents listen before they take the path.
     fn leftovers(&self) -> Vec<String> {
         let beginning = format!(".{}.", self.name);
         let entries = std::fs::read_dir(self.through("."))
@@ -365,7 +366,7 @@ impl SocketPath {
             .collect()
     }
 
-    /// The lock under which agents change the path, or none if somebody sits on it.
+    /// Takes the lock under which agents change the path; none if somebody else keeps it.
     pub(crate) async fn lock(&self) -> Option<Flock<OwnedFd>> {
         let deadline = Instant::now() + LOCK_WAIT;
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
@@ -400,7 +401,7 @@ impl SocketPath {
     }
 }
 
-/// Makes the directory if it is missing; its parent must be there.
+/// Makes the directory if it is missing; its parent must exist.
 ///
 /// # Errors
 ///
@@ -408,7 +409,7 @@ impl SocketPath {
 pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
     match std::fs::DirBuilder::new().mode(mode).create(path) {
-        // The umask may have taken away what pods need to enter.
+        // The umask may have removed the bits that let pods enter.
         Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),

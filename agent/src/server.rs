@@ -103,7 +103,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the process has no descriptor left.
+    /// If no descriptor is left.
     pub(crate) fn new(
         services: Arc<Services>,
         attestor: Arc<Attestor>,

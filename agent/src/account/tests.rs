@@ -1,10 +1,10 @@
-//! How old a word on an account may be, and who waits for the next one.
+//! How stale a known account may be, and who waits for the next lookup.
 
 use super::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::advance;
 
-/// An API server that answers or swallows what it is asked. The UID of every account is the number of the answer.
+/// An API server that answers or swallows requests. The UID of every account is the number of the answer.
 #[derive(Clone, Default)]
 struct ApiServer {
     asked: Arc<AtomicUsize>,
@@ -35,8 +35,8 @@ impl ApiServer {
     }
 }
 
-/// An API server that has just told of an account, and then swallows what it is asked for longer than its word is good:
-/// a pod has waited for it in vain.
+/// An API server that has reported an account and then swallows requests until that has expired: a pod has waited for
+/// it in vain.
 async fn gone_silent() -> (ApiServer, Arc<Directory>, Arc<Principal>) {
     let server = ApiServer::default();
     let directory = server.directory();
@@ -49,11 +49,11 @@ async fn gone_silent() -> (ApiServer, Arc<Directory>, Arc<Principal>) {
     (server, directory, principal)
 }
 
-/// The UID in the account that a pod gets, and how long it waited for it.
+/// The UID of the account that a pod gets, and how long it waited.
 async fn ask(directory: &Arc<Directory>, principal: &Arc<Principal>) -> (String, Duration) {
     let now = Instant::now();
     let account = directory.account(principal, now).await.expect("an account");
-    // What goes on behind the answer has its turn.
+    // Lets what runs behind the answer have its turn.
     let waited = now.elapsed();
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -90,7 +90,7 @@ async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_mos
     }
     let looks = server.asked() - 2;
     assert!((10..=20).contains(&looks), "{looks} looks in 100 s");
-    // It is back: the word of now is there with the next look, which nobody waits for.
+    // It is back: the next lookup, for which nobody waits, brings the current account.
     server.swallows.store(false, Ordering::SeqCst);
     advance(RETRY + LOOK_TIMEOUT).await;
     ask(&directory, &principal).await;

@@ -1,4 +1,4 @@
-//! What callers are known by, put together as `identity.mode` says: attestor, accounts and subject tokens.
+//! How callers are identified, built for `identity.mode`: attestor, accounts and subject tokens.
 
 use crate::account::{Account, Accounts, Annotations, Directory};
 use crate::attest::Attestor;
@@ -16,25 +16,25 @@ use crate::token::SubjectTokens;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// What callers are known by.
+/// How callers are identified.
 pub(super) struct Callers {
     pub(super) attestor: Arc<Attestor>,
     pub(super) accounts: Accounts,
     pub(super) tokens: SubjectTokens,
-    /// The node's pods, where there is an API server to tell of them.
+    /// The node's pods, if an API server reports them.
     pub(super) pods: Option<Arc<Pods>>,
-    /// The agent's own account in the cluster, where there is one.
+    /// A client with the agent's own service account, if there is a cluster.
     pub(super) own_account: Option<kube::Client>,
 }
 
 // === impl Callers ===
 
 impl Callers {
-    /// Everything that the mode needs.
+    /// Builds everything that the mode needs.
     ///
     /// # Errors
     ///
-    /// Saying what is missing.
+    /// Says what is missing.
     pub(super) async fn bind(
         config: &Config,
         backends: &Arc<Backends>,
@@ -69,7 +69,7 @@ impl Callers {
         );
         match preflight::anchor(config, None) {
             Ok(anchor) => node.anchor(anchor),
-            // The pod's own entry will say it, once the pods are known.
+            // The pod's own entry will say so once the pods are known.
             Err(AnchorError::UnknownQos) => {}
             Err(error) => return Err(StartError::Anchor(error)),
         }

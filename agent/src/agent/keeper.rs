@@ -7,20 +7,20 @@ use std::sync::Arc;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-/// Holds the socket's path.
+/// Keeps the socket's path.
 pub(super) struct Keeper {
     path: SocketPath,
     current: Listening,
-    /// Whether it has been taken once. Another agent may have it by now.
+    /// Whether this agent has taken it once. Another agent may have it by now.
     pub(super) has_path: bool,
-    /// What becomes of the connections by it.
+    /// The phase of the connections.
     pub(super) phase: watch::Sender<Phase>,
-    /// The sockets in pods' volumes, which go with the path.
+    /// The sockets in the pods' volumes, which go with the path.
     pub(super) volumes: Option<Arc<Volumes>>,
 }
 
 impl Keeper {
-    /// One that listens beside the path and has not taken it.
+    /// A keeper that listens next to the path and has not taken it.
     pub(super) fn new(
         path: SocketPath,
         current: Listening,
@@ -36,17 +36,17 @@ impl Keeper {
         }
     }
 
-    /// What is listened on now.
+    /// The current listener.
     pub(super) fn listener(&self) -> Arc<UnixListener> {
         self.current.listener.clone()
     }
 
-    /// Looks who answers on the path.
+    /// Finds out who answers on the path.
     pub(super) async fn look(&self) -> Found {
         self.path.look(&self.current).await
     }
 
-    /// Takes the path, and its volumes' sockets with it.
+    /// Takes the path, and with it the volumes' sockets.
     ///
     /// # Errors
     ///
@@ -61,21 +61,21 @@ impl Keeper {
         Ok(())
     }
 
-    /// Gives the path back, and the sockets of volumes with it, on which is accepted until what is returned is dropped.
+    /// Gives the path back, and with it the volumes' sockets, which still accept until the result is dropped.
     pub(super) async fn leave(&self) -> Option<Left> {
         self.path.leave(&self.current).await;
         self.volumes.as_ref().map(|volumes| volumes.leave())
     }
 
-    /// Listens in the volumes, as long as the path leads here.
+    /// Listens in the volumes for as long as the path leads here.
     pub(super) async fn keep_volumes(&self) {
         if let Some(volumes) = &self.volumes {
             volumes.keep(|| self.path.holds(&self.current)).await;
         }
     }
 
-    /// Looks who answers on the path. Nobody: it is taken, or bound again and the listener for it returned. Another
-    /// agent: ours has been replaced.
+    /// Checks who answers on the path. If nobody does, takes it, or binds it again and returns the new listener. If
+    /// another agent does, this one has been replaced.
     ///
     /// # Errors
     ///
@@ -84,19 +84,19 @@ impl Keeper {
         let found = self.look().await;
         let now = match found {
             Found::Another if self.has_path => Phase::Replaced,
-            // Not replaced: it has not taken the path yet, because it is not ready.
+            // Not replaced: this agent has not taken the path yet, since it is not ready.
             Found::Ours | Found::Another | Found::Nobody => Phase::Serving,
         };
         let phase = &self.phase;
         let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
         if changed && now == Phase::Replaced {
-            // In a hand-over this is expected; at any other time somebody has put a socket of theirs in its place.
+            // Expected in a handover; at any other time somebody has put their own socket in its place.
             tracing::warn!("another process answers on the socket's path");
         }
         let bound = match found {
             Found::Ours | Found::Another => return Ok(None),
             Found::Nobody if self.has_path => self.bind_again().await.map(Some),
-            // The other has left or died before this one was ready. As on a cold start, pods wait inside.
+            // The other agent left or died before this one was ready. As on a cold start, pods wait inside.
             Found::Nobody => self.take().await.map(|()| None),
         };
         match bound {
@@ -108,7 +108,7 @@ impl Keeper {
                 tracing::warn!("nobody answered on the socket's path; {done}");
                 Ok(listener)
             }
-            // Started anew, the agent's mount leads to the directory that is there now.
+            // After a restart, the agent's mount leads to the directory that is there now.
             Err(error) if self.path.is_gone() => Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot bind the socket's path again");

@@ -1,12 +1,12 @@
 //! A line of the trail: what it says, and how it is written.
 //!
-//! Its JSON is put together here. A line is written for each secret that is read, and a serializer that looks at every
-//! byte of every name and text takes an eighth of all the time of a warm read. What needs escaping is left to it.
+//! Its JSON is assembled here. A line is written for each secret read, and a serializer that inspects every byte of
+//! every name and text takes an eighth of a warm read's time. It is used only for what needs escaping.
 
 use crate::attest::cgroup::{ContainerId, PodUid};
 use serde::Serialize;
 
-/// What happened, in the words of the contract.
+/// What happened, in the documented fields.
 #[derive(Debug, Default)]
 #[cfg_attr(test, derive(Serialize))]
 pub(crate) struct Line<'a> {
@@ -22,10 +22,10 @@ pub(crate) struct Line<'a> {
     pub(crate) pod_uid: Option<PodUid>,
     pub(crate) container_id: Option<ContainerId>,
     pub(crate) container_confirmed: bool,
-    /// Absent where no process asked; so is the uid.
+    /// Absent if no process made the request; so is the uid.
     pub(crate) pid: Option<i32>,
     pub(crate) uid: Option<u32>,
-    /// The pod's volume for whose files it was read, by the name that the pod has for it.
+    /// The pod's volume for whose files it was read, by its name in the pod.
     #[cfg_attr(test, serde(skip_serializing_if = "Option::is_none"))]
     pub(crate) volume: Option<&'a str>,
     pub(crate) backend: Option<&'a str>,
@@ -34,7 +34,7 @@ pub(crate) struct Line<'a> {
     pub(crate) version: Option<&'a str>,
     pub(crate) outcome: &'a str,
     pub(crate) code: Option<&'a str>,
-    /// Why the peer is no workload; never in the answer.
+    /// Why the peer is not a workload; never in the answer.
     pub(crate) reason: Option<&'a str>,
     pub(crate) cache: &'a str,
     pub(crate) shared_with: Option<&'a str>,
@@ -45,7 +45,7 @@ pub(crate) struct Line<'a> {
 /// A JSON object that is being written.
 struct Object<'a> {
     out: &'a mut Vec<u8>,
-    /// What stands before the next member.
+    /// What precedes the next member.
     mark: u8,
 }
 
@@ -54,7 +54,7 @@ impl Line<'_> {
     ///
     /// # Errors
     ///
-    /// As serde_json.
+    /// As in serde_json.
     pub(super) fn write(&self, out: &mut Vec<u8>) -> serde_json::Result<()> {
         let mut object = Object { out, mark: b'{' };
         object.text("time", self.time)?;
@@ -111,7 +111,7 @@ impl Object<'_> {
         }
     }
 
-    /// Also escapes what JSON need not.
+    /// Also escapes what JSON need not escape.
     fn escaped(&mut self, text: &str) -> serde_json::Result<()> {
         for c in serde_json::to_string(text)?.chars() {
             if is_misleading(c) {
@@ -130,7 +130,7 @@ impl Object<'_> {
         serde_json::to_writer(&mut *self.out, &value)
     }
 
-    /// Names are ours, and plain.
+    /// Names are constants that need no escaping.
     fn name(&mut self, name: &'static str) {
         self.out.extend_from_slice(&[self.mark, b'"']);
         self.out.extend_from_slice(name.as_bytes());
@@ -139,17 +139,17 @@ impl Object<'_> {
     }
 }
 
-/// Whether the text stands in a line as it is (RFC 8259, section 7). What is no ASCII is looked at more closely.
+/// Whether the text needs no escaping (RFC 8259, section 7). Anything but ASCII gets a closer look.
 fn is_plain(text: &str) -> bool {
-    // To its end in any case, so that it can be looked at in large steps.
+    // Always to the end of the text, so that the compiler can check many bytes at once.
     text.bytes().fold(true, |plain, byte| {
         plain & matches!(byte, 0x20..0x7f) & (byte != b'"') & (byte != b'\\')
     })
 }
 
-/// Whether it is a character that JSON lets stand and that makes a line look like another: a terminal obeys it (DEL and
-/// the second set of ISO 6429), it turns the direction of what follows (Unicode's bidirectional controls), or some
-/// readers take it for the end of the line.
+/// Whether JSON allows the character unescaped but it can disguise a line: terminals obey it (DEL and the second set of
+/// ISO 6429), it reverses the direction of what follows (Unicode's bidirectional controls), or some readers take it for
+/// the end of a line.
 fn is_misleading(c: char) -> bool {
     matches!(c,
         '\u{7f}'..='\u{9f}'
@@ -163,7 +163,7 @@ mod tests {
     use proptest::option;
     use proptest::prelude::*;
 
-    /// Texts of which many need escaping.
+    /// Texts, many of which need escaping.
     const TEXTS: &str =
         "[a-c\"\\\\/\n\u{0}\u{1f} \u{7f}\u{9b}\u{a0}é\u{2028}\u{202e}\u{2069}\u{61c}]{0,12}";
 

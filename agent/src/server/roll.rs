@@ -64,7 +64,7 @@ impl Roll {
     ///
     /// # Errors
     ///
-    /// If the process has no descriptor left.
+    /// If no descriptor is left.
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self {
             exits: readable(epoll::create(epoll::CreateFlags::CLOEXEC)?)?,
