@@ -1,4 +1,4 @@
-//! The operator's port: `/livez`, `/readyz`, `/metrics`. It asks no vault, and nobody there can read a secret.
+//! The admin port: `/livez`, `/readyz`, `/metrics`. It calls no vault, and nobody can read a secret there.
 
 use crate::handler::Services;
 use crate::server::EXHAUSTED_REST;
@@ -20,26 +20,26 @@ use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Scrapers and probes that may be connected at once; of more, the oldest goes.
+/// How many scrapers and probes may be connected at once; beyond that, the oldest connection is closed.
 const CONNECTIONS: usize = 64;
 
-/// How long one of them may take to ask.
+/// How long one of them may take to send its request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The longest head of a request, in bytes.
+/// The limit on a request's head, in bytes.
 const HEAD_LIMIT: usize = 8 * 1024;
 
-/// How many bytes of a connection are read at most. Nobody has to send a body; who does is not followed through it, of
-/// which the server would read ahead without an end.
+/// How many bytes of a connection are read at most. No request here needs a body; the server would otherwise read ahead
+/// through one without end.
 const READ_LIMIT: u64 = 2 * HEAD_LIMIT as u64;
 
-/// Binds the port. An agent that hands over and the one that takes over hold it together (`SO_REUSEPORT`, socket(7));
-/// the kernel lets only processes of the same uid share it. Where the node has no IPv6 (`ipv6.disable=1`), all addresses
-/// are those of IPv4.
+/// Binds the port. During a handover, both agents hold it together (`SO_REUSEPORT`, socket(7)); the kernel lets only
+/// processes with the same uid share it. On a node without IPv6 (`ipv6.disable=1`), the unspecified IPv6 address
+/// becomes that of IPv4.
 ///
 /// # Errors
 ///
-/// If the address is taken or not this machine's.
+/// If the address is taken or not one of this machine.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
@@ -60,7 +60,7 @@ fn is_without_ipv6(error: &io::Error) -> bool {
     error.raw_os_error().map(Errno::from_raw) == Some(Errno::EAFNOSUPPORT)
 }
 
-/// Serves until it is dropped. `gauge` sets what is not counted as it happens, just before it is shown.
+/// Serves until dropped. Just before showing the metrics, `gauge` sets those that are not counted as they happen.
 pub(crate) async fn serve(
     listener: &TcpListener,
     services: Arc<Services>,
@@ -78,7 +78,7 @@ pub(crate) async fn serve(
         };
         let (services, gauge) = (services.clone(), gauge.clone());
         open.retain(|connection| !connection.is_finished());
-        // Whoever holds connections without asking must not keep the kubelet's probe out.
+        // Somebody who holds connections without sending requests must not keep the kubelet's probe out.
         if open.len() >= CONNECTIONS {
             open.pop_front();
         }
@@ -90,11 +90,11 @@ pub(crate) async fn serve(
                 async { Ok::<_, Infallible>(answer) }
             });
             let _ = http1::Builder::new()
-                // Whoever asks again and again comes in by the accept loop, which lets all others have their turn.
+                // Repeated requests go through the accept loop, which gives everybody else a turn.
                 .keep_alive(false)
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEAD_TIMEOUT)
-                // What is unfinished is kept for everybody who can reach the port.
+                // Unfinished heads are kept in memory for everybody who can reach the port.
                 .max_buf_size(HEAD_LIMIT)
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -122,7 +122,7 @@ fn answer(
         return text(StatusCode::METHOD_NOT_ALLOWED, "use GET\n".into());
     }
     match request.uri().path() {
-        // Where stderr has ended, a new container gets a new one: the only fault that a restart mends.
+        // If stderr is closed, only a new container gets a new one: the only fault that a restart fixes.
         "/livez" if services.audit.is_broken() => text(
             StatusCode::SERVICE_UNAVAILABLE,
             "the audit trail cannot be written any more\n".into(),

@@ -1,7 +1,7 @@
 //! The configuration: defaults, file, environment and flags become one typed [`Config`].
 //!
-//! The whole environment is read here and nowhere else. Everything wrong is found in one go and
-//! named by where it was written; what the surroundings lack is the business of the preflight.
+//! Only this module reads the environment. All mistakes are found in one go, each reported with the place where it was
+//! written; what the machine or cluster lacks is left to the preflight.
 
 mod aws;
 mod azure;
@@ -40,7 +40,7 @@ pub(crate) use self::principal::{LocalRole, LocalWorkload, Sidecar};
 pub(crate) use self::stores::{FileConfig, PassConfig};
 use self::{reader::Reader, settings::Settings};
 
-/// Where the configuration lies when no other file is named.
+/// Where the configuration is if no other file is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/latchkey/config.toml";
 
 /// The agent's whole configuration, checked.
@@ -60,7 +60,7 @@ pub(crate) struct Config {
     pub csi: Csi,
     /// The agent's own place in the cluster.
     pub kubernetes: Kubernetes,
-    /// The principals of this machine, where there is no cluster.
+    /// The principals of this machine, if there is no cluster.
     pub local: Vec<LocalWorkload>,
     /// The pod that a sidecar serves.
     pub sidecar: Sidecar,
@@ -70,25 +70,25 @@ pub(crate) struct Config {
     pub sessions: Sessions,
     /// The cache of values.
     pub cache: Cache,
-    /// The vaults, by the name that requests give them; never empty.
+    /// The vaults, by the names that requests use; never empty.
     pub backends: BTreeMap<String, BackendConfig>,
 }
 
 /// Where the agent listens.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Listen {
-    /// The workloads' socket: an absolute path of fewer than 100 bytes.
+    /// The workload socket: an absolute path of fewer than 100 bytes.
     pub socket: PathBuf,
     /// The address of `/livez`, `/readyz` and `/metrics`.
     pub admin: SocketAddr,
-    /// A header that every request on the workloads' socket must carry.
+    /// A header that every request on the workload socket must carry.
     pub require_header: Option<HeaderName>,
 }
 
 /// What the agent logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Log {
-    /// Directives of `tracing_subscriber::EnvFilter`; they parse.
+    /// Valid directives for `tracing_subscriber::EnvFilter`.
     pub level: String,
 }
 
@@ -102,55 +102,55 @@ pub(crate) struct Audit {
 /// How a caller becomes a workload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// Who vouches for callers.
+    /// How callers are attested.
     pub mode: IdentityMode,
-    /// Whether a namespace's annotation stands for its service accounts that have none.
+    /// Whether a namespace's annotation applies to its service accounts that have none.
     pub namespace_annotations: bool,
-    /// The cgroup below which all pods of the node lie; learned at start if absent.
+    /// The cgroup that contains all pods of the node; learned at start if absent.
     pub kubepods_root: Option<String>,
-    /// The RuntimeClasses whose pods are known by their own socket alone, where the cgroup of the peer is no pod's.
+    /// The RuntimeClasses whose pods are attested by their own socket alone, if the peer's cgroup is not a pod's.
     pub csi_only_runtimes: Vec<String>,
 }
 
-/// Who vouches for callers.
+/// How callers are attested.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum IdentityMode {
-    /// The kernel's cgroups and the API server's pods.
+    /// By the kernel's cgroups and the API server's pods.
     Kubernetes,
-    /// The kernel's uids and the configuration.
+    /// By the kernel's uids and the configuration.
     Local,
-    /// The socket itself, which only the agent's own pod can reach.
+    /// By the socket itself, which only the agent's own pod can reach.
     Sidecar,
 }
 
 /// The agent's own place in the cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Kubernetes {
-    /// Whether pods are watched and tokens asked for as the node itself, by constrained impersonation.
+    /// Whether to watch pods and request tokens as the node itself, by constrained impersonation.
     pub impersonate_node: bool,
-    /// The name of the node whose pods are served; empty where nothing has named it, outside of the mode `kubernetes`.
+    /// The node whose pods are served; empty if not configured, outside of the mode `kubernetes`.
     pub node: String,
     /// The UID of the agent's own pod, absent outside of one.
     pub pod_uid: Option<PodUid>,
-    /// The key of the node's taint that goes when the agent is ready.
+    /// The key of the taint to remove from the node when the agent is ready.
     pub startup_taint: Option<String>,
 }
 
 /// Sessions at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Sessions {
-    /// The life asked of the cloud for a session.
+    /// The lifetime to request from the cloud for a session.
     pub duration: Duration,
 }
 
 /// The cache of values.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cache {
-    /// How long a value may be served again; zero switches the cache off.
+    /// How long a cached value may be served; zero turns the cache off.
     pub ttl: Duration,
     /// Prefixes of the names that may be cached; all names if empty.
     pub only: Vec<String>,
-    /// How much of values one pod may keep.
+    /// How many bytes of values one pod may keep.
     pub max_bytes: u64,
     /// How long past its `ttl` a value may be served while the cloud cannot be reached.
     pub stale_if_error: Duration,
@@ -172,13 +172,13 @@ pub(crate) enum BackendConfig {
 }
 
 impl BackendConfig {
-    /// Whether it is asked over the network.
+    /// Whether it is reached over the network.
     #[must_use]
     pub(crate) fn is_cloud(&self) -> bool {
         !matches!(self, Self::File(_) | Self::Pass(_))
     }
 
-    /// Its type, as it is written.
+    /// Its type, as in the configuration.
     #[must_use]
     pub(crate) fn kind(&self) -> &'static str {
         match self {
@@ -203,14 +203,13 @@ impl BackendConfig {
 }
 
 impl Config {
-    /// Reads the configuration from defaults, file, environment and flags, each over the one before.
+    /// Loads the configuration from defaults, file, environment and flags, each overriding the previous.
     ///
-    /// Without `file`, [`DEFAULT_FILE`] is read where there is one. `flags` are pairs of a dotted
-    /// key and its value.
+    /// Without `file`, [`DEFAULT_FILE`] is read if it exists. `flags` are pairs of a dotted key and its value.
     ///
     /// # Errors
     ///
-    /// Everything that is wrong, at once; of a file that is no TOML, only that.
+    /// All mistakes at once; if the file is not TOML, only that.
     pub(crate) fn load(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -231,7 +230,7 @@ impl Config {
         let identity = Identity::read(reader);
         let mode = identity.mode;
         let backends = backends::read(reader, mode);
-        // The only one needs no name.
+        // A single backend is the default, whatever its name.
         let default = match backends.len() {
             1 => backends.keys().next().cloned(),
             _ => None,
@@ -254,7 +253,7 @@ impl Config {
         }
     }
 
-    /// Checks what no key can be blamed for alone, where both keys are right in themselves.
+    /// Checks keys against each other that are each valid alone.
     fn check(&self, reader: &mut Reader) {
         let deadline = self.limits.request_deadline;
         if self.limits.attest_wait > deadline {
@@ -278,7 +277,7 @@ impl Config {
     }
 }
 
-/// The environment of this process; what is not Unicode in it comes with replacement characters.
+/// The environment of this process, with replacement characters for what is not Unicode.
 #[expect(clippy::disallowed_methods, reason = "this is the configuration")]
 pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().map(|(name, value)| {
@@ -392,7 +391,7 @@ impl Default for Identity {
 impl Kubernetes {
     fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
         let node = reader.optional("kubernetes.node", &["NODE_NAME"], value::node);
-        // With a mode that is nonsense, nobody knows whether a node is needed.
+        // If the mode is invalid, it is unknown whether a node is needed.
         let in_cluster = mode == IdentityMode::Kubernetes && !reader.has_fault("identity.mode");
         if node.is_none() && in_cluster {
             let wrong = if reader.has_file() {
@@ -418,7 +417,7 @@ impl Kubernetes {
 
 impl Sessions {
     fn read(reader: &mut Reader) -> Self {
-        // STS gives no session shorter than 15 minutes or longer than 12 hours.
+        // STS grants no session shorter than 15 minutes or longer than 12 hours.
         let range = Duration::from_secs(15 * 60)..=Duration::from_secs(12 * 3600);
         Self {
             duration: reader.read(
@@ -449,7 +448,7 @@ impl Cache {
                 default.ttl,
             ),
             only: reader.read("cache.only", value::name_prefixes, default.only),
-            // A value counts as itself and as its JSON: the smallest holds values of some 30 KiB.
+            // A value counts as itself and as its JSON, so the minimum fits values of some 30 KiB.
             max_bytes: reader.read(
                 "cache.max_bytes",
                 value::bytes(64 << 10..=1 << 30),

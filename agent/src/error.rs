@@ -1,5 +1,5 @@
-//! What a request ends with when it does not succeed: a code and a text for the caller, and the chain of causes
-//! for the operator, under the same request id.
+//! How a request fails: a code and a message for the caller, and the chain of causes for the operator, under the same
+//! request id.
 
 use latchkey_client::protocol::{Code, Step};
 use std::borrow::Cow;
@@ -7,24 +7,24 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest sentence, in bytes. Some quote what is wrong, and that may be of any length.
+/// The limit on a message, in bytes. Some quote what is wrong, which may be of any length.
 const MESSAGE_LIMIT: usize = 1024;
 
-/// What clients are told to wait when nothing better is known.
+/// How long clients are told to wait if nothing better is known.
 pub(crate) const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The same where somebody has to do something first, such as unlock a key.
+/// How long clients are told to wait if somebody has to do something first, such as unlock a key.
 const MENDED_AFTER: Duration = Duration::from_secs(60);
 
-/// A failed request. Cloning is cheap, because requests that shared one vault call share its error.
+/// A failed request. Cloning is cheap, since requests that shared one vault call share its error.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct RequestError {
     /// The stable word for programs.
     pub(crate) code: Code,
-    /// The sentence for people: never a secret, a token, or another workload's identity.
+    /// The message for people: never with a secret, a token, or another workload's identity.
     pub(crate) message: Cow<'static, str>,
-    /// When to come back, for the codes that say so.
+    /// When to retry, for the codes that say so.
     pub(crate) retry_after: Option<Duration>,
     /// The causes, for the agent's log only.
     pub(crate) cause: Option<Arc<str>>,
@@ -35,7 +35,7 @@ pub(crate) struct RequestError {
 }
 
 impl RequestError {
-    /// An error with the code and the sentence.
+    /// An error with this code and message.
     pub(crate) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         let retry_after =
             matches!(code, Code::Busy | Code::Throttled | Code::Unavailable).then_some(RETRY_AFTER);
@@ -59,12 +59,12 @@ impl RequestError {
         Self::new(Code::InvalidRequest, message)
     }
 
-    /// Something the answer depends on cannot be reached.
+    /// Something that the answer depends on cannot be reached.
     pub(crate) fn unavailable(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::Unavailable, message)
     }
 
-    /// A bug of ours; what it was stands in the log.
+    /// A bug in the agent; the log says what it was.
     pub(crate) fn internal(cause: &(dyn std::error::Error + 'static)) -> Self {
         Self::new(
             Code::Internal,
@@ -73,36 +73,36 @@ impl RequestError {
         .because(cause)
     }
 
-    /// The same error with the chain of causes that `error` has.
+    /// Adds the chain of causes of `error`.
     #[must_use]
     pub(crate) fn because(mut self, error: &(dyn std::error::Error + 'static)) -> Self {
         self.cause = Some(chain(error).into());
         self
     }
 
-    /// The same error with the time that somebody else asked to be left alone.
+    /// Sets how long to wait before a retry, if somebody else has said so.
     #[must_use]
     pub(crate) fn retry_after(mut self, wait: Option<Duration>) -> Self {
         self.retry_after = wait.or(self.retry_after);
         self
     }
 
-    /// The same error, which stays until somebody does what its text says: a client that waits no longer than its own
-    /// timeout, as most do, gives up at once.
+    /// Marks an error that stays until somebody does what its message says. Most clients wait no longer than their own
+    /// timeout, so they give up at once.
     #[must_use]
     pub(crate) fn until_mended(mut self) -> Self {
         self.retry_after = Some(MENDED_AFTER);
         self
     }
 
-    /// The same error with the reason of the attestor.
+    /// Sets the attestor's reason.
     #[must_use]
     pub(crate) fn reason(mut self, reason: &'static str) -> Self {
         self.reason = Some(reason);
         self
     }
 
-    /// The same error as one of that step, if it is not known to be of a narrower one.
+    /// Sets the step at which the request failed, unless a narrower one is already known.
     #[must_use]
     pub(crate) fn at(mut self, step: Step) -> Self {
         self.step.get_or_insert(step);
@@ -110,7 +110,7 @@ impl RequestError {
     }
 }
 
-/// What `error` says, and behind it what each of its causes says.
+/// What `error` and each of its causes say, joined by colons.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

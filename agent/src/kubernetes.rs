@@ -1,42 +1,42 @@
-//! The API server, asked as the agent's own account and, where that is configured, as the agent's node.
+//! Clients for the API server, with the agent's own service account and, if configured, as the agent's node.
 
 use crate::attest::pods::WATCH_SECONDS;
 use crate::config;
 use crate::preflight::StartError;
 use std::time::Duration;
 
-/// How long a connection to the API server may take to be made.
+/// The timeout for connecting to the API server.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long the API server may say nothing on a connection where something was asked. A watch's own end comes sooner; a
-/// list, and the start of a watch, have no other bound, and a server's machine may be gone with what it was asked.
+/// How long the API server may be silent on a connection with a request pending. A watch ends sooner by itself; a list,
+/// and the start of a watch, have no other limit, and the server's machine may die with a request pending.
 const READ_TIMEOUT: Duration = Duration::from_secs(WATCH_SECONDS as u64 + 5);
 
-/// The agent's clients of the API server.
+/// The agent's clients for the API server.
 #[derive(Clone)]
 pub(crate) struct Clients {
-    /// The agent's own account.
+    /// With the agent's own service account.
     pub(crate) own: kube::Client,
-    /// For this node's pods and their tokens: the node itself if the configuration says so, else the account.
+    /// For this node's pods and their tokens: as the node itself if so configured, else with the service account.
     ///
-    /// The API server lets an account act as the node that its token is bound to, and only for the verbs that it
-    /// was given (KEP-5284, Kubernetes 1.36). It then judges the request as it judges the kubelet's: no other node's
-    /// pods, no token but for a pod of this node.
+    /// The API server lets a service account act as the node that its token is bound to, and only for the verbs granted
+    /// to it (KEP-5284, Kubernetes 1.36). It then authorizes the request as if the kubelet sent it: no other node's
+    /// pods, and tokens only for pods of this node.
     pub(crate) node: kube::Client,
 }
 
 impl Clients {
-    /// By the pod's own service account or by a kubeconfig.
+    /// Uses the pod's own service account, or a kubeconfig.
     ///
     /// # Errors
     ///
-    /// If neither is there.
+    /// If there is neither.
     pub(crate) async fn new(settings: &config::Kubernetes) -> Result<Self, StartError> {
         let mut config = kube::Config::infer()
             .await
             .map_err(|error| StartError::Kubernetes(error.into()))?;
-        // The environment's proxy is for the way to the clouds; kube takes it for a kubeconfig's cluster too. One that the
-        // kubeconfig itself names stays, and is refused by name.
+        // The environment's proxy is meant for the clouds, but kube uses it for a kubeconfig's cluster too. A proxy
+        // that the kubeconfig itself names stays, and is refused by name.
         let is_the_clouds = |(name, value): (String, String)| {
             name.eq_ignore_ascii_case("HTTPS_PROXY") && value.parse().ok() == config.proxy_url
         };
@@ -55,11 +55,11 @@ impl Clients {
 }
 
 fn client(mut config: kube::Config) -> Result<kube::Client, StartError> {
-    // Its own retries wait for up to 1000 s; ours are bounded by the request.
+    // kube's own retries wait for up to 1000 s; the agent's are limited by the request.
     config.default_retry = false;
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     config.read_timeout = Some(READ_TIMEOUT);
-    // It counts from the question, however long the connection was idle before.
+    // Makes the timeout count from the request, however long the connection was idle before.
     config.reset_reader_on_write = true;
     kube::Client::try_from(config).map_err(|error| StartError::Kubernetes(error.into()))
 }
@@ -72,7 +72,7 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio::time::timeout;
 
-    /// Its machine may be gone with the list that it had begun to answer.
+    /// The server's machine may die after it has begun to answer a list.
     #[tokio::test(start_paused = true)]
     async fn pods_are_asked_for_again_where_the_api_server_took_the_question_and_never_answers() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

@@ -1,4 +1,4 @@
-//! What is mounted where this process sees it, by the kernel's own table (proc_pid_mountinfo(5)).
+//! What is mounted as this process sees it, from the kernel's table (proc_pid_mountinfo(5)).
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 /// One mount.
 #[derive(Debug, Eq, PartialEq)]
 pub(crate) struct Mount {
-    /// What of its file system is mounted.
+    /// Which part of its file system is mounted.
     pub(crate) root: PathBuf,
-    /// Where.
+    /// Where it is mounted.
     pub(crate) point: PathBuf,
     /// Its own options, separated by commas.
     pub(crate) options: String,
@@ -26,7 +26,7 @@ pub(crate) fn mounts() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
-/// The mount that `path` is in: of those with the longest point the last, which hides the others.
+/// The mount that `path` is in: among those with the longest mount point the last one, which hides the others.
 pub(crate) fn nearest<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     let leads_there = mounts.iter().filter(|mount| path.starts_with(&mount.point));
     leads_there.max_by_key(|mount| mount.point.as_os_str().len())
@@ -46,7 +46,7 @@ fn parse(table: &[u8]) -> Vec<Mount> {
     lines.filter_map(mount).collect()
 }
 
-/// The kernel writes blanks and backslashes as three octal digits.
+/// The kernel writes blanks and backslashes as three octal digits after a backslash.
 fn unescape(text: &[u8]) -> PathBuf {
     let mut plain = Vec::with_capacity(text.len());
     let mut rest = text;

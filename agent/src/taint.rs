@@ -1,4 +1,4 @@
-//! The startup taint: pods that do not tolerate it come to a node only after its agent is ready.
+//! The startup taint: pods that do not tolerate it get to a node only once its agent is ready.
 
 use crate::waits::Waits;
 use k8s_openapi::api::core::v1::{Node, Taint};
@@ -6,16 +6,16 @@ use kube::api::{Api, Patch, PatchParams};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// How long the API server may take for one answer.
+/// The timeout for each try.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The waits after tries that failed.
+/// The waits after failed tries.
 const RETRY_WAITS: Waits = Waits {
     next: Duration::from_millis(500),
     longest: Duration::from_secs(30),
 };
 
-/// Takes the taints with that key off the node, and tries until it is done: meanwhile the agent serves.
+/// Removes the taints with this key from the node, trying until it succeeds; the agent serves meanwhile.
 pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
     let nodes = Api::<Node>::all(client);
     let mut waits = RETRY_WAITS;
@@ -40,8 +40,8 @@ pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
     }
 }
 
-/// Whether there was such a taint. The version makes the API server refuse the patch if somebody else has changed the
-/// node since it was read.
+/// Removes such a taint and returns whether there was one. With the version, the API server refuses the patch if
+/// somebody else has changed the node since it was read.
 async fn try_once(nodes: &Api<Node>, name: &str, key: &str) -> kube::Result<bool> {
     let node = nodes.get(name).await?;
     let taints = node.spec.and_then(|spec| spec.taints).unwrap_or_default();

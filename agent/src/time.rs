@@ -1,6 +1,6 @@
-//! The wall clock, read here and nowhere else.
+//! The wall clock, which only this module reads.
 //!
-//! Waiting, ages and deadlines go by tokio's clock, which tests can pause and nobody can set back.
+//! Waiting, ages and deadlines use tokio's clock, which tests can pause and nobody can set back.
 
 use std::{cell::Cell, fmt, time::SystemTime};
 
@@ -21,9 +21,9 @@ pub(crate) fn system_now() -> SystemTime {
     SystemTime::now()
 }
 
-/// The wall clock's time as RFC 3339 writes it, in UTC and to the microsecond.
+/// The wall clock's time in RFC 3339 format, in UTC and to the microsecond.
 ///
-/// Every audited request needs one, so the text of the second is kept from one call to the next.
+/// Every audited request needs one, so the text for the current second is kept between calls.
 pub(crate) fn now_rfc3339() -> Rfc3339 {
     Rfc3339::of(now())
 }
@@ -35,7 +35,7 @@ pub(crate) struct Rfc3339([u8; LENGTH]);
 /// The length of the text, in bytes.
 const LENGTH: usize = 27;
 
-/// Where the microseconds stand in it.
+/// Where the microseconds are in the text.
 const MICROSECONDS: std::ops::Range<usize> = 20..26;
 
 // === impl Rfc3339 ===
@@ -46,7 +46,7 @@ impl Rfc3339 {
             static LAST: Cell<(i64, [u8; LENGTH])> =
                 const { Cell::new((0, *b"1970-01-01T00:00:00.000000Z")) };
         }
-        // Toward the past, so that the fraction counts forward before 1970 too.
+        // Rounds toward the past, so that the fraction counts forward before 1970 too.
         let nanosecond = time.as_nanosecond();
         let second = i64::try_from(nanosecond.div_euclid(1_000_000_000)).unwrap_or_default();
         let mut microsecond = nanosecond.rem_euclid(1_000_000_000) / 1000;
@@ -54,7 +54,7 @@ impl Rfc3339 {
         if second != last {
             let whole = Timestamp::from_second(second).unwrap_or_default();
             let written = format!("{whole:.6}");
-            // Years of more than four digits do not exist in jiff's timestamps, before 0 they do.
+            // jiff has no years of more than four digits, but it has years before 0.
             text = written
                 .as_bytes()
                 .try_into()

@@ -1,4 +1,4 @@
-//! The sections of type `aws`: Secrets Manager and the STS before it.
+//! The sections of type `aws`: Secrets Manager and STS.
 
 use std::time::Duration;
 
@@ -10,24 +10,24 @@ use super::{
 
 const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
 
-/// AWS Secrets Manager, and the STS before it.
+/// AWS Secrets Manager and STS.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AwsConfig {
     /// The region of roles and secrets; the machine's own if absent.
     pub region: Option<String>,
-    /// Regions asked in this order, each only when the one before cannot be reached.
+    /// Regions to try in this order, each only if the previous one cannot be reached.
     pub fallback_regions: Vec<String>,
-    /// The audiences that a subject token may be made for; never empty.
+    /// The audiences that a subject token may have; never empty.
     pub audiences: Vec<String>,
     /// Whether a secret may be named by its ARN.
     pub allow_arns: bool,
-    /// What stands before every name at the vault.
+    /// Precedes every name at the vault.
     pub prefix: String,
-    /// Secrets Manager's URL, if it is not the region's public one.
+    /// Secrets Manager's URL, if not the region's public one.
     pub endpoint: Option<String>,
-    /// The STS's URL, if it is not the region's public one.
+    /// STS's URL, if not the region's public one.
     pub sts_endpoint: Option<String>,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub timeout: Duration,
 }
 
@@ -140,8 +140,8 @@ fn check_region(region: &str) -> Result<(), Wrong> {
     Err(Wrong::text(region, "no region's code", remedy))
 }
 
-/// Whether that is the code of an AWS region. It becomes part of a host name: nothing else may get there, and no name
-/// that only an SDK knows, such as `aws-global` and `fips-us-east-1`.
+/// Whether `text` is the code of an AWS region. It becomes part of a host name, so nothing else may pass, nor a name
+/// that only SDKs know, such as `aws-global` and `fips-us-east-1`.
 pub(crate) fn is_region(text: &str) -> bool {
     let parts: Vec<&str> = text.split('-').collect();
     let word = |part: &&str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_lowercase());
@@ -156,13 +156,13 @@ pub(crate) fn is_region(text: &str) -> bool {
     right && text.len() <= 32 && !text.contains("fips")
 }
 
-/// Whether that may stand before every name: characters of names, and not first the one that makes a filter of
-/// `ListSecrets` mean all others.
+/// Whether `text` may precede every name: only characters of names, and not first the one that negates a filter of
+/// `ListSecrets`.
 pub(crate) fn is_aws_prefix(text: &str) -> bool {
     text.bytes().all(is_aws_name_byte) && !text.starts_with('!')
 }
 
-/// What stands before every name, in the characters of AWS Secrets Manager.
+/// What precedes every name, in the characters that AWS Secrets Manager allows.
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy =
         "write up to 256 of A-Z, a-z, 0-9 and /_+=.@-!, without ! first, and //, . or .. as a part";
@@ -177,7 +177,7 @@ fn prefix(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// Whether the name of a secret in AWS Secrets Manager may hold that byte.
+/// Whether the name of a secret in AWS Secrets Manager may contain this byte.
 pub(crate) fn is_aws_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"/_+=.@-!".contains(&byte)
 }

@@ -1,4 +1,4 @@
-//! The sections of type `azure`: Key Vault and the Entra ID before it, and how vaults and tenants are written.
+//! The sections of type `azure`: Key Vault and Entra ID, and the syntax of vaults and tenants.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{
     value::{self, Wrong},
 };
 
-/// The clouds of Azure: Entra ID's authority, and how the hosts of its vaults end.
+/// Azure's clouds: Entra ID's authority, and how the hosts of vaults end.
 const CLOUDS: [(&str, &str); 4] = [
     ("https://login.microsoftonline.com", ".vault.azure.net"),
     (
@@ -22,25 +22,25 @@ const CLOUDS: [(&str, &str); 4] = [
     ("https://login.chinacloudapi.cn", ".vault.azure.cn"),
 ];
 
-/// The longest prefix, in characters: it leaves something of the 127 that a name at a vault has.
+/// The longest prefix, in characters: it leaves some of the 127 that a vault allows in a name.
 const MAX_PREFIX: usize = 100;
 
-/// Azure Key Vault, and the Entra ID before it.
+/// Azure Key Vault and Entra ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AzureConfig {
-    /// The vault of service accounts that name none, as [`vault_url`] writes it.
+    /// The vault of service accounts that name none, in the form that [`vault_url`] returns.
     pub vault_url: Option<String>,
     /// The tenant of service accounts that name none.
     pub tenant: Option<String>,
     /// The URL of Entra ID, without a slash at its end.
     pub authority: String,
-    /// Whom subject tokens are made out to, as federated credentials have it.
+    /// The audience of subject tokens, as in federated credentials.
     pub audience: String,
-    /// How the hosts of vaults may end, each with a dot first; never empty.
+    /// How the hosts of vaults may end, each beginning with a dot; never empty.
     pub vault_suffixes: Vec<String>,
-    /// What stands before every name, as applications write names.
+    /// Precedes every name, as applications write names.
     pub prefix: String,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub timeout: Duration,
 }
 
@@ -100,7 +100,7 @@ impl Default for AzureConfig {
     }
 }
 
-/// The URL of a vault from what a person wrote: `https://` may be missing, and a slash may stand at its end.
+/// The URL of a vault from what an operator wrote: `https://` may be missing, and a slash may follow.
 pub(crate) fn vault_url(text: &str) -> Option<String> {
     let text = text.to_ascii_lowercase();
     let authority = text.strip_prefix("https://").unwrap_or(&text);
@@ -115,7 +115,7 @@ pub(crate) fn vault_url(text: &str) -> Option<String> {
     (is_domain(host) && port.is_none_or(is_port)).then(|| format!("https://{authority}"))
 }
 
-/// The one of `suffixes` that the host of a vault's URL ends with, behind the one label that is the vault's name.
+/// The one of `suffixes` with which the host of a vault's URL ends, after a single label, the vault's name.
 pub(crate) fn suffix_of<'a>(url: &str, suffixes: &'a [String]) -> Option<&'a str> {
     let host = url.strip_prefix("https://")?;
     let host = host.split_once(':').map_or(host, |(host, _)| host);
@@ -126,13 +126,13 @@ pub(crate) fn suffix_of<'a>(url: &str, suffixes: &'a [String]) -> Option<&'a str
     suffixes.iter().find(is_vaults).map(String::as_str)
 }
 
-/// Whether that is a tenant: its id, or one of its domains. It becomes part of a URL's path.
+/// Whether `text` is a tenant: its id, or one of its domains. It becomes part of a URL's path.
 pub(crate) fn is_tenant(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
     (text.len() == 36 && uuid::Uuid::try_parse(&text).is_ok()) || is_domain(&text)
 }
 
-/// Whether a prefix has only what names at a vault are made of.
+/// Whether a prefix has only characters that a vault allows in names.
 pub(crate) fn is_prefix(text: &str) -> bool {
     text.len() <= MAX_PREFIX
         && !text.contains("//")
@@ -142,7 +142,7 @@ pub(crate) fn is_prefix(text: &str) -> bool {
             .all(|b| b.is_ascii_alphanumeric() || b"/-".contains(&b))
 }
 
-/// A domain of two labels at least, in small letters.
+/// Whether `text` is a domain of at least two labels, in lower case.
 fn is_domain(text: &str) -> bool {
     text.contains('.')
         && value::is_subdomain(text)
@@ -169,7 +169,7 @@ fn tenant(value: &Value) -> Result<String, Wrong> {
 
 fn authority(value: &Value) -> Result<String, Wrong> {
     let url = value::endpoint(value)?;
-    // Pods' tokens go there.
+    // Pods' tokens are sent there.
     if !url.starts_with("https://") {
         let remedy = "write a URL with https, such as \"https://login.microsoftonline.com\"";
         return Err(Wrong::text(&url, "no URL with https", remedy));
@@ -180,7 +180,7 @@ fn authority(value: &Value) -> Result<String, Wrong> {
 fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of ends of vaults' hosts, such as [\".vault.azure.net\"]";
     let suffixes = value::list(value, remedy, |suffix| {
-        // Without its dot it would let in every host whose name merely ends so.
+        // Without the dot, every host whose name merely ends like this would pass.
         if suffix.strip_prefix('.').is_some_and(is_domain) {
             Ok(())
         } else {
@@ -282,7 +282,7 @@ mod tests {
         ] {
             assert!(is_tenant(right), "{right}");
         }
-        // The last ones are endpoints for people, of no tenant.
+        // The last two are endpoints for people, not tenants.
         for wrong in ["", "..", "a/b", "a..b", "x.com/../y", "common", "consumers"] {
             assert!(!is_tenant(wrong), "{wrong}");
         }

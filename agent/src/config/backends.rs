@@ -8,7 +8,7 @@ use super::{
     value::{self, Wrong},
 };
 
-/// The types that a backend can have.
+/// The possible types of a backend.
 const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
@@ -28,7 +28,7 @@ pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, 
         let written = reader.read(&key, |value| value::string(value).map(Some), None);
         let kind = match &written {
             Some(kind) => kind,
-            // A backend that has the name of a type is of that type.
+            // A backend named like a type has that type.
             None if TYPES.contains(&&*name) => &name,
             None => {
                 if !reader.has_fault(&key) {
@@ -63,7 +63,7 @@ pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, 
     backends
 }
 
-/// Checks what concerns more than one key.
+/// Checks keys against each other.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     let names = &config.backends;
     if !names.contains_key(&config.default_backend) && !reader.has_fault("backends") {
@@ -100,7 +100,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
     }
 }
 
-/// What to write where the type is missing or none.
+/// What to write if the type is missing or unknown.
 fn remedy() -> String {
     let types = TYPES.map(|kind| format!("{kind:?}")).join(" or ");
     format!("write type = {types}")

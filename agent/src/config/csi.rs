@@ -7,7 +7,7 @@ use super::reader::Reader;
 use super::settings::Value;
 use super::value::{self, Wrong};
 
-/// The longest directory, in bytes: the socket of a pod is 34 bytes longer, and a socket's path has fewer than 100.
+/// The longest directory, in bytes: a pod's socket is 34 bytes longer, and a socket's path has fewer than 100.
 const MAX_DIRECTORY: usize = 65;
 
 /// Delivery of the socket and of tokens by CSI.
@@ -15,9 +15,9 @@ const MAX_DIRECTORY: usize = 65;
 pub(crate) struct Csi {
     /// Whether pods get it.
     pub enabled: bool,
-    /// The directory of the CSI plugin, the same as the mounter's.
+    /// The directory of the CSI plugin, as the mounter has it.
     pub directory: PathBuf,
-    /// How often the files of volumes are read again.
+    /// How often the files of volumes are refreshed.
     pub refresh: Duration,
 }
 
@@ -63,7 +63,7 @@ fn directory(value: &Value) -> Result<PathBuf, Wrong> {
     Err(Wrong::text(path, wrong, remedy))
 }
 
-/// The names of RuntimeClasses, DNS subdomains.
+/// The names of RuntimeClasses: DNS subdomains.
 pub(super) fn runtime_classes(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of names of RuntimeClasses, such as [\"gvisor\"]";
     value::list(value, remedy, |name| {

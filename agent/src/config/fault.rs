@@ -2,7 +2,7 @@
 
 use std::{error::Error, fmt, path::PathBuf};
 
-/// All that is wrong with a configuration; never empty.
+/// Everything that is wrong with a configuration; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Faults(Vec<Fault>);
 
@@ -11,7 +11,7 @@ pub(crate) struct Faults(Vec<Fault>);
 pub(crate) struct Fault {
     /// Where it was written.
     pub origin: Origin,
-    /// The dotted key; empty if the file as a whole is meant.
+    /// The dotted key; empty if the fault is in the file as a whole.
     pub key: String,
     /// What is wrong with it.
     pub wrong: String,
@@ -22,7 +22,7 @@ pub(crate) struct Fault {
 /// Where a setting was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
-    /// In the file, counted from one.
+    /// In the file; line and column count from one.
     File {
         /// The file.
         path: PathBuf,
@@ -37,14 +37,14 @@ pub(crate) enum Origin {
     Variable(String),
     /// In the flag `--set` with this key.
     Flag(String),
-    /// Nowhere: the default stands.
+    /// Nowhere: the default applies.
     Default,
 }
 
 // === impl Faults ===
 
 impl Faults {
-    /// The faults of the file first, in its order.
+    /// Sorts the faults: those in the file first, in its order.
     pub(super) fn of(mut faults: Vec<Fault>) -> Self {
         faults.sort_by(|a, b| a.origin.cmp(&b.origin));
         Self(faults)

@@ -10,32 +10,32 @@ use super::{
 };
 use crate::backend::dashes;
 
-/// The longest life of a token that Google Cloud gives without an organisation's leave.
+/// The longest lifetime that Google Cloud grants a token unless an organisation allows more.
 pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
 
-/// What the name of GKE's own pool ends with.
+/// How the name of GKE's own pool ends.
 const GKE_END: &str = ".svc.id.goog";
 
-/// Google Cloud Secret Manager, and the token services before it.
+/// Google Cloud Secret Manager, and the token services that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GcpConfig {
     /// The id or number of the project whose secrets are read.
     pub project: String,
-    /// By what the cluster's tokens are believed. Outside of a cluster there are none.
+    /// How Google Cloud verifies the cluster's tokens. Outside of a cluster there are none.
     pub provider: Option<GcpProvider>,
-    /// What stands before every name at the vault, as the application writes it.
+    /// Precedes every name at the vault, as applications write names.
     pub prefix: String,
-    /// Secret Manager's URL, if it is not the public one.
+    /// Secret Manager's URL, if not the public one.
     pub endpoint: Option<String>,
-    /// The URL of the Security Token Service, if it is not the public one.
+    /// The URL of the Security Token Service, if not the public one.
     pub sts_endpoint: Option<String>,
-    /// The URL of the IAM Service Account Credentials API, if it is not the public one.
+    /// The URL of the IAM Service Account Credentials API, if not the public one.
     pub iam_endpoint: Option<String>,
-    /// How long one call may take.
+    /// The timeout of one call.
     pub timeout: Duration,
 }
 
-/// By what Google Cloud believes the cluster's tokens.
+/// How Google Cloud verifies the cluster's tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum GcpProvider {
     /// A provider of workload identity federation, by its full name
@@ -81,7 +81,7 @@ impl GcpConfig {
     }
 }
 
-/// Without a project, which it cannot do without.
+/// Has no project, although one is required.
 impl Default for GcpConfig {
     fn default() -> Self {
         Self {
@@ -99,7 +99,7 @@ impl Default for GcpConfig {
 // === impl GcpProvider ===
 
 impl GcpProvider {
-    /// What `text` names, if anything.
+    /// Parses what `text` names, if it names either.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         if let Some(project) = text.strip_suffix(GKE_END) {
             return is_part(project).then(|| Self::Gke(text.to_owned()));
@@ -125,7 +125,7 @@ impl GcpProvider {
         fits.then(|| Self::Federation(text.to_owned()))
     }
 
-    /// Whom a subject token is made out to, so that the provider takes it.
+    /// The audience that a subject token needs for this provider.
     pub(crate) fn audience(&self) -> String {
         match self {
             Self::Federation(name) => format!("https:{name}"),
@@ -133,8 +133,8 @@ impl GcpProvider {
         }
     }
 
-    /// The name under which policies know a service account of the cluster. At a provider of federation that is so
-    /// where its mapping is `google.subject=assertion.sub`, as in the documentation.
+    /// The name that policies use for a service account of the cluster. With a federation provider, this requires its
+    /// mapping to be `google.subject=assertion.sub`, as in the documentation.
     pub(crate) fn principal(&self, namespace: &str, account: &str) -> String {
         match self {
             Self::Federation(name) => {
@@ -154,7 +154,7 @@ impl GcpProvider {
     }
 }
 
-/// A project's id or number; of an older one, with its domain before it.
+/// Whether `text` is a project's id or number; an older id may follow its domain.
 pub(crate) fn is_project(text: &str) -> bool {
     match text.split_once(':') {
         Some((domain, id)) => is_part(domain) && is_part(id) && !id.contains('.'),
@@ -162,7 +162,7 @@ pub(crate) fn is_project(text: &str) -> bool {
     }
 }
 
-/// What can stand between the slashes of a resource's name: small letters, digits, dashes and single dots.
+/// Whether `text` may be one part of a resource name: lower-case letters, digits, dashes and single dots.
 fn is_part(text: &str) -> bool {
     let is_end = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
     (1..=63).contains(&text.len())
@@ -193,7 +193,7 @@ fn provider(value: &Value) -> Result<GcpProvider, Wrong> {
         .ok_or_else(|| Wrong::text(&text, "no provider of identities", PROVIDER_REMEDY))
 }
 
-/// What stands before every name, as the application writes it, in the characters of Google Cloud Secret Manager.
+/// What precedes every name, as applications write names, in the characters that Google Cloud Secret Manager allows.
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
     let prefix = value::text(value, remedy)?;

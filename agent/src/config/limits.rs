@@ -4,24 +4,24 @@ use std::time::Duration;
 
 use super::{reader::Reader, value};
 
-/// What one pod, and all of them, may use.
+/// What one pod, and all pods together, may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Limits {
-    /// Connections in all.
+    /// Connections on the shared socket, and as many again on the pods' own sockets.
     pub connections: usize,
     /// Connections of one pod.
     pub connections_per_pod: usize,
-    /// Requests of one pod being answered at the same time.
+    /// Requests of one pod that are being answered at the same time.
     pub in_flight_per_pod: usize,
-    /// The sustained rate of one pod; bursts may be twice as many.
+    /// The sustained rate of one pod; bursts may be twice that.
     pub requests_per_second_per_pod: u32,
-    /// Connections still being attested, of all pods.
+    /// Connections that are still being attested, of all pods.
     pub unattested: usize,
-    /// How long a caller whose pod is not known yet waits for it.
+    /// How long a caller waits for its pod to become known.
     pub attest_wait: Duration,
-    /// How long a request may take in all.
+    /// The total time for a request.
     pub request_deadline: Duration,
-    /// How long a stopping agent goes on with the requests it has.
+    /// How long a stopping agent keeps working on its requests.
     pub drain: Duration,
 }
 

@@ -1,4 +1,4 @@
-//! Who asks where no API server tells: the sections `local.workload` and `sidecar`.
+//! Principals without an API server: the sections `local.workload` and `sidecar`.
 
 use super::{
     Config, IdentityMode, Origin,
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub(crate) struct LocalWorkload {
     /// Its section, such as `local.workload.0`.
     pub section: String,
-    /// The uid of its processes, as the kernel tells.
+    /// The uid of its processes, as the kernel reports it.
     pub uid: u32,
     /// The namespace that it counts as.
     pub namespace: String,
@@ -26,14 +26,14 @@ pub(crate) struct LocalWorkload {
 /// What a principal of this machine becomes at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LocalRole {
-    /// Whatever the machine's own credentials are.
+    /// Whatever the machine's own credentials stand for.
     Machine,
     /// A role that the machine's credentials may take on: an AWS role's ARN, a GCP service account, or the client id of
     /// an Azure managed identity that the machine has.
     Named(String),
 }
 
-/// The pod that a sidecar serves, which is its own.
+/// The agent's own pod, which a sidecar serves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Sidecar {
     /// Its namespace.
@@ -54,10 +54,10 @@ pub(crate) struct Sidecar {
     pub gcp_service_account: String,
 }
 
-/// Reads every `local.workload`, which make sense in local mode alone.
+/// Reads every `local.workload`; they are valid only in local mode.
 pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWorkload> {
     let mut names: Vec<_> = reader.names_in(TABLES).into_iter().collect();
-    // As they are written, the tenth after the ninth.
+    // In the order in which they are written, the tenth after the ninth.
     names.sort_by_key(|(number, _)| number.parse().unwrap_or(usize::MAX));
     let mut workloads: Vec<LocalWorkload> = Vec::new();
     for (number, origin) in &names {
@@ -115,7 +115,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
     workloads
 }
 
-/// Checks what concerns more than one key.
+/// Checks keys against each other.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     for workload in &config.local {
         let LocalRole::Named(role) = &workload.role else {
@@ -192,7 +192,7 @@ impl LocalWorkload {
 
 impl Sidecar {
     pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
-        // Elsewhere they are other programs' business.
+        // In other modes these variables are meant for other programs.
         let in_use = mode == IdentityMode::Sidecar;
         let mut named = |key: &str, variable: &str, path: &str| {
             let key = format!("sidecar.{key}");
@@ -223,7 +223,7 @@ impl Sidecar {
         }
         let mut text = |key: &str, variables: &[&str]| {
             let variables = if in_use { variables } else { &[] };
-            // What it must look like, the backend says, as it does of an annotation.
+            // The backend checks its form, as it does for an annotation.
             reader
                 .optional(&format!("sidecar.{key}"), variables, word)
                 .unwrap_or_default()
@@ -252,7 +252,7 @@ fn word(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// The name of a namespace or of a service account, a DNS subdomain.
+/// The name of a namespace or service account: a DNS subdomain.
 fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a name of a-z, 0-9 and '-', such as \"dev\"";
     let name = value::text(value, remedy)?;
@@ -279,7 +279,7 @@ fn uid(value: &Value) -> Result<u32, Wrong> {
     let Ok(uid) = value::count::<u32>(0..=u32::MAX - 1)(value) else {
         return Err(Wrong::new("is no uid", remedy));
     };
-    // The kernel's word for users of another user namespace that mean nothing in this one (user_namespaces(7)).
+    // The kernel shows this uid for users of another user namespace that are unknown in this one (user_namespaces(7)).
     if uid == 65_534 {
         let remedy = "give the processes a user of their own";
         return Err(Wrong::new(

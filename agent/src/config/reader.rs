@@ -1,4 +1,4 @@
-//! Reads the settings key by key, and remembers what was wrong and what was asked for.
+//! Reads the settings key by key, and remembers what was wrong and which keys were read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,19 +8,19 @@ use super::{
     value::Wrong,
 };
 
-/// How alike an unknown key and a known one must be for the latter to be proposed (Jaro-Winkler).
+/// How similar (Jaro-Winkler) an unknown key must be to a known one for that to be suggested.
 const ALIKE: f64 = 0.85;
 
-/// The section whose sections are the backends.
+/// The section that contains the backends' sections.
 const BACKENDS: &str = "backends";
 
 /// The settings while they are being read.
 #[derive(Debug)]
 pub(super) struct Reader {
     settings: Settings,
-    /// Every key that was asked for; what else was written is unknown.
+    /// Every key that was read; anything else in the settings is unknown.
     known: BTreeSet<String>,
-    /// Sections about which all has been said.
+    /// Sections that need no further reports.
     closed: Vec<String>,
     faults: Vec<Fault>,
 }
@@ -35,7 +35,7 @@ impl Reader {
         }
     }
 
-    /// The value of `key`, or `default` where nothing or nonsense was written.
+    /// The value of `key`, or `default` if it is not written or invalid.
     pub(super) fn read<T>(
         &mut self,
         key: &str,
@@ -56,7 +56,7 @@ impl Reader {
         }
     }
 
-    /// The value of `key`; where it is empty or not written, that of the first of `variables` that says something.
+    /// The value of `key`; if empty or not written, that of the first of `variables` that is set.
     pub(super) fn optional<T>(
         &mut self,
         key: &str,
@@ -83,23 +83,23 @@ impl Reader {
         self.read(key, or_nothing, None)
     }
 
-    /// Whether anything was written for `key`.
+    /// Whether `key` is written anywhere.
     pub(super) fn is_written(&self, key: &str) -> bool {
         self.settings.values.contains_key(key)
     }
 
-    /// Whether a file was read: the one that was named, or the usual one.
+    /// Whether a file was read: the one named, or the default one.
     pub(super) fn has_file(&self) -> bool {
         self.settings.has_file
     }
 
-    /// A variable of the environment, if it is set and not empty.
+    /// An environment variable, if it is set and not empty.
     pub(super) fn variable(&self, name: &str) -> Option<&str> {
         let text = self.settings.environment.get(name)?;
         Some(text.as_str()).filter(|text| !text.is_empty())
     }
 
-    /// Puts a variable of the environment over what the file says about `key`.
+    /// Lets an environment variable override what the file says about `key`.
     pub(super) fn overrule(&mut self, key: &str, variable: &str) {
         let from_file = |setting: &Setting| matches!(setting.origin, Origin::File { .. });
         if let Some(text) = self.settings.environment.get(variable)
@@ -115,12 +115,12 @@ impl Reader {
         }
     }
 
-    /// Where the file has that section, if it has it.
+    /// Where the file has this section, if it does.
     pub(super) fn section(&self, section: &str) -> Option<Origin> {
         self.settings.sections.get(section).cloned()
     }
 
-    /// The names below `section`, each with where it was first written.
+    /// The names below `section`, each with the place where it was first written.
     pub(super) fn names_in(&self, section: &str) -> BTreeMap<String, Origin> {
         let mut names = BTreeMap::new();
         let values = self
@@ -135,7 +135,7 @@ impl Reader {
             else {
                 continue;
             };
-            // A value right in the section has no name below it: it is an unknown key.
+            // A value directly in the section has no name below it: it is an unknown key.
             let is_section = rest.contains('.') || self.settings.sections.contains_key(key);
             if let Some(name) = rest.split('.').next()
                 && is_section
@@ -148,23 +148,23 @@ impl Reader {
         names
     }
 
-    /// Says that a key or a whole section is wrong, and nothing else about it.
+    /// Reports that a key or a whole section is wrong, and nothing else about it.
     pub(super) fn reject(&mut self, origin: Origin, key: &str, wrong: Wrong) {
         self.fault(origin, key, wrong);
         self.close(key);
     }
 
-    /// Takes a section for read: a fault of one of its keys has said all there is to say.
+    /// Closes a section: the fault of one of its keys is enough.
     pub(super) fn close(&mut self, section: &str) {
         self.closed.push(section.to_owned());
     }
 
-    /// Says that `key` must be written, unless something is wrong with it already.
+    /// Reports that `key` must be written, unless it already has a fault.
     pub(super) fn missing(&mut self, key: &str, wrong: &str, remedy: &str) {
         self.blame(key, Wrong::new(wrong, remedy));
     }
 
-    /// Says that `key` is wrong for a reason beyond its own value, unless it is wrong already.
+    /// Reports that `key` is wrong for a reason beyond its own value, unless it already has a fault.
     pub(super) fn blame(&mut self, key: &str, wrong: Wrong) {
         if !self.has_fault(key) {
             self.fault(self.origin(key), key, wrong);
@@ -179,8 +179,8 @@ impl Reader {
             .map_or(Origin::Default, |setting| setting.origin.clone())
     }
 
-    /// Says that `key` contradicts `other`, if nothing is wrong with either: then its value is the
-    /// default, and the contradiction may be none.
+    /// Reports that `key` contradicts `other`, unless either has a fault: then its value is the default, and there may
+    /// be no contradiction.
     pub(super) fn contradict(&mut self, key: &str, other: &str, wrong: impl FnOnce() -> String) {
         if !self.has_fault(other) {
             let wrong = format!("contradicts {other}: it {}", wrong());
@@ -188,7 +188,7 @@ impl Reader {
         }
     }
 
-    /// Whether something is wrong with `key`, or with something below it.
+    /// Whether `key`, or anything below it, has a fault.
     pub(super) fn has_fault(&self, key: &str) -> bool {
         self.faults.iter().any(|fault| is_within(&fault.key, key))
     }
@@ -202,7 +202,7 @@ impl Reader {
         });
     }
 
-    /// All that is wrong, now that every key has been asked for.
+    /// All faults, now that every key has been read.
     pub(super) fn finish(mut self) -> Vec<Fault> {
         self.find_unknown();
         self.faults
@@ -211,7 +211,7 @@ impl Reader {
     fn find_unknown(&mut self) {
         let values = std::mem::take(&mut self.settings.values);
         let sections = std::mem::take(&mut self.settings.sections);
-        // Sections go first, so that one that is unknown is named once and not key by key.
+        // Sections first, so that an unknown one is reported once and not key by key.
         for (key, origin) in sections {
             if self.is_closed(&key) || self.is_section(&key) {
                 continue;
@@ -253,7 +253,7 @@ impl Reader {
                 format!("set {known} itself"),
             );
         }
-        // What backends are called is for the operator to say, so only the section of all can be misspelt.
+        // Operators choose the names of backends, so only the name of the section around them can be misspelt.
         if let Some((first, rest)) = key.split_once('.')
             && first != BACKENDS
             && strsim::jaro_winkler(BACKENDS, first) >= ALIKE
@@ -291,14 +291,14 @@ impl Reader {
             .map_or("backends.aws.region", |k| k)
     }
 
-    /// Every key that was asked for.
+    /// Every key that was read.
     #[cfg(test)]
     pub(super) fn known(&self) -> impl Iterator<Item = &str> {
         self.known.iter().map(String::as_str)
     }
 }
 
-/// Whether `key` is `section` or lies in it.
+/// Whether `key` is `section` or is within it.
 fn is_within(key: &str, section: &str) -> bool {
     key.strip_prefix(section)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))

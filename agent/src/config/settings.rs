@@ -1,4 +1,4 @@
-//! What was written, layer over layer, before anybody asks what it means.
+//! What was written, layer over layer, before it is interpreted.
 
 use std::{
     collections::BTreeMap,
@@ -14,9 +14,9 @@ use super::{
     fault::{Fault, Faults, Origin},
 };
 
-/// What the agent's own variables begin with; two underscores stand between the levels of a key.
+/// The prefix of the agent's own variables; two underscores separate the levels of a key.
 ///
-/// One underscore would not do: Kubernetes sets `LATCHKEY_AGENT_SERVICE_HOST` and the like itself.
+/// One underscore would not do: Kubernetes itself sets `LATCHKEY_AGENT_SERVICE_HOST` and the like.
 const VARIABLE_PREFIX: &str = "LATCHKEY_AGENT__";
 
 /// The one list whose items are sections.
@@ -25,7 +25,7 @@ pub(super) const TABLES: &str = "local.workload";
 /// The largest file that is read, in bytes; a real one has a few kilobytes.
 const MAX_FILE: u64 = 1 << 20;
 
-/// All that was written: the last word on every key, and the other variables of the environment.
+/// All that was written: the final value of every key, and the other environment variables.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// By dotted key.
@@ -34,7 +34,7 @@ pub(super) struct Settings {
     pub(super) sections: BTreeMap<String, Origin>,
     /// The environment without the agent's own variables.
     pub(super) environment: BTreeMap<String, String>,
-    /// Whether there is a file.
+    /// Whether a file was read.
     pub(super) has_file: bool,
 }
 
@@ -48,17 +48,17 @@ pub(super) struct Setting {
 /// A value as it was written.
 #[derive(Debug, Clone)]
 pub(super) enum Value {
-    /// A boolean of TOML.
+    /// A TOML boolean.
     Boolean(bool),
-    /// An integer of TOML, absent if no counter of any kind could hold it.
+    /// A TOML integer, absent if it does not fit.
     Integer(Option<i64>),
-    /// An array of TOML.
+    /// A TOML array.
     List(Vec<Value>),
-    /// What no key of ours has, by its name in TOML.
+    /// A type that no key has, by its name in TOML.
     Other(&'static str),
-    /// A string of TOML.
+    /// A TOML string.
     String(String),
-    /// From environment or flags, where the key alone tells the type.
+    /// From the environment or a flag, where only the key determines the type.
     Untyped(String),
 }
 
@@ -69,7 +69,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// If the file cannot be read or is no TOML: what would be found beyond that is guesswork.
+    /// If the file cannot be read or is not TOML: anything found beyond that would be guesswork.
     pub(super) fn collect(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -128,7 +128,7 @@ impl Settings {
                 remedy: "correct the syntax".to_owned(),
             })
             .collect();
-        // What follows on the same line is mostly the first error again.
+        // Further errors on the same line mostly repeat the first.
         faults.dedup_by(|next, first| match (&next.origin, &first.origin) {
             (Origin::File { line: a, .. }, Origin::File { line: b, .. }) => a == b,
             _ => false,
@@ -146,7 +146,7 @@ impl Settings {
                     self.sections.insert(key, origin);
                 }
                 DeValue::Array(items) if key == TABLES && tables_of(items).is_some() => {
-                    // Tables of a list are sections by their number, counted from zero.
+                    // The tables of a list are sections named by their number, counted from zero.
                     for (number, (start, inner)) in
                         tables_of(items).into_iter().flatten().enumerate()
                     {
@@ -168,7 +168,7 @@ impl Settings {
             self.environment.insert(name, value);
             return;
         };
-        // Only capitals are ours; the rest is kept as it is, and so is found to be unknown.
+        // Only upper case is converted; anything else is kept as written, and so reported as unknown.
         let key = if key.contains(|c: char| c.is_ascii_lowercase()) {
             key.to_owned()
         } else {
@@ -188,7 +188,7 @@ impl Settings {
     }
 }
 
-/// The tables of a list, each with where it begins, if it holds nothing else and is not empty.
+/// The tables in a list, each with where it begins, if there are any and nothing else.
 fn tables_of<'a>(items: &'a DeArray<'_>) -> Option<Vec<(usize, &'a DeTable<'a>)>> {
     let table = |item: &'a toml::Spanned<DeValue<'_>>| match item.get_ref() {
         DeValue::Table(table) => Some((item.span().start, table)),
@@ -220,7 +220,7 @@ fn no_file(path: &Path, error: &io::Error) -> Faults {
     }])
 }
 
-/// A key's part as it can stand between dots: one that holds a dot itself keeps its quotes.
+/// A part of a key as it may be between dots: a part that contains a dot itself keeps its quotes.
 fn bare(name: &str) -> String {
     let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !name.is_empty() && name.chars().all(is_bare) {
@@ -266,7 +266,7 @@ impl Value {
         }
     }
 
-    /// What was written, for a person.
+    /// What was written, in words for people.
     pub(super) fn kind(&self) -> &'static str {
         match self {
             Self::Boolean(_) => "a boolean",

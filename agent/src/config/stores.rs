@@ -1,4 +1,4 @@
-//! The sections of backends that are no clouds: `pass` and `file`.
+//! The sections of backends that are not clouds: `pass` and `file`.
 
 use super::{
     reader::Reader,
@@ -7,7 +7,7 @@ use super::{
 };
 use std::{path::PathBuf, time::Duration};
 
-/// The variables that `pass` and gpg get of the agent's own; it has no others.
+/// The only variables that `pass` and gpg inherit from the agent.
 const VARIABLES: [&str; 3] = ["GNUPGHOME", "HOME", "PATH"];
 
 /// The password store of the `pass` program.
@@ -15,15 +15,15 @@ const VARIABLES: [&str; 3] = ["GNUPGHOME", "HOME", "PATH"];
 pub(crate) struct PassConfig {
     /// Where the store is.
     pub store: PathBuf,
-    /// Whether a secret is the first line of its entry alone.
+    /// Whether a secret is only the first line of its entry.
     pub first_line: bool,
-    /// Whether each namespace reads its own folder only.
+    /// Whether each namespace reads only its own folder.
     pub per_namespace: bool,
-    /// What stands before every name in the store.
+    /// Precedes every name in the store.
     pub prefix: String,
-    /// How long one read may take.
+    /// The timeout of one read.
     pub timeout: Duration,
-    /// The environment that the programs are run in.
+    /// The environment in which the programs run.
     pub environment: Vec<(String, String)>,
 }
 
@@ -32,11 +32,11 @@ pub(crate) struct PassConfig {
 pub(crate) struct FileConfig {
     /// The folder.
     pub path: PathBuf,
-    /// Whether each namespace reads its own folder only.
+    /// Whether each namespace reads only its own folder.
     pub per_namespace: bool,
-    /// What stands before every name in the folder.
+    /// Precedes every name in the folder.
     pub prefix: String,
-    /// How long one read may take.
+    /// The timeout of one read.
     pub timeout: Duration,
 }
 
@@ -116,7 +116,7 @@ fn check_path(path: &str) -> Result<(), Wrong> {
     }
 }
 
-/// What stands before every name in a folder of files.
+/// What precedes every name in a folder of files.
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 256 characters without //, and without a part that begins with a dot";
     let prefix = value::text(value, remedy)?;

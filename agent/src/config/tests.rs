@@ -1,4 +1,4 @@
-//! The configuration as an operator meets it: a file, an environment, flags, and what comes of them.
+//! The configuration as an operator meets it: a file, an environment, flags, and the result.
 
 mod azure;
 mod gcp;
@@ -13,20 +13,20 @@ use tempfile::TempDir;
 
 use super::{reader::Reader, settings::Settings, *};
 
-/// The file that is shipped.
+/// The shipped file.
 const SAMPLE: &str = include_str!("../../../deploy/config.toml");
 
-/// The page about it.
+/// The documentation page for it.
 const PAGE: &str = include_str!("../../../docs/configuration.md");
 
-/// Everything an agent is started with.
+/// Everything that an agent is started with.
 struct Start {
     directory: TempDir,
     env: Vec<(String, String)>,
     flags: Vec<(String, String)>,
 }
 
-/// A start with this file, on a node that has a name.
+/// A start with this file, on a node with a name.
 fn with_file(text: &str) -> Start {
     let directory = TempDir::new().expect("a directory");
     let start = Start {
@@ -66,7 +66,7 @@ impl Start {
         self.load().expect("a right configuration")
     }
 
-    /// What is wrong, the directory left out.
+    /// What is wrong, without the directory.
     fn faults(&self) -> Vec<String> {
         let faults = self.load().expect_err("a wrong configuration").to_string();
         let directory = format!("{}/", self.directory.path().display());
@@ -84,12 +84,12 @@ impl Start {
     }
 }
 
-/// Every key that is asked for, under the backend `aws`.
+/// Every key that is read, with the backend `aws`.
 fn keys() -> Vec<String> {
     known("")
 }
 
-/// Every key that is asked for by a file.
+/// Every key that is read with this file.
 fn known(text: &str) -> Vec<String> {
     let start = with_file(text);
     let settings = Settings::collect(Some(&start.file()), std::iter::empty(), Vec::new());
@@ -99,7 +99,7 @@ fn known(text: &str) -> Vec<String> {
     reader.known().map(str::to_owned).collect()
 }
 
-/// The variable of the environment that sets `key`.
+/// The environment variable that sets `key`.
 fn variable(key: &str) -> String {
     format!(
         "LATCHKEY_AGENT__{}",
@@ -107,7 +107,7 @@ fn variable(key: &str) -> String {
     )
 }
 
-/// The values of the shipped file as they are written there, by key.
+/// The values in the shipped file as they are written there, by key.
 fn sample_values() -> BTreeMap<String, String> {
     let mut section = String::new();
     let mut values = BTreeMap::new();
@@ -126,7 +126,7 @@ fn sample_values() -> BTreeMap<String, String> {
     values
 }
 
-/// What the shipped file has of backends that are not in use by themselves, with the `#` before each line.
+/// What the shipped file has for backends that are not used by default, where each line begins with `#`.
 fn commented() -> BTreeMap<String, BTreeMap<String, String>> {
     let mut sections = BTreeMap::<_, BTreeMap<_, _>>::new();
     let mut section = String::new();
@@ -147,7 +147,7 @@ fn commented() -> BTreeMap<String, BTreeMap<String, String>> {
     sections
 }
 
-/// What a backend of each kind cannot do without.
+/// The keys that each type of backend requires.
 const NEEDED: &[(&str, &str)] = &[
     ("backends.file.path", "/srv/secrets"),
     ("backends.gcp.project", "acme-prod"),

@@ -12,20 +12,19 @@ use tracing_subscriber::EnvFilter;
 use super::{IdentityMode, settings::Value};
 use crate::attest::cgroup::PodUid;
 
-/// A Unix socket's path has at most 107 bytes (unix(7)); the hand-over needs some for its own name
-/// beside it.
+/// A Unix socket's path has at most 107 bytes (unix(7)); the handover needs some for its temporary name.
 const MAX_SOCKET_PATH: usize = 99;
 
-/// How long one call to a cloud may take where nothing is said.
+/// The default timeout of one call to a cloud.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The longest prefix, in bytes: half of what AWS allows a whole name.
+/// The longest prefix, in bytes: half of what AWS allows for a whole name.
 pub(super) const MAX_PREFIX: usize = 256;
 
-/// How much of a wrong value is repeated, in characters.
+/// How much of a wrong value is quoted, in characters.
 const MAX_ECHO: usize = 80;
 
-/// Headers that every request carries, or that are about its connection: none can be required.
+/// Headers that every request carries, or that concern its connection: none of them can be required.
 const CARRIED: [&str; 10] = [
     "connection",
     "content-length",
@@ -54,7 +53,7 @@ impl Wrong {
         }
     }
 
-    /// That `text` is `wrong`.
+    /// Says that `text` is `wrong`.
     pub(super) fn text(text: &str, wrong: &str, remedy: impl Into<String>) -> Self {
         Self::new(format!("is {}, {wrong}", echo(text)), remedy)
     }
@@ -109,7 +108,7 @@ where
     }
 }
 
-/// A duration in `range`, written with its units.
+/// A duration in `range`, with its units.
 pub(super) fn duration(
     range: RangeInclusive<Duration>,
 ) -> impl Fn(&Value) -> Result<Duration, Wrong> {
@@ -127,13 +126,13 @@ pub(super) fn duration(
     }
 }
 
-/// A duration as it would be written.
+/// A duration as an operator would write it.
 pub(super) fn spell(duration: Duration) -> String {
     SignedDuration::try_from(duration)
         .map_or_else(|_| format!("{duration:?}"), |d| format!("{d:#}"))
 }
 
-/// A number of bytes in `range`, written with its unit.
+/// A number of bytes in `range`, with its unit.
 pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<u64, Wrong> {
     move |value| {
         let [least, most] = [range.start(), range.end()].map(|bytes| ByteSize(*bytes).to_string());
@@ -149,12 +148,12 @@ pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<u64
     }
 }
 
-/// What comes from beyond the file, for a parser of ours.
+/// A value from outside the file, for one of the agent's own parsers.
 pub(super) fn untyped(text: &str) -> Value {
     Value::Untyped(text.to_owned())
 }
 
-/// A string, or what comes from beyond the file.
+/// A string, or a value from outside the file.
 pub(super) fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong> {
     match value {
         Value::String(text) | Value::Untyped(text) => Ok(text),
@@ -162,7 +161,7 @@ pub(super) fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong>
     }
 }
 
-/// A list of strings without repetition, each of which `check` finds right.
+/// A list of strings without repetition, each accepted by `check`.
 pub(super) fn list(
     value: &Value,
     remedy: &str,
@@ -196,7 +195,7 @@ pub(super) fn list(
     Ok(items.into_iter().map(str::to_owned).collect())
 }
 
-/// `text` in quotes on one line, cut short if it is long.
+/// `text` in quotes on one line, shortened if it is long.
 fn echo(text: &str) -> String {
     match text.char_indices().nth(MAX_ECHO) {
         Some((end, _)) => format!("{:?}…", &text[..end]),
@@ -206,7 +205,7 @@ fn echo(text: &str) -> String {
 
 // --- of one key each ---
 
-/// The name of a backend: what requests and keys can carry without quotes.
+/// The name of a backend: requests and keys can carry it without quotes.
 pub(super) fn name(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 32 of a-z, 0-9, '-' and '_', a letter first";
     let name = text(value, remedy)?;
@@ -227,7 +226,7 @@ pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
     let remedy = "write an absolute path such as \"/run/latchkey/agent.sock\"";
     let path = text(value, remedy)?;
     let too_long = format!("longer than {MAX_SOCKET_PATH} bytes");
-    // An abstract socket belongs to a network namespace: whoever shares the node's could reach it.
+    // An abstract socket belongs to a network namespace: anybody in the node's could reach it.
     let wrong = if path.starts_with(['@', '\0']) {
         "an abstract socket"
     } else if !path.starts_with('/') {
@@ -257,7 +256,7 @@ pub(super) fn header(value: &Value) -> Result<HeaderName, Wrong> {
     let name: HeaderName = text
         .parse()
         .map_err(|_| Wrong::text(text, "no name of a header", remedy))?;
-    // Whatever only a relay sends is refused.
+    // Headers that only relays send are refused.
     if is_relayed(name.as_str()) || CARRIED.contains(&name.as_str()) {
         let wrong = "which every request has or none may have";
         return Err(Wrong::text(text, wrong, remedy));
@@ -273,7 +272,7 @@ pub(super) fn log_level(value: &Value) -> Result<String, Wrong> {
     if text.trim().is_empty() {
         return wrong("without any level");
     }
-    // A misspelt level would count as a target, all of whose events are then logged.
+    // A misspelt level would count as a target, of which all events are then logged.
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"]
             .iter()
@@ -317,13 +316,13 @@ pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// Whether it is an absolute path that is written in the one way that leads there.
+/// Whether `path` is absolute and in normal form.
 pub(super) fn has_plain_parts(path: &str) -> bool {
     path.strip_prefix('/')
         .is_some_and(|path| !path.split('/').any(|part| matches!(part, "" | "." | "..")))
 }
 
-/// The name of a node, a DNS subdomain.
+/// The name of a node: a DNS subdomain.
 pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
     let name = text(value, remedy)?;
@@ -334,7 +333,7 @@ pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// The key of a taint: a qualified name, and since the agent takes it off, one with a domain before its slash.
+/// The key of a taint: a qualified name and, since the agent removes it, one with a domain before the slash.
 pub(super) fn taint(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the key of a taint, such as \"latchkey.dev/agent-not-ready\"";
     let key = text(value, remedy)?;
@@ -353,7 +352,7 @@ pub(super) fn taint(value: &Value) -> Result<String, Wrong> {
     }
 }
 
-/// Whether Kubernetes would take it for the name of most things: a DNS subdomain (RFC 1123) in small letters.
+/// Whether Kubernetes would accept `text` as most names: a DNS subdomain (RFC 1123) in lower case.
 pub(super) fn is_subdomain(text: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     let is_label = |label: &str| {
@@ -374,7 +373,7 @@ pub(super) fn pod_uid(value: &Value) -> Result<PodUid, Wrong> {
         .map_err(|_| Wrong::text(uid, "no UID of a pod", remedy))
 }
 
-/// Beginnings of secret names.
+/// Prefixes of secret names.
 pub(super) fn name_prefixes(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of beginnings of names, such as [\"config/\"]";
     list(value, remedy, |prefix| {
@@ -396,13 +395,13 @@ pub(super) fn audiences(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of the cloud's audiences, such as [\"sts.amazonaws.com\"]";
     let audiences = list(value, remedy, |audience| check_audience(audience, remedy))?;
     if audiences.is_empty() {
-        // The API server takes no audience for its own.
+        // The API server takes an empty list for its own audience.
         return Err(Wrong::new("is empty", remedy));
     }
     Ok(audiences)
 }
 
-/// The one audience that subject tokens have.
+/// The single audience of subject tokens.
 pub(super) fn audience(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the audience that the cloud expects of tokens";
     let audience = text(value, remedy)?;
@@ -413,7 +412,7 @@ fn check_audience(audience: &str, remedy: &str) -> Result<(), Wrong> {
     if !(1..=255).contains(&audience.len()) || !audience.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Wrong::text(audience, "no audience", remedy));
     }
-    // Such a token would be the pod's whole right at the API server, handed to a cloud.
+    // Such a token would give a cloud all that the pod may do at the API server.
     let host = audience.strip_prefix("https://").unwrap_or(audience);
     if host.starts_with("kubernetes.default") || host == "kubernetes" {
         return Err(Wrong::text(
@@ -425,16 +424,16 @@ fn check_audience(audience: &str, remedy: &str) -> Result<(), Wrong> {
     Ok(())
 }
 
-/// How long one call to a cloud may take.
+/// The timeout of one call to a cloud.
 pub(super) fn call_timeout(value: &Value) -> Result<Duration, Wrong> {
     duration(Duration::from_millis(10)..=Duration::from_secs(60))(value)
 }
 
-/// A URL without path.
+/// A URL without a path.
 pub(super) fn endpoint(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a URL without a path, such as \"https://vpce-1a2b.example.com\"";
     let text = text(value, remedy)?;
-    // What stands before '@' is a password more often than not: it is not repeated.
+    // What precedes '@' is usually a password, so it is not quoted.
     if text.contains('@') {
         return Err(Wrong::new(
             "names a user",

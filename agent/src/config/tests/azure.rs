@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A right value for every key, none of them the default.
+/// A valid value for every key, none of them the default.
 const RIGHT: &[(&str, &str)] = &[
     ("audience", "\"api://AzureADTokenExchangeUSGov\""),
     ("authority", "\"https://login.microsoftonline.us/\""),
@@ -132,7 +132,7 @@ fn the_hosts_of_vaults_end_as_in_the_cloud_of_the_authority() {
         let found = azure(&with(&format!("authority = \"{authority}\"")));
         assert_eq!(found.vault_suffixes, [suffix], "{authority}");
     }
-    // The variable of Azure's own SDK counts where the file says nothing.
+    // The variable of Azure's own SDK counts if the file says nothing.
     let environment =
         |lines| with(lines).and_env("AZURE_AUTHORITY_HOST", "https://login.microsoftonline.us/");
     let found = azure(&environment(""));

@@ -5,7 +5,7 @@ use super::*;
 const PROVIDER: &str =
     "//iam.googleapis.com/projects/7/locations/global/workloadIdentityPools/p/providers/east";
 
-/// A right file with a backend of Google Cloud alone, and `more` in its section.
+/// A valid file with only a Google Cloud backend, and `more` in its section.
 fn gcp_with(more: &str) -> Start {
     with_file(&format!(
         "default_backend = \"gcp\"\n[backends.gcp]\nproject = \"acme-prod\"\nprovider = \"{PROVIDER}\"\n{more}"

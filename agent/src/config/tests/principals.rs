@@ -100,7 +100,7 @@ fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
 fn what_is_wrong_with_a_workload_is_told_of_its_own_section_whatever_is_wrong_with_others() {
     let all: Vec<String> = (0..11)
         .map(|number| match number {
-            // They have faults of their own, and are left out.
+            // They have other faults, and are left out.
             0 | 1 => workload("1000", "me", "machine").replace("uid", "gid"),
             9 => workload("1009", "nine", "arn:aws:iam::111122223333:role/app"),
             10 => workload("1002", "ten", "machine"),

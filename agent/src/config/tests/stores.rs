@@ -1,4 +1,4 @@
-//! Backends that are no clouds.
+//! Backends that are not clouds.
 
 use super::*;
 

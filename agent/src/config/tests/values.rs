@@ -1,6 +1,6 @@
 //! Values to try, key by key.
 
-/// A right value for every key, none of them the default, and no two at odds.
+/// A valid value for every key, none of them the default, and no two in contradiction.
 pub(super) const RIGHT: &[(&str, &str)] = &[
     ("audit.queue", "100"),
     ("backends.aws.allow_arns", "true"),

@@ -1,4 +1,4 @@
-//! Wrong configurations: everything that is wrong is named once, where it was written.
+//! Wrong configurations: every fault is reported once, where it was written.
 
 use proptest::{prelude::*, sample};
 
@@ -14,7 +14,7 @@ fn file_of(values: &[(&str, &str)]) -> String {
         .collect()
 }
 
-/// The key that the one fault of this start names.
+/// The key in the only fault of this start.
 fn blamed(start: &Start) -> String {
     let faults = start.load().expect_err("a wrong configuration");
     let keys: Vec<&str> = faults.iter().map(|fault| fault.key.as_str()).collect();
@@ -46,7 +46,7 @@ fn every_key_has_values_that_it_refuses() {
     }
 }
 
-/// Whether the value is as wrong where all is text: there, 1 may be a name and "true" a boolean.
+/// Whether the value is still wrong where everything is text: there, 1 may be a name and "true" a boolean.
 fn stays_wrong_as_text(key: &str, value: &str) -> bool {
     const RIGHT_AS_TEXT: [(&str, &str); 8] = [
         ("audit.queue", "\"8192\""),
@@ -61,7 +61,7 @@ fn stays_wrong_as_text(key: &str, value: &str) -> bool {
     let is_list = WRONG
         .iter()
         .any(|(other, values)| *other == key && values.contains(&"[\"\"]"));
-    // What is escaped in TOML is not so elsewhere, and a list may go without its brackets.
+    // TOML's escapes do not apply elsewhere, and a list needs no brackets there.
     !RIGHT_AS_TEXT.contains(&(key, value))
         && !value.contains('\\')
         && (!is_list || value.starts_with('['))
@@ -120,7 +120,7 @@ proptest! {
         let key = format!("{section}{name}");
         let start = with_file(&format!("{}{key} = {value}", file_of(&right)));
         let blamed = blamed(&start);
-        // An unknown section is named as such.
+        // An unknown section is reported as such.
         prop_assert!(blamed == key || (section == "zoo." && blamed == "zoo"), "{}", blamed);
     }
 
@@ -172,7 +172,7 @@ fn whoever_names_no_node_is_told_of_machines_without_a_cluster() {
             "{faults}"
         );
     }
-    // Whether a node is needed is not known where the mode is none.
+    // With an invalid mode, it is unknown whether a node is needed.
     let start = with_file("identity.mode = \"locl\"").and_env("NODE_NAME", "");
     assert_eq!(blamed(&start), "identity.mode");
 }
@@ -278,7 +278,7 @@ fn the_default_backend_must_be_configured() {
           that are: main, other"
         ]
     );
-    // Of one there is no choice.
+    // With only one there is no choice.
     let one = with_file("[backends.main]\ntype = \"aws\"").config();
     assert_eq!(one.default_backend, "main");
 }
