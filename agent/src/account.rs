@@ -1,8 +1,8 @@
 //! The service accounts of this node's pods: their UIDs, and the annotations that request a role.
 //!
 //! An annotation is a request, never authority: the cloud's trust policy decides on the token's `sub`. What is known is
-//! used at once and refreshed in the background, so that a change takes effect within [`MUST_REFRESH`] and an
-//! unreachable API server delays nobody. Without an API server, the configuration names the accounts.
+//! used at once and refreshed in the background, so that a change takes effect within [`MUST_REFRESH`], and a known
+//! account stays usable while the API server is away. Without an API server, the configuration names the accounts.
 
 use crate::attest::Workload;
 use crate::backend::{Backend, BackendId, Backends};

@@ -30,7 +30,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How often the agent connects to the socket's path, and drops expired values.
+/// How often the agent connects to the socket's path, and drops what has expired.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// How long no connection may have come before a leaving agent gives up the listener. Less than a [`ROUND`], in which

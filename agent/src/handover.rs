@@ -223,7 +223,7 @@ impl SocketPath {
     }
 
     /// Listens on the path itself at once, whoever had it before, with the given mode. For a directory that only agents
-    /// can change, and where nobody is waiting.
+    /// or the mounter can change: it waits for no lock.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! Outside of Kubernetes: a peer is the principal that the configuration gives its uid, if it is an ordinary process
-//! of this machine.
+//! Outside of Kubernetes: a peer is the principal that the configuration gives its uid, if it is an ordinary process of
+//! this machine.
 //!
 //! A uid proves nothing about a process in a container: whoever starts the container chooses it. So the peer must share
 //! the agent's user and PID namespaces, and its cgroup must be in no container except those that the agent itself is

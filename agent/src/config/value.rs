@@ -272,7 +272,7 @@ pub(super) fn log_level(value: &Value) -> Result<String, Wrong> {
     if text.trim().is_empty() {
         return wrong("without any level");
     }
-    // A misspelt level would count as a target, of which all events are then logged.
+    // A misspelt level would count as a target, and all events of that target would be logged.
     let is_level = |word: &str| {
         ["off", "error", "warn", "info", "debug", "trace"]
             .iter()

@@ -1,4 +1,4 @@
-//! A clock that is accurate to a second and costs nothing to read: each request takes several times from it.
+//! A clock that is accurate to a second and costs nothing to read: each request reads it several times.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;

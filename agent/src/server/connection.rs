@@ -406,8 +406,8 @@ impl Connection {
         AttestError::Denied(Denial::IdentityChanged)
     }
 
-    /// The reason goes only to the audit trail: the caller may be probing. The exception is a caller that the API
-    /// server itself names an ephemeral container: somebody who debugs and knows what it is.
+    /// The reason is for the audit trail, not for the caller, which may be probing. Only one that the API server itself
+    /// names an ephemeral container is told: somebody who is debugging and knows what it is.
     fn close_with(&self, error: AttestError) -> RequestError {
         self.close_after_answer();
         let told = match error {

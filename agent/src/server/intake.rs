@@ -25,7 +25,7 @@ pub(super) struct Intake(AtomicUsize);
 // === impl Intake ===
 
 impl Intake {
-    /// While no body is being read.
+    /// The state while no body is being read.
     pub(super) fn none() -> Self {
         Self(AtomicUsize::new(NONE))
     }

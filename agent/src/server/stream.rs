@@ -13,8 +13,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::UnixStream;
 
-/// How many bytes of answers the kernel may hold for a peer that does not read them; the kernel counts twice this, and
-/// an answer of 64 KiB still fits. By default it is some 200 KiB, and 64 connections of one pod could hold 20 MiB.
+/// How many bytes of answers the kernel may hold for a peer that does not read them. By its own count it allows twice
+/// this, so that 64 KiB still fit. By default it is some 200 KiB, and 64 connections of one pod could hold 20 MiB.
 const QUEUED: usize = 40 * 1024;
 
 /// The longest first write that needs no limit yet: many connections end after one short answer.

@@ -13,7 +13,7 @@ use serde::de::IgnoredAny;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// A pod, of which only what the agent uses is parsed.
+/// A pod, parsed only as far as the agent uses it.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(from = "Wire")]
 pub(crate) struct Listed(pub(crate) k8s::Pod);

@@ -15,12 +15,12 @@ fn pods() -> Pods {
     pods_of(client())
 }
 
-/// Pods of which the watch has reported this one.
+/// Pods after the watch has reported this one.
 pub(in crate::attest) fn known(pod: k8s::Pod) -> Arc<Pods> {
     known_all([pod])
 }
 
-/// Pods of which the watch has reported these.
+/// Pods after the watch has reported these.
 pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> Arc<Pods> {
     let pods = Arc::new(pods());
     for pod in told {
@@ -326,7 +326,7 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     assert!(facts.exempts_containers());
 }
 
-/// How many lists an API server that answers so is asked for in a minute.
+/// How many lists are requested in a minute from an API server that answers so.
 async fn lists_in_a_minute(
     answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static,
 ) -> u64 {
