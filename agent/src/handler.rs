@@ -1,4 +1,4 @@
-//! The pipeline: what a request meets, step by step.
+//! The pipeline that every request goes through, step by step.
 
 mod batch;
 mod clouds;
@@ -36,10 +36,10 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 
-/// Told to a caller whose request took too long.
+/// The message to a caller whose request took too long.
 const AGAIN: &str = "the request's deadline passed; try again";
 
-/// What every request is answered with.
+/// What the agent needs to answer requests.
 pub(crate) struct Services {
     pub(crate) accounts: Accounts,
     pub(crate) audit: Audit,
@@ -53,7 +53,7 @@ pub(crate) struct Services {
     pub(crate) attestor: Arc<Attestor>,
 }
 
-/// One request, on its connection.
+/// One request on its connection.
 struct Handling {
     id: RequestId,
     services: Arc<Services>,
@@ -69,10 +69,10 @@ pub(crate) fn handle(
 ) -> impl Future<Output = Result<Answer, Infallible>> {
     connection.request_began();
     let began = Instant::now();
-    // Taken apart here, and no async fn: what a future moves within itself has room in it twice, and each request's is
-    // copied.
+    // Split here, and not in an async fn: a future reserves space twice for what it moves within itself, and each
+    // request's is copied.
     let (head, body) = request.into_parts();
-    // A chunked body does not tell by itself that it has been read to its end.
+    // A chunked body does not report by itself that it was read to its end.
     let mut body = body.fuse();
     if !body.is_end_stream() {
         connection.body_began();
@@ -89,7 +89,7 @@ pub(crate) fn handle(
         let required = handling.services.require_header.as_ref();
         let admitted = request::admit(&head, !body.is_end_stream(), required);
         if admitted.is_err() {
-            // Whoever sends such a request may see its end elsewhere than we do.
+            // The peer may disagree with us about where such a request ends.
             handling.connection.close_after_answer();
         }
         let outcome = match admitted.map(|()| parsed) {
@@ -100,7 +100,7 @@ pub(crate) fn handle(
             Err(error) => Err(error),
         };
         if outcome.is_err() && !body.is_end_stream() {
-            // What is left of the body would be taken for the beginning of the next request.
+            // The rest of the body would be read as the next request.
             handling.connection.close_after_answer();
         }
         let code = code_of(&outcome);
@@ -120,10 +120,10 @@ pub(crate) fn handle(
     }
 }
 
-/// What is counted of an outcome; nothing where all is well.
+/// The code that is counted for an outcome; none for a success.
 fn code_of(outcome: &Result<Answer, RequestError>) -> Option<Code> {
     match outcome {
-        // Who is not ready says so in a body of its own.
+        // A failed readiness check is an answer with its own body, not an error.
         Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => Some(Code::Unavailable),
         Ok(_) => None,
         Err(error) => Some(error.code),
@@ -133,7 +133,7 @@ fn code_of(outcome: &Result<Answer, RequestError>) -> Option<Code> {
 // === impl Services ===
 
 impl Services {
-    /// What the agent lacks to answer; empty when it is ready.
+    /// Returns what the agent lacks to answer; empty when it is ready.
     pub(crate) fn missing(&self) -> Vec<&'static str> {
         let mut missing = self.attestor.missing();
         if self.audit.is_broken() {
@@ -142,7 +142,7 @@ impl Services {
         missing
     }
 
-    /// An id that no other request of this or any other run has.
+    /// Returns an id that no other request has, in this run or any other.
     fn next_id(&self) -> RequestId {
         let number = self.requests.fetch_add(1, Ordering::Relaxed);
         RequestId::new(self.audit.boot_id(), number)
@@ -176,7 +176,7 @@ impl Services {
         };
         let values = &workload.pod().values;
         let at_hand = (!ask.fresh).then(|| values.at_hand(&key, now)).flatten();
-        // Also for the line of a read that is cut short.
+        // Set now, so that the line of a cancelled read has it too.
         let without_value = values.without_value(&key.name);
         record.cache = without_value.as_str();
         let outcome = match at_hand {
@@ -186,7 +186,7 @@ impl Services {
                     let (clouds, key) = (self.clouds.clone(), key.clone());
                     clouds.fetch(workload.clone(), key, asker)
                 };
-                // Boxed, because a request that is answered from the cache need not carry it.
+                // Boxed, so that a request answered from the cache does not carry it.
                 Box::pin(values.read(&key, ask.fresh, asker, fetch)).await
             }
         };
@@ -213,7 +213,7 @@ impl Services {
             .ok_or_else(|| RequestError::invalid("the agent has no backend of that name"))
     }
 
-    /// Has the ask name the one of all spellings that the vault does not tell apart: keys are made of it.
+    /// Normalizes the name where the vault ignores case, so that all spellings of one secret make the same keys.
     fn fold(&self, ask: &mut SecretAsk) {
         let backend = self.backends.find(ask.backend.as_deref());
         if backend.is_some_and(|backend| self.backends.at(backend).ignores_case()) {
@@ -258,7 +258,7 @@ impl Handling {
                 self.services.fold(ask);
                 self.secret(ask).await
             }
-            // Boxed, because each request would else carry the largest of them.
+            // Boxed, because otherwise each request would carry the largest of them.
             Ask::Batch { backend, fresh } => {
                 Box::pin(self.batch(body, backend.as_deref(), *fresh)).await
             }
@@ -274,7 +274,7 @@ impl Handling {
         }
     }
 
-    /// One read with its line. A wait keeps its place among the pod's waits from its first read on.
+    /// Reads once and writes the line. A wait takes its place among the pod's waits at its first read, and keeps it.
     async fn read_once(
         &self,
         ask: &SecretAsk,
@@ -320,7 +320,7 @@ impl Handling {
             .call(&workload, &key, self.id, "list", list)
             .await
             .map_err(|failed| failed.error)?;
-        // Each page of the vault's own counts as a request, as far as there are any left.
+        // Each further page of the vault counts as a request too, as far as the quota has any left.
         let _ = (0..page.more_calls).try_for_each(|_| workload.pod().quota.spend(1));
         let answer = response::json(
             &SecretList {
@@ -359,7 +359,7 @@ impl Handling {
         response::json(&identity, self.id.as_str())
     }
 
-    /// What a request is refused with that asks for nothing there is: it is one of its pod's all the same.
+    /// Counts an invalid request towards its pod's quota like any other, and returns the error to answer with.
     async fn counted(&self, error: RequestError) -> RequestError {
         let counted = async {
             let workload = self.connection.workload(self.began).await?;
@@ -369,7 +369,7 @@ impl Handling {
         counted.err().unwrap_or(error)
     }
 
-    /// The outcome as the peer is told it, and whether that is the last it is told here.
+    /// Returns the answer to the peer; it closes the connection if it is the last one there.
     fn told(&self, outcome: Result<Answer, RequestError>, head: &Parts, route: Route) -> Answer {
         let is_nobody = |error: &RequestError| error.code == Code::NotAttested;
         let is_last = self.connection.is_closing() || outcome.as_ref().is_err_and(is_nobody);
@@ -388,12 +388,12 @@ impl Handling {
         answer
     }
 
-    /// When the request must be answered; however much it asks for, it has one deadline.
+    /// The time by which the request must be answered: one deadline, however much it asks for.
     fn deadline(&self) -> Instant {
         self.began + self.services.deadline
     }
 
-    /// The outcome of `work`, if that ends before the request's deadline; `hint` says what to do otherwise.
+    /// Returns the outcome of `work`, or a timeout with the message `hint` if the request's deadline comes first.
     fn in_time<T>(
         &self,
         hint: &'static str,
@@ -426,7 +426,7 @@ impl Handling {
     }
 }
 
-/// What is there, as text.
+/// Returns the value as text, or an empty text if there is none.
 fn text(what: Option<impl ToString>) -> String {
     what.map(|what| what.to_string()).unwrap_or_default()
 }

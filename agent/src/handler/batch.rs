@@ -1,4 +1,4 @@
-//! Many names in one request: each goes through the pipeline by itself and leaves a line of its own.
+//! Many names in one request: each goes through the pipeline by itself and has its own line.
 
 use super::Handling;
 use crate::attest::Workload;
@@ -21,14 +21,14 @@ use tokio::time::Instant;
 /// How many names of a batch are read at once.
 const BATCH_WIDTH: usize = 8;
 
-/// The most bytes of values, as answered, that one batch may hold.
+/// The limit for the values of one batch together, as encoded in the answer, in bytes.
 const BATCH_VALUES: usize = 4 * 1024 * 1024;
 
-/// How much of a name that no vault can have stands in its line, in bytes. Escaped it may be six times as long, and it costs
-/// nobody a call.
+/// How much of an invalid name its line shows, in bytes: escaped it may be six times as long, and as it causes no call
+/// to a vault, it is cheap to send.
 const IMPOSSIBLE_NAME: usize = 64;
 
-/// What is said to who asked for more than could be read in time.
+/// The message to a caller that asked for more than could be read in time.
 const FEWER: &str = "the request's deadline passed; ask for fewer names at once";
 
 impl Handling {
@@ -69,7 +69,7 @@ impl Handling {
         let (mut bodies, mut rooms) = (Vec::new(), Vec::new());
         let (mut errors, mut codes) = (Vec::new(), HashSet::new());
         while let Some((name, outcome)) = reads.next().await {
-            // However many there are, others have their turn in between.
+            // Gives other tasks a turn, however long the batch is.
             if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
                 yield_now().await;
             }
@@ -92,7 +92,7 @@ impl Handling {
                 }
             }
         }
-        // The answer as a whole tells nothing of this.
+        // The batch as a whole counts as a success, so its failures are counted here.
         for code in codes {
             self.services.metrics.batch_failed(code);
         }
@@ -100,13 +100,13 @@ impl Handling {
         Ok(response::held(answer, rooms))
     }
 
-    /// The end of a batch that is refused before its names are known.
+    /// Ends a batch that is refused before its names are known.
     async fn refused_whole(
         &self,
         workload: Option<&Workload>,
         error: RequestError,
     ) -> Result<Answer, RequestError> {
-        // What is no batch asks for nothing.
+        // An invalid batch asks for no secret, so it gets no line.
         if error.code != Code::InvalidRequest {
             self.line_of_all(workload, &error).await?;
         }
@@ -124,8 +124,8 @@ impl Handling {
         record.close(Some(error))
     }
 
-    /// One name of a batch, with a line of its own. `size` is that of all values so far. A value has room among what the
-    /// pod has not read.
+    /// Reads one name of a batch and writes its line. `size` counts the values of the whole batch so far. A value takes
+    /// room among the pod's unread answers.
     async fn batched(
         &self,
         workload: &Workload,
@@ -136,7 +136,7 @@ impl Handling {
     ) -> Result<(Bytes, Room), RequestError> {
         let quota = &workload.pod().quota;
         let began = Instant::now();
-        // First, so that those who wait for it hold no place in the trail.
+        // Before the record, so that a read that waits for its permit holds no place in the trail.
         let permit = self.in_time(FEWER, quota.batched()).await;
         let services = &self.services;
         let ask = SecretName::parse(name).map(|name| {
@@ -167,7 +167,7 @@ impl Handling {
                     "the values of this batch are too large together: ask for this one alone",
                 ));
             }
-            // Before the line: it says of what is given out that it was.
+            // Before the line is written, because that says whether the value was given out.
             let room = quota.answer(u64::try_from(body.len()).unwrap_or(u64::MAX))?;
             Ok((body, room))
         };
@@ -176,13 +176,13 @@ impl Handling {
         outcome
     }
 
-    /// The body of a batch. Each part is copied: as it is, it keeps the buffer of at least 8 KiB that it was read into,
-    /// also if it is a single byte.
+    /// Reads the body of a batch. Each part is copied, because even a part of a single byte keeps the buffer of at
+    /// least 8 KiB that it was read into.
     async fn batch_body(&self, body: &mut Fuse<Incoming>) -> Result<Vec<u8>, RequestError> {
         let mut whole = Vec::new();
         while let Some(part) = body.frame().await {
             let Ok(part) = part else {
-                // Where the next request would begin cannot be said.
+                // It is unknown where the next request would begin.
                 self.connection.close_after_answer();
                 return Err(RequestError::invalid(
                     "the body did not arrive whole, or came in chunks that are too small",
@@ -203,10 +203,10 @@ impl Handling {
         Ok(whole)
     }
 
-    /// The names of a batch, each once, in the order asked for.
+    /// Reads the names of a batch, and returns each once, in the order asked for.
     async fn batch_names(&self, body: &mut Fuse<Incoming>) -> Result<Vec<String>, RequestError> {
         let body = self.batch_body(body).await?;
-        // An array of its members would be taken for it too.
+        // serde would also accept an array of the object's values.
         if !body.trim_ascii_start().starts_with(b"{") {
             return Err(RequestError::invalid("the body is not {\"names\": [...]}"));
         }
@@ -220,7 +220,7 @@ impl Handling {
                 "a batch has 1 to {BATCH_NAMES} names"
             )));
         }
-        // Each stands in a line of the trail and in the answer, whatever else is wrong with it.
+        // Each name appears in the trail and in the answer, even if it is otherwise invalid.
         let is_long = |name: &String| name.len() > SecretName::MAX_LENGTH;
         if let Some(index) = names.iter().position(is_long) {
             return Err(RequestError::invalid(format!(
@@ -233,7 +233,7 @@ impl Handling {
     }
 }
 
-/// What is recorded of a name that no vault can have.
+/// The part of an invalid name that is recorded.
 fn beginning(name: &str) -> &str {
     &name[..name.floor_char_boundary(IMPOSSIBLE_NAME)]
 }

@@ -1,4 +1,4 @@
-//! What the clouds are asked in a pod's name: roles taken on, and calls with the sessions that came of it.
+//! Calls to the clouds on a pod's behalf: exchanges, and calls with the sessions that they gave.
 
 use crate::attest::Workload;
 use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Offer, Secret, Session};
@@ -12,8 +12,8 @@ use latchkey_client::protocol::Step;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What it takes to ask. An exchange goes on when who asked has left: it must not hold the audit trail open, whose end an
-/// agent that leaves waits for.
+/// What these calls need. The audit trail is not among it: an exchange continues after its caller has left, and an
+/// agent that stops waits until nobody holds the trail.
 pub(crate) struct Clouds {
     pub(crate) backends: Arc<Backends>,
     pub(crate) tokens: SubjectTokens,
@@ -23,7 +23,7 @@ pub(crate) struct Clouds {
 // === impl Clouds ===
 
 impl Clouds {
-    /// The session for `key`, exchanged where there is none at hand.
+    /// Returns the session for `key`, from an exchange if there is none at hand.
     async fn session(
         self: &Arc<Self>,
         workload: &Workload,
@@ -35,7 +35,7 @@ impl Clouds {
         session.map_err(|failed| failed.at(Step::Exchange))
     }
 
-    /// Takes the role of `key` on.
+    /// Assumes the role of `key`.
     async fn exchange(
         self: Arc<Self>,
         workload: Workload,
@@ -71,7 +71,7 @@ impl Clouds {
         outcome
     }
 
-    /// What a call to a cloud gives, counted and timed.
+    /// Makes a call to a cloud, and records its time and outcome in the metrics.
     async fn timed<T>(
         &self,
         backend: BackendId,
@@ -87,7 +87,7 @@ impl Clouds {
         outcome
     }
 
-    /// Makes a call with the session for `key`, and again with a new one if that one has ended before its time.
+    /// Makes a call with the session for `key`, and once more with a new session if that one ended early.
     pub(super) async fn call<T, F>(
         self: &Arc<Self>,
         workload: &Workload,

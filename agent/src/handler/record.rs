@@ -1,4 +1,4 @@
-//! What is known of an ask, on its way to the audit trail.
+//! What is known about an ask until it is written to the audit trail.
 
 use super::Handling;
 use crate::attest::Workload;
@@ -9,8 +9,8 @@ use crate::server::Connection;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// What is known of an ask, line by line as the pipeline finds it out. It ends in the audit trail however
-/// the request ends: one that is dropped, because its peer died, leaves the line `cancelled`.
+/// What is known about an ask; the pipeline fills it in step by step. It is written to the audit trail however the
+/// request ends: as `cancelled` if it is dropped, because its peer died.
 pub(super) struct Record<'a> {
     place: Option<Reservation<'a>>,
     id: RequestId,
@@ -31,12 +31,12 @@ pub(super) struct Record<'a> {
 pub(super) enum Asker<'a> {
     /// A process of the pod.
     Peer(&'a Connection),
-    /// The pod's volume of that name, which is filled with files.
+    /// The pod's volume of this name, which the agent fills with files.
     Volume(&'a str),
 }
 
 impl<'a> Record<'a> {
-    /// A record of an ask of which no more is known yet.
+    /// A record of an ask about which nothing else is known yet.
     pub(super) fn new(
         place: Reservation<'a>,
         id: RequestId,
@@ -90,7 +90,7 @@ impl<'a> Record<'a> {
             request_id: self.id.as_str(),
             namespace: facts.map(|facts| &*facts.namespace),
             service_account: facts.map(|facts| &*facts.service_account),
-            // Outside of Kubernetes there is none.
+            // Outside Kubernetes there is none.
             pod: facts
                 .map(|facts| &*facts.name)
                 .filter(|name| !name.is_empty()),
@@ -125,7 +125,7 @@ impl Drop for Record<'_> {
 }
 
 impl Handling {
-    /// A record of the ask, with its place in the audit trail.
+    /// Reserves a place in the audit trail, and returns a record of the ask.
     pub(super) async fn record<'a>(&'a self, secret: &'a str) -> Result<Record<'a>, RequestError> {
         let place = self.services.audit.reserve(self.deadline()).await?;
         Ok(Record::new(

@@ -1,5 +1,5 @@
-//! A read for the files of a pod's volume: by the same pipeline as a request of the pod's own, within the same quota,
-//! and with a line of its own.
+//! Reads for the files of a pod's volume: through the same pipeline as the pod's own requests, within the same quota,
+//! and each with its own line.
 
 use super::record::{Asker, Record};
 use super::{AGAIN, Services};
@@ -13,7 +13,8 @@ use std::sync::Arc;
 use tokio::time::{Instant, timeout_at};
 
 impl Services {
-    /// The ask for the latest version of a volume's secret. Asks for one secret are equal, however it is written.
+    /// Returns the ask for the latest version of a volume's secret. Asks for the same secret are equal, however it is
+    /// written.
     pub(crate) fn ask_for_volume(&self, name: &SecretName, backend: Option<&str>) -> SecretAsk {
         let known = self.backends.find(backend);
         let known = known.map(|id| &**self.backends.name(id));
@@ -26,11 +27,11 @@ impl Services {
         ask
     }
 
-    /// The secret, read in the name of the pod whose volume it is for.
+    /// Reads the secret on behalf of the pod that has the volume.
     ///
     /// # Errors
     ///
-    /// As a request of the pod's.
+    /// The same as for a request of the pod.
     pub(crate) async fn read_for_volume(
         self: &Arc<Self>,
         workload: &Workload,
@@ -42,8 +43,8 @@ impl Services {
         let deadline = began + self.deadline;
         let too_late = |_| RequestError::new(Code::Timeout, AGAIN);
         let quota = &workload.pod().quota;
-        // It has time to wait, so it takes none of the pod's requests in flight. First, so that those who wait for
-        // it hold no place in the trail.
+        // A volume has time to wait, so it takes none of the pod's requests in flight. Before the record, so that a
+        // read that waits for its permit holds no place in the trail.
         let permit = timeout_at(deadline, quota.batched()).await;
         let place = self.audit.reserve(deadline).await?;
         let mut record = Record::new(place, id, Asker::Volume(volume), ask.name.as_str());

@@ -1,7 +1,7 @@
-//! A wait for a change: the vault is asked now and then, until what it holds is another version or the time is over.
+//! A wait for a change: the vault is polled until it holds another version or the time is up.
 //!
-//! Each read on the way is a read like any other: the peer is attested, the pod's rate is spent, and the audit trail
-//! gets a line with the cloud's id of the call. Between two reads the wait holds nothing but its place among the
+//! Each of these reads is like any other: the peer is attested, the read counts towards the pod's rate, and the audit
+//! trail gets a line with the cloud's id of the call. Between two reads the wait holds nothing but its place among the
 //! pod's waits.
 
 use super::Handling;
@@ -14,14 +14,15 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
-/// The least time from one read of a wait to its next.
+/// The minimum time between two reads of a wait.
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What is added to a pause, times a random byte: pods that began to wait together do not go on asking together.
+/// Added to a pause, times a random byte, so that pods that began to wait together do not stay in step.
 const JITTER: Duration = Duration::from_millis(10);
 
 impl Handling {
-    /// The secret once it is another than the caller has, or 304 when `wait` is over or the connection is to close.
+    /// Returns the secret once it differs from what the caller has, or 304 when `wait` is over or the connection
+    /// closes.
     pub(super) async fn wait(
         &self,
         ask: &SecretAsk,
@@ -30,7 +31,7 @@ impl Handling {
         let mut place = None;
         let end = Instant::now() + wait;
         loop {
-            // Each read has a beginning and a deadline of its own.
+            // Each read has its own start and deadline.
             let read = Self {
                 id: self.id,
                 services: self.services.clone(),
@@ -45,7 +46,7 @@ impl Handling {
     }
 }
 
-/// Rests after a read of a wait until `end`; whether to ask again. The read was the last if the time is over or the
+/// Pauses after a read of a wait that lasts until `end`. Returns whether to read again: not if the time is over or the
 /// connection closes.
 async fn rest(
     end: Instant,
@@ -59,8 +60,9 @@ async fn rest(
     }
 }
 
-/// Whether there is no point in asking again: it has changed, or the caller may not have it, or the pod asks too much.
-/// A cloud that is away or busy may be back before the time is over; if it is not, its last failure is the answer.
+/// Whether there is no point in reading again: the secret changed, the caller may not have it, or the pod asks too
+/// much. A cloud that is unavailable or throttles may recover before the time is over; if not, its last failure is the
+/// answer.
 fn is_settled(outcome: &Result<Answer, RequestError>) -> bool {
     match outcome {
         Ok(answer) => answer.status() != StatusCode::NOT_MODIFIED,
@@ -71,7 +73,7 @@ fn is_settled(outcome: &Result<Answer, RequestError>) -> bool {
     }
 }
 
-/// How long to leave the vault alone after it said that.
+/// How long to leave the vault alone after this outcome.
 fn pause(outcome: &Result<Answer, RequestError>) -> Duration {
     let asked = outcome.as_ref().err().and_then(|error| error.retry_after);
     let [byte, ..] = Uuid::new_v4().into_bytes();
@@ -95,8 +97,8 @@ mod tests {
         Err(RequestError::new(code, "as the vault says"))
     }
 
-    /// Waits over reads that take no time and give one outcome after the other, the last one again and again. Gives
-    /// when the reads were made, counted from the beginning, when the wait ended, and what with.
+    /// Waits with reads that take no time and have one outcome after the other, then the last one again and again.
+    /// Returns when the reads were made, counted from the start, when the wait ended, and its outcome.
     async fn waited<F: Future<Output = ()>>(
         wait: u64,
         closes: impl Fn() -> F,

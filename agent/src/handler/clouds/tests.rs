@@ -7,7 +7,7 @@ use crate::role::Role;
 use latchkey_client::protocol::Code;
 use std::time::Duration;
 
-/// A backend that gives sessions to everybody.
+/// A backend that gives a session to everyone.
 async fn clouds() -> Arc<Clouds> {
     let folder = tempfile::tempdir().expect("a directory");
     let file = folder.path().join("config.toml");
@@ -26,7 +26,7 @@ async fn clouds() -> Arc<Clouds> {
     })
 }
 
-/// It may have been made before the role was given back what it was refused for.
+/// The session may date from before the role got its permission back.
 #[tokio::test(start_paused = true)]
 async fn a_session_that_is_refused_when_it_is_not_young_is_followed_by_another() {
     let clouds = clouds().await;
