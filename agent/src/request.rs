@@ -1,7 +1,7 @@
-//! Bytes → ask: what a request on the workload socket wants, or why it is refused before anybody looks who sent it.
+//! Bytes → ask: what a request on the workload socket wants, or why it is refused before its peer is attested.
 //!
-//! We are an origin, never a relay: nothing that a client sent is sent on, and whatever shows that a request
-//! was relayed to us is refused.
+//! The agent is an origin, never a relay: it forwards nothing that a client sent, and refuses every request that shows
+//! signs of having been relayed.
 
 mod id;
 mod route;
@@ -24,27 +24,27 @@ use std::time::Duration;
 /// The longest `backend`, `version`, `stage` or `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;
 
-/// How many names a list holds when nothing is said.
+/// How many names a list holds if the request does not say.
 const LIST_DEFAULT: usize = 100;
 
-/// How many ranges of an `Accept` are looked at. Browsers send six.
+/// How many ranges of an `Accept` header are read. Browsers send six.
 const ACCEPTED: usize = 32;
 
 /// What a request wants.
 #[derive(Debug)]
 pub(crate) enum Ask {
-    /// Many secrets by name; the body is still to be read.
+    /// Many secrets by name; the body has not been read yet.
     Batch {
-        /// The backend of all of them.
+        /// The backend for all of them.
         backend: Option<String>,
-        /// Past cache and reads that began before.
+        /// Whether to bypass the cache and reads that began earlier.
         fresh: bool,
     },
     /// One secret.
     Secret(SecretAsk),
-    /// Who the agent says the peer is.
+    /// Who the peer is, as attested.
     Identity,
-    /// What the role may list.
+    /// The names that the role may list.
     List(ListAsk),
 }
 
@@ -55,18 +55,18 @@ pub(crate) struct SecretAsk {
     pub(crate) backend: Option<String>,
     pub(crate) selector: Selector,
     pub(crate) key: Option<String>,
-    /// Past cache and reads that began before.
+    /// Whether to bypass the cache and reads that began earlier.
     pub(crate) fresh: bool,
     pub(crate) shape: Shape,
     pub(crate) if_none_match: Vec<HeaderValue>,
-    /// For how long the answer may wait until the tag is no longer right.
+    /// How long the answer may wait for the tag to change.
     pub(crate) wait: Option<Duration>,
 }
 
-/// In which form a secret is answered.
+/// The form in which a secret is returned.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Shape {
-    /// As AWS' `GetSecretValue` answers.
+    /// As AWS's `GetSecretValue` answers.
     Aws,
     /// As the contract says.
     Json,
@@ -82,12 +82,12 @@ pub(crate) struct ListAsk {
     pub(crate) cursor: Option<String>,
 }
 
-/// What a route was asked.
+/// A valid request, by who gets an answer.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// Answered to anybody.
+    /// Anyone does.
     Open(Route),
-    /// Answered to workloads.
+    /// Only workloads do.
     Attested(Ask),
 }
 
@@ -109,7 +109,7 @@ impl SecretAsk {
     }
 }
 
-/// Refuses what must not be answered, whatever it asks for.
+/// Refuses requests that must not be answered, whatever they ask for.
 ///
 /// # Errors
 ///
@@ -160,14 +160,14 @@ pub(crate) fn admit(
     Ok(())
 }
 
-/// Whether a request's target is longer than is taken.
+/// Whether a request's target is too long.
 pub(crate) fn is_long(target: &Uri) -> bool {
     target
         .path_and_query()
         .is_some_and(|target| target.as_str().len() > TARGET_LIMIT)
 }
 
-/// What the request wants. The route is named even where the ask is wrong, for the metrics.
+/// Returns what the request wants, and, for the metrics, its route, even if the ask is invalid.
 pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
     let path = head.uri.path();
     let reads: &[Method] = &[Method::GET, Method::HEAD];
@@ -219,7 +219,7 @@ pub(crate) fn parse(head: &Parts) -> (Route, Result<Target, RequestError>) {
         },
     };
     match &parsed {
-        // Its time says nothing about reads.
+        // A route of its own in the metrics: how long a wait takes says nothing about reads.
         Ok(Target::Attested(Ask::Secret(ask))) if ask.wait.is_some() => (Route::Wait, parsed),
         _ => (route, parsed),
     }
@@ -233,7 +233,7 @@ fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
         selector: query.selector("version", "stage"),
         backend: query.owned("backend"),
         key: query.owned("key"),
-        // What the cache holds is what the caller has.
+        // The cache may hold just what the caller already has.
         fresh: wait.is_some() || asks_for_fresh(&head.headers),
         shape: if prefers_raw(&head.headers) {
             Shape::Raw
@@ -245,7 +245,7 @@ fn secret(head: &Parts, name: &str) -> Result<SecretAsk, RequestError> {
     })
 }
 
-/// For how long to wait for a change, if that is asked for.
+/// Returns how long to wait for a change, if the caller wants to.
 fn wait(head: &Parts, query: &Query) -> Result<Option<Duration>, RequestError> {
     let Some(text) = query.owned("wait") else {
         return Ok(None);
@@ -270,7 +270,7 @@ fn wait(head: &Parts, query: &Query) -> Result<Option<Duration>, RequestError> {
     Ok(Some(wait))
 }
 
-/// What the caller says that it has.
+/// The tags of what the caller says it has.
 fn tags(head: &Parts) -> impl Iterator<Item = &HeaderValue> {
     head.headers.get_all(header::IF_NONE_MATCH).iter()
 }
@@ -350,7 +350,7 @@ impl Query {
         Ok(Self(parameters))
     }
 
-    /// The parameter, where it is there and not empty.
+    /// Returns the parameter if it is present and not empty.
     fn owned(&self, name: &str) -> Option<String> {
         self.0.get(name).filter(|value| !value.is_empty()).cloned()
     }
@@ -405,7 +405,7 @@ fn prefers_raw(headers: &HeaderMap) -> bool {
     quality("text/plain").max(quality("application/octet-stream")) > quality("application/json")
 }
 
-/// A quality as thousandths; what is no quality counts as none.
+/// Returns a quality in thousandths; an invalid one is 0.
 fn thousandths(quality: &str) -> u16 {
     match quality.parse::<f32>() {
         #[expect(

@@ -20,7 +20,7 @@ use std::fmt::Write as _;
 use std::io;
 use zeroize::Zeroizing;
 
-/// An answer, whole before it is sent.
+/// An answer, complete before it is sent.
 pub(crate) type Answer = Response<Full<Bytes>>;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
@@ -29,13 +29,13 @@ const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream")
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Room for the headers of any answer, so that their table is made once.
+/// Room for the headers of any answer, so that their table is allocated once.
 const HEADERS: usize = 12;
 
-/// How deep a pointer may go: each step takes some of the stack.
+/// The maximum number of steps of a pointer: each one uses some of the stack.
 const POINTER_STEPS: usize = 32;
 
-/// AWS' shape of the same (Secrets Manager API Reference, `GetSecretValue`).
+/// A secret in AWS's shape (Secrets Manager API Reference, `GetSecretValue`).
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct AwsBody<'a> {
@@ -52,7 +52,7 @@ struct AwsBody<'a> {
     created_date: Option<f64>,
 }
 
-/// AWS' shape of an error, with our own code and request id beside it.
+/// An error in AWS's shape, with our own code and request id added.
 #[derive(Serialize)]
 struct AwsError<'a> {
     #[serde(rename = "__type")]
@@ -62,11 +62,11 @@ struct AwsError<'a> {
     request_id: &'a str,
 }
 
-/// The answer to an ask for one secret: 200, or 304 where the caller has that version already.
+/// Returns the answer to an ask for one secret: 200, or 304 if the caller already has that version.
 ///
 /// # Errors
 ///
-/// `key_not_found` and `not_json` where a member was asked for.
+/// `key_not_found` or `not_json` if the caller asked for a member.
 pub(crate) fn secret(
     read: &Read,
     ask: &SecretAsk,
@@ -76,7 +76,7 @@ pub(crate) fn secret(
     let secret = &read.secret;
     let etag = etag(&secret.version, ask)?;
     let mut answer = if ask.if_none_match.iter().any(|seen| matches(seen, &etag)) {
-        // A member that is not there has not stayed the same, whatever the caller has.
+        // A missing member is an error, not unchanged, whatever the caller has.
         if let Some(key) = &ask.key {
             member(text(secret)?, key)?;
         }
@@ -97,9 +97,9 @@ pub(crate) fn secret(
     Ok(answer)
 }
 
-/// The secret as a JSON object of the contract, for a batch.
+/// Returns the secret as the contract's JSON object.
 pub(crate) fn secret_json(secret: &Secret, name: &str, backend: &str) -> Bytes {
-    // Equal reads have equal names and backends, so what one of them wrote is right for all.
+    // Requests that share this secret have the same name and backend, so the JSON of one is right for all.
     if let Some(body) = secret.json.get() {
         return body.clone();
     }
@@ -121,11 +121,11 @@ pub(crate) fn secret_json(secret: &Secret, name: &str, backend: &str) -> Bytes {
     secret.json.get_or_init(|| sealed_json(&body)).clone()
 }
 
-/// The bare value of the secret, or of its member `key`.
+/// Returns the bare value of the secret, or of its member `key`.
 ///
 /// # Errors
 ///
-/// `key_not_found` and `not_json` where a member was asked for.
+/// `key_not_found` or `not_json` if the caller asked for a member.
 pub(crate) fn bare(secret: &Secret, key: Option<&str>) -> Result<Bytes, RequestError> {
     Ok(match key {
         None => copy(secret.value.expose()),
@@ -133,7 +133,7 @@ pub(crate) fn bare(secret: &Secret, key: Option<&str>) -> Result<Bytes, RequestE
     })
 }
 
-/// Why a name of a batch has no secret, as JSON.
+/// Returns the error for one name of a batch, as JSON.
 pub(crate) fn batch_error(name: &str, error: &RequestError) -> Vec<u8> {
     let body = serde_json::to_vec(&BatchError {
         name: name.to_owned(),
@@ -142,11 +142,11 @@ pub(crate) fn batch_error(name: &str, error: &RequestError) -> Vec<u8> {
         status: error.code.status(),
         step: error.step,
     });
-    // Strings and numbers into memory: there is nothing that could fail.
+    // Writing strings and numbers into memory cannot fail.
     body.unwrap_or_default()
 }
 
-/// The body of a batch: secrets as [`secret_json`] wrote them, and errors as [`batch_error`] did.
+/// Returns the body of a batch's answer: secrets as [`secret_json`] wrote them, and errors as [`batch_error`] did.
 pub(crate) fn batch(secrets: &[Bytes], errors: &[Vec<u8>]) -> Bytes {
     const PARTS: [&[u8]; 3] = [b"{\"secrets\":[", b"],\"errors\":[", b"]}"];
     let sizes = secrets
@@ -174,24 +174,24 @@ fn join(body: &mut Vec<u8>, items: &[impl AsRef<[u8]>]) {
     }
 }
 
-/// A successful answer in JSON that holds no secret.
+/// Returns a successful answer in JSON that holds no secret.
 ///
 /// # Errors
 ///
-/// `internal` if it cannot be written.
+/// `internal` if the value cannot be serialized.
 pub(crate) fn json(value: &impl Serialize, request_id: &str) -> Result<Answer, RequestError> {
     let body = serde_json::to_vec(value).map_err(|e| RequestError::internal(&e))?;
     Ok(json_bytes(body.into(), request_id))
 }
 
-/// An answer whose JSON is already written.
+/// Returns an answer whose JSON is already written.
 pub(crate) fn json_bytes(body: Bytes, request_id: &str) -> Answer {
     let mut answer = whole(body, request_id);
     answer.headers_mut().insert(header::CONTENT_TYPE, JSON);
     answer
 }
 
-/// The answer to a failed request.
+/// Returns the answer to a failed request.
 pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Answer {
     let body = if route == Route::Compatible {
         serde_json::to_vec(&AwsError {
@@ -224,7 +224,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
     answer
 }
 
-/// The same answer, whose body holds on to `room` until it has been sent.
+/// Returns the same answer with a body that holds `room` until it has been sent.
 pub(crate) fn held<T: Send + 'static>(mut answer: Answer, room: T) -> Answer {
     struct Held<T> {
         body: Bytes,
@@ -288,7 +288,7 @@ fn body(
 }
 
 fn aws(secret: &Secret, asked: &SecretName) -> Bytes {
-    // As the application writes it, but for an ARN, in whose place there is the name that it is of.
+    // The name as the application wrote it, except for an ARN: then the name that AWS gives for it.
     let name = secret.details.name.as_deref().filter(|_| asked.is_arn());
     let encoded = (!secret.is_text).then(|| base64(secret.value.expose()));
     sealed_json(&AwsBody {
@@ -307,8 +307,8 @@ fn text(secret: &Secret) -> Result<&str, RequestError> {
     text.ok_or_else(not_json)
 }
 
-/// The member of a JSON object: by its name, or by a pointer (RFC 6901) if the key starts with `/`. Only what was
-/// asked for is copied.
+/// Returns a member of a JSON object: by its name, or by a pointer (RFC 6901) if the key starts with `/`. Only that
+/// member is copied.
 fn member(text: &str, key: &str) -> Result<Zeroizing<String>, RequestError> {
     let steps: Vec<String> = match key.strip_prefix('/') {
         Some(pointer) => pointer
@@ -337,7 +337,7 @@ fn not_json() -> RequestError {
     )
 }
 
-/// The tag of the representation, not of the secret alone (RFC 9110 section 8.8.3).
+/// Returns the tag of the representation, not of the secret alone (RFC 9110 section 8.8.3).
 fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
     let mut tag = String::with_capacity(version.len() + 2);
     tag.push('"');
@@ -354,12 +354,12 @@ fn etag(version: &str, ask: &SecretAsk) -> Result<HeaderValue, RequestError> {
     HeaderValue::try_from(tag).map_err(|e| RequestError::internal(&e))
 }
 
-/// Whether `If-None-Match` names the tag; weakness does not matter (RFC 9110 section 13.1.2).
+/// Whether `If-None-Match` lists the tag; weak tags match too (RFC 9110 section 13.1.2).
 fn matches(seen: &HeaderValue, etag: &HeaderValue) -> bool {
     let (Ok(seen), Ok(etag)) = (seen.to_str(), etag.to_str()) else {
         return false;
     };
-    // A tag may hold a comma, so the list is not simply split.
+    // A tag may contain a comma, so the list cannot simply be split.
     let mut rest = seen.trim();
     if rest == "*" {
         return true;
@@ -378,7 +378,7 @@ fn matches(seen: &HeaderValue, etag: &HeaderValue) -> bool {
 }
 
 fn base64(value: &[u8]) -> Zeroizing<String> {
-    // Reserved whole, so that no half-written copy is left behind by growing.
+    // Allocated in full, because a buffer that grows leaves copies behind.
     let mut text = Zeroizing::new(String::with_capacity(value.len().div_ceil(3) * 4));
     BASE64.encode_string(value, &mut text);
     text
@@ -388,8 +388,8 @@ fn copy(value: &[u8]) -> Bytes {
     SecretValue::from(Zeroizing::new(value.to_vec())).into_bytes()
 }
 
-/// JSON in memory that is wiped when its last reader lets go. It is measured first and then written into room
-/// of that size, so that no copy is left behind by growing.
+/// Returns JSON in memory that is wiped when its last reader drops it. It is measured first and then written into a
+/// buffer of that size, because a buffer that grows leaves copies behind.
 fn sealed_json(value: &impl Serialize) -> Bytes {
     struct Measure(usize);
     impl io::Write for Measure {
@@ -402,7 +402,7 @@ fn sealed_json(value: &impl Serialize) -> Bytes {
         }
     }
     let mut measure = Measure(0);
-    // Strings and numbers into memory: there is nothing that could fail.
+    // Writing strings and numbers into memory cannot fail.
     let _ = serde_json::to_writer(&mut measure, value);
     let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
     let _ = serde_json::to_writer(&mut *text, value);

@@ -1,4 +1,4 @@
-//! Workload → role: what the pod would become in a cloud, by its service account's annotations.
+//! Workload → role: what the pod becomes in a cloud, according to its service account's annotations.
 
 use crate::account::Account;
 use crate::attest::Workload;
@@ -8,47 +8,47 @@ use latchkey_client::protocol::{Code, Step};
 use std::borrow::Cow;
 use std::sync::Arc;
 
-/// The annotation of a pod that names the containers which are to get no AWS role, separated by commas, as EKS'
-/// own webhook reads it.
+/// The pod annotation that names the containers that get no AWS role, separated by commas, as EKS's own webhook reads
+/// it.
 pub(crate) const EKS_SKIP_CONTAINERS: &str = "eks.amazonaws.com/skip-containers";
 
 /// The same for Azure, separated by semicolons, as its workload identity webhook reads it.
 pub(crate) const AZURE_SKIP_CONTAINERS: &str = "azure.workload.identity/skip-containers";
 
-/// The annotation that says what stands before each name at the backend, in place of the configuration.
+/// The annotation that sets the prefix of each name at the backend, and overrides the configuration.
 pub(crate) const PREFIX_KEY: &str = "latchkey.dev/prefix";
 
-/// The name of the role that is the machine's own credentials, whatever they are.
+/// The name of the role that stands for the machine's own credentials, whatever they are.
 pub(crate) const MACHINE: &str = "machine";
 
-/// The annotations of a pod that matter here.
+/// The pod annotations that affect roles.
 pub(crate) const POD_ANNOTATIONS: [&str; 2] = [EKS_SKIP_CONTAINERS, AZURE_SKIP_CONTAINERS];
 
-/// What a workload asks to become at one backend. It is part of every key under which a pod keeps sessions and
-/// values, so each field that changes what is read stands here.
+/// What a workload becomes at one backend. It is part of the key of every session and value that a pod keeps, so every
+/// field that changes what is read belongs here.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct Role {
-    /// As the cloud writes it, for people and for the audit line: an AWS role's ARN.
+    /// The name as the cloud writes it, for people and for the audit line, such as an AWS role's ARN.
     pub(crate) name: Arc<str>,
-    /// What the backend wants to be shown before it lets anybody take on the role.
+    /// The proof that the backend requires before it lets anyone assume the role.
     pub(crate) proof: Proof,
-    /// What stands before each name at the backend.
+    /// The prefix of each name at the backend.
     pub(crate) prefix: Arc<str>,
     /// Where secrets are read: an AWS region, a GCP project, the URL of a Key Vault.
     pub(crate) place: Arc<str>,
-    /// By what the role is taken on, where that is not the backend's usual way: AWS' global token service, an Azure
-    /// tenant, GCP's chain of delegates.
+    /// How the role is assumed, if not in the backend's usual way: AWS's global token service, an Azure tenant, GCP's
+    /// chain of delegates.
     pub(crate) via: Option<Arc<str>>,
 }
 
-/// By what a role is taken on.
+/// What proves that a workload may assume a role.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Proof {
-    /// The machine's own credentials, outside of Kubernetes.
+    /// The machine's own credentials, outside Kubernetes.
     Machine,
-    /// Nothing: the backend is no cloud, and who may read what is settled before it is asked.
+    /// Nothing: the backend is not a cloud, and who may read what is decided before it is called.
     None,
-    /// The pod's own subject token, made out to this audience.
+    /// The pod's own subject token, issued for this audience.
     Token(Arc<str>),
 }
 
@@ -61,7 +61,7 @@ impl NoRole {
     pub(crate) const UNKNOWN_BACKEND: Self = Self(Cow::Borrowed("there is no such backend"));
 }
 
-/// The role of `workload` for `backend`.
+/// Returns the role of `workload` for `backend`.
 ///
 /// # Errors
 ///
@@ -92,7 +92,8 @@ pub(crate) fn of(
         }
         Some(container) if !skipped.contains(&container.name) => return Ok(role.clone()),
         Some(_) => "the pod's skip-containers annotation exempts this container from the role",
-        // Its cgroup does not say, as in some sandboxes. One that it says and that is not named yet is no workload.
+        // Its cgroup names no container, as in some sandboxes. A process whose cgroup names one that the pod does not
+        // list yet is not attested at all.
         None => {
             "the pod exempts containers from its role, and which of them asks cannot be told here"
         }

@@ -1,4 +1,4 @@
-//! A request's id: in the answer, in the log, and in the audit line of whoever shared its call to the vault.
+//! A request's id: in the answer, in the log, and in the audit lines of requests that shared its call to the vault.
 
 use std::fmt;
 
@@ -9,13 +9,13 @@ pub(crate) struct RequestId {
     length: usize,
 }
 
-/// The digits that tell the run of the agent.
+/// How many digits identify the run of the agent.
 const RUN: usize = 8;
 
-/// The fewest digits that the number is written with.
+/// The minimum number of digits for the request's number.
 const FEWEST: usize = 8;
 
-/// The most digits that a number has.
+/// The maximum number of digits for the request's number.
 const MOST: usize = 16;
 
 const LONGEST: usize = RUN + 1 + MOST;
@@ -23,7 +23,7 @@ const LONGEST: usize = RUN + 1 + MOST;
 // === impl RequestId ===
 
 impl RequestId {
-    /// The id of the request with that number in the run of the agent that `boot_id` names.
+    /// Returns the id of the request with this number in the run of the agent that `boot_id` names.
     pub(crate) fn new(boot_id: &str, number: u64) -> Self {
         let digits = MOST - (number.leading_zeros() / 4) as usize;
         let digits = digits.max(FEWEST);

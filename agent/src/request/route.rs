@@ -17,7 +17,7 @@ pub(crate) enum Route {
 // === impl Route ===
 
 impl Route {
-    /// All of them.
+    /// All routes.
     pub(crate) const ALL: [Self; 9] = [
         Self::Batch,
         Self::Compatible,
@@ -30,7 +30,7 @@ impl Route {
         Self::Wait,
     ];
 
-    /// Whether it answers everybody, known or not.
+    /// Whether it answers any peer, attested or not.
     pub(crate) const fn is_open(self) -> bool {
         matches!(self, Self::Health | Self::Ready)
     }
@@ -50,7 +50,7 @@ impl Route {
         }
     }
 
-    /// The methods that it knows, as `Allow` lists them.
+    /// The methods that it allows, as `Allow` lists them.
     pub(crate) const fn allowed(self) -> &'static str {
         match self {
             Self::Batch => "POST",
@@ -58,7 +58,7 @@ impl Route {
         }
     }
 
-    /// What to do where another method is used.
+    /// The message to a caller that used another method.
     pub(super) const fn hint(self) -> &'static str {
         match self {
             Self::Batch => "this route is asked with POST",

@@ -1,17 +1,17 @@
-//! One value inside of a JSON text, found in one pass: whoever wrote the text and whoever asks may make both long, and
-//! one thread serves everybody.
+//! One value in a JSON text, found in one pass: the author of the text and the caller may make text and pointer long,
+//! and one thread serves everyone.
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
-/// The value that `steps` lead to from the object that `text` is: names of members, or positions in arrays (RFC 6901,
-/// section 4). Of members of one name the last counts.
+/// Returns the value that `steps` lead to in the object `text`: names of members, or positions in arrays (RFC 6901,
+/// section 4). If several members have the same name, the last one counts.
 ///
 /// # Errors
 ///
-/// If the text is no JSON object.
+/// If the text is not a JSON object.
 pub(super) fn find<'t>(
     text: &'t str,
     steps: &[String],
@@ -25,16 +25,16 @@ pub(super) fn find<'t>(
     Ok(found)
 }
 
-/// What is to be found from a value on.
+/// The steps that remain from a value on.
 struct Descent<'s>(&'s [String]);
 
-/// The same where there is a step to take.
+/// The same, with at least one step left.
 struct Level<'s> {
     step: &'s str,
     rest: &'s [String],
 }
 
-/// Whether a member's name is this one.
+/// Compares a member's name with this one.
 struct Named<'s>(&'s str);
 
 impl<'t> DeserializeSeed<'t> for Descent<'_> {
@@ -163,7 +163,7 @@ mod tests {
         }
     }
 
-    /// The quickest of several times: what else the machine does makes it longer, and never shorter.
+    /// Returns the shortest of several times: other load on the machine only makes them longer.
     fn quickest(work: impl Fn()) -> Duration {
         let time = || {
             let began = Instant::now();
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn many_steps_read_a_large_text_no_more_often_than_one_does() {
-        // One less than the parser takes.
+        // One less than the parser's limit.
         const DEPTH: usize = 126;
         let siblings = format!(r#""b": "{}", "#, "x".repeat(1 << 20));
         let open = r#"{"a": "#.repeat(DEPTH);

@@ -1,16 +1,16 @@
 //! The text of a JSON string that is a secret, or part of one.
 //!
-//! serde_json unescapes into a buffer of its own, which grows, moves and is freed as it is: copies of a private key would
-//! stay in freed memory. Here the text is written once, into memory that is wiped.
+//! serde_json unescapes into its own buffer, which grows, moves and is freed without being wiped: copies of a private
+//! key would stay in freed memory. Here the text is written once, into memory that is wiped.
 
 use std::str::Chars;
 use zeroize::Zeroizing;
 
-/// The text of `json`, which is one valid JSON value; nothing if that is no string, or one that is no Unicode (a half of a
-/// surrogate pair, RFC 8259 section 8.2).
+/// Returns the text of `json`, which is one valid JSON value; nothing if it is not a string, or not valid Unicode (half
+/// a surrogate pair, RFC 8259 section 8.2).
 pub(super) fn text(json: &str) -> Option<Zeroizing<String>> {
     let escaped = json.strip_prefix('"')?.strip_suffix('"')?;
-    // Unescaped it is never longer: it does not move.
+    // Unescaped text is never longer, so the buffer does not move.
     let mut text = Zeroizing::new(String::with_capacity(escaped.len()));
     let mut rest = escaped.chars();
     while let Some(next) = rest.next() {
@@ -22,7 +22,7 @@ pub(super) fn text(json: &str) -> Option<Zeroizing<String>> {
     Some(text)
 }
 
-/// What the escape stands for whose backslash has been read.
+/// Reads the character that an escape stands for, after its backslash.
 fn character(rest: &mut Chars<'_>) -> Option<char> {
     Some(match rest.next()? {
         'b' => '\u{8}',
@@ -46,7 +46,7 @@ fn character(rest: &mut Chars<'_>) -> Option<char> {
     })
 }
 
-/// Four hexadecimal digits.
+/// Reads four hexadecimal digits, one unit of UTF-16.
 fn unit(rest: &mut Chars<'_>) -> Option<u16> {
     let digits = rest.as_str().get(..4)?;
     *rest = rest.as_str().get(4..)?.chars();
