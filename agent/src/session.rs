@@ -1,4 +1,5 @@
-//! A pod's sessions: one for each role it takes on, exchanged once, renewed before it ends, gone with the pod.
+//! A pod's sessions: one for each role that it assumes, exchanged once, renewed before it expires, dropped with the
+//! pod.
 
 use crate::backend::{BackendError, BackendId, Fault, Session};
 use crate::error::RETRY_AFTER;
@@ -10,33 +11,33 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A session this close to its end is not used any more, so that no read starts with dying credentials.
+/// A session this close to its expiry is no longer used, so that no read starts with credentials about to expire.
 const UNUSABLE_BEFORE: Duration = Duration::from_secs(60);
 
-/// How long a refused exchange is remembered, and a session that ended as the one before it did, so that a pod whose
-/// trust policy is wrong does not use up the account's rate at the token service.
+/// How long a refused exchange is remembered, and a session that ended early like the previous one, so that a pod with
+/// a wrong trust policy does not use up the account's rate at the token service.
 const REFUSAL_STANDS: Duration = Duration::from_secs(2);
 
-/// After so many exchanges in a row that reached nobody, the failure stands for [`IN_VAIN_STANDS`]: each try costs the
-/// API server a token, and a region that does not exist is the pod's own mistake.
+/// After this many exchanges in a row that reached no service, the failure stands for [`IN_VAIN_STANDS`]: each try
+/// costs the API server a token, and a region that does not exist is the pod's own mistake.
 const IN_VAIN: u32 = 10;
 
 const IN_VAIN_STANDS: Duration = Duration::from_secs(1);
 
-/// How long at most an API server or a token service that asks to slow down is left alone.
+/// The longest pause that an API server or a token service gets if it asks to slow down.
 const LONGEST_REST: Duration = Duration::from_secs(10);
 
-/// The longest life of a session that is counted on, whatever the cloud says.
+/// The longest life that a session is taken to have, whatever the cloud says.
 const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
 
-/// How long after a failed renewal the next one is tried, while the old session still serves.
+/// The minimum time between two attempts at a renewal, while the old session is still in use.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
-/// A session younger than this is kept when the cloud refuses a read with it: a pod that asks for what it may
-/// not have, over and over, must not cause an exchange each time.
+/// A session younger than this is kept when the cloud refuses a read with it: a pod that keeps asking for what it may
+/// not have must not cause an exchange each time.
 const YOUNG: Duration = Duration::from_secs(30);
 
-/// How many sessions a pod keeps at each backend: a change of annotation makes a new one, and the oldest goes.
+/// How many sessions a pod keeps at each backend: a changed annotation adds one, and the oldest is dropped.
 const KEPT: usize = 4;
 
 /// What a session is for.
@@ -44,9 +45,9 @@ const KEPT: usize = 4;
 pub(crate) struct SessionKey {
     /// Where it reads.
     pub(crate) backend: BackendId,
-    /// The role taken on.
+    /// The assumed role.
     pub(crate) role: Arc<Role>,
-    /// The UID of the service account: a new account under an old name shares nothing with it.
+    /// The UID of the service account: a new account with an old name shares nothing with the old one.
     pub(crate) account: Arc<str>,
 }
 
@@ -65,14 +66,14 @@ struct Slot {
 #[derive(Debug, Default)]
 struct State {
     held: Option<Held>,
-    /// What the next who ask are told until then.
+    /// The error that callers get until then.
     refused: Option<(Instant, BackendError)>,
     no_renewal_before: Option<Instant>,
-    /// How many exchanges in a row have failed for want of something that is away.
+    /// How many exchanges in a row have failed because a service was unavailable.
     in_vain: u32,
 }
 
-/// A session with the times that matter.
+/// A session and its times.
 #[derive(Clone, Debug)]
 struct Held {
     session: Arc<dyn Session>,
@@ -84,12 +85,12 @@ struct Held {
 // === impl Sessions ===
 
 impl Sessions {
-    /// The session for `key`: the one at hand, or a new one by `exchange`. All who need a new one share one
-    /// exchange; past three quarters of its life the one at hand is renewed behind the answer.
+    /// Returns the session for `key`: the one at hand, or a new one by `exchange`. Callers that need a new one share
+    /// one exchange; after three quarters of its life, the one at hand is renewed in the background.
     ///
     /// # Errors
     ///
-    /// What the exchange ended with.
+    /// The error of the exchange.
     pub(crate) async fn open<F>(
         &self,
         key: &SessionKey,
@@ -133,8 +134,8 @@ impl Sessions {
                 async move { landing.fill(exchange.await) },
             )
         };
-        // It lands by itself, so that what it ends with is remembered whoever leaves meanwhile: a pod whose processes
-        // ask and exit would otherwise have exchanges made as fast as it connects.
+        // The exchange runs in its own task, so that its outcome is remembered even if every caller leaves: otherwise a
+        // pod whose processes ask and exit could cause exchanges as fast as it connects.
         if seat.leader.is_none() {
             tokio::spawn(seat.result.clone());
         }
@@ -147,8 +148,9 @@ impl Sessions {
         }
     }
 
-    /// Puts a session away that the cloud no longer takes: at once if it has ended, else unless it is young. One that has
-    /// ended in place of another that had would be followed by the same: that stands for a while as a refusal does.
+    /// Drops a session that the cloud no longer accepts: at once if it ended early, otherwise only if it is not young.
+    /// If it had replaced another that ended early, the next would likely do the same, so this failure stands for a
+    /// while, as a refusal does.
     pub(crate) fn put_away(
         &self,
         key: &SessionKey,
@@ -173,7 +175,7 @@ impl Sessions {
         }
     }
 
-    /// Lets go of the sessions that have ended.
+    /// Drops the sessions that can no longer be used.
     pub(crate) fn tidy(&self) {
         let now = Instant::now();
         for (_, slot) in &*self.slots() {
@@ -181,7 +183,7 @@ impl Sessions {
         }
     }
 
-    /// The number of sessions at hand.
+    /// Returns the number of sessions at hand.
     pub(crate) fn count(&self, backend: BackendId) -> usize {
         self.slots()
             .iter()
@@ -240,7 +242,7 @@ impl Slot {
             }
             Err(error) => {
                 if error.is_refusal() {
-                    // The role itself is refused now: what was got under it before goes too.
+                    // The role itself is refused now, so the session that it gave before is dropped too.
                     state.held = None;
                 }
                 state.in_vain = match error.error.code {
@@ -249,10 +251,10 @@ impl Slot {
                 };
                 let wait = error.error.retry_after.unwrap_or_default();
                 let stands = match error.error.code {
-                    // Also without a refusal: the agent may not have the pod's token.
+                    // Also if the cloud refused nothing: the agent may lack the right to issue the pod's token.
                     Code::Denied => Some(REFUSAL_STANDS),
                     Code::Throttled => Some(wait.clamp(REFUSAL_STANDS, LONGEST_REST)),
-                    // More than what is said of itself: whoever is asked has named it.
+                    // Longer than the agent's own default, so the service itself asked for it.
                     Code::Unavailable if wait > RETRY_AFTER => Some(wait.min(LONGEST_REST)),
                     _ if state.in_vain >= IN_VAIN => Some(IN_VAIN_STANDS),
                     _ => None,

@@ -1,6 +1,7 @@
 //! Workload → subject token: the pod's own service account token, for one audience.
 //!
-//! The kubelet's, where it comes by CSI: then the agent needs no right to issue any. Else the API server's.
+//! The kubelet hands it over by CSI where it can: then the agent needs no right to issue tokens. Otherwise the API
+//! server issues it.
 
 mod kubelet;
 pub(crate) mod projected;
@@ -23,30 +24,31 @@ use tokio::time::timeout;
 /// offline, so a stolen one outlives its pod by up to this long.
 const TOKEN_SECONDS: i64 = 600;
 
-/// How long the API server may take to issue one.
+/// How long the API server may take to issue a token.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why nothing new is made in a namespace that is being deleted (Kubernetes API, `NamespaceTerminatingCause`).
+/// The API server's reason to create nothing in a namespace that is being deleted (Kubernetes API,
+/// `NamespaceTerminatingCause`).
 const NAMESPACE_TERMINATING: &str = "NamespaceTerminating";
 
 /// Where subject tokens come from.
 pub(crate) enum SubjectTokens {
     /// The API server's TokenRequest.
     Kubernetes(kube::Client),
-    /// Nowhere: principals of a machine have none.
+    /// Nowhere: a machine's principals have none.
     None,
     /// The kubelet, which keeps them fresh in these files.
     Projected(Vec<PathBuf>),
 }
 
 impl SubjectTokens {
-    /// A token of the pod's service account for `audience`: the newest that the kubelet has handed over, else one that
-    /// is asked for.
+    /// Returns a token of the pod's service account for `audience`: in a cluster the newest that the kubelet handed
+    /// over, otherwise one that the API server issues.
     ///
     /// # Errors
     ///
-    /// `not_attested` if the API server no longer knows the pod, `denied` if the agent may not issue tokens
-    /// for that account, else `unavailable`.
+    /// `not_attested` if the API server no longer knows the pod, `denied` if the agent may not issue tokens for that
+    /// account, `no_role` outside a cluster, otherwise `unavailable`.
     pub(crate) async fn issue(
         &self,
         workload: &Workload,
@@ -75,12 +77,12 @@ impl SubjectTokens {
     }
 }
 
-/// What the tokens of a service account have as their `sub`.
+/// Returns the `sub` of a service account's tokens.
 pub(crate) fn subject(namespace: &str, service_account: &str) -> String {
     format!("system:serviceaccount:{namespace}:{service_account}")
 }
 
-/// A fresh token of the pod's service account for `audience`, bound to the pod: it dies with it wherever
+/// Requests a token of the pod's service account for `audience`. It is bound to the pod: it ends with the pod wherever
 /// tokens are reviewed online, and its claims name the pod.
 async fn request(
     client: &kube::Client,
@@ -88,7 +90,7 @@ async fn request(
     audience: &str,
 ) -> Result<SubjectToken, RequestError> {
     let facts = workload.facts();
-    // A token that is bound to no UID would outlive the pod.
+    // A token that is not bound to a UID would outlive the pod.
     let uid = workload.pod().uid.ok_or_else(unavailable)?;
     let request = TokenRequest {
         spec: TokenRequestSpec {
@@ -120,7 +122,7 @@ async fn request(
     Ok(SubjectToken::from(status.token))
 }
 
-/// The error, as it looks to a pod whose tokens come from the kubelet or should.
+/// Returns the error as it looks to a pod whose tokens come, or should come, from the kubelet.
 fn without_the_kubelets(error: RequestError, kubelets: &FromKubelet) -> RequestError {
     match (error.code, kubelets) {
         (Code::Denied, FromKubelet::NotYet) => RequestError::unavailable(
@@ -153,7 +155,7 @@ fn refusal(error: &kube::Error) -> RequestError {
             Code::Denied,
             "the API server refused a token for this pod's service account",
         ),
-        // It is overloaded, or fails; it may say for how long.
+        // The API server is overloaded or failing, and may say for how long.
         kube::Error::Api(status) => unavailable().retry_after(wait_of(status)),
         _ => unavailable(),
     }
@@ -165,8 +167,8 @@ fn has_cause(status: &kube::core::Status, cause: &str) -> bool {
     details.is_some_and(|details| details.causes.iter().any(|known| known.reason == cause))
 }
 
-/// The seconds that the API server asks to wait, where its answer is a `Status` that says so (Kubernetes API, `StatusDetails`);
-/// of a bare `Retry-After` the client library tells nothing.
+/// Returns how long the API server asks to wait, if its answer is a `Status` that says so (Kubernetes API,
+/// `StatusDetails`); the client library does not pass on a bare `Retry-After`.
 fn wait_of(status: &kube::core::Status) -> Option<Duration> {
     let seconds = status.details.as_ref()?.retry_after_seconds;
     (seconds > 0).then(|| Duration::from_secs(seconds.into()))

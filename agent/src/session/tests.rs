@@ -29,7 +29,7 @@ impl Session for Numbered {
     }
 }
 
-/// A token service that counts, and refuses when it is told to.
+/// A token service that counts exchanges, and refuses them when told to.
 #[derive(Clone, Default)]
 struct Service {
     life: Option<Duration>,
@@ -260,7 +260,7 @@ async fn a_role_that_is_refused_at_its_renewal_loses_its_session() {
     service.open(&sessions, &key).await.expect_err("revoked");
 }
 
-/// What a read fails with.
+/// The error of a read.
 fn failure(fault: Fault) -> BackendError {
     BackendError::new(fault, RequestError::new(Code::Unavailable, "over"))
 }
@@ -316,7 +316,7 @@ async fn a_token_that_the_agent_may_not_have_is_not_asked_for_at_each_request() 
     service.gives_no_token.store(false, Ordering::SeqCst);
     advance(REFUSAL_STANDS).await;
     service.open(&sessions, &key).await.expect("tried again");
-    // That is no word on the role: the session at hand serves on.
+    // That says nothing about the role, so the session at hand stays in use.
     service.gives_no_token.store(true, Ordering::SeqCst);
     advance(LIFE * 3 / 4).await;
     service

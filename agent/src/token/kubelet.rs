@@ -1,4 +1,4 @@
-//! Subject tokens that the kubelet handed over by CSI, for a pod of its own node and no other.
+//! Subject tokens that the kubelet handed over by CSI, each for a pod on its own node.
 
 use crate::attest::cgroup::PodUid;
 use crate::secret::SubjectToken;
@@ -8,19 +8,19 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
-/// A token this close to its end is not used any more.
+/// A token this close to its expiry is no longer used.
 const MARGIN: SignedDuration = SignedDuration::from_secs(15);
 
-/// A pod's tokens by audience, the newest of each. They go with the pod, or with its last volume.
+/// A pod's newest token for each audience. They are dropped with the pod, or with its last volume.
 #[derive(Debug, Default)]
 pub(crate) struct KubeletTokens(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
     by_audience: BTreeMap<String, Held>,
-    /// The pod has a volume by which tokens come.
+    /// Whether the pod has a volume, through which tokens come.
     expected: bool,
-    /// The kubelet has brought some to this agent, so it is known for which audiences it does.
+    /// Whether the kubelet has handed tokens to this agent, which then knows their audiences.
     came: bool,
 }
 
@@ -35,15 +35,15 @@ struct Held {
 pub(crate) enum FromKubelet {
     /// This one.
     Token(SubjectToken),
-    /// Tokens come from the kubelet, and none of this audience has.
+    /// Tokens come from the kubelet, but none for this audience.
     NotThisAudience,
-    /// They come, and have not come yet, or not again: it calls about each minute.
+    /// Tokens will come, but have not come yet, or not again: the kubelet calls about once a minute.
     NotYet,
-    /// The pod has no volume by which they could.
+    /// The pod has no volume through which they could come.
     NeverAny,
 }
 
-/// Why what was handed over is not taken.
+/// Why tokens that were handed over are refused.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum HandedError {
     #[error(
@@ -56,16 +56,16 @@ pub(crate) enum HandedError {
     Malformed,
 }
 
-/// As the kubelet writes a token (CSIDriver `tokenRequests`).
+/// A token as the kubelet writes it (CSIDriver `tokenRequests`).
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Written<'a> {
-    // Borrowed: no copy of it is made that is not wiped. What is escaped is no token.
+    // Borrowed, so that no copy is made that is not wiped. A string with escapes is refused, but no token has any.
     token: &'a str,
     expiration_timestamp: &'a str,
 }
 
-/// Whose a token says that it is.
+/// Whose token it is, according to itself.
 #[derive(Deserialize)]
 struct Claims<'a> {
     #[serde(borrow)]
@@ -88,11 +88,11 @@ struct PodClaims<'a> {
 // === impl KubeletTokens ===
 
 impl KubeletTokens {
-    /// Takes what the kubelet wrote for the pod `uid` of that account: all of it, or nothing.
+    /// Takes the tokens that the kubelet wrote for the pod `uid` of this account: all of them or none.
     ///
     /// # Errors
     ///
-    /// If it is something else.
+    /// If one is malformed or another pod's or account's, or if all have expired.
     pub(crate) fn take(
         &self,
         json: &[u8],
@@ -105,7 +105,7 @@ impl KubeletTokens {
         Ok(())
     }
 
-    /// Takes the same from another agent, which may have asked for fewer audiences than this one does.
+    /// Takes the same from another agent, which may have had tokens for fewer audiences than this one will.
     ///
     /// # Errors
     ///
@@ -152,30 +152,30 @@ impl KubeletTokens {
         Ok(())
     }
 
-    /// Notes that the pod has a volume, by which tokens come.
+    /// Notes that the pod has a volume, through which tokens come.
     pub(crate) fn expect(&self) {
         self.lock().expected = true;
     }
 
-    /// Drops everything: the pod has no volume any more.
+    /// Drops everything: the pod no longer has a volume.
     pub(crate) fn drop_all(&self) {
         *self.lock() = State::default();
     }
 
-    /// The newest token for `audience`, as a copy of its own.
+    /// Returns a copy of the newest token for `audience`.
     pub(crate) fn newest(&self, audience: &str) -> FromKubelet {
         let mut state = self.lock();
         state.tidy();
         match state.by_audience.get(audience) {
             Some(held) => FromKubelet::Token(SubjectToken::from(held.token.expose().to_owned())),
             None if !state.expected => FromKubelet::NeverAny,
-            // All that came have ended: the kubelet will call again.
+            // None has come, or all have expired: the kubelet will call again.
             None if !state.came || state.by_audience.is_empty() => FromKubelet::NotYet,
             None => FromKubelet::NotThisAudience,
         }
     }
 
-    /// Everything at hand, as the kubelet would write it, for the agent that takes over; nothing if there is none.
+    /// Returns all tokens as the kubelet would write them, for the agent that takes over; nothing if there are none.
     pub(crate) fn written(&self) -> Option<Zeroizing<Vec<u8>>> {
         let mut state = self.lock();
         state.tidy();
@@ -207,7 +207,7 @@ impl KubeletTokens {
             .values()
             .map(|held| held.token.expose().len() + 512)
             .sum();
-        // Whole from the start: a buffer that grows leaves copies behind.
+        // Allocated in full, because a buffer that grows leaves copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(length));
         serde_json::to_writer(&mut *text, &written).ok()?;
         Some(text)
@@ -226,8 +226,8 @@ impl State {
     }
 }
 
-/// Whether the token says that it is that account's and bound to that pod. Nobody's signature is checked: that is
-/// for the cloud, whom it is made out to. This finds what was mixed up, or put there by the pod itself.
+/// Checks that the token claims to be of this account and bound to this pod. Its signature is not verified: that is up
+/// to the cloud it was issued for. This finds tokens that were mixed up, or put there by the pod itself.
 fn must_be(token: &SubjectToken, subject: &str, uid: PodUid) -> Result<(), HandedError> {
     let payload = token.payload().ok_or(HandedError::Malformed)?;
     let claims: Claims<'_> = serde_json::from_slice(&payload).map_err(|_| HandedError::Foreign)?;
@@ -289,7 +289,7 @@ mod tests {
             &handed(&[("sts", &new, 600), ("vault", &other, 600)]),
         )
         .expect("right");
-        // A call that was held up brings an older one.
+        // A delayed call brings an older token.
         take(&tokens, &handed(&[("sts", &old, 300)])).expect("right");
         assert_eq!(newest(&tokens, "sts"), Some(new));
         assert_eq!(newest(&tokens, "vault"), Some(other));
@@ -367,7 +367,7 @@ mod tests {
         other.inherit(&written, uid, "test", "app").expect("right");
         assert_eq!(newest(&other, "a"), Some(own("a")));
         assert_eq!(newest(&other, "b"), Some(own("b")));
-        // Of an audience that the one before did not know of, the kubelet has yet to bring one.
+        // The first agent did not know this audience, so the kubelet may yet hand over a token for it.
         assert!(matches!(other.newest("c"), FromKubelet::NotYet));
         take(&other, &handed(&[("a", &own("a"), 600)])).expect("right");
         assert!(matches!(other.newest("c"), FromKubelet::NotThisAudience));

@@ -1,7 +1,7 @@
 //! The tokens of the agent's own pod, which the kubelet writes into files and renews there.
 //!
-//! They are read anew for each exchange. What a file holds is only offered to the audience that it names itself, so that
-//! no mistake in a path hands a cloud the pod's token for the API server.
+//! They are read again for each exchange. A token is only offered to the audience that it names itself, so that a wrong
+//! path cannot hand a cloud the pod's token for the API server.
 
 use crate::error::RequestError;
 use crate::secret::SubjectToken;
@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// The longest token file that is read, in bytes. A service account's token has about one KiB.
+/// The maximum size of a token file, in bytes. A service account's token has about one KiB.
 const TOKEN_LIMIT: usize = 16 * 1024;
 
 /// What a token says about itself; the cloud verifies it, not the agent.
@@ -30,11 +30,11 @@ enum Audiences {
     Several(Vec<String>),
 }
 
-/// The first of the tokens in `files` that is made out to `audience`.
+/// Returns the first token in `files` that was issued for `audience`.
 ///
 /// # Errors
 ///
-/// `unavailable`, saying which file or which audience is missing.
+/// `unavailable`, saying which file is missing or wrong, or which audience is missing.
 pub(crate) fn find(
     files: &[PathBuf],
     audience: &str,
@@ -81,13 +81,13 @@ pub(crate) fn find(
 }
 
 fn read(file: &Path) -> io::Result<(SubjectToken, Claims)> {
-    // With room for all of it, nothing is moved and left behind while it is read.
+    // Allocated in full, because a buffer that grows leaves copies behind.
     let mut text = Zeroizing::new(String::with_capacity(TOKEN_LIMIT + 1));
     File::open(file)?
         .take(TOKEN_LIMIT as u64 + 1)
         .read_to_string(&mut text)?;
     if text.len() > TOKEN_LIMIT {
-        // Cut, it could still look like a token.
+        // A truncated token could still look like one.
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     let token = SubjectToken::from(text.trim().to_owned());
@@ -168,7 +168,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let files = [file(&directory, "a", SUBJECT, YEAR_2100)];
         let text = std::fs::read_to_string(&files[0]).expect("there");
-        // A long signature: whatever is cut off it, the claims can still be read.
+        // A long signature: even if some of it is cut off, the claims can still be read.
         let longest = text.trim().to_owned() + &"x".repeat(TOKEN_LIMIT - text.trim().len());
         std::fs::write(&files[0], &longest).expect("a file");
         let found = find(&files, "a", SUBJECT).expect("a token");

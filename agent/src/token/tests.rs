@@ -1,4 +1,4 @@
-//! What the API server is asked for, and what becomes of its answers.
+//! What the API server is asked for, and how its answers are handled.
 
 use super::*;
 use crate::attest::cgroup::PodUid;
@@ -7,7 +7,7 @@ use kube::core::Status;
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 
-/// An API server that answers everything with `answer`, and what it was asked last: the path and the body.
+/// An API server that answers everything with `answer`, and the path and body of the last request to it.
 struct ApiServer {
     tokens: SubjectTokens,
     asked: Arc<Mutex<(String, Value)>>,
@@ -122,7 +122,7 @@ fn a_refusal_of_the_api_servers_says_whose_matter_it_is() {
     }
 }
 
-/// As the API server's admission tells it, in the words of a Role that is missing but for the cause.
+/// The API server's admission words this like a missing Role, except for the cause.
 #[test]
 fn a_namespace_that_is_being_deleted_is_not_told_as_a_missing_right() {
     let answer = json!({
