@@ -1,7 +1,7 @@
-//! A pod's values: reads in flight, and, where the operator turned it on, the values read before.
+//! A pod's values: reads in flight and, if the operator turned the cache on, values read before.
 //!
-//! Both belong to the pod's entry, so no key can reach another pod's value. Off by default: the promise is that
-//! every read is the latest.
+//! Both belong to the pod's entry, so no key can reach another pod's value. The cache is off by default: the promise is
+//! that every read gets the latest value.
 
 mod shelf;
 
@@ -22,14 +22,14 @@ use tokio::time::Instant;
 /// All pods of the node together may keep this many times what one pod may.
 const PODS_WITH_ALL: usize = 4;
 
-/// What a read is of: the whole of what can change its result.
+/// What a read is for: everything that can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ReadKey {
-    /// What session it is read with: where, and as what role with its region and prefix.
+    /// The session of the read: the backend, and the role with its region and prefix.
     pub(crate) session: SessionKey,
     /// The name as the application wrote it.
     pub(crate) name: SecretName,
-    /// The version.
+    /// The version or stage.
     pub(crate) selector: Selector,
 }
 
@@ -41,7 +41,7 @@ pub(crate) struct Values {
     reads: Flights<ReadKey, Result<Arc<Secret>, BackendError>>,
 }
 
-/// A value, and how it was come by.
+/// A value, and where it came from.
 #[derive(Debug)]
 pub(crate) struct Read {
     /// The secret.
@@ -63,7 +63,7 @@ pub(crate) enum CacheUse {
     Miss,
     /// It is off for this name.
     Off,
-    /// The vault could not be reached, and an expired value was allowed to stand in.
+    /// The vault could not be reached, and an expired value was allowed instead.
     Stale,
 }
 
@@ -86,7 +86,8 @@ impl CacheUse {
 
 // === impl ReadKey ===
 
-/// Equal keys hash alike; what a pod hardly ever has two of is left to the comparison, which is by pointer first.
+/// Equal keys have equal hashes. The parts of which a pod rarely has two are left to the comparison, which is by
+/// pointer first.
 impl Hash for ReadKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.session.backend.hash(state);
@@ -98,7 +99,7 @@ impl Hash for ReadKey {
 // === impl Values ===
 
 impl Values {
-    /// No values yet, on a node whose pods keep `all`.
+    /// Returns an empty one, on a node whose pods keep `all`.
     pub(crate) fn new(settings: Arc<config::Cache>, all: &NodesValues) -> Self {
         Self {
             settings,
@@ -107,7 +108,7 @@ impl Values {
         }
     }
 
-    /// The value for `key` that is at hand, where the cache is on and the value still fresh at `now`.
+    /// Returns the cached value for `key`, if the cache is on and the value still fresh at `now`.
     pub(crate) fn at_hand(&self, key: &ReadKey, now: Instant) -> Option<Read> {
         if !self.keeps(&key.name) {
             return None;
@@ -115,11 +116,12 @@ impl Values {
         self.kept(key, CacheUse::Hit, now, self.settings.ttl)
     }
 
-    /// The value for `key` by `fetch`, which equal reads share. With `fresh` no read is joined that began before.
+    /// Reads the value for `key` with `fetch`, which equal reads share. With `fresh`, it joins no read that began
+    /// earlier.
     ///
     /// # Errors
     ///
-    /// What the vault answered.
+    /// The error of the vault, if no expired value may be used instead.
     pub(crate) async fn read<F>(
         &self,
         key: &ReadKey,
@@ -139,9 +141,9 @@ impl Values {
             .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
-                // A read that began later knows better, even if it ended before and found nothing.
+                // A read that began later knows better, even if it ended earlier and found nothing.
                 if keeps && self.reads.is_last(key, seat.number) {
-                    // Its age counts from before the vault was asked, so it is never older than it says.
+                    // Its age counts from before the vault was asked, so that it is never older than its age says.
                     self.shelf().put(key, &secret, seat.began, self.room());
                 }
                 Ok(Read {
@@ -152,7 +154,7 @@ impl Values {
                 })
             }
             Err(error) if error.fault == Fault::Unreachable => {
-                // Whoever asked for the latest is better off without an answer than with an old one.
+                // A caller that asked for the latest value is better off with an error than with an old value.
                 let may_be_stale = keeps && !fresh && !self.settings.stale_if_error.is_zero();
                 may_be_stale
                     .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
@@ -169,7 +171,7 @@ impl Values {
         }
     }
 
-    /// What the cache does for a read of that name of which no value is at hand.
+    /// What the cache does for a read of this name if it has no value at hand.
     pub(crate) fn without_value(&self, name: &SecretName) -> CacheUse {
         if self.keeps(name) {
             CacheUse::Miss
@@ -178,12 +180,12 @@ impl Values {
         }
     }
 
-    /// Drops every value that was read as `role`, also those that are being read now.
+    /// Drops every value that was read as `role`, including those being read now.
     pub(crate) fn forget(&self, role: &Role) {
         self.shelf().refuse(role, Instant::now());
     }
 
-    /// Lets go of what has expired.
+    /// Drops expired values.
     pub(crate) fn tidy(&self) {
         if let Some(since) = Instant::now().checked_sub(self.life()) {
             self.shelf().expire(since);
@@ -215,7 +217,7 @@ impl Values {
         self.settings.ttl + self.settings.stale_if_error
     }
 
-    /// Whether values of that name are kept.
+    /// Whether values of this name are kept.
     fn keeps(&self, name: &SecretName) -> bool {
         let settings = &self.settings;
         !settings.ttl.is_zero()

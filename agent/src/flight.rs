@@ -1,4 +1,4 @@
-//! One call for all who ask for the same thing at the same time.
+//! One call for all requests that ask for the same thing at the same time.
 
 use crate::request::RequestId;
 use futures::FutureExt;
@@ -9,11 +9,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-/// Calls in flight by what they fetch. A call is a task of its own, so whoever began it may leave without
-/// harm to those who joined; when nobody waits any more it is cancelled.
+/// Calls in flight, by what they fetch. Each call is its own task, so the request that began it may leave without harm
+/// to those that joined; the call is cancelled when nobody waits for it any more.
 pub(crate) struct Flights<K, T: Clone>(Mutex<Board<K, T>>);
 
-/// How many finished flights may lie about before they are swept.
+/// How many flights there may be before the finished ones are removed.
 const SWEEP: usize = 64;
 
 struct Board<K, T: Clone> {
@@ -33,19 +33,19 @@ type Landing<T> = BoxFuture<'static, Option<T>>;
 
 /// A seat on a flight.
 pub(crate) struct Seat<T: Clone> {
-    /// The request that began the flight, if it is another one.
+    /// The request that began the flight, if it is not this one.
     pub(crate) leader: Option<RequestId>,
     /// Which flight it is: a later one has a higher number.
     pub(crate) number: u64,
-    /// When the flight began, which, for whoever joins, is before their own ask.
+    /// When the flight began; for a request that joined it, that is before its own ask.
     pub(crate) began: Instant,
     /// The result, or nothing if the task died.
     pub(crate) result: Shared<Landing<T>>,
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Flights<K, T> {
-    /// Joins the flight for `key`, or begins one with `start`. With `fresh`, what began before is not
-    /// good enough: a new flight begins, which later askers join.
+    /// Joins the flight for `key`, or begins one with `start`. With `fresh`, it joins none that began earlier: a new
+    /// flight begins, which later requests join.
     pub(crate) fn join<F>(&self, key: &K, fresh: bool, asker: RequestId, start: F) -> Seat<T>
     where
         F: Future<Output = T> + Send + 'static,
@@ -90,7 +90,7 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         }
     }
 
-    /// Whether no flight for `key` has begun after the one with that number. One that is forgotten cannot say.
+    /// Whether no flight for `key` began after the one with this number; false if that one has been removed.
     pub(crate) fn is_last(&self, key: &K, number: u64) -> bool {
         let board = self.board();
         board
@@ -133,7 +133,7 @@ mod tests {
         RequestId::new("00000000", number)
     }
 
-    /// A call that takes a second and gives its number.
+    /// A call that takes a second and returns its number.
     fn call(calls: &Arc<AtomicUsize>) -> impl Future<Output = usize> + Send + use<> {
         let calls = calls.clone();
         async move {

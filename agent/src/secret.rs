@@ -1,7 +1,7 @@
-//! What must not be printed, and the names of it.
+//! Secrets and tokens, which must not be printed, and the names of secrets.
 //!
-//! A [`SecretName`] is checked once, when it is made. Values and tokens print as nothing, cannot be
-//! cloned, come out through `expose` or as shared bytes alone, and are overwritten with zeroes when they are dropped.
+//! A [`SecretName`] is checked once, when it is made. Values and tokens print without their content, cannot be cloned,
+//! can only be read through `expose` or as shared bytes, and are overwritten with zeroes when they are dropped.
 
 use std::{fmt, str, sync::Arc};
 
@@ -12,11 +12,11 @@ use zeroize::Zeroizing;
 
 /// The name of a secret as the application writes it: 1 to 512 bytes, slashes between its segments.
 ///
-/// Which characters it may hold, and what it is called at the vault, is the backend's to say.
+/// The backend decides which characters it may contain, and what the secret is called at the vault.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct SecretName(Arc<str>);
 
-/// Why something is no name of a secret.
+/// Why something is not a secret's name.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 pub(crate) enum NameError {
     /// It holds a backslash, a NUL or another control character.
@@ -25,7 +25,7 @@ pub(crate) enum NameError {
     /// It is empty.
     #[error("a secret's name is missing")]
     Empty,
-    /// What its percent signs encode is no UTF-8, or they encode nothing.
+    /// Its percent-encoding is invalid, or does not decode to UTF-8.
     #[error("a secret's name is UTF-8, its percent signs written as %25")]
     Encoding,
     /// It has more than 512 bytes.
@@ -45,14 +45,14 @@ pub(crate) struct SubjectToken(Zeroizing<String>);
 // === impl SecretName ===
 
 impl SecretName {
-    /// The longest name, in bytes; AWS has the longest of all clouds.
+    /// The maximum length of a name, in bytes: AWS's, the longest of all clouds.
     pub(crate) const MAX_LENGTH: usize = 512;
 
-    /// The name that `text` is, nothing in which is encoded any more.
+    /// Parses a name that is no longer encoded.
     ///
     /// # Errors
     ///
-    /// If it is too long, or could mean something else than one secret to whoever reads it next.
+    /// If it is empty or too long, or if whoever reads it next could take it for anything but one secret.
     pub(crate) fn parse(text: &str) -> Result<Self, NameError> {
         if text.is_empty() {
             return Err(NameError::Empty);
@@ -72,13 +72,13 @@ impl SecretName {
         Ok(Self(text.into()))
     }
 
-    /// The name at the end of a request's path, decoded once: `%2F` is `/`, and `%252F` is `%2F`.
+    /// Parses the name at the end of a request's path, decoded once: `%2F` is `/`, and `%252F` is `%2F`.
     ///
     /// # Errors
     ///
-    /// If it is not encoded rightly, else as [`SecretName::parse`].
+    /// If its encoding is invalid, otherwise as [`SecretName::parse`].
     pub(crate) fn from_path(tail: &str) -> Result<Self, NameError> {
-        // The decoder lets through what it does not understand; two readers may differ about it.
+        // The decoder leaves invalid escapes as they are, and two readers may disagree about those.
         let is_sound = |after: &str| {
             after.len() >= 2 && after.bytes().take(2).all(|byte| byte.is_ascii_hexdigit())
         };
@@ -94,7 +94,7 @@ impl SecretName {
         &self.0
     }
 
-    /// The same name in small letters.
+    /// Returns the same name in lower case.
     #[must_use]
     pub(crate) fn lowercased(&self) -> Self {
         if self.0.bytes().any(|byte| byte.is_ascii_uppercase()) {
@@ -129,30 +129,30 @@ impl SecretValue {
         str::from_utf8(&self.0).ok()
     }
 
-    /// The same memory as [`Bytes`], which can be shared and sliced.
+    /// Returns the same memory as [`Bytes`], which can be shared and sliced.
     ///
-    /// The last of the clones and slices of those `Bytes` to go overwrites them all. `Bytes` itself
-    /// prints what it holds: it goes to the socket and never into a `{:?}`.
+    /// The memory is overwritten when the last clone or slice of those `Bytes` is dropped. `Bytes` prints its content,
+    /// so it may go to the socket but never into a `{:?}`.
     pub(crate) fn into_bytes(self) -> Bytes {
         Bytes::from_owner(self.0)
     }
 }
 
-/// Takes the text over where it lies; no copy stays behind.
+/// Takes over the text in place; no copy is left behind.
 impl From<String> for SecretValue {
     fn from(text: String) -> Self {
         Self(Zeroizing::new(text.into_bytes()))
     }
 }
 
-/// Takes the bytes over where they lie; no copy stays behind.
+/// Takes over the bytes in place; no copy is left behind.
 impl From<Zeroizing<Vec<u8>>> for SecretValue {
     fn from(bytes: Zeroizing<Vec<u8>>) -> Self {
         Self(bytes)
     }
 }
 
-/// Takes the bytes over where they lie; no copy stays behind.
+/// Takes over the bytes in place; no copy is left behind.
 impl From<Vec<u8>> for SecretValue {
     fn from(bytes: Vec<u8>) -> Self {
         Self(Zeroizing::new(bytes))
@@ -173,19 +173,19 @@ impl SubjectToken {
         &self.0
     }
 
-    /// What the token says about itself, in JSON (RFC 7519 section 3), if it has the form of a JWT. Nobody has verified
-    /// it: that is for whom the token is made out to. Without its signature it opens nothing.
+    /// Returns the token's claims, in JSON (RFC 7519 section 3), if it has the form of a JWT. They are not verified:
+    /// that is up to the token's audience. Without the signature they open nothing.
     pub(crate) fn payload(&self) -> Option<Zeroizing<Vec<u8>>> {
         let mut parts = self.0.split('.');
         let (_header, payload, _signature) = (parts.next()?, parts.next()?, parts.next()?);
-        // With room for all of it, nothing is moved and left behind while it is decoded.
+        // Allocated in full, because a buffer that grows leaves copies behind.
         let mut decoded = Zeroizing::new(Vec::with_capacity(payload.len()));
         URL_SAFE_NO_PAD.decode_vec(payload, &mut decoded).ok()?;
         Some(decoded)
     }
 }
 
-/// Takes the text over where it lies; no copy stays behind.
+/// Takes over the text in place; no copy is left behind.
 impl From<String> for SubjectToken {
     fn from(token: String) -> Self {
         Self(Zeroizing::new(token))

@@ -1,5 +1,5 @@
-//! Values kept for a time and within bounds of bytes, one for each pod and one for all pods of the node. Over a bound,
-//! what the pod itself read longest ago goes first.
+//! Values kept for a limited time and within limits in bytes, one for each pod and one for all pods of the node. Over a
+//! limit, the pod's own oldest reads are dropped first.
 
 use super::ReadKey;
 use crate::backend::Secret;
@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::time::Instant;
 
-/// What an entry costs beside its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
+/// What an entry costs in addition to its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
 pub(super) const ENTRY_COST: usize = 512;
 
-/// What each pod may keep whatever the others do, in bytes: some dozens of short values, or one of up to 32 KiB, which is
-/// kept with its answer.
+/// What each pod may keep whatever the others do, in bytes: dozens of short values, or one of up to 32 KiB, which is
+/// kept together with its answer.
 pub(super) const OWN_ROOM: usize = 64 << 10;
 
 /// How many bytes all pods of the node keep.
@@ -27,17 +27,17 @@ pub(super) struct Room {
     pub(super) of_node: usize,
 }
 
-/// The values of one pod. Whatever leaves is wiped when its last reader lets go.
+/// The values of one pod. A dropped value is wiped when its last reader drops it too.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
     by_key: HashMap<Arc<ReadKey>, Kept>,
     by_age: BTreeMap<Age, Arc<ReadKey>>,
     bytes: usize,
-    /// Of all pods, this one's among them.
+    /// The bytes of all pods, including this one's.
     all: NodesValues,
-    /// Tells apart what was read at the same time.
+    /// Distinguishes values that were read at the same time.
     next: u64,
-    /// When a role was last refused: what a read found that began before does not come back.
+    /// When a role was last refused: a value from a read that began before is not kept.
     refused: Option<Instant>,
 }
 
@@ -53,20 +53,20 @@ struct Kept {
 // === impl Shelf ===
 
 impl Shelf {
-    /// An empty one, of a node whose pods keep `all`.
+    /// Returns an empty one, of a node whose pods keep `all`.
     pub(super) fn new(all: NodesValues) -> Self {
         let mut shelf = Self::default();
         shelf.all = all;
         shelf
     }
 
-    /// The value for `key`, and when it was read.
+    /// Returns the value for `key`, and when it was read.
     pub(super) fn get(&self, key: &ReadKey) -> Option<(&Arc<Secret>, Instant)> {
         let kept = self.by_key.get(key)?;
         Some((&kept.secret, kept.age.0))
     }
 
-    /// Puts a value there that was read at `read_at`, unless a refusal came later.
+    /// Keeps a value that was read at `read_at`, unless a role was refused since, or there is no room.
     pub(super) fn put(
         &mut self,
         key: &ReadKey,
@@ -79,7 +79,7 @@ impl Shelf {
             return;
         }
         let bytes = ENTRY_COST + 2 * key.name.as_str().len() + secret.footprint();
-        // Nothing goes for what could not stay either.
+        // Nothing is dropped for a value that could not stay either.
         if !self.could_hold(bytes, room) {
             return;
         }
@@ -102,7 +102,7 @@ impl Shelf {
         }
     }
 
-    /// Drops what was read before `since`.
+    /// Drops the values that were read before `since`.
     pub(super) fn expire(&mut self, since: Instant) {
         while self
             .by_age
@@ -113,7 +113,7 @@ impl Shelf {
         }
     }
 
-    /// Drops what was read as `role`, and lets nothing back that is being read now.
+    /// Drops the values that were read as `role`, and keeps none that are being read now.
     pub(super) fn refuse(&mut self, role: &Role, now: Instant) {
         let refused: Vec<_> = self
             .by_key
@@ -127,7 +127,7 @@ impl Shelf {
         self.refused = Some(now);
     }
 
-    /// How many there are, and their bytes.
+    /// Returns how many values there are, and their bytes.
     #[cfg(test)]
     pub(super) fn size(&self) -> (usize, usize) {
         assert_eq!(self.by_key.len(), self.by_age.len());
@@ -142,7 +142,7 @@ impl Shelf {
         }
     }
 
-    /// Whether there is room for so many bytes in place of all that is here.
+    /// Whether there is room for this many bytes in place of everything that is here.
     fn could_hold(&self, bytes: usize, room: Room) -> bool {
         let others = self
             .all

@@ -11,7 +11,7 @@ use tokio::time::{advance, sleep};
 
 const TTL: Duration = Duration::from_secs(60);
 
-/// A vault that counts its reads and answers as it is told.
+/// A vault that counts its reads and answers as it is told to.
 #[derive(Clone, Default)]
 struct Vault {
     reads: Arc<AtomicUsize>,
@@ -38,7 +38,7 @@ impl Vault {
         Ok(Arc::new(Secret::new(value, true, number.to_string())))
     }
 
-    /// As a request does.
+    /// Reads as a request does.
     async fn ask(
         &self,
         values: &Values,
@@ -253,7 +253,7 @@ async fn an_expired_value_stands_in_only_where_allowed_and_only_so_long() {
         vault.read(&lenient, &key("a"), false).await,
         found(2, "stale")
     );
-    // To the instant at which that time is over too, ten milliseconds into the read.
+    // To the moment when that time is over too, ten milliseconds into the read.
     advance(TTL - Duration::from_millis(1_040)).await;
     assert_eq!(vault.read(&lenient, &key("a"), false).await, away);
 }
@@ -419,7 +419,7 @@ async fn a_read_that_began_before_a_refusal_does_not_fill_the_cache_after_it() {
     })
     .await;
     assert_eq!(vault.read(&values, &key, false).await, found(2, "miss"));
-    // What begins after it does.
+    // A read that begins after the refusal does.
     assert_eq!(vault.read(&values, &key, false).await, found(2, "hit"));
 }
 

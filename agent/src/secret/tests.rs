@@ -1,4 +1,4 @@
-//! Names from every side, and memory after a secret is gone.
+//! Names of every kind, and memory after a secret is dropped.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
@@ -7,15 +7,15 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Long enough that the allocator's own notes cover only a part of it, short enough that the
-/// memory stays mapped.
+/// Long enough that the allocator's own bookkeeping covers only a part of it, short enough that the memory stays
+/// mapped.
 const SECRET_BYTES: usize = 4096;
 
-/// A look at one place in this process's memory, by way of proc(5), which needs no unsafe code.
+/// Reads one place in this process's memory through proc(5), which needs no unsafe code.
 struct Look {
     memory: File,
     address: u64,
-    /// Made beforehand: what is allocated after a drop lies where the secret lay.
+    /// Allocated beforehand: what is allocated after a drop may lie where the secret lay.
     seen: Vec<u8>,
 }
 
@@ -40,7 +40,7 @@ impl Look {
 
 /// A text that nothing else in this process holds, and a piece of it.
 fn secret() -> (String, &'static [u8]) {
-    // Spelt in two, so that no constant of the program is the whole of it.
+    // Split in two, so that no constant of the program contains all of it.
     (
         "hunter2-".repeat(SECRET_BYTES / 8),
         b"hunter2-hunter2-hunter2-",

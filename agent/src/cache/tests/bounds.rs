@@ -1,4 +1,4 @@
-//! How much is kept, by one pod and by all.
+//! How much is kept, for one pod and for all.
 
 use super::*;
 
@@ -18,7 +18,7 @@ async fn the_cache_holds_no_more_bytes_than_it_may() {
     let (kept, bytes) = values.shelf().size();
     assert!(bytes as u64 <= room, "{bytes}");
     assert!(kept > 0);
-    // What was read last is what stays.
+    // What was read last stays.
     assert_eq!(
         vault.read(&values, &key("name-99"), false).await,
         found(100, "hit")
@@ -52,7 +52,7 @@ async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
         let (_, cache) = vault.read(pod, &key("name-999"), false).await.expect("it");
         assert_eq!(cache, "hit", "what was read last");
     }
-    // What pods that go have kept is room for those that stay.
+    // The room of pods that go is free for those that stay.
     let mut pods = pods;
     pods.drain(..9);
     let [last] = &*pods else { panic!("one stays") };
