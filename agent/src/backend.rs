@@ -1,5 +1,5 @@
-//! The seam to the clouds: a [`Backend`] turns a role and a subject token into a [`Session`], and a session
-//! reads. Credentials stay inside the backend's own file.
+//! The interface to the clouds: a [`Backend`] turns a role and a subject token into a [`Session`], and a session reads.
+//! Credentials stay inside the backend's own module.
 
 mod aws;
 mod azure;
@@ -31,8 +31,8 @@ use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// When a call that has reached nobody is made again: once, since more would outlast the request's deadline; and not at
-/// the moment at which all others are made again that failed with it.
+/// How a call that could not reach the cloud is retried: once, since more would outlast the request's deadline, and
+/// with jitter, so that calls that failed together are not retried together.
 const SECOND_TRY: ConstantBuilder = ConstantBuilder::new()
     .with_delay(Duration::from_millis(75))
     .with_jitter()
@@ -44,7 +44,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// The role that the annotations ask for.
     fn role(&self, annotations: &Annotations) -> Result<Role, NoRole>;
 
-    /// The role of a principal of the machine, outside of Kubernetes, that counts as one of `namespace`.
+    /// The role of a principal of the machine, outside Kubernetes, that counts as one of `namespace`.
     ///
     /// # Errors
     ///
@@ -54,17 +54,17 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// What it is and where, for the operator.
     fn describe(&self) -> String;
 
-    /// What the configuration leaves to each service account to say, in a line each, for the operator.
+    /// What the configuration leaves to each service account, one line each, for the operator.
     fn left_open(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Whether the vault takes large and small letters in a name for the same.
+    /// Whether the vault ignores case in names.
     fn ignores_case(&self) -> bool {
         false
     }
 
-    /// The pod annotation that keeps containers from a role here, if there is one.
+    /// The pod annotation that exempts containers from a role here, if there is one.
     fn skip_annotation(&self) -> Option<&'static str> {
         None
     }
@@ -81,7 +81,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
         selector: &Selector,
     ) -> Result<(), RequestError>;
 
-    /// Exchanges what is offered for a session.
+    /// Exchanges the offer for a session.
     ///
     /// # Errors
     ///
@@ -94,13 +94,13 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     ) -> Result<Arc<dyn Session>, BackendError>;
 }
 
-/// A role taken on, until it ends.
+/// An assumed role, until it expires.
 #[async_trait]
 pub(crate) trait Session: fmt::Debug + Send + Sync {
     /// How long the session lives from now.
     fn lives_for(&self) -> Duration;
 
-    /// Reads one version of one secret, for the request with that id.
+    /// Reads one version of one secret, for the request with this id.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ pub(crate) trait Session: fmt::Debug + Send + Sync {
         request_id: &str,
     ) -> Result<Secret, BackendError>;
 
-    /// Lists up to `limit` names, as the application writes them, from `cursor` on, for the request with that id.
+    /// Lists up to `limit` names, as the application writes them, from `cursor` on, for the request with this id.
     ///
     /// # Errors
     ///
@@ -125,32 +125,31 @@ pub(crate) trait Session: fmt::Debug + Send + Sync {
     ) -> Result<Page, BackendError>;
 }
 
-/// What is shown to a backend so that it lets a role be taken on: what the role's
-/// [`Proof`](crate::role::Proof) asks for.
+/// What a backend gets to let a role be assumed: what the role's [`Proof`](crate::role::Proof) requires.
 #[derive(Debug)]
 pub(crate) enum Offer {
-    /// Leave to use the machine's own credentials.
+    /// Permission to use the machine's own credentials.
     Machine,
-    /// Nothing, for a backend that is no cloud.
+    /// Nothing, for a backend that is not a cloud.
     None,
     /// The pod's own token.
     Token(SubjectToken),
 }
 
-/// In whose name a session is asked for; the cloud's own log shows it.
+/// On whose behalf a session is requested; the cloud's own log shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller {
-    /// The pod's UID, 32 hexadecimal digits; `local` outside of Kubernetes.
+    /// The pod's UID, 32 hexadecimal digits; `local` outside Kubernetes.
     pub(crate) pod_uid: String,
     /// The pod's namespace.
     pub(crate) namespace: Arc<str>,
     /// The pod's service account.
     pub(crate) service_account: Arc<str>,
-    /// The request that the session is made for first; the pod's others may use it too.
+    /// The request that the session is made for; later ones of the pod may use it too.
     pub(crate) request_id: RequestId,
 }
 
-/// Which version of a secret is meant; neither means the latest.
+/// Which version of a secret is meant: the latest if neither is set.
 #[derive(Clone, Debug, Default, Eq, Hash, PartialEq)]
 pub(crate) struct Selector {
     /// The backend's id of a version.
@@ -167,20 +166,20 @@ pub(crate) struct Secret {
     pub(crate) is_text: bool,
     /// The backend's id of the version.
     pub(crate) version: Arc<str>,
-    /// What else AWS tells, for its own answer shape.
+    /// What else the backend tells, for AWS's answer shape.
     pub(crate) details: Details,
-    /// Under which id the cloud's log knows the read.
+    /// The id of the read in the cloud's log.
     pub(crate) cloud_request_id: Option<Arc<str>>,
-    /// The answer in JSON, written by the first who needs it.
+    /// The answer in JSON, written by the first request that needs it.
     pub(crate) json: OnceLock<Bytes>,
 }
 
-/// What a backend tells about a secret beside its value.
+/// What a backend tells about a secret in addition to its value.
 #[derive(Debug, Default)]
 pub(crate) struct Details {
     /// The full name of the resource.
     pub(crate) arn: Option<String>,
-    /// The name at the cloud, prefix and all.
+    /// The name at the cloud, with its prefix.
     pub(crate) name: Option<String>,
     /// The stages or labels of the version.
     pub(crate) stages: Vec<String>,
@@ -199,12 +198,12 @@ pub(crate) struct Page {
     pub(crate) more_calls: usize,
 }
 
-/// An exchange that wants a token was offered something else.
+/// An exchange that needs a token was offered something else.
 #[derive(Debug, thiserror::Error)]
 #[error("the exchange wants a token, and was offered {0:?}")]
 struct NoToken(Offer);
 
-/// One of the configured backends. Only the [table](Backends) hands it out, so it is always one that is there.
+/// One of the configured backends. Only the [table](Backends) hands it out, so the backend always exists.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct BackendId(usize);
 
@@ -224,11 +223,12 @@ struct Row {
 // === impl Offer ===
 
 impl Offer {
-    /// The token that is offered.
+    /// Returns the offered token.
     ///
     /// # Errors
     ///
-    /// `internal` if it is none, which no role with [`Proof::Token`](crate::role::Proof) meets.
+    /// `internal` if the offer is not a token, which does not happen to a role with
+    /// [`Proof::Token`](crate::role::Proof).
     pub(crate) fn token(self) -> Result<SubjectToken, BackendError> {
         match self {
             Self::Token(token) => Ok(token),
@@ -244,7 +244,7 @@ impl Offer {
 // === impl Secret ===
 
 impl fmt::Debug for Secret {
-    /// Without what it is: its answer in JSON holds it too.
+    /// Without the value, and without the JSON answer, which contains it too.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Secret")
             .field("version", &self.version)
@@ -253,7 +253,7 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
-    /// A secret of which nothing else is known.
+    /// A secret about which nothing else is known.
     pub(crate) fn new(value: SecretValue, is_text: bool, version: impl Into<Arc<str>>) -> Self {
         Self {
             value,
@@ -265,7 +265,7 @@ impl Secret {
         }
     }
 
-    /// The bytes that the value takes, together with the answer in JSON that may yet be written of it.
+    /// Returns how many bytes the value takes, including the JSON answer that may still be written for it.
     pub(crate) fn footprint(&self) -> usize {
         let value = self.value.expose();
         let written: usize = if self.is_text {
@@ -289,7 +289,7 @@ const fn json_length(byte: u8) -> usize {
 // === impl BackendId ===
 
 impl BackendId {
-    /// Its place in the order of the table.
+    /// Its position in the table.
     pub(crate) const fn index(self) -> usize {
         self.0
     }
@@ -303,7 +303,7 @@ impl BackendId {
 // === impl Backends ===
 
 impl Backends {
-    /// The table of backends: every kind stands here, once.
+    /// Opens the configured backends; the only place that lists all kinds.
     ///
     /// # Errors
     ///
@@ -336,7 +336,7 @@ impl Backends {
         Ok(Self { rows, default })
     }
 
-    /// A table without a row.
+    /// A table without rows.
     #[cfg(test)]
     pub(crate) const fn none() -> Self {
         Self {
@@ -345,7 +345,7 @@ impl Backends {
         }
     }
 
-    /// The backend `name`, or the default one.
+    /// Returns the backend `name`, or the default one if no name is given.
     pub(crate) fn find(&self, name: Option<&str>) -> Option<BackendId> {
         match name {
             None => Some(self.default),
@@ -357,7 +357,7 @@ impl Backends {
         }
     }
 
-    /// The backends in a line, for the operator.
+    /// Describes the backends on one line, for the operator.
     pub(crate) fn describe(&self) -> String {
         self.rows
             .iter()
@@ -371,12 +371,12 @@ impl Backends {
         self.name(self.default)
     }
 
-    /// Its name.
+    /// The backend's name.
     pub(crate) fn name(&self, id: BackendId) -> &Arc<str> {
         &self.rows[id.0].name
     }
 
-    /// All with their names, in order.
+    /// All backends with their names, in order.
     pub(crate) fn names(&self) -> impl Iterator<Item = (BackendId, &Arc<str>)> {
         (0..)
             .map(BackendId)

@@ -42,8 +42,8 @@ pub(crate) enum SubjectTokens {
 }
 
 impl SubjectTokens {
-    /// Returns a token of the pod's service account for `audience`: in a cluster the newest that the kubelet handed
-    /// over, otherwise one that the API server issues.
+    /// Returns a token of the pod's service account for `audience`: the newest that the kubelet handed over by CSI,
+    /// otherwise one from the API server; with [`Self::Projected`], one from the kubelet's files.
     ///
     /// # Errors
     ///

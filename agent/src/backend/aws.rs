@@ -1,9 +1,9 @@
 //! AWS: `AssumeRoleWithWebIdentity` with the pod's own token, then Secrets Manager with the session's credentials.
 //!
-//! In a cluster the agent has no credentials of its own and the clients are told so: neither environment keys nor the
-//! machine's metadata service are ever asked for any. Outside of one the machine's credentials are the proof, and take
-//! on each principal's role (`aws/machine.rs`). All sessions share one Secrets Manager client, which has no credentials
-//! either: each call brings those of its session, and nothing keeps them beyond it.
+//! In a cluster the agent has no credentials of its own, and its clients never look for any, neither in the environment
+//! nor at the machine's metadata service. Outside a cluster the machine's credentials are the proof, and assume each
+//! principal's role (`aws/machine.rs`). All sessions share one Secrets Manager client, which has no credentials either:
+//! each call brings those of its session, and nothing keeps them beyond the session.
 
 mod errors;
 mod health;
@@ -44,44 +44,44 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the machine's metadata service may take to name the region, once, at start.
 const REGION_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The most names that `ListSecrets` gives at once (its `MaxResults`).
+/// The most names that `ListSecrets` returns at once (its `MaxResults`).
 const PAGE_NAMES: usize = 100;
 
-/// What stands between region and token in a list's cursor.
+/// The separator of region and token in a list's cursor.
 const CURSOR: char = ':';
 
 /// The longest session name (`RoleSessionName` of `AssumeRoleWithWebIdentity`), in characters.
 const SESSION_NAME: usize = 64;
 
-/// AWS Secrets Manager, entered by STS.
+/// AWS Secrets Manager, with sessions from STS.
 #[derive(Debug)]
 pub(super) struct Aws {
     settings: AwsConfig,
-    /// The region where a role says nothing else.
+    /// The region of roles that name no other.
     region: Arc<str>,
-    /// Whether the token service can be asked as the global one, which has no addresses for FIPS or dual-stack.
+    /// Whether the global token service can be used, which has no endpoints for FIPS or dual-stack.
     has_global: bool,
-    /// Asked of the token service, in seconds.
+    /// The duration to request from the token service, in seconds.
     duration: i32,
     sts: AtFirstUse<sts::Client>,
     store: AtFirstUse<secretsmanager::Client>,
-    /// Of the token service and of the vault apart: where one cannot be reached, the other may well be.
+    /// Separate for token service and vault: if one cannot be reached in a region, the other may well be.
     sts_health: Health,
     store_health: Arc<Health>,
 }
 
-/// A client, made when it is needed first: each holds roots to trust and buffers, which an agent whose pods read
-/// nothing from AWS need not pay for.
+/// A client, created at its first use: each holds trusted roots and buffers, which an agent whose pods read nothing
+/// from AWS need not pay for.
 type AtFirstUse<T> = LazyLock<T, Box<dyn FnOnce() -> T + Send>>;
 
-/// A role taken on.
+/// An assumed role.
 #[derive(Debug)]
 struct AwsSession {
     role: Role,
     ends: SystemTime,
     credentials: Credentials,
     store: secretsmanager::Client,
-    /// The regions to be asked, the role's own first.
+    /// The regions to try, the role's own first.
     regions: Vec<Arc<str>>,
     health: Arc<Health>,
 }
@@ -89,7 +89,7 @@ struct AwsSession {
 // === impl Aws ===
 
 impl Aws {
-    /// Clients for the settings of `backends.<name>`.
+    /// Creates clients for the settings of `backends.<name>`.
     pub(super) async fn open(
         name: &str,
         settings: &AwsConfig,
@@ -102,7 +102,7 @@ impl Aws {
         };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .no_credentials()
-            // Each attempt has its timeout, the answer's body included; every call would pay for more timers.
+            // Each attempt already has a timeout that covers the answer's body; more timers would only cost every call.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .retry_config(RetryConfig::standard().with_max_attempts(tries))
             .timeout_config(
@@ -118,7 +118,7 @@ impl Aws {
         let base = timeout(REGION_TIMEOUT, loader.load())
             .await
             .map_err(|_| no_region(name))?;
-        // The SDK also takes what the configuration does not: a variable that is set to nothing.
+        // The SDK accepts what the configuration does not: a variable that is set but empty.
         let region = base.region().map(Region::as_ref);
         let region = region.filter(|region| is_region(region));
         let region: Arc<str> = region.ok_or_else(|| no_region(name))?.into();
@@ -141,7 +141,7 @@ impl Aws {
         })
     }
 
-    /// The role's own region, then those of the same cloud to fall back to.
+    /// Returns the role's own region, then the fallback regions in the same partition.
     fn regions(&self, role: &Role) -> Vec<Arc<str>> {
         let mut regions = vec![role.place.clone()];
         for region in &self.settings.fallback_regions {
@@ -160,7 +160,7 @@ impl Aws {
         token: &SubjectToken,
         session_name: &str,
     ) -> Result<Credentials, BackendError> {
-        // The call is not signed: the region only names the endpoint.
+        // The call is not signed, so the region only selects the endpoint.
         let config = sts::config::Builder::new().region(Region::new(region.to_owned()));
         let answer = self
             .sts
@@ -178,15 +178,15 @@ impl Aws {
     }
 }
 
-/// Second tries at no cost. The SDK's own allowance of them is one for all who call the same service, and a pod that
-/// has itself sent where nobody answers would use up the others'; each call has two tries at most.
+/// Retries without a budget. The SDK's own retry budget is shared by all calls to the same service, so a pod that makes
+/// the agent call an endpoint where nothing answers would use up the others'; each call has two tries at most.
 fn unshared() -> RetryPartition {
     RetryPartition::custom("each call for itself")
         .token_bucket(TokenBucket::unlimited())
         .build()
 }
 
-/// The credentials of a session that the token service has given.
+/// Returns the credentials from the token service's answer.
 fn session_credentials(
     given: Option<sts::types::Credentials>,
 ) -> Result<Credentials, BackendError> {
@@ -267,7 +267,7 @@ impl Backend for Aws {
         Ok(Arc::new(AwsSession {
             role: role.clone(),
             ends: credentials.expiry().unwrap_or_else(|| {
-                // Keys of a user do not end; others may have been put in their place.
+                // A user's keys do not expire, but may be replaced.
                 crate::time::system_now() + super::machine::LOOK_AGAIN
             }),
             credentials,
@@ -281,12 +281,12 @@ impl Backend for Aws {
 // === impl AwsSession ===
 
 impl AwsSession {
-    /// What makes a call one of this session's, and one in `region`.
+    /// Returns the settings of a call with this session's credentials, in `region`.
     fn own(&self, region: &str) -> secretsmanager::config::Builder {
         secretsmanager::config::Builder::new()
             .region(Region::new(region.to_owned()))
             .credentials_provider(self.credentials.clone())
-            // The client's cache would keep the credentials of every session that there has been.
+            // The client's cache would keep the credentials of every past session.
             .identity_cache(IdentityCache::no_cache())
     }
 
@@ -326,7 +326,7 @@ impl AwsSession {
         })
     }
 
-    /// The list that gave `cursor`: where it began, and the token with which it goes on there.
+    /// Returns the region where the list of `cursor` began, and the token with which it continues there.
     fn begun<'a>(&self, cursor: &'a str) -> Result<(&Arc<str>, &'a str), RequestError> {
         cursor
             .split_once(CURSOR)
@@ -339,8 +339,8 @@ impl AwsSession {
             })
     }
 
-    /// One page of the vault's own with at most so many names. A list goes on in the region where it began: no other
-    /// knows its token.
+    /// Returns one page of the vault's with at most `wanted` names. A list continues in the region where it began,
+    /// because no other knows its token.
     async fn page(&self, wanted: usize, cursor: Option<String>) -> Result<Page, BackendError> {
         let (regions, token) = match &cursor {
             Some(cursor) => {
@@ -414,7 +414,7 @@ impl Session for AwsSession {
         _request_id: &str,
     ) -> Result<Secret, BackendError> {
         if let Some(region) = role::region_of_arn(name.as_str()) {
-            // An ARN says where it is: it is read there and nowhere else.
+            // An ARN names its region: it is read there and nowhere else.
             return self.read_in(region, name.as_str(), selector).await;
         }
         let id = format!("{}{name}", self.role.prefix);

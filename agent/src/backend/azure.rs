@@ -1,8 +1,9 @@
-//! Azure: the pod's own token is a client assertion at Entra ID, and what it gets for it reads from Key Vault.
+//! Azure: the pod's own token is a client assertion at Entra ID, and the access token that it is exchanged for reads
+//! Key Vault.
 //!
 //! A session is one exchange: it has its own `SecretClient`, which holds its own access token and no other. The SDK
-//! keeps one token for each client, whoever asks, so a client that two pods shared would read for one with the token
-//! of the other. They share one pool of connections, which knows no tokens.
+//! keeps one token for each client, whoever calls, so a client that two pods shared would read for one with the token
+//! of the other. The clients share one pool of connections, which knows no tokens.
 
 mod answer;
 mod entra;
@@ -28,13 +29,13 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use wire::{Signature, Wire};
 
-/// Azure Key Vault, entered by Entra ID.
+/// Azure Key Vault, with sessions from Entra ID.
 #[derive(Debug)]
 pub(super) struct Azure {
-    /// What it is called in the configuration.
+    /// Its name in the configuration.
     name: String,
     settings: AzureConfig,
-    /// The longest that a session is kept.
+    /// The longest time that a session is kept.
     duration: Duration,
     transport: Transport,
 }
@@ -42,7 +43,7 @@ pub(super) struct Azure {
 // === impl Azure ===
 
 impl Azure {
-    /// A pool of connections for the settings of `backends.<name>`.
+    /// Creates a pool of connections for the settings of `backends.<name>`.
     pub(super) fn open(
         name: &str,
         settings: &AzureConfig,
@@ -58,7 +59,7 @@ impl Azure {
         })
     }
 
-    /// Options of a client that speaks for one pod alone.
+    /// Returns the options of a client that acts for one pod alone.
     fn options(&self, pod_uid: &str) -> ClientOptions {
         ClientOptions {
             per_call_policies: vec![Arc::new(Signature::of(pod_uid))],
@@ -166,7 +167,7 @@ impl Backend for Azure {
     }
 }
 
-/// Makes a call to Azure, and once more if nobody was reached.
+/// Makes a call to Azure, and retries it once if Azure could not be reached.
 async fn tried<T, F>(limit: Duration, mut call: impl FnMut() -> F) -> Result<T, errors::Failed>
 where
     F: Future<Output = azure_core::Result<T>>,

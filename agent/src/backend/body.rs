@@ -1,8 +1,8 @@
-//! The body of a cloud's answer, read whole into memory that is overwritten when it is let go.
+//! The body of a cloud's answer, read whole into memory that is overwritten when it is dropped.
 
 use zeroize::Zeroizing;
 
-/// Why a body is not to be had.
+/// Why a body could not be read.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BodyError {
     /// The connection broke, or was too slow.
@@ -13,7 +13,7 @@ pub(super) enum BodyError {
     TooLong(usize),
 }
 
-/// The whole body of `answer`, if that is at most `limit` bytes.
+/// Returns the whole body of `answer`, if it has at most `limit` bytes.
 ///
 /// # Errors
 ///
@@ -34,7 +34,7 @@ pub(super) async fn whole(
             return Err(BodyError::TooLong(limit));
         }
         if body.capacity() < length {
-            // A vector that grows by itself leaves what it held where it was.
+            // A vector that grows by itself leaves a copy of its content behind.
             let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
             larger.extend_from_slice(&body);
             body = larger;

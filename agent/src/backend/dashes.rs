@@ -1,6 +1,6 @@
-//! Names at vaults that have no slash, Google Cloud's and Azure's: there a slash is written `--`.
+//! Names at vaults that allow no slash, Google Cloud's and Azure's: a slash is written `--` there.
 //!
-//! So that no two names meet in one secret, no segment may begin or end with a dash or hold two of them: then each
+//! So that no two names lead to one secret, no segment may begin or end with a dash or contain two in a row: then each
 //! `--` at the vault is a slash, and nothing else is.
 
 use crate::secret::SecretName;
@@ -10,11 +10,11 @@ use crate::secret::SecretName;
 pub(crate) struct Dashes {
     /// Whose vault it is, for people.
     pub whose: &'static str,
-    /// The characters that a name may hold beside letters, digits and dashes.
+    /// The characters that a name may contain in addition to letters, digits and dashes.
     pub others: &'static str,
-    /// Whether the vault takes large and small letters for the same; then all are written small.
+    /// Whether the vault ignores case; then names are written in lower case.
     pub ignores_case: bool,
-    /// The most characters of a name at the vault, with its prefix.
+    /// The maximum length of a name at the vault, with its prefix, in characters.
     pub limit: usize,
 }
 
@@ -44,9 +44,9 @@ pub(crate) enum DashError {
     Character {
         /// Whose vault it is.
         whose: &'static str,
-        /// Other characters that it has, with a blank behind each.
+        /// Other characters that it allows, each followed by a blank.
         others: String,
-        /// The first that it has not.
+        /// The first that it does not allow.
         character: char,
     },
     /// A dash that could be taken for half of a slash.
@@ -60,7 +60,7 @@ pub(crate) enum DashError {
 }
 
 impl Dashes {
-    /// `name` behind `prefix`, both as the application writes them, in the words of the vault.
+    /// Returns `name` behind `prefix`, both as the application writes them, in the vault's form.
     ///
     /// # Errors
     ///
@@ -79,22 +79,23 @@ impl Dashes {
         Ok(written)
     }
 
-    /// `prefix` in the words of the vault.
+    /// Returns `prefix` in the vault's form.
     ///
     /// # Errors
     ///
-    /// If the vault has not all of its characters.
+    /// If the vault does not allow all of its characters.
     pub(crate) fn write_prefix(&self, prefix: &str) -> Result<String, DashError> {
         self.check_characters(prefix)?;
         Ok(self.with_dashes(prefix))
     }
 
-    /// The name that is written as `written` behind `prefix`, if there is one: not every secret has a name here.
+    /// Returns the name that is written as `written` behind `prefix`, if there is one: not every secret has a name
+    /// here.
     #[must_use]
     pub(crate) fn read(&self, prefix: &str, written: &str) -> Option<SecretName> {
         let rest = written.strip_prefix(&*self.write_prefix(prefix).ok()?)?;
         let name = SecretName::parse(&rest.replace("--", "/")).ok()?;
-        // Only what leads back: `a---b` would be read in one way and written in another.
+        // Only a name that is written back the same: `a---b` would be read in one way and written in another.
         (self.write(prefix, &name).ok()? == written).then_some(name)
     }
 

@@ -1,7 +1,7 @@
-//! What a call to a backend ends with when it fails, and what follows from it.
+//! The errors of calls to backends, and what follows from them.
 //!
-//! The sentences that are the same for all clouds stand here, behind the name of whoever was asked. What a cloud says in
-//! a way of its own is told in that cloud's own file.
+//! Messages that are the same for all clouds are here, behind the name of the service that was called. Errors that are
+//! specific to one cloud are in that cloud's own module.
 
 use crate::error::RequestError;
 use latchkey_client::protocol::{Code, Step};
@@ -10,11 +10,11 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How much of a cloud's own words goes into the log, in characters.
+/// How much of a cloud's own message goes into the log, in characters.
 const MAX_WORDS: usize = 1000;
 
-/// What stands in tokens or beside them: Google's and the cluster's, and the header of AWS' in the requests that it
-/// repeats where a signature does not fit.
+/// Text in tokens or next to them: Google's and the cluster's, and the header of AWS's tokens in requests, which AWS
+/// repeats if a signature does not fit.
 const TOKENS: [&str; 3] = ["eyJ", "ya29.", "ecurity-token"];
 
 /// A failed call to a backend, and what follows from it.
@@ -25,7 +25,7 @@ pub(crate) struct BackendError {
     pub(crate) error: RequestError,
     /// What the agent does about it.
     pub(crate) fault: Fault,
-    /// Under which id the cloud's log knows the call.
+    /// The id of the call in the cloud's log.
     pub(crate) cloud_request_id: Option<Arc<str>>,
 }
 
@@ -34,15 +34,15 @@ pub(crate) struct BackendError {
 pub(crate) enum Fault {
     /// Nothing beyond the one call.
     Call,
-    /// The cloud says no to this principal.
+    /// The cloud refuses this principal.
     Refused,
-    /// The session has ended before its time; a new one may do.
+    /// The session ended early; a new one may work.
     SessionEnded,
     /// The cloud could not be reached.
     Unreachable,
 }
 
-/// Why a call has no outcome. What a panic said is left out: it may have a secret in it.
+/// Why a call has no outcome. The panic's message is left out, because it may contain a secret.
 #[derive(Debug, thiserror::Error)]
 #[error("the task that made the call died before it had an outcome")]
 struct TaskDied;
@@ -64,7 +64,7 @@ impl BackendError {
         RequestError::internal(&TaskDied).into()
     }
 
-    /// The cloud says no to this principal.
+    /// The cloud refuses this principal.
     pub(super) fn refused(text: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Fault::Refused, RequestError::new(Code::Denied, text))
     }
@@ -77,7 +77,8 @@ impl BackendError {
             .into()
     }
 
-    /// `whose` is there and says no in a way of its own: what one pod asks must not take it from the others.
+    /// `whose` is reachable and refuses in an unknown way: one pod's request must not make it unreachable for the
+    /// others.
     pub(super) fn unexpected(whose: &str) -> Self {
         let text = format!("{whose} gave an unexpected answer; try again");
         RequestError::unavailable(text).into()
@@ -93,31 +94,31 @@ impl BackendError {
         Self::unheard(whose, "does not answer in time")
     }
 
-    /// `whose` could not do it, whoever had asked.
+    /// `whose` failed, as it would have for any caller.
     pub(super) fn troubled(whose: &str) -> Self {
         Self::unheard(whose, "has trouble of its own")
     }
 
-    /// An answer without what it must hold, so perhaps not one of `whose` at all.
+    /// The answer lacks what it must contain, so it may not be from `whose` at all.
     pub(super) fn garbage(whose: &str) -> Self {
         Self::unheard(whose, "gave an answer that cannot be read")
     }
 
-    /// Nobody there has said anything that counts.
+    /// Nothing came back that could be trusted to be the service's answer.
     fn unheard(whose: &str, what: &str) -> Self {
         let text = format!("{whose} {what}; try again");
         Self::new(Fault::Unreachable, RequestError::unavailable(text))
     }
 
-    /// The same failure with the chain of causes that `error` has.
+    /// Returns the same failure with the chain of causes of `error`.
     #[must_use]
     pub(super) fn because(mut self, error: &(dyn Error + 'static)) -> Self {
         self.error = self.error.because(error);
         self
     }
 
-    /// The same failure with the cloud's own words for the log: the first line of them, cut, and without anything that
-    /// looks like a token.
+    /// Returns the same failure with the cloud's own message for the log: its first line, cut, or none of it if it
+    /// contains anything that looks like a token.
     #[must_use]
     pub(super) fn in_words(mut self, words: Option<&str>) -> Self {
         self.error.cause = words.and_then(|words| words.lines().next()).map(|words| {
@@ -130,20 +131,20 @@ impl BackendError {
         self
     }
 
-    /// The same failure as one of that step.
+    /// Returns the same failure as one of this step.
     #[must_use]
     pub(crate) fn at(mut self, step: Step) -> Self {
         self.error = self.error.at(step);
         self
     }
 
-    /// Whether the cloud said no.
+    /// Whether the cloud refused.
     pub(crate) fn is_refusal(&self) -> bool {
         self.fault == Fault::Refused
     }
 }
 
-/// As much of a cloud's own words as goes into the log.
+/// Returns as much of a cloud's own message as goes into the log.
 pub(super) fn cut(words: &str) -> String {
     words.chars().take(MAX_WORDS).collect()
 }

@@ -1,7 +1,7 @@
 //! A folder of secrets, one file each: for development, and where there is no cloud.
 //!
-//! Nothing is kept: each read opens the file anew. A file that somebody else could have written is refused, so that a
-//! folder that is too open shows at once.
+//! Nothing is kept: each read opens the file again. A file that someone else could have written is refused, so that
+//! permissions that are too open are noticed at once.
 
 use super::BackendError;
 use super::folder::{Folder, VALUE_LIMIT};
@@ -19,7 +19,7 @@ pub(super) struct Files;
 // === impl Files ===
 
 impl Files {
-    /// The folder of the settings of `backends.<name>`.
+    /// Opens the folder of the settings of `backends.<name>`.
     ///
     /// # Errors
     ///

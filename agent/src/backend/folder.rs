@@ -1,7 +1,7 @@
-//! A folder of files out of which no name leads: where `file` and `pass` keep their secrets.
+//! A folder of files that no name leads out of: where `file` and `pass` keep their secrets.
 //!
-//! Names come from callers. They are resolved by the kernel below the open folder (openat2(2), `RESOLVE_BENEATH`), so
-//! neither `..` nor a symbolic link reaches anything else, whoever changes the tree meanwhile.
+//! Names come from callers. The kernel resolves them beneath the open folder (openat2(2), `RESOLVE_BENEATH`), so
+//! neither `..` nor a symbolic link reaches anything else, even if someone changes the tree meanwhile.
 
 use super::{BackendError, Fault};
 use crate::error::RequestError;
@@ -21,7 +21,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-/// The longest value, in bytes; no cloud takes more than 64 KiB.
+/// The maximum size of a value, in bytes; no cloud accepts more than 64 KiB.
 pub(super) const VALUE_LIMIT: usize = 1 << 20;
 
 /// How many threads may wait for file systems.
@@ -30,10 +30,10 @@ static PLACES: Semaphore = Semaphore::const_new(16);
 /// The bits of a mode that let others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
-/// How many entries of a folder one list looks at.
+/// How many entries one list may look at.
 const ENTRIES: usize = 50_000;
 
-/// How deep folders may lie in each other for a list to find what is in them.
+/// How deep folders may be nested for a list to find what is in them.
 const DEPTH: usize = 32;
 
 /// A folder, held open.
@@ -53,10 +53,10 @@ pub(super) enum FolderError {
     /// There is no such file.
     #[error("there is no such file")]
     Absent,
-    /// What is asked for is another namespace's.
+    /// It belongs to another namespace.
     #[error("it is another namespace's")]
     Foreign,
-    /// The folder itself, or what it should lie in, is a file.
+    /// The folder itself, or one that should contain it, is a file.
     #[error("it is no folder")]
     NoFolder,
     /// A symbolic link leads out of the folder.
@@ -65,7 +65,7 @@ pub(super) enum FolderError {
     /// The agent's user may not read it.
     #[error("the agent may not read it")]
     Unreadable,
-    /// Somebody else could have written it.
+    /// Someone else could have written it.
     #[error("it belongs to another user, or others may write it")]
     Unsafe,
     /// There are too many entries to list.
@@ -82,7 +82,7 @@ pub(super) enum FolderError {
 // === impl Folder ===
 
 impl Folder {
-    /// The folder at `path`, which is the operator's word and is followed wherever it leads.
+    /// Opens the folder at `path`, which comes from the operator, and whose links are followed wherever they lead.
     pub(super) fn open(path: &Path) -> Result<Self, FolderError> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         match nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()) {
@@ -92,9 +92,9 @@ impl Folder {
         }
     }
 
-    /// Opens the folder at `path` and does `work` in it, off the agent's one thread and not for ever: both may wait for
-    /// a file system. The runtime's other threads stay for others, such as the clouds' name resolution: a file system
-    /// that hangs keeps its threads for itself.
+    /// Opens the folder at `path` and does `work` in it, off the agent's one thread and with a time limit: both may
+    /// wait for a file system. A file system that hangs only blocks a few of the runtime's other threads; the rest stay
+    /// free for others, such as the clouds' name resolution.
     pub(super) async fn visit<T: Send + 'static>(
         path: &Path,
         limit: Duration,
@@ -105,7 +105,7 @@ impl Folder {
             let place = PLACES.acquire().await;
             let work = move || {
                 let _place = place;
-                // Where the folder itself is missing or closed, that says nothing about the secret that is asked for.
+                // If the folder itself is missing or closed, that says nothing about the requested secret.
                 let folder = Self::open(&path);
                 work(&folder.map_err(|error| FolderError::Io(io::Error::other(error)))?)
             };
@@ -122,14 +122,14 @@ impl Folder {
         }
     }
 
-    /// Checks that nobody but root and the agent's own user can change what lies directly in it.
+    /// Checks that nobody but root and the agent's own user can change what is directly in it.
     pub(super) fn must_be_ours(&self) -> Result<(), FolderError> {
         must_be_ours(&fstat(&self.0)?)
     }
 
-    /// The file at `path` below the folder. Only a regular file is one.
+    /// Opens the file at `path` below the folder, if it is a regular file.
     pub(super) fn find(&self, path: &Path) -> Result<Found, FolderError> {
-        // Without O_NONBLOCK, a pipe in the folder would hold whoever opens it.
+        // Without O_NONBLOCK, opening a pipe in the folder would block.
         let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let file = self.beneath(path, flags, ResolveFlag::RESOLVE_NO_MAGICLINKS)?;
         let stat = fstat(&file)?;
@@ -142,11 +142,11 @@ impl Folder {
         })
     }
 
-    /// Checks that nobody but root and the agent's own user can have written the file, or have put it where it lies.
+    /// Checks that nobody but root and the agent's own user can have written the file, or put it where it is.
     pub(super) fn must_own(&self, found: &Found) -> Result<(), FolderError> {
         must_be_ours(&found.stat)?;
         self.must_be_ours()?;
-        // Where links inside the folder have led to.
+        // Where links inside the folder have led.
         let place = path_of(&found.file)?;
         let place = place
             .strip_prefix(path_of(&self.0)?)
@@ -160,8 +160,8 @@ impl Folder {
         Ok(())
     }
 
-    /// The files below `from` whose names end with `ending`, as paths below the folder without that ending, in order.
-    /// What begins with a dot is left out, and so is what lies behind a link to a folder.
+    /// Returns the files below `from` whose names end with `ending`, as paths below the folder without that ending, in
+    /// order. It leaves out names that begin with a dot, and everything behind a link to a folder.
     pub(super) fn list(&self, from: &Path, ending: &str) -> Result<Vec<String>, FolderError> {
         let mut names = Vec::new();
         let mut left = ENTRIES;
@@ -175,7 +175,7 @@ impl Folder {
             };
             let opened = match opened {
                 Ok(opened) => opened,
-                // Gone meanwhile, or closed to the agent: it has nothing to show.
+                // Gone meanwhile, or closed to the agent: there is nothing to list.
                 Err(FolderError::Absent | FolderError::Unreadable | FolderError::Outside) => {
                     continue;
                 }
@@ -195,7 +195,7 @@ impl Folder {
                     Some(Type::Directory) if depth < DEPTH => folders.push((path, depth + 1)),
                     Some(Type::Directory) => {}
                     Some(Type::File) => names.extend(without(&path, ending)),
-                    // A link, or a file system that does not say.
+                    // A link, or a file system that does not report types.
                     _ => match self.find(&path) {
                         Ok(_) => names.extend(without(&path, ending)),
                         Err(_) if entry.file_type().is_none() && depth < DEPTH => {
@@ -226,8 +226,8 @@ impl Folder {
 // === impl Found ===
 
 impl Found {
-    /// What tells this content from any other that the file has had: inode, size and time of the last change, never the
-    /// value.
+    /// Returns what distinguishes this content from any other that the file has had: inode, size and time of the last
+    /// change, never the value.
     pub(super) fn version(&self) -> Arc<str> {
         let stat = &self.stat;
         format!(
@@ -237,13 +237,13 @@ impl Found {
         .into()
     }
 
-    /// Everything in the file, if that is at most `limit` bytes.
+    /// Reads the whole file, if it has at most `limit` bytes.
     pub(super) fn read(&self, limit: usize) -> Result<Zeroizing<Vec<u8>>, FolderError> {
         let size = usize::try_from(self.stat.st_size).unwrap_or(usize::MAX);
         if size > limit {
             return Err(FolderError::TooLarge);
         }
-        // With room for one more byte, nothing is moved and left behind while it is read.
+        // With room for one more byte, the buffer does not grow, which would leave copies behind.
         let mut bytes = Zeroizing::new(Vec::with_capacity(size + 1));
         (&self.file)
             .take(limit as u64 + 1)
@@ -282,7 +282,7 @@ fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// Where the kernel has what is open.
+/// Returns where the kernel says that an open file is.
 fn path_of(open: &impl AsFd) -> Result<PathBuf, FolderError> {
     std::fs::read_link(format!("/proc/self/fd/{}", open.as_fd().as_raw_fd()))
         .map_err(FolderError::Io)
@@ -292,7 +292,7 @@ fn without(path: &Path, ending: &str) -> Option<String> {
     path.to_str()?.strip_suffix(ending).map(str::to_owned)
 }
 
-/// What the caller is told about a file that is not read.
+/// Returns the caller's error about a file that is not read.
 fn failure(error: &FolderError) -> BackendError {
     let (fault, told) = match error {
         FolderError::Absent => (

@@ -1,9 +1,9 @@
-//! Google Cloud: the pod's own token is exchanged at the Security Token Service, if need be also for a service
-//! account's, and Secret Manager is read with that bearer alone.
+//! Google Cloud: the pod's own token is exchanged at the Security Token Service, then, if the role is a service
+//! account, for that account's token, and Secret Manager is read with that bearer alone.
 //!
-//! In a cluster the agent has no credentials of its own; outside of one the machine's are the proof, and take on each
-//! principal's service account (`gcp/machine.rs`). One SDK client serves all: whose bearer a call carries is said by the task
-//! that makes it, and without one nothing is sent.
+//! In a cluster the agent has no credentials of its own; outside a cluster the machine's are the proof, and impersonate
+//! each principal's service account (`gcp/machine.rs`). One SDK client serves all: the task that makes a call sets its
+//! bearer, and without one nothing is sent.
 
 mod bearer;
 mod errors;
@@ -27,7 +27,7 @@ use backon::Retryable;
 use bearer::{Bearer, OfTheCaller};
 use exchange::{Exchange, Granted};
 use google_cloud_auth::credentials::Credentials;
-// The SDK has no public name for this; without it a redirect of the vault's would be followed.
+// The SDK has no public API for this; without it, a redirect from the vault would be followed.
 use google_cloud_gax::client_builder::internal::with_follow_redirects;
 use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_secretmanager_v1::client::SecretManagerService;
@@ -39,7 +39,7 @@ use tokio::time::Instant;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a connection that nobody uses is kept.
+/// How long an idle connection is kept.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The most names that one `ListSecrets` is asked for.
@@ -49,7 +49,7 @@ const STS: &str = "https://sts.googleapis.com";
 const IAM: &str = "https://iamcredentials.googleapis.com";
 const STORE: &str = "https://secretmanager.googleapis.com";
 
-/// Google Cloud Secret Manager, entered by the Security Token Service.
+/// Google Cloud Secret Manager, with sessions from the Security Token Service.
 #[derive(Debug)]
 pub(super) struct Gcp {
     settings: GcpConfig,
@@ -57,7 +57,7 @@ pub(super) struct Gcp {
     store: SecretManagerService,
 }
 
-/// A role taken on.
+/// An assumed role.
 #[derive(Debug)]
 struct GcpSession {
     role: Role,
@@ -71,7 +71,7 @@ struct GcpSession {
 // === impl Gcp ===
 
 impl Gcp {
-    /// Clients for the settings of `backends.<name>`.
+    /// Creates clients for the settings of `backends.<name>`.
     pub(super) async fn open(
         name: &str,
         settings: &GcpConfig,
@@ -83,7 +83,7 @@ impl Gcp {
             .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
             .timeout(settings.timeout)
             .pool_idle_timeout(IDLE_TIMEOUT)
-            // A token goes where it was sent to and nowhere else.
+            // A token goes where it was sent and nowhere else.
             .redirect(reqwest::redirect::Policy::none())
             .http1_only()
             .build()
@@ -95,7 +95,7 @@ impl Gcp {
         let store = with_follow_redirects(SecretManagerService::builder(), false)
             .with_endpoint(url(&settings.endpoint, STORE))
             .with_credentials(Credentials::from(OfTheCaller))
-            // Its own retries go on for a minute; ours are bounded by the request.
+            // The SDK's own retries go on for a minute; ours are limited by the request.
             .with_retry_policy(NeverRetry)
             .with_attempt_timeout(settings.timeout)
             .build()
@@ -197,7 +197,7 @@ impl GcpSession {
             .map_err(|error| errors::of_read(&error, &self.role))
     }
 
-    /// One page of the vault's own with at most so many names.
+    /// Returns one page of the vault's with at most `wanted` names.
     async fn page(
         &self,
         filter: &str,
@@ -246,7 +246,7 @@ impl Session for GcpSession {
         selector: &Selector,
         request_id: &str,
     ) -> Result<Secret, BackendError> {
-        // The SDK escapes nothing: what goes into its path is checked here, whoever asks.
+        // The SDK escapes nothing, so what goes into its path is checked here, whoever calls.
         let (secret, version) = role::place(&self.role, name, selector)?;
         let resource = format!(
             "projects/{}/secrets/{secret}/versions/{version}",
@@ -273,7 +273,7 @@ impl Session for GcpSession {
         let written = GCP
             .write_prefix(&self.role.prefix)
             .map_err(|error| RequestError::invalid(error.to_string()))?;
-        // Secret Manager finds it anywhere in a name; where it stands is looked at in each page.
+        // Secret Manager matches it anywhere in a name; each page checks that it is the prefix.
         let filter = if written.is_empty() {
             written
         } else {
@@ -286,7 +286,7 @@ impl Session for GcpSession {
     }
 }
 
-/// The secret in an answer about that version of it, if the answer is whole and about nothing else.
+/// Returns the secret from an answer, if that is complete and about this version of this secret.
 fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -> Option<Secret> {
     let parts: Vec<&str> = answer.name.split('/').collect();
     let ["projects", _, "secrets", of, "versions", number] = parts[..] else {
@@ -301,7 +301,7 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
     if of != secret || !is_number || !asked || !whole {
         return None;
     }
-    // The bytes are taken over where they lie.
+    // The bytes are taken over in place.
     let value = SecretValue::from(Vec::from(payload.data));
     let is_text = value.expose_str().is_some();
     let mut secret = Secret::new(value, is_text, number);
@@ -309,7 +309,7 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
     Some(secret)
 }
 
-/// Makes a call, and once more if nobody was reached.
+/// Makes a call, and retries it once if the cloud could not be reached.
 async fn again<T, F>(call: impl FnMut() -> F) -> Result<T, BackendError>
 where
     F: Future<Output = Result<T, BackendError>>,

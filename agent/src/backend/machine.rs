@@ -1,8 +1,8 @@
-//! The credentials of the machine itself, outside of a cluster: what a cloud's own tools would use here.
+//! The credentials of the machine itself, outside a cluster: what a cloud's own tools would use here.
 //!
-//! They are looked for in a process of its own, this very program as `latchkey-agent credentials`. What an SDK starts on
-//! the way (a task that renews for ever, a call without a deadline, a program of the user's that hangs) ends with that
-//! process, which has a time. Nothing is kept beyond the session that is made with them.
+//! They are looked for in a separate process, this very program as `latchkey-agent credentials`. What an SDK starts on
+//! the way (a task that renews forever, a call without a deadline, a program of the user's that hangs) ends with that
+//! process, which has a time limit. Nothing is kept beyond the session that is made with them.
 
 use super::program::{self, Ended, RunError};
 use super::{BackendError, aws, azure, gcp};
@@ -15,31 +15,33 @@ use std::time::Duration;
 use tokio::process::Command;
 use zeroize::Zeroizing;
 
-/// How long credentials are used that do not say when they end.
+/// How long credentials are used that do not say when they expire.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
 
-/// The most bytes that credentials take.
+/// The maximum size of credentials, in bytes.
 const SIZE: usize = 64 << 10;
 
-/// Where machines are told their credentials, in clear text, and this machine itself: no proxy has anything to do with that.
+/// Hosts that no proxy may be used for: this machine, and the services that give machines their credentials in clear
+/// text.
 const METADATA: &str = "localhost,127.0.0.1,::1,169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23,metadata.google.internal";
 
-/// Whose credentials are looked for.
+/// Which cloud's credentials to look for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Source {
     /// By the SDK's default chain: environment, profile (also with `credential_process`), web identity, container,
     /// instance.
     Aws {
-        /// The region of calls on the way.
+        /// The region for calls on the way.
         #[arg(long)]
         region: String,
     },
-    /// A client secret in the environment, else the developer's own tools, else the machine's managed identity.
+    /// A client secret in the environment, otherwise the developer's own tools, otherwise the machine's managed
+    /// identity.
     Azure {
         /// The URL of Entra ID.
         #[arg(long)]
         authority: String,
-        /// The client id of one of the machine's managed identities: no other credentials will do.
+        /// The client id of one of the machine's managed identities: then no other credentials are used.
         #[arg(long)]
         client: Option<String>,
         /// What the token is for.
@@ -50,19 +52,19 @@ pub(crate) enum Source {
     Gcp,
 }
 
-/// Why there are none.
+/// Why there are no credentials.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoCredentials {
-    /// What was written is nothing that could be used. It is not repeated.
+    /// What the process wrote cannot be used. It is not repeated.
     #[error("what was found cannot be used")]
     Garbage,
-    /// The process was not run.
+    /// The process could not be run.
     #[error("they cannot be looked for: {0}")]
     Io(#[from] io::Error),
-    /// What makes them does not end, and was killed.
+    /// The process did not end in time, and was killed.
     #[error("what makes them does not answer in time")]
     Late,
-    /// There are none, in the words of whoever was asked.
+    /// There are none, in the words of the process.
     #[error("{0}")]
     None(Ended),
 }
@@ -70,7 +72,7 @@ pub(super) enum NoCredentials {
 // === impl NoCredentials ===
 
 impl NoCredentials {
-    /// What the caller is told of it: `hint` says what to do.
+    /// Returns the error for the caller: `hint` says what to do.
     pub(super) fn told(&self, hint: &'static str) -> BackendError {
         BackendError::from(RequestError::unavailable(hint)).because(self)
     }
@@ -79,7 +81,7 @@ impl NoCredentials {
 // === impl Source ===
 
 impl Source {
-    /// Looks for the credentials, in this process, and gives them as JSON.
+    /// Looks for the credentials, in this process, and returns them as JSON.
     pub(crate) async fn find(self) -> Result<Zeroizing<String>, String> {
         let found = match self {
             Self::Aws { region } => serde_json::to_string(&aws::machine::find(region).await?),
@@ -97,7 +99,7 @@ impl Source {
     }
 }
 
-/// Has the credentials of one source looked for, for at most `limit`, and reads what was found.
+/// Runs the process that looks for the credentials of `source`, for at most `limit`, and reads what it found.
 ///
 /// # Errors
 ///
@@ -106,7 +108,7 @@ pub(super) async fn ask<T: DeserializeOwned>(
     source: &[&str],
     limit: Duration,
 ) -> Result<T, NoCredentials> {
-    // The program that runs, even if another has been put in its place.
+    // The program that is running, even if its file has been replaced.
     let mut command = Command::new("/proc/self/exe");
     command.arg("credentials").args(source);
     let direct = direct();
@@ -122,13 +124,13 @@ pub(super) async fn ask<T: DeserializeOwned>(
     }
 }
 
-/// What is asked without a proxy: what the environment names, and what tells machines their credentials.
+/// Hosts to call without a proxy: those that the environment names, and those that give machines their credentials.
 fn direct() -> String {
     let mut hosts = METADATA.to_owned();
     for (name, value) in config::environment() {
         let value = match &*name {
             "NO_PROXY" | "no_proxy" => &*value,
-            // A metadata server elsewhere, with or without a port; AWS' as a URL.
+            // A metadata server elsewhere, with or without a port; AWS's as a URL.
             "GCE_METADATA_HOST" | "AWS_EC2_METADATA_SERVICE_ENDPOINT" => {
                 let host = value.split_once("://").map_or(&*value, |(_, host)| host);
                 host.split([':', '/']).next().unwrap_or_default()

@@ -2,11 +2,11 @@
 
 use super::{BackendError, Page};
 
-/// The most calls that one page of ours may take. Where a cloud gives little that is shown, the cursor leads on.
+/// The most calls that one page of ours may take. If a cloud returns little that can be shown, the cursor leads on.
 const CALLS: usize = 10;
 
-/// Gathers up to `limit` names from `cursor` on. `ask` is told how many names are wanted, never more than the `most`
-/// that the cloud gives at once, and from which cursor on; it gives one page of the cloud's own.
+/// Gathers up to `limit` names from `cursor` on. `ask` gets the number of names wanted, never more than the `most` that
+/// the cloud returns at once, and the cursor to start from; it returns one page of the cloud's own.
 ///
 /// # Errors
 ///
@@ -43,7 +43,7 @@ mod tests {
     use super::*;
     use std::future::ready;
 
-    /// A cloud whose pages begin at their numbers, and of which every second one has nothing to show.
+    /// A cloud whose cursors are the numbers of its pages, every second of which has nothing to show.
     fn page(asked: &mut Vec<usize>, wanted: usize, from: Option<String>) -> Page {
         asked.push(wanted);
         let number: usize = from.map_or(0, |from| from.parse().expect("a number"));
@@ -55,7 +55,7 @@ mod tests {
         }
     }
 
-    /// How many names the cloud was asked for each time, and the page of so many that came of it.
+    /// Returns how many names the cloud was asked for each time, and the resulting page.
     async fn collected(limit: usize) -> (Vec<usize>, Page) {
         let mut asked = Vec::new();
         let found = collect(limit, 3, None, |wanted, from| {

@@ -1,8 +1,9 @@
 //! The standard Unix password store, read by the `pass` program: for development on a laptop.
 //!
-//! What a name leads to is looked at first, so that `pass` is run for a file in the store and for nothing else. It gets
-//! a name as its only argument of ours, an environment of three variables, and a time, at whose end it and all it has
-//! started is killed. It never asks anybody for a passphrase: a request must not make a prompt appear.
+//! What a name leads to is checked first, so that `pass` is run for a file in the store and for nothing else. It gets
+//! the name as the only argument that a caller chooses, three variables of the agent's environment, and a time limit,
+//! after which it is killed with everything it has started. It never asks anyone for a passphrase: a request must not
+//! make a prompt appear.
 
 use super::folder::{Folder, VALUE_LIMIT};
 use super::program::{self, Ended, RunError};
@@ -25,11 +26,11 @@ use zeroize::Zeroizing;
 /// How many programs run at once; more would only wait for gpg-agent, which does one thing at a time.
 const AT_ONCE: usize = 4;
 
-/// What gpg is told by way of `pass`: to ask nobody, and to say on stderr what happens in words that no language
-/// changes (gpg(1), doc/DETAILS of GnuPG).
+/// Options for gpg, passed on by `pass`: to ask nobody, and to report on stderr in words that are the same in every
+/// language (gpg(1), doc/DETAILS of GnuPG).
 const GPG_OPTIONS: &str = "--batch --no-tty --pinentry-mode error --status-fd 2";
 
-/// How often an entry is read again that was replaced meanwhile.
+/// How often an entry is read if it keeps being replaced meanwhile.
 const ATTEMPTS: usize = 3;
 
 /// The password store.
@@ -44,7 +45,7 @@ pub(super) struct Pass {
 // === impl Pass ===
 
 impl Pass {
-    /// The store of the settings of `backends.<name>`.
+    /// Opens the store of the settings of `backends.<name>`.
     ///
     /// # Errors
     ///
@@ -72,7 +73,7 @@ impl Pass {
         Stored::open(settings, pass, &key, "make one with pass init")
     }
 
-    /// What `pass` shows under the name.
+    /// Returns what `pass` shows under the name.
     async fn show(
         &self,
         settings: &Settings,
@@ -115,7 +116,8 @@ impl Pass {
 impl Store for Pass {
     fn describe(&self, folder: &Path) -> String {
         let store = folder.display();
-        // It need not have one to be read: its folders may, and pass asks for it where something is inserted.
+        // Reading does not need one: its folders may have their own, and pass only asks for it when something is
+        // inserted.
         if folder.join(".gpg-id").exists() {
             format!("the password store {store}")
         } else {
@@ -135,7 +137,7 @@ impl Store for Pass {
         for _ in 0..ATTEMPTS {
             let mut value = self.show(settings, &name).await?;
             let after = version_at(settings, &path).await?;
-            // Else the value may be of another version than was named.
+            // Otherwise the value may be of another version than this one.
             if after == version {
                 if self.first_line {
                     let line = value.split(|byte| *byte == b'\n').next();
@@ -155,7 +157,7 @@ impl Store for Pass {
     }
 }
 
-/// The version of the file at `path`, if it is a secret's and nobody else can have written it.
+/// Returns the version of the file at `path`, if it is a secret's and nobody else can have written it.
 async fn version_at(settings: &Settings, path: &Path) -> Result<Arc<str>, BackendError> {
     let path = path.to_owned();
     let work = move |folder: &Folder| {
@@ -166,7 +168,7 @@ async fn version_at(settings: &Settings, path: &Path) -> Result<Arc<str>, Backen
     settings.visit(work).await
 }
 
-/// What follows from what `pass` and gpg said. Their words go to the agent's log alone.
+/// Returns the error for what `pass` and gpg said. Their own words go to the agent's log alone.
 fn why_not(ended: &Ended) -> BackendError {
     let said = |word: &str| ended.stderr.lines().any(|line| line.contains(word));
     let (fault, told) = if said("is not in the password store") {
@@ -175,7 +177,7 @@ fn why_not(ended: &Ended) -> BackendError {
             RequestError::new(Code::NotFound, "there is no such secret"),
         )
     } else if said("[GNUPG:] DECRYPTION_FAILED") && said("[GNUPG:] KEY_CONSIDERED") {
-        // It has the key and may not use it.
+        // gpg has the key and may not use it.
         (
             Fault::Unreachable,
             RequestError::unavailable(
@@ -211,7 +213,7 @@ fn failure(error: RequestError) -> BackendError {
     BackendError::new(Fault::Unreachable, error)
 }
 
-/// The program by its name, once: a PATH that changes later changes nothing.
+/// Finds the program by its name, once: a PATH that changes later has no effect.
 fn find_program(config: &PassConfig) -> Option<PathBuf> {
     let (_, path) = config.environment.iter().find(|(name, _)| name == "PATH")?;
     std::env::split_paths(path)
@@ -228,7 +230,7 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// What is answered after `pass` has said that.
+    /// Returns the caller's error after `pass` has said this.
     fn answer_to(stderr: &str) -> RequestError {
         let failed = Command::new("false").status().expect("it runs");
         let ended = Ended {

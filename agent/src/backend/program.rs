@@ -1,4 +1,4 @@
-//! A program that is run for an answer, within a time and a size.
+//! A program that is run for its output, within limits of time and size.
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -11,10 +11,10 @@ use tokio::process::Command;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-/// How much of what the program says on stderr is kept, in bytes.
+/// How much of the program's stderr is kept, in bytes.
 const STDERR_LIMIT: usize = 8 * 1024;
 
-/// A program that has ended, and what it said.
+/// A program that has ended, and its output.
 pub(super) struct Ended {
     /// How it ended.
     pub(super) status: ExitStatus,
@@ -24,7 +24,7 @@ pub(super) struct Ended {
     pub(super) stderr: String,
 }
 
-/// Why there is no answer.
+/// Why there is no output.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RunError {
     /// It could not be started or followed.
@@ -41,12 +41,12 @@ pub(super) enum RunError {
 /// The process group of a program, which is killed unless the program is known to have ended.
 struct Group(Option<Pid>);
 
-/// Runs `command`, without input and in a process group of its own, and gives what it wrote: at most `size` bytes
-/// within `limit`. Otherwise, and if nobody waits any more, the whole group is killed.
+/// Runs `command`, without input and in its own process group, and returns what it wrote: at most `size` bytes within
+/// `limit`. Otherwise, or if nobody waits for it any more, the whole group is killed.
 ///
 /// # Errors
 ///
-/// If it cannot be run within these bounds.
+/// If it cannot be run within these limits.
 pub(super) async fn run(
     mut command: Command,
     limit: Duration,
@@ -63,7 +63,7 @@ pub(super) async fn run(
     let mut group = Group(id.map(Pid::from_raw));
     let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
     let all = async {
-        // Its end is waited for last: until then its number, which the group has too, is nobody else's.
+        // The wait comes last: until then its pid, which is also the group's id, cannot be reused.
         let (stdout, stderr) = tokio::try_join!(whole(stdout, size), beginning(stderr))?;
         let status = child.wait().await?;
         group.0 = None;
@@ -88,7 +88,7 @@ async fn whole(
     stream: Option<impl AsyncRead + Unpin>,
     size: usize,
 ) -> Result<Zeroizing<Vec<u8>>, RunError> {
-    // With room for all of it, nothing is moved and left behind while it is read.
+    // Allocated in full, because a buffer that grows leaves copies behind.
     let mut bytes = Zeroizing::new(Vec::with_capacity(size + 64));
     if let Some(stream) = stream {
         stream.take(size as u64 + 1).read_to_end(&mut bytes).await?;
@@ -96,7 +96,7 @@ async fn whole(
     if bytes.len() > size {
         return Err(RunError::TooLong);
     }
-    // The room that was not needed goes back; what was in it is overwritten as it is dropped.
+    // Gives back the memory that was not needed; the larger buffer is overwritten when it is dropped.
     Ok(Zeroizing::new(bytes.to_vec()))
 }
 
@@ -105,7 +105,7 @@ async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> Result<String, Run
     let mut buffer = [0; 1024];
     if let Some(mut stream) = stream {
         loop {
-            // The rest is read too, or the program would wait for a reader for ever.
+            // The rest is read too, or the program would wait for a reader forever.
             let count = stream.read(&mut buffer).await?;
             if count == 0 {
                 break;
@@ -119,7 +119,7 @@ async fn beginning(stream: Option<impl AsyncRead + Unpin>) -> Result<String, Run
 
 // === impl Ended ===
 
-/// How it ended and what it said on stderr, on one line: never its stdout.
+/// How it ended and its stderr, on one line: never its stdout.
 impl fmt::Display for Ended {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.status, self.stderr.trim().escape_debug())
@@ -144,7 +144,7 @@ mod tests {
         command
     }
 
-    /// More than any of these programs takes, also on a busy machine.
+    /// More than any of these programs takes, even on a busy machine.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     #[tokio::test]
@@ -190,7 +190,7 @@ mod tests {
         }
     }
 
-    /// A zombie that nobody has waited for yet runs no more.
+    /// A zombie that nobody has waited for yet no longer runs.
     fn is_running(pid: Pid) -> bool {
         std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z"))
     }

@@ -1,8 +1,8 @@
-//! A backend whose secrets are files in a folder of this machine, where no cloud says who may read what. `file` and
-//! `pass` differ in how a value is read; whose it is, how it is called and how it is listed is the same.
+//! A backend whose secrets are files in a folder of this machine, where no cloud decides who may read what. `file` and
+//! `pass` differ in how a value is read; whose it is, its name and how it is listed are the same.
 //!
-//! So the folder itself has to tell principals apart: unless the configuration says otherwise, each namespace reads
-//! what lies in the folder of its name. A principal of a machine whose role is `machine` reads all of it.
+//! So the folder itself has to keep principals apart: unless the configuration says otherwise, each namespace reads
+//! only the folder of its own name. A principal of a machine with the role `machine` reads everything.
 
 use super::folder::{Folder, FolderError};
 use super::{Backend, BackendError, Caller, Offer, Page, Secret, Selector, Session};
@@ -19,10 +19,10 @@ use std::sync::Arc;
 use std::time::Duration;
 use zeroize::Zeroizing;
 
-/// How long a session of a store lives. It holds nothing that could end.
+/// How long a session of a store lives. It holds nothing that could expire.
 const SESSION: Duration = Duration::from_secs(24 * 3600);
 
-/// The longest part of a path, in bytes (NAME_MAX), less the longest ending that a store puts behind it.
+/// The maximum length of a part of a path, in bytes (NAME_MAX), minus the longest ending that a store appends.
 const PART_LIMIT: usize = 255 - ".gpg".len();
 
 /// Secrets as files in a folder of this machine.
@@ -35,7 +35,7 @@ pub(super) trait Store: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     ///
-    /// If there is none that could be given out.
+    /// If there is none that may be given out.
     async fn read(
         &self,
         settings: &Settings,
@@ -44,26 +44,26 @@ pub(super) trait Store: fmt::Debug + Send + Sync {
     ) -> Result<Value, BackendError>;
 }
 
-/// What the configuration says of any store.
+/// The configuration that every store has.
 #[derive(Debug)]
 pub(super) struct Settings {
     /// Where the secrets are.
     pub(super) folder: PathBuf,
-    /// How the file of a secret ends.
+    /// The ending of a secret's file.
     pub(super) ending: &'static str,
-    /// What stands before every name.
+    /// The prefix of every name.
     pub(super) prefix: String,
-    /// Whether each namespace reads the folder of its name alone.
+    /// Whether each namespace reads only the folder of its own name.
     pub(super) per_namespace: bool,
     /// How long one call may take.
     pub(super) timeout: Duration,
 }
 
-/// A value as a store has it.
+/// A value as a store returns it.
 #[derive(Debug)]
 pub(super) struct Value {
     pub(super) bytes: Zeroizing<Vec<u8>>,
-    /// By inode, size and time, never by the value.
+    /// Made of inode, size and time, never of the value.
     pub(super) version: Arc<str>,
 }
 
@@ -85,7 +85,7 @@ struct StoredSession<S> {
 // === impl Settings ===
 
 impl Settings {
-    /// Where a secret's file lies in the folder.
+    /// Returns the path of a secret's file in the folder.
     pub(super) fn path_of(&self, role: &Role, name: &SecretName) -> PathBuf {
         format!("{}{name}{}", role.prefix, self.ending).into()
     }
@@ -106,7 +106,8 @@ impl Settings {
 // === impl Stored ===
 
 impl<S> Stored<S> {
-    /// The backend over that store. `key` is the folder's in the configuration, and `make` says how to make one.
+    /// Returns the backend over this store. `key` is the folder's in the configuration, and `make` says how to make
+    /// one.
     ///
     /// # Errors
     ///
@@ -228,7 +229,7 @@ fn role_in(folder: Option<&str>, prefix: &str) -> Role {
     }
 }
 
-/// Checks that a store can have a secret of that name, and that it is in the role's folder.
+/// Checks that a store can have a secret of this name, and that it is in the role's folder.
 pub(super) fn check(
     role: &Role,
     name: &SecretName,
@@ -251,7 +252,7 @@ pub(super) fn check(
         ));
     }
     for part in path.split('/') {
-        // The store's own files, such as .git and .gpg-id, are no secrets. The prefix may be an annotation's.
+        // The store's own files, such as .git and .gpg-id, are not secrets. The prefix may come from an annotation.
         if part.is_empty() || part.starts_with('.') {
             return Err(RequestError::invalid(
                 "a name here has no part that is empty or begins with a dot, its prefix included",
@@ -280,21 +281,21 @@ pub(super) fn check(
     Ok(())
 }
 
-/// One page of the names that the role may read, out of what `list` finds below a folder.
+/// Returns one page of the names that the role may read, from what `list` finds below a folder.
 pub(super) fn page(
     role: &Role,
     limit: usize,
     cursor: Option<&str>,
     list: impl FnOnce(&Path) -> Result<Vec<String>, FolderError>,
 ) -> Result<Page, FolderError> {
-    // The shorter of folder and prefix says nothing if it is not how the other begins: then there is nothing to read.
+    // If neither folder nor prefix begins with the other, there is nothing to read.
     let (folder, prefix) = (&*role.place, &*role.prefix);
     let from = match (prefix.starts_with(folder), folder.starts_with(prefix)) {
         (true, _) => prefix.rsplit_once('/').map_or("", |(folder, _)| folder),
         (false, true) => folder.trim_end_matches('/'),
         (false, false) => return Err(FolderError::Foreign),
     };
-    // A prefix may be an annotation's: nothing but a name leads into the folder.
+    // The prefix may come from an annotation, and no name leads into a folder that begins with a dot.
     if from.split('/').any(|part| part.starts_with('.')) {
         return Ok(Page::default());
     }

@@ -1,4 +1,4 @@
-//! AWS' errors, as the contract names them. The texts say what to look at and name no role but the caller's own.
+//! AWS's errors, with the contract's codes. The messages say what to check, and name no role but the caller's own.
 
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
@@ -19,7 +19,7 @@ const THROTTLES: [&str; 5] = [
     "TooManyRequestsException",
 ];
 
-/// Codes of a signature or token whose time is wrong. A token is minutes old at most, so it is the clock.
+/// Codes of a signature or token whose time is wrong. A token is minutes old at most, so it is the clock that is wrong.
 const CLOCK: [&str; 5] = [
     "ExpiredTokenException",
     "IncompleteSignature",
@@ -28,7 +28,7 @@ const CLOCK: [&str; 5] = [
     "SignatureDoesNotMatch",
 ];
 
-/// An answer without what it must hold.
+/// The error for an answer that lacks what it must contain.
 pub(super) fn garbage() -> BackendError {
     BackendError::garbage("AWS")
 }
@@ -58,7 +58,7 @@ where
                     "AWS refused the role {role}: it does not exist, or its trust policy does not admit this \
                  service account (check its conditions on sub, and on aud, which is {audience})"
                 ),
-                // One code for much; STS says in words what it is.
+                // One code for several causes; only STS's message tells which.
                 "InvalidIdentityToken" if message.contains("No OpenIDConnect provider") => format!(
                     "AWS does not know this cluster's issuer: the account of the role {role} has no OIDC provider \
                  for it"
@@ -67,7 +67,7 @@ where
                     "AWS does not take the token's audience: the OIDC provider in the account of the role {role} \
                  does not list {audience} among its client ids"
                 ),
-                // Perhaps for a moment only, so nothing that was got under the role goes: AWS' own SDKs try again too.
+                // It may be temporary, so the role's session and values are kept: AWS's own SDKs retry too.
                 _ if code == "IDPCommunicationError" || message.contains("verification key") => {
                     let text = format!(
                         "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for \
@@ -83,7 +83,7 @@ where
                     "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
                  longer than the role's maximum"
                 ),
-                // In a region that is fallen back to nothing is denied by it.
+                // In a fallback region this denies nothing.
                 "RegionDisabledException" if is_own => return Some(switched_off(role)),
                 _ => return None,
             };
@@ -119,7 +119,7 @@ where
     })
 }
 
-/// The account has no token service in the region. That is so for every role: the session of this one stays.
+/// The account has no token service in the region. That applies to every role, so this one's session is kept.
 fn switched_off(role: &str) -> BackendError {
     let text = format!(
         "AWS refused the role {role}: its account has not activated the token service in this region"
@@ -161,7 +161,7 @@ where
                 let text = "AWS does not take this name, version, stage or cursor";
                 RequestError::invalid(text).into()
             }
-            // A region that the account has not enabled knows none of its sessions, however good they are elsewhere.
+            // A region that the account has not enabled knows none of its sessions, even if they are valid elsewhere.
             "UnrecognizedClientException" | "InvalidClientTokenId" if !is_own => {
                 let text = format!(
                     "AWS in {region} does not know the session of the role {role}: enable that region in its account"
@@ -212,7 +212,7 @@ where
             } else if status >= 500 {
                 BackendError::troubled(whose)
             } else if code.is_empty() {
-                // A proxy's page, or half an answer: nobody who is AWS has spoken.
+                // A proxy's page, or half an answer, but nothing from AWS.
                 BackendError::garbage(whose)
             } else {
                 BackendError::unexpected(whose)
@@ -232,7 +232,7 @@ where
     }
 }
 
-/// The seconds that the cloud asks to wait; a date is not worth parsing here.
+/// Returns how long the cloud asks to wait, in seconds; a date is not worth parsing here.
 fn retry_after(response: &HttpResponse) -> Option<Duration> {
     let seconds = response.headers().get("retry-after")?.parse().ok()?;
     Some(Duration::from_secs(seconds))

@@ -1,4 +1,4 @@
-//! Which regions answer, so that one that does not is not waited for by everybody; and whose word counts.
+//! Which regions answer, so that not every request waits for one that does not; and whose answer counts.
 
 use crate::backend::{BackendError, Fault};
 use latchkey_client::protocol::Code;
@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a region that could not be reached is asked after the others.
+/// How long a region that could not be reached is tried after the others.
 const DOWN_FOR: Duration = Duration::from_secs(10);
 
-/// A call that has taken so long when the last who waited for it leaves says of its region what a timeout would.
+/// A call that has taken this long when it is cancelled, because nobody waits for it, counts as a timeout of its
+/// region.
 const HANGS: Duration = Duration::from_secs(1);
 
-/// The regions that could not be reached lately.
+/// The regions that could not be reached recently.
 #[derive(Debug, Default)]
 pub(super) struct Health(pub(super) Mutex<Vec<(Arc<str>, Instant)>>);
 
@@ -26,10 +27,10 @@ struct Call<'a> {
 // === impl Health ===
 
 impl Health {
-    /// What `call` gives in the first of `regions` that has it; those not reached lately are asked last.
+    /// Returns what `call` gives in the first of `regions` that has it; those not reached recently are tried last.
     ///
-    /// Only the first of `regions` may say no, for another may not have been given the secret, or be closed to the role
-    /// or the account. Where the first cannot be reached another's `denied` stands all the same: after one, nothing old
+    /// Only the first of `regions` may say no, because another may not have the secret, or may be closed to the role or
+    /// the account. If the first cannot be reached, another's `denied` counts all the same: after that, no old value
     /// may be served.
     pub(super) async fn ask<'a, T, F>(
         &self,
@@ -63,7 +64,7 @@ impl Health {
         Err(failed)
     }
 
-    /// `regions` in their order, those not reached lately last.
+    /// Returns `regions` in their order, those not reached recently last.
     fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
         let mut down = self.down();
         down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
@@ -92,7 +93,7 @@ fn is_denied(failed: &BackendError) -> bool {
 
 // === impl Call ===
 
-/// Also when the call has ended: what it ended with is noted over this.
+/// Also runs if the call has ended: its outcome is noted over this.
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         if self.began.elapsed() >= HANGS {
@@ -124,7 +125,7 @@ mod tests {
         failed(Fault::Refused, Code::Denied)
     }
 
-    /// What comes of it where the regions answer so, and which were asked in which order.
+    /// Returns the outcome if the regions answer like this, and the regions in the order in which they were asked.
     async fn asked(
         health: &Health,
         own: Result<u8, BackendError>,
@@ -175,7 +176,7 @@ mod tests {
         for (other, expected) in [
             (Ok(2), Ok(2)),
             (refused(), Err(Fault::Refused)),
-            // Such as that of a key which is switched off.
+            // Such as a disabled key's.
             (failed(Fault::Call, Code::Denied), Err(Fault::Call)),
             (failed(Fault::Call, Code::NotFound), Err(Fault::Unreachable)),
             (
@@ -185,7 +186,7 @@ mod tests {
             (away(), Err(Fault::Unreachable)),
         ] {
             let health = Health::default();
-            // The second time the own region is asked last.
+            // The second time, the role's own region is asked last.
             for _ in 0..2 {
                 let (outcome, _) = asked(&health, away(), other.clone()).await;
                 assert_eq!(outcome, expected);

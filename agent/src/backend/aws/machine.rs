@@ -1,4 +1,4 @@
-//! The machine's own credentials, outside of a cluster: what the AWS CLI would use here, by the SDK's default chain
+//! The machine's own credentials, outside a cluster: what the AWS CLI would use here, by the SDK's default chain
 //! (environment, profile with `credential_process`, web identity, container, instance).
 
 use super::{Aws, BackendError, Role, errors, session_credentials};
@@ -11,11 +11,11 @@ use aws_sdk_sts as sts;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, UNIX_EPOCH};
 
-/// What the caller is told where the machine has none.
+/// The message to a caller if the machine has none.
 const NO_CREDENTIALS: &str =
     "this machine has no AWS credentials now: sign in, or check AWS_PROFILE and credential_process";
 
-/// What the chain gives, as one process tells another.
+/// What the chain gives, as one process passes it to the other.
 #[derive(Deserialize, Serialize)]
 pub(in crate::backend) struct Keys {
     access_key: String,
@@ -25,11 +25,11 @@ pub(in crate::backend) struct Keys {
     ends: Option<u64>,
 }
 
-/// What the chain gives now, for a machine in `region`.
+/// Returns what the chain gives now, for a machine in `region`.
 ///
 /// # Errors
 ///
-/// If it gives nothing, with the words of each link.
+/// If it gives nothing, with the error of each link.
 pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
     let chain = DefaultCredentialsChain::builder().region(Region::new(region));
     let found = chain.build().await.provide_credentials().await;
@@ -44,7 +44,7 @@ pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
 }
 
 impl Aws {
-    /// The machine's own credentials.
+    /// Returns the machine's own credentials.
     ///
     /// # Errors
     ///
@@ -64,7 +64,7 @@ impl Aws {
         ))
     }
 
-    /// Takes on a role with the machine's credentials.
+    /// Assumes a role with the machine's credentials.
     pub(super) async fn assume_by_machine(
         &self,
         role: &Role,

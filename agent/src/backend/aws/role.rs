@@ -8,20 +8,20 @@ pub(super) use crate::role::MACHINE;
 use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 
-/// Where the role stands: ours for applications whose own SDK is to have another one, else that of IRSA.
+/// The annotations that name the role: ours, for applications whose own SDK uses another role, then IRSA's.
 const ROLE_KEYS: [&str; 2] = ["latchkey.dev/aws-role-arn", "eks.amazonaws.com/role-arn"];
 const REGION_KEY: &str = "latchkey.dev/aws-region";
 const AUDIENCE_KEY: &str = "eks.amazonaws.com/audience";
 const REGIONAL_STS_KEY: &str = "eks.amazonaws.com/sts-regional-endpoints";
 
-/// The audience of IRSA where nothing else is said.
+/// IRSA's default audience.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
 /// The region whose token service is the global one, `sts.amazonaws.com`, in the SDK's endpoint rules.
 const GLOBAL_REGION: &str = "aws-global";
 
-/// The regions in whose place the global token service may be asked (`UseGlobalEndpoint` in the SDK's endpoint rules).
-/// Those that accounts have to enable do not take its tokens.
+/// The regions in whose place the global token service may be used (`UseGlobalEndpoint` in the SDK's endpoint rules).
+/// Opt-in regions do not accept its tokens.
 const GLOBALLY_SERVED: [&str; 15] = [
     "ap-northeast-1",
     "ap-south-1",
@@ -43,8 +43,8 @@ const GLOBALLY_SERVED: [&str; 15] = [
 /// The longest secret name of Secrets Manager, in characters.
 const NAME_LIMIT: usize = 512;
 
-/// Partitions by the beginning of their regions' names, and the region that stands for one when the configured
-/// region is in another (AWS General Reference, "Partitions"). Everything else is `aws`.
+/// The prefix of each partition's regions, its name, and the region to use there if the configured region is in another
+/// partition (AWS General Reference, "Partitions"). Everything else is `aws`.
 const PARTITIONS: [(&str, &str, &str); 7] = [
     ("cn-", "aws-cn", "cn-north-1"),
     ("us-gov-", "aws-us-gov", "us-gov-west-1"),
@@ -128,11 +128,11 @@ pub(super) fn of(
     })
 }
 
-/// The role of a principal of the machine: one that the machine's credentials may take on, or theirs itself.
+/// The role of a principal of the machine: one that the machine's credentials may assume, or those credentials' own.
 ///
 /// # Errors
 ///
-/// If what is named is no AWS role.
+/// If the name is not an AWS role's.
 pub(super) fn of_machine(
     role: &LocalRole,
     settings: &AwsConfig,
@@ -157,7 +157,7 @@ pub(super) fn of_machine(
     })
 }
 
-/// Whether Secrets Manager can hold a secret of that name.
+/// Checks that Secrets Manager can hold a secret of this name.
 pub(super) fn check_name(
     settings: &AwsConfig,
     role: &Role,
@@ -178,7 +178,7 @@ pub(super) fn check_name(
         let partition = name.as_str().split(':').nth(1).unwrap_or_default();
         let right = region_of_arn(name.as_str())
             .is_some_and(|region| is_region(region) && partition_of(region) == partition)
-            // Which is that of the role's region too.
+            // The role's region must be in it too.
             && partition_of(&role.place) == partition;
         if !right {
             return Err(RequestError::invalid(
@@ -199,7 +199,7 @@ pub(super) fn check_name(
             "with its prefix the name is longer than the {NAME_LIMIT} characters that AWS allows"
         )));
     }
-    // The lengths that GetSecretValue allows; what is inside is only compared there.
+    // The lengths that GetSecretValue allows; AWS only compares the content.
     if selector
         .version
         .as_ref()

@@ -7,7 +7,7 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
     let settings = AwsConfig {
         region: Some("eu-central-1".to_owned()),
         fallback_regions: vec!["eu-west-1".to_owned()],
-        // Nobody listens there.
+        // Nothing listens there.
         sts_endpoint: Some("http://127.0.0.1:9".to_owned()),
         ..AwsConfig::default()
     };

@@ -1,4 +1,4 @@
-//! What Key Vault's answer about a secret holds, and whether it may be used.
+//! What Key Vault's answer about a secret contains, and whether the secret may be used.
 
 use super::errors;
 use crate::backend::{BackendError, Secret};
@@ -18,10 +18,10 @@ use zeroize::Zeroize as _;
 /// The content types whose value is bytes in base64: any bytes, and a certificate with its key (Key Vault's own).
 const BINARY_TYPES: [&str; 2] = ["application/octet-stream", "application/x-pkcs12"];
 
-/// The tag by which `az keyvault secret set --encoding base64` remembers that the value is bytes in base64.
+/// The tag with which `az keyvault secret set --encoding base64` marks a value as bytes in base64.
 const ENCODING_TAG: &str = "file-encoding";
 
-/// The secret in the answer of `vault` to an ask for `name`.
+/// Returns the secret in the answer of `vault` to a request for `name`.
 ///
 /// # Errors
 ///
@@ -29,11 +29,11 @@ const ENCODING_TAG: &str = "file-encoding";
 pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secret, BackendError> {
     let body = Bytes::from(body);
     let answer = serde_json::from_slice::<models::Secret>(&body);
-    // The SDK has copied the answer; this is the one of its copies that can be got at.
+    // The SDK has copied the answer; this is the one copy that can be reached.
     if let Ok(mut body) = body.try_into_mut() {
         body.zeroize();
     }
-    // What is wrong with it is not told: the text would have pieces of the answer in it.
+    // The parser's error is not repeated: it would contain pieces of the answer.
     let mut answer = answer.map_err(|_| errors::garbage())?;
     let value = answer.value.take().map(SecretValue::from);
     let value = value.ok_or_else(errors::garbage)?;
@@ -59,7 +59,8 @@ pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secr
     Ok(secret)
 }
 
-/// The bytes that a value stands for, if it says so. What only claims to be base64 is the text that it is.
+/// Returns the bytes that a value stands for, if the answer marks it so. A marked value that is not valid base64 stays
+/// text.
 fn bytes_of(answer: &models::Secret, value: &SecretValue) -> Option<SecretValue> {
     let kind = answer.content_type.as_deref().unwrap_or_default();
     let kind = kind.split(';').next().unwrap_or_default().trim();
@@ -74,7 +75,7 @@ fn bytes_of(answer: &models::Secret, value: &SecretValue) -> Option<SecretValue>
     BASE64.decode(value.expose()).ok().map(SecretValue::from)
 }
 
-/// Whether a secret with these attributes may be used now.
+/// Checks that a secret with these attributes may be used now.
 ///
 /// Key Vault itself refuses a disabled one, but gives out one that has expired or is not valid yet.
 ///

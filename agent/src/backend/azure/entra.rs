@@ -20,29 +20,29 @@ use std::time::Duration;
 pub(super) struct Exchange<'a> {
     /// Entra ID's URL.
     pub(super) authority: &'a str,
-    /// The role to be taken on.
+    /// The role to assume.
     pub(super) role: &'a Role,
-    /// How the host of the role's vault ends.
+    /// The suffix of the host of the role's vault.
     pub(super) suffix: &'a str,
-    /// How calls are made.
+    /// The options of the calls.
     pub(super) options: ClientOptions,
-    /// What they are told of their request.
+    /// What the calls know about their request.
     pub(super) context: Context<'static>,
 }
 
-/// What an exchange gave: an access token that is good for the vaults of one cloud. It is never refreshed, since that
-/// would take another subject token: when it ends, so does the session.
+/// The result of an exchange: an access token for the vaults of one cloud. It is never refreshed, since that would take
+/// another subject token: when it expires, so does the session.
 #[derive(Debug)]
 pub(super) struct Bearer {
     pub(super) scope: String,
     pub(super) token: AccessToken,
 }
 
-/// The pod's token, for the time of the exchange.
+/// The pod's token, for the duration of the exchange.
 #[derive(Debug)]
 struct Assertion(SubjectToken);
 
-/// What a token for the vaults with that suffix is asked for. They name the same resource in their challenges: the
+/// Returns the scope of a token for the vaults with this suffix. They name the same resource in their challenges: the
 /// suffix as a host.
 pub(super) fn scope_of(suffix: &str) -> String {
     format!("https://{}/.default", suffix.trim_start_matches('.'))
@@ -91,7 +91,7 @@ impl Exchange<'_> {
 // === impl Bearer ===
 
 impl Bearer {
-    /// How long the token is good from now.
+    /// How long the token is valid from now.
     pub(super) fn lives_for(&self) -> Duration {
         let now = OffsetDateTime::from(crate::time::system_now());
         Duration::try_from(self.token.expires_on - now).unwrap_or_default()
@@ -105,7 +105,8 @@ impl TokenCredential for Bearer {
         scopes: &[&str],
         _options: Option<TokenRequestOptions<'_>>,
     ) -> azure_core::Result<AccessToken> {
-        // What the vault asks for has been found to fit its host by now, but this token may be for another cloud.
+        // The SDK has checked by now that what the vault asks for fits its host, but this token may be for another
+        // cloud.
         if scopes != [self.scope.as_str()] {
             let text = format!("the vault wants a token for {scopes:?}, not {}", self.scope);
             return Err(azure_core::Error::with_message(ErrorKind::Credential, text));

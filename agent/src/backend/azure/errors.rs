@@ -1,4 +1,4 @@
-//! Azure's errors, as the contract names them. The texts say what to look at and name no client but the caller's own.
+//! Azure's errors, with the contract's codes. The messages say what to check, and name no client but the caller's own.
 
 use crate::backend::error::cut;
 use crate::backend::{BackendError, Fault};
@@ -38,14 +38,14 @@ struct EntraError {
     trace_id: String,
 }
 
-/// The errors by which Entra ID says nothing about who asks, whatever their status.
+/// The errors of Entra ID that say nothing about the caller, whatever their status.
 const TROUBLES: [&str; 2] = ["server_error", "temporarily_unavailable"];
 
-/// The numbers by which Entra ID has no answer from the cluster's issuer. Perhaps for a moment only, so nothing that was
-/// got under the client goes.
+/// The error numbers of Entra ID if it gets no answer from the cluster's issuer. It may be temporary, so the client's
+/// session and values are kept.
 const ISSUER_SILENT: [u32; 3] = [50_166, 90_061, 501_661];
 
-/// What an HTTP answer says that is no success.
+/// An HTTP answer that is not a success.
 struct Refusal<'a> {
     status: u16,
     answer: &'a RawResponse,
@@ -54,7 +54,7 @@ struct Refusal<'a> {
 // === impl Failed ===
 
 impl Failed {
-    /// Whether the call may do better at once: it has reached nobody.
+    /// Whether an immediate retry may succeed, because Azure could not be reached.
     pub(super) fn is_worth_another(&self) -> bool {
         match self {
             Self::Late => true,
@@ -67,12 +67,12 @@ impl Failed {
     }
 }
 
-/// An answer without what it must hold.
+/// The error for an answer that lacks what it must contain.
 pub(super) fn garbage() -> BackendError {
     BackendError::garbage("Azure")
 }
 
-/// Something that the SDK does not take, which has been checked before.
+/// The error if the SDK refuses something that was checked before.
 pub(super) fn internal(error: &azure_core::Error) -> BackendError {
     RequestError::internal(error).into()
 }
@@ -86,7 +86,7 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
         let failed = if TROUBLES.contains(&&*error.error) {
             BackendError::troubled("Entra ID")
         } else if code == 700_024 {
-            // The assertion is minutes old at most, so it is the clock.
+            // The assertion is minutes old at most, so it is the clock that is wrong.
             let text = "Entra ID refused what is out of date: check the node's clock";
             BackendError::from(RequestError::unavailable(text))
         } else {
@@ -107,7 +107,7 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
     })
 }
 
-/// What to look at when Entra ID refuses with that number.
+/// Returns what to check if Entra ID refuses with this number.
 fn what_to_check(code: u32) -> &'static str {
     match code {
         50_027 | 700_027 | 5_000_819 => {
@@ -145,8 +145,8 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
     if let Failed::Answer(error) = failed
         && matches!(root(error).kind(), ErrorKind::Credential | ErrorKind::Other)
     {
-        // The SDK's check of the challenge, or our own: no token was sent. The SDK goes on to ask for what that challenge
-        // named, so the session is of no more use, also when the vault is itself again.
+        // The SDK's check of the challenge failed, or our own: no token was sent. The SDK keeps asking for what that
+        // challenge named, so the session is of no more use, even when the vault is back to normal.
         let answer = RequestError::new(
             Code::Denied,
             "the vault asks for a token that is not for it: check its URL, and the agent's authority and vault_suffixes",
@@ -166,7 +166,7 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
                 let text = "Azure does not take this name, version or cursor";
                 RequestError::invalid(text).into()
             }
-            // The token is genuine, and another tenant's.
+            // The token is genuine, but another tenant's.
             (401, _) if message.contains("AKV10032") && by_machine => {
                 BackendError::refused(format!(
                     "the vault belongs to another tenant than this machine's credentials ({client}): sign in to its tenant"
@@ -231,7 +231,7 @@ fn classify(
             } else if let Some(failed) = known(&refusal) {
                 return failed;
             } else {
-                // Somebody else's page: nobody who is Azure has spoken.
+                // Someone else's page, but nothing from Azure.
                 BackendError::garbage(whose)
             }
         }
@@ -243,7 +243,7 @@ fn classify(
     failed.because(&told(error))
 }
 
-/// The error that the others are about: the SDK wraps them in each other, each with less in it.
+/// Returns the innermost error: the SDK wraps its errors in each other, and the outer ones say less.
 fn root(error: &azure_core::Error) -> &azure_core::Error {
     let mut root = error;
     let mut source = error.source();
@@ -267,7 +267,7 @@ fn is_late(error: &azure_core::Error) -> bool {
     false
 }
 
-/// What an error says for the log. An answer that could not be read is left out, as it may have a secret in it.
+/// Returns what an error says for the log. An answer that could not be read is left out, as it may contain a secret.
 fn told(error: &azure_core::Error) -> Told {
     let root = root(error);
     let text = match root.kind() {
@@ -278,7 +278,7 @@ fn told(error: &azure_core::Error) -> Told {
     Told(text)
 }
 
-/// The seconds that the cloud asks to wait; a date is not worth parsing here.
+/// Returns how long the cloud asks to wait, in seconds; a date is not worth parsing here.
 fn retry_after(answer: &RawResponse) -> Option<Duration> {
     let seconds = answer.headers().get_optional_str(&RETRY_AFTER)?;
     Some(Duration::from_secs(seconds.parse().ok()?))
@@ -294,7 +294,7 @@ mod tests {
         for subject in [700_213, 7_002_138] {
             assert!(what_to_check(subject).contains("subject"), "{subject}");
         }
-        // A client secret is never sent, so it is none of the texts'.
+        // A client secret is never sent, so no text is about it.
         assert_eq!(what_to_check(7_000_215), what_to_check(0));
     }
 }

@@ -1,6 +1,6 @@
-//! The machine's own credentials, outside of a cluster: a client secret in the environment, else what the developer is
-//! signed in with (`az`, `azd`), else the managed identity of the machine. Azure has no roles that one identity may take
-//! on: what is named in place of the machine is another of its managed identities.
+//! The machine's own credentials, outside a cluster: a client secret in the environment, otherwise the developer's
+//! login (`az`, `azd`), otherwise the machine's managed identity. Azure has no roles that one identity may assume: a
+//! principal with a named role gets another of the machine's managed identities.
 
 use super::entra::Bearer;
 use super::errors::Failed;
@@ -23,14 +23,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long one call on the way may take. The process that makes it may have less.
+/// How long one call on the way may take. The process that makes it may have less time.
 const CALL: Duration = Duration::from_secs(10);
 
-/// What the caller is told where the machine has none.
+/// The message to a caller if the machine has none.
 const NO_CREDENTIALS: &str = "this machine has no Azure credentials now: sign in with az login, or \
      check AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET, or the machine's managed identity";
 
-/// An access token, as one process tells another.
+/// An access token, as one process passes it to the other.
 #[derive(Deserialize, Serialize)]
 pub(in crate::backend) struct Found {
     token: String,
@@ -38,11 +38,12 @@ pub(in crate::backend) struct Found {
     ends: i64,
 }
 
-/// An access token for `scope`: of the machine's managed identity `client`, or of whatever there is.
+/// Returns an access token for `scope`: of the machine's managed identity `client`, or of the first source that has
+/// one.
 ///
 /// # Errors
 ///
-/// If there is none, with the words of each that was asked.
+/// If there is none, with the error of each source.
 pub(in crate::backend) async fn find(
     authority: &str,
     client: Option<String>,
@@ -66,7 +67,7 @@ pub(in crate::backend) async fn find(
     Err(words.join("; "))
 }
 
-/// Whom to ask, in this order.
+/// Returns the sources to try, in this order.
 fn sources(
     authority: &str,
     client: Option<String>,
@@ -113,7 +114,7 @@ fn sources(
 }
 
 impl Azure {
-    /// The access token that the machine has for the vaults with that suffix, as one of its identities.
+    /// Returns the machine's access token for the vaults with this suffix, as one of its identities.
     ///
     /// # Errors
     ///

@@ -8,7 +8,7 @@ use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use uuid::Uuid;
 
-/// What Azure's workload identity webhook reads too.
+/// Annotations that Azure's workload identity webhook reads too.
 const CLIENT_KEY: &str = "azure.workload.identity/client-id";
 pub(super) const TENANT_KEY: &str = "azure.workload.identity/tenant-id";
 
@@ -81,7 +81,7 @@ pub(super) fn of(
 ///
 /// # Errors
 ///
-/// If what is named is no client id, or no vault is configured.
+/// If the name is not a client id, or no vault is configured.
 pub(super) fn of_machine(
     role: &LocalRole,
     settings: &AzureConfig,
@@ -112,7 +112,7 @@ fn is_client(text: &str) -> bool {
     text.len() == 36 && Uuid::try_parse(text).is_ok()
 }
 
-/// Whether Key Vault can hold a secret of that name.
+/// Checks that Key Vault can hold a secret of this name.
 pub(super) fn check_name(
     role: &Role,
     name: &SecretName,
@@ -138,14 +138,15 @@ pub(super) fn check_name(
     }
 }
 
-/// The secret's name at the vault. The SDK puts it into the request's path as it is, so nothing else may get there.
+/// Returns the secret's name at the vault. The SDK puts it into the request's path as is, so nothing else may get
+/// there.
 pub(super) fn written(role: &Role, name: &SecretName) -> Result<String, RequestError> {
     dashes::AZURE
         .write(&role.prefix, name)
         .map_err(|error| RequestError::invalid(error.to_string()))
 }
 
-/// The name by which an application asks for what the vault calls `written`, if there is one.
+/// Returns the name by which an application asks for what the vault calls `written`, if there is one.
 pub(super) fn read(role: &Role, written: &str) -> Option<SecretName> {
     dashes::AZURE.read(&role.prefix, &written.to_ascii_lowercase())
 }

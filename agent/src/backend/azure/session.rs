@@ -1,4 +1,4 @@
-//! A role taken on at Azure: what it reads and lists.
+//! An assumed role at Azure: what it reads and lists.
 
 use super::{answer, errors, role, tried, wire};
 use crate::backend::{BackendError, Page, Secret, Selector, Session, paging};
@@ -16,13 +16,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The most names that Key Vault gives at once (`maxresults` of Get Secrets).
+/// The most names that Key Vault returns at once (`maxresults` of Get Secrets).
 const PAGE_NAMES: usize = 25;
 
-/// The query parameter of Key Vault's links to the next page that says where it begins.
+/// The query parameter that says where the next page begins, in Key Vault's links to it.
 const NEXT: &str = "$skiptoken";
 
-/// A role taken on.
+/// An assumed role.
 #[derive(Debug)]
 pub(super) struct AzureSession {
     pub(super) role: Role,
@@ -34,7 +34,7 @@ pub(super) struct AzureSession {
     pub(super) client: Client,
 }
 
-/// The SDK's client, which prints nothing here.
+/// The SDK's client, with a `Debug` that prints nothing of it.
 pub(super) struct Client(pub(super) SecretClient);
 
 // === impl AzureSession ===
@@ -63,7 +63,7 @@ impl AzureSession {
         }
     }
 
-    /// One page of the vault's own with at most so many names.
+    /// Returns one page of the vault's with at most `wanted` names.
     async fn page(
         &self,
         wanted: usize,
@@ -71,7 +71,7 @@ impl AzureSession {
         request_id: &str,
     ) -> Result<Page, BackendError> {
         let most = i32::try_from(wanted).unwrap_or(i32::MAX);
-        // The client's cursor only ever becomes this one parameter, whatever is in it.
+        // The caller's cursor only ever becomes this one parameter, whatever it contains.
         let continuation = from.map(|from| {
             let mut link = self.client.0.endpoint().clone();
             link.set_path("/secrets");
@@ -103,7 +103,7 @@ impl AzureSession {
         let page = page.ok_or_else(errors::garbage)?;
         let next = match page.next_link.filter(|link| !link.is_empty()) {
             None => None,
-            // Only where the page begins is taken from the link, never where it leads.
+            // Only the position of the page is taken from the link, never its host or path.
             Some(link) => Some(
                 self.client
                     .0
@@ -119,7 +119,7 @@ impl AzureSession {
                     .ok_or_else(errors::garbage)?,
             ),
         };
-        // What cannot be asked for is not shown.
+        // A secret that cannot be asked for is not shown.
         let names = page
             .value
             .into_iter()

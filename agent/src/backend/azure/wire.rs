@@ -1,5 +1,5 @@
-//! The wire to Azure: one pool of TLS connections under all of the SDK's clients, and what each request says about
-//! who is behind it.
+//! The wire to Azure: one pool of TLS connections for all of the SDK's clients, and what each request says about the
+//! pod that it is for.
 
 use crate::backend::body::{self, BodyError};
 use crate::secret::SecretValue;
@@ -17,10 +17,10 @@ use std::time::Duration;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a connection to what is on this machine may take to be made. On a laptop there is nothing of the kind.
+/// How long a connection to a service of this machine may take to be made. On a laptop there is none.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connection is kept that nobody uses, and how many of them to one host.
+/// How long an idle connection is kept, and how many of them to one host.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE_CONNECTIONS: usize = 32;
 
@@ -33,7 +33,7 @@ const USER_AGENT: HeaderName = HeaderName::from_static("user-agent");
 #[derive(Debug)]
 pub(super) struct Wire(reqwest::Client);
 
-/// Writes into each request which pod, and which request of it, it is for.
+/// Writes into each request which pod, and which of the pod's requests, it is for.
 #[derive(Debug)]
 pub(super) struct Signature {
     agent: String,
@@ -43,8 +43,8 @@ pub(super) struct Signature {
 #[derive(Debug)]
 struct RequestId(String);
 
-/// The id under which Key Vault's log keeps a call, which it takes only in the form of a UUID: the digits of the
-/// request's id in the first half, the end of the pod's UID in the second.
+/// Returns the id of a call in Key Vault's log, which only accepts a UUID: the digits of the request's id in the first
+/// half, the end of the pod's UID in the second.
 pub(super) fn correlation(request_id: &str, pod_uid: &str) -> String {
     let is_digit = |c: &char| c.is_ascii_hexdigit();
     let mut digits: Vec<char> = request_id.chars().filter(is_digit).take(16).collect();
@@ -62,7 +62,7 @@ pub(super) fn correlation(request_id: &str, pod_uid: &str) -> String {
     text
 }
 
-/// What a call is told of the request that it is made for.
+/// What a call knows about the request that it is made for.
 pub(super) fn context(request_id: &str, correlation: &str) -> Context<'static> {
     Context::new()
         .with_value(ClientRequestId::new(correlation.to_owned()))
@@ -72,7 +72,7 @@ pub(super) fn context(request_id: &str, correlation: &str) -> Context<'static> {
 // === impl Wire ===
 
 impl Wire {
-    /// A pool that trusts what the machine trusts.
+    /// Creates a pool that trusts what the machine trusts.
     ///
     /// # Errors
     ///
@@ -85,7 +85,8 @@ impl Wire {
         )
     }
 
-    /// A pool for what this machine itself answers, such as its metadata service: without TLS, and by no proxy.
+    /// Creates a pool for services of this machine itself, such as its metadata service: without TLS, and through no
+    /// proxy.
     ///
     /// # Errors
     ///
@@ -132,9 +133,9 @@ impl HttpClient for Wire {
         }
         let body = body::whole(&mut answer, MAX_ANSWER).await;
         let body = SecretValue::from(body.map_err(unread)?).into_bytes();
-        // The SDK reads these as JSON of its own kind, and loses status, headers and text where they are not: so it does
-        // with each refusal of Entra ID, which alone is posted to, that has an escaped character in it. A vault's other
-        // refusals it must see, as one of them is the challenge.
+        // The SDK parses these as JSON of its own kind, and loses status, headers and text if they are not: this
+        // happens to each refusal of Entra ID, the only service that gets POST requests, that has an escaped character
+        // in it. The SDK must see a vault's other refusals, as one of them is the challenge.
         if status == 429 || status >= 500 || (status >= 400 && request.method() == Method::Post) {
             let kind = ErrorKind::HttpResponse {
                 status: status.into(),
@@ -170,7 +171,7 @@ fn unreached(error: reqwest::Error) -> Error {
 // === impl Signature ===
 
 impl Signature {
-    /// Of the pod with that UID.
+    /// Returns the signature of the pod with this UID.
     pub(super) fn of(pod_uid: &str) -> Self {
         let agent = format!("latchkey/{} pod/{pod_uid}", env!("CARGO_PKG_VERSION"));
         Self { agent }

@@ -160,7 +160,7 @@ fn a_folder_that_hangs_leaves_threads_for_others() {
         }
         let other = tokio::task::spawn_blocking(|| ());
         let other = timeout(Duration::from_secs(10), other).await;
-        // Before what is asserted, so that a failure does not wait for them.
+        // Before the assertions, so that a failure does not wait for the reads.
         drop(release);
         other.expect("a thread is free").expect("it runs");
         let read = Folder::visit(Path::new("/"), Duration::from_secs(10), |_| Ok(()));

@@ -1,8 +1,8 @@
-//! The bearer of one caller, and how the SDK's one client comes by it.
+//! The bearer of one caller, and how the SDK's one client gets it.
 //!
-//! The SDK takes no token with a call: it asks its credentials for headers, in the very task that calls. So the
-//! headers of a call are put at that task's side, and the client's credentials are whatever is there. A call without
-//! a caller has none and fails before anything is sent.
+//! The SDK takes no token with a call: it asks its credentials for headers, in the very task that makes the call. So
+//! the headers of a call are kept in a task-local variable, and the client's credentials are whatever is in it. A call
+//! without a caller finds nothing there, and fails before anything is sent.
 
 use crate::secret::SecretValue;
 use google_cloud_auth::credentials::{CacheableResource, CredentialsProvider, EntityTag};
@@ -13,7 +13,7 @@ use serde::Deserialize;
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// The header whose text stands in Google's audit log as `requestMetadata.requestAttributes.reason`.
+/// The header whose text appears in Google's audit log as `requestMetadata.requestAttributes.reason`.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-goog-request-reason");
 
 tokio::task_local! {
@@ -21,16 +21,16 @@ tokio::task_local! {
     static HEADERS: HeaderMap;
 }
 
-/// The header that names the project whose quota a call is counted against. People's own credentials need one.
+/// The header that names the project whose quota a call counts against. Users' own credentials need one.
 pub(super) const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
 
-/// An access token as it is sent: it prints as nothing, and the last of its headers to go overwrites it.
+/// An access token as it is sent: it prints without its content, and is overwritten when its last header is dropped.
 pub(super) struct Bearer {
     authorization: HeaderValue,
     quota_project: Option<HeaderValue>,
 }
 
-/// An access token as an answer holds it.
+/// An access token as it comes in an answer.
 #[derive(Deserialize)]
 #[serde(from = "String")]
 pub(super) struct AccessToken(Zeroizing<String>);
@@ -42,7 +42,7 @@ pub(super) struct OfTheCaller;
 // === impl Bearer ===
 
 impl Bearer {
-    /// The token, if it can stand in a header.
+    /// Returns the token as a bearer, if it can be in a header.
     pub(super) fn of(token: &AccessToken) -> Option<Self> {
         let text = Zeroizing::new([b"Bearer ", token.0.as_bytes()].concat());
         if token.0.is_empty() {
@@ -57,7 +57,7 @@ impl Bearer {
         })
     }
 
-    /// The same, counted against the quota of that project.
+    /// Returns the same, counted against the quota of this project.
     pub(super) fn counted(self, quota_project: Option<HeaderValue>) -> Self {
         Self {
             quota_project,
@@ -65,7 +65,7 @@ impl Bearer {
         }
     }
 
-    /// What a call with this bearer carries, for that reason.
+    /// Returns the headers of a call with this bearer, for this reason.
     pub(super) fn headers(&self, reason: HeaderValue) -> HeaderMap {
         let mut headers = HeaderMap::from_iter([
             (AUTHORIZATION, self.authorization.clone()),
@@ -77,7 +77,7 @@ impl Bearer {
         headers
     }
 
-    /// Makes `call` with this bearer, for that reason.
+    /// Makes `call` with this bearer, for this reason.
     pub(super) async fn make<T>(&self, reason: HeaderValue, call: impl Future<Output = T>) -> T {
         HEADERS.scope(self.headers(reason), call).await
     }
@@ -91,7 +91,7 @@ impl fmt::Debug for Bearer {
 
 // === impl AccessToken ===
 
-/// Takes the text over where it lies; no copy stays behind.
+/// Takes over the text in place; no copy is left behind.
 impl From<String> for AccessToken {
     fn from(token: String) -> Self {
         Self(Zeroizing::new(token))

@@ -1,4 +1,4 @@
-//! Google Cloud's errors, as the contract names them. The texts say what to look at and name no role but the caller's
+//! Google Cloud's errors, with the contract's codes. The messages say what to check, and name no role but the caller's
 //! own.
 
 use super::exchange::Answer;
@@ -16,7 +16,7 @@ pub(super) const TOKEN_SERVICE: &str = "the Google token service";
 pub(super) const IAM: &str = "Google's IAM credentials service";
 pub(super) const STORE: &str = "Google Cloud Secret Manager";
 
-/// The token service's words when it has no answer from the cluster's issuer.
+/// The token service's message if it gets no answer from the cluster's issuer.
 const ISSUER_SILENT: &str = "Error connecting to the given credential's issuer";
 
 /// A refusal of the Security Token Service (RFC 6749, 5.2; RFC 8693, 2.2.2).
@@ -42,7 +42,7 @@ struct ApiStatus {
     message: String,
 }
 
-/// A call of ours that brought no answer.
+/// A call of ours that got no answer.
 pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError {
     let failed = if error.is_timeout() && !error.is_connect() {
         BackendError::late(whose)
@@ -55,7 +55,7 @@ pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError 
 /// The token service's refusal of the subject token.
 pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     let refusal = serde_json::from_slice(&answer.body).unwrap_or_else(|_| {
-        // What stands before the service, such as the switch of its API, answers as Google's other APIs do.
+        // What comes before the service, such as the check that its API is enabled, answers as Google's other APIs do.
         let ApiError { error } = serde_json::from_slice(&answer.body).unwrap_or_default();
         OAuthError {
             error: error.status,
@@ -64,7 +64,7 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     });
     let role = &role.name;
     let words = format!("{}: {}", refusal.error, refusal.error_description);
-    // Perhaps for a moment only, so nothing that was got under the role goes.
+    // It may be temporary, so the role's session and values are kept.
     if refusal.error_description.starts_with(ISSUER_SILENT) {
         let text = format!(
             "Google cannot fetch the keys of this cluster's issuer, which it needs for {role}: they must be on the \
@@ -159,7 +159,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
             | Status::Aborted
             | Status::DataLoss,
         ) => BackendError::troubled(STORE),
-        // A status that is none of these, or is no status of Google's, says less than HTTP's.
+        // A status that is none of these, or not Google's, says less than the HTTP status.
         _ if http == 401 => session_ended(),
         _ if http == 429 => BackendError::throttled(STORE, wait_of(error)),
         _ if http >= 500 => BackendError::troubled(STORE),
@@ -168,7 +168,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
         None if error.is_connect() || error.is_io() => BackendError::unreachable(STORE),
         None => BackendError::garbage(STORE),
     };
-    // What could not be read may be a value: its words are not repeated.
+    // An answer that could not be parsed may contain a value, so the parser's error is not repeated.
     let cause = match (error.status(), http) {
         (Some(status), _) => Some(format!("{}: {}", status.code.name(), status.message)),
         (None, 0) if !error.is_deserialization() => Some(error.to_string()),
@@ -192,7 +192,7 @@ fn classify(
     } else if !refused.is_empty() {
         BackendError::refused(refused)
     } else if code.is_empty() {
-        // A proxy's page, or half an answer: nobody who is Google has spoken.
+        // A proxy's page, or half an answer, but nothing from Google.
         BackendError::garbage(whose)
     } else {
         BackendError::unexpected(whose)
@@ -206,13 +206,13 @@ fn session_ended() -> BackendError {
     BackendError::new(Fault::SessionEnded, RequestError::unavailable(text))
 }
 
-/// The seconds that an answer's head asks to wait; a date is not worth parsing here.
+/// Returns how long an answer's headers ask to wait, in seconds; a date is not worth parsing here.
 pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
 
-/// How long Google asks to wait: in the head of the answer, else in its details, where whole seconds count up.
+/// Returns how long Google asks to wait: from the answer's headers, otherwise from its details, in seconds, rounded up.
 fn wait_of(error: &Error) -> Option<Duration> {
     let in_head = error.http_headers().and_then(retry_after);
     in_head.or_else(|| {
@@ -359,7 +359,7 @@ mod tests {
                 Code::Unavailable,
                 Fault::Call,
             ),
-            // The API is switched off, or a perimeter is in the way.
+            // The API is disabled, or a perimeter is in the way.
             (
                 403,
                 r#"{"error":{"code":403,"message":"why","status":"PERMISSION_DENIED"}}"#,

@@ -1,8 +1,8 @@
-//! Subject token → bearer: the Security Token Service's token exchange (RFC 8693), and on from there to a service
-//! account's token where one is asked for (`generateAccessToken` of the IAM Service Account Credentials API).
+//! Subject token → bearer: the Security Token Service's token exchange (RFC 8693), and from there to a service
+//! account's token if the role is one (`generateAccessToken` of the IAM Service Account Credentials API).
 //!
-//! Two small POSTs of our own. The SDK's way of doing it keeps a task for each credential that refreshes it for ever,
-//! and has no deadline.
+//! These are two small POST requests of our own. The SDK's way keeps a task for each credential that refreshes it
+//! forever, and has no deadline.
 
 use super::bearer::{AccessToken, Bearer, REASON};
 use super::{errors, role};
@@ -23,13 +23,13 @@ const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 
-/// What the tokens may do is decided by IAM, not by their scope.
+/// IAM decides what the tokens may do, not their scope.
 pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
-/// The life of a token whose answer does not tell it; the Security Token Service gives an hour.
+/// The life of a token whose answer does not state it; the Security Token Service gives an hour.
 const UNTOLD_LIFE: Duration = Duration::from_secs(300);
 
-/// The most bytes of an answer; a token has one or two thousand.
+/// The maximum size of an answer, in bytes; a token has one or two thousand.
 const MAX_ANSWER: usize = 64 << 10;
 
 /// Where tokens are exchanged.
@@ -40,24 +40,24 @@ pub(super) struct Exchange {
     pub(super) sts: String,
     /// The base URL of the IAM Service Account Credentials API.
     pub(super) iam: String,
-    /// Absent outside of a cluster.
+    /// Absent outside a cluster.
     pub(super) provider: Option<GcpProvider>,
-    /// Asked for a service account's token.
+    /// Requested for a service account's token, and the limit for every token.
     pub(super) lifetime: Duration,
 }
 
-/// A token that is to be exchanged where nothing believes it, although no role asks for one there.
+/// A token was to be exchanged without a provider that trusts it, although no role asks for that.
 #[derive(Debug, thiserror::Error)]
 #[error("no provider of identities is configured to exchange the token at")]
 struct NoProvider;
 
-/// A bearer, and when it ends.
+/// A bearer, and when it expires.
 pub(super) struct Granted {
     pub(super) bearer: Bearer,
     pub(super) ends: Instant,
 }
 
-/// What came back, read whole.
+/// An answer, read in full.
 pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
@@ -77,7 +77,7 @@ struct Impersonated {
     expire_time: Timestamp,
 }
 
-/// The one claim of a subject token that is looked at here: Google is asked about that issuer, and judges it.
+/// The one claim of a subject token that is read here: it tells Google which issuer to check.
 #[derive(Deserialize)]
 struct Claims {
     iss: String,
@@ -86,7 +86,7 @@ struct Claims {
 // === impl Exchange ===
 
 impl Exchange {
-    /// The subject token's worth at Google: the bearer of the cluster's own principal.
+    /// Exchanges the subject token for the bearer of the workload's own principal.
     pub(super) async fn federate(
         &self,
         token: &SubjectToken,
@@ -127,18 +127,18 @@ impl Exchange {
         let told: Federated =
             serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
         let life = told.expires_in.map_or(UNTOLD_LIFE, Duration::from_secs);
-        // Google takes no wish for this one: it is used no longer than was wanted.
+        // Google accepts no lifetime for this token, so the agent itself stops using it in time.
         let life = life.min(self.lifetime);
         Ok(Granted {
             bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
-            // Nobody's token lives for years: what says so is no answer of Google's.
+            // `life` is limited above, so this does not overflow.
             ends: asked
                 .checked_add(life)
                 .ok_or_else(|| BackendError::garbage(whose))?,
         })
     }
 
-    /// A token of the role's service account, for the principal of `own`.
+    /// Returns a token of the role's service account, requested with the bearer `own`.
     pub(super) async fn impersonate(
         &self,
         own: &Bearer,
@@ -183,7 +183,7 @@ impl Exchange {
     }
 }
 
-/// Sends a request and reads the answer to its end, within the client's time and our bound.
+/// Sends a request and reads the whole answer, within the client's timeout and our size limit.
 async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, BackendError> {
     let lost = |error: reqwest::Error| errors::of_transport(&error, whose);
     let mut response = request.send().await.map_err(lost)?;
@@ -199,7 +199,7 @@ async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, Ba
     })
 }
 
-/// The issuer that a token names. Nobody's word is taken for it here: Google verifies the token.
+/// Returns the issuer that a token names. It is not trusted here: Google verifies the token.
 fn issuer(token: &SubjectToken) -> Option<String> {
     let claims: Claims = serde_json::from_slice(&token.payload()?).ok()?;
     (!claims.iss.is_empty()).then_some(claims.iss)
@@ -219,7 +219,7 @@ mod tests {
     use std::convert::Infallible;
     use tokio::net::TcpListener;
 
-    /// The URL of a service that says this to everybody.
+    /// Returns the URL of a service that answers every request with `text`.
     async fn saying(text: String) -> String {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let address = listener.local_addr().expect("an address");

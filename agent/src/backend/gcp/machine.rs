@@ -1,5 +1,5 @@
-//! The machine's own credentials, outside of a cluster: what gcloud and Google's libraries would use here, by
-//! Application Default Credentials (AIP-4110).
+//! The machine's own credentials, outside a cluster: what gcloud and Google's libraries would use here, by Application
+//! Default Credentials (AIP-4110).
 
 use super::bearer::{AccessToken, Bearer, QUOTA_PROJECT};
 use super::exchange::{Granted, SCOPE};
@@ -13,22 +13,22 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// What the caller is told where the machine has none.
+/// The message to a caller if the machine has none.
 const NO_CREDENTIALS: &str = "this machine has no Google Cloud credentials now: sign in with \
      gcloud auth application-default login, or check GOOGLE_APPLICATION_CREDENTIALS";
 
-/// What the default credentials give, as one process tells another.
+/// What the default credentials give, as one process passes it to the other.
 #[derive(Deserialize, Serialize)]
 pub(in crate::backend) struct Found {
     token: String,
     quota_project: Option<String>,
 }
 
-/// What the default credentials give now.
+/// Returns what the default credentials give now.
 ///
 /// # Errors
 ///
-/// If there are none, or they are not taken where tokens are made.
+/// If there are none, or the token service does not accept them.
 pub(in crate::backend) async fn find() -> Result<Found, String> {
     let credentials = Builder::default().with_scopes([SCOPE]).build();
     let credentials = credentials.map_err(|error| chain(&error))?;
@@ -47,7 +47,7 @@ pub(in crate::backend) async fn find() -> Result<Found, String> {
     })
 }
 
-/// The bearer of the machine itself.
+/// Returns the machine's own bearer.
 ///
 /// # Errors
 ///

@@ -12,17 +12,17 @@ use hyper::header::HeaderValue;
 
 /// The annotation of GKE's own workload identity.
 const ACCOUNT_KEY: &str = "iam.gke.io/gcp-service-account";
-/// Accounts to go through on the way to it, as the CSI driver of Google Cloud reads them.
+/// The delegates on the way to it, as the CSI driver of Google Cloud reads them.
 const DELEGATES_KEY: &str = "iam.gke.io/gcp-service-account-delegates";
 const PROJECT_KEY: &str = "latchkey.dev/gcp-project";
 
 /// The end of every service account's email address.
 const ACCOUNT_END: &str = ".gserviceaccount.com";
 
-/// The most accounts to go through that an annotation may name. Nobody has so many.
+/// The most delegates that an annotation may name. Nobody has that many.
 const DELEGATES: usize = 8;
 
-/// The longest number of a version, in digits.
+/// The maximum number of digits of a version.
 const VERSION_DIGITS: usize = 19;
 
 /// The role that the annotations ask for: a service account, or the workload's own principal.
@@ -69,12 +69,12 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
     })
 }
 
-/// The role of a principal of the machine: a service account that the machine's credentials may take on, or whatever
-/// they are.
+/// The role of a principal of the machine: a service account that the machine's credentials may impersonate, or
+/// whatever those are.
 ///
 /// # Errors
 ///
-/// If what is named is no service account.
+/// If the name is not a service account's.
 pub(super) fn of_machine(role: &LocalRole, settings: &GcpConfig) -> Result<Role, NoRole> {
     let name = match role {
         LocalRole::Machine => MACHINE,
@@ -93,12 +93,12 @@ pub(super) fn of_machine(role: &LocalRole, settings: &GcpConfig) -> Result<Role,
     })
 }
 
-/// Whether a service account is to be taken on, beyond the principal whose credentials are there already.
+/// Whether a service account must be impersonated, beyond the principal whose credentials are already there.
 pub(super) fn impersonates(role: &Role) -> bool {
     is_account(&role.name)
 }
 
-/// The name of a secret at the vault, and of the version asked for: nothing else gets into a request's path.
+/// Returns the secret's name at the vault, and the requested version: nothing else gets into a request's path.
 ///
 /// # Errors
 ///
@@ -132,7 +132,7 @@ pub(super) fn place(
     Ok((secret, version.to_owned()))
 }
 
-/// The chain of delegates in the order in which it is gone through, with commas.
+/// Returns the chain of delegates in its order, separated by commas.
 fn delegates(text: &str) -> Result<std::sync::Arc<str>, NoRole> {
     let wrong = || {
         NoRole(
@@ -149,7 +149,7 @@ fn delegates(text: &str) -> Result<std::sync::Arc<str>, NoRole> {
     Ok(chain.join(",").into())
 }
 
-/// An email address becomes part of a URL's path, so nothing else may stand in it.
+/// Whether this is a service account's email address. It becomes part of a URL's path, so it may contain nothing else.
 fn is_account(text: &str) -> bool {
     let Some((local, domain)) = text.split_once('@') else {
         return false;
@@ -167,7 +167,7 @@ fn is_account(text: &str) -> bool {
         && domain.ends_with(ACCOUNT_END)
 }
 
-/// What Google's audit log is told about a call: the pod and the request.
+/// Returns what Google's audit log shows about a call: the pod and the request.
 pub(super) fn reason(pod_uid: &str, request_id: &str) -> HeaderValue {
     let pod =
         uuid::Uuid::try_parse(pod_uid).map_or_else(|_| pod_uid.to_owned(), |uid| uid.to_string());

@@ -2,7 +2,7 @@ use super::*;
 use crate::backend::file::Files;
 use crate::config::FileConfig;
 
-/// A store that gives each namespace the folder of its name.
+/// A store that gives each namespace the folder of its own name.
 fn stored() -> Stored<Files> {
     let directory = tempfile::tempdir().expect("a directory");
     let settings = FileConfig {

@@ -26,7 +26,7 @@ fn token_for(audience: &str) -> Proof {
 #[test]
 fn an_annotation_that_is_longer_than_any_name_gives_no_role_and_is_not_quoted() {
     let arn = |length: usize| format!("arn:aws:iam::111122223333:role/{}", "a".repeat(length));
-    // The namespace's, where the account has none of that key.
+    // The namespace's annotation, if the service account has none with this key.
     let of_two = |key: &str, value: &str| match key {
         "eks.amazonaws.com/role-arn" => role(&[(key, value)], &[]),
         _ => role(&[("eks.amazonaws.com/role-arn", ARN)], &[(key, value)]),
@@ -173,7 +173,7 @@ fn the_global_token_service_is_used_only_where_it_is_asked_for_and_exists() {
     };
     assert!(with(ARN, "eu-central-1", "false"));
     assert!(!with(ARN, "eu-central-1", "true"));
-    // A region that accounts have to enable takes none of its tokens.
+    // An opt-in region accepts none of its tokens.
     assert!(!with(ARN, "af-south-1", "false"));
     let china = "arn:aws-cn:iam::111122223333:role/x";
     assert!(!with(china, "cn-north-1", "false"));
