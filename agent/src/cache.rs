@@ -44,7 +44,6 @@ pub(crate) struct Values {
 /// A value, and where it came from.
 #[derive(Debug)]
 pub(crate) struct Read {
-    /// The secret.
     pub(crate) secret: Arc<Secret>,
     /// What the cache did.
     pub(crate) cache: CacheUse,
@@ -99,7 +98,7 @@ impl Hash for ReadKey {
 // === impl Values ===
 
 impl Values {
-    /// Returns an empty one, on a node whose pods keep `all`.
+    /// Creates an empty one, on a node whose pods together keep `all`.
     pub(crate) fn new(settings: Arc<config::Cache>, all: &NodesValues) -> Self {
         Self {
             settings,

@@ -70,7 +70,7 @@ pub(crate) fn handle(
     connection.request_began();
     let began = Instant::now();
     // Split here, and not in an async fn: a future reserves space twice for what it moves within itself, and each
-    // request's is copied.
+    // request's future is copied.
     let (head, body) = request.into_parts();
     // A chunked body does not report by itself that it was read to its end.
     let mut body = body.fuse();
@@ -369,7 +369,7 @@ impl Handling {
         counted.err().unwrap_or(error)
     }
 
-    /// Returns the answer to the peer; it closes the connection if it is the last one there.
+    /// Returns the answer to the peer, with `Connection: close` if it is the last one on the connection.
     fn told(&self, outcome: Result<Answer, RequestError>, head: &Parts, route: Route) -> Answer {
         let is_nobody = |error: &RequestError| error.code == Code::NotAttested;
         let is_last = self.connection.is_closing() || outcome.as_ref().is_err_and(is_nobody);

@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest `backend`, `version`, `stage` or `key`, in bytes.
+/// The maximum length of `backend`, `version`, `stage` and `key`, in bytes.
 const PARAMETER_LIMIT: usize = 1024;
 
 /// How many names a list holds if the request does not say.
@@ -68,7 +68,7 @@ pub(crate) struct SecretAsk {
 pub(crate) enum Shape {
     /// As AWS's `GetSecretValue` answers.
     Aws,
-    /// As the contract says.
+    /// The contract's own JSON.
     Json,
     /// The bare value.
     Raw,
@@ -85,9 +85,9 @@ pub(crate) struct ListAsk {
 /// A valid request, by who gets an answer.
 #[derive(Debug)]
 pub(crate) enum Target {
-    /// Anyone does.
+    /// Anyone gets an answer.
     Open(Route),
-    /// Only workloads do.
+    /// Only workloads get an answer.
     Attested(Ask),
 }
 

@@ -65,7 +65,7 @@ impl NoRole {
 ///
 /// # Errors
 ///
-/// `no_role` if its service account names none, or its container is exempt or may be so.
+/// `no_role` if its service account names none, or its container is exempt or may be.
 pub(crate) fn of(
     workload: &Workload,
     account: &Account,

@@ -89,7 +89,6 @@ impl SecretName {
         Self::parse(&decoded.map_err(|_| NameError::Encoding)?)
     }
 
-    /// The name.
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

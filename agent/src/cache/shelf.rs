@@ -20,7 +20,7 @@ pub(super) const OWN_ROOM: usize = 64 << 10;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodesValues(Arc<AtomicUsize>);
 
-/// How many bytes may be kept: by one pod, and by all beyond what each has for itself.
+/// How many bytes one pod may keep, and all pods together; beyond the latter, a pod still has [`OWN_ROOM`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     pub(super) of_pod: usize,
@@ -53,7 +53,7 @@ struct Kept {
 // === impl Shelf ===
 
 impl Shelf {
-    /// Returns an empty one, of a node whose pods keep `all`.
+    /// Creates an empty one, on a node whose pods together keep `all`.
     pub(super) fn new(all: NodesValues) -> Self {
         let mut shelf = Self::default();
         shelf.all = all;

@@ -176,8 +176,8 @@ impl Handling {
         outcome
     }
 
-    /// Reads the body of a batch. Each part is copied, because even a part of a single byte keeps the buffer of at
-    /// least 8 KiB that it was read into.
+    /// Reads the body of a batch. Each part is copied, because even a part of a single byte keeps alive the buffer of
+    /// at least 8 KiB that it was read into.
     async fn batch_body(&self, body: &mut Fuse<Incoming>) -> Result<Vec<u8>, RequestError> {
         let mut whole = Vec::new();
         while let Some(part) = body.frame().await {

@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_secs(10);
 const JITTER: Duration = Duration::from_millis(10);
 
 impl Handling {
-    /// Returns the secret once it differs from what the caller has, or 304 when `wait` is over or the connection
-    /// closes.
+    /// Returns the secret once it differs from what the caller has, or 304 when `wait` is over or the connection is
+    /// about to close.
     pub(super) async fn wait(
         &self,
         ask: &SecretAsk,

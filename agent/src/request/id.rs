@@ -43,7 +43,6 @@ impl RequestId {
         }
     }
 
-    /// The text.
     pub(crate) fn as_str(&self) -> &str {
         std::str::from_utf8(&self.text[..self.length]).unwrap_or_default()
     }

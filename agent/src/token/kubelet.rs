@@ -65,7 +65,7 @@ struct Written<'a> {
     expiration_timestamp: &'a str,
 }
 
-/// Whose token it is, according to itself.
+/// The claims with which a token says whose it is.
 #[derive(Deserialize)]
 struct Claims<'a> {
     #[serde(borrow)]
