@@ -69,7 +69,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether this backend can hold a secret of that name under that role.
+    /// Checks that this backend can hold a secret of this name under this role.
     ///
     /// # Errors
     ///

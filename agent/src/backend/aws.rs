@@ -38,7 +38,7 @@ use tokio::time::timeout;
 /// How often a call is tried in one region. More would outlast the request's deadline.
 const ATTEMPTS: u32 = 2;
 
-/// How long a connection may take to be made.
+/// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the machine's metadata service may take to name the region, once, at start.

@@ -13,8 +13,8 @@ use std::time::Duration;
 /// How much of a cloud's own message goes into the log, in characters.
 const MAX_WORDS: usize = 1000;
 
-/// Text in tokens or next to them: Google's and the cluster's, and the header of AWS's tokens in requests, which AWS
-/// repeats if a signature does not fit.
+/// Text in tokens or next to them: Google's and the cluster's, and the header of AWS's in the requests that AWS repeats
+/// if a signature does not fit.
 const TOKENS: [&str; 3] = ["eyJ", "ya29.", "ecurity-token"];
 
 /// A failed call to a backend, and what follows from it.
@@ -77,8 +77,8 @@ impl BackendError {
             .into()
     }
 
-    /// `whose` is reachable and refuses in an unknown way: one pod's request must not make it unreachable for the
-    /// others.
+    /// `whose` is reachable and refuses in an unknown way: one pod's request must not make it count as unreachable for
+    /// the others.
     pub(super) fn unexpected(whose: &str) -> Self {
         let text = format!("{whose} gave an unexpected answer; try again");
         RequestError::unavailable(text).into()
@@ -104,7 +104,7 @@ impl BackendError {
         Self::unheard(whose, "gave an answer that cannot be read")
     }
 
-    /// Nothing came back that could be trusted to be the service's answer.
+    /// No valid answer came from the service.
     fn unheard(whose: &str, what: &str) -> Self {
         let text = format!("{whose} {what}; try again");
         Self::new(Fault::Unreachable, RequestError::unavailable(text))

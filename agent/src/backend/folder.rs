@@ -27,7 +27,7 @@ pub(super) const VALUE_LIMIT: usize = 1 << 20;
 /// How many threads may wait for file systems.
 static PLACES: Semaphore = Semaphore::const_new(16);
 
-/// The bits of a mode that let others write.
+/// The bits of a mode that let its group or others write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// How many entries one list may look at.
@@ -93,8 +93,8 @@ impl Folder {
     }
 
     /// Opens the folder at `path` and does `work` in it, off the agent's one thread and with a time limit: both may
-    /// wait for a file system. A file system that hangs only blocks a few of the runtime's other threads; the rest stay
-    /// free for others, such as the clouds' name resolution.
+    /// wait for a file system. A file system that hangs only blocks a limited number of the runtime's other threads;
+    /// the rest stay free for others, such as the clouds' name resolution.
     pub(super) async fn visit<T: Send + 'static>(
         path: &Path,
         limit: Duration,

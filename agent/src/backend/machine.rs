@@ -25,23 +25,22 @@ const SIZE: usize = 64 << 10;
 /// text.
 const METADATA: &str = "localhost,127.0.0.1,::1,169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,fd00:ec2::23,metadata.google.internal";
 
-/// Which cloud's credentials to look for.
+/// Whose credentials are looked for.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Source {
     /// By the SDK's default chain: environment, profile (also with `credential_process`), web identity, container,
     /// instance.
     Aws {
-        /// The region for calls on the way.
+        /// The region of calls on the way.
         #[arg(long)]
         region: String,
     },
-    /// A client secret in the environment, otherwise the developer's own tools, otherwise the machine's managed
-    /// identity.
+    /// A client secret in the environment, else the developer's own tools, else the machine's managed identity.
     Azure {
         /// The URL of Entra ID.
         #[arg(long)]
         authority: String,
-        /// The client id of one of the machine's managed identities: then no other credentials are used.
+        /// The client id of one of the machine's managed identities: no other credentials will do.
         #[arg(long)]
         client: Option<String>,
         /// What the token is for.
@@ -64,7 +63,7 @@ pub(super) enum NoCredentials {
     /// The process did not end in time, and was killed.
     #[error("what makes them does not answer in time")]
     Late,
-    /// There are none, in the words of the process.
+    /// There are none; the process says why.
     #[error("{0}")]
     None(Ended),
 }

@@ -10,7 +10,7 @@ const CALLS: usize = 10;
 ///
 /// # Errors
 ///
-/// That of the first call that fails.
+/// The error of the first call that fails.
 pub(super) async fn collect<F>(
     limit: usize,
     most: usize,

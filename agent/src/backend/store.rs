@@ -1,5 +1,5 @@
 //! A backend whose secrets are files in a folder of this machine, where no cloud decides who may read what. `file` and
-//! `pass` differ in how a value is read; whose it is, its name and how it is listed are the same.
+//! `pass` differ in how a value is read; who may read it, what it is called and how it is listed are the same.
 //!
 //! So the folder itself has to keep principals apart: unless the configuration says otherwise, each namespace reads
 //! only the folder of its own name. A principal of a machine with the role `machine` reads everything.
@@ -94,7 +94,7 @@ impl Settings {
     ///
     /// # Errors
     ///
-    /// Those of the work; or if the file system hangs.
+    /// The errors of `work`, or if the file system hangs.
     pub(super) async fn visit<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Folder) -> Result<T, FolderError> + Send + 'static,

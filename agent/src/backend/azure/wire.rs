@@ -14,10 +14,10 @@ use reqwest::redirect;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long a connection may take to be made.
+/// How long a connection may take to open.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long a connection to a service of this machine may take to be made. On a laptop there is none.
+/// How long a connection to a service of this machine may take to open. On a laptop there is no such service.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long an idle connection is kept, and how many of them to one host.

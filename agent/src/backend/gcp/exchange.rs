@@ -174,7 +174,7 @@ impl Exchange {
         let left = told.expire_time.duration_since(crate::time::now());
         Ok(Granted {
             bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
-            // A clock that is behind must not make a token live longer than was asked for.
+            // A clock that is behind must not make a token live longer than requested.
             ends: asked
                 + Duration::try_from(left)
                     .unwrap_or_default()
