@@ -1,11 +1,12 @@
-//! Delivery by CSI: `latchkey-csi`, the mounter, and what it and the agent tell each other.
+//! Delivery by CSI: the mounter `latchkey-csi`, and the protocol between it and the agent.
 //!
-//! The kubelet asks the mounter to publish a volume before a pod's containers start. The mounter makes the pod's
-//! directory, passes who the pod is and its tokens on to the agent ([`control`]), which listens in that directory,
-//! and mounts it read-only into the pod. It is the only part with the right to mount, and never sees a secret.
+//! Before a pod's containers start, the kubelet asks the mounter to publish a volume. The mounter makes the pod's
+//! directory and passes the pod's identity and tokens on to the agent ([`control`]). Once the agent listens in that
+//! directory, the mounter mounts it read-only into the pod. It is the only part with the right to mount, and never sees
+//! a secret.
 //!
-//! What is published is remembered in memory of the kernel ([`volume::Store`]), so mounter and agent may be
-//! restarted in any order. Tokens are not.
+//! Published volumes are recorded in a tmpfs ([`volume::Store`]), so mounter and agent may be restarted in any order.
+//! Tokens are not recorded.
 
 pub mod cli;
 pub mod proto;
@@ -26,7 +27,7 @@ use std::path::Path;
 /// The driver's name.
 pub(crate) const DRIVER: &str = "csi.latchkey.dev";
 
-/// The error, with the path that it is about.
+/// Adds the path to the error.
 fn named(error: io::Error, path: &Path) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! What is counted and timed, in Prometheus' form. No label names a secret, a pod or a namespace.
+//! Metrics, in Prometheus' format. No label names a secret, a pod or a namespace.
 
 use crate::cache::CacheUse;
 use crate::csi::control::FailureKind;
@@ -14,13 +14,13 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::runtime::Handle;
 
-/// The upper bounds of a request's time, in seconds: from a cached answer to the deadline.
+/// The buckets' upper bounds for a request's time, in seconds: from a cached answer to the deadline.
 const REQUEST_BUCKETS: [f64; 12] = [
     0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0,
 ];
 
-/// The upper bounds of a cloud call's time, in seconds: from a vault nearby to two tries that both hang. The chart's
-/// alert asks for two seconds.
+/// The buckets' upper bounds for a cloud call's time, in seconds: from a vault nearby to two tries that both hang. The
+/// chart's alert needs the bound of two seconds.
 const BACKEND_BUCKETS: [f64; 12] = [
     0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 2.0, 3.0, 6.0, 10.0,
 ];
@@ -61,7 +61,7 @@ struct RouteMetrics {
 // === impl Metrics ===
 
 impl Metrics {
-    /// Everything at zero.
+    /// Makes all metrics, at zero.
     ///
     /// # Errors
     ///
@@ -178,8 +178,8 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// Shows what alerts wait for before it happens: Prometheus sees no rise in a counter whose first sample is its first
-    /// event.
+    /// Shows the series that alerts wait for before anything happens: Prometheus sees no increase in a counter whose
+    /// first sample is its first event.
     fn begin_at_zero(&self) {
         for outcome in ["identity_changed", "nested_pod_seen"] {
             self.attestations.with_label_values(&[outcome]);
@@ -194,7 +194,7 @@ impl Metrics {
         }
     }
 
-    /// The same for what only a configuration names.
+    /// Does the same for series that depend on the configuration.
     pub(crate) fn begin_backends<'a>(&self, names: impl Iterator<Item = &'a String>) {
         for name in names {
             for code in [Code::Throttled, Code::Timeout, Code::Unavailable].map(Code::as_str) {
@@ -204,7 +204,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a reading of a volume's files.
+    /// Counts a read of a volume's files.
     pub(crate) fn filling(&self, failure: Option<FailureKind>) {
         let outcome = failure.map_or("ok", FailureKind::as_str);
         self.fillings.with_label_values(&[outcome]).inc();
@@ -233,7 +233,7 @@ impl Metrics {
             .observe(took.as_secs_f64());
     }
 
-    /// Counts a batch of which names failed so, however many.
+    /// Counts a batch in which names failed with this code, however many.
     pub(crate) fn batch_failed(&self, code: Code) {
         self.batch_failures
             .with_label_values(&[code.as_str()])
@@ -269,7 +269,7 @@ impl Metrics {
         self.connections_refused.with_label_values(&[reason]).inc();
     }
 
-    /// Counts an attestation by the word for how it ended.
+    /// Counts an attestation by its outcome.
     pub(crate) fn attestation(&self, outcome: &str) {
         self.attestations.with_label_values(&[outcome]).inc();
     }
@@ -279,7 +279,7 @@ impl Metrics {
         self.cache[outcome as usize].inc();
     }
 
-    /// The text that Prometheus reads.
+    /// The text that Prometheus scrapes.
     pub(crate) fn text(&self) -> String {
         let tasks = Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks());
         self.tasks.set(i64::try_from(tasks).unwrap_or(i64::MAX));
@@ -290,7 +290,7 @@ impl Metrics {
     }
 }
 
-/// What was made, once the registry has it too.
+/// Registers what was made, and returns it.
 fn kept<C: Collector + Clone + 'static>(
     registry: &Registry,
     made: prometheus::Result<C>,

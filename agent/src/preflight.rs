@@ -1,4 +1,4 @@
-//! What the agent needs of its surroundings, looked at before it serves, and by `latchkey-agent check`.
+//! Checks what the agent needs from its environment, before it serves and in `latchkey-agent check`.
 
 use crate::account::{Account, Annotations};
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
@@ -122,13 +122,13 @@ fn asks_clouds(config: &Config) -> bool {
     config.backends.values().any(BackendConfig::is_cloud)
 }
 
-/// The socket's directory, for those who are to reach it.
+/// Opens the socket's directory for those who must be able to reach it.
 pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
     let own = geteuid().as_raw();
     let access = match config.identity.mode {
         IdentityMode::Kubernetes => Access::Everybody,
         IdentityMode::Sidecar => Access::OwnPod,
-        // Root gets everywhere.
+        // Root may enter any directory.
         IdentityMode::Local if config.local.iter().all(|w| [0, own].contains(&w.uid)) => {
             Access::OwnUser
         }
@@ -137,11 +137,12 @@ pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
     Ok(SocketPath::open(&config.listen.socket, access)?)
 }
 
-/// The agent's own pod, whose volume the socket's directory is proved to be: an emptyDir, which the kubelet keeps under
-/// the pod's UID and mounts into its containers alone.
+/// The UID of the agent's own pod, once the socket's directory is proved to be a volume of that pod: an emptyDir, which
+/// the kubelet keeps under the pod's UID and mounts only into the pod's containers.
 ///
-/// A sidecar cannot tell by their processes whose its peers are, since the containers of a pod mostly do not see each
-/// other. It goes by the kernel's table of the agent's own mounts (proc_pid_mountinfo(5)), which nobody else can write.
+/// A sidecar cannot tell from its peers' processes whose they are, since the containers of a pod mostly do not see each
+/// other. It relies on the kernel's table of the agent's own mounts (proc_pid_mountinfo(5)), which nobody else can
+/// write.
 pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
     let directory = config.listen.socket.parent().unwrap_or(Path::new("/"));
     let no_volume = || StartError::PodVolume(directory.to_owned());
@@ -154,7 +155,7 @@ pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
     }
 }
 
-/// Whether the processes of other pods can be seen. Where they cannot, PID 1 is this process or a process of this pod.
+/// Whether the processes of other pods are visible. If not, PID 1 is this process or a process of this pod.
 pub(crate) fn host_pids() -> Result<(), StartError> {
     if std::process::id() == 1 {
         Err(StartError::HostPids)
@@ -163,7 +164,8 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
     }
 }
 
-/// Whether there is anything to check a cloud's certificate against. Without, the AWS client panics at its first use.
+/// Whether there is any root to check a cloud's certificate against. Without one, the AWS client panics at its first
+/// use.
 pub(crate) fn ca_roots() -> Result<(), StartError> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
         return Err(StartError::CaRoots);
@@ -171,7 +173,7 @@ pub(crate) fn ca_roots() -> Result<(), StartError> {
     Ok(())
 }
 
-/// The anchor: by the configured root, else learned from the agent's own cgroup.
+/// The anchor: from the configured root, otherwise learned from the agent's own cgroup.
 pub(crate) fn anchor(config: &Config, qos: Option<QosClass>) -> Result<Anchor, AnchorError> {
     let read = |file| std::fs::read(file).unwrap_or_default();
     let (own, init) = (read("/proc/self/cgroup"), read("/proc/1/cgroup"));
@@ -182,7 +184,7 @@ pub(crate) fn anchor(config: &Config, qos: Option<QosClass>) -> Result<Anchor, A
     }
 }
 
-/// Looks at everything and keeps going: all that is missing is said at once.
+/// Checks everything and keeps going, so that all that is missing is reported at once.
 pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
     let in_cluster = config.identity.mode == IdentityMode::Kubernetes;
@@ -230,7 +232,7 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     findings
 }
 
-/// What callers become at each backend, and whom tokens must be made out to for it, where the configuration says so
+/// What callers become at each backend, and the audience that tokens need for it, where the configuration says so
 /// rather than each service account.
 fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
     match config.identity.mode {
@@ -267,7 +269,7 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
     }
 }
 
-/// Looks at what the agent needs of a cluster.
+/// Checks what the agent needs from a cluster.
 async fn check_cluster(config: &Config, backends: Option<&Arc<Backends>>) -> Vec<Finding> {
     let root = match anchor(config, None) {
         Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".to_owned()),
@@ -292,7 +294,7 @@ async fn check_cluster(config: &Config, backends: Option<&Arc<Backends>>) -> Vec
     findings
 }
 
-/// Whether the mounter has made the memory that it shares with the agent.
+/// Whether the mounter has made the tmpfs that it shares with the agent.
 fn mounter(store: &Store) -> Result<String, String> {
     let root = store.root().display();
     match store.is_there() {

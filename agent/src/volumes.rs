@@ -1,8 +1,8 @@
-//! The volumes that CSI has given to pods: in each a socket of the pod's own, bound here and kept.
+//! The volumes that pods have got by CSI: each holds a socket of the pod's own, which the agent binds and keeps.
 //!
-//! What there is to be kept stands in the [`Store`], which mounter and agent share: a volume whose record is there
-//! is listened in, one whose record is gone is let go of. So it does not matter which of them was restarted, and
-//! when. Of two agents on a node, the one that has the shared socket's path has these too.
+//! What to keep is in the [`Store`], which mounter and agent share: the agent listens in a volume whose record is
+//! there, and lets go of one whose record is gone. So it does not matter which of the two was restarted, or when. Of
+//! two agents on a node, the one that has the shared socket's path has these too.
 
 mod asked;
 mod control;
@@ -30,16 +30,16 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 use zeroize::Zeroizing;
 
-/// Everybody in the pod may connect, as by the shared socket.
+/// Everybody in the pod may connect, as on the shared socket.
 const SOCKET_MODE: u32 = 0o666;
 
 /// The mounter is root.
 const CONTROL_MODE: u32 = 0o600;
 
-/// How long another agent may take to tell which tokens it holds.
+/// How long another agent may take to hand its tokens over.
 const INHERIT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The volumes of this node, and the way to the mounter.
+/// The volumes of this node, and the socket for the mounter.
 pub(crate) struct Volumes {
     store: Store,
     pods: Arc<Pods>,
@@ -61,13 +61,13 @@ struct Open {
     listening: Listening,
     /// The pod whose volume it is in; none for the mounter's.
     pod: Option<PodUid>,
-    /// Its files, if it has some, or what is wrong with what the pod asks for.
+    /// Its files, if it has any, or what is wrong with the pod's request for them.
     filling: Result<Option<Arc<Filling>>, Failure>,
     accepting: AbortOnDropHandle<()>,
     _filling: Option<AbortOnDropHandle<()>>,
 }
 
-/// Sockets whose names are given back, and which are accepted on until this is dropped.
+/// Sockets whose paths are released, and which accept connections until this is dropped.
 pub(crate) struct Left(#[expect(dead_code, reason = "it is dropped")] Vec<Open>);
 
 // === impl Volumes ===
@@ -95,8 +95,8 @@ impl Volumes {
         }
     }
 
-    /// Before the shared socket's path is taken: pods ask by it at once, and what is asked of the clouds for them takes the
-    /// tokens that the agent before has.
+    /// Called before the shared socket's path is taken: pods send requests at once, and to ask the clouds for them this
+    /// agent needs the tokens that the previous one has.
     pub(crate) async fn prepare(&self) {
         let Ok((true, keys)) = self.look() else {
             return;
@@ -109,12 +109,12 @@ impl Volumes {
         }
     }
 
-    /// Listens wherever it should, and nowhere else: for the agent that has the shared socket's path, each second.
-    /// `has_path` says whether it still has: who takes that over takes these afterwards.
+    /// Listens wherever it should, and nowhere else. The agent that has the shared socket's path does this each second.
+    /// `has_path` says whether it still has it: an agent that takes the path over takes these sockets next.
     pub(crate) async fn keep(self: &Arc<Self>, has_path: impl Fn() -> bool) {
         let (is_there, keys) = match self.look() {
             Ok(seen) => seen,
-            // Out of descriptors or memory, perhaps: that says nothing of the volumes, and pods are using them.
+            // Perhaps out of descriptors or memory: that says nothing about the volumes, and pods are using them.
             Err(error) => {
                 tracing::error!(%error, "cannot look at the volumes; they stay as they are");
                 return;
@@ -145,20 +145,20 @@ impl Volumes {
             if !has_path() {
                 return;
             }
-            // One that the pod describes wrongly is refused when it is published.
+            // A wrong attribute is refused when the volume is published.
             if let Err(failure) = self.keep_open(key)
                 && failure.kind != FailureKind::Invalid
             {
                 tracing::error!(error = failure.text, "cannot listen in a pod's volume");
             }
         }
-        // Only now: whatever the mounter said meanwhile, it said to us.
+        // Only now: whatever the mounter has sent in the meantime, it sent to this agent.
         if let Some(stream) = inheritance {
             self.inherit(stream).await;
         }
     }
 
-    /// How many are listened in: none, once another agent has them.
+    /// How many volumes this agent listens in: none once another agent has them.
     pub(crate) fn count(&self) -> usize {
         self.open().values().filter(|open| open.is_held()).count()
     }
@@ -166,7 +166,7 @@ impl Volumes {
     /// Lets the pods of these volumes wait for the kubelet's tokens, where they have none.
     fn expect_tokens(&self, keys: &[Key]) {
         for key in keys {
-            // The record of one that is listened in need not be read each second.
+            // No need to read the record of an open volume each second.
             let listened = self.open().get(key).and_then(|open| open.pod);
             let uid = listened.or_else(|| Some(self.volume_of(key)?.pod.uid));
             if let Some(pod) = uid.and_then(|uid| self.pods.by_uid(uid)) {
@@ -186,8 +186,8 @@ impl Volumes {
         Ok((is_there, keys))
     }
 
-    /// Gives back the name of every socket that is still its own. What has connected by then is accepted until what is
-    /// returned is dropped.
+    /// Releases the path of every socket that is still this agent's. Connections made until then are accepted until the
+    /// returned value is dropped.
     pub(crate) fn leave(&self) -> Left {
         let open = std::mem::take(&mut *self.open()).into_values();
         let left: Vec<Open> = open.chain(self.control().take()).collect();
@@ -197,7 +197,7 @@ impl Volumes {
         Left(left)
     }
 
-    /// Listens for the mounter. Gives a connection to the agent that did so before, if there is one.
+    /// Listens for the mounter. Returns a connection to the agent that did so before, if there is one.
     async fn keep_control(self: &Arc<Self>) -> io::Result<Option<UnixStream>> {
         if self.is_asked() {
             return Ok(None);
@@ -218,14 +218,14 @@ impl Volumes {
         Ok(before)
     }
 
-    /// A connection to whoever listens for the mounter now.
+    /// Connects to whoever listens for the mounter now.
     async fn dial(&self) -> Option<UnixStream> {
         let dialled = UnixStream::connect(self.store.control());
         timeout(INHERIT_TIMEOUT, dialled).await.ok()?.ok()
     }
 
-    /// Listens in a volume, if it is to be had and not listened in yet. Gives its files, if it is to have some. Where what
-    /// the pod asks for is wrong it is listened in all the same: an agent of before may have thought otherwise.
+    /// Listens in a volume, if it is recorded and not listened in yet. Returns its files, if it should have any. If
+    /// what the pod asks for is wrong, the agent listens all the same: an earlier agent may have accepted it.
     fn keep_open(self: &Arc<Self>, key: &Key) -> Result<Option<Arc<Filling>>, Failure> {
         let mut open = self.open();
         if let Some(open) = open.get(key).filter(|open| open.is_held()) {
@@ -268,7 +268,7 @@ impl Volumes {
         filling
     }
 
-    /// Lets go of a volume, and with a pod's last one of its tokens.
+    /// Lets go of a volume, and with a pod's last one also of the pod's tokens.
     fn let_go(&self, key: &Key) {
         let mut open = self.open();
         let Some(uid) = open.remove(key).and_then(|gone| gone.pod) else {
@@ -288,7 +288,7 @@ impl Volumes {
         };
         match timeout(INHERIT_TIMEOUT, exchange).await {
             Ok(Ok(inventory)) => control::take_over(&self.pods, &inventory),
-            // It may have died: then there is nothing to be had.
+            // It may have died: then there is nothing to take over.
             Ok(Err(error)) => {
                 tracing::warn!(%error, "no tokens were handed over; the kubelet brings them within a minute or two");
             }
@@ -296,7 +296,7 @@ impl Volumes {
         }
     }
 
-    /// The tokens of every pod that has some, one after another, and how long each is.
+    /// The tokens of every pod that has some, one after another, and the length of each pod's.
     fn inventory(&self) -> (control::Inventory, Zeroizing<Vec<u8>>) {
         let uids: HashSet<PodUid> = {
             let open = self.open();
@@ -309,7 +309,7 @@ impl Volumes {
         control::inventory(&held)
     }
 
-    /// Whether the mounter's questions still come to this agent.
+    /// Whether the mounter's requests still come to this agent.
     fn is_asked(&self) -> bool {
         self.control().as_ref().is_some_and(Open::is_held)
     }
@@ -342,7 +342,7 @@ impl Volumes {
 // === impl Open ===
 
 impl Open {
-    /// Whether its path still leads here, and to somebody who accepts.
+    /// Whether its path still leads here, and connections are still accepted.
     fn is_held(&self) -> bool {
         self.path.holds(&self.listening) && !self.accepting.is_finished()
     }

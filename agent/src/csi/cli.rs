@@ -1,4 +1,4 @@
-//! The program `latchkey-csi`: arguments, surroundings, sockets, end.
+//! The program `latchkey-csi`: arguments, environment, sockets, shutdown.
 
 use super::mount;
 use super::node::Node;
@@ -20,13 +20,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout};
 use tokio_util::task::TaskTracker;
 
-/// How often volumes are looked for that nobody will unpublish any more.
+/// How often to look for volumes that nobody will unpublish any more.
 const ROUND: Duration = Duration::from_secs(60);
 
-/// How long calls may take to end when the mounter is told to leave.
+/// How long calls in progress may take to finish when the mounter is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// How often it is made sure that somebody answers on the sockets.
+/// How often to check that somebody answers on the sockets.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Mounts each pod's own latchkey socket into the pod, as a CSI driver.
@@ -91,7 +91,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
         endpoint: endpoint.clone(),
     });
     let calls = TaskTracker::new();
-    // The kubelet asks for CSI's services as soon as it sees the other socket.
+    // Registration comes second: the kubelet calls CSI's services as soon as it sees that socket.
     let registry = kubelet
         .join("plugins_registry")
         .join(format!("{DRIVER}-reg.sock"));
@@ -105,7 +105,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
         endpoint = %endpoint.display(),
         "ready"
     );
-    // Beside the rest: an agent that hangs takes its time to let go of each volume.
+    // Runs concurrently: a hung agent delays it at each volume.
     let mut tending = pin!(async {
         loop {
             node.tend().await;
@@ -126,8 +126,8 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
             }
         }
     }
-    // The names of the sockets stay: to the kubelet the driver is still there, and it tries again until the next
-    // mounter has taken them over.
+    // The socket files stay: to the kubelet the driver is still there, and it retries until the next mounter has taken
+    // them over.
     drop(sockets);
     calls.close();
     let _ = timeout(DRAIN, calls.wait()).await;
@@ -135,7 +135,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// The store in memory, which outlives the mounter.
+/// Opens the store in memory, which outlives the mounter.
 fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
     for path in [plugins, directory] {
         make(path)?;

@@ -1,7 +1,7 @@
-//! What the mounter and the agent say to each other, over a socket that only root can reach.
+//! The protocol between the mounter and the agent, over a socket that only root can reach.
 //!
-//! One question and one reply a connection. Each is two frames of a length and so many bytes: JSON, which holds
-//! nothing secret and may be logged, and tokens as the kubelet wrote them, which may not.
+//! One request and one reply per connection. Each is two length-prefixed frames: JSON, which holds nothing secret and
+//! may be logged, and the tokens as the kubelet wrote them, which may not.
 
 use super::volume::Volume;
 use crate::secret::SecretValue;
@@ -15,21 +15,21 @@ use tokio::net::UnixStream;
 use tokio::time::timeout;
 use zeroize::Zeroizing;
 
-/// The longest frame. A token has some 1,500 bytes; a pod has one for each audience, and a node some hundred pods.
+/// The longest frame. A token has some 1,500 bytes; a pod has one per audience, and a node some hundred pods.
 const FRAME_LIMIT: u32 = 4 << 20;
 
 /// How long the agent may take: it may have to ask the API server.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A question to the agent.
+/// A request to the agent.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Ask {
     /// Serve this volume, whose directory is ready. The pod's tokens come with it.
     Publish(Volume),
-    /// The volume with that id goes.
+    /// Stop serving the volume with this id.
     Unpublish(String),
-    /// Which tokens do you hold? Asked by an agent that takes over from another.
+    /// Which tokens do you hold? Sent by an agent that takes over from another.
     Tokens,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Reply {
     pub(crate) failure: Option<Failure>,
 }
 
-/// Why the agent does not do it. The text goes to the kubelet, and so into an event of the pod.
+/// Why the agent refuses or fails. The text goes to the kubelet, and so into an event of the pod.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
@@ -60,7 +60,7 @@ pub(crate) enum FailureKind {
     Unavailable,
 }
 
-/// JSON, and the tokens beside it.
+/// A JSON body, and the tokens that go with it.
 pub(crate) struct Message<T> {
     pub(crate) body: T,
     pub(crate) tokens: SecretValue,
@@ -75,7 +75,7 @@ pub(crate) struct Agent {
 // === impl FailureKind ===
 
 impl FailureKind {
-    /// The word for metrics.
+    /// The outcome's name in metrics.
     pub(crate) const fn as_str(self) -> &'static str {
         match self {
             Self::Denied => "denied",
@@ -121,7 +121,7 @@ impl<T: DeserializeOwned> Message<T> {
     ///
     /// # Errors
     ///
-    /// If the other side breaks off or sends something else.
+    /// If the other side hangs up or sends something else.
     pub(crate) async fn read(stream: &mut UnixStream) -> io::Result<Self> {
         let body = read_frame(stream).await?;
         let tokens = read_frame(stream).await?.into();
@@ -153,7 +153,7 @@ async fn read_frame(stream: &mut UnixStream) -> io::Result<Zeroizing<Vec<u8>>> {
     if length > FRAME_LIMIT {
         return Err(io::ErrorKind::InvalidData.into());
     }
-    // Whole from the start: a buffer that grows leaves copies behind.
+    // Allocated at full size: a buffer that grows leaves copies behind.
     let mut frame = Zeroizing::new(vec![0; length as usize]);
     stream.read_exact(&mut frame).await?;
     Ok(frame)
@@ -166,11 +166,11 @@ impl Agent {
         Self { socket }
     }
 
-    /// Asks the agent and waits for its reply.
+    /// Sends the request and waits for the agent's reply.
     ///
     /// # Errors
     ///
-    /// What it refuses, or that it cannot be reached now.
+    /// If the agent refuses, or cannot be reached now.
     pub(crate) async fn ask(&self, ask: Ask, tokens: Vec<u8>) -> Result<(), Failure> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;

@@ -1,6 +1,6 @@
 //! gRPC over a Unix socket, for root alone.
 //!
-//! Requests carry tokens, so no connection lasts: with it go its buffers, which the mounter's allocator wipes.
+//! Requests carry tokens, so no connection lasts: its buffers go with it, and the mounter's allocator wipes them.
 
 use super::plugin::Plugin;
 use crate::server::EXHAUSTED_REST;
@@ -25,24 +25,24 @@ use tonic_prost::ProstCodec;
 /// How long a connection is kept for further calls.
 const CONNECTION_AGE: Duration = Duration::from_secs(15);
 
-/// How long a call under way may still take when its connection is to end; the kubelet gives up after two minutes.
+/// How long a call in progress may still take once its connection is closing; the kubelet gives up after two minutes.
 const LAST_CALL: Duration = Duration::from_secs(120);
 
-/// The longest message. A token has some 1,500 bytes; the rest are the volume's attributes, which whoever makes the pod
-/// may make as long as they like.
+/// The longest message. A token has some 1,500 bytes; the rest is the volume's attributes, which the pod's author may
+/// make as long as they like.
 const MESSAGE_LIMIT: usize = 192 << 10;
 
-/// How many bytes of a message may come before any of them is looked at.
+/// How many bytes of a message may arrive before any of them is read.
 const WINDOW: u32 = 64 << 10;
 
-/// How many connections are served at the same time. The others wait: the kubelet has patience, the mounter's memory not.
+/// The most connections served at a time. More have to wait: the kubelet can, and the mounter's memory is limited.
 const CONNECTIONS: usize = 32;
 
-/// Serves everybody who is root, for ever.
+/// Serves every client that is root, forever.
 pub(super) async fn serve(listener: Arc<UnixListener>, plugin: Arc<Plugin>, calls: TaskTracker) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        // Nobody closes it.
+        // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else {
             return;
         };
@@ -92,7 +92,7 @@ async fn connection(stream: UnixStream, plugin: Arc<Plugin>) {
     let _ = timeout(LAST_CALL, http).await;
 }
 
-/// Answers a call that takes one message and gives one.
+/// Answers a call that takes one message and returns one.
 pub(super) async fn unary<Q, A, F>(
     request: http::Request<Incoming>,
     answer: impl FnOnce(Q) -> F + Send,
@@ -107,7 +107,7 @@ where
     grpc.unary(Once(Some(answer)), request).await
 }
 
-/// The answer to a call that nobody takes.
+/// The answer to a call of an unknown method.
 pub(super) fn unimplemented(path: &str) -> http::Response<Body> {
     Status::unimplemented(format!("there is no {path}")).into_http()
 }

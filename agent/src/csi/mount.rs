@@ -1,7 +1,7 @@
-//! Mounts: the pod's directory at the place that the kubelet names, and the memory that all directories are in.
+//! Mounts: the pod's directory at the path that the kubelet names, and the tmpfs that holds all directories.
 //!
-//! Each step may find that it, or half of it, has been done before: whoever is killed between two of them is
-//! followed by one who begins at the first.
+//! Each step may already be done, or half done: a mounter that is killed between two steps is followed by one that
+//! starts from the first.
 
 use super::publish::Target;
 use crate::mountinfo;
@@ -14,20 +14,20 @@ use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// What nobody needs in a volume of ours.
+/// Forbids what nobody needs in one of our volumes.
 const FLAGS: MsFlags = MsFlags::MS_NOSUID
     .union(MsFlags::MS_NODEV)
     .union(MsFlags::MS_NOEXEC);
 
-/// The last part of each target.
+/// The last component of each target's path.
 const MOUNT: &str = "mount";
 
-/// More mounts on one place than anybody has ever stacked.
+/// More mounts than anybody has ever stacked on one path.
 const MOST_STACKED: usize = 1 << 16;
 
 const NONE: Option<&str> = None;
 
-/// Mounts `source` read-only at `target`, once.
+/// Mounts `source` read-only at `target`, unless it already is.
 ///
 /// # Errors
 ///
@@ -50,18 +50,18 @@ pub(super) fn bind(source: &Path, target: &Target) -> io::Result<()> {
         let below = open_in(&parent, MOUNT)?;
         mount(Some(source), &through(&below), NONE, MsFlags::MS_BIND, NONE)?;
     }
-    // What is mounted is known only now: the descriptor from before shows what lies below it.
+    // Opened again, now that it is mounted: the descriptor from before shows what lies below.
     let mounted = open_in(&parent, MOUNT)?;
     let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
     Ok(mount(NONE, &through(&mounted), NONE, flags, NONE)?)
 }
 
-/// Whether `source` is mounted at `target`, by whatever options: a mounter that was restarted sees the mount as the node
-/// does, and there it was never made read-only.
+/// Whether `source` is mounted at `target`, with whatever options: a restarted mounter sees the mount as the node does,
+/// where it was never made read-only.
 ///
 /// # Errors
 ///
-/// If that cannot be seen.
+/// If that cannot be determined.
 pub(super) fn is_bound(source: &Path, target: &Target) -> io::Result<bool> {
     match is_same(source, &target.path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
@@ -69,7 +69,7 @@ pub(super) fn is_bound(source: &Path, target: &Target) -> io::Result<bool> {
     }
 }
 
-/// Removes every mount at `target`, and its directory. There may be neither.
+/// Removes every mount at `target`, and its directory. Neither need exist.
 ///
 /// # Errors
 ///
@@ -87,7 +87,7 @@ pub(super) fn release(target: &Target) -> io::Result<()> {
     }
 }
 
-/// Mounts memory at `at`, once: a tmpfs with the options, and off swap where the kernel can do that (Linux 6.4).
+/// Mounts a tmpfs at `at`, unless something is mounted there; off swap where the kernel can do that (Linux 6.4).
 ///
 /// # Errors
 ///
@@ -103,7 +103,7 @@ pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
     }
 }
 
-/// Removes every mount at `path`, in a directory that is nobody's but root's.
+/// Removes every mount at `path`, which must be in a directory that is root's alone.
 ///
 /// # Errors
 ///
@@ -112,7 +112,7 @@ pub(super) fn unmount(path: &Path) -> io::Result<()> {
     for _ in 0..MOST_STACKED {
         match umount2(path, MntFlags::UMOUNT_NOFOLLOW) {
             Ok(()) => {}
-            // What has something open in it is taken out of the way now, and ends with that.
+            // A mount in use is detached now, and ends when the last file in it is closed.
             Err(Errno::EBUSY) => umount2(path, MntFlags::UMOUNT_NOFOLLOW | MntFlags::MNT_DETACH)?,
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
@@ -125,11 +125,11 @@ pub(super) fn unmount(path: &Path) -> io::Result<()> {
 }
 
 fn unmount_all(parent: &OwnedFd) -> io::Result<()> {
-    // By way of the directory that is held open: nothing can be put in the path's place.
+    // Through the directory that is held open: nothing can be put in the path's place.
     unmount(&through(parent).join(MOUNT))
 }
 
-/// The directory that the target is in, reached without a symbolic link.
+/// Opens the directory that the target is in, without following symbolic links.
 fn open_parent(target: &Target) -> io::Result<OwnedFd> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let pods = open(&target.pods, flags, Mode::empty())?;
@@ -161,7 +161,7 @@ fn is_confined(options: &str) -> bool {
         .all(|wanted| options.split(',').any(|option| option == *wanted))
 }
 
-/// The options of every mount on exactly that path, the oldest first.
+/// The options of every mount on exactly this path, oldest first.
 fn options_at(path: &Path) -> io::Result<Vec<String>> {
     let mounts = mountinfo::mounts()?.into_iter();
     let there = mounts.filter(|mount| mount.point == path);

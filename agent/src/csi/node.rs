@@ -1,9 +1,9 @@
-//! The node service: volumes published and unpublished, each call as often as the kubelet likes.
+//! The node service: publishes and unpublishes volumes, however often the kubelet repeats a call.
 //!
-//! A volume is made in this order: its directory, memory for files if the pod wants some, the record of it, the agent's
-//! consent (who writes the files), the mount. Whoever is killed in between leaves something that the next call, or [`Node::tend`], completes
-//! or removes. An error that the kubelet takes for final is given only before the volume is mounted: a pod that
-//! runs keeps what it has.
+//! A volume is made in this order: its directory, a tmpfs for files if the pod wants some, its record, the agent's
+//! consent (the agent writes the files), the mount. A mounter that is killed in between leaves something that the next
+//! call, or [`Node::tend`], completes or removes. An error that the kubelet takes as final is returned only before the
+//! volume is mounted: a running pod keeps what it has.
 
 use super::control::{Agent, Ask, Failure, FailureKind};
 use super::mount;
@@ -19,11 +19,11 @@ use std::time::Duration;
 use tokio::time::timeout;
 use tonic::Status;
 
-/// How long the agent may take to let go of a volume that goes in any case.
+/// How long to wait for the agent to let go of a volume that is removed in any case.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// The most of the store that the records of one pod's volumes may take together, in bytes: 32 short ones in pages of
-/// 4 KiB, 2 in pages of 64 KiB, or one of a volume with the longest attribute, all of it escaped. The 110 pods that a
+/// The most bytes of the store that the records of one pod's volumes may take together: 32 short ones in pages of 4
+/// KiB, 2 in pages of 64 KiB, or one of a volume with the longest attribute, all of it escaped. The 110 pods that a
 /// kubelet runs by default take 14 MiB at most, less than half of the store, which counts against the mounter's memory
 /// limit of 32 MiB.
 const RECORDS_LIMIT: u64 = 128 << 10;
@@ -76,7 +76,7 @@ impl Node {
         let directory = self.store.directory(&turn.key);
         let target = publish.target.clone();
         let pod = publish.volume.pod.clone();
-        // If that cannot be told, the pod keeps what it may be using.
+        // If this cannot be determined, assume that it is: the pod keeps what it may be using.
         let was_bound = known.is_some() && mount::is_bound(&directory, &target).unwrap_or(true);
         let outcome = self
             .make(publish, &turn.key, &directory, known.is_some())
@@ -101,12 +101,12 @@ impl Node {
         }
     }
 
-    /// Unpublishes a volume, whatever there is of it.
+    /// Unpublishes a volume, or whatever is left of it.
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` if the volume or its place is not named, `ABORTED` while it is being worked on, `UNAVAILABLE`
-    /// if the kernel does not unmount it.
+    /// `INVALID_ARGUMENT` if the volume's id or path is missing or wrong, `ABORTED` while another call works on it,
+    /// `UNAVAILABLE` if the kernel does not unmount it.
     pub(super) async fn unpublish(
         &self,
         request: NodeUnpublishVolumeRequest,
@@ -122,7 +122,7 @@ impl Node {
     }
 
     /// Removes what nobody will unpublish any more: volumes of pods whose directory the kubelet has removed, and
-    /// directories that were begun and never recorded.
+    /// directories that were made but never recorded.
     pub(super) async fn tend(&self) {
         let (Ok(keys), Ok(directories)) = (self.store.keys(), self.store.directories()) else {
             return;
@@ -144,7 +144,7 @@ impl Node {
                 let _ = self.withdraw(&turn.key, &target).await;
             }
         }
-        // One that is being published, by this mounter or by another one beside it, is recorded long before the next round.
+        // One being published, by this mounter or another on the node, is recorded long before the next round.
         let unrecorded: HashSet<Key> = directories
             .into_iter()
             .filter(|key| !keys.contains(key))
@@ -188,7 +188,7 @@ impl Node {
         if let Some(files) = &volume.files {
             mount::memory(directory, &options_of(files)).map_err(|e| failed("make", e))?;
         }
-        // Each minute anew it would take room for a second record, which there may not be.
+        // Only once: saving it again each minute would need room for a second record, which there may not be.
         if !is_recorded {
             self.store.save(&volume).map_err(|e| failed("record", e))?;
         }
@@ -196,7 +196,7 @@ impl Node {
         mount::bind(directory, &target).map_err(|e| failed("mount", e))
     }
 
-    /// Makes sure that the volume's pod may have one more record.
+    /// Makes sure that the pod's records leave room for this volume's.
     fn must_have_room(&self, volume: &Volume) -> Result<(), Failure> {
         let of_pod = self
             .store
@@ -219,12 +219,12 @@ impl Node {
 
     async fn withdraw(&self, key: &Key, target: &Target) -> io::Result<()> {
         if let Err(error) = mount::release(target) {
-            // What is mounted is remembered, so that it is tried again.
+            // The record stays, so that this is retried.
             tracing::warn!(uid = %target.pod, %error, "cannot remove a volume's mount");
             return Err(error);
         }
         let recorded = match self.store.load(key) {
-            // Another volume's that happens to have this name: it is not ours to remove.
+            // The key is another volume's, with another target: it is not ours to remove.
             Ok(Some(volume)) if volume.target != target.path => return Ok(()),
             Ok(recorded) => recorded,
             Err(error) => {
@@ -232,11 +232,11 @@ impl Node {
                 None
             }
         };
-        // Before the agent lets go: it looks at the records each second, and would listen in the volume again while the
+        // Before the agent lets go: it reads the records each second, and would listen in the volume again while its
         // directory is being removed.
         self.forget(key);
         if let Some(volume) = recorded {
-            // If the agent does not hear it, it notices that the record is gone.
+            // If this does not reach the agent, it notices that the record is gone.
             let farewell = self.agent.ask(Ask::Unpublish(volume.id), Vec::new());
             let _ = timeout(FAREWELL, farewell).await;
         }
@@ -279,7 +279,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// A volume that is published can be published again as the same, and not as another.
+/// Makes sure that a published volume is published again only as the same one.
 fn compatible(known: &Volume, asked: &Volume) -> Result<(), Status> {
     if known == asked {
         Ok(())
@@ -294,8 +294,8 @@ fn compatible(known: &Volume, asked: &Volume) -> Result<(), Status> {
     }
 }
 
-/// How the memory for a volume's files is mounted. What is made in it is of the pod's group by itself (inode(7),
-/// "set-group-ID"): the agent, which makes it, has no right to give anything to a group.
+/// The mount options of the tmpfs for a volume's files. Whatever is created in it gets the pod's group by itself
+/// (inode(7), "set-group-ID"): the agent, which creates it, has no right to give files to a group.
 fn options_of(files: &FilesAsked) -> String {
     let group = files.group.unwrap_or(0);
     format!("mode=2755,gid={group},size=8m,nr_inodes=512")

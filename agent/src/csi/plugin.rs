@@ -1,5 +1,5 @@
-//! What the kubelet may call, by its path: CSI's identity and node services, and the registration by which the
-//! kubelet comes to know the driver.
+//! What the kubelet may call, by path: CSI's identity and node services, and the registration that makes the driver
+//! known to the kubelet.
 
 use super::DRIVER;
 use super::grpc::{unary, unimplemented};
@@ -32,14 +32,14 @@ impl Plugin {
             "/csi.v1.Identity/GetPluginInfo" => {
                 unary(request, |Empty {}| async { Ok(plugin_name()) }).await
             }
-            // No controller, no topology: none beyond the least.
+            // No controller, no topology: nothing beyond the minimum.
             "/csi.v1.Identity/GetPluginCapabilities" => {
                 unary(request, |Empty {}| async { Ok(Empty {}) }).await
             }
             "/csi.v1.Node/NodeGetCapabilities" => {
                 unary(request, |Empty {}| async { Ok(capabilities()) }).await
             }
-            // Ready, since it does not say otherwise: it listens only when it can publish.
+            // Not saying otherwise means ready: the mounter listens only when it can publish.
             "/csi.v1.Identity/Probe" => unary(request, |Empty {}| async { Ok(Empty {}) }).await,
             "/csi.v1.Node/NodeGetInfo" => {
                 let node_id = node.name.clone();
@@ -75,7 +75,7 @@ fn plugin_name() -> PluginName {
     }
 }
 
-/// The kubelet says the pod's group. No staging, no statistics, no growth.
+/// The kubelet passes the pod's group. No staging, no statistics, no expansion.
 fn capabilities() -> NodeCapabilities {
     let rpc = NodeRpc {
         kind: VOLUME_MOUNT_GROUP,

@@ -1,8 +1,9 @@
-//! The messages of CSI 1.x (csi.proto, package `csi.v1`) and of the kubelet's plugin registration (`pluginregistration`,
-//! v1) that the mounter uses, field by field as those files number them. What they have beyond that is skipped when it is read.
+//! The messages of CSI 1.x (csi.proto, package `csi.v1`) and of the kubelet's plugin registration
+//! (`pluginregistration`, v1) that the mounter uses, with the field numbers of those files. Fields not listed here are
+//! skipped when read.
 //!
-//! Written out and not generated: there are few, they never change their numbers, and no compiler of protobuf is
-//! needed to build. A real kubelet of 1.20 has been seen to read and write the same (docs/csi.md).
+//! Written by hand, not generated: they are few, their numbers never change, and the build needs no protobuf compiler.
+//! A real kubelet of 1.20 has been seen to read and write the same (docs/csi.md).
 
 use prost::{Message, Oneof};
 use std::collections::HashMap;
@@ -55,17 +56,17 @@ pub struct NodeRpc {
     pub kind: i32,
 }
 
-/// `NodePublishVolumeRequest`. It may hold tokens, and prints nothing of what it holds.
+/// `NodePublishVolumeRequest`. It may hold tokens, so `Debug` prints none of its fields.
 #[derive(Clone, Message)]
 #[prost(skip_debug)]
 pub struct NodePublishVolumeRequest {
     /// The kubelet's name for the volume.
     #[prost(string, tag = "1")]
     pub volume_id: String,
-    /// Where it is to be.
+    /// Where to mount it.
     #[prost(string, tag = "4")]
     pub target_path: String,
-    /// What it is to be.
+    /// What kind of volume to publish.
     #[prost(message, optional, tag = "5")]
     pub volume_capability: Option<VolumeCapability>,
     /// Whether the containers get it read-only.
@@ -160,7 +161,7 @@ pub struct PluginInfo {
 /// `RegistrationStatus`.
 #[derive(Clone, Message)]
 pub struct RegistrationStatus {
-    /// Whether the kubelet has taken it.
+    /// Whether the kubelet has accepted the driver.
     #[prost(bool, tag = "1")]
     pub plugin_registered: bool,
     /// Why not.

@@ -1,5 +1,4 @@
-//! What the kubelet asks for, checked: everything that could lead somewhere else than to the pod's own volume is
-//! refused here.
+//! Checks what the kubelet asks for: anything that could lead elsewhere than to the pod's own volume is refused here.
 
 use super::proto::{AccessType, NodePublishVolumeRequest, VolumeCapability};
 use super::volume::{FilesAsked, PodReference, Volume};
@@ -8,7 +7,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use tonic::Status;
 
-/// What the kubelet's own attributes begin with. It overwrites what a pod may have written under these names.
+/// The prefix of the kubelet's own attributes. It overwrites whatever a pod has written under these names.
 const KUBELETS: &str = "csi.storage.k8s.io/";
 
 /// Where the kubelet puts the pod's tokens.
@@ -17,7 +16,7 @@ const TOKENS: &str = "csi.storage.k8s.io/serviceAccount.tokens";
 /// The attribute by which a pod asks for files.
 const SECRETS: &str = "secrets";
 
-/// The longest that it may be, in bytes: it is kept with the volume's record.
+/// The attribute's longest value, in bytes: it is kept in the volume's record.
 const SECRETS_LIMIT: usize = 32 * 1024;
 
 /// The longest id that a caller may give a volume; CSI's own limit for a string.
@@ -27,18 +26,18 @@ const ID_LIMIT: usize = 128;
 pub(super) struct Publish {
     pub(super) volume: Volume,
     pub(super) target: Target,
-    /// As JSON of the kubelet's; empty if there are none.
+    /// The kubelet's JSON; empty if there are none.
     pub(super) tokens: Vec<u8>,
 }
 
-/// A place for a volume below the kubelet's root: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
+/// A volume's path below the kubelet's root: `pods/UID/volumes/kubernetes.io~csi/NAME/mount`.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Target {
     /// The whole path, as the kubelet wrote it.
     pub(super) path: PathBuf,
     /// The directory of the kubelet's pods.
     pub(super) pods: PathBuf,
-    /// The directory that the place is in, below that.
+    /// The directory that the mount is in, relative to `pods`.
     pub(super) parent: String,
     pub(super) pod: PodUid,
 }
@@ -46,7 +45,7 @@ pub(super) struct Target {
 // === impl Publish ===
 
 impl Publish {
-    /// Reads a request, with the kubelet's root at `kubelet`.
+    /// Parses a request, with the kubelet's root at `kubelet`.
     ///
     /// # Errors
     ///
@@ -79,7 +78,7 @@ impl Publish {
             name: told(context, "pod.name")?,
             service_account: told(context, "serviceAccount.name")?,
         };
-        // The path is the kubelet's alone; the attribute is so only while podInfoOnMount is on.
+        // Only the kubelet writes the path; the attribute is the kubelet's only while podInfoOnMount is on.
         if told(context, "pod.uid")?.parse() != Ok(target.pod) {
             return Err(Status::invalid_argument(
                 "volume_context's pod.uid is not the pod of target_path",
@@ -119,7 +118,7 @@ impl Publish {
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` if there is none, or too much of it.
+/// `INVALID_ARGUMENT` if it is missing or too long.
 pub(super) fn volume_id(id: String) -> Result<String, Status> {
     if id.is_empty() {
         Err(Status::invalid_argument("volume_id is missing"))
@@ -131,11 +130,11 @@ pub(super) fn volume_id(id: String) -> Result<String, Status> {
     }
 }
 
-/// The pod's group as the kubelet writes it, of a volume that is mounted read-only and without options.
+/// Returns the pod's group as the kubelet wrote it, of a volume that is read-only and without mount options.
 ///
 /// # Errors
 ///
-/// `INVALID_ARGUMENT` or `FAILED_PRECONDITION` if it is to be any other volume.
+/// `INVALID_ARGUMENT` or `FAILED_PRECONDITION` for any other volume.
 fn group_of(capability: Option<VolumeCapability>, readonly: bool) -> Result<String, Status> {
     let Some(capability) = capability else {
         return Err(Status::invalid_argument("volume_capability is missing"));
@@ -145,7 +144,7 @@ fn group_of(capability: Option<VolumeCapability>, readonly: bool) -> Result<Stri
             "volume_capability.access_mode is missing",
         ));
     }
-    // The kubelet then gives it to each container read-only: what is mounted here is so in the mounter's view alone.
+    // The kubelet then gives it to each container read-only: our own mount is so only in the mounter's view.
     if !readonly {
         return Err(Status::failed_precondition(
             "the volume must have readOnly: true, so that nothing in the pod can write where its socket is",
@@ -178,7 +177,7 @@ fn not_too_long(secrets: String) -> Result<String, Status> {
     Ok(secrets)
 }
 
-/// The number of a group, or none. The kernel has no group of the highest number.
+/// Parses a group's number, if there is one. To the kernel the highest number is no group.
 fn group_id(text: &str) -> Result<Option<u32>, Status> {
     if text.is_empty() {
         return Ok(None);
@@ -201,7 +200,7 @@ fn told(context: &mut HashMap<String, String>, name: &str) -> Result<String, Sta
 // === impl Target ===
 
 impl Target {
-    /// Reads a path as the kubelet writes it, and no other.
+    /// Parses a path as the kubelet writes it, and accepts no other.
     ///
     /// # Errors
     ///
@@ -431,7 +430,7 @@ mod tests {
             let files = publish.volume.files.expect("files");
             assert_eq!((&*files.secrets, files.group), ("[\"a\"]", group));
         }
-        // Where there are no files there is nothing to own.
+        // Without files there is nothing to own.
         let mut without = with_files("2000");
         without.volume_context.remove("secrets");
         let publish = Publish::parse(without, Path::new("/k")).expect("it is right");

@@ -1,7 +1,7 @@
-//! A socket of the mounter's: claimed at once, whoever had it, and claimed again when nobody answers on it any more.
+//! A socket of the mounter: claimed at once, whoever has it, and again when nobody answers on it any more.
 //!
-//! Two mounters are on a node during an upgrade. The one that started last has the sockets, and it may be the one that
-//! goes: an upgrade that is taken back removes it.
+//! During an upgrade two mounters are on a node. The one that started last has the sockets, and may be the one that
+//! stops: rolling the upgrade back removes it.
 
 use super::grpc::serve;
 use super::named;
@@ -49,7 +49,7 @@ impl Socket {
         })
     }
 
-    /// Claims the path again if nobody answers there. Another mounter that does has it rightly.
+    /// Claims the path again if nobody answers there. If another mounter does, it is rightly that one's.
     pub(super) async fn keep(&mut self) {
         if self.socket.holds(&self.listening)
             || self.socket.look(&self.listening).await != Found::Nobody

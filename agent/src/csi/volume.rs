@@ -1,4 +1,4 @@
-//! The volumes that are published on this node, and what is remembered of them.
+//! The volumes published on this node, and their records.
 
 use crate::attest::cgroup::PodUid;
 use crate::handover::make_directory;
@@ -13,7 +13,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// A volume of one pod. Nothing of it is secret.
+/// A volume of one pod. Nothing in it is secret.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct Volume {
     /// The kubelet's name for it.
@@ -21,7 +21,7 @@ pub(crate) struct Volume {
     pub(crate) pod: PodReference,
     /// Where the kubelet wants it.
     pub(crate) target: PathBuf,
-    /// What it holds beside the socket, if the pod asks for something.
+    /// What it holds in addition to the socket, if the pod asks for files.
     #[serde(default)]
     pub(crate) files: Option<FilesAsked>,
 }
@@ -29,13 +29,13 @@ pub(crate) struct Volume {
 /// The files that a pod wants in its volume.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct FilesAsked {
-    /// The volume's attribute, as the pod wrote it: the agent reads it, the mounter does not.
+    /// The volume's attribute, as the pod wrote it: the agent parses it, the mounter does not.
     pub(crate) secrets: String,
-    /// The group that they belong to.
+    /// The group that owns them.
     pub(crate) group: Option<u32>,
 }
 
-/// A pod, as the kubelet tells it.
+/// A pod, as the kubelet describes it.
 #[derive(Clone, Debug, Deserialize, Eq, PartialEq, Serialize)]
 pub(crate) struct PodReference {
     pub(crate) uid: PodUid,
@@ -44,25 +44,25 @@ pub(crate) struct PodReference {
     pub(crate) service_account: String,
 }
 
-/// A volume's name in the store, short enough for the path of a socket: the beginning of its id's SHA-256.
+/// A volume's name in the store: the start of its id's SHA-256, short enough for a socket's path.
 #[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct Key(String);
 
-/// The volumes of this node, below the plugin's directory: a tmpfs that the mounter mounts, so that nothing of it
-/// outlives the node's next start, and that only root can enter.
+/// The volumes of this node, below the plugin's directory: a tmpfs that the mounter mounts, so that nothing in it
+/// outlives a reboot of the node, and that only root can enter.
 ///
 /// - `control.sock`, where the agent listens for the mounter
-/// - `p/KEY/`, the directory that is mounted into the pod; where the pod wants files it is a tmpfs of its own
-/// - `v/KEY`, the volume as JSON; it is there from when the directory is ready until the volume is unpublished
+/// - `p/KEY/`, the directory that is mounted into the pod; a tmpfs of its own if the pod wants files
+/// - `v/KEY`, the volume as JSON; it exists from when the directory is ready until the volume is unpublished
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
     root: PathBuf,
 }
 
-/// Nobody but root may look into the store.
+/// Only root may look into the store.
 const ROOT_MODE: u32 = 0o700;
 
-/// What a pod sees of its own directory.
+/// A pod may enter and list its own directory.
 const POD_MODE: u32 = 0o755;
 
 // === impl Volume ===
@@ -72,7 +72,7 @@ impl Volume {
         Key::of(&self.id)
     }
 
-    /// What the pod calls it. The place is `.../kubernetes.io~csi/NAME/mount`.
+    /// The pod's name for it, from its target `.../kubernetes.io~csi/NAME/mount`.
     pub(crate) fn name(&self) -> &str {
         let name = self.target.parent().and_then(Path::file_name);
         name.and_then(OsStr::to_str).unwrap_or_default()
@@ -97,7 +97,7 @@ impl Key {
 // === impl Store ===
 
 impl Store {
-    /// The store of the plugin with that directory; it may not be there yet.
+    /// The store of the plugin with this directory; it may not exist yet.
     pub(crate) fn of(directory: &Path) -> Self {
         Self {
             root: directory.join("run"),
@@ -124,11 +124,11 @@ impl Store {
         self.directory(key).join("agent.sock")
     }
 
-    /// Whether the store is there, and nobody's but root's.
+    /// Whether the store exists, as a tmpfs that is root's alone.
     ///
     /// # Errors
     ///
-    /// If that cannot be seen.
+    /// If that cannot be determined.
     pub(crate) fn is_there(&self) -> io::Result<bool> {
         let stat = match lstat(&self.root) {
             Err(Errno::ENOENT) => return Ok(false),
@@ -140,7 +140,7 @@ impl Store {
             && statfs(&self.root)?.filesystem_type() == TMPFS_MAGIC)
     }
 
-    /// Makes what belongs into an empty store.
+    /// Makes the directories of an empty store.
     ///
     /// # Errors
     ///
@@ -152,7 +152,7 @@ impl Store {
         Ok(())
     }
 
-    /// Makes the directory that is to be mounted into the pod.
+    /// Makes the directory that will be mounted into the pod.
     ///
     /// # Errors
     ///
@@ -161,7 +161,7 @@ impl Store {
         make_directory(&self.directory(key), POD_MODE)
     }
 
-    /// The volumes that are remembered; none before the store is [furnished](Self::furnish).
+    /// The recorded volumes; none before the store is [furnished](Self::furnish).
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Store {
         }
     }
 
-    /// The directories that are there.
+    /// The volumes whose directories exist.
     ///
     /// # Errors
     ///
@@ -182,11 +182,11 @@ impl Store {
         names(&self.root.join("p"))
     }
 
-    /// The volume of that name, if it is remembered.
+    /// Loads the volume of this name, if it is recorded.
     ///
     /// # Errors
     ///
-    /// If what is remembered of it cannot be read.
+    /// If its record cannot be read.
     pub(crate) fn load(&self, key: &Key) -> io::Result<Option<Volume>> {
         match fs::read(self.record(key)) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
@@ -195,7 +195,7 @@ impl Store {
         }
     }
 
-    /// How much of the store the volume's record takes, in bytes.
+    /// How many bytes of the store the volume's record takes.
     ///
     /// # Errors
     ///
@@ -204,8 +204,8 @@ impl Store {
         self.in_pages(serde_json::to_vec(volume)?.len() as u64)
     }
 
-    /// How much of the store the records of a pod's volumes take, in bytes. One that cannot be read is no pod's: it must
-    /// stop nobody.
+    /// How many bytes of the store the records of a pod's volumes take. An unreadable record counts for no pod: it must
+    /// not block anybody.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl Store {
         Ok(taken)
     }
 
-    /// Remembers a volume, whole or not at all.
+    /// Records a volume, whole or not at all.
     ///
     /// # Errors
     ///
@@ -241,7 +241,7 @@ impl Store {
         fs::rename(&temporary, self.record(&key))
     }
 
-    /// Forgets a volume, also one that a mounter was killed at remembering.
+    /// Removes a volume's record, even one that a killed mounter left half-written.
     ///
     /// # Errors
     ///
@@ -260,7 +260,7 @@ impl Store {
         gone(fs::remove_dir_all(self.directory(key)))
     }
 
-    /// How much of the store a file of that length takes, in bytes: whole pages of the kernel's.
+    /// How many bytes of the store a file of this length takes: whole pages of the kernel's.
     fn in_pages(&self, length: u64) -> io::Result<u64> {
         let page = u64::try_from(statfs(&self.root)?.block_size()).unwrap_or(1);
         Ok(length.next_multiple_of(page.max(1)))
@@ -270,18 +270,18 @@ impl Store {
         self.root.join("v").join(&key.0)
     }
 
-    /// Where a record is until it is whole.
+    /// Where a record is written until it is whole.
     fn half_record(&self, key: &Key) -> PathBuf {
         self.root.join("v").join(format!(".{}", key.0))
     }
 }
 
-/// Whether what is written there stays in memory.
+/// Whether whatever is written there stays in memory.
 pub(crate) fn is_tmpfs(path: &Path) -> bool {
     statfs(path).is_ok_and(|statfs| statfs.filesystem_type() == TMPFS_MAGIC)
 }
 
-/// What is not there need not be removed.
+/// Treats a missing file as removed.
 pub(crate) fn gone(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -340,7 +340,7 @@ mod tests {
             assert_eq!(store.keys().expect("names"), [key]);
         }
         let key = Key::of("csi-0123");
-        // What a mounter leaves that is killed before a record is whole.
+        // What a mounter that is killed while writing a record leaves.
         fs::write(store.half_record(&key), "{").expect("it is written");
         for _ in 0..2 {
             store.forget(&key).expect("it is gone");
@@ -359,7 +359,7 @@ mod tests {
         let plain = volume("/one");
         let pod = plain.pod.uid;
         assert_eq!(store.taken_by(pod).expect("it can be read"), 0);
-        // As long as an attribute may be. In JSON each line feed takes two bytes.
+        // The longest attribute. In JSON each line feed takes two bytes.
         let padded = Volume {
             id: "csi-padded".into(),
             files: Some(FilesAsked {
@@ -377,7 +377,7 @@ mod tests {
             store.save(volume).expect("it is written");
         }
         let page = store.in_pages(1).expect("it is there");
-        // Nobody's.
+        // An unreadable record, which is nobody's.
         fs::write(store.record(&Key::of("csi-broken")), "{").expect("it is written");
         let both = store.taken_by(pod).expect("it can be read");
         assert_eq!(both, page + (64 * 1024 + page));
@@ -397,7 +397,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let store = Store::of(directory.path());
         assert!(!store.is_there().expect("it can be seen"));
-        // Wherever temporary files are: this one's mode lets others in.
+        // Whatever holds temporary files: this directory's mode lets others in.
         fs::create_dir(store.root()).expect("a directory");
         fs::set_permissions(store.root(), PermissionsExt::from_mode(0o755)).expect("a mode");
         assert!(!store.is_there().expect("it can be seen"));

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// How long the API server may take for the node's pods.
+/// How long the API server may take to list the node's pods.
 const LIST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many service accounts are looked at.
+/// The most service accounts to look at.
 const ACCOUNTS: usize = 100;
 
-/// How many of those without a role are named.
+/// The most accounts without a role to name.
 const NAMED: usize = 5;
 
-/// Looks at the accounts of the node's pods. One without a role is nothing wrong: not every pod reads secrets.
+/// Looks at the accounts of the node's pods. One without a role is no fault: not every pod reads secrets.
 pub(super) async fn check(
     clients: &Clients,
     config: &Config,
@@ -31,7 +31,7 @@ pub(super) async fn check(
     let pods = Api::<Listed>::all(clients.node.clone());
     let parameters = ListParams::default().fields(&here);
     let Ok(Ok(pods)) = timeout(LIST_TIMEOUT, pods.list(&parameters)).await else {
-        // What the agent may not do is said elsewhere.
+        // Missing rights are reported elsewhere.
         return Vec::new();
     };
     let used: BTreeSet<_> = pods

@@ -1,4 +1,4 @@
-//! What the agent's account may do at the API server, and which of the levels of rights that is.
+//! What the agent's account may do at the API server, and which level of rights that is.
 
 use super::Finding;
 use crate::attest::pods::Listed;
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 /// How long the API server may take to answer a check.
 const API_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A right in the whole cluster.
+/// A cluster-wide right.
 struct Right {
     verb: &'static str,
     group: &'static str,
@@ -31,20 +31,20 @@ const fn right(verb: &'static str, resource: &'static str) -> Right {
     }
 }
 
-/// What the agent asks as itself, however it comes by pods and tokens.
+/// What the agent requests as itself, however it gets pods and tokens.
 const ACCOUNTS: Right = right("get", "serviceaccounts");
 
-/// The same, where a Namespace's annotation stands for its accounts.
+/// The same, if a Namespace's annotation stands for its accounts.
 const NAMESPACES: Right = right("get", "namespaces");
 
-/// What it asks about pods as itself.
+/// What it requests about pods as itself.
 const PODS: [Right; 3] = [
     right("watch", "pods"),
     right("list", "pods"),
     right("get", "pods"),
 ];
 
-/// What lets it ask as its node.
+/// What lets it make requests as its node.
 const AS_NODE: [Right; 5] = [
     Right {
         verb: "impersonate:associated-node",
@@ -63,7 +63,7 @@ const AS_NODE: [Right; 5] = [
     },
 ];
 
-/// Whoever has this for all accounts can be each of them.
+/// Whoever has this for all accounts can become any of them.
 const ANY_TOKEN: Right = Right {
     verb: "create",
     group: "",
@@ -71,10 +71,10 @@ const ANY_TOKEN: Right = Right {
     subresource: "token",
 };
 
-/// What takes the startup taint off.
+/// What it takes to remove the startup taint.
 const TAINT: [Right; 2] = [right("get", "nodes"), right("patch", "nodes")];
 
-/// Asks for every right that this configuration needs, and says which level of rights to tokens is in force.
+/// Checks every right that this configuration needs, and which level of rights to tokens is in force.
 pub(super) async fn check(clients: &Clients, config: &Config) -> Vec<Finding> {
     let settings = &config.kubernetes;
     let mut findings = Vec::new();
@@ -133,8 +133,8 @@ async fn level(
     .into())
 }
 
-/// What no review of rights can say: whether the API server knows constrained impersonation, and whether the agent's
-/// token is bound to this node.
+/// Checks what no review of rights can tell: whether the API server knows constrained impersonation, and whether the
+/// agent's token is bound to this node.
 async fn list_as_node(clients: &Clients, node: &str) -> Result<String, String> {
     let pods = Api::<Listed>::all(clients.node.clone());
     let parameters = ListParams::default()

@@ -1,4 +1,4 @@
-//! Which files a pod wants in its volume, as the volume's attribute `secrets` says it.
+//! Parses the volume's attribute `secrets`: which files a pod wants in its volume.
 
 use crate::csi::control::{Failure, FailureKind};
 use crate::secret::SecretName;
@@ -6,31 +6,31 @@ use serde::Deserialize;
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// The attribute, in errors.
+/// The attribute's name in errors.
 const ATTRIBUTE: &str = "volumeAttributes.secrets";
 
 /// The most files that a volume may hold.
 const MOST_FILES: usize = 32;
 
-/// The longest name of a file, in bytes, as the kubelet has it for Secrets.
+/// The longest file name, in bytes: the kubelet's limit for the keys of Secrets.
 const LONGEST_NAME: usize = 253;
 
-/// What files may be readable for: owner, group and others, and nothing but readable.
+/// What a file's mode may allow: reading, by owner, group and others.
 const READABLE: u32 = 0o444;
 
-/// Always readable for the agent, who compares them with what the vault has.
+/// Always readable by the agent, which compares the files with what the vault has.
 const BY_OWNER: u32 = 0o400;
 
-/// The mode of files that say none: readable for the pod's `fsGroup`.
+/// The mode of files that state none: readable by the pod's `fsGroup`.
 const DEFAULT_MODE: u32 = 0o440;
 
 /// A file that a pod wants.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct FileAsked {
-    /// The secret that it is to hold.
+    /// The secret to put in it.
     pub(super) secret: SecretName,
     pub(super) backend: Option<String>,
-    /// The member of the secret, if not the whole.
+    /// The member of the secret, if not the whole secret.
     pub(super) key: Option<String>,
     /// The file's name in the volume.
     pub(super) name: String,
@@ -39,7 +39,7 @@ pub(super) struct FileAsked {
     pub(super) optional: bool,
 }
 
-/// An entry as it is written, where it is more than a name.
+/// An entry as written, if it is more than a name.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -52,11 +52,11 @@ struct Written {
     optional: bool,
 }
 
-/// The files that the attribute asks for.
+/// Parses the attribute into the files that it asks for.
 ///
 /// # Errors
 ///
-/// Naming the entry and the key that is wrong.
+/// If it is wrong; the text names the entry and the key.
 pub(super) fn parse(attribute: &str) -> Result<Vec<FileAsked>, Failure> {
     let entries: Vec<Value> = serde_json::from_str(attribute)
         .map_err(|error| wrong(ATTRIBUTE, &format!("is no list in JSON ({error})")))?;
@@ -119,7 +119,7 @@ impl FileAsked {
     }
 }
 
-/// Nothing but a name in the volume itself, and none that the agent or the swap of files needs.
+/// Allows only a name in the volume itself, and none that the agent or the swap of files needs.
 fn check_file_name(name: &str) -> Result<(), &'static str> {
     if name.is_empty() || name.len() > LONGEST_NAME {
         Err("is no name of 1 to 253 bytes")
@@ -249,7 +249,7 @@ mod tests {
         for file in [".env", "a.b", "x@y", "a b"] {
             parse(&format!(r#"[{{"name": "a", "file": "{file}"}}]"#)).expect(file);
         }
-        // The secret's own name may be such a one, too.
+        // The secret's own name may be one of these, too.
         assert!(refused(r#"["shop/agent.sock"]"#).contains(".file "));
     }
 

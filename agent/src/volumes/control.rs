@@ -1,5 +1,5 @@
-//! The mounter's questions, answered. Whoever else is root on the node, and in no pod of the agent's own account, is
-//! refused.
+//! Answers the mounter's requests. Any other process of root's on the node is refused, unless it is in a pod of the
+//! agent's own account.
 
 use super::Volumes;
 use crate::attest::cgroup::PodUid;
@@ -19,13 +19,13 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-/// How long a question may take to come.
+/// How long a request may take to arrive.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Questions at a time.
+/// The most requests at a time.
 const ASKERS: usize = 128;
 
-/// Which pods' tokens stand one after another in a message, and how long each is.
+/// Which pods' tokens follow one another in a message, and the length of each pod's.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct Inventory {
     pods: Vec<(PodUid, usize)>,
@@ -57,7 +57,7 @@ impl Volumes {
     async fn converse(self: &Arc<Self>, mut stream: UnixStream) -> io::Result<()> {
         let mut standing = self.must_be_mounter(&stream);
         if let Err(AttestError::NotYet(_)) = standing {
-            // The watch may be late with the pod of an agent that takes over.
+            // The watch may not have reported the pod of an agent that takes over yet.
             let _ = self.pods.look().await;
             standing = self.must_be_mounter(&stream);
         }
@@ -113,7 +113,7 @@ impl Volumes {
         }
     }
 
-    /// The mounter is root, and a container of a pod of the agent's own: this one's, or in a hand-over the other's.
+    /// The mounter is root, and in the agent's own pod or, in a handover, the other agent's.
     fn must_be_mounter(&self, stream: &UnixStream) -> Result<(), AttestError> {
         let peer = Peer::of(stream, self.pinning)?;
         if peer.uid() != 0 {
@@ -124,13 +124,13 @@ impl Volumes {
 
     async fn publish(self: &Arc<Self>, volume: Volume, tokens: &[u8]) -> Result<(), Failure> {
         let pod = self.pod(&volume.pod).await?;
-        // Who has taken over meanwhile has the volumes, and is to have the tokens.
+        // An agent that has taken over in the meantime has the volumes, and should get the tokens.
         if !self.is_asked() {
             return Err(Failure::unavailable(
                 "another agent has taken over; it is tried again",
             ));
         }
-        // Before its tokens are taken: they would outlive the volume.
+        // Checked before its tokens are taken: they would outlive the volume.
         let key = volume.key();
         if self.volume_of(&key).as_ref() != Some(&volume) {
             return Err(Failure::unavailable("the volume's record is gone"));
@@ -160,7 +160,7 @@ impl Volumes {
         }
     }
 
-    /// The pod, which must be to the API server what it is to the kubelet.
+    /// Returns the pod, if the API server and the kubelet agree on what it is.
     async fn pod(&self, told: &PodReference) -> Result<Arc<Pod>, Failure> {
         let known = self
             .pods
@@ -198,7 +198,7 @@ async fn reply(stream: &mut UnixStream, outcome: Result<(), Failure>) -> io::Res
 /// Puts the tokens of several pods into one message.
 pub(super) fn inventory(held: &[(PodUid, Zeroizing<Vec<u8>>)]) -> (Inventory, Zeroizing<Vec<u8>>) {
     let length = held.iter().map(|(_, tokens)| tokens.len()).sum();
-    // Whole from the start: a buffer that grows leaves copies behind.
+    // Allocated at full size: a buffer that grows leaves copies behind.
     let mut all = Zeroizing::new(Vec::with_capacity(length));
     let mut pods = Vec::new();
     for (uid, tokens) in held {

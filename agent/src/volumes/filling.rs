@@ -1,8 +1,8 @@
-//! A volume's files, filled from the vaults before the pod starts and then again and again: in the pod's name, by the
+//! Fills a volume's files from the vaults, before the pod starts and then again and again: in the pod's name, with the
 //! pod's own role and within its quota.
 //!
-//! What is in place stays until there is something newer. A vault that is away, and a secret that the pod may have no
-//! more, change nothing in a pod that runs; the kubelet is told with its next call.
+//! Files stay in place until there is something newer. If a vault is down, or the pod may no longer have a secret,
+//! nothing changes in a running pod; the kubelet is told at its next call.
 
 use super::Volumes;
 use super::asked::{self, FileAsked};
@@ -25,30 +25,30 @@ use uuid::Uuid;
 /// How many secrets of a volume are read at once.
 const WIDTH: usize = 8;
 
-/// How long all of them may take. The mounter waits for the agent a little longer.
+/// How long reading all of them may take. The mounter waits a little longer for the agent.
 const FILL_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The most bytes that the files of one volume may have together: as many as a Secret of Kubernetes.
+/// The most bytes that the files of one volume may have together: as many as a Kubernetes Secret.
 const VOLUME_LIMIT: usize = 1 << 20;
 
-/// How long the set before stays: whoever has followed the link to it still opens its file.
+/// How long the previous set stays: a process that has followed the link to it can still open its file.
 const PASSING: Duration = Duration::from_millis(100);
 
-/// A pause between two fillings is longer by up to this part of it: volumes that were filled together do not go on so.
+/// A pause between two fillings is longer by up to this part of it: volumes filled together do not stay in step.
 const JITTER_PART: u32 = 8;
 
 /// The files of a volume.
 pub(super) struct Filling {
     volume: Volume,
     asked: Vec<FileAsked>,
-    /// How the last filling ended, of those that this agent has done.
+    /// How this agent's last filling ended, if it has done one.
     last: Mutex<Option<Result<(), Failure>>>,
 }
 
 // === impl Filling ===
 
 impl Filling {
-    /// The files that a volume is to hold, if any.
+    /// The files that a volume should hold, if any.
     ///
     /// # Errors
     ///
@@ -68,17 +68,17 @@ impl Filling {
 // === impl Volumes ===
 
 impl Volumes {
-    /// Fills the volume if this agent has not done so yet, or failed to.
+    /// Fills the volume, unless this agent has already succeeded.
     ///
     /// # Errors
     ///
-    /// Why it cannot be filled.
+    /// If it cannot be filled; the text says why.
     pub(super) async fn fill_first(&self, key: &Key, filling: &Filling) -> Result<(), Failure> {
         let (mut last, has_waited) = match filling.last.try_lock() {
             Ok(last) => (last, false),
             Err(_) => (filling.last.lock().await, true),
         };
-        // Whoever has waited for a filling has what came of it: another one might take longer than the mounter waits.
+        // A call that has waited for a filling takes its outcome: another one might take longer than the mounter waits.
         match &*last {
             Some(Ok(())) => return Ok(()),
             Some(failed) if has_waited => return failed.clone(),
@@ -96,7 +96,7 @@ impl Volumes {
             if !self.is_filled_by(&key, &filling) {
                 return;
             }
-            // Before it is filled for the first time nobody has agreed to it.
+            // Until it has been filled for the first time, nobody has agreed to it.
             if Folder::of(self.store.directory(&key)).is_filled() {
                 let mut last = filling.last.lock().await;
                 *last = Some(self.fill(&key, &filling, last.as_ref()).await);
@@ -131,7 +131,7 @@ impl Volumes {
         self.metrics
             .filling(outcome.as_ref().err().map(|failure| failure.kind));
         if let Err(failure) = &outcome {
-            // Each time anew it would be the same line each minute.
+            // Otherwise the same line would be logged each minute.
             let is_known = matches!(last, Some(Err(before)) if before.text == failure.text);
             if !is_known {
                 let (kind, error) = (failure.kind.as_str(), &failure.text);
@@ -141,7 +141,7 @@ impl Volumes {
         outcome
     }
 
-    /// The files with what the vaults hold now.
+    /// Reads what the files should hold from the vaults.
     async fn read_all(&self, filling: &Filling) -> Result<Vec<FileMade>, Failure> {
         let volume = &filling.volume;
         let workload = self
@@ -149,7 +149,7 @@ impl Volumes {
             .of_volume(volume.pod.uid)
             .map_err(|error| no_pod(&error))?;
         let (workload, services) = (&workload, &self.server.services);
-        // Each secret once: members of one secret are then of one version.
+        // Each secret is read once, so members of one secret are of one version.
         let mut asks: Vec<SecretAsk> = Vec::new();
         let mut places = Vec::new();
         for file in &filling.asked {
@@ -203,26 +203,26 @@ impl Volumes {
             true => Some(self.exchange.lock().await),
             false => None,
         };
-        // Two agents may be at it in a hand-over.
+        // In a handover two agents may be doing this.
         let path = self.path_of(key);
         let lock = async || match &path {
             Some(path) => path.lock().await,
             None => None,
         };
         let mut held = lock().await;
-        // The reads took their time: what another agent has put there since may be newer.
+        // The reads took time: another agent may have put something newer there since.
         if !self.is_filled_by(key, filling) {
             return Err(Failure::unavailable(
                 "the volume is another agent's by now; it is tried again",
             ));
         }
-        // Without the mount, what is written would not be in the pod's memory but in that of all pods.
+        // Without the mount, files would be written into the memory that all pods share, not the pod's own.
         if !self.has_memory(key) {
             return Err(Failure::unavailable(
                 "the agent does not see the volume's memory: csi.directory needs mountPropagation HostToContainer",
             ));
         }
-        // From here to the last byte no other volume has its turn: two cannot both have the last room.
+        // No await from here to the last byte, so no other volume gets a turn: two cannot both take the last room.
         self.must_have_room(key, filling.volume.pod.uid, files)?;
         let unwritten =
             |error| Failure::unavailable(format!("the volume's files cannot be written: {error}"));
@@ -240,7 +240,7 @@ impl Volumes {
     }
 }
 
-/// Whether a secret that is not to be had like that may be left out, where the pod says so.
+/// Whether a file that the pod calls optional may be left out for this error.
 fn is_absence(code: Code) -> bool {
     matches!(
         code,
@@ -274,7 +274,7 @@ fn no_pod(error: &AttestError) -> Failure {
     }
 }
 
-/// The reads took their time: nothing is given to a pod that is gone by now.
+/// Makes sure that the pod is not gone: the reads took time.
 fn must_be_current(workload: &Workload) -> Result<(), Failure> {
     if workload.pod().is_gone() {
         return Err(no_pod(&AttestError::Gone));

@@ -1,10 +1,10 @@
-//! The files in a volume: written as a set and put in place at once, the way the kubelet does it with a Secret's.
+//! The files in a volume: written as a set and put in place at once, as the kubelet does with a Secret's.
 //!
-//! A set lies in a directory of its own, `..ID`, and `..data` leads to the one that counts; each file's name in the volume
-//! is a link to `..data/NAME`. One rename moves `..data`, so whoever opens a file has it whole, of one set or of the other,
-//! and a certificate never meets the key of the next.
+//! A set has a directory of its own, `..ID`, and `..data` leads to the current one; each file's name in the volume is a
+//! link to `..data/NAME`. One rename moves `..data`, so whoever opens a file gets it whole, from one set or the other,
+//! and whoever opens a certificate and its key through one `..data` gets a matching pair.
 //!
-//! The volume is a tmpfs whose root has the set-group-ID bit and the pod's group, so all that is made in it has that
+//! The volume is a tmpfs whose root has the set-group-ID bit and the pod's group, so all that is created in it has that
 //! group too: the agent has no right to give files away. Pods see it read-only, so nothing here is anybody else's.
 
 use bytes::Bytes;
@@ -16,20 +16,20 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsE
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
-/// The link that leads to the set that counts.
+/// The link that leads to the current set.
 const DATA: &str = "..data";
 
-/// The same before it is put in place.
+/// The same link before it is put in place.
 const NEXT_DATA: &str = "..data_next";
 
-/// Sets may be entered by everybody in the pod; what may be read, the files' own modes say.
+/// Everybody in the pod may enter a set; the files' own modes say who may read them.
 const SET_MODE: u32 = 0o755;
 
-/// A file and what it is to hold.
+/// A file and what it should hold.
 pub(super) struct FileMade {
     pub(super) name: String,
     pub(super) mode: u32,
-    /// `Bytes` prints what it holds, hence the `Debug` below.
+    /// `Bytes` prints its content, hence the `Debug` below.
     pub(super) content: Bytes,
 }
 
@@ -48,7 +48,7 @@ pub(super) struct Folder {
 // === impl Folder ===
 
 impl Folder {
-    /// The files of the volume whose directory that is.
+    /// The files of the volume with this directory.
     pub(super) fn of(root: PathBuf) -> Self {
         Self { root }
     }
@@ -58,12 +58,12 @@ impl Folder {
         fs::read_link(self.root.join(DATA)).is_ok()
     }
 
-    /// Puts this set of files in place of the one before, which stays until it is [swept](Self::sweep) away. Gives whether
-    /// they differ.
+    /// Puts this set of files in place of the previous one, which stays until it is [swept](Self::sweep) away. Returns
+    /// whether they differ.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses; then the set before still counts.
+    /// If the kernel refuses; then the previous set stays current, unless only a link is missing.
     pub(super) fn put(&self, files: &[FileMade]) -> io::Result<bool> {
         let changes = !self.holds(files);
         if changes {
@@ -74,13 +74,13 @@ impl Folder {
                 return Err(error);
             }
         }
-        // Whoever was here before may have been killed between two steps.
+        // A previous agent may have been killed between two steps.
         self.link(files)?;
         Ok(changes)
     }
 
-    /// Whether the set in place is this one. The files themselves are looked at, so nothing need be remembered, and
-    /// nothing of an agent that was killed is trusted.
+    /// Whether this is the set in place. It looks at the files themselves, so nothing need be remembered, and nothing
+    /// that a killed agent left is trusted.
     fn holds(&self, files: &[FileMade]) -> bool {
         let set = self.root.join(DATA);
         let Ok(entries) = fs::read_dir(&set) else {
@@ -103,7 +103,7 @@ impl Folder {
             open.write_all(&file.content)?;
             open.set_permissions(Permissions::from_mode(file.mode))?;
         }
-        // The umask may have taken something away. Last: it costs the directory its set-group-ID bit.
+        // The umask may have taken bits away. Last: it costs the directory its set-group-ID bit.
         fs::set_permissions(&set, Permissions::from_mode(SET_MODE))
     }
 
@@ -114,7 +114,7 @@ impl Folder {
         fs::rename(&next, self.root.join(DATA))
     }
 
-    /// Makes the links by the files' own names, and removes those of files that are no more.
+    /// Makes the links with the files' own names, and removes those of files that no longer exist.
     fn link(&self, files: &[FileMade]) -> io::Result<()> {
         for file in files {
             let (link, target) = (self.root.join(&file.name), Path::new(DATA).join(&file.name));
@@ -132,7 +132,7 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes the sets that do not count.
+    /// Removes all sets but the current one.
     ///
     /// # Errors
     ///
@@ -165,7 +165,7 @@ impl FileMade {
             there.mode() & 0o7777 == self.mode
                 && usize::try_from(there.len()) == Ok(self.content.len())
         });
-        // Whole from the start: a buffer that grows leaves copies behind.
+        // Allocated at full size: a buffer that grows leaves copies behind.
         let mut content = Zeroizing::new(vec![0; self.content.len()]);
         is_alike && open.read_exact(&mut content).is_ok() && **content == *self.content
     }
@@ -249,7 +249,7 @@ mod tests {
         let at = |name: &str| directory.path().join(name);
         let files = [file("a", 0o440, "1"), file("b", 0o440, "2")];
         folder.put(&files).expect("it is put");
-        // A set that was being written, a link that was to be swapped in, one that was not made yet, one too many.
+        // A half-written set, a link not swapped in yet, a link not made yet, and one too many.
         fs::create_dir(at("..half")).expect("a directory");
         fs::write(at("..half/a"), "x").expect("a file");
         symlink("..half", at(NEXT_DATA)).expect("a link");
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(names(&directory), [DATA, "a", "agent.sock", "b"]);
         assert_eq!(sets(&directory), 1);
         assert_eq!(fs::read(at("b")).expect("it can be read"), b"2");
-        // What is in place and not as it should be is replaced.
+        // A set in place that is not as it should be is replaced.
         let set = at(&fs::read_link(at(DATA)).expect("a set").to_string_lossy());
         fs::write(set.join("more"), "x").expect("a file");
         assert!(folder.put(&files).expect("it is put right"));

@@ -1,8 +1,8 @@
-//! The memory that files are in: whether there is some for a volume, and whether there is room for its files beside those
-//! of the same pod and of all others.
+//! The memory that holds files: whether a volume has its own, and whether its files fit in addition to those of the
+//! same pod and of all others.
 //!
-//! What files take is asked of the kernel each time, so an agent that was restarted, or has taken over from another, counts
-//! what is there. A file takes whole pages, also one of a single byte.
+//! The kernel is asked each time what files take, so an agent that was restarted, or has taken over from another,
+//! counts what is there. A file takes whole pages, even if it has a single byte.
 
 use super::Volumes;
 use super::folder::FileMade;
@@ -13,39 +13,39 @@ use nix::sys::stat::stat;
 use nix::sys::statfs::statfs;
 use std::path::Path;
 
-/// The most memory that the files of all pods may take, in bytes. It counts as the agent's.
+/// The most memory that the files of all pods may take, in bytes. It counts towards the agent's.
 const NODE_LIMIT: u64 = 32 << 20;
 
-/// The most memory that the files of one pod's volumes may take together, in bytes: four volumes as large as one may be
-/// (`VOLUME_LIMIT`), for keys and certificates are small, and an eighth of what the node has, so that no pod alone keeps
-/// the others from theirs.
+/// The most memory that the files of one pod's volumes may take together, in bytes: as much as four volumes of the
+/// largest size (`VOLUME_LIMIT`), since keys and certificates are small, and an eighth of the node's limit, so that no
+/// pod alone keeps the others from theirs.
 const POD_LIMIT: u64 = 4 << 20;
 
-/// What files take now, in bytes as the kernel counts.
+/// What files take now, in bytes as the kernel counts them.
 #[derive(Debug, Default)]
 struct Taken {
-    /// In the volume that is to be filled.
+    /// In the volume to be filled.
     here: u64,
     /// In the other volumes of its pod.
     by_pod: u64,
-    /// In all other volumes, those of its pod among them.
+    /// In all other volumes, including those of its pod.
     by_all: u64,
 }
 
 // === impl Volumes ===
 
 impl Volumes {
-    /// Whether the agent sees a memory of the volume's own, and not just the store that all volumes share.
+    /// Whether the agent sees a tmpfs of the volume's own, and not just the store that all volumes share.
     pub(super) fn has_memory(&self, key: &Key) -> bool {
         let directory = self.store.directory(key);
         is_tmpfs(&directory) && device(&directory) != device(self.store.root())
     }
 
-    /// Makes sure that there is room for these files in the volume of that name, which is that pod's.
+    /// Makes sure that there is room for these files in this volume of this pod.
     ///
     /// # Errors
     ///
-    /// If the pod, or all pods together, would have more than they may.
+    /// If the pod, or all pods together, would exceed their limit.
     pub(super) fn must_have_room(
         &self,
         key: &Key,
@@ -58,7 +58,7 @@ impl Volumes {
             here,
             ..Taken::default()
         };
-        // So it is at most refreshes: what others take need not be asked then.
+        // The usual case for a refresh: no need to ask what the others take.
         if !taken.grows_to(needed) {
             return Ok(());
         }
@@ -66,7 +66,7 @@ impl Volumes {
         let others = open
             .iter()
             .filter(|(other, open)| *other != key && !matches!(open.filling, Ok(None)))
-            // One that goes may be without its memory already, and what is used of the store is no pod's.
+            // A volume that goes may have lost its tmpfs already, and what the store uses is no pod's.
             .filter(|(other, _)| self.has_memory(other));
         for (other, open) in others {
             let (there, _) = used(&self.store.directory(other));
@@ -87,12 +87,12 @@ impl Taken {
         needed > self.here
     }
 
-    /// Makes sure that the volume may have files that take so many bytes in place of those that it has.
+    /// Makes sure that files of so many bytes may replace the volume's files.
     ///
-    /// While they are exchanged both are there for a moment, in one volume at a time. That is not counted: where most of the
-    /// memory is taken, nothing could rotate.
+    /// During the exchange both sets exist for a moment, in one volume at a time. That is not counted: otherwise
+    /// nothing could rotate once most of the memory is taken.
     fn must_leave(&self, needed: u64) -> Result<(), Failure> {
-        // So what has not changed never fails.
+        // So unchanged files never fail.
         if !self.grows_to(needed) {
             return Ok(());
         }
@@ -123,7 +123,7 @@ fn in_pages(files: &[FileMade], page: u64) -> u64 {
         .sum()
 }
 
-/// How much of the memory behind a directory is used, and how large its pages are, in bytes.
+/// How much of the memory behind a directory is used, and its page size, in bytes.
 fn used(directory: &Path) -> (u64, u64) {
     statfs(directory).map_or((0, 1), |statfs| {
         let pages = statfs.blocks().saturating_sub(statfs.blocks_free());
@@ -158,7 +158,7 @@ mod tests {
         };
         three.must_leave(MIB).expect("the fourth");
         let failure = refused(&three, MIB + PAGE);
-        // It is the pod that asks for too much: to try again does not help.
+        // The pod asks for too much: retrying does not help.
         assert_eq!(failure.kind, FailureKind::Invalid);
         assert!(
             failure.text.contains("4198400 bytes") && failure.text.contains("fewer files"),
@@ -181,7 +181,7 @@ mod tests {
 
     #[test]
     fn what_is_there_is_not_counted_twice_when_it_is_replaced() {
-        // It has a page and gets two: with both sets there would be three.
+        // It has one page and gets two; both sets together would be three.
         let growing = Taken {
             here: PAGE,
             by_pod: POD_LIMIT - 2 * PAGE,
