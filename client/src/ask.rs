@@ -1,4 +1,4 @@
-//! What can be asked for.
+//! What a request asks for.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use std::fmt::Write as _;
@@ -15,26 +15,26 @@ use std::time::Duration;
 pub struct Ask<'a> {
     /// The secret's name.
     pub name: &'a str,
-    /// The backend that holds it; the agent's default one if nothing is said.
+    /// The backend that holds it; the agent's default one if `None`.
     pub backend: Option<&'a str>,
-    /// The backend's id of a version; the latest if neither this nor `stage` is said.
+    /// The backend's id of a version; the latest if both this and `stage` are `None`.
     pub version: Option<&'a str>,
     /// A stage or label of AWS', such as `AWSPREVIOUS`.
     pub stage: Option<&'a str>,
     /// The member of a secret that is a JSON object; a pointer (RFC 6901) if it begins with `/`.
     pub key: Option<&'a str>,
-    /// Whether to pass by the agent's cache and every read that has begun before.
+    /// Whether to bypass the agent's cache and every read that is already in progress.
     pub fresh: bool,
 }
 
 /// Which names.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ListAsk<'a> {
-    /// The backend; the agent's default one if nothing is said.
+    /// The backend; the agent's default one if `None`.
     pub backend: Option<&'a str>,
-    /// How many at most; the agent decides if nothing is said.
+    /// The most names to return; the agent decides if `None`.
     pub limit: Option<usize>,
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     pub cursor: Option<&'a str>,
 }
 
@@ -78,14 +78,14 @@ impl ListAsk<'_> {
     }
 }
 
-/// Where many names are asked for.
+/// The target of a batch.
 pub(crate) fn batch_target(backend: Option<&str>) -> String {
     let mut query = Query("/v1/secrets:batchGet".to_owned(), '?');
     query.add("backend", backend);
     query.0
 }
 
-/// A target, and what stands before its next parameter.
+/// A target, and the separator before its next parameter.
 struct Query(String, char);
 
 impl Query {
@@ -98,7 +98,7 @@ impl Query {
     }
 }
 
-/// A text as it may stand in a target: whatever is neither unreserved nor a slash is encoded.
+/// Encodes a text for a target: everything but unreserved characters and slashes.
 fn encoded(text: &str) -> PercentEncode<'_> {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')

@@ -1,7 +1,7 @@
-//! The command `latchkey`: what a person or a manifest asks of the agent. One file for each sub-command.
+//! The command `latchkey`: how a person or a manifest uses the agent. One file per sub-command.
 //!
-//! A value goes to stdout or into a file, and nowhere else; everything that is said about it goes to stderr. The exit
-//! codes are in [`failure`].
+//! A value goes to stdout or into a file, and nowhere else; everything else goes to stderr. The exit codes are in
+//! [`failure`].
 
 mod completions;
 mod doctor;
@@ -37,7 +37,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// What is the same for every sub-command, after its own help.
+/// The end of every sub-command's help.
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 something else; 2 wrong usage; 3 no such secret, version or key; \
 4 denied, or not known as a pod; 5 unavailable or timed out";
@@ -91,7 +91,7 @@ enum Command {
 pub fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        // Help is no failure, also where it is shown because nothing else was said.
+        // Showing help is no failure, even if it is shown for lack of arguments.
         Err(error) if is_help(error.kind()) => {
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(failure::OTHER));
@@ -118,7 +118,7 @@ fn is_help(kind: ErrorKind) -> bool {
     )
 }
 
-/// What clap says is wrong, and its tip if it has one, without the usage that follows.
+/// What clap says is wrong, and its tip if there is one, without the usage text that follows.
 fn in_a_line(text: &str, help: &str) -> String {
     let paragraphs = text.split("\n\n").map(str::trim);
     let told = paragraphs.take_while(|paragraph| !paragraph.starts_with("Usage:"));
@@ -129,7 +129,7 @@ fn in_a_line(text: &str, help: &str) -> String {
     format!("{line} ({help} shows how)")
 }
 
-/// What to type for the help of the sub-command that these arguments name, which clap does not say for each mistake.
+/// What to type for the help of the sub-command in these arguments, which clap does not say for every mistake.
 fn help_of(mut arguments: impl Iterator<Item = OsString>) -> String {
     let is_command = |argument: &OsString| Arguments::command().find_subcommand(argument).is_some();
     match arguments.find(is_command) {
@@ -176,7 +176,7 @@ impl Reach {
     }
 }
 
-/// A time with its unit, or whole seconds.
+/// Parses a time with its unit, or whole seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
@@ -186,8 +186,8 @@ fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a time such as 500ms, 5s or 1m".to_owned())
 }
 
-/// Does what may take as long as the agent does. As process 1 of a container, whom no signal ends by itself
-/// (pid_namespaces(7)), it ends by those that ask for that.
+/// Does work that takes as long as the agent does. As process 1 of a container, which no signal ends by default
+/// (pid_namespaces(7)), it ends at the signals that ask for it.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     serve(async {
         if std::process::id() != 1 {
@@ -208,7 +208,7 @@ struct Leave {
 }
 
 impl Leave {
-    /// From now on they do nothing but that.
+    /// From now on these signals have no other effect.
     fn listen() -> Result<Self, Failure> {
         let listen = |kind| {
             signal(kind)
@@ -220,7 +220,7 @@ impl Leave {
         })
     }
 
-    /// Ends with the next one.
+    /// Waits for the next one.
     async fn asked(&mut self) -> SignalKind {
         tokio::select! {
             _ = self.interrupt.recv() => SignalKind::interrupt(),
@@ -229,7 +229,7 @@ impl Leave {
     }
 }
 
-/// Does what looks after signals itself. One thread is enough for whoever waits.
+/// Does work that handles signals itself. One thread is enough: it mostly waits.
 fn serve<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// Why this command line is refused.
+    /// Returns why this command line is refused.
     fn refused(line: &[&str]) -> ErrorKind {
         let parsed = Arguments::try_parse_from([&["latchkey"], line].concat());
         parsed.expect_err("it is refused").kind()

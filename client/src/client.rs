@@ -1,4 +1,4 @@
-//! The client: what can be asked of an agent, each with its deadline.
+//! The client: the requests that an agent answers, each with its deadline.
 
 use crate::ask::{Ask, ListAsk, batch_target};
 use crate::error::{ClientError, Refusal};
@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// How long a request may take with all its tries. An agent answers within ten seconds unless it is told otherwise.
+/// How long a request may take, all retries included. An agent answers within ten seconds unless configured otherwise.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The longest that anything may take; the clock has an end.
+/// The longest that anything may take, so that no deadline is beyond the end of the clock.
 const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How long to leave an agent alone that ends a wait before its time: it leaves once no connection has come for a
-/// second.
+/// How long to leave an agent alone that ends a wait early: it is stopping, and leaves once no connection has come for
+/// a second.
 const LEAVING_REST: Duration = Duration::from_secs(5);
 
 /// A client of one agent. Cloning it shares its connections.
@@ -66,13 +66,13 @@ pub struct Client {
     retries: bool,
 }
 
-/// What became of many names.
+/// What became of a batch of names.
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Batch {
-    /// The secrets that were read, in the order asked for, each once.
+    /// The secrets that were read, in the order of the request, each once.
     pub secrets: Vec<Secret>,
-    /// The names that were not, in the order asked for, and why.
+    /// The names that were not read, in the order of the request, and why.
     pub refused: Vec<(String, Refusal)>,
 }
 
@@ -100,42 +100,42 @@ impl Client {
         }
     }
 
-    /// The same client for another socket.
+    /// Returns the same client for another socket.
     #[must_use]
     pub fn at(mut self, socket: impl Into<PathBuf>) -> Self {
         self.transport = Transport::new(socket.into());
         self
     }
 
-    /// The same client with another time that each request may take, all its tries included: 15 s if nothing is said,
-    /// and at most a day.
+    /// Returns the same client with another limit for the time that each request may take, all retries included: 15 s
+    /// by default, and at most a day.
     #[must_use]
     pub fn patience(mut self, patience: Duration) -> Self {
         self.patience = patience.min(LONGEST);
         self
     }
 
-    /// The same client with a header on every request, for agents that require one (`listen.require_header`).
+    /// Returns the same client with a header on every request, for agents that require one (`listen.require_header`).
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.header = Some((name.into(), value.into()));
         self
     }
 
-    /// The same client, which makes each request once: for whoever looks for a fault, or retries by itself.
+    /// Returns the same client without retries: for callers that look for a fault, or retry on their own.
     #[must_use]
     pub fn without_retries(mut self) -> Self {
         self.retries = false;
         self
     }
 
-    /// The socket that is asked.
+    /// The socket that requests go to.
     #[must_use]
     pub fn socket(&self) -> &Path {
         self.transport.socket()
     }
 
-    /// Its connections, for requests that are not its own.
+    /// Its connections, for requests that it does not make itself.
     #[cfg(feature = "cli")]
     pub(crate) fn pool(&self) -> crate::transport::Pool {
         self.transport.http.clone()
@@ -176,8 +176,8 @@ impl Client {
         secret(&self.ask(call).await?)
     }
 
-    /// Waits until a secret is no longer the one that has the tag, for `at_most` a minute. The agent looks every ten
-    /// seconds or so. Nothing means that it was not seen to change.
+    /// Waits until a secret no longer has the tag `known`, for `at_most`: a minute at the longest. The agent checks
+    /// every ten seconds or so. Returns `None` if it saw no change.
     ///
     /// # Errors
     ///
@@ -208,10 +208,10 @@ impl Client {
         }
     }
 
-    /// Reads the latest versions of many secrets, a hundred at a time; each has the name that it was asked for by.
+    /// Reads the latest versions of many secrets, a hundred at a time; each gets the name that it was requested by.
     ///
-    /// What a batch has no time or room for is asked for once more by itself, all of these together in the time that one
-    /// request may take.
+    /// What a batch has no time or room for is requested once more on its own, all of these together within the time
+    /// that one request may take.
     ///
     /// # Errors
     ///
@@ -223,7 +223,7 @@ impl Client {
         self.batch_get_from(None, names).await
     }
 
-    /// The same from a backend by its name; the agent's default one if nothing is said.
+    /// The same from a backend by its name; from the agent's default one if `None`.
     ///
     /// # Errors
     ///
@@ -271,14 +271,14 @@ impl Client {
         call.add(header::CONTENT_TYPE, "application/json");
         let answer = self.ask(call).await?;
         let id = answer.header(header::HeaderName::from_static("x-request-id"));
-        // As long as one request may take, whatever their number.
+        // As long as one request may take, however many there are.
         let until = Instant::now() + self.patience;
         let response: BatchResponse = answer.read()?;
         let has_failed = |name: &&String| response.errors.iter().any(|e| e.name == **name);
         let mut open: Vec<&String> = names.iter().filter(|name| !has_failed(name)).collect();
         for wire in response.secrets {
             let mut secret = Secret::of(wire, None)?;
-            // A vault that does not tell spellings apart has them all answered under one.
+            // A vault that does not tell spellings apart answers all of them under one.
             let asked = open
                 .iter()
                 .position(|name| **name == secret.name)
@@ -319,7 +319,7 @@ impl Client {
                     ..secret
                 }),
                 Err(ClientError::Refused(newer)) => batch.refused.push((error.name, newer)),
-                // What the batch said of it says more.
+                // The batch's own error says more.
                 Err(ClientError::TimedOut) => batch.refused.push((error.name, refusal)),
                 Err(error) => return Err(error),
             }
@@ -327,7 +327,7 @@ impl Client {
         Ok(())
     }
 
-    /// Lists names that the workload's role may see; the `next` of a page is the `cursor` of the one after it.
+    /// Lists names that the workload's role may see; the `next` of a page is the `cursor` for the following page.
     ///
     /// # Errors
     ///
@@ -350,24 +350,24 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If the agent cannot be reached or says neither.
+    /// If the agent cannot be reached, or says neither that it is ready nor what it lacks.
     pub async fn readiness(&self) -> Result<Health, ClientError> {
         let call = Call::get("/ready".to_owned());
         let mut answer = self.once(call, Instant::now() + self.patience).await?;
         if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-            // It says what is missing in the same shape.
+            // The body says what is missing, in the same shape.
             answer.status = StatusCode::OK;
         }
         answer.read()
     }
 
-    /// Asks, with as many tries as help.
+    /// Makes a request, with retries where they help.
     async fn ask(&self, call: Call) -> Result<Answer, ClientError> {
         self.ask_until(Instant::now() + self.patience, || call.clone())
             .await
     }
 
-    /// Asks until the deadline, with a call made anew for each try.
+    /// Makes a request until the deadline, with a new call for each attempt.
     async fn ask_until(
         &self,
         deadline: Instant,
@@ -416,8 +416,8 @@ fn socket_of_user() -> Option<PathBuf> {
     Some(Path::new(&runtime).join("latchkey/agent.sock"))
 }
 
-/// Where else a client has looked that has found nothing at this socket, for a person; nothing if it was told where to
-/// look, or has nowhere else to.
+/// Where else a client has looked that found nothing at this socket, for a person; `None` if it was told where to look,
+/// or has nowhere else to look.
 #[cfg(feature = "cli")]
 pub(crate) fn also_looked_at(socket: &Path) -> Option<String> {
     if socket != Path::new(DEFAULT_SOCKET) || variable(SOCKET_VARIABLE).is_some() {
@@ -435,14 +435,14 @@ pub(crate) fn also_looked_at(socket: &Path) -> Option<String> {
     }
 }
 
-/// Whether this is a container of a pod, as far as that can be told without the agent: the kubelet gives this variable
-/// to each of them.
+/// Whether this is a container of a pod, as far as can be told without the agent: the kubelet sets this variable in
+/// every container.
 #[cfg(feature = "cli")]
 pub(crate) fn is_in_pod() -> bool {
     variable("KUBERNETES_SERVICE_HOST").is_some()
 }
 
-/// A variable that is set to something.
+/// Reads a variable, if it is set and not empty.
 #[expect(
     clippy::disallowed_methods,
     reason = "a client is configured by nothing else"

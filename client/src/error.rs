@@ -1,4 +1,4 @@
-//! What a program is told when it gets no answer, or an answer that is no success.
+//! What a program is told if it gets no answer, or an answer that is not a success.
 
 use crate::protocol::{Code, Step};
 use serde::Deserialize;
@@ -48,23 +48,23 @@ pub enum ClientError {
     Unreadable(String),
 }
 
-/// An answer of the agent's that is no success.
+/// An answer of the agent that is not a success.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Refusal {
-    /// What happened, for a program. A code that this client does not know yet is the nearest that it knows.
+    /// What happened, for a program. A code that this client does not know becomes the nearest that it knows.
     pub code: Code,
     /// What happened, for a person.
     pub message: String,
-    /// The id under which the agent's log knows the request; empty where the request did not get to the agent.
+    /// The id under which the agent's log knows the request; empty if the request did not reach the agent.
     pub request_id: String,
-    /// On which step of the way the request ended, where the agent says so.
+    /// At which step the request ended, if the agent says so.
     pub step: Option<Step>,
-    /// When to come back, where the agent says so.
+    /// When to retry, if the agent says so.
     pub retry_after: Option<Duration>,
 }
 
-/// The body of a refusal with its words unread: newer agents may know more of them.
+/// The body of a refusal with code and step not parsed yet: a newer agent may send others.
 #[derive(Deserialize)]
 struct Body {
     error: String,
@@ -97,7 +97,7 @@ impl ClientError {
 // === impl Refusal ===
 
 impl Refusal {
-    /// The refusal that an answer is, or nothing if its body has no reason in it.
+    /// Parses a refusal, or returns `None` if the body states no reason.
     pub(crate) fn of(status: u16, retry_after: Option<Duration>, body: &[u8]) -> Option<Self> {
         let body: Body = serde_json::from_slice(body).ok()?;
         Some(Self {
@@ -134,7 +134,7 @@ mod tests {
         assert_eq!(refusal.step, Some(Step::Exchange));
         assert_eq!(refusal.retry_after, Some(Duration::from_secs(2)));
         assert_eq!(ClientError::Refused(refusal).code(), Some(Code::Denied));
-        // Of the client's own: no agent knows of it.
+        // A refusal by the client itself: no agent knows of it.
         let own = br#"{"error":"no","code":"invalid_request"}"#;
         let refusal = Refusal::of(400, None, own).expect("a refusal");
         assert_eq!(refusal.to_string(), "no (invalid_request)");

@@ -11,12 +11,12 @@
 //! # }
 //! ```
 //!
-//! No token and no key is needed: the agent knows from the kernel which pod is calling. [`Client`] asks over the
-//! node's Unix socket, asks again where the contract says that this helps, and gives up at its deadline. What it gives
-//! back holds its value in a [`Value`], which does not print and is wiped when it is dropped; [`Value::expose`] is the
-//! one way to it.
+//! No token and no key is needed: the agent knows from the kernel which pod is calling. [`Client`] sends its requests
+//! over the node's Unix socket, retries where the contract says that this helps, and gives up at its deadline. What it
+//! returns holds its value in a [`Value`], which does not print and is wiped when it is dropped; [`Value::expose`] is
+//! the only way to it.
 //!
-//! The feature `http` (on by default) is the client; without it there is the wire contract alone ([`protocol`]). The
+//! The feature `http` (on by default) is the client; without it there is only the wire contract ([`protocol`]). The
 //! feature `cli` is the command `latchkey`.
 
 pub mod protocol;

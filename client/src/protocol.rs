@@ -9,10 +9,10 @@ use std::fmt;
 use std::time::Duration;
 use zeroize::Zeroize;
 
-/// Where a client looks first for the path of the socket.
+/// The environment variable in which a client first looks for the path of the socket.
 pub const SOCKET_VARIABLE: &str = "LATCHKEY_SOCKET";
 
-/// Where a client looks for the name of a header that every request is to carry, for agents that require one.
+/// The environment variable that names a header for every request, for agents that require one.
 pub const HEADER_VARIABLE: &str = "LATCHKEY_HEADER";
 
 /// Where the agent's socket is unless [`SOCKET_VARIABLE`] says otherwise.
@@ -33,14 +33,14 @@ pub const LIST_LIMIT: usize = 1000;
 /// The longest wait for a change.
 pub const WAIT_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether only a relay or a browser sends a header of that name, which has to be in small letters.
+/// Whether only a relay or a browser sends a header of this name, which must be in lower case.
 #[must_use]
 pub fn is_relayed(header: &str) -> bool {
     matches!(header, "forwarded" | "origin" | "referer" | "via")
         || header.starts_with("x-forwarded-")
 }
 
-/// A version or a key as it stands in a tag (RFC 9110 section 8.8.3): escaped, so that it ends neither the tag nor its
+/// A version or a key as it appears in a tag (RFC 9110 section 8.8.3): escaped, so that it ends neither the tag nor its
 /// own part of it.
 #[must_use]
 pub fn in_a_tag(text: &str) -> impl fmt::Display + '_ {
@@ -48,7 +48,7 @@ pub fn in_a_tag(text: &str) -> impl fmt::Display + '_ {
     utf8_percent_encode(text, NOT_IN_A_TAG)
 }
 
-/// The stable word for what went wrong, the `code` of an [`ErrorBody`].
+/// The stable word for what went wrong: the `code` of an [`ErrorBody`].
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Hash, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Code {
@@ -60,19 +60,19 @@ pub enum Code {
     Internal,
     /// A bad name, a bad query or a refused header.
     InvalidRequest,
-    /// The secret is there and its JSON has no such member.
+    /// The secret exists, but its JSON has no such member.
     KeyNotFound,
-    /// The route knows no such method.
+    /// The route does not allow this method.
     MethodNotAllowed,
     /// The service account names no role for that backend.
     NoRole,
     /// There is no such route.
     NoSuchRoute,
-    /// The peer is no pod of this node.
+    /// The peer is not a pod of this node.
     NotAttested,
     /// There is no such secret, version or stage.
     NotFound,
-    /// A member of a secret was asked for, and the secret is no JSON object.
+    /// A member was requested of a secret that is no JSON object.
     NotJson,
     /// The cloud asks to slow down.
     Throttled,
@@ -80,27 +80,27 @@ pub enum Code {
     Timeout,
     /// The request or the answer is larger than the agent handles.
     TooLarge,
-    /// Something the answer depends on cannot be reached.
+    /// Something that the answer depends on cannot be reached.
     Unavailable,
 }
 
-/// On which step of the way from a connection to a secret a request ended.
+/// The step between connection and secret at which a request ended.
 #[derive(Clone, Copy, Debug, Deserialize, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
-    /// Who is asking.
+    /// Finding out who the peer is.
     Attestation,
-    /// Which role the service account asks for.
+    /// Finding the role that the service account names.
     Role,
-    /// The token that says in the cloud who is asking: the pod's own service account token.
+    /// Getting the token that proves to the cloud who is asking: the pod's own service account token.
     Token,
-    /// Taking on that role in the cloud.
+    /// Assuming that role in the cloud.
     Exchange,
     /// Reading the secret as that role.
     Secret,
 }
 
-/// The body of every answer that is no success.
+/// The body of every answer that is not a success.
 #[derive(Clone, Debug, Serialize)]
 pub struct ErrorBody {
     /// What happened, for a person.
@@ -109,7 +109,7 @@ pub struct ErrorBody {
     pub code: Code,
     /// The id under which the agent's log knows the request.
     pub request_id: String,
-    /// On which step it happened; absent where the request got to none.
+    /// At which step it happened; absent if the request did not reach any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
 }
@@ -122,7 +122,7 @@ pub enum Encoding {
     Base64,
 }
 
-/// The answer to `GET /v1/secrets/{name}` as it is read. Its value is wiped from memory when it is dropped.
+/// The answer to `GET /v1/secrets/{name}`, for reading. Its value is wiped from memory when it is dropped.
 #[derive(Deserialize)]
 pub struct Secret {
     /// The name as the application wrote it.
@@ -137,7 +137,7 @@ pub struct Secret {
     pub backend: String,
 }
 
-/// A [`Secret`] as it is written, which leaves the value where it is.
+/// A [`Secret`] for writing, which borrows the value.
 #[derive(Serialize)]
 #[expect(
     missing_debug_implementations,
@@ -171,7 +171,7 @@ pub struct SecretList {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchRequest {
-    /// At most [`BATCH_NAMES`] names; a name that stands twice is read once.
+    /// At most [`BATCH_NAMES`] names; a repeated name is read once.
     pub names: Vec<String>,
 }
 
@@ -179,20 +179,20 @@ pub struct BatchRequest {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(from = "BatchErrorRead")]
 pub struct BatchError {
-    /// The name that was asked for.
+    /// The name in the request.
     pub name: String,
     /// What happened, for a person.
     pub error: String,
     /// What happened, for a program.
     pub code: Code,
-    /// The HTTP status that the name alone would have got.
+    /// The HTTP status that a request for this name alone would have got.
     pub status: u16,
-    /// On which step it happened; absent where the request got to none.
+    /// At which step it happened; absent if the request did not reach any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub step: Option<Step>,
 }
 
-/// A [`BatchError`] with its words unread: newer agents may know more of them, and one must not cost the whole batch.
+/// A [`BatchError`] with code and step unparsed: a newer agent may send others, and one must not cost the whole batch.
 #[derive(Deserialize)]
 struct BatchErrorRead {
     name: String,
@@ -206,9 +206,9 @@ struct BatchErrorRead {
 /// The answer to `POST /v1/secrets:batchGet`.
 #[derive(Debug, Deserialize)]
 pub struct BatchResponse {
-    /// The secrets that were read, in the order asked for.
+    /// The secrets that were read, in the order of the request.
     pub secrets: Vec<Secret>,
-    /// The names that were not, in the order asked for.
+    /// The names that were not read, in the order of the request.
     pub errors: Vec<BatchError>,
 }
 
@@ -225,11 +225,11 @@ pub struct Identity {
     pub service_account: String,
     /// The container's id, 64 hexadecimal characters.
     pub container_id: String,
-    /// Whether the pod uses the node's network; true outside of pods, where everybody uses the machine's.
+    /// Whether the pod uses the node's network; true outside of pods, where everybody uses the machine's network.
     pub host_network: bool,
     /// The node that the agent serves.
     pub node: String,
-    /// The role that the pod would take on, by the name of the backend; null where it has none.
+    /// The role that the pod would assume, by the name of the backend; null where it has none.
     pub roles: std::collections::BTreeMap<String, Option<String>>,
 }
 
@@ -248,7 +248,7 @@ pub struct Health {
 // === impl Code ===
 
 impl Code {
-    /// Every code, in the order of the declaration.
+    /// Every code, in the order of declaration.
     pub const ALL: [Self; 15] = [
         Self::Busy,
         Self::Denied,
@@ -289,8 +289,8 @@ impl Code {
         }
     }
 
-    /// The HTTP status that goes with the code. A target or header block that is too large has
-    /// statuses of its own (414, 431).
+    /// The HTTP status that goes with the code. A target or header block that is too large has statuses of its own
+    /// (414, 431).
     #[must_use]
     pub const fn status(self) -> u16 {
         match self {
@@ -307,7 +307,7 @@ impl Code {
         }
     }
 
-    /// The nearest of AWS' error types, the `__type` on `/secretsmanager/get`.
+    /// The nearest AWS error type: the `__type` on `/secretsmanager/get`.
     #[must_use]
     pub const fn aws_type(self) -> &'static str {
         match self {
@@ -323,7 +323,7 @@ impl Code {
         }
     }
 
-    /// The code that was read, or the most general of those that have that status.
+    /// Parses a code; an unknown one becomes the most general code with this status.
     pub(crate) fn read(code: Json, status: u16) -> Self {
         serde_json::from_value(code).unwrap_or(match status {
             401 | 403 => Self::Denied,
@@ -348,7 +348,7 @@ impl fmt::Display for Code {
 // === impl Step ===
 
 impl Step {
-    /// The step that was read, if it is one that is known.
+    /// Parses a step, if it is known.
     pub(crate) fn read(step: Json) -> Option<Self> {
         serde_json::from_value(step).ok()
     }

@@ -1,4 +1,4 @@
-//! When a request is made again: only where the contract says that this helps, and only until its deadline.
+//! When a request is retried: only where the contract says that this helps, and only until its deadline.
 
 use crate::error::ClientError;
 use crate::protocol::Code;
@@ -7,31 +7,31 @@ use std::io::ErrorKind;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The waits between two tries, unless the agent says how long: the first, and the longest; up to as much is added at
-/// random.
+/// The first and the longest wait between two attempts, unless the agent asks for a longer one; up to as much is added
+/// at random.
 const WAITS: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
-/// For how long a socket at which nobody listens, or a connection that breaks, is tried again, from the first such
-/// failure on. Agents hand the socket over without a gap; one that is being restarted without its successor is back in
-/// that time or has a reason.
+/// How long to retry a socket on which nobody listens, or a connection that breaks, from the first such failure on.
+/// Agents hand the socket over without a gap; one that is restarted without a successor is back in that time, or stays
+/// away for a reason.
 const SOCKET_PATIENCE: Duration = Duration::from_secs(3);
 
-/// From which wait on, all waits of a request together, it is worth saying what is waited for.
+/// How long a request has to wait, all its waits together, before it is worth saying what for.
 const WORTH_SAYING: Duration = Duration::from_secs(1);
 
 tokio::task_local! {
-    /// Who is told of a request that is waited for. Only the command has somebody to tell: in a program that uses the
-    /// library nobody reads stderr at that moment.
+    /// Who is told that a request has to wait. Only the command has somebody to tell: in a program that uses the
+    /// library, nobody reads stderr at that moment.
     static WAITING: fn(&ClientError);
 }
 
-/// Does the work, and tells once of each request that is waited for, with what it failed of last.
+/// Does the work, and tells once of each request that has to wait, with its latest failure.
 #[cfg(any(test, feature = "cli"))]
 pub(crate) async fn telling<T>(tell: fn(&ClientError), work: impl Future<Output = T>) -> T {
     WAITING.scope(tell, work).await
 }
 
-/// Makes a request until it succeeds, it is no use, or the deadline is too near for another try.
+/// Makes a request until it succeeds, a retry is no use, or the deadline is too near for one.
 pub(crate) async fn until<T, F>(
     deadline: Instant,
     request: impl FnMut() -> F,
@@ -70,20 +70,20 @@ where
             }
             if !told && began.elapsed().saturating_add(wait) >= WORTH_SAYING {
                 told = true;
-                // Without somebody to tell, nothing is said.
+                // Without anybody to tell, nothing is said.
                 let _ = WAITING.try_with(|tell| tell(error));
             }
             Some(wait)
         })
         .await;
     match (outcome, last) {
-        // What was said before says more than that the last try had no time.
+        // An earlier refusal says more than that the last attempt had no time.
         (Err(ClientError::TimedOut), Some(refusal)) => Err(ClientError::Refused(refusal)),
         (outcome, _) => outcome,
     }
 }
 
-/// Whether an agent is behind the socket: it has answered, or has more connections waiting than it can take.
+/// Whether an agent is behind the socket: it has answered, or its queue of connections is full.
 fn is_there(error: &ClientError) -> bool {
     match error {
         ClientError::Refused(_) => true,
@@ -92,12 +92,12 @@ fn is_there(error: &ClientError) -> bool {
     }
 }
 
-/// Whether another try may end better, where nobody has answered since `broken`. Everything that a client asks is a read,
-/// so it is safe to ask twice.
+/// Whether a retry may help, if nobody has answered since `broken`. Every request of a client is a read, so it is safe
+/// to repeat.
 fn may_help(error: &ClientError, broken: Instant) -> bool {
     match error {
         ClientError::Refused(refusal) => match refusal.code {
-            // Without a time to come back it is no use, as for a batch of more names than the pod's rate.
+            // Without a time to retry at, retrying is no use, as for a batch of more names than the pod's rate.
             Code::Unavailable | Code::Busy | Code::Throttled => refusal.retry_after.is_some(),
             _ => false,
         },
@@ -105,7 +105,7 @@ fn may_help(error: &ClientError, broken: Instant) -> bool {
         ClientError::Unreachable { socket, reason } => match reason.kind() {
             ErrorKind::WouldBlock => true,
             ErrorKind::ConnectionRefused => broken.elapsed() < SOCKET_PATIENCE,
-            // Where the directory is not mounted, no socket will come.
+            // If the directory is not mounted, no socket will appear.
             ErrorKind::NotFound => {
                 socket.parent().is_some_and(|directory| directory.is_dir())
                     && broken.elapsed() < SOCKET_PATIENCE
@@ -137,7 +137,7 @@ mod tests {
         }
     }
 
-    /// How often a request that always fails so is made in ten seconds, and how long that took.
+    /// How often a request that always fails with this error is made in ten seconds, and how long that takes.
     async fn tries(error: impl Fn() -> ClientError) -> (usize, Duration) {
         let began = Instant::now();
         let count = Cell::new(0);
@@ -194,7 +194,7 @@ mod tests {
         assert_eq!(TOLD.get(), 1);
         telling(tell, tries(|| unreachable(ErrorKind::ConnectionRefused))).await;
         assert_eq!(TOLD.get(), 2);
-        // What passes at once, what is not waited for, and what nobody wants to know.
+        // Failures that pass at once, that are not waited for, and that nobody wants to hear of.
         let first = Cell::new(true);
         let soon = until(
             Instant::now() + Duration::from_secs(10),
@@ -216,7 +216,7 @@ mod tests {
             assert_eq!(count, 1, "{code}");
         }
         assert_eq!(tries(|| refused(429, Code::Busy, None)).await.0, 1);
-        // A key that is locked stays so until somebody unlocks it.
+        // A locked key stays locked until somebody unlocks it.
         let (count, took) = tries(|| refused(503, Code::Unavailable, None)).await;
         assert_eq!((count, took), (1, Duration::ZERO));
         assert_eq!(
@@ -239,7 +239,7 @@ mod tests {
                     Err(ClientError::Interrupted(ErrorKind::BrokenPipe.into()))
                 }
                 2 => Err(unreachable(ErrorKind::ConnectionRefused)),
-                // The next agent is not ready for as long.
+                // The next agent takes a while to become ready.
                 3..10 => Err(refused(503, Code::Unavailable, Some(1))),
                 10 => Err(unreachable(ErrorKind::ConnectionRefused)),
                 _ => Ok(()),
@@ -259,7 +259,7 @@ mod tests {
             count.set(count.get() + 1);
             match count.get() {
                 1 => Err::<(), _>(refused(503, Code::Unavailable, Some(1))),
-                // The vault took longer than a socket is given, and then the agent was killed.
+                // The vault took longer than `SOCKET_PATIENCE`, and then the agent was killed.
                 2 => {
                     tokio::time::sleep(SOCKET_PATIENCE + Duration::from_secs(1)).await;
                     broke.set(Some(Instant::now()));

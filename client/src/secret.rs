@@ -1,4 +1,4 @@
-//! A secret as a program gets it: the value does not print, and is wiped when nobody has it any more.
+//! A secret as a program gets it: the value does not print, and is wiped when it is dropped.
 
 use crate::error::ClientError;
 use crate::protocol::{self, Encoding, in_a_tag};
@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Secret {
-    /// The name that was asked for.
+    /// The name in the request.
     pub name: String,
     /// The value.
     pub value: Value,
@@ -19,7 +19,7 @@ pub struct Secret {
     pub version: String,
     /// The name of the backend that holds the secret.
     pub backend: String,
-    /// What to name when [waiting](crate::Client::wait) for another version.
+    /// What to pass when [waiting](crate::Client::wait) for another version.
     pub tag: Tag,
 }
 
@@ -44,13 +44,13 @@ pub struct Tag(pub(crate) String);
 // === impl Secret ===
 
 impl Secret {
-    /// The secret that the wire has, with the tag that came beside it.
+    /// Decodes a secret from the wire, with the tag that came with it.
     pub(crate) fn of(mut wire: protocol::Secret, tag: Option<String>) -> Result<Self, ClientError> {
         let text = Zeroizing::new(std::mem::take(&mut wire.value));
         let value = match wire.encoding {
             None => Value::from(Zeroizing::new(text.as_bytes().to_vec())),
             Some(Encoding::Base64) => {
-                // Reserved whole, so that no half-written copy is left behind by growing.
+                // Reserved at full size: growing would leave half-written copies behind.
                 let mut bytes = Zeroizing::new(Vec::with_capacity(text.len()));
                 BASE64
                     .decode_vec(text.as_bytes(), &mut bytes)
@@ -58,7 +58,7 @@ impl Secret {
                 Value(bytes)
             }
         };
-        // A batch has no tags; of a whole secret it is the version.
+        // A batch has no tags; the tag of a whole secret is its version.
         let tag = tag.map_or_else(|| Tag::of_version(&wire.version), Tag);
         Ok(Self {
             name: std::mem::take(&mut wire.name),
@@ -73,7 +73,7 @@ impl Secret {
 // === impl Tag ===
 
 impl Tag {
-    /// The tag that the agent gives a whole secret of that version.
+    /// The tag that the agent gives to a whole secret of this version.
     fn of_version(version: &str) -> Self {
         Self(format!("\"{}\"", in_a_tag(version)))
     }
@@ -82,7 +82,7 @@ impl Tag {
 // === impl Value ===
 
 impl Value {
-    /// The bytes. Every use of a secret in a program is found by this word.
+    /// The bytes. Search for this word to find every use of a secret in a program.
     #[must_use]
     pub fn expose(&self) -> &[u8] {
         &self.0

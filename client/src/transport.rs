@@ -18,14 +18,14 @@ use zeroize::Zeroize;
 /// The largest answer that the client reads, in bytes: a batch of 4 MiB in base64, with room for its JSON.
 const ANSWER_LIMIT: usize = 8 * 1024 * 1024;
 
-/// How many connections are kept that nobody uses: what a burst needs beyond that, it opens and closes. The agent counts a
-/// pod's connections together, so what one process keeps, another one lacks.
+/// How many idle connections are kept; a burst opens more and closes them again. The agent counts all connections of a
+/// pod together, so what one process keeps, another one lacks.
 const IDLE_CONNECTIONS: usize = 4;
 
-/// For how long they are kept, or up to twice as long.
+/// How long idle connections are kept, or up to twice as long.
 const IDLE: Duration = Duration::from_secs(5);
 
-/// Connections to agents, which are used again.
+/// Connections to agents, which are reused.
 pub(crate) type Pool = HttpClient<UnixConnector, Full<Bytes>>;
 
 /// The pool of connections to one agent. Cloning it shares the pool.
@@ -35,7 +35,7 @@ pub(crate) struct Transport {
     pub(crate) http: Pool,
 }
 
-/// A request, which may be made more than once.
+/// A request, which may be retried.
 #[derive(Clone, Debug)]
 pub(crate) struct Call {
     pub(crate) method: Method,
@@ -128,11 +128,11 @@ impl Call {
 // === impl Answer ===
 
 impl Answer {
-    /// What the body of a success says.
+    /// Parses the body of a success.
     ///
     /// # Errors
     ///
-    /// If it is none, or no JSON of that shape.
+    /// If the answer is not a success, or no JSON of this shape.
     pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, ClientError> {
         if self.status.is_success() {
             return serde_json::from_slice(&self.body)
@@ -141,7 +141,7 @@ impl Answer {
         Err(self.failure())
     }
 
-    /// What an answer that is no success says.
+    /// The error in an answer that is not a success.
     pub(crate) fn failure(&self) -> ClientError {
         let retry_after = self
             .header(header::RETRY_AFTER)
@@ -161,14 +161,14 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        // What hyper has kept of it in its own buffers is out of reach.
+        // The copies in hyper's own buffers are out of reach.
         if let Ok(mut body) = std::mem::take(&mut self.body).try_into_mut() {
             body.zeroize();
         }
     }
 }
 
-/// What no agent would take, refused here.
+/// Refuses here what no agent would accept.
 fn not_asked(message: String) -> ClientError {
     ClientError::Refused(Refusal {
         code: Code::InvalidRequest,
@@ -179,7 +179,7 @@ fn not_asked(message: String) -> ClientError {
     })
 }
 
-/// Where the JSON is wrong; never what it holds there.
+/// Where the JSON is wrong, never what it holds there.
 fn described(error: &serde_json::Error) -> String {
     format!(
         "no JSON of the shape that was expected, at line {} column {}",
@@ -188,7 +188,7 @@ fn described(error: &serde_json::Error) -> String {
     )
 }
 
-/// The failure of the socket that an error of hyper's comes from, else its innermost words.
+/// The socket's error beneath an error of hyper's, otherwise its innermost text.
 fn cause(error: &(dyn std::error::Error + 'static)) -> io::Error {
     let mut innermost = error;
     loop {

@@ -13,10 +13,10 @@ use clap::builder::NonEmptyStringValueParser;
 use report::Report;
 use std::process::ExitCode;
 
-/// Which agents there are: a pod does not know what its node is called before the agent tells.
+/// Lists the agents: a pod does not know its node's name before the agent says it.
 const AGENTS: &str = "kubectl -n latchkey get pods -l app.kubernetes.io/component=agent -o wide";
 
-/// Then, of the one that is meant.
+/// The log of the agent in question.
 const AGENTS_LOG: &str =
     "kubectl -n latchkey logs -c agent POD, which is the one on this pod's node";
 

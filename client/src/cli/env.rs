@@ -1,4 +1,4 @@
-//! `latchkey env`: secrets as lines for whoever sets variables from a file.
+//! `latchkey env`: secrets as lines, for programs that set variables from a file.
 
 mod format;
 
@@ -31,7 +31,7 @@ pub(crate) struct Env {
 
 impl Env {
     pub(crate) fn run(self, reach: &Reach) -> Result<ExitCode, Failure> {
-        // What could not be written is not asked for.
+        // Checked first: what cannot be written is not read.
         self.format.check(&self.names)?;
         let client = reach.client()?;
         let secrets = block_on(Secrets::read(&client, self.backend.as_deref(), &self.names))?;

@@ -1,4 +1,4 @@
-//! `latchkey exec`: a program with its secrets in its environment, and nothing of this one left.
+//! `latchkey exec`: runs a program with secrets in its environment, in place of this process.
 
 use super::failure::{Failure, OTHER, USAGE};
 use super::variables::{Secrets, Wanted};
@@ -16,13 +16,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-/// What a variable holds in a manifest to say: I am to be replaced.
+/// The value of a variable in a manifest that says: replace me.
 const SENTINEL: &str = "from-latchkey";
 
-/// A program that is not there, as shells say it.
+/// The exit code of shells for a program that does not exist.
 const NO_SUCH_PROGRAM: u8 = 127;
 
-/// A program that cannot be run, as shells say it.
+/// The exit code of shells for a program that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
 
 /// Runs a program with secrets in its environment
@@ -69,7 +69,7 @@ impl Exec {
         if self.strict {
             self.check_sentinels()?;
         }
-        // A program that is not there is said so before anything is read.
+        // A missing program is reported before anything is read.
         self.program()?;
         let client = reach.client()?;
         if self.on_change {
@@ -81,7 +81,7 @@ impl Exec {
         Err(self.not_started(&command.exec()))
     }
 
-    /// The program with its secrets, ready to be run.
+    /// The program with its secrets, ready to run.
     pub(crate) fn command(&self, secrets: &Secrets) -> Result<Command, Failure> {
         let mut command = Command::new(self.program()?);
         command.arg0(&self.command[0]).args(&self.command[1..]);
@@ -97,14 +97,14 @@ impl Exec {
         Ok(command)
     }
 
-    /// Starts the program beside this process.
+    /// Starts the program as a child of this process.
     pub(crate) fn start(&self, mut command: Command) -> Result<Pid, Failure> {
         let child = command.spawn().map_err(|error| self.not_started(&error))?;
         let pid = i32::try_from(child.id()).map_err(|error| Failure::other(error.to_string()))?;
         Ok(Pid::from_raw(pid))
     }
 
-    /// Where the program is: looked for in our own PATH, which a pristine environment does not have.
+    /// Finds the program, in this process's own PATH, which a pristine environment does not have.
     #[expect(
         clippy::disallowed_methods,
         reason = "the program is looked for where whoever wrote the command line would find it"
@@ -121,12 +121,12 @@ impl Exec {
         let path =
             std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
         let mut why = io::Error::from(Errno::ENOENT);
-        // From here where a part says nothing else, and always with a slash: what has none is looked for once more.
+        // Relative parts start from here. The path always has a slash: without one, it would be searched for again.
         let here = Path::new(".");
         for place in std::env::split_paths(&path).map(|part| here.join(part).join(name)) {
             match check(&place) {
                 Ok(()) => return Ok(place),
-                // One that is there and may not be run says more than those that are not there.
+                // A file that may not be run says more than those that do not exist.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => why = error,
                 Err(_) => {}
             }
@@ -134,7 +134,7 @@ impl Exec {
         Err(self.not_started(&why))
     }
 
-    /// Refuses variables that somebody meant to be replaced and that nothing replaces.
+    /// Refuses variables that somebody meant to be replaced, but nothing replaces.
     #[expect(
         clippy::disallowed_methods,
         reason = "the environment is what is to be checked"
@@ -183,7 +183,7 @@ impl Exec {
     }
 }
 
-/// Whether a file can be run, as far as that shows without running it.
+/// Whether a file can be run, as far as can be told without running it.
 fn check(place: &Path) -> io::Result<()> {
     if fs::metadata(place)?.is_dir() {
         return Err(Errno::EISDIR.into());
@@ -191,7 +191,7 @@ fn check(place: &Path) -> io::Result<()> {
     Ok(access(place, AccessFlags::X_OK)?)
 }
 
-/// A signal by its name, with or without SIG.
+/// Parses a signal's name, with or without SIG.
 pub(crate) fn signal(text: &str) -> Result<Signal, String> {
     let name = text.to_ascii_uppercase();
     let name = name.strip_prefix("SIG").unwrap_or(&name);

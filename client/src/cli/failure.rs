@@ -1,4 +1,4 @@
-//! How a command ends that does not succeed: one line on stderr, and a code for scripts.
+//! How a command that fails ends: one line on stderr, and a code for scripts.
 
 use super::terminal;
 use crate::client::also_looked_at;
@@ -8,7 +8,7 @@ use std::fmt;
 use std::io;
 use tokio::signal::unix::SignalKind;
 
-/// Something that has no code of its own.
+/// Anything without a code of its own.
 pub(crate) const OTHER: u8 = 1;
 
 /// The command line, or what it names, is wrong.
@@ -20,14 +20,14 @@ pub(crate) const NOT_FOUND: u8 = 3;
 /// Denied, or not known as a pod.
 pub(crate) const DENIED: u8 = 4;
 
-/// Unavailable, or not in time.
+/// Unavailable, or too late.
 pub(crate) const UNAVAILABLE: u8 = 5;
 
 /// What to say, and the exit code.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: u8,
-    /// Nothing where there is nobody to say it to.
+    /// `None` if there is nobody to tell.
     text: Option<String>,
 }
 
@@ -47,14 +47,14 @@ impl Failure {
         Self::new(USAGE, text)
     }
 
-    /// The same failure, of `what`.
+    /// Returns the same failure, said to be of `what`.
     #[must_use]
     pub(crate) fn of(mut self, what: impl fmt::Display) -> Self {
         self.text = self.text.map(|text| format!("{what}: {text}"));
         self
     }
 
-    /// Ended by that signal, as shells count it. Whoever has sent it knows why.
+    /// Ended by this signal, with the code that shells give it. Whoever sent it knows why.
     pub(crate) fn by_signal(signal: SignalKind) -> Self {
         Self {
             exit: u8::try_from(128 + signal.as_raw_value()).unwrap_or(OTHER),
@@ -62,7 +62,7 @@ impl Failure {
         }
     }
 
-    /// A failure to write to stdout. Whoever has closed it wants no more, and no complaint.
+    /// A failure to write to stdout. Whoever has closed it wants neither more output nor a complaint.
     pub(crate) fn stdout(error: &io::Error) -> Self {
         Self {
             exit: OTHER,
@@ -71,20 +71,20 @@ impl Failure {
         }
     }
 
-    /// Tells it on stderr.
+    /// Prints it on stderr.
     pub(crate) fn say(&self) {
         if let Some(text) = &self.text {
             terminal::error(text);
         }
     }
 
-    /// What is said.
+    /// The text to print.
     pub(crate) fn text(&self) -> &str {
         self.text.as_deref().unwrap_or_default()
     }
 }
 
-/// The exit code that goes with a code of the agent's.
+/// The exit code for a code of the agent's.
 pub(crate) fn exit_of(code: Code) -> u8 {
     match code {
         Code::InvalidRequest => USAGE,

@@ -61,7 +61,7 @@ impl Get {
     }
 }
 
-/// What the agent's own answer says.
+/// The secret in the shape of the agent's own answer.
 fn json(secret: &Secret) -> Result<Zeroizing<Vec<u8>>, Failure> {
     let encoded;
     let (value, encoding) = match secret.value.expose_text() {

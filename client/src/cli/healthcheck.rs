@@ -52,11 +52,11 @@ impl Healthcheck {
     }
 }
 
-/// Makes a request whose answer says nothing but that somebody answers.
+/// Makes a request whose answer says only that somebody answers.
 async fn answers(address: SocketAddr) -> Result<(), Box<dyn Error + Send + Sync>> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    // Its errors are those of the request, too.
+    // The request fails with the same errors.
     tokio::spawn(connection);
     let request = Request::get("/health")
         .header(HOST, "localhost")

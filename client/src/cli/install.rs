@@ -29,7 +29,7 @@ impl Install {
     }
 
     fn copy(&self, to: &std::path::Path) -> io::Result<()> {
-        // Beside its place, and renamed: a copy that is running now stays as it is.
+        // Into the same directory, then renamed: a copy that is running stays as it is.
         let mut file = tempfile::Builder::new()
             .prefix(".latchkey-")
             .tempfile_in(&self.directory)?;

@@ -40,7 +40,7 @@ impl List {
                 if self.json {
                     all.append(&mut names);
                 } else {
-                    // Page by page: the first names are there before the last are known.
+                    // Page by page: the first names appear before the last are known.
                     let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
                     to_stdout(lines.as_bytes())?;
                 }

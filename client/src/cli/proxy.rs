@@ -1,7 +1,7 @@
-//! `latchkey proxy`: the socket on a TCP port of this pod's own loopback, for programs that cannot speak Unix sockets.
+//! `latchkey proxy`: the socket on a TCP port of this pod's own loopback, for programs that cannot use Unix sockets.
 //!
-//! Whoever reaches the port speaks with this pod's identity. So it is bound to loopback, it is not opened where the
-//! loopback is the whole node's, and it answers nothing that a browser would send on behalf of a web page.
+//! Whoever reaches the port has this pod's identity. So it is bound to loopback, it is not opened where the loopback is
+//! the whole node's, and it answers nothing that a browser would send on behalf of a web page.
 
 mod guard;
 
@@ -31,20 +31,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
-/// How long a connection may be idle, or take for a request's head: as long as the agent lets one be idle.
+/// How long a connection may be idle, or take to send a request's head: as long as the agent allows an idle one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// How many connections may be open. One that is idle takes nothing of the agent's.
+/// The most open connections. An idle one takes nothing from the agent.
 const CONNECTIONS: usize = 1024;
 
-/// How many requests are passed on at the same time: as many as the agent lets a pod have in flight, and half of the
-/// connections that it gives it.
+/// How many requests are passed on at a time: as many as the agent lets a pod have in flight, and half of the
+/// connections that it allows a pod.
 const REQUESTS: usize = 32;
 
 /// How long the accept loop rests when there are no descriptors left.
 const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
-/// How long answers may still take when the proxy is to end.
+/// How long answers may still take once the proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
 
 /// Serves the agent's HTTP on a loopback TCP port of this pod
@@ -67,17 +67,17 @@ pub(crate) struct Proxy {
     force: bool,
 }
 
-/// What every connection is served with.
+/// What all connections are served with.
 struct Relay {
     socket: std::path::PathBuf,
     http: Pool,
     guard: Guard,
     requests: Arc<Semaphore>,
-    /// How long the agent may take for an answer, besides a wait that is asked for.
+    /// How long the agent may take to answer, in addition to a requested wait.
     patience: Duration,
 }
 
-/// An address to listen on.
+/// Parses an address to listen on.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an address and a port, such as 127.0.0.1:8080".to_owned())
@@ -119,7 +119,7 @@ impl Proxy {
         let drain = GracefulShutdown::new();
         loop {
             let accepted = async {
-                // A connection for which there is no place waits in the kernel's queue.
+                // A connection beyond the limit waits in the kernel's queue.
                 let place = places.clone().acquire_owned().await;
                 (listener.accept().await, place)
             };
@@ -131,7 +131,7 @@ impl Proxy {
                 Ok((stream, _)) => {
                     let connection = drain.watch(connection(stream, relay.clone()));
                     tokio::spawn(async move {
-                        // An error here is that of whoever asked: it left, or sent what is no HTTP.
+                        // An error here is the caller's: it left, or sent something that is not HTTP.
                         let _ = connection.await;
                         drop(place);
                     });
@@ -146,7 +146,7 @@ impl Proxy {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// Refuses a machine's own network, where every process of the machine could ask here.
+    /// Refuses a machine's own network, where every process of the machine could send requests here.
     async fn check_network(&self, client: &Client) -> Result<(), Failure> {
         if self.force {
             return Ok(());
@@ -186,7 +186,7 @@ impl Relay {
         if let Err(reason) = self.guard.admit(&head) {
             return refusal(StatusCode::BAD_REQUEST, Code::InvalidRequest, reason);
         }
-        // No other request has a body as long as a batch's.
+        // No request has a longer body than a batch.
         let Some(body) = whole(body).await else {
             return refusal(
                 StatusCode::PAYLOAD_TOO_LARGE,
@@ -229,7 +229,7 @@ impl Relay {
         match outcome {
             Ok(mut answer) => {
                 guard::remove_hop_by_hop(answer.headers_mut());
-                // The place is taken until the answer has been read.
+                // The place is held until the answer has been read.
                 answer.map(|body| {
                     let held = move |frame| {
                         let _place = &place;
@@ -246,8 +246,8 @@ impl Relay {
     }
 }
 
-/// A body of at most [`BATCH_BODY`] bytes that arrives whole. Each part is copied: as it is, it keeps the buffer that it was
-/// read into, also if it is a single byte.
+/// Reads a whole body of at most [`BATCH_BODY`] bytes. Each part is copied: otherwise it keeps the buffer that it was
+/// read into, even if it is a single byte.
 async fn whole(mut body: Incoming) -> Option<Vec<u8>> {
     let mut whole = Vec::new();
     while let Some(part) = body.frame().await {
@@ -273,7 +273,7 @@ fn unreachable(socket: &Path, connect: bool) -> String {
     }
 }
 
-/// A refusal of the proxy's own, in both shapes that the agent has for one: its own, and that of AWS' agent.
+/// A refusal by the proxy itself, in both shapes that the agent has for one: its own, and that of AWS' agent.
 fn refusal(status: StatusCode, code: Code, text: &str) -> Answer {
     let body = serde_json::json!({
         "error": text,

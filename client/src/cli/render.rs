@@ -56,7 +56,7 @@ impl Render {
             });
         }
         serve(async {
-            // As process 1 of a container nothing else would end it.
+            // As process 1 of a container, nothing else would end it.
             let mut leave = Leave::listen()?;
             let watch = async {
                 let rendered = self.write(&client).await?;
@@ -81,7 +81,7 @@ impl Render {
         template::render(client, &self.template.to_string_lossy(), &source).await
     }
 
-    /// Renders whenever a secret has changed, for ever. What fails leaves the file as it was.
+    /// Renders whenever a secret has changed, forever. A failure leaves the file as it was.
     async fn keep(&self, client: &Client, mut last: Rendered) -> Result<ExitCode, Failure> {
         let mut watch: Watch = last.watch();
         loop {
@@ -110,7 +110,7 @@ impl Render {
         }
     }
 
-    /// Signals whoever reads the file.
+    /// Signals the process that reads the file.
     fn tell(&self) -> Result<(), Failure> {
         let Some(signal) = self.signal else {
             return Ok(());
@@ -125,7 +125,7 @@ impl Render {
     }
 }
 
-/// A template's path; stdin has one as well.
+/// Parses a template's path; stdin has one as well.
 fn source(path: PathBuf) -> Result<PathBuf, &'static str> {
     if path.as_os_str() == "-" {
         return Err("write /dev/stdin for stdin, or ./- for a file of that name");
@@ -133,7 +133,7 @@ fn source(path: PathBuf) -> Result<PathBuf, &'static str> {
     Ok(path)
 }
 
-/// The number in the file; 0 and less would be whole groups of processes.
+/// Reads the number in the file; 0 and less would be whole process groups.
 fn pid_in(file: &Path) -> Result<i32, Failure> {
     let text = fs::read_to_string(file)
         .map_err(|error| Failure::other(format!("{}: {error}", file.display())))?;

@@ -1,4 +1,4 @@
-//! Where a value goes: stdout, or a file that is there whole or not at all.
+//! Where a value goes: stdout, or a file that exists whole or not at all.
 
 use super::failure::Failure;
 use super::terminal;
@@ -28,7 +28,7 @@ pub(crate) struct Sink {
 }
 
 impl Sink {
-    /// Writes what is whole as it is.
+    /// Writes the bytes as they are.
     pub(crate) fn write(&self, bytes: &[u8]) -> Result<(), Failure> {
         match &self.out {
             Some(path) => self.replace(path, bytes),
@@ -36,7 +36,7 @@ impl Sink {
         }
     }
 
-    /// Writes a single value. On a terminal its line is ended, so that the prompt comes on a line of its own.
+    /// Writes a single value. On a terminal it ends the line, so that the prompt gets a line of its own.
     pub(crate) fn write_value(&self, bytes: &[u8]) -> Result<(), Failure> {
         if self.out.is_some() || !terminal::stdout_is_terminal() || bytes.ends_with(b"\n") {
             return self.write(bytes);
@@ -47,8 +47,8 @@ impl Sink {
         self.write(&line)
     }
 
-    /// Puts a new file in the place of whatever regular file was there. Until it is whole it has another name, and
-    /// from its first byte on it is nobody else's to read.
+    /// Replaces the regular file at `path`, if there is one. Until the new file is whole it has another name, and from
+    /// its first byte on nobody else may read it.
     fn replace(&self, path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         let failed =
             |error: io::Error| Failure::other(format!("cannot write {}: {error}", path.display()));
@@ -66,7 +66,7 @@ impl Sink {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        // Its words about a directory that is not there would name a file that nobody knows.
+        // The error for a missing directory would name a file that nobody knows.
         if !directory.is_dir() {
             return Err(Failure::other(format!(
                 "cannot write {}: there is no directory {}",
@@ -85,7 +85,7 @@ impl Sink {
     }
 }
 
-/// An empty file that nobody else may read, from its first moment on.
+/// Creates an empty file, which nobody else may read from the start.
 fn begin(directory: &Path) -> io::Result<NamedTempFile> {
     tempfile::Builder::new()
         .prefix(".latchkey-")
@@ -93,7 +93,7 @@ fn begin(directory: &Path) -> io::Result<NamedTempFile> {
         .tempfile_in(directory)
 }
 
-/// Writes to stdout, to its end.
+/// Writes everything to stdout.
 pub(crate) fn to_stdout(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout
@@ -102,7 +102,7 @@ pub(crate) fn to_stdout(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|error| Failure::stdout(&error))
 }
 
-/// A file's path. Other commands take `-` for stdout; a secret in a file of that name is one that nobody looks for.
+/// Parses a file's path. Other commands take `-` for stdout; nobody would look for a secret in a file of that name.
 fn out(path: PathBuf) -> Result<PathBuf, &'static str> {
     if path.as_os_str() == "-" {
         return Err("leave --out away for stdout, or write ./- for a file of that name");

@@ -1,7 +1,7 @@
-//! `latchkey exec --on-change`: stays with the program, and starts it anew or signals it when a secret has changed.
+//! `latchkey exec --on-change`: stays with the program, and restarts or signals it when a secret has changed.
 //!
-//! It is to the program what a small init is: it passes signals on, reaps what is left to it as process 1 of a
-//! container, and ends as the program ends.
+//! It is like a small init to the program: it passes signals on, reaps what is left to it as process 1 of a container,
+//! and ends as the program ends.
 
 use super::exec::Exec;
 use super::failure::{Failure, OTHER};
@@ -20,8 +20,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-/// What is passed on to the program, but for what it is to ignore: what was ignored when this process was started, as
-/// by nohup(1), stays so, and execve(2) keeps it.
+/// The signals that are passed on to the program, unless ignored: what was ignored when this process was started, as by
+/// nohup(1), stays so, and execve(2) keeps it.
 const PASSED_ON: [Signal; 7] = [
     Signal::SIGHUP,
     Signal::SIGINT,
@@ -32,10 +32,10 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// What a terminal sends to everybody in front of it, the program included.
+/// What a terminal sends to every process in its foreground, including the program.
 const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
 
-/// What asks a program to end; SIGQUIT has some, such as a JVM, show what they are doing and go on.
+/// What asks a program to end; at SIGQUIT some, such as a JVM, show what they are doing and go on.
 const LEAVE: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 
 /// The program, and what happens around it.
@@ -49,7 +49,7 @@ struct Supervisor<'a> {
     leaving: bool,
 }
 
-/// How it is after a change.
+/// The state after a change.
 enum After {
     Ended(ExitCode),
     GoesOn(Watch),
@@ -85,7 +85,7 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
                 terminal::note(&format!("{name} has changed"));
             }
         }
-        // Signals and the program's end count meanwhile, too.
+        // Signals and the program's end are handled in the meantime.
         tokio::select! {
             code = supervisor.program() => return Ok(code),
             () = sleep(SETTLE) => {}
@@ -98,7 +98,7 @@ pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failur
 }
 
 impl Supervisor<'_> {
-    /// The exit code of the program, when it has ended. Signals are passed on meanwhile.
+    /// Returns the exit code of the program when it has ended. Signals are passed on in the meantime.
     async fn program(&mut self) -> ExitCode {
         loop {
             if let Some(code) = self.reap() {
@@ -114,9 +114,9 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Does what is to be done about a change.
+    /// Reacts to a change.
     async fn react(&mut self) -> Result<After, Failure> {
-        // The new values first: the program goes on with the old ones as long as there are no others.
+        // New values first: the program goes on with the old ones as long as there are no others.
         let secrets = loop {
             let read = Secrets::read(self.client, self.exec.backend.as_deref(), &self.exec.names);
             tokio::select! {
@@ -131,7 +131,7 @@ impl Supervisor<'_> {
                 () = sleep(REST) => {}
             }
         };
-        // It takes the time to end that whoever has asked it to gives it, and is not started again.
+        // It may take as long to end as whoever asked it to end allows, and is not restarted.
         if self.leaving {
             return Ok(After::Ended(self.program().await));
         }
@@ -164,9 +164,10 @@ impl Supervisor<'_> {
         Ok(After::GoesOn(watch))
     }
 
-    /// Takes in whatever has ended; the code if it was the program. A signal counts 128 and its number, as in shells.
+    /// Reaps whatever has ended; returns the code if it was the program. A signal counts as in shells: 128 plus its
+    /// number.
     ///
-    /// With rustix, since nix takes a process in and then fails if a real-time signal has ended it.
+    /// With rustix, since nix reaps a process and then fails if a real-time signal has ended it.
     fn reap(&self) -> Option<u8> {
         loop {
             match wait(WaitOptions::NOHANG) {
@@ -177,7 +178,7 @@ impl Supervisor<'_> {
                 }
                 Ok(Some(_)) | Err(Errno::INTR) => {}
                 Ok(None) => return None,
-                // There is no child left: it has ended, and how is not to be learned any more.
+                // No child is left: the program has ended, and how cannot be found out any more.
                 Err(_) => return Some(OTHER),
             }
         }
@@ -191,7 +192,7 @@ impl Supervisor<'_> {
     }
 
     fn send(&self, signal: Signal) {
-        // It may have ended just now, which is seen next. Its number is its own until it is reaped.
+        // If it has just ended, that is seen next. Its number is its own until it is reaped.
         let _ = kill(self.child, signal);
     }
 }
@@ -208,7 +209,7 @@ fn watch_of(exec: &Exec, secrets: &Secrets) -> Watch {
     watch
 }
 
-/// All that is passed on, in one queue.
+/// All signals that are passed on, in one queue.
 fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
     let (send, signals) = mpsc::channel(16);
     let ignored = ignored();
@@ -226,7 +227,7 @@ fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
     Ok(signals)
 }
 
-/// The signals that this process ignores, the first one in the lowest bit (proc_pid_status(5), `SigIgn`).
+/// The signals that this process ignores, the first in the lowest bit (proc_pid_status(5), `SigIgn`).
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mut lines = status.lines();
@@ -235,7 +236,7 @@ fn ignored() -> u64 {
         .unwrap_or_default()
 }
 
-/// The next one that ends a process which does nothing about it: there is no program yet to pass it on to.
+/// The next signal that ends a process by default: there is no program yet to pass it on to.
 async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
     loop {
         match signals.recv().await {
@@ -246,9 +247,9 @@ async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
     }
 }
 
-/// Whether we are what a terminal's keys are for, and the program with us. Process 1 of a container with a terminal is,
-/// and gets the same signals from the container's runtime, which sends them to nobody else. They do not tell who sent
-/// them, so the program gets those of such a terminal twice.
+/// Whether this process is in a terminal's foreground, and the program with it. Process 1 of a container with a
+/// terminal is too, but also gets the same signals from the container's runtime, which sends them to nobody else.
+/// Signals do not say who sent them, so the program gets those of such a terminal twice.
 fn is_in_front() -> bool {
     let stdin = io::stdin();
     std::process::id() != 1

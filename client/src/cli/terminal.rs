@@ -5,7 +5,7 @@ use anstyle::{AnsiColor, Style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal as _, Write as _};
 
-/// From how many secrets on it is worth showing how many are there.
+/// From how many secrets on progress is worth showing.
 const MANY: usize = 20;
 
 const RED: Style = AnsiColor::Red.on_default().bold();
@@ -15,19 +15,18 @@ pub(crate) const GOOD: Style = AnsiColor::Green.on_default();
 pub(crate) const BAD: Style = RED;
 pub(crate) const DIM: Style = Style::new().dimmed();
 
-/// One line of trouble on stderr.
+/// Prints a line about a failure on stderr.
 pub(crate) fn error(text: &str) {
-    // anstream leaves the colours out where there is no terminal, and where NO_COLOR says so. Nobody can be told of a
-    // stderr that is closed.
+    // anstream omits the colours if there is no terminal, or if NO_COLOR says so. A closed stderr cannot be reported.
     let _ = writeln!(anstream::stderr(), "{RED}latchkey:{RED:#} {text}");
 }
 
-/// One line on stderr that is no trouble.
+/// Prints a line on stderr that is not about a failure.
 pub(crate) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "latchkey: {text}");
 }
 
-/// What a request is waited for: on stderr, if that is a terminal, since whoever sits there sees nothing else happen.
+/// Says what a request is waiting for, if stderr is a terminal: a person there sees nothing else happen.
 pub(crate) fn waiting(why: &ClientError) {
     if io::stderr().is_terminal() {
         note(&format!("{why}: trying again"));
@@ -39,7 +38,7 @@ pub(crate) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
 }
 
-/// How many of `count` secrets have been read: on stderr, if that is a terminal and they are many.
+/// Shows how many of `count` secrets have been read, if stderr is a terminal and they are many.
 pub(crate) fn progress(count: usize) -> ProgressBar {
     if count < MANY || !io::stderr().is_terminal() {
         return ProgressBar::hidden();

@@ -6,14 +6,14 @@ use crate::{Client, Secret, Value};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
 
-/// How many secrets are asked for at once: three rounds of the agent's eight.
+/// How many secrets are read at once: three rounds of the agent's eight.
 const AT_ONCE: usize = 24;
 
-/// The longest variable that a program can be given, in bytes, with its name, `=` and a NUL: 32 pages (execve(2),
-/// `MAX_ARG_STRLEN`), of which some machines have larger ones.
+/// The longest variable that a program can be given, in bytes, including its name, `=` and a NUL: 32 pages (execve(2),
+/// `MAX_ARG_STRLEN`), which are larger on some machines.
 const VARIABLE_LIMIT: usize = 128 * 1024;
 
-/// A secret, and the variable that it is to be in.
+/// A secret, and the variable to put it in.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct Wanted {
     pub(crate) secret: String,
@@ -27,13 +27,13 @@ pub(crate) struct Variable<'a> {
     pub(crate) secret: &'a Secret,
 }
 
-/// The secrets by their names.
+/// The secrets by name.
 #[derive(Debug)]
 pub(crate) struct Secrets(HashMap<String, Secret>);
 
 impl Wanted {
-    /// The variable of a secret for which none is named: the whole name in capitals, with `_` for all that no
-    /// variable has.
+    /// The default variable of a secret: the whole name in capitals, with `_` for every character that no variable may
+    /// have.
     fn variable_of(secret: &str) -> String {
         let capital = |c: char| match c.to_ascii_uppercase() {
             c if c.is_ascii_alphanumeric() => c,
@@ -42,13 +42,13 @@ impl Wanted {
         secret.chars().map(capital).collect()
     }
 
-    /// Whether a shell can have a variable of that name (POSIX, "Name").
+    /// Whether a shell can have a variable of this name (POSIX, "Name").
     pub(crate) fn is_for_shells(&self) -> bool {
         self.is_name(b"_")
     }
 
-    /// Whether a program can be expected to know a variable of that name: as in a pod's spec, which also takes those of
-    /// Java's properties.
+    /// Whether a program can be expected to know a variable of this name: as in a pod's spec, which also allows the
+    /// names of Java's properties.
     pub(crate) fn is_for_programs(&self) -> bool {
         self.is_name(b"_-.")
     }
@@ -59,7 +59,7 @@ impl Wanted {
         bytes.next().is_some_and(begins) && bytes.all(|byte| begins(byte) || byte.is_ascii_digit())
     }
 
-    /// That the variable's name is none, by that rule.
+    /// The failure for a variable's name that breaks this rule.
     pub(crate) fn refused(&self, rule: &str) -> Failure {
         let Self { secret, variable } = self;
         Failure::usage(format!(
@@ -71,7 +71,7 @@ impl Wanted {
 impl FromStr for Wanted {
     type Err = String;
 
-    /// Splits at the last `=`, because a name may have some. Nothing after it stands for the default.
+    /// Splits at the last `=`, because a name may contain some. Nothing after it means the default.
     fn from_str(text: &str) -> Result<Self, String> {
         let (secret, variable) = text.rsplit_once('=').unwrap_or((text, ""));
         if secret.is_empty() {
@@ -125,14 +125,14 @@ impl Secrets {
             }
             return Ok(Self(secrets));
         };
-        // Each has its line, in the order asked for, and the code is that of the first.
+        // One line for each, in the order of the request, and the exit code of the first.
         for (name, refusal) in refused {
             terminal::error(&format!("{name}: {refusal}"));
         }
         Err(Failure::new(exit, last.to_string()).of(name))
     }
 
-    /// The variables, in the order in which they are wanted.
+    /// The variables, in the order of `wanted`.
     pub(crate) fn variables<'a>(
         &'a self,
         wanted: &'a [Wanted],
@@ -152,7 +152,7 @@ impl Secrets {
 }
 
 impl Variable<'_> {
-    /// The value, which no variable can have if there is a NUL in it.
+    /// The value, unless it contains a NUL, which no variable can hold.
     pub(crate) fn expose(&self) -> Result<&[u8], Failure> {
         let value: &Value = &self.secret.value;
         if value.expose().contains(&0) {
@@ -164,7 +164,7 @@ impl Variable<'_> {
         Ok(value.expose())
     }
 
-    /// The value for a program's environment, in which a variable has its limit.
+    /// The value for a program's environment, unless it is too long for a variable.
     pub(crate) fn expose_to_program(&self) -> Result<&[u8], Failure> {
         let value = self.expose()?;
         if self.name.len() + value.len() > VARIABLE_LIMIT - "=\0".len() {
@@ -178,7 +178,7 @@ impl Variable<'_> {
     }
 }
 
-/// Whether no two secrets are to be in the same variable.
+/// Makes sure that no two secrets go into the same variable.
 fn check_once(wanted: &[Wanted]) -> Result<(), Failure> {
     let mut seen: HashMap<&str, &str> = HashMap::new();
     for Wanted { secret, variable } in wanted {

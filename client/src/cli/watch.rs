@@ -1,4 +1,4 @@
-//! Which of the secrets in use have become others.
+//! Watches which of the secrets in use have changed.
 
 use super::terminal;
 use crate::protocol::WAIT_LIMIT;
@@ -11,16 +11,16 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-/// How many waits are open at once: half of what a pod may have, since it may have more containers that wait.
+/// How many waits are open at once: half of what a pod may have, since other containers of it may wait, too.
 const AT_ONCE: usize = 8;
 
-/// How long a wait is where secrets take turns: one look of the agent's.
+/// How long a wait is if secrets take turns: one check of the agent's.
 const TURN: Duration = Duration::from_secs(10);
 
-/// How long to rest before what has failed is tried again.
+/// How long to rest before retrying what has failed.
 pub(crate) const REST: Duration = Duration::from_secs(10);
 
-/// How long to wait after the first change for those that belong to it: a user's name and its password are two.
+/// How long to wait after the first change for others that belong to it: a user's name and its password are two.
 pub(crate) const SETTLE: Duration = Duration::from_secs(2);
 
 /// A secret in use.
@@ -65,7 +65,7 @@ impl Used {
 }
 
 impl Watch {
-    /// Adds a secret in the version that is in use.
+    /// Adds a secret, in the version that is in use.
     pub(crate) fn add(&mut self, used: Used, secret: &Secret) {
         self.0.push(Watched {
             used,
@@ -74,8 +74,8 @@ impl Watch {
         });
     }
 
-    /// Ends when one of them is another version; its name. What cannot be asked for now is asked for later: whoever has
-    /// the old value goes on with it.
+    /// Returns the name of one of them once it has another version. What cannot be read now is retried later: whoever
+    /// has the old value goes on with it.
     pub(crate) async fn changed(&self, client: &Client) -> String {
         let turns = Arc::new(Semaphore::new(AT_ONCE));
         let span = if self.0.len() > AT_ONCE {
@@ -92,13 +92,13 @@ impl Watch {
     }
 }
 
-/// The name that the first wait to end comes back with. One that has panicked is not left out of the watch without a
-/// word: whoever watches ends with it.
+/// The name that the first wait to end returns. If a wait has panicked, so does the caller: no secret may drop out of
+/// the watch silently.
 async fn first_of(mut waits: JoinSet<String>) -> String {
     match waits.join_next().await {
         Some(Ok(name)) => name,
         Some(Err(died)) if died.is_panic() => resume_unwind(died.into_panic()),
-        // There is nothing to wait for, or the runtime ends.
+        // There is nothing to wait for, or the runtime is ending.
         None | Some(Err(_)) => pending().await,
     }
 }
@@ -113,14 +113,14 @@ impl Watched {
             match outcome {
                 Ok(None) => told.clear(),
                 Ok(Some(secret)) if secret.version != self.version => return self.used.name,
-                // The same version under another tag: never a reason to do anything, or to ask without a rest.
+                // The same version under another tag: no reason to act, or to ask again without a rest.
                 Ok(Some(secret)) => {
                     self.tag = secret.tag;
                     sleep(REST).await;
                 }
                 Err(error) => {
                     let text = format!("cannot watch {}: {error}", self.used.name);
-                    // Request ids differ; what it is about is said once.
+                    // Request ids differ, so what precedes them is compared, and said once.
                     let about = text.split(" (").next().unwrap_or_default().to_owned();
                     if about != told {
                         terminal::error(&text);

@@ -29,7 +29,7 @@ impl Whoami {
                 "its own"
             };
             let rows = if who.pod.is_empty() {
-                // A machine of one's own has no pods.
+                // One's own machine has no pods.
                 vec![
                     ("namespace", who.namespace),
                     ("service account", who.service_account),

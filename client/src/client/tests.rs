@@ -1,4 +1,4 @@
-//! The client against a socket that answers as a test says.
+//! Tests the client against a socket that answers as the test says.
 
 use super::*;
 use std::io;
@@ -7,25 +7,25 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
-/// A socket that gives one answer after the other, and remembers what it was asked.
+/// A socket that gives one answer after another, and records the requests.
 struct Scripted {
     directory: TempDir,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
-/// What is done with one request.
+/// What to do with a request.
 #[derive(Clone)]
 enum Act {
-    /// It is answered, and the connection stays.
+    /// Answer it, and keep the connection.
     Answer(String),
-    /// The connection ends after that many bytes of an answer.
+    /// End the connection after these bytes of an answer.
     Cut(&'static str),
-    /// Nothing is answered.
+    /// Do not answer.
     Hang,
 }
 
 impl Scripted {
-    /// Answers by `script`, whose last act goes on.
+    /// Answers by `script`, repeating its last act.
     fn start(script: Vec<Act>) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let listener = UnixListener::bind(directory.path().join("agent.sock"))?;
@@ -45,7 +45,7 @@ impl Scripted {
         Client::new(socket).patience(Duration::from_secs(5))
     }
 
-    /// The requests so far, each with its head and body.
+    /// The requests so far, each with head and body.
     fn asked(&self) -> Vec<String> {
         lock(&self.asked).clone()
     }
@@ -75,7 +75,7 @@ async fn serve(
     }
 }
 
-/// One request with its body, or nothing when the connection has ended.
+/// Reads a request with its body, or returns `None` when the connection has ended.
 async fn request(stream: &mut UnixStream) -> Option<String> {
     let mut text = String::new();
     let mut bytes = [0; 8192];
@@ -110,7 +110,7 @@ fn answer(status: u16, headers: &str, body: &str) -> Act {
 
 const SECRET: &str = r#"{"name":"n","value":"v","version":"1","backend":"aws"}"#;
 
-/// For how many milliseconds a request asks to wait.
+/// How many milliseconds a request asks to wait.
 fn asked_wait(head: &str) -> u64 {
     let wait = head
         .split_once("?wait=")
@@ -210,7 +210,7 @@ async fn a_wait_names_the_tag_and_ends_with_the_next_version_or_without_one() {
     let began = Instant::now();
     let same = client.wait(&ask, &secret.tag, Duration::from_secs(1)).await;
     assert!(same.expect("an answer").is_none());
-    // The agent leaves, and is not asked again in the same moment.
+    // The agent leaves, and is not asked again at the same moment.
     assert!(began.elapsed() >= Duration::from_secs(1));
     assert_eq!(agent.asked().len(), 2);
     let newer = client.wait(&ask, &secret.tag, Duration::from_secs(3)).await;
@@ -233,7 +233,7 @@ async fn a_wait_that_is_tried_again_asks_for_what_is_left_of_its_time() {
     let [first, second] = waits[..] else {
         panic!("{waits:?}");
     };
-    // The agent has asked for a second before it is tried again.
+    // The agent has asked to wait a second before the retry.
     assert!(first <= 30_000 && second <= first - 1000, "{waits:?}");
 }
 
@@ -241,7 +241,7 @@ async fn a_wait_that_is_tried_again_asks_for_what_is_left_of_its_time() {
 async fn names_are_asked_a_hundred_at_a_time_once_each_and_come_back_in_order() {
     let names: Vec<String> = (0..150).map(|number| format!("n{number}")).collect();
     let batch = |names: &[String]| {
-        // The other way round, so that the order is the client's work.
+        // In reverse, so that the order is the client's work.
         let secrets: Vec<_> = names
             .iter()
             .rev()
@@ -265,7 +265,7 @@ async fn names_are_asked_a_hundred_at_a_time_once_each_and_come_back_in_order() 
 
 #[tokio::test]
 async fn each_secret_of_a_batch_has_the_name_that_it_was_asked_for_by() {
-    // As of a vault that does not tell capitals apart.
+    // As from a vault that does not tell capitals apart.
     let named = |name: &str, version: &str| serde_json::json!({"name": name, "value": "v", "version": version, "backend": "azure"});
     let secrets = [
         named("prod/db", "1"),

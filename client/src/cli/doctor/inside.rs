@@ -1,4 +1,4 @@
-//! From inside a pod: the way of a request, step by step, as far as it goes.
+//! From inside a pod: follows the path of a request step by step, as far as it gets.
 
 use super::place::{CHECK, Place, STDERR, user};
 use super::report::Report;
@@ -7,14 +7,14 @@ use crate::error::{ClientError, Refusal};
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
 
-/// Walks the way of a request.
+/// Follows the path of a request.
 pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option<&str>) -> Report {
     let mut report = Report::default();
     let place = Place::of_environment();
     if !socket::examine(&mut report, place, client.socket()).await {
         return report;
     }
-    // Asked once: what a second try would hide is what is looked for.
+    // No retries: they would hide what is looked for.
     let client = client.clone().without_retries();
     let Some(default) = readiness(&mut report, place, &client).await else {
         return report;
@@ -50,7 +50,7 @@ pub(super) async fn examine(client: &Client, name: Option<&str>, backend: Option
     report
 }
 
-/// What is tried with the identity.
+/// What is examined once the identity is known.
 struct Case<'a> {
     place: Place,
     identity: &'a Identity,
@@ -59,7 +59,7 @@ struct Case<'a> {
     name: Option<&'a str>,
 }
 
-/// Whether the agent is ready; the name of its default backend.
+/// Checks whether the agent is ready. Returns the name of its default backend.
 async fn readiness(report: &mut Report, place: Place, client: &Client) -> Option<String> {
     match client.readiness().await {
         Ok(health) if health.missing.is_empty() => {
@@ -92,7 +92,7 @@ async fn readiness(report: &mut Report, place: Place, client: &Client) -> Option
     }
 }
 
-/// Who the agent says this is.
+/// Asks the agent who this is.
 async fn identity(report: &mut Report, place: Place, client: &Client) -> Option<Identity> {
     let error = match client.identity().await {
         Ok(identity) => {
@@ -181,7 +181,7 @@ fn over_limit(report: &mut Report, refusal: &Refusal) {
 }
 
 impl Case<'_> {
-    /// Reads the secret, or, where none is named, tries whether the role can be taken on by asking for one name.
+    /// Reads the secret or, if none is named, tries whether the role can be assumed by listing one name.
     async fn read(&self, report: &mut Report, client: &Client) {
         let outcome = match self.name {
             Some(name) => {
@@ -242,7 +242,7 @@ impl Case<'_> {
                 finding.next(format!(
                     "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
                 ));
-                // The agent names the annotation: which cloud it is of, the backend's name does not say.
+                // The agent names the annotation: the backend's name does not say which cloud it is.
                 if let Some((_, key)) = refusal.message.split_once("annotate it with ") {
                     let key = key.split_once(',').map_or(key, |(key, _)| key);
                     finding.next(format!(
@@ -272,7 +272,7 @@ impl Case<'_> {
             (Code::Throttled, Some(Step::Exchange)) => {
                 report.refused("exchange", "throttled", refusal);
             }
-            // The agent's words for what each cloud says then.
+            // The agent's text for what each cloud says in this case.
             (Code::Unavailable, Some(Step::Exchange))
                 if refusal.message.contains("cannot fetch the keys of") =>
             {
@@ -328,7 +328,7 @@ impl Case<'_> {
         }
     }
 
-    /// Says that the role has been taken on, where there is one to take on.
+    /// Reports that the role has been assumed, if there is one to assume.
     fn exchanged(&self, report: &mut Report) {
         if self.role.is_some_and(|role| !is_of_a_store(role)) {
             report.ok("exchange", "the role is given");
@@ -357,7 +357,7 @@ impl Case<'_> {
             (Code::Unavailable, _) => {
                 let finding = report.refused("secret", "vault_unreachable", refusal);
                 match self.place {
-                    // No network leads to a store: what it lacks, the agent has said.
+                    // No network leads to a store: the agent has said what it lacks.
                     _ if self.role.is_some_and(is_of_a_store) => {}
                     Place::Pod => {
                         finding
@@ -409,7 +409,7 @@ impl Case<'_> {
     }
 }
 
-/// Whether a role is none that is taken on: a part of a folder or a password store, or all of it, as the agent says it.
+/// Whether a role is not one to assume, but all or part of a folder or password store, in the agent's words.
 fn is_of_a_store(role: &str) -> bool {
     role == "the whole store" || role.starts_with("folder ")
 }

@@ -1,4 +1,4 @@
-//! From a workstation: a pod and what it needs, by what `kubectl get -o json` shows.
+//! From a workstation: examines a pod and what it needs, from what `kubectl get -o json` shows.
 
 mod account;
 mod agent;
@@ -28,12 +28,12 @@ struct Kubectl<'a> {
     context: Option<&'a str>,
 }
 
-/// What kubectl could not give.
+/// Why kubectl gave nothing.
 #[derive(Debug)]
 enum Missing {
     /// There is no such object.
     Object,
-    /// kubectl failed; its own words.
+    /// kubectl failed, with this text.
     Failed(String),
 }
 
@@ -57,7 +57,7 @@ pub(super) fn examine(name: &PodName, context: Option<&str>) -> Result<Report, F
         Err(Missing::Failed(words)) => return Err(Failure::other(format!("kubectl: {words}"))),
     };
     let asks = pod::examine(&mut report, &kubectl, &pod);
-    // Its own agent needs neither a role on the account nor an agent on the node.
+    // A pod with its own agent needs neither a role on the account nor an agent on the node.
     if pod::sidecar(&pod).is_none() {
         account::examine(&mut report, &kubectl, namespace, &pod)?;
         agent::examine(&mut report, &kubectl, &pod)?;
@@ -109,7 +109,7 @@ impl PodName {
 // === impl Kubectl ===
 
 impl Kubectl<'_> {
-    /// The object that `kubectl get` prints. That kubectl itself cannot be run is a failure of the whole.
+    /// The object that `kubectl get` prints. If kubectl itself cannot be run, the whole command fails.
     fn get(&self, what: &[&str]) -> Result<Result<Json, Missing>, Failure> {
         let (good, stdout, stderr) = self.run([&["get"], what, &["--output", "json"]].concat())?;
         if !good {
@@ -125,10 +125,10 @@ impl Kubectl<'_> {
         Ok(object)
     }
 
-    /// Whether somebody may do something; nothing if that cannot be said.
+    /// Whether somebody may do something; `None` if that cannot be determined.
     fn may(&self, what: &[&str]) -> Result<Option<bool>, Failure> {
         let (_, stdout, _) = self.run([&["auth", "can-i"], what].concat())?;
-        // With a reason, where the cluster's authorizer gives one: `no - REASON`.
+        // With a reason, if the cluster's authorizer gives one: `no - REASON`.
         let (answer, _) = stdout.split_once(" - ").unwrap_or((&stdout, ""));
         Ok(match answer.trim() {
             "yes" => Some(true),
@@ -137,7 +137,7 @@ impl Kubectl<'_> {
         })
     }
 
-    /// A line for a person to type, which asks the same cluster.
+    /// A line for a person to type, for the same cluster.
     fn line(&self, arguments: fmt::Arguments<'_>) -> String {
         match self.context {
             Some(context) => format!("kubectl --context {context} {arguments}"),
@@ -169,7 +169,7 @@ impl Kubectl<'_> {
     }
 }
 
-/// What kubectl says at last. The lines before are its log, with a line for each try.
+/// The last line that kubectl writes. The lines before it are its log, one for each attempt.
 fn last_line(stderr: &str) -> &str {
     stderr.trim().lines().next_back().unwrap_or_default()
 }
@@ -196,7 +196,7 @@ fn list<'a>(object: &'a Json, pointer: &str) -> impl Iterator<Item = &'a Json> {
         .flatten()
 }
 
-/// The annotation, trimmed, if it says something.
+/// The annotation, trimmed, if it is not empty.
 fn annotation<'a>(object: &'a Json, key: &str) -> Option<&'a str> {
     let annotations = object.pointer("/metadata/annotations")?;
     let value = annotations.get(key)?.as_str()?.trim();

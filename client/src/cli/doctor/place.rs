@@ -1,4 +1,4 @@
-//! Where the command runs: what to do next is one thing in a pod, and another on a machine without a cluster.
+//! Where the command runs: what to do next differs between a pod and a machine without a cluster.
 
 use crate::client::is_in_pod;
 use crate::protocol::Identity;
@@ -6,14 +6,14 @@ use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
-/// How an agent is started on a machine of one's own.
+/// How to start an agent on one's own machine.
 pub(super) const START: &str = "latchkey-agent --config deploy/local.toml";
 
-/// What such an agent lacks.
+/// How to see what such an agent lacks.
 pub(super) const CHECK: &str =
     "latchkey-agent check --config FILE, with the agent's own configuration";
 
-/// Where such an agent tells what it does.
+/// Where such an agent logs.
 pub(super) const STDERR: &str = "the agent's stderr says more";
 
 /// Where the command runs.
@@ -26,7 +26,7 @@ pub(super) enum Place {
 }
 
 impl Place {
-    /// As far as it can be told before the agent says who this is.
+    /// As far as can be told before the agent says who this is.
     pub(super) fn of_environment() -> Self {
         if is_in_pod() {
             Self::Pod
@@ -57,7 +57,7 @@ impl fmt::Display for Place {
 
 /// The user that the agent sees.
 pub(super) fn user() -> String {
-    // Whoever has no /proc knows the number by `id`.
+    // Without /proc, a person can get the number from `id`.
     let uid = fs::metadata("/proc/self").map(|own| own.uid().to_string());
     uid.map_or_else(|_| "uid".to_owned(), |uid| format!("uid {uid}"))
 }

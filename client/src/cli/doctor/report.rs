@@ -1,4 +1,4 @@
-//! What has been looked at, and what was found: for a person, or as JSON.
+//! What was examined, and what was found: for a person, or as JSON.
 
 use crate::cli::failure::{OTHER, UNAVAILABLE, USAGE, exit_of};
 use crate::cli::terminal::{BAD, DIM, GOOD};
@@ -6,20 +6,20 @@ use crate::error::{ClientError, Refusal};
 use serde::Serialize;
 use std::io::{self, Write as _};
 
-/// What was found, in the order in which it was looked at.
+/// What was found, in the order of examination.
 #[derive(Debug, Default)]
 pub(super) struct Report {
     findings: Vec<Finding>,
     exit: u8,
 }
 
-/// One thing that was looked at.
+/// One thing that was examined.
 #[derive(Debug, Serialize)]
 pub(super) struct Finding {
-    /// What was looked at, in a word.
+    /// What was examined, in one word.
     step: &'static str,
     verdict: Verdict,
-    /// What was found, in a word that does not change; none if nothing is wrong.
+    /// What was found, in a word that stays the same; `None` if nothing is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     cause: Option<&'static str>,
     /// What was found, for a person.
@@ -27,18 +27,18 @@ pub(super) struct Finding {
     /// What to do or to type next.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     next: Vec<String>,
-    /// Under which the agent's log knows more.
+    /// The id under which the agent's log says more.
     #[serde(skip_serializing_if = "Option::is_none")]
     request_id: Option<String>,
 }
 
-/// How it is.
+/// Whether it works.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum Verdict {
     /// As it should be.
     Ok,
-    /// It works, and something about it is to be known.
+    /// It works, but something is worth knowing.
     Note,
     /// It does not work.
     Fail,
@@ -47,12 +47,12 @@ enum Verdict {
 // === impl Report ===
 
 impl Report {
-    /// Something is as it should be.
+    /// Reports something that is as it should be.
     pub(super) fn ok(&mut self, step: &'static str, text: impl Into<String>) {
         self.add(step, Verdict::Ok, None, text.into());
     }
 
-    /// Something works, and is to be known.
+    /// Reports something that works, but is worth knowing.
     pub(super) fn note(
         &mut self,
         step: &'static str,
@@ -62,7 +62,7 @@ impl Report {
         self.add(step, Verdict::Note, Some(cause), text.into())
     }
 
-    /// Something does not work.
+    /// Reports something that does not work.
     pub(super) fn fail(
         &mut self,
         step: &'static str,
@@ -75,7 +75,7 @@ impl Report {
         self.add(step, Verdict::Fail, Some(cause), text.into())
     }
 
-    /// The agent is not there, or not for this process.
+    /// Reports that the agent is not there, or not for this process.
     pub(super) fn absent(
         &mut self,
         step: &'static str,
@@ -86,13 +86,13 @@ impl Report {
         self.fail(step, cause, text)
     }
 
-    /// Something that was asked for cannot be.
+    /// Reports that the command line asks for something impossible.
     pub(super) fn misused(&mut self, step: &'static str, cause: &'static str, text: String) {
         self.exit = USAGE;
         self.fail(step, cause, text);
     }
 
-    /// What the agent refused, in its own words; the exit code is that of the refusal.
+    /// Reports what the agent refused, in its own words; the exit code is the refusal's.
     pub(super) fn refused(
         &mut self,
         step: &'static str,
@@ -107,7 +107,7 @@ impl Report {
         finding
     }
 
-    /// A request without an answer that says why.
+    /// Reports a request without an answer that says why.
     pub(super) fn unanswered(&mut self, step: &'static str, error: &ClientError) -> &mut Finding {
         self.absent(step, "no_answer", error.to_string())
     }
@@ -117,7 +117,7 @@ impl Report {
         self.exit != 0
     }
 
-    /// The code that a script sees.
+    /// The command's exit code.
     pub(super) fn exit(&self) -> u8 {
         self.exit
     }
@@ -175,15 +175,14 @@ impl Report {
 // === impl Finding ===
 
 impl Finding {
-    /// Adds what to do or to type next.
+    /// Adds what to do or type next.
     pub(super) fn next(&mut self, what: impl Into<String>) -> &mut Self {
         self.next.push(shown(&what.into()));
         self
     }
 }
 
-/// The text with its control characters written out: some of what is shown was written by whoever made the pod, and a
-/// terminal would obey it.
+/// The text with its control characters escaped: the pod's author wrote some of it, and a terminal would obey it.
 fn shown(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {

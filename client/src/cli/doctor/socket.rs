@@ -1,4 +1,4 @@
-//! The first step: is the agent's directory here, and does somebody listen in it?
+//! The first step: is the agent's directory here, and does anybody listen in it?
 
 use super::AGENTS;
 use super::place::{Place, START, STDERR, user};
@@ -22,7 +22,7 @@ const MOUNT: [&str; 3] = [
     "in the container:       volumeMounts: [{name: latchkey, mountPath: /run/latchkey, readOnly: true}]",
 ];
 
-/// Looks at the socket. Whether it is worth going on.
+/// Examines the socket. Returns whether it is worth going on.
 pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) -> bool {
     let shown = socket.display();
     let length = socket.as_os_str().len();
@@ -54,7 +54,7 @@ pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) ->
     dial(report, place, socket, is_mount).await
 }
 
-/// What lies where the socket should; none if nothing does or it cannot be told, and then the report says why.
+/// What lies where the socket should be. If nothing does, or it cannot be determined, the report says why.
 fn kind_of(report: &mut Report, place: Place, socket: &Path) -> Option<FileType> {
     let directory = match socket.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -113,7 +113,7 @@ fn kind_of(report: &mut Report, place: Place, socket: &Path) -> Option<FileType>
     None
 }
 
-/// Says that nothing is where the agent of a machine would be.
+/// Reports that nothing is where a machine's agent would be.
 fn no_agent(report: &mut Report, socket: &Path, text: &str) {
     let finding = report.absent(
         STEP,
@@ -128,7 +128,7 @@ fn no_agent(report: &mut Report, socket: &Path, text: &str) {
     }
 }
 
-/// Says that it cannot be told what lies there.
+/// Reports that it cannot be determined what lies there.
 fn hidden(report: &mut Report, place: Place, path: &Path, error: &io::Error) {
     let text = format!("cannot look at {}: {error}", path.display());
     if error.kind() == ErrorKind::PermissionDenied {
@@ -138,7 +138,7 @@ fn hidden(report: &mut Report, place: Place, path: &Path, error: &io::Error) {
     }
 }
 
-/// Says whom the agent's directory and socket let in.
+/// Says whom the agent's directory and socket admit.
 fn permit(finding: &mut Finding, place: Place) {
     finding.next(match place {
         Place::Pod => {
@@ -152,9 +152,9 @@ fn permit(finding: &mut Finding, place: Place) {
     });
 }
 
-/// Connects to the socket, which may be mounted as a file of its own. Whether it is worth going on.
+/// Connects to the socket, which may be mounted as a single file. Returns whether it is worth going on.
 ///
-/// With tokio, whose sockets do not block: another one would wait in the kernel until a full queue has room.
+/// With tokio, whose sockets do not block: any other would wait in the kernel until a full queue has room.
 async fn dial(report: &mut Report, place: Place, socket: &Path, is_mount: bool) -> bool {
     let shown = socket.display();
     match UnixStream::connect(socket).await {
@@ -170,7 +170,7 @@ async fn dial(report: &mut Report, place: Place, socket: &Path, is_mount: bool) 
             report.ok(STEP, format!("{shown} answers"));
             true
         }
-        // Its queue is full: the agent is there, and the next steps say how it is.
+        // Its queue is full: the agent is there, and the next steps say how it is doing.
         Err(error) if error.kind() == ErrorKind::WouldBlock => {
             report.note(STEP, "queue_full", format!("the queue of {shown} is full"));
             true
@@ -216,7 +216,7 @@ fn mounted_as_file(report: &mut Report, text: &str) {
     );
 }
 
-/// Says how the directory is mounted.
+/// Says how to mount the directory.
 fn mount(finding: &mut Finding) {
     for line in MOUNT {
         finding.next(line);
@@ -237,20 +237,20 @@ impl Mount {
     }
 }
 
-/// Whether something is mounted at just that path.
+/// Whether something is mounted at exactly this path.
 fn is_mount_point(path: &Path) -> bool {
     let path = fs::canonicalize(path).ok();
     let mount = path.as_deref().and_then(nearest_mount);
     mount.is_some_and(|mount| Some(mount.point) == path)
 }
 
-/// What is mounted at that path, or nearest above it.
+/// The mount at this path, or the nearest above it.
 fn nearest_mount(path: &Path) -> Option<Mount> {
     let path = fs::canonicalize(path).ok()?;
     nearest_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, &path)
 }
 
-/// The same, by what proc_pid_mountinfo(5) tells. Of two at one place the later one covers the other.
+/// The same, from the text of proc_pid_mountinfo(5). Of two mounts at one place, the later covers the other.
 fn nearest_in(mounts: &str, path: &Path) -> Option<Mount> {
     let mounts = mounts.lines().filter_map(|line| {
         let (mount, filesystem) = line.split_once(" - ")?;
@@ -264,7 +264,7 @@ fn nearest_in(mounts: &str, path: &Path) -> Option<Mount> {
         .max_by_key(|mount| mount.point.components().count())
 }
 
-/// A path as mountinfo writes it: what would end a field is a backslash and three octal digits.
+/// Decodes a path of mountinfo's, which writes what would end a field as a backslash and three octal digits.
 fn unescaped(field: &str) -> Option<String> {
     let mut parts = field.split('\\');
     let mut path = parts.next()?.as_bytes().to_vec();
@@ -275,7 +275,7 @@ fn unescaped(field: &str) -> Option<String> {
     String::from_utf8(path).ok()
 }
 
-/// This pod's name as its container most likely knows it.
+/// This pod's name, which its container most likely has as hostname.
 fn pod_name() -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("NAMESPACE/{}", host.trim())

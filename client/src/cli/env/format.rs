@@ -1,4 +1,4 @@
-//! Variables in writing, so that every value comes back as it was.
+//! Writes variables so that every value comes back as it was.
 
 use crate::cli::failure::Failure;
 use crate::cli::variables::{Variable, Wanted};
@@ -17,7 +17,7 @@ pub(super) enum Format {
 }
 
 impl Format {
-    /// Whether variables of these names can be written so.
+    /// Whether variables of these names can be written in this format.
     pub(super) fn check(self, wanted: &[Wanted]) -> Result<(), Failure> {
         if self == Self::Json {
             return Ok(());
@@ -52,7 +52,7 @@ impl Format {
                     })?;
                     text.extend_from_slice(begin);
                     begin = b",";
-                    // Strings into memory: there is nothing that could fail.
+                    // Writing to memory does not fail.
                     let _ = serde_json::to_writer(&mut **text, variable.name);
                     text.push(b':');
                     let _ = serde_json::to_writer(&mut **text, value);
@@ -76,7 +76,7 @@ impl Format {
     }
 }
 
-/// In single quotes, in which a shell changes nothing; a single quote itself is written outside of them.
+/// Writes a value in single quotes, in which a shell changes nothing; a single quote itself goes outside of them.
 fn shell(text: &mut Zeroizing<Vec<u8>>, value: &[u8]) {
     text.push(b'\'');
     for &byte in value {
@@ -89,9 +89,9 @@ fn shell(text: &mut Zeroizing<Vec<u8>>, value: &[u8]) {
     text.push(b'\'');
 }
 
-/// In single quotes where that is all, since every reader of such files takes those literally; a value that has a single
-/// quote or a backslash in double quotes, with a backslash before `"`, `$`, `` ` `` and `\`, as a POSIX shell reads
-/// them. A line break is itself in both.
+/// Writes a value in single quotes if they suffice, since every reader of such files takes those literally; a value
+/// with a single quote or a backslash in double quotes, with a backslash before `"`, `$`, `` ` `` and `\`, as a POSIX
+/// shell reads them. A line break is itself in both.
 fn dotenv(text: &mut Zeroizing<Vec<u8>>, value: &[u8]) {
     if !value.iter().any(|byte| matches!(byte, b'\'' | b'\\')) {
         return shell(text, value);
@@ -136,10 +136,10 @@ mod tests {
         text.to_vec()
     }
 
-    /// What a shell has in the variable after it has run the lines.
+    /// What a shell has in the variable after running the lines.
     fn read_by(program: &str, lines: &[u8]) -> Vec<u8> {
         let mut script = lines.to_vec();
-        // A value may end with a line break, which `$()` would drop, so it is printed by itself.
+        // Printed by the script: a value may end with a line break, which `$()` would drop.
         script.extend_from_slice(b"printf %s \"$A_1\"");
         let output = Command::new(program)
             .arg("-c")
@@ -152,7 +152,7 @@ mod tests {
         output.stdout
     }
 
-    /// The grammar of the documentation, read by itself: quotes of either kind, and in double quotes a backslash that
+    /// Reads a line by the documented grammar, on its own: quotes of either kind, and in double quotes a backslash that
     /// takes the next character as it is.
     fn read_dotenv(line: &[u8]) -> Vec<u8> {
         let rest = line.strip_prefix(b"A_1=").expect("the name");
@@ -172,7 +172,7 @@ mod tests {
         value
     }
 
-    /// Values that have been trouble to somebody.
+    /// Values that have caused somebody trouble.
     const TROUBLE: [&str; 16] = [
         "",
         " ",

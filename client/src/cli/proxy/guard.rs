@@ -1,14 +1,14 @@
-//! Which requests are passed on: those of programs in this pod, and none that a web page made a browser send.
+//! Which requests are passed on: those of programs in this pod, and none that a web page has made a browser send.
 
 use crate::protocol::is_relayed;
 use hyper::header::{self, HeaderMap, HeaderName};
 use hyper::http::request::Parts;
 use hyper::http::uri::Authority;
 
-/// The hosts that a program in this pod asks for; a name that resolves to loopback is somebody else's.
+/// The hosts in requests of this pod's programs; any other name that resolves to loopback is somebody else's.
 const OWN_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// What a browser says of who made it ask.
+/// In which a browser says who made it send the request.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Headers that are about one connection (RFC 9110 section 7.6.1).
@@ -21,7 +21,7 @@ const HOP_BY_HOP: [HeaderName; 6] = [
     header::UPGRADE,
 ];
 
-/// A host that requests may be for. One with a port would be no request's: the port of a `Host` is not looked at.
+/// Parses a host that requests may be for. It may have no port: the port of a `Host` is ignored.
 pub(super) fn host(text: &str) -> Result<String, String> {
     let authority = text.parse::<Authority>().ok();
     match authority {
@@ -30,7 +30,7 @@ pub(super) fn host(text: &str) -> Result<String, String> {
     }
 }
 
-/// Says which requests are passed on.
+/// Decides which requests are passed on.
 #[derive(Debug)]
 pub(super) struct Guard {
     hosts: Vec<String>,
@@ -38,7 +38,7 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// A guard that lets in the pod's own hosts and `more`, and only with the header that is required.
+    /// A guard that admits the pod's own hosts and `more`, and only requests with the header that is required, if any.
     pub(super) fn new(more: Vec<String>, required: Option<HeaderName>) -> Self {
         let own = OWN_HOSTS.iter().map(|host| (*host).to_owned());
         let hosts = own.chain(more.into_iter().map(|host| host.to_ascii_lowercase()));
@@ -48,7 +48,7 @@ impl Guard {
         }
     }
 
-    /// Whether the request is passed on, or why not.
+    /// Admits the request, or says why not.
     pub(super) fn admit(&self, head: &Parts) -> Result<(), &'static str> {
         if head.uri.authority().is_some() || head.uri.scheme().is_some() {
             return Err(
@@ -66,7 +66,8 @@ impl Guard {
             }
         }
         let from_elsewhere = head.headers.get_all(FETCH_SITE).iter().any(|site| {
-            // What a person types into the address bar, and what is no browser.
+            // Typed into the address bar, or sent by a page of the same origin. What is no browser sends no such
+            // header.
             !matches!(site.as_bytes(), b"none" | b"same-origin")
         });
         if from_elsewhere {
@@ -80,8 +81,8 @@ impl Guard {
         }
     }
 
-    /// Whether the one `Host` is of the pod's own, whatever its port: a web page whose name has been pointed at loopback
-    /// asks for that name.
+    /// Whether the only `Host` is one of the pod's own, whatever its port: a web page whose name has been pointed at
+    /// loopback sends that name.
     fn is_own(&self, headers: &HeaderMap) -> bool {
         let mut hosts = headers.get_all(header::HOST).iter();
         let (Some(host), None) = (hosts.next(), hosts.next()) else {
@@ -99,7 +100,7 @@ impl Guard {
     }
 }
 
-/// Removes what is about the one connection that it came on.
+/// Removes the headers that are about a single connection.
 pub(super) fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)

@@ -1,4 +1,4 @@
-//! One rendering: the template's language is minijinja's, and `secret()` is ours.
+//! One rendering: the template language is minijinja's, and `secret()` is ours.
 
 use crate::cli::failure::{Failure, OTHER, UNAVAILABLE};
 use crate::cli::watch::{Used, Watch};
@@ -14,31 +14,31 @@ use zeroize::Zeroizing;
 /// How often to render a template whose secrets change from one read to the next.
 const TRIES: usize = 3;
 
-/// What came of a template.
+/// A rendered template.
 #[derive(Debug)]
 pub(super) struct Rendered {
     pub(super) text: Zeroizing<String>,
     secrets: BTreeMap<Used, Secret>,
 }
 
-/// What a template asks for, and whom to tell.
+/// What a template asks for, and where to send the answer.
 #[derive(Debug)]
 struct Asked {
     used: Used,
     answer: oneshot::Sender<Result<String, Error>>,
 }
 
-/// Reads what a template asks for, each secret and each member of one once.
+/// Reads what a template asks for: each secret, and each member of one, only once.
 #[derive(Debug)]
 struct Reader<'a> {
     client: &'a Client,
     secrets: BTreeMap<Used, Secret>,
-    /// How the first secret that could not be read failed.
+    /// How the first secret that could not be read has failed.
     failure: Option<Failure>,
 }
 
 impl Rendered {
-    /// Whether each secret in it is one version: of two members, each read by itself, the second may be newer.
+    /// Whether each secret in it is of one version: members are read one by one, and the second may be newer.
     fn is_of_one_version(&self) -> bool {
         let mut versions = BTreeMap::new();
         self.secrets.iter().all(|(used, secret)| {
@@ -47,7 +47,7 @@ impl Rendered {
         })
     }
 
-    /// The secrets in it, to be watched.
+    /// The secrets in it, to watch them.
     pub(super) fn watch(&self) -> Watch {
         let mut watch = Watch::default();
         for (used, secret) in &self.secrets {
@@ -61,7 +61,7 @@ impl Rendered {
 ///
 /// # Errors
 ///
-/// Naming file and line.
+/// If it cannot be rendered; the text names file and line.
 pub(super) async fn render(client: &Client, name: &str, source: &str) -> Result<Rendered, Failure> {
     for _ in 0..TRIES {
         let rendered = render_once(client, name, source).await?;
@@ -76,8 +76,8 @@ pub(super) async fn render(client: &Client, name: &str, source: &str) -> Result<
 async fn render_once(client: &Client, name: &str, source: &str) -> Result<Rendered, Failure> {
     let (asks, mut asked) = mpsc::channel(1);
     let (called, template) = (name.to_owned(), source.to_owned());
-    // A template's functions are no futures: they wait on a thread of their own for what is read here. If nobody reads
-    // any more, since the command is to end, they fail.
+    // A template's functions are not async: they wait on a thread of their own for what is read here. When nobody reads
+    // any more, because the command is stopping, they fail.
     let mut rendering = tokio::task::spawn_blocking(move || {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
@@ -98,7 +98,7 @@ async fn render_once(client: &Client, name: &str, source: &str) -> Result<Render
     let outcome = loop {
         tokio::select! {
             Some(Asked { used, answer }) = asked.recv() => {
-                // Whoever asked waits for it, unless the thread has panicked: the next turn shows that.
+                // The function waits for it, unless its thread has panicked: the next turn shows that.
                 let _ = answer.send(reader.text(used).await);
             }
             outcome = &mut rendering => break outcome,
@@ -121,7 +121,7 @@ fn ask(asks: &mpsc::Sender<Asked>, name: String, options: &Kwargs) -> Result<Str
     if name.is_empty() {
         return Err(wrong("a secret's name is missing: secret(NAME)".to_owned()));
     }
-    // An empty one would be as if it were not there: the whole secret in place of a member.
+    // An empty option would count as none: the whole secret instead of a member.
     let option = |what: &str| match options.get::<Option<String>>(what)? {
         Some(text) if text.is_empty() => Err(wrong(format!("{name}: its {what} is empty"))),
         option => Ok(option),
@@ -162,7 +162,7 @@ impl Reader<'_> {
     }
 }
 
-/// The value as the template's language has texts. It copies them as it likes, and does not wipe them.
+/// The value as a text of the template language, which copies texts as it likes, and does not wipe them.
 fn text_of(secret: &Secret) -> Result<String, Error> {
     let text = secret.value.expose_text().ok_or_else(|| {
         Error::new(
@@ -176,8 +176,8 @@ fn text_of(secret: &Secret) -> Result<String, Error> {
     Ok(text.to_owned())
 }
 
-/// What is wrong, and where. A detail may quote a value, so only those are told that come from the template's own text
-/// or from us; in place of others, what the template has there.
+/// What is wrong, and where. A detail may quote a value, so only details that come from the template's own text or from
+/// us are shown; instead of others, what the template has there.
 fn described(name: &str, source: &str, error: &Error, failure: Option<Failure>) -> Failure {
     let kind = error.kind();
     let detail = match (&failure, kind) {
@@ -208,8 +208,8 @@ fn described(name: &str, source: &str, error: &Error, failure: Option<Failure>) 
     Failure::new(exit, format!("{place}: {what}"))
 }
 
-/// The tag that an error is in, such as `{{ secret("a") }}`, where it is on one line. The place of the error itself is
-/// not always a whole expression.
+/// The tag that an error is in, such as `{{ secret("a") }}`, if it is on one line. The range of the error itself is not
+/// always a whole expression.
 fn tag<'a>(source: &'a str, error: &Error) -> Option<&'a str> {
     let place = error.range()?;
     let (before, after) = (source.get(..place.start)?, source.get(place.end..)?);
@@ -221,7 +221,7 @@ fn tag<'a>(source: &'a str, error: &Error) -> Option<&'a str> {
     (!tag.contains('\n')).then_some(tag)
 }
 
-/// How it is written, where somebody has most likely meant a secret.
+/// How to write it, if a secret was most likely meant.
 fn hint(kind: ErrorKind, tag: &str) -> &'static str {
     match kind {
         ErrorKind::MissingArgument if tag.contains("secret(") => " (a secret is secret(NAME))",

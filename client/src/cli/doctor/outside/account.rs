@@ -1,4 +1,4 @@
-//! The pod's service account: which role it names, and whether that could be one.
+//! The pod's service account: which role it names, and whether that can be one.
 
 use super::super::report::Report;
 use super::{Kubectl, Missing, annotation, text};
@@ -9,13 +9,13 @@ use serde_json::Value as Json;
 struct Naming {
     key: &'static str,
     is_right: fn(&str) -> bool,
-    /// What a right one looks like.
+    /// What a valid one looks like.
     right: &'static str,
 }
 
 const AWS_ROLE: &str = "arn:aws:iam::ACCOUNT:role/NAME";
 
-/// In the order in which they count.
+/// In order of precedence.
 const NAMINGS: [Naming; 4] = [
     Naming {
         key: "latchkey.dev/aws-role-arn",
@@ -39,7 +39,7 @@ const NAMINGS: [Naming; 4] = [
     },
 ];
 
-/// Which keep containers of a pod from a role.
+/// The annotations that keep containers of a pod from a role.
 const SKIPS: [&str; 2] = [
     "eks.amazonaws.com/skip-containers",
     "azure.workload.identity/skip-containers",
@@ -111,7 +111,7 @@ pub(super) fn examine(
             return Ok(());
         }
     }
-    // Which backend the pod asks does not show from here, and not every one needs a role.
+    // Which backend the pod uses cannot be seen from here, and not every backend needs a role.
     report
         .note(
             "role",
@@ -124,7 +124,7 @@ pub(super) fn examine(
     Ok(())
 }
 
-/// Whether the object names a role; right or wrong, it is told.
+/// Whether the object names a role, which is reported, right or wrong.
 fn role(
     report: &mut Report,
     kubectl: &Kubectl<'_>,
@@ -143,7 +143,7 @@ fn role(
         let Some(value) = annotation(object, key) else {
             continue;
         };
-        // Of the two for AWS the first one counts.
+        // Of the two for AWS, the first takes precedence.
         if named && key == "eks.amazonaws.com/role-arn" {
             continue;
         }

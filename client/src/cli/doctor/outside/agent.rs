@@ -7,7 +7,7 @@ use serde_json::Value as Json;
 
 const STEP: &str = "agent";
 
-/// By which the agent's pods are found.
+/// The labels of the agent's pods.
 const LABELS: &str = "app.kubernetes.io/name=latchkey,app.kubernetes.io/component=agent";
 
 pub(super) fn examine(
@@ -59,7 +59,7 @@ pub(super) fn examine(
     );
     if is_ready(agent) {
         report.ok(STEP, format!("{namespace}/{name} is ready on node {node}"));
-        // With the driver's volume the kubelet hands the tokens over, and the agent needs no right to them.
+        // With the driver's volume, the kubelet hands the tokens over, so the agent needs no right to them.
         if !by_driver {
             may_act(report, kubectl, agent, pod)?;
         }
@@ -85,7 +85,7 @@ fn is_ready(agent: &Json) -> bool {
     }) && text(agent, "/metadata/deletionTimestamp").is_empty()
 }
 
-/// What the first container that says so waits for, or how it ended.
+/// What the first container that says so is waiting for, or how it ended.
 pub(super) fn why<'a>(mut statuses: impl Iterator<Item = &'a Json>) -> String {
     let reason = statuses.find_map(|status| {
         [
@@ -153,7 +153,7 @@ fn may_act(
     Ok(())
 }
 
-/// A pod with the driver's volume does not start where there is no driver.
+/// Checks that there is a driver: without it, a pod with the driver's volume does not start.
 fn driver(report: &mut Report, kubectl: &Kubectl<'_>) -> Result<(), Failure> {
     if let Err(Missing::Object) = kubectl.get(&["csidriver", DRIVER])? {
         report

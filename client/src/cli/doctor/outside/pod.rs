@@ -6,25 +6,25 @@ use super::{DRIVER, Kubectl, annotation, is_of_driver, list, text};
 use serde_json::Value as Json;
 use std::iter::once;
 
-/// The agent's directory on a node, and where a container is to have it.
+/// The agent's directory on a node, and where a container should have it.
 const DIRECTORY: &str = "/run/latchkey";
 
-/// By which a static pod is known.
+/// The annotation by which a static pod is recognized.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
-/// How a volume has to do with the agent's directory.
+/// What a volume has to do with the agent's directory.
 enum Kind {
     /// It is the directory.
     Directory,
     /// It is the socket's file.
     File,
-    /// It has secrets as files, and no socket.
+    /// It holds secrets as files, and no socket.
     Secrets,
-    /// It has nothing to do with it.
+    /// It is something else.
     Other,
 }
 
-/// Whether the pod is one that asks: not one that has nothing but secrets as files.
+/// Examines the pod. Returns whether it sends requests: not if it has only secrets as files.
 pub(super) fn examine(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json) -> bool {
     phase(report, kubectl, pod);
     let asks = if let Some(container) = sidecar(pod) {
@@ -218,7 +218,7 @@ fn has_variable(container: &Json) -> bool {
     list(container, "/env").any(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
 }
 
-/// The name of the container that is an agent of the pod's own, by its environment.
+/// The name of the container that is the pod's own agent, judging by its environment.
 pub(super) fn sidecar(pod: &Json) -> Option<&str> {
     let is_sidecar = |container: &&Json| {
         list(container, "/env").any(|variable| {
@@ -230,7 +230,7 @@ pub(super) fn sidecar(pod: &Json) -> Option<&str> {
     Some(text(container, "/name"))
 }
 
-/// Whether that agent is ready, where the kubelet has said anything of it.
+/// Checks whether that agent is ready, if the kubelet has reported on it.
 fn own_agent(report: &mut Report, kubectl: &Kubectl<'_>, pod: &Json, container: &str) {
     let not_ready = list(pod, "/status/containerStatuses")
         .chain(list(pod, "/status/initContainerStatuses"))
@@ -260,7 +260,7 @@ fn containers(pod: &Json) -> impl Iterator<Item = &Json> {
     list(pod, "/spec/containers").chain(list(pod, "/spec/initContainers"))
 }
 
-/// A proxy on the node's own network does not start.
+/// Checks the network: a proxy on the node's own network does not start.
 fn network(report: &mut Report, pod: &Json) {
     if pod.pointer("/spec/hostNetwork") != Some(&Json::Bool(true)) {
         return;
@@ -318,7 +318,7 @@ mod tests {
         let mut report = Report::default();
         assert!(!examine(&mut report, &kubectl, &pod));
         assert!(!report.has_failed(), "{}", report.json());
-        // One that has the socket too is looked at as any other.
+        // A pod that also has the socket is treated like any other.
         let mut both = pod;
         let volumes = both["spec"]["volumes"].as_array_mut().expect("volumes");
         volumes.push(json!({"name": "latchkey", "csi": {"driver": DRIVER}}));
