@@ -1,13 +1,13 @@
-//! A fake AWS that is as strict as the real one: STS `AssumeRoleWithWebIdentity` and `AssumeRole`, and Secrets Manager's
-//! reads.
+//! A fake AWS that is as strict as the real one: STS `AssumeRoleWithWebIdentity` and `AssumeRole`, and Secrets
+//! Manager's reads.
 //!
-//! STS believes a subject token only by its signature, issuer, expiry and audience, and gives a session only if the
-//! role's trust policy allows it. Secrets Manager checks the Signature Version 4 of every request, the session's
-//! expiry and revocation, and the role's policy on the secret's ARN. Over HTTP everything is read-only, as the agent
-//! is; tests write secrets, roles and faults through [`FakeAws`].
+//! STS accepts a subject token only by its signature, issuer, expiry and audience, and gives a session only if the
+//! role's trust policy allows it. Secrets Manager checks the Signature Version 4 of every request, the session's expiry
+//! and revocation, and the role's policy on the secret's ARN. Over HTTP everything is read-only, as the agent is; tests
+//! write secrets, roles and faults through [`FakeAws`].
 //!
-//! Not here: KMS keys, resource policies, session policies and tags, and conditions beyond strings; what is not known
-//! is refused and never passed over.
+//! Not here: KMS keys, resource policies, session policies and tags, and conditions beyond strings; whatever the fake
+//! does not know is refused, never ignored.
 
 mod assume;
 mod call;
@@ -52,18 +52,18 @@ use secret::Store;
 /// A fault that is in force until it is cleared or this is dropped.
 pub type FaultGuard = crate::fake::FaultGuard<Fault>;
 
-/// What a fake AWS is like; [`FakeAwsConfig::default`] suits most tests.
+/// The settings of a fake AWS; [`FakeAwsConfig::default`] suits most tests.
 #[derive(Clone, Debug)]
 pub struct FakeAwsConfig {
-    /// Where it listens; port 0: any.
+    /// Where it listens; port 0: any port.
     pub listen: SocketAddr,
     /// The account that [`FakeAws::put_secret`] and its like work in.
     pub account: String,
-    /// The regions that there are.
+    /// The regions that exist.
     pub regions: Vec<String>,
-    /// Regions that also have an endpoint of their own, where no other region's signatures are good.
+    /// Regions that also have an endpoint of their own, at which signatures for other regions are refused.
     pub pinned_regions: Vec<String>,
-    /// The most names that one `ListSecrets` answer holds, however many were asked for, as AWS reserves the right to.
+    /// The most names in one `ListSecrets` answer, however many were requested, as AWS reserves the right to.
     pub page_limit: usize,
     /// How many calls are remembered.
     pub calls_kept: usize,
@@ -133,7 +133,7 @@ pub fn provider_arn(partition: &str, account: &str, issuer: &str) -> String {
     format!("arn:{partition}:iam::{account}:oidc-provider/{host}")
 }
 
-/// The `Resource` of a policy that covers secrets by name, which may hold `*`, in one region or in `*`.
+/// The `Resource` of a policy that covers secrets by name, which may contain `*`, in one region or in `*`.
 ///
 /// The name must end with `*` or `-??????` to match a real ARN, which ends with six random characters.
 #[must_use]
@@ -184,8 +184,7 @@ impl FakeAws {
 
     /// One fake for the whole test process, on a runtime of its own.
     ///
-    /// Tests that share it keep apart by their own names of roles and secrets, and leave its clock and its listener
-    /// alone.
+    /// Tests that share it use their own names of roles and secrets, and do not touch its clock and its listener.
     ///
     /// # Panics
     ///
@@ -242,7 +241,7 @@ impl FakeAws {
     ///
     /// # Errors
     ///
-    /// If it cannot.
+    /// If the port cannot be listened on.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.main.resume().await
     }
@@ -257,7 +256,7 @@ impl FakeAws {
         Ok(())
     }
 
-    /// Sets the fake's clock this far from the machine's, to either side.
+    /// Sets the fake's clock this far from the machine's, in either direction.
     pub fn set_clock_offset(&self, offset: SignedDuration) {
         let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
         self.inner
@@ -272,21 +271,21 @@ impl FakeAws {
     }
 }
 
-/// What went on, and what goes wrong.
+/// The calls, and the faults.
 impl FakeAws {
-    /// Every call so far, in the order in which they were answered.
+    /// Every call so far, in the order of the answers.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.inner.state.calls.matching(|_| true)
     }
 
-    /// The calls that a test is about.
+    /// The calls that `wanted` accepts.
     #[must_use]
     pub fn calls_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
         self.inner.state.calls.matching(wanted)
     }
 
-    /// How many of them there were.
+    /// How many calls `wanted` accepts.
     #[must_use]
     pub fn count_calls(&self, wanted: impl Fn(&Call) -> bool) -> usize {
         self.inner.state.calls.count(wanted)
@@ -297,7 +296,7 @@ impl FakeAws {
         self.inner.state.calls.clear();
     }
 
-    /// Returns when at least `calls` such calls have been answered; whether they came within `patience`.
+    /// Waits until at least `calls` such calls have been answered. Returns whether that was within `patience`.
     pub async fn called(
         &self,
         calls: usize,

@@ -1,13 +1,14 @@
 //! A fake Azure that is as strict as the real one: Entra ID's token endpoint and Key Vault's reads, over TLS with a
 //! certificate authority of its own.
 //!
-//! Entra ID believes a client assertion only by its signature, issuer, subject, audience and expiry, which a federated
-//! credential of that client in that tenant must name. Key Vault challenges what carries no token, checks each token's
-//! signature, audience, tenant and expiry, and then the client's role assignments or the vault's access policy. Over
-//! HTTP everything is read-only, as the agent is; tests write applications, vaults, secrets and faults through
+//! Entra ID accepts a client assertion only by its signature, issuer, subject, audience and expiry, which a federated
+//! credential of that client in that tenant must name. Key Vault challenges requests without a token, checks each
+//! token's signature, audience, tenant and expiry, and then the client's role assignments or the vault's access policy.
+//! Over HTTP everything is read-only, as the agent is; tests write applications, vaults, secrets and faults through
 //! [`FakeAzure`].
 //!
-//! All hosts are one listener: `login.test` is Entra ID, `NAME.vault.test` a vault. [`FakeAzure::in_reach`] leads there.
+//! All hosts are one listener: `login.test` is Entra ID, `NAME.vault.test` a vault. [`FakeAzure::in_reach`] leads
+//! there.
 
 mod call;
 mod directory;
@@ -47,7 +48,7 @@ use crate::fake::{Authority, CallLog, FaultGuard, Faults, Listener, Port};
 /// Entra ID's host.
 pub const LOGIN_HOST: &str = "login.test";
 
-/// What the hosts of vaults end with.
+/// The suffix of the hosts of vaults.
 pub const VAULT_SUFFIX: &str = ".vault.test";
 
 /// The resource that tokens for the vaults are made out to.
@@ -74,7 +75,7 @@ struct State {
     vaults: RwLock<Vaults>,
     faults: Arc<Faults<Fault>>,
     calls: CallLog<Call>,
-    /// Known once it is bound.
+    /// Known once the listener is bound.
     address: OnceLock<SocketAddr>,
     /// How far the fake's clock is from the machine's, in milliseconds.
     clock_offset: AtomicI64,
@@ -145,8 +146,8 @@ impl FakeAzure {
         Ok(path)
     }
 
-    /// The settings of an agent that finds this fake, with these vaults, and believes it. Files for it are written into
-    /// `directory`: a `hosts` file that is put over the agent's own in a mount namespace of its own, and the fake's CA.
+    /// The settings of an agent that finds this fake, with these vaults, and trusts it. Files for it are written into
+    /// `directory`: a `hosts` file to mount over the agent's own in a mount namespace of its own, and the fake's CA.
     ///
     /// # Errors
     ///
@@ -185,12 +186,12 @@ impl FakeAzure {
     ///
     /// # Errors
     ///
-    /// If it cannot.
+    /// If the port cannot be listened on.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.listener.resume().await
     }
 
-    /// Sets the fake's clock this far from the machine's, to either side.
+    /// Sets the fake's clock this far from the machine's, in either direction.
     pub fn set_clock_offset(&self, offset: SignedDuration) {
         let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
         let state = &self.inner.state;
@@ -198,21 +199,21 @@ impl FakeAzure {
     }
 }
 
-/// What went on, and what goes wrong.
+/// The calls, and the faults.
 impl FakeAzure {
-    /// Every call so far, in the order in which they were answered.
+    /// Every call so far, in the order of the answers.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.inner.state.calls.matching(|_| true)
     }
 
-    /// The calls that a test is about.
+    /// The calls that `wanted` accepts.
     #[must_use]
     pub fn calls_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
         self.inner.state.calls.matching(wanted)
     }
 
-    /// Returns when at least `calls` such calls have been answered; whether they came within `patience`.
+    /// Waits until at least `calls` such calls have been answered. Returns whether that was within `patience`.
     pub async fn called(
         &self,
         calls: usize,
@@ -241,7 +242,7 @@ impl State {
         Timestamp::now() + SignedDuration::from_millis(offset)
     }
 
-    /// The port; whoever asks has come by it.
+    /// The port; it is known once there are requests.
     fn port(&self) -> u16 {
         self.address.get().map_or(0, SocketAddr::port)
     }

@@ -1,18 +1,17 @@
 //! A fake Google Cloud that is as strict as the real one: the Security Token Service's token exchange,
 //! `generateAccessToken`, and Secret Manager's reads.
 //!
-//! The token service believes a subject token only by its signature, issuer, audience and expiry, as a provider of
-//! workload identity federation or GKE's own pool takes it, with the provider's attribute mapping and condition. A
-//! service account's token is given only to whom a binding on the account admits, through each delegate. Secret Manager
-//! looks at each bearer's expiry and at the bindings of secret and project, with their conditions on the resource's
-//! name. Over HTTP everything is read-only, as the agent is; tests write secrets, bindings and faults through
-//! [`FakeGcp`].
+//! The token service accepts a subject token only by its signature, issuer, audience and expiry, as a provider of
+//! workload identity federation or GKE's own pool does, with the provider's attribute mapping and condition. A service
+//! account's token is given only to members that a binding on the account admits, through each delegate. Secret Manager
+//! checks each bearer's expiry and the bindings of secret and project, with their conditions on the resource's name.
+//! Over HTTP everything is read-only, as the agent is; tests write secrets, bindings and faults through [`FakeGcp`].
 //!
-//! Machines outside of any cluster are signed in by a service account's key, by a person's refresh token, or by the
-//! account that they run as.
+//! Machines outside of any cluster sign in with a service account's key, a person's refresh token, or the account that
+//! they run as.
 //!
-//! Not here: organisations, folders, deny policies, groups, regional secrets, KMS keys, downscoped tokens; what is not
-//! known is refused and never passed over.
+//! Not here: organisations, folders, deny policies, groups, regional secrets, KMS keys, downscoped tokens; whatever the
+//! fake does not know is refused, never ignored.
 
 mod call;
 mod cel;
@@ -49,7 +48,7 @@ use crate::fake::{CallLog, FaultGuard, Faults, Listener, Port};
 use iam::Iam;
 use store::Store;
 
-/// The id of the project that is there from the start.
+/// The id of the project that exists from the start.
 pub const PROJECT: &str = "acme-prod";
 
 /// Its number.
@@ -78,7 +77,7 @@ struct State {
     store: RwLock<Store>,
     faults: Arc<Faults<Fault>>,
     calls: CallLog<Call>,
-    /// The most names that one `ListSecrets` answer holds.
+    /// The most names in one `ListSecrets` answer.
     page_limit: AtomicUsize,
     /// How far the fake's clock is from the machine's, in milliseconds.
     clock_offset: AtomicI64,
@@ -135,12 +134,12 @@ impl FakeGcp {
     ///
     /// # Errors
     ///
-    /// If it cannot.
+    /// If the port cannot be listened on.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.inner.listener.resume().await
     }
 
-    /// Sets the fake's clock this far from the machine's, to either side.
+    /// Sets the fake's clock this far from the machine's, in either direction.
     pub fn set_clock_offset(&self, offset: SignedDuration) {
         let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
         let clock = &self.inner.state.clock_offset;
@@ -148,15 +147,15 @@ impl FakeGcp {
     }
 }
 
-/// What went on, and what goes wrong.
+/// The calls, and the faults.
 impl FakeGcp {
-    /// Every call so far, in the order in which they were answered.
+    /// Every call so far, in the order of the answers.
     #[must_use]
     pub fn calls(&self) -> Vec<Call> {
         self.inner.state.calls.matching(|_| true)
     }
 
-    /// The calls that a test is about.
+    /// The calls of one kind.
     #[must_use]
     pub fn calls_of(&self, operation: Operation) -> Vec<Call> {
         self.inner
@@ -165,7 +164,7 @@ impl FakeGcp {
             .matching(|call| call.operation == operation)
     }
 
-    /// Returns when at least `calls` calls of that kind have come; whether they came within `patience`.
+    /// Waits until at least `calls` calls of this kind have come. Returns whether that was within `patience`.
     pub async fn called(&self, calls: usize, patience: Duration, operation: Operation) -> bool {
         let log = &self.inner.state.calls;
         let mut total = log.total();
@@ -211,7 +210,7 @@ impl State {
     }
 }
 
-/// What nobody guesses.
+/// A text that nobody can guess.
 fn random() -> String {
     let half = || uuid::Uuid::new_v4().simple().to_string();
     half() + &half()

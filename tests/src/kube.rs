@@ -1,8 +1,8 @@
-//! A strict fake of the Kubernetes API server: what the agent asks of it is answered as the real one answers.
+//! A strict fake of the Kubernetes API server: it answers the agent's requests as the real one does.
 //!
-//! It speaks the real wire (plain HTTP on the loopback), judges each request by RBAC, pages its lists, serves watches
-//! with bookmarks and `410 Gone`, and signs real service account tokens. Tests change the cluster through [`FakeKube`]
-//! and make the server slow, stale, wrong or absent; [`FakeKube::requests`] says what was asked of it.
+//! It speaks the real protocol (plain HTTP on the loopback), checks each request by RBAC, pages its lists, serves
+//! watches with bookmarks and `410 Gone`, and signs real service account tokens. Tests change the cluster through
+//! [`FakeKube`], and make the server slow, stale, wrong or absent; [`FakeKube::requests`] returns the requests it got.
 
 mod api;
 mod faults;
@@ -37,7 +37,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::fake::{Listener, Port};
 use crate::jwt::Issuer;
 
-/// The user whom [`FakeKube`] knows from the start, with the rights that the agent's manifests give it.
+/// The user that [`FakeKube`] knows from the start, with the rights that the agent's manifests give it.
 pub const AGENT: &str = "system:serviceaccount:latchkey:latchkey-agent";
 
 /// How a [`FakeKube`] differs from a plain cluster of today.
@@ -45,38 +45,38 @@ pub const AGENT: &str = "system:serviceaccount:latchkey:latchkey-agent";
 pub struct FakeKubeConfig {
     /// The `iss` of its tokens; by default the server's own URL.
     pub issuer: Option<String>,
-    /// How often a quiet watch gets a bookmark (the real server's is one minute).
+    /// How often a quiet watch gets a bookmark (every minute from the real server).
     pub bookmark_interval: Duration,
-    /// Whether watches may ask for `sendInitialEvents` (the WatchList feature); old servers refuse with 422.
+    /// Whether watches may use `sendInitialEvents` (the WatchList feature); old servers refuse it with 422.
     pub watch_list: bool,
     /// Whether a watch from before the last compaction is refused with HTTP 410 instead of a 200 with an `ERROR` event.
     pub gone_as_status: bool,
-    /// The longest life a token gets, however long a life is asked for.
+    /// The longest lifetime of a token, whatever was requested.
     pub max_token_seconds: i64,
 }
 
-/// A running fake API server; a clone is another handle on the same server, which stops with the last of them.
+/// A running fake API server; clones are handles to the same one, which ends with the last of them.
 #[derive(Clone, Debug)]
 pub struct FakeKube {
     cluster: Arc<Cluster>,
     server: Arc<Server>,
 }
 
-/// The listening side. It holds the cluster, which does not hold it, so that the last handle's end is its own.
+/// The listening side. It holds the cluster, but the cluster does not hold it, so that it ends with the last handle.
 #[derive(Debug)]
 struct Server {
     listener: Listener<api::Body>,
     _ended: DropGuard,
 }
 
-/// Everything that is there whether or not anybody listens.
+/// Everything that exists whether or not anybody listens.
 #[derive(Debug)]
 struct Cluster {
     config: FakeKubeConfig,
     address: SocketAddr,
     issuer: Issuer,
     state: Mutex<State>,
-    /// Ticks whenever the state changed, for those who wait for something in it.
+    /// Ticks at each change of the state, for those who wait for something in it.
     changed: tokio::sync::watch::Sender<()>,
 }
 
@@ -157,7 +157,7 @@ impl FakeKube {
     ///
     /// # Errors
     ///
-    /// If it cannot.
+    /// If the port cannot be listened on.
     pub async fn resume_listening(&self) -> io::Result<()> {
         self.server.listener.resume().await
     }
@@ -174,7 +174,7 @@ impl FakeKube {
         &self.cluster.issuer
     }
 
-    /// The bearer token by which `user` is known; a user not seen before gets one, and no rights.
+    /// The bearer token of `user`; a new user gets one, and no rights.
     #[must_use]
     pub fn bearer(&self, user: &str) -> String {
         let mut state = self.cluster.lock();
@@ -205,10 +205,10 @@ impl FakeKube {
         Ok(path)
     }
 
-    /// Waits until `condition` holds, looking again at each change.
+    /// Waits until `condition` holds, checking again at each change.
     ///
     /// # Panics
-    /// When it does not within a minute.
+    /// If it does not within a minute.
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changed = self.cluster.changed.subscribe();
         let holds = async { while !condition(self) && changed.changed().await.is_ok() {} };
@@ -220,13 +220,13 @@ impl FakeKube {
 
 impl Cluster {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // A test that panicked while it held the lock has failed already; the others go on.
+        // A test that panicked with the lock held has failed already; the others go on.
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// Changes the state and wakes whoever waits for a change.
+    /// Changes the state and wakes everybody who waits for a change.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let result = change(&mut self.lock());
         self.changed.send_replace(());

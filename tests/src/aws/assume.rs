@@ -1,7 +1,7 @@
 //! `AssumeRole` with credentials of the caller's own (AWS STS API reference, 2011-06-15).
 //!
-//! The caller is a role's session, as an instance's or a CI job's is. The role that is asked for must name the caller's
-//! role in its trust policy; a session of its own is what it gets.
+//! The caller is a role's session, as that of an instance or a CI job. The trust policy of the requested role must name
+//! the caller's role; the answer is a session of the requested role.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::secretsmanager::authenticate;
 /// The operation.
 const ACTION: &str = "AssumeRole";
 
-/// The longest session of a role that was taken on by a role ("role chaining"), in seconds.
+/// The longest session of a role that a role has assumed ("role chaining"), in seconds.
 const CHAINED: u32 = 3600;
 
 /// The form's fields.
@@ -37,14 +37,14 @@ impl Form {
         self.0.get(name).map_or("", String::as_str)
     }
 
-    /// Writes down what is asked for, believed or not.
+    /// Records the request, whether or not it is accepted.
     pub(super) fn describe(&self, call: &mut Call) {
         call.operation = Operation::AssumeRole;
         call.role = Some(self.field("RoleArn").to_owned());
         call.session_name = Some(self.field("RoleSessionName").to_owned());
     }
 
-    /// Judges in the order in which STS does: the signature, the parameters, then the role.
+    /// Checks in the order of STS: the signature, the parameters, then the role.
     pub(super) fn answer(
         &self,
         state: &State,

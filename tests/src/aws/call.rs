@@ -1,11 +1,11 @@
-//! The log of every call, as CloudTrail would have it, for tests to count and to look into.
+//! The log of every call, as CloudTrail would have it, for tests to count and inspect.
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::jwt::TokenSeen;
 
-/// What was asked for.
+/// What the call asks for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Operation {
     /// STS: the caller's own credentials for a session.
@@ -26,15 +26,15 @@ pub enum Operation {
 pub struct Call {
     /// When it was answered, by the fake's clock.
     pub at: Timestamp,
-    /// What was asked for.
+    /// What it asks for.
     pub operation: Operation,
     /// The region of the signature's scope; STS calls are unsigned and have none.
     pub region: Option<String>,
-    /// The role's ARN: the one asked for (STS), or the caller's (Secrets Manager, once authenticated).
+    /// The role's ARN: the requested one (STS), or the caller's (Secrets Manager, once authenticated).
     pub role: Option<String>,
     /// The role session's name.
     pub session_name: Option<String>,
-    /// The access key id that was given out (STS) or that signed (Secrets Manager).
+    /// The access key id that was issued (STS) or that signed (Secrets Manager).
     pub access_key: Option<String>,
     /// `SecretId` as it was sent.
     pub secret: Option<String>,
@@ -42,11 +42,11 @@ pub struct Call {
     pub version_id: Option<String>,
     /// `VersionStage` as it was sent.
     pub version_stage: Option<String>,
-    /// The claims of the subject token, whether or not they were believed (STS).
+    /// The claims of the subject token, whether or not they were accepted (STS).
     pub token: Option<TokenSeen>,
     /// `x-amzn-RequestId` of the answer.
     pub request_id: String,
-    /// AWS's error code, or `fault: …` when a fault was served; none: it succeeded.
+    /// AWS's error code, or `fault: …` for a fault; `None`: it succeeded.
     pub error: Option<String>,
 }
 

@@ -3,21 +3,21 @@
 use super::call::{Call, Operation};
 use crate::fake;
 
-/// Something that goes wrong at AWS. `secret` is `SecretId` exactly as it is sent, `role` the role's ARN: the one asked
-/// for (STS), or the signer's; `region` that of the signature's scope, which an STS call without a signature has not.
+/// Something that goes wrong at AWS. `secret` is `SecretId` exactly as sent, `role` the role's ARN: the requested one
+/// (STS), or the signer's; `region` that of the signature's scope, which an unsigned STS call does not have.
 pub type Fault = fake::Fault<Call, Special>;
 
 /// What happens to a call.
 pub type Behaviour = fake::Behaviour<Special>;
 
-/// What only AWS has.
+/// What can go wrong only at AWS.
 #[derive(Clone, Debug)]
 pub enum Special {
-    /// `DecryptionFailure`, instead of a value that would have been given.
+    /// `DecryptionFailure` instead of a value.
     DecryptionFailure,
-    /// `AccessDeniedException: Access to KMS is not allowed`, instead of a value that would have been given.
+    /// `AccessDeniedException: Access to KMS is not allowed` instead of a value.
     KmsDenied,
-    /// Something on the way changes the request, so that it has another signature than its own.
+    /// Something on the way changes the request, so that its signature no longer fits.
     Tampered,
 }
 

@@ -1,4 +1,4 @@
-//! Who may do what: OIDC providers, roles, and the sessions that were given out for them.
+//! Who may do what: OIDC providers, roles, and the sessions issued for them.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::policy::{Policy, PolicyError};
 use crate::jwt::KeySet;
 
-/// A role to be created.
+/// A role to create.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RoleSpec {
@@ -24,16 +24,16 @@ pub struct RoleSpec {
     pub trust_policy: Value,
     /// What it may do.
     pub policy: Value,
-    /// The longest session that may be asked for, in seconds.
+    /// The longest session that may be requested, in seconds.
     #[serde(default = "one_hour")]
     pub max_session_duration: u32,
-    /// Ends sessions after this many seconds, whatever was asked for and whatever AWS's minimum of 900 is, so that a
-    /// test need not wait for renewal; none: as asked.
+    /// Ends sessions after this many seconds, whatever was requested and whatever AWS's minimum of 900 is, so that
+    /// tests need not wait for renewal; `None`: as requested.
     #[serde(default)]
     pub sessions_end_after: Option<u32>,
 }
 
-/// An ARN of a role, taken apart.
+/// The parts of a role's ARN.
 #[derive(Debug)]
 pub(super) struct RoleArn<'a> {
     pub(super) partition: &'a str,
@@ -63,11 +63,11 @@ pub(super) struct Role {
     pub(super) policy: Policy,
     pub(super) max_session_duration: u32,
     pub(super) sessions_end_after: Option<u32>,
-    /// Sessions issued up to this moment are denied everything, as the console's "Revoke active sessions" does it.
+    /// Sessions issued up to this moment are denied everything, as by the console's "Revoke active sessions".
     pub(super) revoked_until: Option<Timestamp>,
 }
 
-/// Credentials that were given out.
+/// Credentials that were issued.
 pub(super) struct Session {
     pub(super) access_key: String,
     pub(super) secret_key: String,
@@ -79,7 +79,7 @@ pub(super) struct Session {
     pub(super) partition: String,
     pub(super) issued: Timestamp,
     expires: Timestamp,
-    /// A test ended it before its time.
+    /// Whether a test has ended it early.
     ended: AtomicBool,
 }
 
@@ -187,7 +187,7 @@ impl Iam {
         self.sessions.values().map(parts).collect()
     }
 
-    /// Begins a session that nobody has asked for, of six hours.
+    /// Begins a session that nobody requested, of six hours.
     pub(super) fn begin_session(
         &mut self,
         role_arn: &str,
@@ -205,7 +205,7 @@ impl Iam {
         Some(keys)
     }
 
-    /// Ends all sessions of a role, and says how many there were.
+    /// Ends all sessions of a role; returns how many there were.
     pub(super) fn end_sessions(&self, role: &str, now: Timestamp) -> usize {
         let sessions = self.sessions.values();
         let live = sessions.filter(|session| session.role == role && session.is_live(now));
@@ -277,7 +277,7 @@ pub(super) fn is_name_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"_+=,.@-".contains(&byte)
 }
 
-/// 17 characters of the alphabet that IAM's unique ids are made of.
+/// 17 characters of the alphabet of IAM's unique ids.
 fn random_key_id() -> String {
     const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     random::<17>()

@@ -1,7 +1,7 @@
-//! IAM policies: documents as AWS writes them, parsed strictly, and the decision they give.
+//! IAM policies: documents as AWS writes them, parsed strictly, and the decisions that follow from them.
 //!
 //! What this evaluator does not know (an operator, an element, a policy variable) is an error when the policy is set,
-//! never a condition that is quietly passed over.
+//! never a condition that is silently ignored.
 
 use std::collections::BTreeMap;
 
@@ -26,9 +26,9 @@ pub(super) enum Decision {
 #[derive(Debug)]
 pub(super) struct Question<'a> {
     pub(super) action: &'a str,
-    /// The ARN asked for, or `*` for an action that is not about one resource; not looked at in trust policies.
+    /// The requested ARN, or `*` for an action that is not about one resource; ignored in trust policies.
     pub(super) resource: &'a str,
-    /// The ARN of the provider or of the caller's role; only looked at in trust policies.
+    /// The ARN of the provider or of the caller's role; used only in trust policies.
     pub(super) principal: &'a str,
     /// Condition keys and their values.
     pub(super) context: &'a [(&'a str, &'a str)],
@@ -116,7 +116,7 @@ enum Operator {
     NotLike,
 }
 
-/// The trust policy that lets one role take another on.
+/// The trust policy that lets one role assume another.
 #[must_use]
 pub fn machine_trust_policy(role_arn: &str) -> Value {
     json!({"Version": "2012-10-17", "Statement": [{
@@ -126,7 +126,7 @@ pub fn machine_trust_policy(role_arn: &str) -> Value {
     }]})
 }
 
-/// The trust policy that lets one service account (`sub`, with `*` as a wildcard) with one audience take a role.
+/// The trust policy that lets one service account (`sub`, with `*` as a wildcard) with one audience assume a role.
 #[must_use]
 pub fn trust_policy(provider_arn: &str, sub: &str, aud: &str) -> Value {
     let host = provider_arn
@@ -155,7 +155,7 @@ pub fn read_policy<R: AsRef<str>>(resources: &[R]) -> Value {
     }]})
 }
 
-/// [`read_policy`], and `secretsmanager:ListSecrets`, which AWS knows for `*` only.
+/// [`read_policy`], plus `secretsmanager:ListSecrets`, which AWS allows only on `*`.
 #[must_use]
 pub fn read_and_list_policy<R: AsRef<str>>(resources: &[R]) -> Value {
     let mut policy = read_policy(resources);
@@ -168,7 +168,7 @@ pub fn read_and_list_policy<R: AsRef<str>>(resources: &[R]) -> Value {
 }
 
 impl Policy {
-    /// A role's permissions.
+    /// Parses a role's permissions.
     pub(super) fn identity(document: &Value) -> Result<Self, PolicyError> {
         let policy = Self::parse(document)?;
         for statement in &policy.statements {
@@ -191,7 +191,7 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Who may take a role.
+    /// Parses who may assume a role.
     pub(super) fn trust(document: &Value) -> Result<Self, PolicyError> {
         let policy = Self::parse(document)?;
         for statement in &policy.statements {
@@ -226,7 +226,7 @@ impl Policy {
         })
     }
 
-    /// Explicit denial wins over permission, and silence is denial.
+    /// An explicit denial overrides a permission, and no statement means denial.
     pub(super) fn decide(&self, question: &Question<'_>) -> Decision {
         let mut decision = Decision::NotAllowed;
         for statement in self
@@ -326,7 +326,7 @@ impl Patterns {
 }
 
 impl Condition {
-    /// A key that the request does not carry satisfies the negated operators only, as in IAM.
+    /// A key that the request does not have satisfies only the negated operators, as in IAM.
     fn holds(&self, context: &[(&str, &str)]) -> bool {
         let actual = context
             .iter()
@@ -384,11 +384,11 @@ impl std::fmt::Display for PolicyError {
 
 impl std::error::Error for PolicyError {}
 
-/// Whether `text` matches `glob`: `*` stands for any characters (`:` and `/` too), `?` for one.
+/// Whether `text` matches `glob`: `*` stands for any characters (including `:` and `/`), `?` for one.
 fn matches(glob: &str, text: &str) -> bool {
     let (glob, text) = (glob.as_bytes(), text.as_bytes());
     let (mut g, mut t) = (0, 0);
-    // Where to go on when what follows the latest star does not fit: one more byte goes to that star.
+    // Where to resume when what follows the latest star does not fit: that star takes one more byte.
     let mut retry: Option<(usize, usize)> = None;
     while t < text.len() {
         match glob.get(g) {

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::fake::ReplyBody;
 
-/// The two services, which differ in how they write an answer.
+/// The two services, which format their answers differently.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Service {
     /// JSON 1.1.
@@ -41,11 +41,12 @@ impl Refusal {
         }
     }
 
-    /// The refusal in the words of its service.
+    /// The refusal in the format of its service.
     pub(super) fn into_reply(self, service: Service, request_id: &str) -> Reply {
         match service {
             Service::SecretsManager => {
-                // As the real one: what the front end answers has a small `message`, what the service answers a big one.
+                // As in the real one: errors of the front end have a `message`, those of the service itself a
+                // `Message`.
                 let front = ["Signature", "Token", "Client", "Throttling", "Unknown"];
                 let front = front.iter().any(|word| self.code.contains(word));
                 let member = if front { "message" } else { "Message" };
@@ -96,7 +97,7 @@ impl Reply {
         }
     }
 
-    /// What a broken proxy or load balancer puts in the service's place.
+    /// What a broken proxy or load balancer sends instead of the service.
     pub(super) fn foreign(status: u16, content_type: &'static str, body: &'static str) -> Self {
         Self {
             status,
@@ -111,13 +112,13 @@ impl Reply {
         self
     }
 
-    /// Half of the body under the whole one's length, so that the JSON or XML does not parse.
+    /// Half of the body with the length of that half, so that the JSON or XML does not parse.
     pub(super) fn truncated(mut self) -> Self {
         self.body.truncate(self.body.len() / 2);
         self
     }
 
-    /// The response; `cut`: the connection ends in the middle of the body.
+    /// The response; with `cut`, the connection ends in the middle of the body.
     pub(super) fn into_response(
         self,
         request_id: &str,

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use super::iam::random_suffix;
 
-/// A value to be stored.
+/// A value to store.
 #[derive(Clone)]
 pub enum SecretInput {
     /// Answered as `SecretBinary`, in base64.
@@ -31,7 +31,7 @@ pub(super) struct Secret {
     pub(super) name: String,
     pub(super) created: Timestamp,
     pub(super) changed: Timestamp,
-    /// When it was marked for deletion; it cannot be read until it is restored.
+    /// When it was marked for deletion; until it is restored, it cannot be read.
     pub(super) marked_for_deletion: Option<Timestamp>,
     pub(super) versions: Vec<Version>,
 }
@@ -85,7 +85,7 @@ impl Store {
             .get_mut(name)
     }
 
-    /// Adds a version with `stages`, and the secret itself if it is new; a stage leaves the version that had it.
+    /// Adds a version with `stages`, and the secret if it is new; a stage leaves the version that had it.
     pub(super) fn add_version(
         &mut self,
         account: &str,
@@ -179,7 +179,7 @@ pub(super) fn partition_of(region: &str) -> &'static str {
     }
 }
 
-/// A secret's ARN but for the six characters at its end, which AWS adds at random.
+/// A secret's ARN without the six random characters that AWS appends.
 pub(super) fn arn_without_suffix(account: &str, region: &str, name: &str) -> String {
     format!(
         "arn:{}:secretsmanager:{region}:{account}:secret:{name}",

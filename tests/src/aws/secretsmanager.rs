@@ -1,7 +1,7 @@
 //! Secrets Manager's protocol and `GetSecretValue`, in JSON 1.1 (Secrets Manager API reference, 2017-10-17).
 //!
 //! Every request is authenticated (signature, session token, expiry), then its parameters are checked, then the role's
-//! policy is asked about the secret's ARN, and only then is the secret looked at.
+//! policy on the secret's ARN, and only then is the secret looked up.
 
 use std::sync::Arc;
 
@@ -23,7 +23,7 @@ use super::reply::{Refusal, Reply};
 use super::secret::{Secret, SecretInput, Store, Version, arn_without_suffix, partition_of};
 use super::sigv4::Authorization;
 
-/// What all the service's targets begin with.
+/// The prefix of all the service's targets.
 pub(super) const TARGET: &str = "secretsmanager.";
 
 #[derive(Debug, Deserialize)]
@@ -47,7 +47,7 @@ enum SecretId<'a> {
     Name(&'a str),
 }
 
-/// Writes down what is asked for, believed or not, so that faults can match it and the log can show it.
+/// Records the request, whether or not it is accepted, so that faults can match it and the log can show it.
 pub(super) fn describe(parts: &Parts, body: &[u8], state: &State, call: &mut Call) {
     let target = parts
         .headers
@@ -75,7 +75,7 @@ pub(super) fn describe(parts: &Parts, body: &[u8], state: &State, call: &mut Cal
     }
 }
 
-/// Authenticates the request and answers it; `fault` may replace a value that would have been given.
+/// Authenticates the request and answers it; `fault` may replace a value.
 pub(super) fn answer(
     state: &State,
     pinned_region: Option<&str>,
@@ -97,7 +97,7 @@ pub(super) fn answer(
     }
 }
 
-/// The session whose signature for `service` the request has, and the region that it is for.
+/// The session whose signature for `service` the request has, and the region of that signature.
 pub(super) fn authenticate<'a>(
     state: &State,
     pinned_region: Option<&str>,
@@ -206,7 +206,7 @@ impl GetSecretValue {
         if let SecretId::Arn { account, .. } = id
             && account != session.account
         {
-            // Another account's secret needs a resource policy too, and this fake's secrets have none.
+            // A secret of another account also needs a resource policy, and this fake's secrets have none.
             return Err(denied(
                 session,
                 "secretsmanager:GetSecretValue",
@@ -305,7 +305,7 @@ impl<'a> SecretId<'a> {
         }
     }
 
-    /// The secret, by name, by its whole ARN, or by its ARN without the six characters at the end.
+    /// Finds the secret, by name, by its whole ARN, or by its ARN without the six characters at the end.
     fn find<'s>(&self, store: &'s Store, account: &str, region: &str) -> Option<&'s Secret> {
         match *self {
             Self::Name(name) => store.shelf(account, region)?.get(name),
@@ -325,8 +325,8 @@ impl<'a> SecretId<'a> {
         }
     }
 
-    /// What a secret that is not there is judged by: AWS cannot know its suffix, so a policy that spells it out with
-    /// `-??????` denies where one with `*` gives `ResourceNotFoundException`.
+    /// The ARN by which a secret that does not exist is judged: AWS cannot know its suffix, so a policy that spells it
+    /// out with `-??????` denies where one with `*` gives `ResourceNotFoundException`.
     fn unresolved_arn(&self, account: &str, region: &str) -> String {
         match *self {
             Self::Name(name) => arn_without_suffix(account, region, name),
@@ -422,14 +422,14 @@ fn value_json(secret: &Secret, version: &Version) -> Value {
         member: value,
         "VersionId": version.id,
     });
-    // A version without a stage, which AWS calls deprecated, is answered without the member.
+    // For a version without a stage, which AWS calls deprecated, the answer omits the member.
     if !version.stages.is_empty() {
         answer["VersionStages"] = json!(version.stages);
     }
     answer
 }
 
-/// A moment as JSON 1.1 writes it: seconds with three places.
+/// A time as JSON 1.1 writes it: seconds with three decimals.
 pub(super) fn seconds(at: Timestamp) -> f64 {
     at.as_millisecond() as f64 / 1000.0
 }

@@ -1,6 +1,6 @@
 //! Signature Version 4 as the receiving side checks it ("Create a signed AWS API request", IAM user guide).
 //!
-//! Written against the specification and not with the signer that the SDK uses, so that the two check each other.
+//! Written from the specification, not with the signer that the SDK uses, so that the two check each other.
 
 use aws_lc_rs::{digest, hmac};
 use http::request::Parts;
@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::reply::Refusal;
 
-/// How far the signer's clock may be from ours, either way.
+/// How far the signer's clock may be from ours, in either direction.
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// The `Authorization` header of a signed request.
@@ -24,7 +24,7 @@ pub(super) struct Authorization<'a> {
 }
 
 impl<'a> Authorization<'a> {
-    /// Reads the header's parts; says nothing yet about the signature.
+    /// Parses the header; does not check the signature yet.
     pub(super) fn of(parts: &'a Parts) -> Result<Self, Refusal> {
         let Some(header) = parts.headers.get(http::header::AUTHORIZATION) else {
             return Err(Refusal::new(
@@ -115,7 +115,7 @@ impl<'a> Authorization<'a> {
             );
         let signature = unhex(self.signature).unwrap_or_default();
         hmac::verify(&key, text.as_bytes(), &signature).map_err(|_| {
-            // It does repeat what it has read, with the session's token in it.
+            // The real one does repeat what it has read, including the session's token.
             invalid(&format!(
                 "The request signature we calculated does not match the signature you provided. \
                  Check your AWS Secret Access Key and signing method. Consult the service \
@@ -162,7 +162,7 @@ impl<'a> Authorization<'a> {
         Ok(())
     }
 
-    /// The host and everything that AWS itself reads must be under the signature, or it could be replaced.
+    /// The host and everything that AWS itself reads must be signed, or it could be replaced.
     fn check_signed_headers(&self, parts: &Parts) -> Result<(), Refusal> {
         let names: Vec<&str> = self.signed_headers.split(';').collect();
         let refuse = |text: String| Err(Refusal::new(400, "InvalidSignatureException", text));
@@ -183,7 +183,7 @@ impl<'a> Authorization<'a> {
     }
 }
 
-/// A header's canonical value: trimmed, runs of spaces as one, several lines joined by a comma.
+/// A header's canonical value: trimmed, runs of spaces as one, several lines joined by commas.
 fn header(parts: &Parts, name: &str) -> Option<String> {
     let mut joined: Option<String> = None;
     for value in parts.headers.get_all(name) {

@@ -12,13 +12,13 @@ use super::policy::{Decision, Question};
 use super::reply::{Refusal, Reply, escaped};
 use crate::jwt::{self, Forged, TokenSeen};
 
-/// The one operation that is served.
+/// The only operation that is served.
 const ACTION: &str = "AssumeRoleWithWebIdentity";
 
 /// How far into the future `nbf` may be.
 const LEEWAY_SECONDS: i64 = 300;
 
-/// The form's fields that are known.
+/// The form fields that are known.
 #[derive(Debug, Default)]
 pub(super) struct Form {
     action: String,
@@ -29,7 +29,7 @@ pub(super) struct Form {
     duration: Option<String>,
 }
 
-/// What a believed subject token says.
+/// What an accepted subject token says.
 struct Subject {
     provider: String,
     sub: String,
@@ -48,7 +48,7 @@ impl Form {
                 "RoleSessionName" => form.session_name = value,
                 "WebIdentityToken" => form.token = value,
                 "DurationSeconds" => form.duration = Some(value),
-                // Session policies, which would narrow the session: better refused than passed over.
+                // Session policies, which would narrow the session: refusing them is better than ignoring them.
                 other => {
                     return Err(validation(format!(
                         "this fake does not know the parameter {other}"
@@ -59,7 +59,7 @@ impl Form {
         Ok(form)
     }
 
-    /// Writes down what is asked for, believed or not.
+    /// Records the request, whether or not it is accepted.
     pub(super) fn describe(&self, call: &mut Call) {
         if self.action == ACTION {
             call.operation = Operation::AssumeRoleWithWebIdentity;
@@ -69,7 +69,7 @@ impl Form {
         call.token = jwt::unverified(&self.token).as_ref().map(TokenSeen::of);
     }
 
-    /// Judges in the order in which STS does: the parameters, the token, then the role.
+    /// Checks in the order of STS: the parameters, the token, then the role.
     pub(super) fn answer(
         &self,
         state: &State,
@@ -105,7 +105,7 @@ impl Form {
                 "The requested DurationSeconds exceeds the MaxSessionDuration set for this role.",
             ));
         }
-        // STS's default is an hour even where the role would allow more.
+        // STS's default is an hour, even if the role would allow more.
         let seconds = role.sessions_end_after.unwrap_or(asked.unwrap_or(3600));
         let session = Session::begin(
             &self.role_arn,
@@ -198,7 +198,7 @@ impl Form {
                 "No OpenIDConnect provider found in your account for {issuer}"
             )));
         };
-        // From here on only the claims that were signed count.
+        // From here on only the signed claims count.
         let claims = provider
             .keys
             .verify(&self.token)
@@ -322,7 +322,7 @@ fn constraint(field: &str, needs: &str) -> Refusal {
     ))
 }
 
-/// The key is not among those that the issuer publishes, or the issuer does not answer: STS does not tell.
+/// The issuer does not publish the key, or does not answer: STS does not say which.
 pub(super) fn no_key() -> Refusal {
     invalid_token(
         "Couldn't retrieve verification key from your identity provider,  please reference \

@@ -1,4 +1,4 @@
-//! The fake against the real AWS SDK.
+//! Tests the fake with the real AWS SDK.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Cloud {
         RoleSpec::new(&self.role, trust, policy)
     }
 
-    /// What a pod of `test/app` would be given.
+    /// The claims that a pod of `test/app` would get.
     fn claims(&self) -> Claims {
         let pod = Some(Bound::new("app-1", "0b0e"));
         Claims::new(
@@ -133,7 +133,7 @@ async fn get(client: &secretsmanager::Client, name: &str) -> Result<GetSecretVal
         .map_err(|error| said(&error))
 }
 
-/// An error as `Code: message`, or what kind of failure it was.
+/// An error as `Code: message`, or the kind of failure.
 fn said<E: ProvideErrorMetadata, R>(error: &SdkError<E, R>) -> String {
     match error {
         SdkError::ServiceError(_) => format!(

@@ -1,4 +1,4 @@
-//! What a test may change in the cloud: providers, roles, sessions, secrets. Over HTTP none of it can be changed.
+//! What tests may change in the cloud: providers, roles, sessions, secrets. None of it can be changed over HTTP.
 
 use serde_json::Value;
 
@@ -9,28 +9,28 @@ use super::{FakeAws, provider_arn};
 
 /// Identity and access.
 impl FakeAws {
-    /// The account that secrets are put in.
+    /// The account of the secrets.
     #[must_use]
     pub fn account(&self) -> &str {
         &self.inner.state.config.account
     }
 
-    /// The ARN of a role by that name in [`FakeAws::account`].
+    /// The ARN of a role of this name in [`FakeAws::account`].
     #[must_use]
     pub fn role_arn(&self, name: &str) -> String {
         format!("arn:aws:iam::{}:role/{name}", self.account())
     }
 
-    /// Trusts an issuer's keys in [`FakeAws::account`], for tokens of the audiences `client_ids`; gives its ARN.
+    /// Trusts an issuer's keys in [`FakeAws::account`], for tokens of the audiences `client_ids`; returns its ARN.
     ///
-    /// The same issuer again replaces what was there.
+    /// Adding the same issuer again replaces the provider.
     pub fn add_oidc_provider(&self, issuer: &str, client_ids: &[&str], jwks: &Value) -> String {
         let arn = provider_arn("aws", self.account(), issuer);
         self.add_oidc_provider_at(&arn, client_ids, jwks);
         arn
     }
 
-    /// Trusts an issuer's keys in any partition and account, which the ARN (of [`provider_arn`]) names.
+    /// Trusts an issuer's keys in any partition and account, as the ARN (of [`provider_arn`]) says.
     pub fn add_oidc_provider_at(&self, arn: &str, client_ids: &[&str], jwks: &Value) {
         self.inner
             .state
@@ -43,7 +43,7 @@ impl FakeAws {
         self.inner.state.iam_write().remove_provider(arn);
     }
 
-    /// Creates a role, or replaces it by one of the same name, of which earlier sessions are not.
+    /// Creates a role, or replaces one of the same name, whose sessions do not belong to the new one.
     ///
     /// # Errors
     ///
@@ -52,12 +52,12 @@ impl FakeAws {
         self.inner.state.iam_write().create_role(spec)
     }
 
-    /// Deletes a role, and with it all its sessions; says whether it was there.
+    /// Deletes a role, and all its sessions; returns whether it existed.
     pub fn delete_role(&self, arn: &str) -> bool {
         self.inner.state.iam_write().delete_role(arn)
     }
 
-    /// Changes who may take a role; sessions that exist stay good, as in AWS.
+    /// Changes who may assume a role; existing sessions stay valid, as in AWS.
     ///
     /// # Errors
     ///
@@ -72,7 +72,7 @@ impl FakeAws {
         Ok(())
     }
 
-    /// Changes what a role may do, for sessions that exist too.
+    /// Changes what a role may do, for existing sessions too.
     ///
     /// # Errors
     ///
@@ -87,7 +87,7 @@ impl FakeAws {
         Ok(())
     }
 
-    /// Denies everything to the sessions of a role that were issued until now; new ones are good.
+    /// Denies everything to the sessions of a role that were issued until now; new ones are valid.
     ///
     /// # Panics
     ///
@@ -97,14 +97,14 @@ impl FakeAws {
         self.change_role(arn, |role| role.revoked_until = Some(now));
     }
 
-    /// Access key id, secret key and session token of every session that was given out, so that a test can look for
-    /// them where they must not be.
+    /// Access key id, secret key and session token of every session that was issued, so that tests can search for them
+    /// where they must not be.
     #[must_use]
     pub fn credentials(&self) -> Vec<[String; 3]> {
         self.inner.state.iam_read().credentials()
     }
 
-    /// Begins a session of a role for a machine that has it as its own, as an instance's profile does. Gives access key
+    /// Begins a session of a role for a machine whose own role it is, as with an instance's profile. Returns access key
     /// id, secret key and session token.
     ///
     /// # Panics
@@ -120,7 +120,7 @@ impl FakeAws {
             .expect("the role exists")
     }
 
-    /// Ends the sessions of a role now, as if their time were over; says how many there were.
+    /// Ends the sessions of a role now, as if they had expired; returns how many there were.
     pub fn expire_role_sessions(&self, arn: &str) -> usize {
         let now = self.inner.state.now();
         self.inner.state.iam_read().end_sessions(arn, now)
@@ -134,7 +134,8 @@ impl FakeAws {
 
 /// Secrets, all in [`FakeAws::account`]; the `_in_account` forms name another.
 impl FakeAws {
-    /// Creates a secret or rotates it: the value becomes `AWSCURRENT`, the one before `AWSPREVIOUS`. Gives the version.
+    /// Creates a secret or rotates it: the value becomes `AWSCURRENT`, the previous one `AWSPREVIOUS`. Returns the
+    /// version.
     pub fn put_secret(&self, region: &str, name: &str, value: SecretInput) -> String {
         self.put_secret_in_account(self.account(), region, name, value)
     }
@@ -154,7 +155,7 @@ impl FakeAws {
             .add_version(account, region, name, value, &stages, state.now())
     }
 
-    /// Adds a version with other stages, such as `AWSPENDING`, or with none; gives the version.
+    /// Adds a version with other stages, such as `AWSPENDING`, or with none; returns the version.
     pub fn add_version(
         &self,
         region: &str,
@@ -168,13 +169,13 @@ impl FakeAws {
             .add_version(self.account(), region, name, value, stages, state.now())
     }
 
-    /// Moves a stage to a version; says whether there is such a version.
+    /// Moves a stage to a version; returns whether there is such a version.
     pub fn move_stage(&self, region: &str, name: &str, stage: &str, version: &str) -> bool {
         self.change_secret(region, name, |secret| secret.move_stage(stage, version))
             .unwrap_or(false)
     }
 
-    /// Removes a secret at once; says whether it was there.
+    /// Removes a secret at once; returns whether it existed.
     pub fn delete_secret(&self, region: &str, name: &str) -> bool {
         self.inner
             .state
@@ -182,7 +183,7 @@ impl FakeAws {
             .remove(self.account(), region, name)
     }
 
-    /// Marks a secret for deletion, as `DeleteSecret` with a recovery window does; says whether it was there.
+    /// Marks a secret for deletion, as `DeleteSecret` with a recovery window does; returns whether it existed.
     pub fn mark_for_deletion(&self, region: &str, name: &str) -> bool {
         let now = self.inner.state.now();
         self.change_secret(region, name, |secret| {
@@ -191,7 +192,7 @@ impl FakeAws {
         .is_some()
     }
 
-    /// Takes the mark back, as `RestoreSecret` does; says whether the secret was there.
+    /// Removes the mark, as `RestoreSecret` does; returns whether the secret existed.
     pub fn restore_secret(&self, region: &str, name: &str) -> bool {
         self.change_secret(region, name, |secret| secret.marked_for_deletion = None)
             .is_some()

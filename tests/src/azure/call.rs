@@ -1,11 +1,11 @@
-//! The log of every call, as sign-in logs and a vault's diagnostic log would have it, for tests to look into.
+//! The log of every call, as sign-in logs and a vault's diagnostic log would have it, for tests to inspect.
 
 use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::jwt::TokenSeen;
 
-/// What was asked for.
+/// What the call asks for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Operation {
     /// Key Vault: a value.
@@ -26,11 +26,11 @@ pub enum Operation {
 pub struct Call {
     /// When it was answered, by the fake's clock.
     pub at: Timestamp,
-    /// What was asked for.
+    /// What it asks for.
     pub operation: Operation,
     /// The tenant in the path (Entra ID).
     pub tenant: Option<String>,
-    /// The client that asked (Entra ID), or that the token was given to (Key Vault, once it is believed).
+    /// The client that asked (Entra ID), or that the token was issued to (Key Vault, once the token is accepted).
     pub client: Option<String>,
     /// The vault's name.
     pub vault: Option<String>,
@@ -38,7 +38,7 @@ pub struct Call {
     pub secret: Option<String>,
     /// The version as it was sent.
     pub version: Option<String>,
-    /// The claims of the assertion, whether or not they were believed (Entra ID).
+    /// The claims of the assertion, whether or not they were accepted (Entra ID).
     pub token: Option<TokenSeen>,
     /// Whether it carried an access token (Key Vault).
     pub with_token: bool,
@@ -48,7 +48,7 @@ pub struct Call {
     pub user_agent: String,
     /// The raw path and query.
     pub target: String,
-    /// Azure's error code, or `fault: …` when a fault was served; none: it succeeded.
+    /// Azure's error code, or `fault: …` for a fault; `None`: it succeeded.
     pub error: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Entra ID's own: tenants, applications with their federated credentials, and the access tokens that it signs.
+//! Entra ID's data: tenants, applications with their federated credentials, and the access tokens that it signs.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,11 @@ pub struct AppSpec {
     pub subject: String,
     /// The audience that they must have.
     pub audience: String,
-    /// By what it is believed in place of a federated credential.
+    /// The client secret, in place of a federated credential.
     pub secret: Option<String>,
-    /// Whether it is switched off.
+    /// Whether it is disabled.
     pub disabled: bool,
-    /// The life of its access tokens, in seconds.
+    /// The lifetime of its access tokens, in seconds.
     pub token_seconds: i64,
 }
 
@@ -32,7 +32,7 @@ pub struct AppSpec {
 #[derive(Debug)]
 pub(super) struct Directory {
     tenants: BTreeMap<String, BTreeMap<String, App>>,
-    /// The keys that each issuer of a cluster publishes.
+    /// The keys that each cluster's issuer publishes.
     issuers: BTreeMap<String, KeySet>,
     signer: Issuer,
     keys: KeySet,
@@ -43,13 +43,13 @@ pub(super) struct Directory {
 #[derive(Debug)]
 pub(super) struct App {
     pub(super) spec: AppSpec,
-    /// Tokens from before are good for nothing any more.
+    /// Earlier tokens are no longer valid.
     revoked_at: Option<Timestamp>,
-    /// How many tokens were given, so that each is another.
+    /// How many tokens were issued, so that each is different.
     number: u64,
 }
 
-/// What a believed access token says.
+/// What an accepted access token says.
 #[derive(Clone, Debug)]
 pub(super) struct Grant {
     pub(super) tenant: String,
@@ -57,7 +57,7 @@ pub(super) struct Grant {
     pub(super) audience: String,
 }
 
-/// Why an access token is good for nothing.
+/// Why an access token is not valid.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Spent {
     Expired,
@@ -131,13 +131,13 @@ impl Directory {
         &self.given
     }
 
-    /// An access token and its life in seconds.
+    /// Issues an access token; returns it and its lifetime in seconds.
     pub(super) fn grant(&mut self, tenant: &str, client: &str, now: Timestamp) -> (String, i64) {
         let app = self.tenants.get_mut(tenant).and_then(|t| t.get_mut(client));
         let app = app.expect("the application was found before");
         app.number += 1;
         let seconds = app.spec.token_seconds;
-        // Finer than a second, so that a token given right after a revocation is good.
+        // Finer than a second, so that a token issued right after a revocation is valid.
         let token = self.signer.sign(&json!({
             "aud": RESOURCE,
             "iss": format!("https://sts.windows.net/{tenant}/"),
@@ -151,7 +151,7 @@ impl Directory {
         (token, seconds)
     }
 
-    /// What the token says, if it is genuine and still good.
+    /// What the token says, if it is genuine and still valid.
     pub(super) fn believe(&self, token: &str, now: Timestamp) -> Result<Grant, Spent> {
         let claims = self.keys.verify(token).map_err(|_| Spent::Forged)?;
         let text = |name: &str| claims[name].as_str().unwrap_or_default().to_owned();

@@ -30,10 +30,10 @@ pub(super) struct Form {
     unknown: Vec<String>,
 }
 
-/// A refusal by its AADSTS number.
+/// A refusal by AADSTS number, status and text.
 struct Refused(u32, u16, String);
 
-/// What it answers while the cluster's issuer does not.
+/// The answer while the cluster's issuer does not answer.
 pub(super) fn issuer_silent(now: Timestamp) -> Reply {
     let text = "Request to External OIDC endpoint failed.".to_owned();
     Refused(501_661, 400, text).into_reply("invalid_request", now)
@@ -58,7 +58,7 @@ impl Refused {
 }
 
 impl Form {
-    /// The request, if this is the endpoint's path.
+    /// Parses the request, if this is the endpoint's path.
     pub(super) fn parse(parts: &Parts, body: &[u8]) -> Option<Self> {
         let path = parts.uri.path().strip_prefix('/')?;
         let tenant = path.strip_suffix("/oauth2/v2.0/token")?;
@@ -88,7 +88,7 @@ impl Form {
         Some(form)
     }
 
-    /// Writes down what is asked for, believed or not.
+    /// Records the request, whether or not it is accepted.
     pub(super) fn describe(&self, call: &mut Call) {
         call.operation = Operation::Token;
         call.tenant = Some(self.tenant.clone());

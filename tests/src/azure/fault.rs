@@ -9,10 +9,10 @@ pub type Fault = fake::Fault<Call, Special>;
 /// What happens to a call.
 pub type Behaviour = fake::Behaviour<Special>;
 
-/// What only Azure has.
+/// What can go wrong only at Azure.
 #[derive(Clone, Debug)]
 pub enum Special {
-    /// A challenge, or a link to the next page, that leads to this host.
+    /// A challenge, or a link to the next page, that points to this host.
     Divert(String),
     /// An answer of two mebibytes.
     Huge,

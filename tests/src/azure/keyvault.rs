@@ -70,7 +70,7 @@ impl Ask {
         }
     }
 
-    /// Writes down what is asked for.
+    /// Records the request.
     pub(super) fn describe(&self, call: &mut Call) {
         call.vault = Some(self.vault.clone());
         call.with_token = self.bearer.is_some();
@@ -253,7 +253,7 @@ impl Ask {
         Ok(grant)
     }
 
-    /// What is told about a secret beside its value.
+    /// What an answer says about a secret in addition to its value.
     fn properties(&self, name: &str, version: &Version, id: Option<&str>) -> Map<String, Value> {
         let spec = &version.spec;
         let mut url = format!("https://{}{VAULT_SUFFIX}/secrets/{name}", self.vault);

@@ -1,4 +1,4 @@
-//! What machines are signed in by, outside of any cluster: a client secret, a developer's tools, managed identities.
+//! How machines outside of any cluster sign in: a client secret, a developer's tools, managed identities.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,17 +13,17 @@ use super::call::{Call, Operation};
 use super::reply::Reply;
 use super::{AppSpec, FakeAzure, RESOURCE, State};
 
-/// Where the platform gives managed identities' tokens, on Entra ID's host here (App Service's REST protocol).
+/// Where the platform issues managed identities' tokens, on Entra ID's host here (App Service's REST protocol).
 const IDENTITIES: &str = "/msi/token";
 
-/// Who runs on the machine.
+/// Which identities the machine has.
 #[derive(Debug, Default)]
 pub(super) struct Machine {
-    /// The header without which no other program of the machine gets a token.
+    /// The header that a program needs to get a token, so that no other program of the machine gets one.
     header: String,
     /// The tenant of each of its identities.
     tenants: BTreeMap<String, String>,
-    /// The identity that is meant where none is named.
+    /// The identity to use if none is named.
     own: Option<String>,
 }
 
@@ -36,9 +36,9 @@ pub(super) struct Ask {
     header: String,
 }
 
-/// What a test may set up.
+/// What tests may set up.
 impl FakeAzure {
-    /// Makes an application that is believed by its secret alone; gives the secret.
+    /// Makes an application that is accepted by its secret alone; returns the secret.
     pub fn put_secret_app(&self, tenant: &str, client: &str) -> String {
         let secret = uuid::Uuid::new_v4().to_string();
         let spec = AppSpec {
@@ -49,8 +49,8 @@ impl FakeAzure {
         secret
     }
 
-    /// Signs a developer in, who goes by the id `client`: writes a program `az` into `directory` that gives an access
-    /// token as the Azure CLI does, after the shell lines `before`.
+    /// Signs a developer in with the id `client`: writes a program `az` into `directory` that prints an access token as
+    /// the Azure CLI does, after the shell lines `before`.
     ///
     /// # Errors
     ///
@@ -80,8 +80,8 @@ impl FakeAzure {
         Ok(path)
     }
 
-    /// Gives the machine a managed identity; of several the first is its own. Gives the variables by which programs on
-    /// it find the platform.
+    /// Gives the machine a managed identity; of several, the first is its own. Returns the variables by which programs
+    /// on it find the platform.
     pub fn assign(&self, tenant: &str, client: &str) -> [(&'static str, String); 2] {
         self.put_app(tenant, AppSpec::new(client, "", "", ""));
         let mut directory = self.inner.state.directory_mut();
@@ -102,7 +102,7 @@ impl FakeAzure {
 }
 
 impl Ask {
-    /// The request, if this is the endpoint's path.
+    /// Parses the request, if this is the endpoint's path.
     pub(super) fn parse(parts: &Parts) -> Option<Self> {
         if parts.method != Method::GET || parts.uri.path() != IDENTITIES {
             return None;
@@ -124,7 +124,7 @@ impl Ask {
         })
     }
 
-    /// Writes down what is asked for.
+    /// Records the request.
     pub(super) fn describe(&self, call: &mut Call) {
         call.operation = Operation::MachineToken;
         call.client = self.client.clone();

@@ -27,7 +27,7 @@ impl Reply {
         }
     }
 
-    /// What a broken proxy or load balancer puts in the service's place.
+    /// What a broken proxy or load balancer sends instead of the service.
     pub(super) fn html(status: u16) -> Self {
         Self {
             status,
@@ -46,13 +46,13 @@ impl Reply {
         self.with_header(header::WWW_AUTHENTICATE, challenge)
     }
 
-    /// Half of the body under the whole one's length, so that the JSON does not parse.
+    /// Half of the body with the length of that half, so that the JSON does not parse.
     pub(super) fn truncated(mut self) -> Self {
         self.body.truncate(self.body.len() / 2);
         self
     }
 
-    /// More of it than anybody wants: blanks, which JSON passes over.
+    /// Too large an answer: blanks, which JSON ignores.
     pub(super) fn huge(mut self) -> Self {
         let mut body = vec![b' '; 2 << 20];
         body.extend_from_slice(&self.body);
@@ -60,7 +60,7 @@ impl Reply {
         self
     }
 
-    /// The response; `cut`: the connection ends in the middle of the body.
+    /// The response; with `cut`, the connection ends in the middle of the body.
     pub(super) fn into_response(self, cut: bool) -> Response<ReplyBody> {
         let mut response = Response::new(ReplyBody::new(self.body, cut));
         *response.status_mut() =

@@ -17,7 +17,7 @@ use crate::fake::{self, BrokenOff, ReplyBody};
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
-/// What a request is to.
+/// Where a request goes.
 enum To {
     Entra(Form),
     Machine(machine::Ask),

@@ -1,4 +1,4 @@
-//! The fake itself, held to what the real services do, with a client that is not the agent's.
+//! Checks that the fake does what the real services do, with a client that is not the agent's.
 
 use super::*;
 use crate::jwt::{Bound, Claims, Issuer};
@@ -191,12 +191,12 @@ async fn key_vault_challenges_believes_and_then_asks_who_may() {
     cloud.azure.admit("v1", CLIENT, Some("key"));
     let answer = cloud.get("v1", target, Some(&token)).await;
     assert_eq!(answer.body()["value"], "x");
-    // Another secret, and the list, are other rights.
+    // Another secret, and listing, need other rights.
     let other = "/secrets/other/?api-version=2025-07-01";
     assert_eq!(cloud.get("v1", other, Some(&token)).await.status(), 403);
     let list = "/secrets?api-version=2025-07-01";
     assert_eq!(cloud.get("v1", list, Some(&token)).await.status(), 403);
-    // Nobody else's token, none that is over, none of another tenant.
+    // No forged token, none of another tenant, none that has expired.
     let forged = Issuer::new("https://login.test").sign(&serde_json::json!({"appid": CLIENT}));
     assert_eq!(cloud.get("v1", target, Some(&forged)).await.status(), 401);
     cloud.azure.make_vault("v2", OTHER_TENANT, Access::Roles);

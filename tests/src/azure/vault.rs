@@ -1,4 +1,4 @@
-//! Key Vault's own: vaults with their secrets, and who may read what.
+//! Key Vault's data: vaults with their secrets, and who may read what.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,24 +10,24 @@ const MAX_VALUE: usize = 25 * 1024;
 /// A new version of a secret.
 #[derive(Clone, Debug)]
 pub struct SecretSpec {
-    /// Its value: text, always.
+    /// Its value, which is always text.
     pub value: String,
-    /// What its value is said to be.
+    /// The declared type of its value.
     pub content_type: Option<String>,
     /// Its tags.
     pub tags: BTreeMap<String, String>,
     /// Whether it is enabled.
     pub enabled: bool,
-    /// From when on it is valid, in seconds of Unix time; a hint, which Key Vault itself does not enforce.
+    /// When it becomes valid, in seconds of Unix time; a hint, which Key Vault itself does not enforce.
     pub not_before: Option<i64>,
-    /// Until when it is valid; a hint likewise.
+    /// When it expires; a hint likewise.
     pub expires: Option<i64>,
 }
 
 /// How a vault decides who may do what.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub enum Access {
-    /// By its own access policy, which knows no single secrets.
+    /// By its own access policy, which does not distinguish secrets.
     Policy,
     /// By role assignments.
     #[default]
@@ -42,11 +42,11 @@ pub(super) struct Vaults(BTreeMap<String, Vault>);
 pub(super) struct Vault {
     pub(super) tenant: String,
     pub(super) access: Access,
-    /// Whether its firewall lets nobody in.
+    /// Whether its firewall admits nobody.
     pub(super) is_closed: bool,
     /// Clients that may get every secret and list.
     readers: BTreeSet<String>,
-    /// Clients that may list, and get nothing.
+    /// Clients that may list, but not get anything.
     listers: BTreeSet<String>,
     /// Clients and the names of single secrets that they may get.
     secret_readers: BTreeSet<(String, String)>,
@@ -55,7 +55,7 @@ pub(super) struct Vault {
 
 #[derive(Debug)]
 pub(super) struct Secret {
-    /// As it was written when it was made; case does not count.
+    /// As written when it was created; case does not matter.
     pub(super) name: String,
     pub(super) versions: Vec<Version>,
 }
@@ -145,7 +145,7 @@ impl Vault {
         self.readers.contains(client) || self.listers.contains(client)
     }
 
-    /// Adds a version, whose id it gives.
+    /// Adds a version; returns its id.
     pub(super) fn put(&mut self, name: &str, spec: SecretSpec, now: Timestamp) -> String {
         let right = (1..=127).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
@@ -178,7 +178,7 @@ impl Vault {
         self.secrets.get(&name.to_ascii_lowercase())
     }
 
-    /// All that has a version, in the order of their names.
+    /// All secrets, ordered by name.
     pub(super) fn secrets(&self) -> impl Iterator<Item = &Secret> {
         self.secrets.values()
     }

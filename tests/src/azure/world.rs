@@ -1,4 +1,4 @@
-//! What a test may change in the cloud: issuers, applications, vaults, secrets. Over HTTP none of it can be changed.
+//! What tests may change in the cloud: issuers, applications, vaults, secrets. None of it can be changed over HTTP.
 
 use serde_json::Value;
 
@@ -8,48 +8,48 @@ use super::vault::{Access, SecretSpec};
 
 /// Entra ID.
 impl FakeAzure {
-    /// Lets the keys of a cluster's issuer be found, as if it published them on the Internet.
+    /// Makes the keys of a cluster's issuer available, as if it published them on the Internet.
     pub fn publish_issuer(&self, issuer: &str, jwks: &Value) {
         self.inner.state.directory_mut().publish(issuer, jwks);
     }
 
-    /// Makes an application in a tenant, or changes the one of that client id.
+    /// Makes an application in a tenant, or changes the one with this client id.
     pub fn put_app(&self, tenant: &str, spec: AppSpec) {
         self.inner.state.directory_mut().add(tenant, spec);
     }
 
-    /// Ends the access tokens that a client has, before their time.
+    /// Ends a client's access tokens early.
     pub fn revoke_tokens(&self, client: &str) {
         let now = self.inner.state.now();
         self.inner.state.directory_mut().revoke(client, now);
     }
 
-    /// Every access token that was given out, so that a test can look for them where they must not be.
+    /// Every access token that was issued, so that tests can search for them where they must not be.
     #[must_use]
     pub fn access_tokens(&self) -> Vec<String> {
         self.inner.state.directory().given().to_vec()
     }
 }
 
-/// Key Vault. All of it panics where a test names a vault that it has not made.
+/// Key Vault. All of these panic if a test names a vault that it has not made.
 impl FakeAzure {
     /// Makes an empty vault that nobody may read.
     pub fn make_vault(&self, vault: &str, tenant: &str, access: Access) {
         self.inner.state.vaults_mut().make(vault, tenant, access);
     }
 
-    /// Lets a client get one secret, or all and list them.
+    /// Lets a client get one secret, or get and list all.
     pub fn admit(&self, vault: &str, client: &str, secret: Option<&str>) {
         let mut vaults = self.inner.state.vaults_mut();
         vaults.vault(vault).admit(client, secret);
     }
 
-    /// Lets a client list what is there, and get nothing of it.
+    /// Lets a client list what is there, but not get it.
     pub fn show(&self, vault: &str, client: &str) {
         self.inner.state.vaults_mut().vault(vault).show(client);
     }
 
-    /// Takes everything from a client in a vault.
+    /// Takes all of a client's rights in a vault away.
     pub fn expel(&self, vault: &str, client: &str) {
         self.inner.state.vaults_mut().vault(vault).expel(client);
     }
@@ -59,7 +59,7 @@ impl FakeAzure {
         self.inner.state.vaults_mut().vault(vault).is_closed = is_closed;
     }
 
-    /// Makes a secret, or a new version of it; gives the version.
+    /// Makes a secret, or a new version of it; returns the version.
     pub fn put_secret(&self, vault: &str, name: &str, spec: SecretSpec) -> String {
         let now = self.inner.state.now();
         self.inner

@@ -1,4 +1,4 @@
-//! TLS: a certificate authority of the fake's own.
+//! TLS with a certificate authority of the fake's own.
 
 use std::io;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::TlsAcceptor;
 
-/// A certificate authority that nobody trusts but who is told to.
+/// A certificate authority that is trusted only by those told to trust it.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -29,7 +29,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// What serves hosts of these names.
+    /// A TLS acceptor for hosts of these names.
     pub(crate) fn acceptor(&self, names: Vec<String>) -> io::Result<TlsAcceptor> {
         let params = CertificateParams::new(names).map_err(io::Error::other)?;
         let key = KeyPair::generate().map_err(io::Error::other)?;

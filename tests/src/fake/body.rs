@@ -1,4 +1,4 @@
-//! Bodies that are taken whole, and bodies that are sent whole or promise their length and break off half-way.
+//! Bodies that are read whole, and bodies that are sent whole or declare their length and break off half-way.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -9,20 +9,20 @@ use http::request::Parts;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 
-/// No request to a cloud comes near this many bytes.
+/// More bytes than any request to a cloud has.
 const MAX_BODY: usize = 128 * 1024;
 
-/// A body that is sent whole, or that promises its length and breaks off half-way.
+/// A body that is sent whole, or that declares its length and breaks off half-way.
 #[derive(Debug)]
 pub(crate) struct ReplyBody {
     left: Option<Bytes>,
     promised: u64,
     cut: bool,
-    /// Whether hyper was given the time to send what there is, before the cut.
+    /// Whether hyper has had time to send what there is, before the cut.
     flushed: bool,
 }
 
-/// The connection ends here, on purpose.
+/// The connection ends here on purpose.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BrokenOff;
 
@@ -34,7 +34,7 @@ pub(crate) async fn whole(request: Request<Incoming>) -> Result<(Parts, Bytes), 
 }
 
 impl ReplyBody {
-    /// The whole of `body`, or its first half under the length of the whole.
+    /// The whole of `body`, or its first half with the length of the whole.
     pub(crate) fn new(body: Bytes, cut: bool) -> Self {
         let promised = body.len() as u64;
         let left = if cut {

@@ -1,4 +1,4 @@
-//! What can go wrong at a cloud, on demand: the same at each, and what only one of them has.
+//! What can go wrong at a cloud, on demand: what is common to all, and what only one of them has.
 
 use std::time::Duration;
 
@@ -7,48 +7,48 @@ use http::Response;
 use super::faults::Matches;
 use super::{BrokenOff, Gate, ReplyBody};
 
-/// A call, as faults look at it.
+/// A call, as faults see it.
 pub trait Attempt {
-    /// What can be asked for.
+    /// The kinds of call.
     type Operation: Copy + PartialEq;
 
-    /// What was asked for.
+    /// The call's kind.
     fn operation(&self) -> Self::Operation;
 
-    /// The secret, as it was sent.
+    /// The secret, as sent.
     fn secret(&self) -> Option<&str>;
 
-    /// The role that was asked for or that asks, where there are roles.
+    /// The role that is requested or that requests, if there are roles.
     fn role(&self) -> Option<&str> {
         None
     }
 
-    /// The region, where there are regions.
+    /// The region, if there are regions.
     fn region(&self) -> Option<&str> {
         None
     }
 }
 
-/// What goes wrong at one cloud alone.
+/// What can go wrong at only one cloud.
 pub trait Special: Clone {
-    /// How the call log names it.
+    /// Its name in the call log.
     fn name(&self) -> &'static str;
 }
 
 /// Something that goes wrong for the calls that it matches; an empty field matches every call.
 #[derive(Clone, Debug)]
 pub struct Fault<C: Attempt, S> {
-    /// Which operation; none: all.
+    /// Which operation; `None`: all.
     pub operation: Option<C::Operation>,
     /// The secret, as the call names it.
     pub secret: Option<String>,
     /// The role.
     pub role: Option<String>,
-    /// The region; matches no call that has none.
+    /// The region; a call without a region does not match.
     pub region: Option<String>,
     /// What happens.
     pub behaviour: Behaviour<S>,
-    /// To how many calls it happens; none: until the fault is cleared.
+    /// How many calls it affects; `None`: all until the fault is cleared.
     pub times: Option<u32>,
 }
 
@@ -63,26 +63,26 @@ pub enum Behaviour<S> {
     Disconnect,
     /// It is accepted and never answered.
     Hang,
-    /// It waits until the gate opens, and is answered then.
+    /// It waits until the gate opens, and is then answered.
     Hold(Gate),
     /// A proxy's HTML page, with this status.
     Html(u16),
     /// 500, in the cloud's own words.
     InternalError,
-    /// The token service gets no answer from where the cluster publishes its keys, and says so in its own words.
+    /// The token service gets no answer where the cluster publishes its keys, and says so in its own words.
     IssuerSilent,
-    /// 503, as a service that is being drained answers.
+    /// 503, as from a service that is being drained.
     ServiceUnavailable,
-    /// What only this cloud has.
+    /// What can go wrong only at this cloud.
     Special(S),
-    /// The cloud's own refusal of a caller who asks too often, with this many seconds of `Retry-After` if any.
+    /// The cloud's own refusal of a caller that sends too many requests, with this `Retry-After` in seconds, if any.
     Throttle(Option<u64>),
     /// The right status and headers with half of the answer.
     TruncatedBody,
 }
 
 impl<C: Attempt, S> Fault<C, S> {
-    /// A fault of every call of one operation, until it is cleared.
+    /// A fault of every call of one operation, until cleared.
     #[must_use]
     pub fn on(operation: C::Operation, behaviour: Behaviour<S>) -> Self {
         Self {
@@ -155,7 +155,7 @@ impl<C: Attempt + Clone, S: Clone> Matches for Fault<C, S> {
 }
 
 impl<S: Special> Behaviour<S> {
-    /// How the call log names it.
+    /// Its name in the call log.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::CutBody => "fault: cut body",
@@ -173,13 +173,13 @@ impl<S: Special> Behaviour<S> {
         }
     }
 
-    /// Answers a call to which this happens, when it may be answered; a call that never is goes to `unanswered`.
+    /// Answers a call with this behaviour, once it may be answered; a call that never is goes to `unanswered`.
     pub(crate) async fn answer(
         behaviour: Option<&Self>,
         unanswered: impl FnOnce(&'static str),
         answer: impl FnOnce() -> Response<ReplyBody> + Send + 'static,
     ) -> Result<Response<ReplyBody>, BrokenOff> {
-        // In tasks of their own: a cloud finishes what it began, whether or not the asker still waits.
+        // In tasks of their own: a cloud finishes what it has begun, whether or not the caller still waits.
         let later = match behaviour {
             Some(hang @ Self::Hang) => {
                 unanswered(hang.name());

@@ -3,15 +3,15 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A fault of some of the calls of one cloud.
+/// A fault of some calls of one cloud.
 pub trait Matches: Clone {
-    /// What its cloud knows of a call.
+    /// What the cloud knows of a call.
     type Call;
 
-    /// Whether it happens to that call.
+    /// Whether it affects that call.
     fn matches(&self, call: &Self::Call) -> bool;
 
-    /// How often it still happens; none: until it is cleared.
+    /// How many more calls it affects; `None`: all until it is cleared.
     fn times(&mut self) -> &mut Option<u32>;
 }
 
@@ -70,7 +70,7 @@ impl<F: Matches> Faults<F> {
         }
     }
 
-    /// What happens to this call, if anything; counts it against the fault's times.
+    /// The fault that affects this call, if any; counts it against the fault's times.
     pub(crate) fn strike(&self, call: &F::Call) -> Option<F> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// A barrier that calls wait at, so that a test decides when they go on.
+/// A barrier at which calls wait until a test lets them go on.
 #[derive(Clone, Debug)]
 pub struct Gate {
     open: Arc<watch::Sender<bool>>,
@@ -37,7 +37,7 @@ impl Gate {
         self.open.send_replace(false);
     }
 
-    /// Returns when at least `calls` calls have come to the gate since it was made.
+    /// Waits until at least `calls` calls have come to the gate since it was made.
     pub async fn reached(&self, calls: usize) {
         // The sender lives as long as `self`, so waiting cannot fail.
         let _ = self

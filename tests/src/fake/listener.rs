@@ -1,4 +1,4 @@
-//! The sockets: HTTP on loopback, plain or over TLS, each of which can be closed for a while and opened again at the same port.
+//! The sockets: HTTP on loopback, plain or over TLS; each can be closed for a while and reopened at the same port.
 
 use std::error::Error;
 use std::fmt;
@@ -30,9 +30,9 @@ type Handler<B> = Arc<
     dyn Fn(Request<Incoming>) -> BoxFuture<'static, Result<Response<B>, BrokenOff>> + Send + Sync,
 >;
 
-/// A port that is ours whether or not anybody listens on it.
+/// A port that is ours, whether or not anybody listens on it.
 pub(crate) struct Port {
-    /// Bound and never listening: connections are refused, and no other process is given the port meanwhile.
+    /// Bound but never listening: connections are refused, and no other process gets the port in the meantime.
     _bound: TcpSocket,
     address: SocketAddr,
 }
@@ -41,16 +41,16 @@ pub(crate) struct Port {
 pub(crate) struct Listener<B = ReplyBody> {
     port: Port,
     served: Arc<Served<B>>,
-    /// Where the sockets live, which may not be the runtime of whoever stops and resumes.
+    /// Where the sockets live, which may not be the runtime of the task that stops and resumes them.
     runtime: Handle,
-    /// Nothing while it is closed.
+    /// `None` while it is closed.
     open: Mutex<Option<Open>>,
 }
 
 struct Served<B> {
     handler: Handler<B>,
     tls: Option<TlsAcceptor>,
-    /// Ends everything, when the fake is dropped.
+    /// Ends everything when the fake is dropped.
     ended: CancellationToken,
 }
 
@@ -67,7 +67,7 @@ impl<B> fmt::Debug for Listener<B> {
 }
 
 impl Port {
-    /// Takes an address, of which port 0 is any.
+    /// Takes an address, of which port 0 means any port.
     pub(crate) fn take(address: SocketAddr) -> io::Result<Self> {
         let bound = bind(address)?;
         Ok(Self {
@@ -90,7 +90,7 @@ impl<B> Listener<B> {
         self.port.address
     }
 
-    /// Refuses connections and breaks those that are open; returns when it is so.
+    /// Refuses connections and breaks the open ones; returns when that is done.
     pub(crate) async fn stop(&self) {
         if let Some(Open { closing, tasks }) = self.open.lock().await.take() {
             closing.cancel();
@@ -104,7 +104,7 @@ impl<B> Listener<B>
 where
     B: Body<Data: Send, Error: Into<Box<dyn Error + Send + Sync>>> + Send + 'static,
 {
-    /// Answers what comes to the port by `answer`, over TLS if there is an acceptor, until `ended`.
+    /// Answers what comes to the port with `answer`, over TLS if there is an acceptor, until `ended`.
     pub(crate) fn open<F>(
         port: Port,
         tls: Option<TlsAcceptor>,
@@ -162,7 +162,7 @@ where
                 accepted = listener.accept() => accepted,
                 () = closing.cancelled() => return,
             };
-            // A connection that died in the backlog, or no file descriptor for it: the next one may do better.
+            // The connection died in the backlog, or there is no file descriptor for it: the next one may succeed.
             let Ok((stream, _)) = accepted else {
                 tokio::task::yield_now().await;
                 continue;
@@ -181,7 +181,7 @@ where
         let _ = stream.set_nodelay(true);
         match &self.tls {
             None => self.serve(stream).await,
-            // Who does not trust the certificate leaves here.
+            // A client that does not trust the certificate leaves here.
             Some(tls) => {
                 if let Ok(stream) = tls.accept(stream).await {
                     self.serve(stream).await;

@@ -1,4 +1,4 @@
-//! The log of every call, as a cloud's own audit trail would have it, for tests to count and to look into.
+//! The log of every call, as a cloud's own audit trail would have it, for tests to count and inspect.
 
 use std::collections::VecDeque;
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
-/// The calls so far, the oldest forgotten when there are too many.
+/// The calls so far; the oldest are forgotten when there are too many.
 #[derive(Debug)]
 pub(crate) struct CallLog<T> {
     calls: Mutex<VecDeque<T>>,
@@ -30,7 +30,7 @@ impl<T: Clone + Serialize> CallLog<T> {
         if self.echo
             && let Ok(line) = serde_json::to_string(&call)
         {
-            // Nobody reads the log any more: the calls are still remembered.
+            // If nobody reads the log any more, the calls are still kept.
             let _ = writeln!(std::io::stdout(), "{line}");
         }
         let mut calls = self.lock();

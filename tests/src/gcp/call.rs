@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::jwt::TokenSeen;
 
-/// What was asked for.
+/// What the call asks for.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, Serialize)]
 pub enum Operation {
     /// Secret Manager: a value.
@@ -30,11 +30,11 @@ pub enum Operation {
 pub struct Call {
     /// When it arrived, by the fake's clock.
     pub at: Timestamp,
-    /// What was asked for.
+    /// What it asks for.
     pub operation: Operation,
-    /// Whose bearer it carried, once that was believed: `principal://…`, or a service account's email address.
+    /// Whose bearer it carried, once that was accepted: `principal://…`, or a service account's email address.
     pub principal: Option<String>,
-    /// The service account whose bearer was asked for.
+    /// The service account whose bearer was requested.
     pub account: Option<String>,
     /// The secret, as it was sent.
     pub secret: Option<String>,
@@ -44,9 +44,9 @@ pub struct Call {
     pub reason: Option<String>,
     /// Whether it carried an `Authorization` of any kind.
     pub with_authorization: bool,
-    /// The claims of the subject token, whether or not they were believed.
+    /// The claims of the subject token, whether or not they were accepted.
     pub token: Option<TokenSeen>,
-    /// Google's word for what went wrong, or `fault: …` when a fault was served; none: it succeeded.
+    /// Google's word for what went wrong, or `fault: …` for a fault; `None`: it succeeded.
     pub error: Option<String>,
 }
 

@@ -1,5 +1,5 @@
-//! As much of the Common Expression Language as attribute mappings and IAM conditions of a cluster need: paths, calls of
-//! `startsWith` and `endsWith`, `==`, and `&&` between them. What is not known is refused and never passed over.
+//! As much of the Common Expression Language as attribute mappings and IAM conditions of a cluster need: paths, calls
+//! of `startsWith` and `endsWith`, `==`, and `&&` between them. Anything else is refused, never ignored.
 
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ pub struct ExpressionError(pub String);
 #[derive(Clone, Debug)]
 pub(super) struct Condition(Vec<Term>);
 
-/// A way into nested objects: `assertion['kubernetes.io']['namespace']`.
+/// A path into nested objects: `assertion['kubernetes.io']['namespace']`.
 #[derive(Clone, Debug)]
 pub(super) struct Path(Vec<String>);
 
@@ -45,7 +45,7 @@ impl Condition {
             .map(Self)
     }
 
-    /// Whether it holds of `context`, whose members are the expression's names. A name that is not there holds not.
+    /// Whether it holds for `context`, whose members are the expression's names. A missing name makes it false.
     pub(super) fn holds(&self, context: &Value) -> bool {
         self.0.iter().all(|term| {
             term.left.of(context).is_some_and(|left| match term.verb {
@@ -119,7 +119,7 @@ impl Path {
     }
 }
 
-/// What stands between quotes, without anything to escape.
+/// The text between quotes, without anything escaped.
 fn quoted(text: &str) -> Option<String> {
     let text = text.trim();
     let inner = ['"', '\''].into_iter().find_map(|quote| {

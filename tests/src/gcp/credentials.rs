@@ -12,7 +12,7 @@ use super::reply::{Refusal, Reply};
 
 const KIND: &str = "iam.googleapis.com/ServiceAccount";
 
-/// The longest life without an organisation's leave, in seconds.
+/// The longest lifetime without an organisation's permission, in seconds.
 const LONGEST: i64 = 3600;
 
 /// The account in `/v1/projects/-/serviceAccounts/EMAIL:generateAccessToken`.
@@ -60,7 +60,7 @@ pub(super) fn answer(
             .filter(|seconds| (1..=LONGEST).contains(seconds))
             .ok_or_else(|| invalid("The lifetime must be between 1s and 3600s."))?,
     };
-    // Each in the chain must be allowed to pass through the next one, and the last to get the account's token.
+    // Each in the chain must be allowed to act through the next, and the last to get the account's token.
     let mut who = caller;
     for delegate in &body.delegates {
         let email = delegate
@@ -95,7 +95,7 @@ pub(super) fn answer(
     ))
 }
 
-/// From one principal to the account that it may use.
+/// A step from one principal to the account that it may use.
 fn step(
     iam: &super::iam::Iam,
     who: &Bearer,

@@ -3,20 +3,20 @@
 use super::call::{Call, Operation};
 use crate::fake;
 
-/// Something that goes wrong at Google; `role` is the service account whose bearer is asked for.
+/// Something that goes wrong at Google; `role` is the service account whose bearer is requested.
 pub type Fault = fake::Fault<Call, Special>;
 
 /// What happens to a call.
 pub type Behaviour = fake::Behaviour<Special>;
 
-/// What only Google has.
+/// What can go wrong only at Google.
 #[derive(Clone, Debug)]
 pub enum Special {
-    /// The value is another than the one that its checksum was made of.
+    /// The value differs from the one that its checksum was made of.
     BadChecksum,
-    /// The right answer, with a mebibyte of blanks behind it.
+    /// The right answer, followed by a mebibyte of blanks.
     Huge,
-    /// 307 to that URL.
+    /// 307 to this URL.
     Redirect(String),
     /// `RESOURCE_EXHAUSTED`, 429, with the wait in its details (`google.rpc.RetryInfo`).
     ThrottleInDetails(u64),

@@ -11,7 +11,7 @@ use super::machine::Machines;
 use super::reply::Refusal;
 use crate::jwt::KeySet;
 
-/// Roles that are known, and which permissions they hold.
+/// The known roles and their permissions.
 const ROLES: [(&str, &[&str]); 5] = [
     (
         "roles/iam.serviceAccountTokenCreator",
@@ -43,15 +43,15 @@ const ROLES: [(&str, &[&str]); 5] = [
 pub struct ProviderSpec {
     /// `//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`.
     pub name: String,
-    /// Whose tokens it takes.
+    /// The issuer whose tokens it accepts.
     pub issuer: String,
     /// The issuer's keys.
     pub jwks: Value,
-    /// Audiences beside its own name, with or without `https:`, which is taken only if there are none here.
+    /// Audiences instead of its own name, which, with or without `https:`, is accepted only if there are none here.
     pub allowed_audiences: Vec<String>,
-    /// What of the token (`assertion`) becomes `google.subject` and `attribute.NAME`.
+    /// Which parts of the token (`assertion`) become `google.subject` and `attribute.NAME`.
     pub mapping: Vec<(String, String)>,
-    /// What must hold of `assertion`, `google` and `attribute`.
+    /// The condition on `assertion`, `google` and `attribute`.
     pub condition: Option<String>,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Iam {
     clusters: BTreeMap<(String, String), Cluster>,
     accounts: BTreeMap<String, Account>,
     bearers: HashMap<String, Bearer>,
-    /// Bindings, by the name of the resource that they are on.
+    /// Bindings, by the name of their resource.
     bindings: BTreeMap<String, Vec<Binding>>,
     pub(super) machines: Machines,
 }
@@ -87,14 +87,14 @@ pub(super) struct Account {
     pub(super) disabled: bool,
 }
 
-/// A token that was given out.
+/// A token that was issued.
 #[derive(Clone, Debug)]
 pub(super) struct Bearer {
-    /// As audit logs name it.
+    /// Its name in audit logs.
     pub(super) principal: String,
-    /// All names under which policies may name it.
+    /// All names that policies may give it.
     members: Vec<String>,
-    /// Whether its calls must name the project whose quota they are counted against.
+    /// Whether its calls must name the project to whose quota they count.
     needs_quota_project: bool,
     pub(super) expires: Timestamp,
 }
@@ -197,7 +197,7 @@ impl Provider {
 }
 
 impl Cluster {
-    /// The principal of a service account, in the new words and in the old ones.
+    /// The principal of a service account, in the new form and in the old one.
     pub(super) fn principal(&self, pool: &str, subject: &str) -> Option<(String, Vec<String>)> {
         let (namespace, account) = subject
             .strip_prefix("system:serviceaccount:")?
@@ -292,7 +292,7 @@ impl Iam {
         &mut self.bearers
     }
 
-    /// Who a call's headers speak for.
+    /// The bearer in a call's headers.
     pub(super) fn believe(&self, headers: &HeaderMap, now: Timestamp) -> Result<Bearer, Refusal> {
         let refused = || {
             Refusal::api(
@@ -347,15 +347,15 @@ impl Iam {
         Ok(())
     }
 
-    /// Takes away whatever was granted to a member, everywhere.
+    /// Removes everything that was granted to a member, everywhere.
     pub(super) fn unbind(&mut self, member: &str) {
         for bindings in self.bindings.values_mut() {
             bindings.retain(|binding| binding.member != member);
         }
     }
 
-    /// Whether `who` has a permission by a binding on one of `places`, of which the first is the resource itself and
-    /// has that name and type in conditions.
+    /// Whether `who` has a permission by a binding on one of `places`, the first of which is the resource itself, with
+    /// this name and type in conditions.
     pub(super) fn allows(
         &self,
         who: &Bearer,

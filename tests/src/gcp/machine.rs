@@ -1,5 +1,4 @@
-//! What machines are signed in by, outside of any cluster: service accounts' keys, people's refresh tokens, the metadata
-//! server.
+//! How machines outside of any cluster sign in: service accounts' keys, people's refresh tokens, the metadata server.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -21,15 +20,15 @@ use crate::jwt::{self, Issuer, KeySet};
 /// Where people's refresh tokens are exchanged.
 pub(super) const REFRESH: &str = "/token";
 
-/// Where the metadata server has the token of the machine's account.
+/// Where the metadata server offers the token of the machine's account.
 pub(super) const METADATA: &str = "/computeMetadata/v1/instance/service-accounts/default/token";
 
 const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 
-/// The life of a bearer, in seconds.
+/// The lifetime of a bearer, in seconds.
 const LIFE: i64 = 3600;
 
-/// The longest life of what an account signs for itself, in seconds, with what clocks may differ by.
+/// The longest lifetime of what an account signs for itself, in seconds, with an allowance for differing clocks.
 const LONGEST: i64 = 3600 + 2 * 60;
 
 /// Who is signed in.
@@ -59,9 +58,9 @@ struct Refresh {
     scopes: Option<String>,
 }
 
-/// What a test may set up.
+/// What tests may set up.
 impl FakeGcp {
-    /// Makes a key of a service account; gives the file that `gcloud iam service-accounts keys create` writes.
+    /// Makes a key of a service account; returns the file that `gcloud iam service-accounts keys create` writes.
     ///
     /// # Panics
     ///
@@ -87,7 +86,7 @@ impl FakeGcp {
         })
     }
 
-    /// Signs a person in; gives the file that `gcloud auth application-default login` writes.
+    /// Signs a person in; returns the file that `gcloud auth application-default login` writes.
     #[must_use]
     pub fn sign_in(&self, email: &str) -> Value {
         let (refresh_token, client_secret) = (format!("1//{}", random()), random());
@@ -104,14 +103,14 @@ impl FakeGcp {
         })
     }
 
-    /// Lets the machine run as a service account, whose tokens its metadata server gives.
+    /// Makes the machine run as a service account, whose tokens its metadata server issues.
     pub fn run_as(&self, email: &str) {
         self.inner.state.iam_write().machines.account = Some(email.to_owned());
     }
 }
 
 impl Machines {
-    /// Whom a token speaks for that an account has signed for itself (AIP-4111), if it is one and good.
+    /// The bearer of a token that an account has signed for itself (AIP-4111), if it is valid.
     pub(super) fn self_signed(&self, token: &str, now: Timestamp) -> Option<Bearer> {
         let email = jwt::unverified(token)?["iss"].as_str()?.to_owned();
         let claims = self.keys.get(&email)?.verify(token).ok()?;
@@ -128,7 +127,7 @@ impl Machines {
     }
 }
 
-/// A person's refresh token for a bearer (RFC 6749, 6).
+/// Exchanges a person's refresh token for a bearer (RFC 6749, 6).
 pub(super) fn refresh(
     state: &State,
     now: Timestamp,
@@ -156,7 +155,7 @@ pub(super) fn refresh(
     Ok(given(&token))
 }
 
-/// The machine's own token, as its metadata server gives it to whoever is on the machine.
+/// The machine's own token, as its metadata server gives it to every program on the machine.
 pub(super) fn metadata(
     state: &State,
     now: Timestamp,
@@ -176,7 +175,7 @@ pub(super) fn metadata(
     Ok(given(&token))
 }
 
-/// What is asked for, if it is one of these.
+/// Records the request, if it is one of these.
 pub(super) fn describe(path: &str, call: &mut Call) {
     match path {
         REFRESH => call.operation = Operation::RefreshToken,

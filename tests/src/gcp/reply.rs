@@ -28,7 +28,7 @@ pub(super) struct Reply {
 }
 
 impl Refusal {
-    /// Of an API: its canonical code says the status (google.rpc.Code).
+    /// A refusal of an API, whose canonical code determines the status (google.rpc.Code).
     pub(super) fn api(code: &'static str, message: impl Into<String>) -> Self {
         let status = match code {
             "FAILED_PRECONDITION" | "INVALID_ARGUMENT" => 400,
@@ -47,7 +47,7 @@ impl Refusal {
         }
     }
 
-    /// Of the token service (RFC 6749, 5.2).
+    /// A refusal of the token service (RFC 6749, 5.2).
     pub(super) fn oauth(status: u16, code: &'static str, message: impl Into<String>) -> Self {
         Self {
             status,
@@ -80,7 +80,7 @@ impl Reply {
         }
     }
 
-    /// What something else puts in Google's place.
+    /// What something else sends instead of Google.
     pub(super) fn foreign(status: u16, body: impl Into<Bytes>) -> Self {
         Self {
             status,
@@ -91,7 +91,7 @@ impl Reply {
         }
     }
 
-    /// The way to another URL (RFC 9110, 15.4.8).
+    /// A redirect to another URL (RFC 9110, 15.4.8).
     pub(super) fn elsewhere(url: &str) -> Self {
         Self {
             location: Some(url.to_owned()),
@@ -104,19 +104,19 @@ impl Reply {
         self
     }
 
-    /// The same JSON, and so many blanks behind it.
+    /// The same JSON, followed by so many blanks.
     pub(super) fn padded(mut self, blanks: usize) -> Self {
         self.body = [&*self.body, &*vec![b' '; blanks]].concat().into();
         self
     }
 
-    /// Half of the body under its own length, so that the JSON does not parse.
+    /// Half of the body with the length of that half, so that the JSON does not parse.
     pub(super) fn truncated(mut self) -> Self {
         self.body.truncate(self.body.len() / 2);
         self
     }
 
-    /// The response; `cut`: the connection ends in the middle of the body.
+    /// The response; with `cut`, the connection ends in the middle of the body.
     pub(super) fn into_response(self, cut: bool) -> Response<ReplyBody> {
         let mut response = Response::new(ReplyBody::new(self.body, cut));
         *response.status_mut() =

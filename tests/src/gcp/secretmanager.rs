@@ -12,10 +12,10 @@ use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::store::VersionState;
 
-/// The most names that one answer holds.
+/// The most names in one answer.
 const PAGE_LIMIT: usize = 25_000;
 
-/// What a path asks for. Google decodes a path once; what is encoded in it here fits no name, and so leads nowhere.
+/// What a path asks for. Google decodes a path once; what is still encoded here fits no name, and so finds nothing.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ask<'a> {
     Access {
@@ -113,7 +113,7 @@ fn access(
         )
     };
     let found = store.project(project).ok_or_else(denied)?;
-    // Conditions see the project's number, however the project was named.
+    // Conditions see the project's number, however the request named the project.
     let resource = format!("projects/{}/secrets/{secret}", found.number);
     let name = format!("{resource}/versions/{version}");
     let places = [&*resource, &*format!("projects/{}", found.number)];
@@ -157,7 +157,7 @@ fn access(
         data.push(b'!');
     }
     let mut payload = json!({"dataCrc32c": sum.to_string()});
-    // Proto3's JSON leaves out what is empty.
+    // Proto3's JSON omits what is empty.
     if !data.is_empty() {
         payload["data"] = BASE64.encode(data).into();
     }

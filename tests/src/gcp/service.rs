@@ -16,7 +16,7 @@ use super::secretmanager::Ask;
 use super::{credentials, machine, sts};
 use crate::fake::{self, BrokenOff, ReplyBody};
 
-/// How large an answer is that is too large.
+/// The size of an answer that is too large.
 const HUGE: usize = 1 << 20;
 
 /// A request that has been read.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(super) struct Store {
     projects: BTreeMap<String, Project>,
-    /// Counts up with every secret, to tell the newest.
+    /// Counts created secrets, to tell the newest.
     created: u64,
 }
 
@@ -29,14 +29,14 @@ pub(super) struct Version {
     pub(super) data: Vec<u8>,
 }
 
-/// What a version is good for.
+/// The state of a version.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum VersionState {
-    /// Cannot be read until it is enabled again.
+    /// It cannot be read until it is enabled again.
     Disabled,
-    /// Is gone for ever.
+    /// It is gone forever.
     Destroyed,
-    /// Can be read.
+    /// It can be read.
     Enabled,
 }
 
@@ -63,7 +63,7 @@ impl Store {
         self.projects.get_mut(id).expect("the project exists")
     }
 
-    /// Adds a version, and the secret if need be; gives the version's number.
+    /// Adds a version, and the secret if it is new; returns the version's number.
     pub(super) fn put(&mut self, project: &str, name: &str, data: &[u8]) -> usize {
         self.created += 1;
         let created = self.created;

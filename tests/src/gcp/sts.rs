@@ -10,13 +10,13 @@ use super::reply::{Refusal, Reply};
 use crate::jwt::TokenSeen;
 use crate::jwt::{self, KeySet};
 
-/// The life of a bearer that is given, in seconds.
+/// The lifetime of an issued bearer, in seconds.
 const LIFE: i64 = 3600;
 
 /// How far into the future `iat` and `nbf` may be.
 const LEEWAY_SECONDS: i64 = 60;
 
-/// The form's fields that are known.
+/// The form fields that are known.
 #[derive(Debug, Default)]
 pub(super) struct Form {
     grant_type: String,
@@ -38,7 +38,7 @@ impl Form {
                 "requested_token_type" => &mut form.requested_token_type,
                 "subject_token" => &mut form.subject_token,
                 "subject_token_type" => &mut form.subject_token_type,
-                // `options` would change what the bearer may do: better refused than passed over.
+                // `options` would change what the bearer may do: refusing it is better than ignoring it.
                 other => {
                     return Err(invalid(format!(
                         "this fake does not know the parameter {other}"
@@ -50,7 +50,7 @@ impl Form {
         Ok(form)
     }
 
-    /// Writes down what is asked for, believed or not.
+    /// Records the request, whether or not it is accepted.
     pub(super) fn describe(&self, call: &mut Call) {
         call.operation = Operation::ExchangeToken;
         call.token = jwt::unverified(&self.subject_token)
@@ -144,7 +144,7 @@ impl Form {
             .ok_or_else(|| invalid_grant("The subject is no Kubernetes service account."))
     }
 
-    /// The claims, if the issuer signed them and they are of now.
+    /// The claims, if the issuer signed them and they are valid now.
     fn verify(&self, keys: &KeySet, issuer: &str, now: Timestamp) -> Result<Value, Refusal> {
         let claims = keys.verify(&self.subject_token).map_err(|forged| {
             invalid_grant(format!("The credential cannot be verified: {forged:?}"))

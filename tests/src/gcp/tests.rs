@@ -1,4 +1,4 @@
-//! The fake, asked as the agent asks it and as it never would.
+//! Sends requests to the fake, both as the agent sends them and as it never would.
 
 use super::*;
 use crate::jwt::{Bound, Claims, Issuer};
@@ -40,7 +40,7 @@ impl Cloud {
         }
     }
 
-    /// What a pod of `test/app` would be given.
+    /// The claims that a pod of `test/app` would get.
     fn claims(&self) -> Claims {
         let pod = Some(Bound::new("app-1", "0b0e"));
         let audience = format!("https:{}", self.provider);

@@ -1,5 +1,5 @@
-//! What a test may change at Google: providers, accounts, bindings, bearers, secrets. Over HTTP none of it can be
-//! changed.
+//! What tests may change at Google: providers, accounts, bindings, bearers, secrets. None of it can be changed over
+//! HTTP.
 
 use std::sync::atomic::Ordering;
 
@@ -34,7 +34,7 @@ impl FakeGcp {
         self.inner.state.iam_write().remove_provider(name);
     }
 
-    /// Makes a cluster one of GKE's, in the pool of the project.
+    /// Makes a cluster one of GKE's, in the project's pool.
     pub fn add_cluster(&self, issuer: &str, jwks: &Value) -> String {
         let pool = format!("{PROJECT}.svc.id.goog");
         let mut iam = self.inner.state.iam_write();
@@ -42,7 +42,7 @@ impl FakeGcp {
         pool
     }
 
-    /// Creates a service account; gives its email address.
+    /// Creates a service account; returns its email address.
     pub fn create_account(&self, name: &str) -> String {
         let email = format!("{name}@{PROJECT}.iam.gserviceaccount.com");
         let mut iam = self.inner.state.iam_write();
@@ -71,24 +71,24 @@ impl FakeGcp {
         );
     }
 
-    /// Grants a role on the project, if need be under a condition.
+    /// Grants a role on the project, optionally under a condition.
     pub fn bind_project(&self, role: &str, member: &str, condition: Option<&str>) {
         self.bind(&format!("projects/{NUMBER}"), role, member, condition);
     }
 
-    /// Takes away all that was granted to a member; bearers that exist can do nothing any more either, as at Google.
+    /// Revokes everything granted to a member; existing bearers can then do nothing either, as at Google.
     pub fn unbind(&self, member: &str) {
         self.inner.state.iam_write().unbind(member);
     }
 
-    /// Every bearer that was given out, so that a test can look for them where they must not be.
+    /// Every bearer that was issued, so that tests can search for them where they must not be.
     #[must_use]
     pub fn bearers(&self) -> Vec<String> {
         let mut iam = self.inner.state.iam_write();
         iam.bearers().keys().cloned().collect()
     }
 
-    /// Ends all bearers now, as if their time were over; says how many there were.
+    /// Ends all bearers now, as if they had expired; returns how many there were.
     pub fn expire_bearers(&self) -> usize {
         let now = self.inner.state.now();
         let mut iam = self.inner.state.iam_write();
@@ -106,13 +106,13 @@ impl FakeGcp {
 
 /// Secrets, all in the project.
 impl FakeGcp {
-    /// Creates a secret or adds a version to it; gives the version.
+    /// Creates a secret or adds a version to it; returns the version.
     pub fn put_secret(&self, name: &str, data: &[u8]) -> String {
         let mut store = self.inner.state.store_write();
         store.put(PROJECT, name, data).to_string()
     }
 
-    /// Disables, enables or destroys a version; says whether there is one.
+    /// Disables, enables or destroys a version; returns whether there is one.
     pub fn set_version_state(&self, name: &str, version: &str, state: VersionState) -> bool {
         let mut store = self.inner.state.store_write();
         let secrets = &mut store.project_mut(PROJECT).secrets;
@@ -124,13 +124,13 @@ impl FakeGcp {
         found.map(|version| version.state = state).is_some()
     }
 
-    /// Removes a secret; says whether it was there.
+    /// Removes a secret; returns whether it existed.
     pub fn delete_secret(&self, name: &str) -> bool {
         let mut store = self.inner.state.store_write();
         store.project_mut(PROJECT).secrets.remove(name).is_some()
     }
 
-    /// Has lists answered with at most so many names at a time, as Google reserves the right to.
+    /// Limits the names in one answer to a list, as Google reserves the right to.
     pub fn set_page_limit(&self, limit: usize) {
         self.inner.state.page_limit.store(limit, Ordering::Relaxed);
     }

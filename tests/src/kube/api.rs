@@ -1,4 +1,4 @@
-//! One request: who asks, what for, may they, and what goes wrong.
+//! One request: who sends it, what for, whether they may, and what goes wrong.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -40,11 +40,11 @@ enum Route {
         service_account: String,
     },
     AccessReview,
-    /// What is no resource and open to everybody.
+    /// A path that is not a resource and open to everybody.
     Open(&'static str),
 }
 
-/// Answers a request and notes it in the journal.
+/// Answers a request and records it in the journal.
 pub(super) async fn answer(cluster: Arc<Cluster>, request: http::Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let user = cluster.user(&parts.headers);
@@ -190,7 +190,7 @@ impl Route {
 }
 
 impl Access {
-    /// What a request wants, in the words of RBAC.
+    /// What a request wants, in RBAC's terms.
     fn of(method: &Method, route: Option<&Route>, path: &str, watched: bool) -> Self {
         let read = |verb: &str| match *method {
             Method::GET | Method::HEAD => verb.to_owned(),
@@ -202,7 +202,7 @@ impl Access {
             Some(Route::Object(key)) => Self {
                 verb: read("get"),
                 resource: key.kind.resource().to_owned(),
-                // A namespace is in itself, as far as RBAC is concerned.
+                // To RBAC, a namespace is in itself.
                 namespace: if key.kind == Kind::Namespace {
                     &key.name
                 } else {
@@ -247,7 +247,7 @@ impl Cluster {
         self.lock().users.get(token).cloned()
     }
 
-    /// Lets the fault strike that a test has set for such a request; what it answers is the answer.
+    /// Applies the fault that a test has set for such a request; its answer, if any, is the answer.
     async fn strike(&self, access: &Access) -> Option<Answer> {
         let mut changed = self.changed.subscribe();
         loop {
@@ -349,7 +349,7 @@ fn accepts_json(headers: &HeaderMap) -> Result<(), Status> {
             parts.next(),
             Some("application/json" | "application/*" | "*/*")
         );
-        // Tables and bare metadata are conversions that this server does not have.
+        // Tables and bare metadata are conversions that this server does not support.
         json && !parts.any(|parameter| parameter.starts_with("as="))
     });
     if accepted {

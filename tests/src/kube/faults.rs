@@ -9,20 +9,20 @@ use super::{FakeKube, State};
 /// What goes wrong with a request.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Fault {
-    /// This HTTP code at once, and its `Retry-After` in seconds.
+    /// This HTTP code at once, with this `Retry-After` in seconds.
     Answer(u16, Option<u64>),
-    /// The right answer, so much later.
+    /// The right answer, this much later.
     Delay(Duration),
-    /// 200 with a body that is no JSON.
+    /// 200 with a body that is not JSON.
     Garbage,
     /// No answer until the fault is lifted, then the right one.
     Hang,
 }
 
-/// Which reads an old snapshot answers.
+/// Which reads are answered from an old snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StaleReads {
-    /// All: an etcd restored from a backup, which no client can see through.
+    /// All: an etcd restored from a backup, which no client can notice.
     All,
     /// Those that allow it (`resourceVersion=0`), and watches: a watch cache that lags behind.
     Cached,
@@ -42,7 +42,7 @@ pub(super) struct Faults {
     rules: Vec<FaultRule>,
     pub(super) silent: bool,
     pub(super) watches_held: bool,
-    /// The revision at which reads stand still.
+    /// The revision at which reads are frozen.
     pub(super) stale: Option<(u64, StaleReads)>,
     pub(super) nudges: Vec<Nudge>,
 }
@@ -52,7 +52,7 @@ struct FaultRule {
     verb: String,
     resource: String,
     fault: Fault,
-    /// How many requests it still hits; none is all.
+    /// How many requests it still hits; `None`: all.
     left: Option<usize>,
 }
 
@@ -66,21 +66,21 @@ impl Faults {
         let rule = self.rules.iter_mut().find(|rule| {
             rule.left != Some(0) && matches(verb, &rule.verb) && matches(resource, &rule.resource)
         })?;
-        // A request that hangs asks again and again, and is still one request.
+        // A request that hangs asks repeatedly, but is still one request.
         if rule.fault != Fault::Hang {
             rule.left = rule.left.map(|left| left - 1);
         }
         Some(rule.fault)
     }
 
-    /// Whether watches get no events now.
+    /// Whether watches currently get no events.
     pub(super) fn watches_stand(&self) -> bool {
         self.silent || self.watches_held
     }
 }
 
 impl State {
-    /// The revision that a read sees which allows stale answers, or (`consistent`) one which does not.
+    /// The revision that a read sees if it allows stale answers or, with `consistent`, if it does not.
     pub(super) fn readable(&self, consistent: bool) -> u64 {
         match self.faults.stale {
             Some((revision, StaleReads::All)) => revision,
@@ -101,7 +101,7 @@ impl FakeKube {
         self.add_fault(verb, resource, fault, Some(times));
     }
 
-    /// Lifts all faults; what hangs is answered.
+    /// Lifts all faults; hanging requests are answered.
     pub fn heal(&self) {
         self.cluster.change(|state| {
             state.faults.rules.clear();
@@ -109,7 +109,7 @@ impl FakeKube {
         });
     }
 
-    /// Accepts connections and requests and answers none, and no watch gets an event, until [`heal`](Self::heal).
+    /// Accepts connections and requests but answers none, and sends no watch events, until [`heal`](Self::heal).
     pub fn hang(&self) {
         self.cluster.change(|state| state.faults.silent = true);
     }
@@ -120,13 +120,13 @@ impl FakeKube {
             .change(|state| state.faults.watches_held = true);
     }
 
-    /// Lets held events go, in order.
+    /// Releases held events, in order.
     pub fn watch_release(&self) {
         self.cluster
             .change(|state| state.faults.watches_held = false);
     }
 
-    /// Delivers the events of later changes so much after the change.
+    /// Delivers the events of later changes this long after the change.
     pub fn watch_delay(&self, delay: Duration) {
         self.cluster.change(|state| state.store.event_delay = delay);
     }
@@ -136,7 +136,7 @@ impl FakeKube {
         self.nudge(Nudge::Bookmark);
     }
 
-    /// Ends every open watch in good order, as the real server does after some minutes.
+    /// Ends every open watch properly, as the real server does after some minutes.
     pub fn watch_close(&self) {
         self.nudge(Nudge::Close);
     }
@@ -146,23 +146,23 @@ impl FakeKube {
         self.nudge(Nudge::Expire);
     }
 
-    /// Sends every open watch a line that is no JSON.
+    /// Sends every open watch a line that is not JSON.
     pub fn watch_garbage(&self) {
         self.nudge(Nudge::Garbage);
     }
 
-    /// The watches being served now.
+    /// How many watches are being served now.
     #[must_use]
     pub fn watches(&self) -> usize {
         self.cluster.lock().watches
     }
 
-    /// Compacts the history: watches, pages and exact lists from before now are gone (410).
+    /// Compacts the history: watches, pages and exact lists from before now get 410.
     pub fn compact(&self) {
         self.cluster.change(|state| state.store.compact());
     }
 
-    /// Makes reads stand still at the present until [`stale_end`](Self::stale_end), while the cluster goes on.
+    /// Freezes reads at the present until [`stale_end`](Self::stale_end), while the cluster goes on.
     pub fn stale(&self, reads: StaleReads) {
         self.cluster.change(|state| {
             state.faults.stale = Some((state.store.revision(), reads));

@@ -1,15 +1,15 @@
-//! What was asked of the server.
+//! The requests that the server got.
 
 use super::FakeKube;
 
 /// One request, as the server saw it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Request {
-    /// The user by the bearer token; empty when the token is missing or unknown.
+    /// The bearer token's user; empty if the token is missing or unknown.
     pub user: String,
-    /// `get`, `list`, `watch`, `create`; for what is no resource, the method in lower case.
+    /// `get`, `list`, `watch`, `create`; for paths that are not resources, the method in lower case.
     pub verb: String,
-    /// The resource with its subresource, `pods` or `serviceaccounts/token`; for what is no resource, the path.
+    /// The resource with its subresource, `pods` or `serviceaccounts/token`; otherwise the path.
     pub resource: String,
     /// The namespace; empty for the whole cluster.
     pub namespace: String,
@@ -17,7 +17,7 @@ pub struct Request {
     pub name: String,
     /// The raw query.
     pub query: String,
-    /// The answer's code; none while it is being answered, or when it never was.
+    /// The answer's code; `None` until it is answered, or if it never was.
     pub status: Option<u16>,
 }
 
@@ -28,13 +28,13 @@ pub struct TokenRequested {
     pub namespace: String,
     /// The service account's name.
     pub service_account: String,
-    /// The audiences asked for.
+    /// The requested audiences.
     pub audiences: Vec<String>,
-    /// The life asked for, in seconds; none if the request left it to the server.
+    /// The requested lifetime, in seconds; `None` if the request left it to the server.
     pub expiration_seconds: Option<i64>,
-    /// Name and UID of the pod that the token was to be bound to.
+    /// Name and UID of the pod to bind the token to.
     pub pod: Option<(String, String)>,
-    /// The token, if one was given, so that a test can look for it where it must not be.
+    /// The token, if one was issued, so that tests can search for it where it must not be.
     pub token: Option<String>,
     /// The answer's code.
     pub status: u16,
@@ -47,7 +47,7 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Notes a request; the number it gets is for [`answered`](Self::answered).
+    /// Records a request; its number is for [`answered`](Self::answered).
     pub(super) fn asked(&mut self, request: Request) -> usize {
         self.requests.push(request);
         self.requests.len() - 1

@@ -14,19 +14,19 @@ use super::status::Status;
 use super::store::{Key, Kind};
 use super::{Cluster, FakeKubeConfig};
 
-/// The words of a token that is too old (apiserver, storage/etcd3/errors.go).
+/// The text for a token that is too old (apiserver, storage/etcd3/errors.go).
 const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You \
     can start a new list without the continue parameter, or use the continue token in this response to retrieve the \
     remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were \
     created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
 const LIST_EXPIRED: &str = "The resourceVersion for the provided list is too old.";
 
-/// `ListOptions`, checked as ValidateListOptions of the real server checks them.
+/// `ListOptions`, checked as ValidateListOptions of the real server does.
 #[derive(Clone, Debug)]
 pub(super) struct ListOptions {
     pub(super) watch: bool,
     pub(super) selector: Selector,
-    /// None is "the newest"; 0 is "any".
+    /// `None` is "the newest"; 0 is "any".
     pub(super) revision: Option<u64>,
     pub(super) exact: bool,
     pub(super) limit: Option<usize>,
@@ -36,12 +36,12 @@ pub(super) struct ListOptions {
     pub(super) timeout_seconds: Option<u64>,
 }
 
-/// Where a paged list goes on.
+/// Where a paged list continues.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) struct Resume {
-    /// None is "whatever is there now", of a token given out for an expired one.
+    /// `None` is "whatever is there now", in a token issued in place of an expired one.
     revision: Option<u64>,
-    /// The last key of the page before.
+    /// The last key of the previous page.
     after: (String, String),
 }
 
@@ -214,7 +214,7 @@ impl ListOptions {
             Some("Exact") => self.exact = true,
             Some("NotOlderThan") => {}
             Some(other) => return Err(unsupported_match(other)),
-            // The old rule: a page of a given revision is of exactly that revision.
+            // The old rule: a page of a given revision is exactly that revision's.
             None => {
                 self.exact =
                     self.limit.is_some() && self.revision.is_some_and(|revision| revision > 0)

@@ -1,4 +1,4 @@
-//! Nodes: the objects, and the identity of one, which an account may take on that runs there (KEP-5284).
+//! Nodes: the objects, and a node's identity, which an account that runs there may impersonate (KEP-5284).
 
 use std::collections::HashMap;
 
@@ -12,13 +12,13 @@ use super::status::Status;
 use super::store::{Key, Kind};
 use super::{Cluster, FakeKube, State};
 
-/// What a node's user name begins with.
+/// The prefix of a node's user name.
 const USER: &str = "system:node:";
 
-/// The group of all nodes, to whom rights are given that go beyond those of the node authorizer.
+/// The group of all nodes, for rights beyond those of the node authorizer.
 pub const NODES: &str = "system:nodes";
 
-/// Who a request is judged as.
+/// As whom a request is judged.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(super) enum Subject {
     /// A user, by RBAC.
@@ -28,7 +28,7 @@ pub(super) enum Subject {
 }
 
 impl Subject {
-    /// The user by his token, or whom his headers name, if he may act as that one.
+    /// The token's user, or the one that the headers name, if the user may act as that one.
     pub(super) fn of(
         state: &State,
         user: &str,
@@ -46,7 +46,7 @@ impl Subject {
         }
         let wanted = headers.get("impersonate-user");
         let wanted = wanted.and_then(|value| value.to_str().ok()).unwrap_or("");
-        // Only the name: with groups or more it is no impersonation of a node.
+        // Only the name: with groups or more, this does not impersonate a node.
         if let (Some(node), 1) = (wanted.strip_prefix(USER), named.len())
             && state.places.get(user).is_some_and(|place| place == node)
         {
@@ -77,7 +77,7 @@ impl Subject {
         })
     }
 
-    /// Whether it may do that.
+    /// Whether the subject may do that.
     pub(super) fn judge(
         &self,
         state: &State,
@@ -98,7 +98,7 @@ impl Subject {
                 .object(&pod)
                 .is_some_and(|pod| pod["spec"]["nodeName"] == node.as_str()),
             ("get", "nodes") => access.name == *node,
-            // Whose token it may be is for NodeRestriction to say.
+            // NodeRestriction decides whose token it may be.
             ("create", "serviceaccounts/token") => true,
             _ => false,
         };
@@ -109,7 +109,7 @@ impl Subject {
         }
     }
 
-    /// NodeRestriction: a node gets tokens only for pods that run on it, and only for audiences that it may ask for.
+    /// NodeRestriction: a node gets tokens only for pods that run on it, and only for audiences that it may request.
     pub(super) fn admit_token(
         &self,
         state: &State,
@@ -183,7 +183,7 @@ impl FakeKube {
             .collect()
     }
 
-    /// Says that the user's token is bound to a pod on that node, as those are that a kubelet has got for its pods.
+    /// Binds the user's token to a pod on that node, as a kubelet's tokens for its pods are.
     pub fn place(&self, user: &str, node: &str) {
         self.cluster.change(|state| {
             state.places.insert(user.to_owned(), node.to_owned());
@@ -192,7 +192,7 @@ impl FakeKube {
 }
 
 impl Cluster {
-    /// Changes a node's taints by a merge patch, and nothing else of it.
+    /// Changes a node's taints by a merge patch, and nothing else.
     pub(super) fn patch(&self, key: &Key, patch: &Value) -> Result<Answer, Status> {
         self.change(|state| {
             let Some(node) = state.store.object(key) else {

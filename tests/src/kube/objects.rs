@@ -20,7 +20,7 @@ impl FakeKube {
         self.create_service_account(name, "default", &[]);
     }
 
-    /// Creates a service account, and gives its UID; one of that name is replaced, by one with another UID.
+    /// Creates a service account, and returns its UID; an existing one is replaced by one with another UID.
     ///
     /// # Panics
     ///
@@ -138,7 +138,7 @@ pub(super) fn uid_of(object: &Value) -> String {
         .to_owned()
 }
 
-/// The present, as the API writes times: RFC 3339 to the second.
+/// The present time, as the API writes it: RFC 3339 to the second.
 pub(super) fn now() -> String {
     timestamp(jiff::Timestamp::now())
 }

@@ -1,4 +1,4 @@
-//! Pods: what a test says about one, and the handle by which it changes it.
+//! Pods: how a test describes one, and the handle by which it changes it.
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,7 +14,7 @@ pub struct PodSpec {
     pub namespace: String,
     /// Its name.
     pub name: String,
-    /// Its UID; a fresh one if none.
+    /// Its UID; `None`: a new one.
     pub uid: Option<String>,
     /// Its service account, which must exist.
     pub service_account: String,
@@ -39,7 +39,7 @@ pub struct PodSpec {
 pub struct Container {
     /// Its name.
     pub name: String,
-    /// Its id in the status, as 64 hex digits; none while the kubelet has not reported it.
+    /// Its id in the status, as 64 hex digits; `None` until the kubelet has reported it.
     pub id: Option<String>,
     /// Whether it is an init container.
     pub init: bool,
@@ -112,7 +112,7 @@ impl FakeKube {
     ///
     /// # Panics
     ///
-    /// If its namespace or its service account does not exist, or a pod of that name does.
+    /// If its namespace or service account does not exist, or a pod of this name does.
     pub fn create_pod(&self, spec: PodSpec) -> Pod {
         let PodSpec {
             namespace,
@@ -259,7 +259,7 @@ impl Pod {
         &self.key.namespace
     }
 
-    /// Reports a container as running with this id, as the kubelet does after each start of it.
+    /// Reports a container as running with this id, as the kubelet does after each start.
     pub fn set_container(&self, name: &str, id: &str) {
         let status = Container::running(name, id).status();
         self.edit(|pod| {
@@ -273,7 +273,7 @@ impl Pod {
         });
     }
 
-    /// Adds an ephemeral container, as `kubectl debug` does; with an id, it runs.
+    /// Adds an ephemeral container, as `kubectl debug` does; if it has an id, it runs.
     pub fn add_ephemeral(&self, name: &str, id: Option<&str>) {
         let container = Container {
             id: id.map(str::to_owned),
@@ -288,7 +288,7 @@ impl Pod {
         });
     }
 
-    /// Says that somebody has edited it at that time (`metadata.managedFields`), as whoever edits a pod may say.
+    /// Claims an edit at that time (`metadata.managedFields`), as whoever edits a pod may claim.
     pub fn claim_edit_at(&self, time: &str) {
         self.edit(|pod| {
             pod["metadata"]["managedFields"] = json!([{
@@ -315,7 +315,7 @@ impl Pod {
         });
     }
 
-    /// Begins its deletion: sets `deletionTimestamp` so many seconds from now (a past one if negative).
+    /// Begins its deletion: sets `deletionTimestamp` this many seconds from now (in the past if negative).
     pub fn terminate(&self, grace_seconds: i64) {
         let at = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(grace_seconds);
         self.edit(|pod| {
@@ -329,7 +329,7 @@ impl Pod {
         self.remove(false);
     }
 
-    /// Deletes it, and no watch ever hears of it.
+    /// Deletes it without any watch event.
     pub fn delete_unseen(&self) {
         self.remove(true);
     }

@@ -7,16 +7,16 @@ use serde_json::json;
 use super::FakeKube;
 use super::status::Status;
 
-/// One right: all of `verbs` on all of `resources`, where and on what it says.
+/// One right: all of `verbs` on all of `resources`, within its namespace and names.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Rule {
     /// `get`, `list`, `watch`, `create`, `patch`; `impersonate:associated-node` on `nodes`, and the like.
     pub verbs: Vec<String>,
     /// `pods`, `serviceaccounts`, `serviceaccounts/token`, `namespaces`.
     pub resources: Vec<String>,
-    /// The only namespace it holds in; `None` is the whole cluster.
+    /// The only namespace that it holds in; `None`: the whole cluster.
     pub namespace: Option<String>,
-    /// The only names it holds for; empty is all of them, and lists need that.
+    /// The only names that it holds for; empty: all of them, which lists need.
     pub names: Vec<String>,
 }
 
@@ -26,16 +26,16 @@ pub(super) struct Access {
     pub(super) verb: String,
     /// The resource, with `/subresource`.
     pub(super) resource: String,
-    /// Empty when the request is for the whole cluster.
+    /// Empty if the request is for the whole cluster.
     pub(super) namespace: String,
-    /// Empty when the request names no object.
+    /// Empty if the request names no object.
     pub(super) name: String,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Rbac {
     rules: HashMap<String, Vec<Rule>>,
-    /// (verb, resource) that nobody has now, whatever the rules say.
+    /// (verb, resource) pairs that are refused to everybody now, whatever the rules say.
     forbidden: Vec<(String, String)>,
 }
 
@@ -62,7 +62,7 @@ impl Rule {
         ]
     }
 
-    /// The rights of the level `node`: to be the agent's own node, for its pods and their tokens.
+    /// The rights of the level `node`: to impersonate the agent's own node, for its pods and their tokens.
     #[must_use]
     pub fn as_node() -> Vec<Self> {
         let on = |verb: &str| format!("impersonate-on:associated-node:{verb}");
@@ -96,7 +96,7 @@ impl Rbac {
             .forbidden
             .iter()
             .any(|(verb, resource)| *verb == access.verb && *resource == access.resource);
-        // What every authenticated user may do, by the role system:basic-user.
+        // The rights of every authenticated user, by the role system:basic-user.
         let basic = access.verb == "create" && access.resource == "selfsubjectaccessreviews";
         let rules = self.rules.get(user).map(Vec::as_slice).unwrap_or_default();
         !forbidden && (basic || rules.iter().any(|rule| rule.covers(access)))
@@ -149,13 +149,13 @@ impl FakeKube {
         self.cluster.change(|state| state.rbac.grant(user, rules));
     }
 
-    /// Takes (verb, resource) from everybody until [`permit`](Self::permit); watches that run go on, as in the real one.
+    /// Takes (verb, resource) from everybody until [`permit`](Self::permit); open watches go on, as in the real one.
     pub fn forbid(&self, verb: &str, resource: &str) {
         let pair = (verb.to_owned(), resource.to_owned());
         self.cluster.change(|state| state.rbac.forbidden.push(pair));
     }
 
-    /// Takes a [`forbid`](Self::forbid) back.
+    /// Reverts a [`forbid`](Self::forbid).
     pub fn permit(&self, verb: &str, resource: &str) {
         self.cluster.change(|state| {
             state

@@ -37,7 +37,7 @@ impl Status {
         Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
     }
 
-    /// `field` is what is wrong, `cause` the machine's word for how.
+    /// `field` is what is wrong, `cause` the machine-readable word for how.
     pub(super) fn invalid(
         group: &str,
         kind: &str,
@@ -102,12 +102,12 @@ impl Status {
         status
     }
 
-    /// What was asked for has been compacted away.
+    /// What the request asks for has been compacted away.
     pub(super) fn expired(message: &str) -> Self {
         Self::new(StatusCode::GONE, "Expired", message)
     }
 
-    /// The client has seen a revision that this server has not.
+    /// The client has seen a revision that this server has not seen.
     pub(super) fn revision_too_large(asked: u64, current: u64) -> Self {
         let message = format!("Too large resource version: {asked}, current: {current}");
         let text = format!("Timeout: {message}");

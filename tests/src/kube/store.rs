@@ -7,10 +7,10 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::time::Instant;
 
-/// How many changes are kept at least; of older ones, like a real watch cache, it knows nothing.
+/// The least number of changes kept; like a real watch cache, it does not know older ones.
 const HISTORY: usize = 4096;
 
-/// The kinds of object that the fake has.
+/// The kinds of object in the fake.
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) enum Kind {
     Namespace,
@@ -19,7 +19,7 @@ pub(super) enum Kind {
     ServiceAccount,
 }
 
-/// An object's place: its kind, its namespace (empty for a namespace and a node) and its name.
+/// An object's key: its kind, its namespace (empty for a namespace and a node) and its name.
 #[derive(Clone, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(super) struct Key {
     pub(super) kind: Kind,
@@ -34,14 +34,14 @@ pub(super) type Objects = BTreeMap<Key, Arc<Value>>;
 pub(super) struct Change {
     pub(super) revision: u64,
     pub(super) key: Key,
-    /// The object before; none if the change created it.
+    /// The object before the change; `None` if that created it.
     pub(super) before: Option<Arc<Value>>,
-    /// The object after; in a deletion it is what was deleted, at the revision of the deletion.
+    /// The object after the change; for a deletion the deleted object, at the deletion's revision.
     pub(super) object: Arc<Value>,
     pub(super) deleted: bool,
-    /// No watch gets to see it.
+    /// Whether no watch sees it.
     pub(super) unseen: bool,
-    /// When watches get to see it.
+    /// When watches see it.
     pub(super) due: Instant,
 }
 
@@ -57,7 +57,7 @@ pub(super) struct Store {
     pub(super) event_delay: Duration,
 }
 
-/// That a revision lies before the last compaction.
+/// The error that a revision is from before the last compaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Compacted;
 
@@ -106,7 +106,7 @@ impl Key {
 
 impl Default for Store {
     fn default() -> Self {
-        // A real cluster is never at revision 1 by the time somebody asks.
+        // A real cluster is never at revision 1 when the first client comes.
         Self {
             revision: 1000,
             compacted: 0,
@@ -127,7 +127,7 @@ impl Store {
         self.compacted
     }
 
-    /// Whether a watch that has come to `revision` has missed changes that nobody remembers.
+    /// Whether a watch that is at `revision` has missed changes that are no longer kept.
     pub(super) fn has_forgotten(&self, revision: u64) -> bool {
         revision < self.forgotten
     }
@@ -136,7 +136,7 @@ impl Store {
         self.objects.get(key)
     }
 
-    /// Creates or replaces an object, at a revision of its own.
+    /// Creates or replaces an object, at a new revision.
     pub(super) fn put(&mut self, key: Key, mut object: Value) {
         self.revision += 1;
         object["metadata"]["resourceVersion"] = self.revision.to_string().into();
@@ -145,7 +145,7 @@ impl Store {
         self.record(key, before, object, false, false);
     }
 
-    /// Removes an object; an `unseen` removal is one whose event is lost.
+    /// Removes an object; if `unseen`, its event is lost.
     pub(super) fn remove(&mut self, key: &Key, unseen: bool) -> Option<Arc<Value>> {
         let before = self.objects.remove(key)?;
         self.revision += 1;
@@ -161,9 +161,9 @@ impl Store {
         Some(before)
     }
 
-    /// Forgets the past: what asks from before now is answered that it is gone.
+    /// Forgets the past: requests for revisions before now get "gone".
     pub(super) fn compact(&mut self) {
-        // An empty change first, so that even the newest revision anyone can have seen is an old one.
+        // An empty change first, so that even the newest revision that anyone can have seen is old.
         self.revision += 1;
         self.compacted = self.revision;
     }

@@ -11,7 +11,7 @@ use kube::{Api, Client, Config};
 use super::*;
 use crate::jwt::KeySet;
 
-/// The longest that anything here may take; nothing waits for it to pass.
+/// The longest that anything here may take; no test waits for all of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn cluster() -> FakeKube {
@@ -22,7 +22,7 @@ async fn cluster_with(config: FakeKubeConfig) -> FakeKube {
     FakeKube::start(config).await.expect("the fake starts")
 }
 
-/// A client by way of the kubeconfig file, as the agent's.
+/// A client with the kubeconfig file, like the agent's.
 async fn client(kube: &FakeKube, user: &str) -> Client {
     let directory = tempfile::tempdir().expect("a directory");
     let file = kube
@@ -150,7 +150,7 @@ async fn a_bookmark_moves_a_quiet_watch_past_a_compaction() {
     kube.create_namespace("other", &[]);
     kube.compact();
     kube.watch_bookmark();
-    // The watch goes on from the bookmark, which a watch from its own list could not.
+    // The watch continues from the bookmark; from the revision of its own list it could not.
     kube.watch_close();
     kube.until_requested("watch", "pods", 2).await;
     kube.create_pod(pod_named("web"));

@@ -1,6 +1,6 @@
-//! `TokenRequest`: the real server's checks in its order and its words, and a token that is really signed.
+//! `TokenRequest`: the real server's checks in its order and its words, and a really signed token.
 //!
-//! One check is stricter: an empty list of audiences is refused, where the real server would take its own.
+//! One check is stricter: an empty list of audiences is refused, where the real server would use its own audience.
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -14,11 +14,11 @@ use super::store::{Key, Kind};
 use super::{Cluster, State};
 use crate::jwt::{Bound, Claims};
 
-/// The group that the errors name.
+/// The API group in errors.
 const GROUP: &str = "authentication.k8s.io";
-/// The shortest life that may be asked for, in seconds.
+/// The shortest lifetime that may be requested, in seconds.
 const MIN_SECONDS: i64 = 600;
-/// The life of a token whose request names none, in seconds.
+/// The lifetime of a token if the request names none, in seconds.
 const DEFAULT_SECONDS: i64 = 3600;
 
 /// A `TokenRequest`'s spec.
@@ -35,7 +35,7 @@ struct BoundReference {
     uid: String,
 }
 
-/// Judges the request, notes it, and signs.
+/// Checks the request, records it, and signs the token.
 pub(super) fn create(
     cluster: &Cluster,
     subject: &Subject,
@@ -142,7 +142,7 @@ impl Wish {
         })
     }
 
-    /// The claims of the token, if all is well.
+    /// The claims of the token, if all checks pass.
     fn grant(
         &self,
         cluster: &Cluster,

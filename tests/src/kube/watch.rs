@@ -1,4 +1,4 @@
-//! Watches: events from a revision on, as an object enters and leaves the selection, with bookmarks.
+//! Watches: events from a revision on, as objects enter and leave the selection, with bookmarks.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,7 +21,7 @@ use super::status::Status;
 use super::store::{Change, Kind};
 use super::{Cluster, State};
 
-/// How long a watch runs that sets no `timeoutSeconds`: the real server's `--min-request-timeout`.
+/// How long a watch without `timeoutSeconds` runs: the real server's `--min-request-timeout`.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// One open watch.
@@ -30,7 +30,7 @@ struct Watch {
     kind: Kind,
     namespace: String,
     selector: Selector,
-    /// The last revision that this watch has dealt with.
+    /// The last revision that this watch has handled.
     cursor: u64,
     bookmarks: bool,
     next_bookmark: Instant,
@@ -95,7 +95,7 @@ enum Step {
 }
 
 impl Watch {
-    /// Sets the point from which it goes on, with the objects that are there now where the client asked for them.
+    /// Sets the starting point, and queues the existing objects if the client asked for them.
     fn begin(
         &mut self,
         state: &State,
@@ -132,7 +132,7 @@ impl Watch {
         Ok(())
     }
 
-    /// The next line; none when the watch is over.
+    /// The next line; `None` when the watch is over.
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             self.changed.borrow_and_update();
@@ -198,7 +198,7 @@ impl Watch {
         Step::Wait(wake.min(self.deadline))
     }
 
-    /// Turns a change into the event that this selection has of it: what leaves it is deleted, as far as it can see.
+    /// Turns a change into this selection's event: an object that leaves the selection counts as deleted.
     fn see(&mut self, change: &Change) {
         if change.unseen || change.key.kind != self.kind || !self.watches_in(&change.key.namespace)
         {
@@ -213,7 +213,7 @@ impl Watch {
             (false, true) => self.push("ADDED", &change.object),
             (true, true) => self.push("MODIFIED", &change.object),
             (true, false) => {
-                // The last state that matched, at the revision at which it ceased to.
+                // The last state that matched, at the revision at which it stopped matching.
                 let mut last = change.before.as_deref().cloned().unwrap_or_default();
                 last["metadata"]["resourceVersion"] = change.revision.to_string().into();
                 self.push("DELETED", &last);

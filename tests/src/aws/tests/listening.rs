@@ -35,7 +35,7 @@ async fn aws_faults_strike_what_they_match_and_no_longer_than_told() {
         ),
         (Behaviour::Disconnect, "dispatch failure"),
         (Behaviour::CutBody, "response error"),
-        // What is neither JSON nor an error is a service error without a code, says the SDK.
+        // To the SDK, what is neither JSON nor an error is a service error without a code.
         (Behaviour::TruncatedBody, "no code"),
         (Behaviour::Html(200), "no code"),
     ] {

@@ -66,7 +66,7 @@ async fn aws_denies_before_it_says_whether_a_secret_exists() {
         "ValidationException"
     );
 
-    // A policy that allows everything reaches no other account, whose secrets have no resource policy.
+    // Even a policy that allows everything reaches no other account, whose secrets have no resource policy.
     cloud
         .aws
         .set_policy(&cloud.role, &read_policy(&["*"]))

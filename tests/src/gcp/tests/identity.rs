@@ -1,4 +1,4 @@
-//! Whose token is believed, and whom it lets take on a service account.
+//! Whose token is accepted, and which service account it may act as.
 
 use super::*;
 
@@ -135,7 +135,7 @@ async fn gkes_own_pool_takes_tokens_of_its_clusters_only() {
         refusal(&cloud.exchange(&elsewhere, &token).await),
         (400, "invalid_target")
     );
-    // A token for the provider is none for the pool.
+    // A token for the provider is not one for the pool.
     assert_eq!(
         refusal(&cloud.exchange(&audience, &cloud.token()).await),
         (400, "invalid_grant")

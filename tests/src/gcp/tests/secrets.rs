@@ -123,7 +123,7 @@ async fn a_list_is_the_projects_and_comes_in_pages() {
         secrets.iter().filter_map(of).collect()
     };
     assert_eq!(refusal(&list("").await), (403, "PERMISSION_DENIED"));
-    // A condition on secrets' names does not hold of the project.
+    // A condition on secrets' names does not hold for the project.
     let viewer = "roles/secretmanager.viewer";
     let condition = format!("resource.name.startsWith('projects/{NUMBER}/secrets/')");
     cloud
@@ -135,7 +135,7 @@ async fn a_list_is_the_projects_and_comes_in_pages() {
         names(list("").await),
         ["prod--test--c", "test--b", "test--a"]
     );
-    // As the real one, it finds the text anywhere in a name.
+    // Like the real one, it finds the text anywhere in a name.
     assert_eq!(
         names(list("filter=name%3Atest--&pageSize=2").await),
         ["prod--test--c", "test--b"]
