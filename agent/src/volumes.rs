@@ -109,8 +109,8 @@ impl Volumes {
         }
     }
 
-    /// Listens wherever it should, and nowhere else. The agent that has the shared socket's path does this each second.
-    /// `has_path` says whether it still has it: an agent that takes the path over takes these sockets next.
+    /// Listens wherever it should, and nowhere else: each second, in the agent that has the shared socket's path.
+    /// `has_path` says whether that is still so: an agent that takes the path over takes these sockets next.
     pub(crate) async fn keep(self: &Arc<Self>, has_path: impl Fn() -> bool) {
         let (is_there, keys) = match self.look() {
             Ok(seen) => seen,
