@@ -17,18 +17,18 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
-/// How an agent is to be run; changed by the tests before it starts.
+/// How to run an agent; tests change it before the start.
 #[derive(Clone, Debug, Default)]
 pub struct AgentSettings {
     /// Dotted keys of the configuration and their values, as `--set` takes them.
     pub keys: BTreeMap<String, String>,
-    /// Its environment, beside nothing else.
+    /// Its whole environment.
     pub environment: BTreeMap<String, String>,
-    /// A program and its arguments that start it, such as one that takes something away from it.
+    /// A program with arguments that starts it, such as one that takes something away from it.
     pub wrapper: Vec<String>,
-    /// The program itself; `sandbox-agent` of this build unless a benchmark says otherwise.
+    /// The program itself; by default `sandbox-agent` of this build.
     pub program: Option<PathBuf>,
-    /// Whether nobody reads its stderr, so that it fills up.
+    /// Whether nobody reads its stderr, so that the pipe fills up.
     pub deaf_stderr: bool,
 }
 
@@ -38,7 +38,7 @@ pub struct AgentProcess {
     process: Process,
     socket: PathBuf,
     admin: SocketAddr,
-    /// The end of its stderr that nobody reads.
+    /// The read end of a stderr that nobody reads.
     unread: Option<OwnedFd>,
 }
 
@@ -59,7 +59,7 @@ impl AgentSettings {
             .fold(self, |all, (key, value)| all.set(key, value))
     }
 
-    /// Leaves out what is set of a section.
+    /// Removes the keys of a section.
     #[must_use]
     pub fn without(mut self, section: &str) -> Self {
         let within = format!("{section}.");
@@ -74,7 +74,7 @@ impl AgentSettings {
         self
     }
 
-    /// Puts a file over its `/etc/hosts`, in a mount namespace of its own.
+    /// Mounts a file over its `/etc/hosts`, in a mount namespace of its own.
     #[must_use]
     pub fn with_hosts(self, hosts: &Path) -> Self {
         const WITH_HOSTS: &str = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
@@ -82,7 +82,7 @@ impl AgentSettings {
         self.wrapped(&["unshare", "--mount", "sh", "-c", WITH_HOSTS, &hosts])
     }
 
-    /// Has it started by another program, and that by those which were said before.
+    /// Starts it through another program, inside of wrappers that were set before.
     #[must_use]
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
         let outer = wrapper.iter().map(|part| (*part).to_owned());
@@ -90,7 +90,7 @@ impl AgentSettings {
         self
     }
 
-    /// Has it run on a machine that seems to lack that, as the program `without` has it.
+    /// Runs it on a machine that seems to lack something that the program `without` knows.
     ///
     /// # Panics
     ///
@@ -105,7 +105,7 @@ impl AgentSettings {
     ///
     /// # Errors
     ///
-    /// If it cannot be started, or does not become ready: with what it said.
+    /// If it cannot be started, or does not become ready; the text has its output.
     pub async fn start_ready(&self) -> io::Result<AgentProcess> {
         let agent = self.start().await?;
         agent.until_ready().await?;
@@ -137,7 +137,7 @@ impl AgentSettings {
         })
     }
 
-    /// Runs it, or one of its sub-commands, to its end: its exit status, stdout and stderr.
+    /// Runs it, or one of its sub-commands, to its end. Returns exit status, stdout and stderr.
     ///
     /// # Errors
     ///
@@ -183,7 +183,7 @@ impl AgentSettings {
 
 // === impl AgentProcess ===
 
-/// What any process does, an agent does.
+/// An agent does what any process does.
 impl Deref for AgentProcess {
     type Target = Process;
 
@@ -209,7 +209,7 @@ impl AgentProcess {
     ///
     /// # Errors
     ///
-    /// If it is no more.
+    /// If it is gone.
     pub fn resident(&self) -> io::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -223,16 +223,16 @@ impl AgentProcess {
     ///
     /// # Errors
     ///
-    /// With what it said instead, if it ends or takes too long.
+    /// If it ends or takes too long; the text has its output.
     pub async fn until_ready(&self) -> io::Result<()> {
         self.until_line("\"message\":\"ready\"").await.map(drop)
     }
 
-    /// Reads the stderr that nobody has read so far ([`AgentSettings::deaf_stderr`]).
+    /// Begins to read the stderr that nobody has read so far ([`AgentSettings::deaf_stderr`]).
     ///
     /// # Errors
     ///
-    /// If it is read already.
+    /// If it is being read already.
     pub fn hear(&mut self) -> io::Result<()> {
         let unread = self.unread.take().ok_or(io::ErrorKind::NotFound)?;
         let unread = tokio::net::unix::pipe::Receiver::from_owned_fd(unread)?;
@@ -240,11 +240,11 @@ impl AgentProcess {
         Ok(())
     }
 
-    /// Closes the stderr that nobody has read so far, as whoever keeps the logs does when it ends.
+    /// Closes the stderr that nobody has read so far, as a log collector does when it ends.
     ///
     /// # Errors
     ///
-    /// If it is read already.
+    /// If it is being read already.
     pub fn hang_up(&mut self) -> io::Result<()> {
         self.unread
             .take()
@@ -252,7 +252,7 @@ impl AgentProcess {
             .ok_or(io::ErrorKind::NotFound.into())
     }
 
-    /// Waits until it says on its admin port that it is ready.
+    /// Waits until its admin port says that it is ready.
     ///
     /// # Errors
     ///
@@ -270,7 +270,7 @@ impl AgentProcess {
     ///
     /// # Panics
     ///
-    /// If one is no JSON: it would only be missing, and who looks for no line finds none.
+    /// If one is not JSON: otherwise it would only be missing, and tests that expect no line would pass.
     #[must_use]
     pub fn audit(&self) -> Vec<Value> {
         audit_among(&self.stderr())
@@ -280,7 +280,7 @@ impl AgentProcess {
     ///
     /// # Errors
     ///
-    /// With the audit lines that there are, if it does not come.
+    /// If it does not come; the text has the audit lines so far.
     pub async fn until_audit(&self, wanted: impl Fn(&Value) -> bool) -> io::Result<Value> {
         let found = self.until(|lines| audit_among(lines).into_iter().find(&wanted));
         found
@@ -288,13 +288,13 @@ impl AgentProcess {
             .ok_or_else(|| io::Error::other(format!("no such audit line in {:#?}", self.audit())))
     }
 
-    /// Where the admin port is.
+    /// The address of the admin port.
     #[must_use]
     pub fn admin_address(&self) -> SocketAddr {
         self.admin
     }
 
-    /// Asks the admin port; its status and body.
+    /// Makes a request to the admin port. Returns status and body.
     ///
     /// # Errors
     ///
@@ -316,7 +316,7 @@ impl AgentProcess {
         timeout(PATIENCE, answer).await.map_err(io::Error::other)?
     }
 
-    /// The value of the metric with this whole name, labels included; one with labels is 0 until it has come about.
+    /// The value of the metric with this whole name, including labels; 0 for one with labels that has not occurred yet.
     ///
     /// # Errors
     ///
@@ -326,7 +326,7 @@ impl AgentProcess {
         value_of(name, &text)
     }
 
-    /// Waits until the socket answers anybody.
+    /// Waits until the socket accepts connections.
     ///
     /// # Errors
     ///
@@ -354,8 +354,8 @@ fn audit_among(lines: &[String]) -> Vec<Value> {
         .collect()
 }
 
-/// The value of a metric in what the admin port shows. Nothing is shown of one with labels before it has come about, so
-/// that there is such a one is to be seen in the agent's code alone.
+/// The value of a metric in the admin port's text. A metric with labels is not shown before it occurs, so only the
+/// agent's code tells that there is one.
 fn value_of(name: &str, shown: &str) -> io::Result<f64> {
     const DEFINED: &str = include_str!("../../agent/src/metrics.rs");
     let mut series = shown.lines().filter_map(|line| line.rsplit_once(' '));
@@ -368,7 +368,7 @@ fn value_of(name: &str, shown: &str) -> io::Result<f64> {
     }
 }
 
-/// A loopback address that nobody uses, and that nobody is given before it is used: its port is below those that the
+/// A loopback address that nobody uses, and that nobody else gets before it is used: its port is below those that the
 /// kernel gives to connections and to port 0 (`net.ipv4.ip_local_port_range`), and no two callers get the same.
 ///
 /// # Errors
@@ -378,7 +378,7 @@ pub fn free_address() -> io::Result<SocketAddr> {
     const LOWEST: u32 = 10_000;
     const COUNT: u32 = 20_000;
     static TAKEN: AtomicU32 = AtomicU32::new(0);
-    // Test programs that run at the same time begin at different places.
+    // Test programs that run at the same time start at different ports.
     let first = std::process::id() * 64;
     for _ in 0..COUNT {
         let turn = first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
@@ -391,12 +391,12 @@ pub fn free_address() -> io::Result<SocketAddr> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// A pipe that is full already, and whose writers wait.
+/// A pipe that is already full, and whose writers block.
 fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
     fcntl(&writer, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
-    // Empty lines: whoever reads them later reads nothing.
+    // Empty lines, so that a later reader reads nothing.
     for step in [[b'\n'; 4096].as_slice(), b"\n"] {
         while nix::unistd::write(&writer, step).is_ok() {}
     }

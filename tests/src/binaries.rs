@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::{env, io};
 
-/// The program `name` of this build, found beside the running one: a test lies in `deps`, below its siblings.
+/// Finds the program `name` of this build near the running one: a test is in `deps`, below the other programs.
 ///
 /// # Errors
 ///
-/// If it has not been built; the text says by which command it is.
+/// If it has not been built; the text says how to build it.
 pub fn sibling_binary(name: &str) -> io::Result<PathBuf> {
     let running = env::current_exe()?;
     let places = running.ancestors().skip(1).take(2);

@@ -1,6 +1,6 @@
-//! The backends of the sandbox behind one face: what the conformance list and the demo need of each, whichever it is.
+//! The sandbox's backends behind one trait: what the conformance list and the demo need of each.
 //!
-//! A backend more is a file here and its line in [`start`].
+//! A new backend is a file here and a line in [`start`].
 
 mod aws;
 pub mod azure;
@@ -23,39 +23,39 @@ pub const BACKENDS: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 /// A backend of the sandbox.
 #[async_trait]
 pub trait Cloud: Debug + Send + Sync {
-    /// The agent's settings with this backend, and no other, as the default one.
+    /// The agent's settings with this backend only, as the default one.
     fn settings(&self, settings: AgentSettings) -> AgentSettings;
 
-    /// Makes a namespace as the documentation tells: a service account with a role of its own, which may read what is
+    /// Makes a namespace as the documentation says: a service account with a role of its own, which may read what is
     /// under the namespace's name, and the secret `NAMESPACE/database-password`.
     fn namespace(&self, sandbox: &Sandbox, name: &str);
 
-    /// Makes a namespace whose service account asks for the role of the namespace `of`, which does not admit it.
+    /// Makes a namespace whose service account names the role of the namespace `of`, which does not admit it.
     fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str);
 
-    /// Puts a secret, or a new version of it; gives the version as the agent is to name it, where that can be known.
+    /// Puts a secret, or a new version of it; returns the version that the agent should report, if that can be known.
     fn put(&self, name: &str, value: &[u8]) -> Option<String>;
 
-    /// Makes every read of a value, or every exchange, go wrong until what is returned is dropped. None: here nothing can go wrong so.
+    /// Makes every read of a value, or every exchange, go wrong until the result is dropped. `None`: it cannot.
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>>;
 
-    /// Lets nobody in from now on, or again.
+    /// Refuses all connections from now on, or accepts them again.
     ///
     /// # Errors
     ///
-    /// If the port is lost to somebody else.
+    /// If somebody else has taken the port.
     async fn reachable(&self, reachable: bool) -> io::Result<()>;
 
     /// Ends every session before its time, if there are any.
     fn expire_sessions(&self) -> bool;
 
-    /// Takes the role of a namespace's service account away, if there is one.
+    /// Removes the role of a namespace's service account, if there is one.
     fn revoke(&self, namespace: &str) -> bool;
 
-    /// What the backend has of an older version: a stage or label that names it.
+    /// The stage or label that names an older version, if the backend has one.
     fn previous_stage(&self) -> Option<&'static str>;
 
-    /// Its own log, a line for each call.
+    /// Its own log, one line per call.
     fn log(&self) -> Vec<String>;
 }
 
@@ -70,9 +70,9 @@ pub enum Trouble {
     Hang,
     /// The token service has no answer from the cluster's issuer.
     SilentIssuer,
-    /// The backend asks to come again in so many seconds.
+    /// The backend asks to retry after so many seconds.
     Throttle(u64),
-    /// Half of an answer.
+    /// Half of an answer comes.
     Truncated,
 }
 
@@ -89,7 +89,7 @@ impl<S> From<Trouble> for Behaviour<S> {
     }
 }
 
-/// Starts the backend of that name, one of [`BACKENDS`], beside the sandbox's cluster, whose tokens it trusts.
+/// Starts the backend of this name, one of [`BACKENDS`], which trusts the tokens of the sandbox's cluster.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! The documentation held against the tree: what a page names is there, and what is there is explained.
+//! Checks the documentation against the tree: what a page names exists, and what exists is explained.
 
 use latchkey_client::protocol::Code;
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ struct File {
     text: String,
 }
 
-/// The project as it is checked out.
+/// The project as checked out.
 #[derive(Debug)]
 struct Tree {
     root: PathBuf,
@@ -54,12 +54,12 @@ impl Tree {
             .filter(move |file| file.path.ends_with(ending))
     }
 
-    /// All Rust of the agent in one text, on one line, without the breaks in its strings.
+    /// All Rust of the agent as one text, without the line breaks in its strings.
     fn agent(&self) -> String {
         let mut text = String::new();
         for file in self.ending(".rs") {
             if file.path.starts_with("agent/src/") {
-                // A string that goes on in the next line leaves out the break and the blanks after it.
+                // A string that continues on the next line omits the break and the blanks after it.
                 let whole: Vec<&str> = file.text.split("\\\n").map(str::trim_start).collect();
                 text.push_str(&whole.concat());
             }
@@ -67,7 +67,7 @@ impl Tree {
         text
     }
 
-    /// The names of all tests: functions with an attribute that says so, and acts of the run on a cluster.
+    /// The names of all tests: functions with a test attribute, and acts of the run on a cluster.
     fn tests(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         for file in self.ending(".rs") {
@@ -107,7 +107,7 @@ impl File {
         }
     }
 
-    /// The rows of those tables that have a column of that name.
+    /// The rows of the tables that have a column of this name.
     fn rows_with(&self, column: &str) -> Vec<Row> {
         let mut rows = Vec::new();
         let mut header: Vec<String> = Vec::new();
@@ -125,7 +125,7 @@ impl File {
         rows
     }
 
-    /// What stands between single backticks outside of blocks of code.
+    /// The texts between single backticks outside of code blocks.
     fn spans(&self) -> Vec<&str> {
         let mut spans = Vec::new();
         let mut in_block = false;
@@ -139,7 +139,7 @@ impl File {
         spans
     }
 
-    /// The anchors of the headings, as forges make them.
+    /// The anchors of the headings, as forges generate them.
     fn anchors(&self) -> BTreeSet<String> {
         let headings = self.text.lines().filter(|line| line.starts_with('#'));
         headings
@@ -177,7 +177,7 @@ fn collect(root: &Path, directory: &Path, files: &mut Vec<File>) {
     }
 }
 
-/// The cells of a table's line; a bar between backticks is none of the table's.
+/// The cells of a table's line; a bar between backticks separates none.
 fn cells(line: &str) -> Vec<String> {
     let Some(inner) = line
         .trim()
@@ -378,7 +378,7 @@ fn every_error_that_a_page_quotes_is_one_of_the_agents() {
     assert!(rows.len() > 50, "the pages have lost their rows");
     for row in rows {
         let quoted = spans_of(&row["text"]).concat();
-        // Where the cloud cannot be reached, the agent puts whose answer it is before the text, and what to do behind.
+        // If the cloud cannot be reached, the agent says before the text whose answer it is, and after it what to do.
         let whose = [
             "the AWS token service ",
             "AWS Secrets Manager ",
@@ -392,7 +392,7 @@ fn every_error_that_a_page_quotes_is_one_of_the_agents() {
         ];
         let text = whose.iter().find_map(|whose| quoted.strip_prefix(whose));
         let text = text.unwrap_or(&quoted).trim_end_matches("; try again");
-        // What stands in angle brackets is filled in, in the agent by braces.
+        // Text in angle brackets is a placeholder; in the agent's code it is in braces.
         for piece in text.split(['<', '>']).step_by(2) {
             let piece = piece.trim_matches(['"', ' ', ',', '(', ')', ':']);
             assert!(agent.contains(piece), "no error has the text {piece:?}");
@@ -406,7 +406,7 @@ fn every_key_that_a_page_names_is_one_of_the_configuration() {
     let mut keys = BTreeSet::new();
     let mut section = String::new();
     for line in tree.text("deploy/config.toml").lines() {
-        // What is commented out has nothing between the mark and itself, unlike a comment.
+        // A key that is commented out follows the mark directly, unlike a comment.
         let line = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = line.strip_prefix('[') {
             section = name.trim_end_matches(']').to_owned();

@@ -1,5 +1,5 @@
-//! The way out of many companies' clusters: a proxy, some of which end TLS themselves, by an authority of their own, and
-//! look into what goes by. Behind it is one fake cloud, whatever host was asked for.
+//! The way out of many companies' clusters: a proxy. Some end TLS themselves, with a certificate authority of their
+//! own, and inspect the traffic. Behind it is one fake cloud, whatever host the client wanted.
 
 use crate::fake::Authority;
 use std::io;
@@ -21,7 +21,7 @@ pub struct EgressProxy {
 
 #[derive(Debug)]
 struct Inside {
-    /// Of a proxy that ends TLS.
+    /// The authority of a proxy that ends TLS.
     authority: Option<Authority>,
     cloud: SocketAddr,
     asked: Mutex<Vec<String>>,
@@ -39,7 +39,7 @@ impl EgressProxy {
         Self::start(cloud, Some(Authority::new()?)).await
     }
 
-    /// A proxy that passes on what it cannot read to `cloud`, which speaks TLS.
+    /// A proxy that passes encrypted traffic on to `cloud`, which speaks TLS.
     ///
     /// # Errors
     ///
@@ -90,7 +90,7 @@ impl EgressProxy {
         Ok(path)
     }
 
-    /// Where somebody wanted to go, as `HOST:PORT`, each once and in the order of its first time.
+    /// Where clients wanted to go, as `HOST:PORT`, each once, in the order of first requests.
     #[must_use]
     pub fn asked(&self) -> Vec<String> {
         let asked = &self.inside.asked;
@@ -101,7 +101,7 @@ impl EgressProxy {
 // === impl Inside ===
 
 impl Inside {
-    /// One connection: `CONNECT` (RFC 9110, section 9.3.6), then TLS as that host, then plainly to the cloud.
+    /// Serves a connection: `CONNECT` (RFC 9110, section 9.3.6), then TLS as that host, then plain HTTP to the cloud.
     async fn tunnel(&self, stream: TcpStream) -> io::Result<()> {
         let mut stream = BufReader::new(stream);
         let mut line = String::new();

@@ -1,4 +1,4 @@
-//! Service account tokens: an issuer that signs them as a cluster does, and the key set that checks them as a cloud does.
+//! Service account tokens: an issuer that signs them as a cluster does, and the key set to check them as a cloud does.
 //!
 //! The fake Kubernetes API signs with [`Issuer`], the fake clouds verify with [`KeySet`]. Nothing here judges a claim:
 //! expiry, audience and subject are the verifier's business, because each cloud answers them with an error of its own.
@@ -13,7 +13,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// A token issuer with an RSA key of its own, made when the issuer is.
+/// A token issuer with an RSA key of its own.
 pub struct Issuer {
     url: String,
     key_id: String,
@@ -42,7 +42,7 @@ pub struct Claims {
     pub kubernetes: Binding,
 }
 
-/// The `kubernetes.io` claim: the objects whose life ends the token's.
+/// The `kubernetes.io` claim: the token lives no longer than these objects.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Binding {
     /// The namespace of the service account and of the pod.
@@ -90,10 +90,10 @@ struct PublicKey {
     exponent: Vec<u8>,
 }
 
-/// Why a token's signature does not stand.
+/// Why a token is not genuine.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Forged {
-    /// The algorithm is not RS256; `none` and the HMAC family land here.
+    /// The algorithm is not RS256 but, for example, `none` or one of the HMAC family.
     Algorithm,
     /// No key of the set has the header's `kid`.
     Key,
@@ -134,7 +134,7 @@ impl Issuer {
         Self::with_key(url, key)
     }
 
-    /// Makes an issuer of a key that is there.
+    /// Makes an issuer with an existing key.
     pub(crate) fn with_key(url: impl Into<String>, key: RsaKeyPair) -> Self {
         Self {
             url: url.into(),
@@ -262,7 +262,7 @@ impl Bound {
 }
 
 impl KeySet {
-    /// Reads a JWK set; keys that are no RSA signing keys are left out, as verifiers do.
+    /// Reads a JWK set; like verifiers, it ignores keys that are not RSA signing keys.
     #[must_use]
     pub fn from_jwks(jwks: &Value) -> Self {
         let keys = jwks["keys"].as_array().into_iter().flatten();
@@ -286,7 +286,7 @@ impl KeySet {
         self.keys.is_empty()
     }
 
-    /// Checks the signature and gives the claims of the very bytes that were signed.
+    /// Checks the signature, and returns the claims of exactly the bytes that were signed.
     ///
     /// # Errors
     ///

@@ -1,5 +1,5 @@
-//! The kubelet, as the mounter meets it: it registers the driver, publishes and unpublishes volumes over gRPC, and hands over
-//! tokens that it asked the API server for.
+//! The kubelet, as the mounter meets it: it registers the driver, publishes and unpublishes volumes over gRPC, and
+//! passes on tokens that it gets from the API server.
 
 mod grpc;
 
@@ -38,7 +38,7 @@ pub struct Kubelet {
     root: TempDir,
 }
 
-/// What a pod says of its volume, and the kubelet adds.
+/// What a pod says about its volume, and what the kubelet adds.
 #[derive(Clone, Debug)]
 pub struct VolumeSpec {
     /// The pod.
@@ -47,7 +47,7 @@ pub struct VolumeSpec {
     pub account: String,
     /// The volume's name in the pod.
     pub name: String,
-    /// The tokens that come along, by audience, with their lives in seconds.
+    /// The tokens that come with it, by audience, with their lifetimes in seconds.
     pub audiences: Vec<(String, i64)>,
     /// The attributes that the pod gives.
     pub attributes: Vec<(String, String)>,
@@ -60,7 +60,7 @@ pub struct VolumeSpec {
 // === impl VolumeSpec ===
 
 impl VolumeSpec {
-    /// The plain volume of a pod of the account [`ACCOUNT`], with a token for AWS.
+    /// The default volume of a pod of the account [`ACCOUNT`], with a token for AWS.
     #[must_use]
     pub fn of(pod: &Pod) -> Self {
         Self {
@@ -90,7 +90,7 @@ impl Kubelet {
     ///
     /// If there is no room for it.
     pub fn new() -> io::Result<Self> {
-        // Short, because sockets' paths are.
+        // Short, because sockets' paths have to be.
         let root = tempfile::Builder::new().prefix("k-").tempdir()?;
         for name in ["pods", "plugins", "plugins_registry"] {
             fs::create_dir(root.path().join(name))?;
@@ -116,7 +116,7 @@ impl Kubelet {
         self.directory().join("csi.sock")
     }
 
-    /// The socket by which the driver is registered.
+    /// The socket for the driver's registration.
     #[must_use]
     pub fn registry(&self) -> PathBuf {
         self.root()
@@ -124,11 +124,11 @@ impl Kubelet {
             .join(format!("{DRIVER}-reg.sock"))
     }
 
-    /// Starts a mounter, traces everything it says, and waits until it is ready.
+    /// Starts a mounter that logs everything, and waits until it is ready.
     ///
     /// # Errors
     ///
-    /// With what it said, if it does not become ready.
+    /// If it does not become ready; the text has its output.
     pub async fn mounter(&self) -> io::Result<Process> {
         let mut command = Command::new(sibling_binary("sandbox-csi")?);
         command
@@ -144,7 +144,7 @@ impl Kubelet {
         Ok(mounter)
     }
 
-    /// Registers the driver, as the kubelet does when it sees the socket. Gives what the driver says of itself.
+    /// Registers the driver, as the kubelet does when it sees the socket. Returns what the driver says about itself.
     ///
     /// # Errors
     ///
@@ -162,14 +162,14 @@ impl Kubelet {
         Ok(info)
     }
 
-    /// Where a volume is to be mounted.
+    /// Where to mount a volume.
     #[must_use]
     pub fn target(&self, pod_uid: &str, volume: &str) -> PathBuf {
         let below = format!("pods/{pod_uid}/volumes/kubernetes.io~csi/{volume}/mount");
         self.root().join(below)
     }
 
-    /// The request by which a volume is published, with tokens that are new.
+    /// The request that publishes a volume, with new tokens.
     ///
     /// # Errors
     ///
@@ -223,7 +223,7 @@ impl Kubelet {
         })
     }
 
-    /// Publishes a volume, or publishes it again. Gives the directory that the pod sees.
+    /// Publishes a volume, or publishes it again. Returns the directory that the pod sees.
     ///
     /// # Errors
     ///
@@ -266,11 +266,11 @@ impl Kubelet {
             .map(drop)
     }
 
-    /// The places below its root where something is mounted, one for each mount.
+    /// The paths below its root where something is mounted, one for each mount.
     ///
     /// # Panics
     ///
-    /// If the kernel does not say.
+    /// If the mounts cannot be read.
     #[must_use]
     pub fn mounts(&self) -> Vec<PathBuf> {
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("the kernel says");
@@ -286,7 +286,7 @@ impl Kubelet {
     ///
     /// # Panics
     ///
-    /// If it is not where a driver that has started keeps it.
+    /// If it is not where a started driver keeps it.
     #[must_use]
     pub fn kept(&self) -> Vec<String> {
         let run = self.directory().join("run");
@@ -306,7 +306,7 @@ impl Kubelet {
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
-        // The innermost first.
+        // Innermost first.
         let mut mounts = self.mounts();
         mounts.sort_by_key(|point| std::cmp::Reverse(point.as_os_str().len()));
         for point in mounts {

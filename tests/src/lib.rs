@@ -1,5 +1,5 @@
 //! The sandbox: a fake cluster and a fake cloud that are as strict as the real ones, workloads as real processes in
-//! real cgroups, and the agent itself as a process between them. Nothing of it is in the product.
+//! real cgroups, and the agent itself as a process between them. None of it is in the product.
 
 pub mod agent;
 pub mod aws;

@@ -1,4 +1,4 @@
-//! A machine outside of any cluster: an agent that knows callers by their uids, with the fake AWS at its hand.
+//! A machine outside of any cluster: an agent that knows callers by their uids, and the fake AWS.
 
 use crate::agent::{AgentSettings, free_address};
 use crate::aws::{
@@ -13,7 +13,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
-/// The role that the machine's own credentials are of.
+/// The role that the machine's own credentials belong to.
 const OWN_ROLE: &str = "machine";
 
 /// A machine.
@@ -28,7 +28,7 @@ pub struct Machine {
 // === impl Machine ===
 
 impl Machine {
-    /// A machine whose own credentials are a role's, which may do nothing but what trusts it.
+    /// A machine with the credentials of a role, which may list all and read `machine/*`, and assume what trusts it.
     ///
     /// # Errors
     ///
@@ -36,11 +36,11 @@ impl Machine {
     ///
     /// # Panics
     ///
-    /// If the fake AWS does not take the policies, which are its own.
+    /// If the fake AWS does not accept the policies, which are its own.
     pub async fn start() -> io::Result<Self> {
         let aws = FakeAws::start(FakeAwsConfig::default()).await?;
         let directory = tempfile::Builder::new().prefix("latchkey-").tempdir()?;
-        // Ordinary users have to find their way to what is theirs.
+        // Ordinary users have to be able to reach what is theirs.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755))?;
         let own_role = aws.role_arn(OWN_ROLE);
         let policy = read_and_list_policy(&[secret_arn("*", aws.account(), "machine/*")]);
@@ -57,11 +57,11 @@ impl Machine {
         })
     }
 
-    /// A role that the machine may take on, and that may list all and read the secrets whose names match. Gives its ARN.
+    /// Makes a role that the machine may assume, and that may list all and read secrets by this name. Returns its ARN.
     ///
     /// # Panics
     ///
-    /// If the fake AWS does not take the policies, which are its own.
+    /// If the fake AWS does not accept the policies, which are its own.
     pub fn role(&self, name: &str, secrets: &str) -> String {
         let arn = self.aws.role_arn(name);
         let resource = secret_arn("*", self.aws.account(), secrets);
@@ -93,7 +93,7 @@ impl Machine {
         self.directory.path()
     }
 
-    /// A new directory that is `uid`'s alone.
+    /// A new directory that only `uid` may use.
     ///
     /// # Errors
     ///
@@ -106,7 +106,7 @@ impl Machine {
         Ok(home)
     }
 
-    /// How an agent is run here, with the machine's credentials for AWS in its environment.
+    /// The settings of an agent here, with the machine's credentials for AWS in its environment.
     ///
     /// # Errors
     ///
@@ -124,7 +124,7 @@ impl Machine {
             .env("AWS_SESSION_TOKEN", token))
     }
 
-    /// How an agent is run here that knows no cloud.
+    /// The settings of an agent here that knows no cloud.
     ///
     /// # Errors
     ///
@@ -143,7 +143,7 @@ impl Machine {
             .env("PATH", path))
     }
 
-    /// Where the agent's socket is, unless a test says otherwise.
+    /// The agent's socket, unless a test chooses another.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("run/agent.sock")
@@ -158,7 +158,7 @@ impl Machine {
         Workload::start(self.process_of(uid)).await
     }
 
-    /// What an ordinary process of this machine is started from.
+    /// The specification of an ordinary process of this machine.
     #[must_use]
     pub fn process_of(&self, uid: u32) -> WorkloadSpec {
         WorkloadSpec {
@@ -186,10 +186,10 @@ pub fn with_principal(
         .set(&key("role"), role)
 }
 
-/// The settings of an agent that `uid` runs, who is nobody special.
+/// The settings of an agent that runs as `uid`, an ordinary user.
 #[must_use]
 pub fn run_by(settings: AgentSettings, uid: u32) -> AgentSettings {
-    // By a descriptor, because an ordinary user may not see the path to the program.
+    // Through a descriptor, because an ordinary user may not see the path to the program.
     let script = format!(
         "exec 3<\"$0\" && exec setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps=-all /proc/self/fd/3 \"$@\""
     );

@@ -1,22 +1,22 @@
-//! A page of the documentation as what it tells its reader to do: files to have, and commands to type.
+//! A page of the documentation as instructions: files to have, and commands to type.
 
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-/// Where the programs of the pages are, as a page links to them.
+/// The directory of the pages' programs, as in the pages' links.
 const PROGRAMS: &str = "../deploy/examples/languages/";
 
-/// What the heading of a section says at its end if nobody runs it.
+/// The end of a section's heading if nobody runs the section.
 const NOT_RUN: &str = "(not run)";
 
-/// A page, by its headings of the second level.
+/// A page, by its second-level headings.
 #[derive(Debug)]
 pub struct Page {
-    /// The sections, in order; what stands before the first heading is one without a name.
+    /// The sections, in order; what precedes the first heading is a section without a name.
     pub sections: Vec<Section>,
 }
 
-/// What stands under a heading.
+/// A heading and what follows it.
 #[derive(Debug)]
 pub struct Section {
     /// The heading.
@@ -30,11 +30,11 @@ pub struct Section {
 pub struct Block {
     /// The language that it is marked with.
     pub language: String,
-    /// What is in it, every line with its end.
+    /// Its text, every line with its line break.
     pub text: String,
     /// The file that it shows, if the paragraph before it links to one among the programs.
     pub file: Option<String>,
-    /// What the run on a cluster knows it by, if a comment `run: NAME` is before it.
+    /// Its name in the run on a cluster, from a comment `run: NAME` before it.
     pub name: Option<String>,
 }
 
@@ -76,7 +76,7 @@ impl Page {
                 if let Some(section) = sections.last_mut() {
                     section.blocks.push(block);
                 }
-                // The next block is another's, even without a paragraph between them.
+                // The paragraph does not belong to the next block, even with none between them.
                 paragraph.clear();
             } else if !line.is_empty() {
                 paragraph.push_str(line);
@@ -112,7 +112,7 @@ impl Section {
     }
 }
 
-/// What stands last in a text's last paragraph between these two.
+/// The last text between these two in the last paragraph.
 fn between(text: &str, begin: &str, end: &str) -> Option<String> {
     let last = text.trim_end().rsplit("\n\n").next()?;
     let (_, rest) = last.rsplit_once(begin)?;
@@ -149,14 +149,15 @@ mod tests {
         assert_eq!(page.sections[2].blocks[0].text, "## no heading\n");
     }
 
-    /// What needs a registry is not run, and no other command is left out.
+    /// What needs a registry is not run; no other command is left out.
     #[test]
     fn every_command_of_the_readme_is_run_by_somebody() {
         let page = Page::read("README.md").expect("the page");
         let check = fs::read_to_string(root().join(".ci/run")).expect("the check");
         for section in &page.sections {
             for block in section.commands() {
-                // The first one and the laptop's are followed by the suite, those with a name by the run on a cluster.
+                // The suite runs those before the first heading and the laptop's, the run on a cluster those with a
+                // name.
                 let by_the_suite =
                     section.heading.is_empty() || block.text.contains("deploy/local.toml");
                 if by_the_suite || block.name.is_some() {

@@ -1,4 +1,4 @@
-//! A password store for real: `pass` and gpg of this machine, with a throw-away key.
+//! A real password store: this machine's `pass` and gpg, with a throw-away key.
 
 use std::fs;
 use std::io;
@@ -26,7 +26,7 @@ impl PasswordStore {
         Self::create_for(nix::unistd::geteuid().as_raw())
     }
 
-    /// A store that is `uid`'s.
+    /// A store that belongs to `uid`.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl PasswordStore {
         Ok(store)
     }
 
-    /// Makes a key that is locked by `passphrase`, if that is not empty.
+    /// Makes a key that is locked by `passphrase`, unless that is empty.
     ///
     /// # Errors
     ///
@@ -85,26 +85,26 @@ impl PasswordStore {
         self.run("pass", arguments, b"")
     }
 
-    /// Lets gpg-agent forget what it has unlocked.
+    /// Makes gpg-agent forget what it has unlocked.
     ///
     /// # Errors
     ///
-    /// If it cannot be told.
+    /// If gpg-agent cannot be stopped.
     pub fn lock(&self) -> io::Result<()> {
         self.run("gpgconf", &["--kill", "gpg-agent"], b"")
     }
 
-    /// Takes all secret keys away.
+    /// Deletes all secret keys.
     ///
     /// # Errors
     ///
-    /// If gpg-agent cannot be told, or they are gone already.
+    /// If gpg-agent cannot be stopped, or they are gone already.
     pub fn lose_keys(&self) -> io::Result<()> {
         self.lock()?;
         fs::remove_dir_all(self.gnupg_home().join("private-keys-v1.d"))
     }
 
-    /// Where the store's user is at home, and the store is where `pass` looks for it.
+    /// The home of the store's user, in which `pass` finds the store.
     #[must_use]
     pub fn home(&self) -> PathBuf {
         self.directory.path().join("home")
@@ -122,7 +122,7 @@ impl PasswordStore {
         self.directory.path().join("gnupg")
     }
 
-    /// A directory beside the store.
+    /// The directory that holds the store and everything else here.
     #[must_use]
     pub fn beside(&self) -> &Path {
         self.directory.path()
@@ -172,7 +172,7 @@ impl PasswordStore {
 
 impl Drop for PasswordStore {
     fn drop(&mut self) {
-        // It would live on and wait for work.
+        // Otherwise gpg-agent would live on.
         let _ = self.lock();
     }
 }

@@ -1,4 +1,4 @@
-//! A PID namespace whose numbers a test chooses: agent and workloads run inside, and a PID can be given out again.
+//! A PID namespace in which a test chooses the PIDs: agent and workloads run inside, and a PID can be reused.
 
 mod init;
 
@@ -21,10 +21,10 @@ use crate::workload::Signal;
 
 /// How long the init process may take to answer.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often a child's end is looked for.
+/// How often to check whether a child has ended.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A handle on the namespace; the end of the last one is the end of every process inside.
+/// A handle on the namespace; dropping the last one ends every process inside.
 #[derive(Clone, Debug)]
 pub struct PidNamespace {
     inner: Arc<Inner>,
@@ -47,44 +47,44 @@ pub struct Program {
     pub file: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Its environment, over the test's or (`clear`) alone.
+    /// Its environment, in addition to the test's or (`clear`) alone.
     pub environment: Vec<(String, String)>,
     /// Whether it gets nothing of the test's environment.
     pub clear: bool,
-    /// The file that its standard output and standard error are appended to; the test's own if none.
+    /// The file that its standard output and standard error are appended to; `None`: the test's own.
     pub output: Option<PathBuf>,
     /// The PID that it must get.
     pub pid: Option<u32>,
 }
 
-/// What the test says to init.
+/// A request from the test to init.
 #[derive(Debug, Deserialize, Serialize)]
 enum Order {
     Signal {
         pid: u32,
         signal: i32,
     },
-    /// `line` is a socket to connect its standard input to.
+    /// Connects standard input to the socket `line`, if there is one.
     Spawn {
         program: Program,
         line: Option<PathBuf>,
     },
-    /// Whether it has ended; if so, it is reaped.
+    /// Asks whether it has ended; if so, it is reaped.
     Wait {
         pid: u32,
     },
 }
 
-/// What init says.
+/// A message of init's.
 #[derive(Debug, Deserialize, Serialize)]
 enum Answer {
     Done,
-    /// With the exit code; none if a signal ended it.
+    /// With the exit code; `None` if a signal ended it.
     Ended {
         code: Option<i32>,
     },
     Failed(String),
-    /// The first word of init, with its PID outside.
+    /// The first message of init, with its PID outside.
     Launched {
         pid: u32,
     },
@@ -110,7 +110,7 @@ impl Program {
 }
 
 impl PidNamespace {
-    /// Starts an empty namespace, with its own `/proc`; `pid_max` limits its PIDs where the kernel can do that for one
+    /// Starts an empty namespace with its own `/proc`; `pid_max` limits its PIDs if the kernel can do that for one
     /// namespace (Linux 6.14).
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl PidNamespace {
         drop(command);
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
         let mut lines = BufReader::new(reader).lines();
-        // The launcher and init speak on one line, in either order.
+        // The launcher and init write to one line, in either order.
         let (mut launched, mut ready) = (None, false);
         let init = loop {
             match answer(&mut lines).await? {
@@ -159,7 +159,7 @@ impl PidNamespace {
         })
     }
 
-    /// Starts a program inside, and gives its PID there.
+    /// Starts a program inside, and returns its PID there.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl PidNamespace {
         self.order_spawn(program, None).await
     }
 
-    /// Starts a program whose standard input is one end of a socket, and gives the other end.
+    /// Starts a program whose standard input is one end of a socket, and returns the other end.
     pub(crate) async fn spawn_with_line(&self, program: Program) -> io::Result<(u32, UnixStream)> {
         let path = self
             .inner
@@ -200,8 +200,8 @@ impl PidNamespace {
         }
     }
 
-    /// Waits for a program's end and reaps it: when this returns, its PID is free. Gives its exit code, or none if a
-    /// signal ended it.
+    /// Waits for a program's end and reaps it: when this returns, its PID is free. Returns its exit code, or `None` if
+    /// a signal ended it.
     ///
     /// # Errors
     ///
@@ -216,7 +216,7 @@ impl PidNamespace {
         }
     }
 
-    /// Reads a file as init sees it, for `/proc` of the inside.
+    /// Reads a file as init sees it, such as one in the `/proc` inside.
     ///
     /// # Errors
     ///
@@ -247,7 +247,7 @@ impl PidNamespace {
 impl Drop for Inner {
     fn drop(&mut self) {
         let (reader, _) = self.line.get_mut();
-        // Init ends with its line, and everything inside with it; the cut makes that now and not some time.
+        // Init ends with its line, and everything inside with init; shutting the line down makes that happen now.
         let stream: &UnixStream = reader.get_ref().get_ref().as_ref();
         let _closed = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
     }
@@ -264,7 +264,7 @@ fn unexpected(answer: &Answer) -> io::Error {
     io::Error::other(format!("init answered {answer:?}"))
 }
 
-/// Whether a write to `kernel.pid_max` is for the writer's namespace alone; before, it would be the whole machine's.
+/// Whether a write to `kernel.pid_max` is for the writer's namespace only; before Linux 6.14 it is for the machine.
 fn limits_its_pids() -> bool {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release

@@ -1,4 +1,4 @@
-//! A program under test as a process: what it says on its stderr, its signals, its end.
+//! A program under test as a process: its stderr, its signals, its end.
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -17,7 +17,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A running program. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
-    /// What it is called where it fails.
+    /// Its name in failures.
     name: &'static str,
     child: Child,
     pid: u32,
@@ -26,7 +26,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts it, and hears its stderr if that is a pipe.
+    /// Starts it, and reads its stderr if that is a pipe.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// With everything it said, if it ends or takes too long.
+    /// If it ends or takes too long; the text has all its output.
     pub async fn until_line(&self, text: &str) -> io::Result<String> {
         let found = self.until(|lines| lines.iter().find(|line| line.contains(text)).cloned());
         found.await.ok_or_else(|| {
@@ -90,7 +90,7 @@ impl Process {
         })
     }
 
-    /// Waits until `look` finds something among the lines of its stderr; nothing if it ends or takes too long.
+    /// Waits until `look` finds something among the lines of its stderr; `None` if it ends or takes too long.
     pub(crate) async fn until<T>(&self, look: impl Fn(&[String]) -> Option<T>) -> Option<T> {
         let mut grown = self.grown.clone();
         let found = async {
@@ -109,7 +109,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// If it is no more.
+    /// If it is gone.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
         let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
         Ok(kill(Pid::from_raw(pid), signal)?)
@@ -135,7 +135,7 @@ impl Process {
             .map_err(io::Error::other)?
     }
 
-    /// Asks it to leave, and waits until it has.
+    /// Asks it to stop, and waits until it has ended.
     ///
     /// # Errors
     ///

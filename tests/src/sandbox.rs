@@ -1,4 +1,4 @@
-//! A node in small: the fake cluster, the fake AWS that trusts its tokens, an agent between them, and pods.
+//! A small node: the fake cluster, the fake AWS that trusts its tokens, an agent between them, and pods.
 
 pub mod azure;
 
@@ -19,14 +19,14 @@ pub const NODE: &str = "n1";
 /// The region of the sandbox's secrets.
 pub const REGION: &str = "eu-central-1";
 
-/// The cluster's issuer, where a test does not name another.
+/// The cluster's issuer, unless a test names another.
 const ISSUER: &str = "https://cluster.example";
 
 /// The service account that [`Sandbox::namespace`] makes.
 pub const ACCOUNT: &str = "app";
 
-/// What `database-password` holds in a namespace made by [`Sandbox::namespace`] begins with this word, so that it can
-/// be looked for where it must not be.
+/// The first word of `database-password` in a namespace made by [`Sandbox::namespace`], so that tests can search for it
+/// where it must not be.
 pub const CANARY: &str = "canary-3f9c1d";
 
 /// A node without its agent, which [`Sandbox::agent`] starts.
@@ -64,14 +64,14 @@ impl Sandbox {
         Self::with(FakeKubeConfig::default(), FakeAwsConfig::default()).await
     }
 
-    /// Starts a cluster and a cloud that are not the plain ones.
+    /// Starts a cluster and a cloud with other settings than the default ones.
     ///
     /// # Errors
     ///
     /// If this machine refuses a port or a directory.
     pub async fn with(kube: FakeKubeConfig, aws: FakeAwsConfig) -> io::Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        // AWS takes no issuer whose URL is not https.
+        // AWS accepts no issuer whose URL is not https.
         let issuer = kube.issuer.or_else(|| Some(ISSUER.to_owned()));
         let kube = FakeKube::start(FakeKubeConfig { issuer, ..kube }).await?;
         let aws = FakeAws::start(aws).await?;
@@ -89,12 +89,12 @@ impl Sandbox {
         })
     }
 
-    /// Makes a namespace as the documentation tells: a service account with a role of its own, which may list and read
-    /// what is under the namespace's name, and the secret `NAMESPACE/database-password`. Gives the role's ARN.
+    /// Makes a namespace as the documentation says: a service account with a role of its own, which may list and read
+    /// what is under the namespace's name, and the secret `NAMESPACE/database-password`. Returns the role's ARN.
     ///
     /// # Panics
     ///
-    /// If the fake AWS does not take the policies, which are its own.
+    /// If the fake AWS does not accept the policies, which are its own.
     pub fn namespace(&self, name: &str) -> String {
         let role = self.role(name, ACCOUNT, &format!("{name}/*"));
         self.kube.create_namespace(name, &[]);
@@ -104,12 +104,12 @@ impl Sandbox {
         role
     }
 
-    /// Makes a role that one service account may take on, and that may list all and read the secrets whose names match
-    /// `secrets`. Gives its ARN.
+    /// Makes a role that one service account may assume, and that may list all and read the secrets whose names match
+    /// `secrets`. Returns its ARN.
     ///
     /// # Panics
     ///
-    /// If the fake AWS does not take the policies, which are its own.
+    /// If the fake AWS does not accept the policies, which are its own.
     pub fn role(&self, namespace: &str, account: &str, secrets: &str) -> String {
         let arn = self.aws.role_arn(&format!("{namespace}-{account}"));
         let subject = format!("system:serviceaccount:{namespace}:{account}");
@@ -124,13 +124,13 @@ impl Sandbox {
         arn
     }
 
-    /// The ARN of the OIDC provider that stands for this cluster in the cloud.
+    /// The ARN of the OIDC provider that represents this cluster in the cloud.
     #[must_use]
     pub fn provider(&self) -> &str {
         &self.provider
     }
 
-    /// Puts a text secret, or a new version of it, into the sandbox's region. Gives its version.
+    /// Puts a text secret, or a new version of it, into the sandbox's region. Returns its version.
     pub fn secret(&self, name: &str, value: &str) -> String {
         self.aws.put_secret(REGION, name, SecretInput::text(value))
     }
@@ -150,7 +150,7 @@ impl Sandbox {
         .await
     }
 
-    /// Starts a pod with the object that the test says; its only container gets an id.
+    /// Starts a pod with the object that the test specifies; its only container gets an id.
     ///
     /// # Errors
     ///
@@ -159,7 +159,7 @@ impl Sandbox {
         self.start_pod(spec, None).await
     }
 
-    /// Starts a pod of the service account [`ACCOUNT`] as the documentation tells: the directory of the agent's socket
+    /// Starts a pod of the service account [`ACCOUNT`] as the documentation says: the directory of the agent's socket
     /// is mounted at `/run/latchkey`, where every client looks for it, and there is a loopback interface.
     ///
     /// # Errors
@@ -204,7 +204,7 @@ impl Sandbox {
         })
     }
 
-    /// Where a process of that pod's container is, whether or not there is such a pod.
+    /// Where a process of this pod's container is, whether or not there is such a pod.
     #[must_use]
     pub fn place(&self, pod_uid: &str, container: &str) -> WorkloadSpec {
         WorkloadSpec::pod(
@@ -213,7 +213,7 @@ impl Sandbox {
         )
     }
 
-    /// What lies above `kubepods` in this sandbox's cgroup tree.
+    /// The path above `kubepods` in this sandbox's cgroup tree.
     #[must_use]
     pub fn cgroup(&self) -> &str {
         &self.cgroup
@@ -231,7 +231,7 @@ impl Sandbox {
         self.directory.path().join("run/agent.sock")
     }
 
-    /// How an agent of this sandbox is run.
+    /// The settings of an agent of this sandbox.
     ///
     /// # Errors
     ///
@@ -260,11 +260,11 @@ impl Sandbox {
         Ok(settings)
     }
 
-    /// Starts an agent with the plain settings and waits until it is ready.
+    /// Starts an agent with the default settings and waits until it is ready.
     ///
     /// # Errors
     ///
-    /// With what it said, if it does not become ready.
+    /// If it does not become ready; the text has its output.
     pub async fn agent(&self) -> io::Result<AgentProcess> {
         self.agent_with(|settings| settings).await
     }
@@ -273,7 +273,7 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// With what it said, if it does not become ready.
+    /// If it does not become ready; the text has its output.
     pub async fn agent_with(
         &self,
         change: impl FnOnce(AgentSettings) -> AgentSettings,

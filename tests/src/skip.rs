@@ -1,12 +1,12 @@
-//! What a test says that cannot run here.
+//! How tests say that they cannot run here.
 
 #[cfg(test)]
 use crate::workload::Workload;
 use std::fmt::Display;
 use std::io::Write;
 
-/// Says that something is left out, and why, past the capture of what tests print: who reads the run sees it, and CI
-/// fails for it.
+/// Says that something is skipped, and why, past the capture of tests' output: readers of the run see it, and CI fails
+/// for it.
 ///
 /// # Panics
 /// If there is no standard error.
@@ -14,7 +14,7 @@ pub fn say_skipped(why: impl Display) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").expect("standard error");
 }
 
-/// Whether workloads cannot be started here, which is said then.
+/// Whether workloads cannot be started here; if so, says that the test is skipped.
 #[cfg(test)]
 pub(crate) fn without_workloads() -> bool {
     Workload::supported()

@@ -1,4 +1,4 @@
-//! Waiting for what comes about by itself.
+//! Waiting for a condition.
 
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -6,11 +6,11 @@ use tokio::time::{sleep, timeout};
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Waits until `is_so`, and fails the test with what it waited for if that does not come about in 20 s.
+/// Waits until `is_so`, and fails the test, naming `what`, if that takes more than 20 s.
 ///
 /// # Panics
 ///
-/// Then.
+/// If it takes longer.
 pub async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
     let waited = timeout(PATIENCE, async {
         while !is_so().await {

@@ -1,7 +1,7 @@
 //! Workloads: real processes in real cgroups and namespaces, which do what a test tells them.
 //!
-//! A [`Workload`] runs the program `pod` where a kubelet would have put it. What it asks of the agent it asks over a
-//! real socket, and who it is the kernel says. Its end kills everything in its cgroup and removes it.
+//! A [`Workload`] runs the program `pod` where a kubelet would have put it. It sends its requests to the agent over a
+//! real socket, and the kernel says who it is. Dropping it kills everything in its cgroup, and removes the cgroup.
 
 mod ask;
 mod cgroup;
@@ -54,7 +54,7 @@ pub struct WorkloadSpec {
     pub own_pids: bool,
     /// Whether it has a user namespace of its own, as with `hostUsers: false`.
     pub own_users: bool,
-    /// What it has mounted, in a mount namespace of its own.
+    /// What is mounted in it, in a mount namespace of its own.
     pub volume: Option<Volume>,
 }
 
@@ -65,7 +65,7 @@ pub enum Place {
     Pod(PodCgroup),
     /// Any path, such as a service's: `/system.slice/cron.service`.
     Path(String, Hierarchies),
-    /// Wherever the test is: a process of the node.
+    /// Where the test itself is: a process of the node.
     Host,
 }
 
@@ -74,7 +74,7 @@ pub enum Place {
 pub struct Volume {
     /// The directory on the node.
     pub directory: PathBuf,
-    /// Where the workload has it.
+    /// Its path in the workload.
     pub at: PathBuf,
 }
 
@@ -90,7 +90,7 @@ pub struct Workload {
     visited: Mutex<Vec<Cgroup>>,
 }
 
-/// Who started the process, and so can wait for its end.
+/// The process's parent, which can wait for its end.
 #[derive(Debug)]
 enum Process {
     Child(tokio::process::Child),
@@ -156,7 +156,7 @@ impl Workload {
     ///
     /// # Errors
     ///
-    /// If not: one line that says what is missing and how to run it.
+    /// If they cannot; one line says what is missing and how to run it.
     pub fn supported() -> Result<(), String> {
         if !nix::unistd::geteuid().is_root() {
             return Err(
@@ -171,7 +171,7 @@ impl Workload {
         })
     }
 
-    /// A path above `kubepods` that no other sandbox has.
+    /// A path to put `kubepods` under that no other sandbox has.
     #[must_use]
     pub fn unique_parent() -> String {
         let id = uuid::Uuid::new_v4().simple().to_string();
@@ -188,11 +188,11 @@ impl Workload {
         Self::start_child(spec, cgroup).await
     }
 
-    /// Starts a workload in a PID namespace, with the given PID if one is given.
+    /// Starts a workload in a PID namespace, with the given PID if there is one.
     ///
     /// # Errors
     ///
-    /// As [`start`](Self::start), and if the PID is taken; a user namespace of its own it cannot have there.
+    /// As [`start`](Self::start), and if the PID is taken, or the workload wants a user namespace, impossible there.
     pub async fn start_in(
         namespace: &PidNamespace,
         spec: WorkloadSpec,
@@ -243,7 +243,7 @@ impl Workload {
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .kill_on_drop(true);
         let child = command.spawn()?;
-        // Otherwise its copy of the child's end would keep the line open beyond the child's end.
+        // Otherwise its copy of the child's end would keep the line open after the child has ended.
         drop(command);
         let launcher = child
             .id()
@@ -277,7 +277,7 @@ impl Workload {
         self.pid
     }
 
-    /// What it was started from.
+    /// The specification that it was started with.
     #[must_use]
     pub fn spec(&self) -> &WorkloadSpec {
         &self.spec
@@ -297,13 +297,13 @@ impl Workload {
         }
     }
 
-    /// The file by which another process enters its cgroup: to the kernel it is then a process of the same container.
+    /// The file by which another process enters its cgroup: to the kernel, that process is then in the same container.
     #[must_use]
     pub fn entrance(&self) -> Option<PathBuf> {
         self.cgroup.as_ref()?.entrances().next()
     }
 
-    /// A command in this container, as `kubectl exec` runs one: what the kernel says of its process is what it says of the
+    /// A command in this container, as `kubectl exec` runs one: the kernel says of its process what it says of the
     /// workload's own. Its namespaces and its environment are the test's.
     ///
     /// # Errors
@@ -312,7 +312,7 @@ impl Workload {
     pub fn command(&self, program: &Path) -> io::Result<tokio::process::Command> {
         let entrance = self.entrance().ok_or(io::ErrorKind::InvalidInput)?;
         let mut command = tokio::process::Command::new("/bin/sh");
-        // The shell enters and then becomes the program, so that the process is the program's from its birth.
+        // The shell enters and then becomes the program, so the program's process is inside from its start.
         command.args(["-c", "echo 0 > \"$0\" && exec \"$@\""]);
         command.arg(entrance).arg(program).kill_on_drop(true);
         Ok(command)
@@ -328,7 +328,7 @@ impl Workload {
         cgroup.admit(self.pid)
     }
 
-    /// Makes a cgroup of any path on the unified hierarchy and moves the process there.
+    /// Makes a cgroup with any path on the unified hierarchy and moves the process there.
     ///
     /// # Errors
     ///
@@ -343,11 +343,11 @@ impl Workload {
         Ok(())
     }
 
-    /// Moves the process into a cgroup below its container's, such as one that is named like another pod's.
+    /// Moves the process into a cgroup below its container's, for example one with the name of another pod's.
     ///
     /// # Errors
     ///
-    /// If the workload is no pod, or the kernel refuses.
+    /// If the workload is not a pod, or the kernel refuses.
     pub fn nest(&self, below: &str) -> io::Result<()> {
         let Place::Pod(pod) = &self.spec.place else {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -376,7 +376,7 @@ impl Workload {
     pub async fn kill(&mut self) -> io::Result<()> {
         match std::mem::replace(&mut self.process, Process::Ended) {
             Process::Child(mut child) => {
-                // In a PID namespace of its own it is the child's child, whose end ends the child.
+                // In a PID namespace of its own it is the child's child, and the child ends with it.
                 let _already_gone = send_signal(self.pid, Signal::SIGKILL);
                 child.wait().await.map(drop)
             }
@@ -397,7 +397,7 @@ impl Drop for Workload {
                 let _already_gone = send_signal(self.pid, Signal::SIGKILL);
             }
         }
-        // Inside a PID namespace, the end of the line is the process's end; the rest is its cgroup's.
+        // Inside a PID namespace, the process ends with the line; its cgroup kills the rest.
     }
 }
 

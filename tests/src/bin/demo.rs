@@ -1,5 +1,5 @@
-//! `cargo demo`: the sandbox left running. Two namespaces, a pod in each, the agent between a fake cluster and a
-//! backend; what each pod may read, what it is refused, and the audit trail of it.
+//! `cargo demo`: the sandbox, left running. Two namespaces with a pod each, the agent between a fake cluster and a
+//! backend; what each pod may read, what it is refused, and the audit trail of it all.
 
 use clap::Parser;
 use std::io::{self, Write};
@@ -9,7 +9,7 @@ use testkit::clouds;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
 use testkit::workload::Workload;
 
-/// What sysexits(3) calls EX_UNAVAILABLE: something that the demo needs is not there.
+/// EX_UNAVAILABLE of sysexits(3): something that the demo needs is missing.
 const UNAVAILABLE: u8 = 69;
 
 /// Shows latchkey at work on this machine: real processes in real cgroups, a fake cluster and a fake cloud.
@@ -44,7 +44,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Builds the programs that the demo starts beside itself: `cargo run` builds only the one that it runs.
+/// Builds the programs that the demo starts: `cargo run` builds only the one that it runs.
 #[expect(clippy::disallowed_methods, reason = "cargo tells so where it is")]
 fn build_the_rest() -> io::Result<()> {
     let Some(cargo) = std::env::var_os("CARGO") else {
@@ -113,7 +113,7 @@ async fn show(arguments: &Arguments) -> io::Result<()> {
     writeln!(out, "\nDone.")
 }
 
-/// Tells how to ask by hand: a shell that steps into a pod's cgroup is, to the kernel, a process of that pod.
+/// Says how to send requests by hand: to the kernel, a shell that enters a pod's cgroup is a process of that pod.
 fn stay(
     sandbox: &Sandbox,
     agent: &AgentProcess,

@@ -1,6 +1,6 @@
 //! The strict fake AWS as a process of its own, for clusters that the test suite does not run in.
 //!
-//! It prints one line when it serves, one JSON line for each call with `--log-calls`, and ends on SIGTERM or SIGINT.
+//! It prints one line when it serves, with `--log-calls` one JSON line per call, and ends on SIGTERM or SIGINT.
 
 use std::error::Error;
 use std::io::Write as _;
@@ -32,21 +32,21 @@ struct Arguments {
     log_calls: bool,
 }
 
-/// What there is in the cloud from the start; it does not change while it runs.
+/// What the cloud contains; it does not change while it runs.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct World {
     /// The account of providers and secrets that name none.
     #[serde(default = "default_account")]
     account: String,
-    /// Regions beside the usual ones.
+    /// Regions in addition to the usual ones.
     #[serde(default)]
     regions: Vec<String>,
     oidc_providers: Vec<Provider>,
     roles: Vec<RoleSpec>,
     #[serde(default)]
     secrets: Vec<Secret>,
-    /// Secrets of which each read is one too many.
+    /// Secrets whose every read is throttled.
     #[serde(default)]
     throttled: Vec<String>,
 }
@@ -57,7 +57,7 @@ struct Provider {
     /// The cluster's issuer URL, as its tokens' `iss` says it.
     issuer: String,
     client_ids: Vec<String>,
-    /// A file with the issuer's JWK set, as `kubectl get --raw /openid/v1/jwks` gives it; relative to the config.
+    /// A file with the issuer's JWK set, as from `kubectl get --raw /openid/v1/jwks`; relative to the config.
     jwks_file: PathBuf,
     account: Option<String>,
     #[serde(default = "default_partition")]
@@ -80,7 +80,7 @@ struct Secret {
 async fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let world = World::read(&arguments.config)?;
-    // Before it says that it is ready, so that no signal after that line is lost.
+    // Before it says that it is ready, so that no later signal is lost.
     let (mut terminated, mut interrupted) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
@@ -124,7 +124,7 @@ impl World {
         )
     }
 
-    /// What it returns keeps reads throttled.
+    /// Fills the cloud. The returned guards keep reads throttled.
     fn fill(self, aws: &FakeAws, folder: &Path) -> Result<Vec<FaultGuard>, Box<dyn Error>> {
         for provider in self.oidc_providers {
             let path = folder.join(&provider.jwks_file);

@@ -1,4 +1,4 @@
-//! A workload's process: goes where it is told and does what a test says.
+//! A workload's process: enters the place it is given, and does what a test says.
 
 fn main() -> std::io::Result<std::process::ExitCode> {
     testkit::workload::run_pod()

@@ -1,5 +1,5 @@
 //! `latchkey-csi` as the sandbox runs it: the same library, entry point and allocator as the shipped program, built
-//! with the tests so that they never meet an older one.
+//! with the tests so that they never run an older one.
 
 use std::alloc::System;
 use std::process::ExitCode;

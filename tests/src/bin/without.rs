@@ -10,10 +10,10 @@ use seccompiler::{
     SeccompRule,
 };
 
-/// A system call that fails, by what its arguments are, and how.
+/// A system call that fails, with which arguments, and how.
 struct Lack {
     call: i64,
-    /// The number of an argument, and what it is; none: whatever they are.
+    /// Positions of arguments and their values; empty: whatever they are.
     if_all: Vec<(u8, i32)>,
     error: i32,
 }

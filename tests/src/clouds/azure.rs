@@ -14,10 +14,10 @@ use crate::agent::AgentSettings;
 use crate::azure::{Access, AppSpec, FakeAzure, Fault, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
-/// The tenant that the agent is set up for.
+/// The tenant that the agent is configured for.
 pub const TENANT: &str = "72f988bf-86f1-41af-91ab-2d7cd011db47";
 
-/// The vault that the agent is set up for; role assignments say who may read what.
+/// The vault that the agent is configured for; role assignments say who may read what.
 pub const VAULT: &str = "node-vault";
 
 /// Another vault of the same tenant, with an access policy.
@@ -38,14 +38,14 @@ pub struct Azure {
     /// The cloud.
     pub cloud: FakeAzure,
     issuer: String,
-    /// Where files for the agent are written.
+    /// The directory of files for the agent.
     directory: PathBuf,
     /// The client of each namespace.
     clients: Mutex<BTreeMap<String, String>>,
 }
 
 impl Azure {
-    /// Starts the cloud beside the sandbox's cluster.
+    /// Starts the cloud, which trusts the sandbox's cluster.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl Azure {
         AppSpec::new(client, &self.issuer, namespace, account)
     }
 
-    /// Makes a client that trusts one service account, and that may read nothing yet. Gives its id.
+    /// Makes a client that trusts one service account, and may not read anything yet. Returns its id.
     pub fn client(&self, namespace: &str, account: &str) -> String {
         let client = uuid::Uuid::new_v4().to_string();
         let app = self.app(&client, namespace, account);
@@ -111,7 +111,7 @@ impl Cloud for Azure {
             .kube
             .create_service_account(name, ACCOUNT, &annotations);
         self.cloud.show(VAULT, &client);
-        // Azure has no rule about beginnings of names. An assignment on a secret outlives it.
+        // Azure has no rule for prefixes of names. An assignment on a secret outlives the secret.
         for missing in ["nothing", "database"] {
             let missing = format!("{name}--{missing}");
             self.cloud.admit(VAULT, &client, Some(&missing));

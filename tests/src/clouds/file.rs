@@ -1,4 +1,4 @@
-//! A folder of files, where each namespace has the folder of its name.
+//! A folder of files, in which each namespace has the folder of its name.
 
 use async_trait::async_trait;
 use std::any::Any;
@@ -91,7 +91,7 @@ impl Cloud for Files {
     }
 }
 
-/// A namespace whose account names no role: a folder asks for none.
+/// A namespace whose account names no role: a folder needs none.
 pub(super) fn namespace(sandbox: &Sandbox, name: &str) {
     sandbox.kube.create_namespace(name, &[]);
     sandbox.kube.create_service_account(name, ACCOUNT, &[]);

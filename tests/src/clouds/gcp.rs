@@ -17,12 +17,12 @@ const ANNOTATION: &str = "iam.gke.io/gcp-service-account";
 pub struct Gcp {
     /// The cloud.
     pub cloud: FakeGcp,
-    /// The full name of the provider that stands for the cluster.
+    /// The full name of the provider that represents the cluster.
     pub provider: String,
 }
 
 impl Gcp {
-    /// Starts the cloud beside the sandbox's cluster.
+    /// Starts the cloud, which trusts the sandbox's cluster.
     ///
     /// # Errors
     ///

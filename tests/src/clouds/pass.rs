@@ -1,4 +1,4 @@
-//! The password store, with the real programs; what goes wrong, goes wrong in a program that stands before `pass`.
+//! The password store, with the real programs; a program in front of `pass` makes things go wrong.
 
 use async_trait::async_trait;
 use std::any::Any;
@@ -13,7 +13,7 @@ use crate::agent::AgentSettings;
 use crate::password_store::PasswordStore;
 use crate::sandbox::{Sandbox, password};
 
-/// Writes down what it is asked for, and does what the file `trouble` says, if there is one.
+/// Records its arguments, and does what the file `trouble` says, if there is one.
 const PROGRAM: &str = r#"#!/bin/sh
 here=${0%/*}
 echo "pass $*" >>"$here/log"

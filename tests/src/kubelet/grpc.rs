@@ -1,4 +1,4 @@
-//! A gRPC client in small: one call on a connection of its own, as the kubelet makes them.
+//! A small gRPC client: one call per connection, as the kubelet makes them.
 
 use std::fmt;
 use std::io;
@@ -12,7 +12,7 @@ use percent_encoding::percent_decode_str;
 use prost::Message;
 use tokio::net::UnixStream;
 
-/// How a call failed: a gRPC status, or 14 (`UNAVAILABLE`) if there was none, as the kubelet's client makes of it.
+/// How a call failed: a gRPC status or, without one, 14 (`UNAVAILABLE`), as the kubelet's client has it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Status {
     /// The code's number.
@@ -133,7 +133,7 @@ fn unavailable(error: &io::Error) -> Status {
     }
 }
 
-/// As gRPC writes messages, in which only some characters are escaped.
+/// Decodes gRPC's messages, in which only some characters are escaped.
 fn percent_decoded(text: &str) -> String {
     percent_decode_str(text).decode_utf8_lossy().into_owned()
 }

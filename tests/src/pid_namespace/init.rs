@@ -17,7 +17,7 @@ use nix::unistd::Pid;
 use super::{Answer, Order, Program};
 use crate::workload::mount_proc;
 
-/// How often a PID is tried for: threads of other programs inside take PIDs too.
+/// How often to try for a PID: threads of other programs inside take PIDs too.
 const ATTEMPTS: usize = 20;
 
 #[derive(Debug, clap::Parser)]

@@ -21,7 +21,7 @@ async fn a_pid_is_given_out_again_to_another_pod_while_a_connection_waits() {
     let namespace = PidNamespace::start(None).await.expect("a namespace");
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("agent.sock");
-    // A listener that accepts nothing, as a stopped agent's.
+    // A listener that accepts nothing, like a stopped agent's.
     let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
 
     let mut first = Workload::start_in(&namespace, pod(&socket), Some(300))
@@ -143,7 +143,7 @@ async fn a_small_namespace_runs_its_pids_around() {
         assert!(pid < 320, "{pid}");
         again += usize::from(!seen.insert(pid));
     }
-    // RESERVED_PIDS: once around, the numbers begin at 300 (kernel/pid.c).
+    // RESERVED_PIDS: after the first round, PIDs start at 300 (kernel/pid.c).
     assert!(again > 0, "{seen:?}");
     assert_eq!(
         fs::read_to_string("/proc/sys/kernel/pid_max").expect("the machine's own"),

@@ -1,4 +1,4 @@
-//! The same node before Azure, with what a test of Azure alone wants to change.
+//! The same node with Azure as its cloud, and what tests of Azure alone want to change.
 
 use super::Sandbox;
 use crate::agent::{AgentProcess, AgentSettings};
@@ -9,7 +9,7 @@ use std::io;
 
 pub use crate::clouds::azure::{FOREIGN_VAULT, OTHER_TENANT, OTHER_VAULT, TENANT, VAULT};
 
-/// A node without its agent, before Azure.
+/// A node without its agent, with Azure as its cloud.
 #[derive(Debug)]
 pub struct AzureSandbox {
     /// The cluster and the pods.
@@ -36,8 +36,8 @@ impl AzureSandbox {
         })
     }
 
-    /// Makes a namespace as the documentation tells: a service account with a client of its own, and the secret
-    /// `NAMESPACE/database-password`, which only that client may get. Gives the client's id.
+    /// Makes a namespace as the documentation says: a service account with a client of its own, and the secret
+    /// `NAMESPACE/database-password`, which only that client may get. Returns the client's id.
     ///
     /// # Panics
     ///
@@ -48,24 +48,24 @@ impl AzureSandbox {
         client.expect("the namespace has a client")
     }
 
-    /// Makes a client that trusts one service account, and that may read nothing yet. Gives its id.
+    /// Makes a client that trusts one service account, and may not read anything yet. Returns its id.
     pub fn client(&self, namespace: &str, account: &str) -> String {
         self.tenant.client(namespace, account)
     }
 
-    /// An application that trusts the plain service account of a namespace.
+    /// An application that trusts a service account of a namespace.
     #[must_use]
     pub fn app(&self, client: &str, namespace: &str, account: &str) -> AppSpec {
         self.tenant.app(client, namespace, account)
     }
 
-    /// Puts a text into the node's vault, under its name there, for one client. Gives its version.
+    /// Puts a text into the node's vault, under its name there, for one client. Returns its version.
     pub fn secret(&self, client: &str, name: &str, value: &str) -> String {
         self.azure.admit(VAULT, client, Some(name));
         self.azure.put_secret(VAULT, name, SecretSpec::text(value))
     }
 
-    /// How an agent of this sandbox is run.
+    /// The settings of an agent of this sandbox.
     ///
     /// # Errors
     ///
@@ -74,11 +74,11 @@ impl AzureSandbox {
         Ok(self.tenant.settings(self.sandbox.settings()?))
     }
 
-    /// Starts an agent with the plain settings and waits until it is ready.
+    /// Starts an agent with the default settings and waits until it is ready.
     ///
     /// # Errors
     ///
-    /// With what it said, if it does not become ready.
+    /// If it does not become ready; the text has its output.
     pub async fn agent(&self) -> io::Result<AgentProcess> {
         self.agent_with(|settings| settings).await
     }
@@ -87,7 +87,7 @@ impl AzureSandbox {
     ///
     /// # Errors
     ///
-    /// With what it said, if it does not become ready.
+    /// If it does not become ready; the text has its output.
     pub async fn agent_with(
         &self,
         change: impl FnOnce(AgentSettings) -> AgentSettings,

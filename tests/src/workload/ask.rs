@@ -1,4 +1,4 @@
-//! What a test asks of a workload.
+//! What a test can have a workload do.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use super::protocol::{
 };
 
 impl Workload {
-    /// Asks for `path` on a new connection.
+    /// Makes a `GET` request for `path` on a new connection.
     ///
     /// # Errors
     ///
@@ -63,7 +63,7 @@ impl Workload {
         self.ask(Some(name.to_owned()), request).await
     }
 
-    /// Writes bytes as they are and reads what comes back.
+    /// Writes bytes as they are and reads the answer.
     ///
     /// # Errors
     ///
@@ -101,7 +101,7 @@ impl Workload {
         }
     }
 
-    /// Runs `curl` on the agent's socket, with what else it needs, such as the URL `http://localhost/v1/secrets/x`.
+    /// Runs `curl` on the agent's socket, with further arguments such as the URL `http://localhost/v1/secrets/x`.
     ///
     /// # Errors
     ///

@@ -10,18 +10,18 @@ use nix::unistd::Pid;
 /// How long a killed cgroup may take to empty.
 const EMPTYING: Duration = Duration::from_secs(5);
 
-/// The v1 hierarchies that a workload is put into. Not memory, whose accounting on the machine is left alone, and not
-/// cpuset, which refuses processes until it is told its processors.
+/// The v1 hierarchies that a workload is put into. Not memory, to leave the machine's accounting alone, and not cpuset,
+/// which refuses processes until it is told its processors.
 const V1_HIERARCHIES: &[&str] = &["name=systemd", "pids", "freezer", "cpu", "blkio"];
 
 /// Where a pod's container lies in the cgroup tree.
 #[derive(Clone, Debug)]
 pub struct PodCgroup {
-    /// What lies above `kubepods`: empty as on a node, or a path of the sandbox's own.
+    /// The path above `kubepods`: empty as on a node, or one of the sandbox's own.
     pub parent: String,
-    /// Who names the cgroups.
+    /// Which driver names the cgroups.
     pub driver: Driver,
-    /// Whose container it is, which shows in the scope's name.
+    /// Which runtime has made the container, which shows in the scope's name.
     pub runtime: Runtime,
     /// In which hierarchies.
     pub hierarchies: Hierarchies,
@@ -31,7 +31,7 @@ pub struct PodCgroup {
     pub pod_uid: String,
     /// The container's id, 64 hex digits.
     pub container_id: String,
-    /// What lies below the container: empty, or for example `/init.scope`.
+    /// The path below the container: empty, or for example `/init.scope`.
     pub below: String,
 }
 
@@ -58,11 +58,11 @@ pub enum Runtime {
 /// Which of the machine's hierarchies know the pod.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Hierarchies {
-    /// The v1 ones alone.
+    /// Only the v1 hierarchies.
     V1,
-    /// The unified one alone.
+    /// Only the unified one.
     V2,
-    /// All: v1 with the unified one beside it.
+    /// All: v1, and the unified one as well.
     Hybrid,
 }
 
@@ -134,7 +134,7 @@ impl PodCgroup {
     }
 }
 
-/// A cgroup that exists as long as this does; its end is the end of every process in it.
+/// A cgroup that exists as long as this does; every process in it ends with it.
 #[derive(Debug)]
 pub(super) struct Cgroup {
     /// One directory in each hierarchy.
@@ -190,11 +190,11 @@ impl Drop for Cgroup {
         self.kill();
         let deadline = Instant::now() + EMPTYING;
         for (directory, mount) in self.directories.iter().zip(&self.mounts) {
-            // A process that is on its way out is no longer listed and still keeps the cgroup busy for a moment.
+            // A process that is exiting is no longer listed, but still keeps the cgroup busy for a moment.
             while remove(directory).is_err() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(1));
             }
-            // Up to the first that others still use; the kernel refuses to remove one that is not empty.
+            // Up to the first that others still use: the kernel refuses to remove one that is not empty.
             let ancestors = directory.ancestors().skip(1);
             for ancestor in ancestors.take_while(|ancestor| ancestor != mount) {
                 if fs::remove_dir(ancestor).is_err() && ancestor.exists() {
@@ -205,13 +205,13 @@ impl Drop for Cgroup {
     }
 }
 
-/// Says whether this process may make cgroups.
+/// Checks whether this process may make cgroups.
 pub(super) fn writable() -> io::Result<()> {
     let probe = format!("/latchkey-probe-{}", uuid::Uuid::new_v4().simple());
     Cgroup::create(&probe, Hierarchies::V2).map(drop)
 }
 
-/// Makes a directory with its parents, while another workload's end may be removing the same parents.
+/// Makes a directory with its parents, while another workload that ends may be removing the same parents.
 fn create(directory: &Path) -> io::Result<()> {
     let mut attempts = 0;
     loop {
@@ -226,7 +226,7 @@ fn create(directory: &Path) -> io::Result<()> {
 
 /// Kills what is in the directory and below; true once nothing is.
 fn kill_in(directory: &Path) -> bool {
-    // `cgroup.kill` (v2, Linux 5.14) takes those that are forking with it; elsewhere the loop around this does.
+    // `cgroup.kill` (v2, Linux 5.14) includes those that are forking; elsewhere the loop around this does.
     let at_once = fs::write(directory.join("cgroup.kill"), "1").is_ok();
     let mut empty = true;
     for child in children(directory) {
@@ -236,7 +236,7 @@ fn kill_in(directory: &Path) -> bool {
     for pid in members.lines().filter_map(|line| line.parse().ok()) {
         empty = false;
         if !at_once {
-            // It may be gone by now, which is what is wanted.
+            // If it is gone by now, so much the better.
             let _gone = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -272,7 +272,7 @@ fn v2_mount() -> io::Result<PathBuf> {
     })
 }
 
-/// The mounts of those v1 hierarchies that a workload is put into.
+/// The mounts of the v1 hierarchies that a workload is put into.
 fn v1_mounts() -> io::Result<Vec<PathBuf>> {
     let wanted = |mount: &Mount| {
         let options: Vec<_> = mount.options.split(',').collect();
@@ -298,7 +298,7 @@ struct Mount {
     options: String,
 }
 
-/// `/proc/self/mountinfo` (proc_pid_mountinfo(5)): the point is field 5, type and options follow the lone hyphen.
+/// Parses `/proc/self/mountinfo` (proc_pid_mountinfo(5)): the point is field 5, type and options follow the lone `-`.
 fn mounts() -> io::Result<Vec<Mount>> {
     let text = fs::read_to_string("/proc/self/mountinfo")?;
     let mount = |line: &str| {

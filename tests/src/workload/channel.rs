@@ -28,12 +28,12 @@ pub(super) struct Channel {
 #[derive(Debug, Default)]
 struct Waiting {
     next: u64,
-    /// Nobody answers any more.
+    /// Whether the pod has gone.
     over: bool,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
 }
 
-/// A line that has not said that it is ready.
+/// A line whose pod has not said yet that it is ready.
 #[derive(Debug)]
 pub(super) struct Opening {
     lines: tokio::io::Lines<BufReader<OwnedReadHalf>>,
@@ -49,7 +49,7 @@ impl Opening {
         }
     }
 
-    /// The pod's next word.
+    /// The pod's next message.
     pub(super) async fn next(&mut self) -> io::Result<Line> {
         let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await??;
         let line = line.ok_or_else(|| {
@@ -114,7 +114,7 @@ async fn listen(
                 .unwrap_or_else(PoisonError::into_inner)
                 .answers
                 .remove(&id);
-            // Who asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _unheard = answer.map(|answer| answer.send(result));
         }
     }

@@ -1,4 +1,4 @@
-//! The programs that a pod runs: what each has said so far, and how it ended.
+//! The programs that a pod runs: what each has written so far, and how it ended.
 
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::protocol::{Command, Executed};
 
-/// By PID; a program stays here after its end, so that its end can be asked for at any time.
+/// By PID; a program stays here after its end, so that tests can ask how it ended at any time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Children(Arc<Mutex<HashMap<u32, watch::Receiver<State>>>>);
 
@@ -25,12 +25,12 @@ struct State {
     stderr: Vec<u8>,
     /// Set once it is reaped: from then on the PID may be another's.
     exit: Option<ExitStatus>,
-    /// Reaped, and nobody holds its output any more.
+    /// Whether it is reaped, and nobody holds its output any more.
     over: bool,
 }
 
 impl Children {
-    /// Starts a program and gives its PID.
+    /// Starts a program and returns its PID.
     pub(super) fn spawn(&self, command: &Command) -> io::Result<u32> {
         let mut starting = tokio::process::Command::new(&command.program);
         starting.args(&command.arguments);
@@ -67,7 +67,7 @@ impl Children {
         Ok(pid)
     }
 
-    /// Waits until a program has said `text` on either stream, and gives what it has said so far.
+    /// Waits until a program has written `text` to either stream, and returns what it has written so far.
     pub(super) async fn said(&self, pid: u32, text: &str) -> io::Result<Executed> {
         let mut receiver = self.receiver(pid)?;
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(text);
@@ -120,12 +120,12 @@ impl State {
     }
 }
 
-/// Feeds a program, keeps what it says, and reaps it.
+/// Feeds a program, keeps its output, and reaps it.
 async fn follow(mut child: Child, input: Vec<u8>, sender: watch::Sender<State>) {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let feed = async {
         if let Some(mut stdin) = stdin {
-            // A program may end, or close its input, without reading it all.
+            // A program may end, or close its input, without reading all of it.
             let _unread = stdin.write_all(&input).await;
         }
     };

@@ -1,4 +1,4 @@
-//! How a process becomes a pod's: cgroup, mounts, namespaces, user; each step while it still may.
+//! How a process becomes a pod's: cgroup, mounts, namespaces, user; each step while it still has the right to.
 //!
 //! This runs in the program `pod`, before it has any thread.
 
@@ -18,7 +18,7 @@ use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use super::protocol::Line;
 use super::serve;
 
-/// The program's own file, whatever user may see of the path to it.
+/// The program's own file, even if the user may not see the path to it.
 const SELF: &str = "/proc/self/exe";
 
 #[derive(Debug, clap::Parser)]
@@ -28,7 +28,7 @@ enum Stage {
     Serve,
 }
 
-/// Into the cgroup and the namespaces.
+/// The stage that enters the cgroup and the namespaces.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Enter {
     /// A `cgroup.procs` to enter by; more than one on several hierarchies.
@@ -49,7 +49,7 @@ pub(super) struct Enter {
     pub(super) user: Become,
 }
 
-/// Into the user.
+/// The stage that becomes the user.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct Become {
     #[arg(long, default_value_t = 0)]
@@ -115,7 +115,7 @@ impl Enter {
                 .map_err(|error| named(error, &format!("enter {}", entrance.display())))?;
         }
         if let (Some(volume), Some(at)) = (&self.volume, &self.at) {
-            // Before there is a user namespace, which may not change the flags of the mounts it inherits.
+            // Before the user namespace, in which the flags of inherited mounts can no longer be changed.
             unshare(CloneFlags::CLONE_NEWNS)?;
             mount_volume(volume, at)?;
         }
@@ -132,7 +132,7 @@ impl Enter {
         if self.users {
             say(&mut control, &Line::MapUsers)?;
             control.read_exact(&mut [0])?;
-            // At once: a program that starts as nobody has lost its capabilities in the new namespace.
+            // At once: a program that starts as nobody loses its capabilities in the new namespace.
             set_user(0, 0)?;
         }
         let mut next = Command::new(SELF);
@@ -165,12 +165,12 @@ impl Become {
         if (self.uid, self.gid) != (0, 0) {
             set_user(self.uid, self.gid)?;
         }
-        // A new program: only that makes a process whose user has changed an ordinary one for its new user.
+        // A new program: after a change of user, only execve makes the process an ordinary one of that user.
         Err(Command::new(SELF).arg("serve").exec())
     }
 }
 
-/// Mounts a `/proc` of the caller's own PID namespace, in its own mount namespace.
+/// Mounts the `/proc` of the caller's own PID namespace, in a mount namespace of its own.
 ///
 /// # Errors
 ///
@@ -198,11 +198,11 @@ fn private_mounts() -> io::Result<()> {
     )?)
 }
 
-/// Mounts `volume` at `at`, read-only; where there is no `at`, on a tmpfs that hides its parent.
+/// Mounts `volume` read-only at `at`; if `at` does not exist, on a tmpfs that hides its parent.
 fn mount_volume(volume: &Path, at: &Path) -> io::Result<()> {
     let none = None::<&str>;
     private_mounts()?;
-    // Held by a descriptor, because the tmpfs may hide the path to it.
+    // Held by a descriptor, because the tmpfs may hide the path.
     let held =
         File::open(volume).map_err(|error| named(error, &format!("open {}", volume.display())))?;
     if !at.exists() {

@@ -1,4 +1,4 @@
-//! What a test and the program `pod` say to each other: JSON lines over a socket that is the pod's standard input.
+//! The protocol between a test and the program `pod`: JSON lines over a socket that is the pod's standard input.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,7 +17,7 @@ pub(super) struct Order {
 pub(super) enum Task {
     /// Waits for a program's end.
     AwaitEnd { pid: u32 },
-    /// Waits until a program has said something.
+    /// Waits until a program has written a text.
     AwaitText { pid: u32, text: String },
     /// Closes a named connection.
     Close { name: String },
@@ -25,13 +25,13 @@ pub(super) enum Task {
     Connect { name: String, socket: PathBuf },
     /// Makes many requests.
     Flood { socket: PathBuf, flood: Flood },
-    /// Sends the descriptor of a named connection to whoever listens at `to`, and keeps its own.
+    /// Sends the descriptor of a named connection to the listener at `to`, and keeps its own.
     Pass { name: String, to: PathBuf },
-    /// Writes bytes and reads what comes.
+    /// Writes bytes and reads the answer.
     Raw { socket: PathBuf, raw: Raw },
     /// Takes a descriptor that another pod passes to `at`, as a named connection.
     Receive { name: String, at: PathBuf },
-    /// One request, on a new connection or on a named one.
+    /// Makes one request, on a new connection or on a named one.
     Request {
         socket: PathBuf,
         connection: Option<String>,
@@ -41,11 +41,11 @@ pub(super) enum Task {
     Signal { pid: u32, signal: i32 },
     /// Starts a program.
     Spawn { command: Command },
-    /// What the process knows of itself.
+    /// Reports what the process knows of itself.
     Status,
 }
 
-/// What the pod says.
+/// A message of the pod's.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) enum Line {
     /// A task is done.
@@ -55,7 +55,7 @@ pub(super) enum Line {
     },
     /// The process in the new PID namespace has this PID in the old one.
     Launched { pid: u32 },
-    /// It has a user namespace and waits for its maps, and for one line that says they are there.
+    /// It has a user namespace, and waits for its maps and then for one line that says they are there.
     MapUsers,
     /// It takes tasks; this is its PID in its own namespace.
     Ready { pid: u32 },
@@ -109,7 +109,7 @@ pub struct Response {
 /// Bytes to write as they are.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Raw {
-    /// A named connection that nothing has been asked on as HTTP; none is a new one.
+    /// A named connection that has not been used for HTTP; `None`: a new one.
     pub connection: Option<String>,
     /// What to write.
     #[serde(with = "base64_text")]
@@ -118,9 +118,9 @@ pub struct Raw {
     pub descriptors: usize,
     /// Whether to shut the writing side down afterwards.
     pub shut: bool,
-    /// How long to read, in milliseconds, unless the other side closes before; 0 is not at all.
+    /// How long to read, in milliseconds, unless the other side closes first; 0: not at all.
     pub read_millis: u64,
-    /// After how many answers only [`Self::watch_millis`] more are read; none reads on.
+    /// After how many answers to read only [`Self::watch_millis`] more; `None`: never.
     pub answers: Option<usize>,
     /// How long to read on after the last of the [`Self::answers`], in milliseconds.
     pub watch_millis: u64,
@@ -147,7 +147,7 @@ pub struct Flood {
     pub requests: usize,
     /// Whether each request has a connection of its own.
     pub reconnect: bool,
-    /// The time from the start of one request to the next on the same connection, in microseconds; 0 is at once.
+    /// The time from the start of one request to the next on the same connection, in microseconds; 0: no pause.
     pub interval_micros: u64,
     /// What every body of a 200 must contain.
     pub expect: Option<String>,
@@ -160,11 +160,11 @@ pub struct Flooded {
     pub statuses: BTreeMap<u16, usize>,
     /// Requests that got no response.
     pub failures: usize,
-    /// What those failed with, in words.
+    /// The errors of those, as text.
     pub errors: BTreeMap<String, usize>,
-    /// Requests that a kept connection did not take, and that a new one did.
+    /// Requests that a kept connection did not take but a new one did.
     pub retried: usize,
-    /// Responses of 200 without the text that was expected.
+    /// Responses of 200 without the expected text.
     pub wrong: usize,
     /// How long each response took, in microseconds, sorted.
     pub micros: Vec<u64>,
@@ -177,21 +177,21 @@ pub struct Command {
     pub program: String,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Variables that it has beside the test's own.
+    /// Variables in addition to the test's own.
     pub environment: Vec<(String, String)>,
     /// Whether it has none of the test's own variables.
     pub bare: bool,
-    /// Where it starts; none is where the test did.
+    /// The directory it starts in; `None`: the test's.
     pub directory: Option<PathBuf>,
     /// What it can read on its standard input.
     #[serde(with = "base64_text")]
     pub input: Vec<u8>,
 }
 
-/// A program that has ended, or what a running one has said so far.
+/// The result of a program that has ended, or what a running one has written so far.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Executed {
-    /// The exit code; none if a signal ended it, or it has not ended.
+    /// The exit code; `None` if a signal ended it, or it has not ended.
     pub code: Option<i32>,
     /// The signal that ended it.
     pub signal: Option<i32>,
@@ -243,7 +243,7 @@ impl Command {
         self
     }
 
-    /// The same with only the variables that are given, `PATH` not among them unless it is.
+    /// The same with no variables but those that are set here; not even `PATH`.
     #[must_use]
     pub fn bare(mut self) -> Self {
         self.bare = true;
@@ -321,21 +321,21 @@ impl Response {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Fails the test unless it has been answered.
+    /// Fails the test unless this is a success.
     ///
     /// # Panics
     ///
-    /// Then.
+    /// If it is not.
     #[track_caller]
     pub fn must_be_ok(&self) {
         assert_eq!(self.status, 200, "{}", self.text());
     }
 
-    /// Fails the test unless it was refused with this status and code.
+    /// Fails the test unless this is a refusal with this status and code.
     ///
     /// # Panics
     ///
-    /// Then.
+    /// If it is not.
     #[track_caller]
     pub fn must_be_refused(&self, status: u16, code: &str) {
         let body = self.json();
@@ -369,7 +369,7 @@ impl Raw {
 }
 
 impl Flooded {
-    /// The latency below which this share of the responses came, in microseconds.
+    /// The latency that this share of the responses stayed below, in microseconds.
     #[must_use]
     pub fn percentile(&self, percent: usize) -> u64 {
         let index = (self.micros.len() * percent / 100).min(self.micros.len().saturating_sub(1));
@@ -415,7 +415,7 @@ impl From<Failure> for io::Error {
     }
 }
 
-/// Bytes as base64, so that a line stays a line and short.
+/// Bytes as base64, which keeps a line short and a single one.
 mod base64_text {
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::protocol::{Command, Executed, Outcome, Task};
 use super::{Signal, Workload, ask::unexpected};
 
-/// How long a program may take to say what is waited for, or to end: longer than a compiler on a busy machine.
+/// How long a program may take to write an expected text, or to end: longer than a compiler on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A program that was started in a workload. It is killed with the workload, not before.
@@ -61,11 +61,11 @@ impl Running<'_> {
         self.pid
     }
 
-    /// Waits until it has said `text` on either stream, and gives what it has said so far.
+    /// Waits until it has written `text` to either stream, and returns what it has written so far.
     ///
     /// # Errors
     ///
-    /// If it ends without, or takes too long.
+    /// If it ends without doing so, or takes too long.
     pub async fn until(&self, text: &str) -> io::Result<Executed> {
         let task = Task::AwaitText {
             pid: self.pid,
@@ -87,7 +87,7 @@ impl Running<'_> {
         self.workload.channel.ask(task).await.map(drop)
     }
 
-    /// Waits for its end, and for that of whoever holds its output.
+    /// Waits for its end, and until nobody holds its output any more.
     ///
     /// # Errors
     ///

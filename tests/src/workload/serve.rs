@@ -1,4 +1,4 @@
-//! What a pod does: it takes tasks and does them, many at a time, all in one thread.
+//! What a pod does: it takes tasks and does them, many at a time, on one thread.
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -77,7 +77,7 @@ async fn say(writer: &Writer, line: &Line) -> io::Result<()> {
     writer.lock().await.write_all(&text).await
 }
 
-/// Does what a task is and says what came of it, also if that was a panic: the test waits for a word.
+/// Does a task and reports its outcome, even if that is a panic: the test waits for an answer.
 async fn answer(
     id: u64,
     work: impl Future<Output = io::Result<Outcome>> + Send + 'static,
@@ -85,7 +85,7 @@ async fn answer(
 ) {
     let worked = tokio::spawn(work).await.map_err(io::Error::other).flatten();
     let result = worked.map_err(Into::into);
-    // The test has gone if this fails, and the loop that takes tasks sees it too.
+    // If this fails, the test has gone, and the loop that takes tasks sees that too.
     let _gone = say(&writer, &Line::Done { id, result }).await;
 }
 
@@ -175,7 +175,7 @@ async fn ask(
 
 async fn greet(stream: UnixStream) -> io::Result<SendRequest<Full<Bytes>>> {
     let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(failed)?;
-    // Its errors are those of the request too.
+    // The request fails with the same errors.
     tokio::spawn(connection);
     Ok(sender)
 }
@@ -212,7 +212,7 @@ async fn send(sender: &mut SendRequest<Full<Bytes>>, request: &Request) -> io::R
     })
 }
 
-/// A failure of hyper's as the one of the socket that it comes from.
+/// Turns a failure of hyper's into that of the socket that it comes from.
 fn failed(error: hyper::Error) -> io::Error {
     if error.is_canceled() || error.is_closed() {
         return io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string());
@@ -235,7 +235,7 @@ async fn exchange(connections: &Connections, socket: &Path, raw: Raw) -> io::Res
     if raw.descriptors > 0 {
         send_descriptors(&stream, &raw).await?;
     } else {
-        // Where the other side has hung up, what it said before is still to be read.
+        // If the other side has hung up, what it said before can still be read.
         match stream.write_all(&raw.bytes).await {
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
             _ => {}
@@ -344,7 +344,7 @@ async fn pour(socket: &Path, flood: Flood) -> Flooded {
     total(streams, flood.requests).await
 }
 
-/// What became of all streams. One that died has failed with each of its requests, whatever it had got before.
+/// The sum of all streams. If one has died, all of its requests count as failed, whatever it had got before.
 async fn total(mut streams: JoinSet<Flooded>, requests: usize) -> Flooded {
     let mut total = Flooded::default();
     while let Some(part) = streams.join_next().await {
@@ -426,8 +426,8 @@ async fn pour_once(
     Ok((sender, response))
 }
 
-/// Whether the request never left: the kept connection was closed before, or refused the write. Every client asks
-/// again then; what was written and not answered is lost.
+/// Whether the request was never sent: the kept connection was closed before, or refused the write. Then every client
+/// retries; a request that was sent but not answered is lost.
 fn unsent(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -436,7 +436,7 @@ fn unsent(error: &io::Error) -> bool {
 }
 
 fn status() -> io::Result<Status> {
-    // Two lines of headings, then one interface a line (proc_pid_net(5)).
+    // Two heading lines, then one line per interface (proc_pid_net(5)).
     let devices = fs::read_to_string("/proc/self/net/dev")?;
     let interfaces = devices
         .lines()

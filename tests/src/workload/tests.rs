@@ -14,7 +14,7 @@ use crate::skip::{say_skipped, without_workloads};
 
 const POD: &str = "0d2f7a52-0c9d-4f6c-9f6e-0f3a1c7b9d11";
 
-/// A socket that answers every request with the peer's PID and UID, as the kernel gives them.
+/// A socket that answers every request with the peer's PID and UID, as reported by the kernel.
 struct Server {
     directory: TempDir,
     task: tokio::task::JoinHandle<()>,
@@ -153,7 +153,7 @@ async fn each_shape_shows_in_proc_and_is_gone_afterwards() {
     }
 }
 
-/// The directories of that name in every hierarchy.
+/// The directories of this name in every hierarchy.
 fn cgroups_named(parent: &str) -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
     let cgroups = mounts.lines().filter(|line| line.starts_with("cgroup"));
