@@ -1,9 +1,8 @@
 //! Delivery by CSI: the mounter `latchkey-csi`, and the protocol between it and the agent.
 //!
 //! Before a pod's containers start, the kubelet asks the mounter to publish a volume. The mounter makes the pod's
-//! directory and passes the pod's identity and tokens on to the agent ([`control`]). Once the agent listens in that
-//! directory, the mounter mounts it read-only into the pod. It is the only part with the right to mount, and never sees
-//! a secret.
+//! directory and passes the pod's identity and tokens on to the agent ([`control`]). Once the agent listens there, the
+//! mounter mounts the directory read-only into the pod. It alone has the right to mount, and never sees a secret.
 //!
 //! Published volumes are recorded in a tmpfs ([`volume::Store`]), so mounter and agent may be restarted in any order.
 //! Tokens are not recorded.

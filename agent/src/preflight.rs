@@ -141,8 +141,7 @@ pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
 /// the kubelet keeps under the pod's UID and mounts only into the pod's containers.
 ///
 /// A sidecar cannot tell from its peers' processes whose they are, since the containers of a pod mostly do not see each
-/// other. It relies on the kernel's table of the agent's own mounts (proc_pid_mountinfo(5)), which nobody else can
-/// write.
+/// other. It relies on the kernel's table of its own mounts (proc_pid_mountinfo(5)), which nobody else can write.
 pub(crate) fn pod_volume(config: &Config) -> Result<PodUid, StartError> {
     let directory = config.listen.socket.parent().unwrap_or(Path::new("/"));
     let no_volume = || StartError::PodVolume(directory.to_owned());
@@ -164,8 +163,7 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
     }
 }
 
-/// Whether there is any root to check a cloud's certificate against. Without one, the AWS client panics at its first
-/// use.
+/// Whether there is any root to check a cloud's certificate against: without one, the AWS client panics when used.
 pub(crate) fn ca_roots() -> Result<(), StartError> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
         return Err(StartError::CaRoots);

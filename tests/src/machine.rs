@@ -57,7 +57,7 @@ impl Machine {
         })
     }
 
-    /// Makes a role that the machine may assume, and that may list all and read secrets by this name. Returns its ARN.
+    /// Makes a role that the machine may assume, and that may list all and read `secrets`. Returns its ARN.
     ///
     /// # Panics
     ///

@@ -87,7 +87,7 @@ pub(super) fn release(target: &Target) -> io::Result<()> {
     }
 }
 
-/// Mounts a tmpfs at `at`, unless something is mounted there; off swap where the kernel can do that (Linux 6.4).
+/// Mounts a tmpfs with these options at `at`, unless something is there; off swap if the kernel can (Linux 6.4).
 ///
 /// # Errors
 ///

@@ -22,8 +22,8 @@ use tonic::Status;
 /// How long to wait for the agent to let go of a volume that is removed in any case.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// The most bytes of the store that the records of one pod's volumes may take together: 32 short ones in pages of 4
-/// KiB, 2 in pages of 64 KiB, or one of a volume with the longest attribute, all of it escaped. The 110 pods that a
+/// The most bytes of the store that the records of one pod's volumes may take together: 32 short ones in pages of
+/// 4 KiB, 2 in pages of 64 KiB, or one of a volume with the longest attribute, all of it escaped. The 110 pods that a
 /// kubelet runs by default take 14 MiB at most, less than half of the store, which counts against the mounter's memory
 /// limit of 32 MiB.
 const RECORDS_LIMIT: u64 = 128 << 10;

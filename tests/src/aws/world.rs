@@ -134,8 +134,7 @@ impl FakeAws {
 
 /// Secrets, all in [`FakeAws::account`]; the `_in_account` forms name another.
 impl FakeAws {
-    /// Creates a secret or rotates it: the value becomes `AWSCURRENT`, the previous one `AWSPREVIOUS`. Returns the
-    /// version.
+    /// Creates or rotates a secret: its value becomes `AWSCURRENT`, the previous `AWSPREVIOUS`. Returns the version.
     pub fn put_secret(&self, region: &str, name: &str, value: SecretInput) -> String {
         self.put_secret_in_account(self.account(), region, name, value)
     }

@@ -43,7 +43,7 @@ pub(super) struct Directory {
 #[derive(Debug)]
 pub(super) struct App {
     pub(super) spec: AppSpec,
-    /// Earlier tokens are no longer valid.
+    /// Tokens issued before this are no longer valid.
     revoked_at: Option<Timestamp>,
     /// How many tokens were issued, so that each is different.
     number: u64,

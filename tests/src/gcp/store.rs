@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(super) struct Store {
     projects: BTreeMap<String, Project>,
-    /// Counts created secrets, to tell the newest.
+    /// Counts up with every version, to tell the newest secret.
     created: u64,
 }
 
