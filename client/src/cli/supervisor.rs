@@ -164,8 +164,7 @@ impl Supervisor<'_> {
         Ok(After::GoesOn(watch))
     }
 
-    /// Reaps whatever has ended; returns the code if it was the program. A signal counts as in shells: 128 plus its
-    /// number.
+    /// Reaps what has ended; returns the code if it was the program: for a signal 128 plus its number, as in shells.
     ///
     /// With rustix, since nix reaps a process and then fails if a real-time signal has ended it.
     fn reap(&self) -> Option<u8> {

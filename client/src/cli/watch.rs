@@ -120,7 +120,7 @@ impl Watched {
                 }
                 Err(error) => {
                     let text = format!("cannot watch {}: {error}", self.used.name);
-                    // Request ids differ, so what precedes them is compared, and said once.
+                    // Request ids differ, so only what precedes them is compared: each is reported once.
                     let about = text.split(" (").next().unwrap_or_default().to_owned();
                     if about != told {
                         terminal::error(&text);

@@ -8,7 +8,7 @@ use hyper::http::uri::Authority;
 /// The hosts in requests of this pod's programs; any other name that resolves to loopback is somebody else's.
 const OWN_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 
-/// In which a browser says who made it send the request.
+/// The header in which a browser says who made it send the request.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Headers that are about one connection (RFC 9110 section 7.6.1).

@@ -124,7 +124,7 @@ pub(super) fn examine(
     Ok(())
 }
 
-/// Whether the object names a role, which is reported, right or wrong.
+/// Whether the object names a role; reports it, right or wrong.
 fn role(
     report: &mut Report,
     kubectl: &Kubectl<'_>,
