@@ -96,7 +96,9 @@ impl Process {
         let found = async {
             loop {
                 grown.borrow_and_update();
-                let found = look(&lock(&self.lines));
+                // A copy: `look` may ask for the lines itself.
+                let lines = self.stderr();
+                let found = look(&lines);
                 if found.is_some() || grown.changed().await.is_err() {
                     return found;
                 }
