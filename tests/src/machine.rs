@@ -189,9 +189,14 @@ pub fn with_principal(
 /// The settings of an agent that runs as `uid`, an ordinary user.
 #[must_use]
 pub fn run_by(settings: AgentSettings, uid: u32) -> AgentSettings {
-    // Through a descriptor, because an ordinary user may not see the path to the program.
-    let script = format!(
+    settings.wrapped(&["sh", "-c", &becoming(uid)])
+}
+
+/// A shell script that becomes the program `$0` as `uid`: through a descriptor, because an ordinary user may not see the
+/// path to the program.
+#[must_use]
+pub fn becoming(uid: u32) -> String {
+    format!(
         "exec 3<\"$0\" && exec setpriv --reuid={uid} --regid={uid} --clear-groups --inh-caps=-all /proc/self/fd/3 \"$@\""
-    );
-    settings.wrapped(&["sh", "-c", &script])
+    )
 }

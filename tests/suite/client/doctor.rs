@@ -11,7 +11,7 @@ use testkit::aws::{
 };
 use testkit::binaries::sibling_binary;
 use testkit::kube::PodSpec;
-use testkit::machine::{Machine, run_by};
+use testkit::machine::{Machine, becoming, run_by};
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
@@ -252,14 +252,15 @@ const MALLORY: u32 = 41_003;
 
 /// The command outside of a cluster, with no variable but PATH and the socket's.
 fn doctor_of(uid: u32, socket: &Path, arguments: &[&str]) -> Command {
-    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
+    let mut command = Command::new("sh");
     command
+        .args(["-c", &becoming(uid)])
+        .arg(sibling_binary("sandbox-latchkey").expect("the command"))
         .args(["doctor", "--json"])
         .args(arguments)
         .env_clear()
         .env("PATH", "/usr/local/bin:/usr/bin:/bin")
-        .env("LATCHKEY_SOCKET", socket)
-        .uid(uid);
+        .env("LATCHKEY_SOCKET", socket);
     command
 }
 
