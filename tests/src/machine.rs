@@ -7,6 +7,7 @@ use crate::aws::{
 };
 use crate::sandbox::REGION;
 use crate::workload::{Workload, WorkloadSpec};
+use std::fmt;
 use std::fs;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -143,6 +144,23 @@ impl Machine {
             .env("PATH", path))
     }
 
+    /// The settings of an agent that an ordinary user runs for themselves: its socket is in their `runtime` directory, as by
+    /// default, and its secrets are the files in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// If there is no port for it.
+    pub fn settings_of_user(&self, runtime: &Path, folder: &Path) -> io::Result<AgentSettings> {
+        let mut settings = self.settings_without_cloud()?;
+        // The fixture has to know the socket all the same.
+        settings.keys.remove("listen.socket");
+        let settings = settings
+            .env("XDG_RUNTIME_DIR", runtime.display())
+            .set("default_backend", "file")
+            .set("backends.file.path", folder.display());
+        Ok(with_principal(settings, 0, "self", "me", "machine"))
+    }
+
     /// The agent's socket, unless a test chooses another.
     #[must_use]
     pub fn socket(&self) -> PathBuf {
@@ -174,7 +192,7 @@ impl Machine {
 pub fn with_principal(
     settings: AgentSettings,
     number: usize,
-    uid: u32,
+    uid: impl fmt::Display,
     service_account: &str,
     role: &str,
 ) -> AgentSettings {

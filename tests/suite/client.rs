@@ -54,6 +54,17 @@ impl Client {
         }
     }
 
+    /// One whose agent has AWS by default, and the files in that folder as the backend `files`.
+    async fn with_files(folder: &Path) -> Self {
+        let both = |settings: AgentSettings| {
+            settings
+                .set("default_backend", "aws")
+                .set("backends.files.type", "file")
+                .set("backends.files.path", folder.display())
+        };
+        Self::with(both).await
+    }
+
     /// The command in the pod, with no variable but PATH, the socket's and the kubelet's.
     fn command(&self, arguments: &[&str]) -> Command {
         command_in(&self.pod, &self.sandbox.socket(), arguments)

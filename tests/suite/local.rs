@@ -263,17 +263,8 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
     fs::write(secrets.join("token"), value_of("alice")).expect("a file");
     fs::set_permissions(secrets.join("token"), PermissionsExt::from_mode(0o644)).expect("ours");
     let socket = runtime.join("latchkey/agent.sock");
-    let mut settings = machine.settings_without_cloud().expect("settings");
-    // By default it is in the user's runtime directory; the fixture has to know it all the same.
-    settings.keys.remove("listen.socket");
-    let settings = settings
-        .env("XDG_RUNTIME_DIR", runtime.display())
-        .set("default_backend", "file")
-        .set("backends.file.path", secrets.display())
-        .set("local.workload.0.uid", "self")
-        .set("local.workload.0.namespace", "dev")
-        .set("local.workload.0.service_account", "me")
-        .set("local.workload.0.role", "machine");
+    let settings = machine.settings_of_user(&runtime, &secrets);
+    let settings = settings.expect("settings");
     let _agent = run_by(settings, ALICE)
         .start_ready()
         .await

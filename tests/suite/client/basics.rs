@@ -103,13 +103,7 @@ async fn variables_come_from_the_backend_that_is_named_for_them() {
     let store = tempfile::tempdir().expect("a directory");
     fs::create_dir(store.path().join("test")).expect("a directory");
     fs::write(store.path().join("test/database-password"), "from a file").expect("a file");
-    let client = Client::with(|settings| {
-        settings
-            .set("default_backend", "aws")
-            .set("backends.files.type", "file")
-            .set("backends.files.path", store.path().display())
-    })
-    .await;
+    let client = Client::with_files(store.path()).await;
     let name = "test/database-password=DB";
     for (backend, value) in [
         (&[][..], &*password("test")),

@@ -121,13 +121,7 @@ async fn the_backend_that_is_named_is_the_one_that_is_watched() {
     let secret = store.path().join("test/only-here");
     fs::create_dir(store.path().join("test")).expect("a directory");
     fs::write(&secret, "old").expect("a file");
-    let client = Client::with(|settings| {
-        settings
-            .set("default_backend", "aws")
-            .set("backends.files.type", "file")
-            .set("backends.files.path", store.path().display())
-    })
-    .await;
+    let client = Client::with_files(store.path()).await;
     let script = "echo \"begins $DB\"; exec sleep 600";
     let exec = ["exec", "--on-change", "--backend", "files"];
     let program = ["test/only-here=DB", "--", "sh", "-c", script];
