@@ -31,14 +31,17 @@ const LOG_QUEUE: usize = 4096;
 /// How long writing the last audit lines may take.
 const LAST_LINES: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Node-local secrets agent: each pod reads its own cloud secrets over a Unix socket.
+/// Node agent that proves which pod is calling and reads its cloud secrets as that pod
+///
+/// Without a command it serves pods until it is told to leave: SIGTERM, SIGINT and SIGHUP drain it, and another SIGINT
+/// ends the drain.
 #[derive(Debug, Parser)]
-#[command(name = "latchkey-agent", version, about)]
+#[command(name = "latchkey-agent", version)]
 struct Arguments {
-    /// The configuration file [default: /etc/latchkey/config.toml, if it is there].
+    /// Configuration file [default: /etc/latchkey/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Sets one key of the configuration over file and environment, such as listen.admin=127.0.0.1:9642.
+    /// Set one configuration key, such as listen.admin=127.0.0.1:9642, over file and environment
     #[arg(long, global = true, value_name = "KEY=VALUE", value_parser = key_value)]
     set: Vec<(String, String)>,
     #[command(subcommand)]
@@ -47,8 +50,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Validates the configuration and the surroundings, and says what is wrong; makes the socket's directory if it is
-    /// missing.
+    /// Check the configuration and the surroundings, and say what is wrong; creates the socket's directory if it is
+    /// missing
     Check,
     /// Writes the credentials that a cloud's own tools would use on this machine: for the agent itself.
     #[command(hide = true)]

@@ -39,13 +39,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The end of every sub-command's help.
 const EXIT_CODES: &str = "\
-Exit codes: 0 done; 1 something else; 2 wrong usage; 3 no such secret, version or key; \
+Exit codes: 0 success; 1 other failure; 2 wrong usage; 3 no such secret, version or key; \
 4 denied, or not known as a pod; 5 unavailable or timed out";
 
-/// Reads this pod's cloud secrets from the node's latchkey agent.
+/// Read this pod's cloud secrets from the node's latchkey agent
 ///
-/// The agent knows from the kernel which pod is calling, so there is nothing to log in with. Values go to stdout or
-/// into a file; everything else goes to stderr.
+/// The agent learns from the kernel which pod is calling, so there is nothing to log in with. Values go to stdout or
+/// into a file, everything else to stderr.
 #[derive(Debug, Parser)]
 #[command(name = "latchkey", version, after_help = EXIT_CODES, max_term_width = 100)]
 struct Arguments {
@@ -63,10 +63,10 @@ struct Reach {
     /// $XDG_RUNTIME_DIR/latchkey/agent.sock]
     #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// A header that every request carries, for agents that require one [default: LATCHKEY_HEADER]
+    /// Header to send with every request, for agents that require one [default: LATCHKEY_HEADER]
     #[arg(long, global = true, value_name = "NAME")]
     header: Option<HeaderName>,
-    /// How long a request may take, with all its tries, such as 5s or 1m
+    /// How long a request may take, with all its retries, such as 5s or 1m
     #[arg(long, global = true, value_name = "TIME", default_value = "15s", value_parser = duration)]
     timeout: Duration,
 }

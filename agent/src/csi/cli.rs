@@ -29,17 +29,17 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How often to check that somebody answers on the sockets.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Mounts each pod's own latchkey socket into the pod, as a CSI driver.
+/// CSI driver that mounts each pod's own latchkey socket, or files with its secrets, into the pod
 #[derive(Debug, Parser)]
-#[command(name = "latchkey-csi", version, about)]
+#[command(name = "latchkey-csi", version)]
 struct Arguments {
-    /// The kubelet's root directory, by the same path as on the node.
+    /// The kubelet's root directory, by the same path as on the node
     #[arg(long, value_name = "DIRECTORY", default_value = "/var/lib/kubelet")]
     kubelet_root: PathBuf,
-    /// The node's name [default: the environment variable NODE_NAME].
+    /// The node's name [default: NODE_NAME]
     #[arg(long, value_name = "NAME")]
     node: Option<String>,
-    /// What is logged, as the agent's log.level [default: the environment variable RUST_LOG, else info].
+    /// Log level, as in the agent's log.level [default: RUST_LOG, or else info]
     #[arg(long, value_name = "LEVEL")]
     log: Option<String>,
 }

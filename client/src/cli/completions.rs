@@ -7,7 +7,7 @@ use clap::CommandFactory as _;
 use clap_complete::Shell;
 use std::process::ExitCode;
 
-/// Prints a script that completes the command line
+/// Print a completion script for a shell
 ///
 /// For bash: latchkey completions bash > /etc/bash_completion.d/latchkey
 #[derive(Debug, clap::Args)]

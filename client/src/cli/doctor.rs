@@ -20,25 +20,25 @@ const AGENTS: &str = "kubectl -n latchkey get pods -l app.kubernetes.io/componen
 const AGENTS_LOG: &str =
     "kubectl -n latchkey logs -c agent POD, which is the one on this pod's node";
 
-/// Says why this pod gets no secret, and what to do about it
+/// Find out why this pod gets no secret, and what to do about it
 ///
-/// Inside a pod it walks the way of a request: the socket, the agent, who this is, its role, the exchange in the cloud,
-/// and the secret. With --pod it looks at a pod from a workstation, with kubectl.
+/// Inside a pod it follows the path of a request: the socket, the agent, who this is, its role, the exchange in the
+/// cloud, and the secret. With --pod it examines a pod from a workstation, using kubectl.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Doctor {
-    /// A secret to read at the end; nothing of its value is shown
+    /// Secret to read at the end; its value is not shown
     #[arg(conflicts_with = "pod", value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
-    /// A backend other than the agent's default one
+    /// Backend to check instead of the agent's default
     #[arg(long, conflicts_with = "pod", value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
-    /// Looks at that pod from here, by what kubectl shows
+    /// Examine this pod from here, using kubectl
     #[arg(long, value_name = "NAMESPACE/NAME", value_parser = outside::PodName::parse)]
     pod: Option<outside::PodName>,
-    /// The context of kubectl's configuration
+    /// Context for kubectl
     #[arg(long, requires = "pod")]
     context: Option<String>,
-    /// Prints the report as JSON
+    /// Print the report as JSON
     #[arg(long)]
     json: bool,
 }

@@ -11,18 +11,18 @@ use format::Format;
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
-/// Prints secrets as variables: dotenv, JSON, or what a shell evaluates
+/// Print secrets as variables: dotenv, JSON, or shell code
 ///
 /// In a script: env=$(latchkey env prod/db-password=DB_PASSWORD --format shell) || exit; eval "$env"; unset env
 #[derive(Debug, clap::Args)]
 pub(crate) struct Env {
-    /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
+    /// Secrets, each with its variable [default: the name in capitals, with _ for other characters]
     #[arg(value_name = "NAME[=VAR]", required = true)]
     names: Vec<Wanted>,
-    /// A backend other than the agent's default one, for all of them
+    /// Backend to read them from instead of the agent's default
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
-    /// How they are written
+    /// Output format
     #[arg(long, value_enum, default_value_t = Format::Dotenv)]
     format: Format,
     #[command(flatten)]

@@ -25,31 +25,31 @@ const NO_SUCH_PROGRAM: u8 = 127;
 /// The exit code of shells for a program that cannot be run.
 const NOT_EXECUTABLE: u8 = 126;
 
-/// Runs a program with secrets in its environment
+/// Run a program with secrets in its environment
 ///
-/// Everything is read first; then the program takes this process over (execve), so its process id, signals and exit
-/// code are its own. A program that is not there ends with 127, one that cannot be run with 126.
+/// Reads all secrets first, then becomes the program (execve): process ID, signals and exit code are the program's own.
+/// Ends with 127 if there is no such program, and with 126 if it cannot be run.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exec {
-    /// Secrets, each with the variable it is for [default: the name in capitals, _ for the rest]
+    /// Secrets, each with its variable [default: the name in capitals, with _ for other characters]
     #[arg(value_name = "NAME[=VAR]", required = true)]
     pub(super) names: Vec<Wanted>,
-    /// A backend other than the agent's default one, for all of them
+    /// Backend to read them from instead of the agent's default
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     pub(super) backend: Option<String>,
-    /// Refuses to start if a variable of the environment holds the sentinel and no secret is named for it
+    /// Refuse to start if a variable in the environment holds the sentinel and no secret is given for it
     #[arg(long)]
     strict: bool,
-    /// The sentinel of --strict
+    /// Sentinel for --strict
     #[arg(long, value_name = "VALUE", default_value = SENTINEL, requires = "strict")]
     sentinel: String,
-    /// Starts from an empty environment
+    /// Start with an empty environment
     #[arg(long)]
     pristine: bool,
-    /// Stays as a supervisor, and starts the program anew when one of its secrets has changed
+    /// Stay as a supervisor and restart the program when one of its secrets changes
     #[arg(long)]
     on_change: bool,
-    /// Sends the program that signal instead, such as HUP
+    /// Send the program this signal, such as HUP, instead of restarting it
     #[arg(long, value_name = "SIGNAL", requires = "on_change", value_parser = signal)]
     pub(super) signal: Option<Signal>,
     /// How long the program may take to end before it is killed

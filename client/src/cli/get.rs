@@ -11,28 +11,28 @@ use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 use zeroize::Zeroizing;
 
-/// Prints one secret
+/// Print one secret
 #[derive(Debug, clap::Args)]
 pub(crate) struct Get {
     /// The secret's name
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
-    /// One member of a secret that is a JSON object; a JSON pointer if it begins with /
+    /// Print only this member of a JSON secret; with a leading /, it is a JSON pointer
     #[arg(long, value_name = "K", value_parser = NonEmptyStringValueParser::new())]
     key: Option<String>,
-    /// That version instead of the latest
+    /// Version to read instead of the latest
     #[arg(long, value_name = "V", conflicts_with = "stage", value_parser = NonEmptyStringValueParser::new())]
     version: Option<String>,
-    /// That stage instead of the latest, such as AWSPREVIOUS
+    /// Stage to read instead of the latest, such as AWSPREVIOUS
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     stage: Option<String>,
-    /// A backend other than the agent's default one
+    /// Backend to read from instead of the agent's default
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
-    /// Passes by the agent's cache
+    /// Bypass the agent's cache
     #[arg(long)]
     fresh: bool,
-    /// Prints name, value, version and backend as JSON
+    /// Print name, value, version and backend as JSON
     #[arg(long)]
     json: bool,
     #[command(flatten)]

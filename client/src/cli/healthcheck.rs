@@ -14,12 +14,12 @@ use std::process::ExitCode;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// Ends with 0 if the agent of this node is ready; for exec probes
+/// Exit with 0 if the agent of this node is ready; for exec probes
 ///
-/// It asks the agent about itself: no identity is looked at, and no vault is asked.
+/// It asks the agent only about itself: nobody is identified, and no vault is called.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Healthcheck {
-    /// Asks whether `latchkey proxy` answers there, too
+    /// Check that `latchkey proxy` answers there, too
     #[arg(long, value_name = "ADDRESS:PORT", value_parser = super::proxy::address)]
     proxy: Option<SocketAddr>,
 }

@@ -10,13 +10,13 @@ use std::process::ExitCode;
 /// This program's own file, whatever it is called and wherever it was started from (proc(5)).
 const SELF: &str = "/proc/self/exe";
 
-/// Copies this command into a directory, for init containers
+/// Copy this program into a directory, for init containers
 ///
-/// An image that has nothing but `latchkey` in it has no cp. What is copied is there whole or not at all, and everybody
-/// may run it.
+/// An image with nothing but `latchkey` in it has no cp. The copy is there whole or not at all, and everybody may run
+/// it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Install {
-    /// The directory, which must be there
+    /// Directory, which must exist
     directory: PathBuf,
 }
 

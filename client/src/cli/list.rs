@@ -8,16 +8,16 @@ use crate::protocol::LIST_LIMIT;
 use clap::builder::NonEmptyStringValueParser;
 use std::process::ExitCode;
 
-/// Prints the names of the secrets that this pod's role may list
+/// Print the names of the secrets that this pod's role may list
 #[derive(Debug, clap::Args)]
 pub(crate) struct List {
-    /// Only names that begin so
+    /// List only names that begin with this
     #[arg(value_name = "PREFIX", default_value = "")]
     prefix: String,
-    /// A backend other than the agent's default one
+    /// Backend to list instead of the agent's default
     #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     backend: Option<String>,
-    /// Prints them as a JSON array
+    /// Print them as a JSON array
     #[arg(long)]
     json: bool,
 }

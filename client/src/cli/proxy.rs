@@ -47,22 +47,22 @@ const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 /// How long answers may still take once the proxy is told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
 
-/// Serves the agent's HTTP on a loopback TCP port of this pod
+/// Serve the agent's HTTP API on a loopback TCP port of this pod
 ///
-/// For programs that cannot speak Unix sockets: http://localhost:8080/v1/secrets/NAME. Every process that reaches the
-/// port gets this pod's secrets, so it is for pods with a network of their own.
+/// For programs that cannot use Unix sockets: http://localhost:8080/v1/secrets/NAME. Every process that can reach the
+/// port gets this pod's secrets, so use it only in pods with their own network.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Proxy {
-    /// The address to listen on
+    /// Address to listen on
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080", value_parser = address)]
     listen: SocketAddr,
-    /// Answers requests for that host too, whatever the port; may stand more than once
+    /// Answer requests for this host too, whatever the port; may be repeated
     #[arg(long, value_name = "HOST", value_parser = guard::host)]
     allow_host: Vec<String>,
-    /// Answers only requests that carry that header, which no web page can send
+    /// Answer only requests with this header, which no web page can send
     #[arg(long, value_name = "NAME")]
     require_header: Option<HeaderName>,
-    /// Listens also where others than this pod can reach it
+    /// Listen even where others than this pod can reach it
     #[arg(long)]
     force: bool,
 }

@@ -18,30 +18,30 @@ use std::process::ExitCode;
 use template::Rendered;
 use tokio::time::sleep;
 
-/// Writes a template with secrets in it
+/// Fill in a template with secrets
 ///
-/// The template is in Jinja's language. {{ secret("prod/db") }} stands for a secret's value, {{ secret("prod/db",
-/// key="password") }} for a member of its JSON object; stage= and backend= say which. Nothing is escaped unless the
-/// template says so: {{ secret("prod/db") | tojson }}, {{ secret("prod/db") | b64encode }},
-/// {{ secret("prod/db") | urlencode }}, which leaves / as it is.
+/// Templates are written in Jinja. {{ secret("prod/db") }} is a secret's value, {{ secret("prod/db", key="password") }}
+/// one member of a JSON secret; stage= and backend= select others. Nothing is escaped unless the template says so:
+/// {{ secret("prod/db") | tojson }}, {{ secret("prod/db") | b64encode }}, {{ secret("prod/db") | urlencode }}, which
+/// leaves / as it is.
 #[derive(Debug, clap::Args)]
 #[command(group = ArgGroup::new("whom").args(["pid", "pid_file"]))]
 pub(crate) struct Render {
-    /// The template's file
+    /// Template file
     #[arg(value_parser = PathBufValueParser::new().try_map(source))]
     template: PathBuf,
     #[command(flatten)]
     sink: Sink,
-    /// Stays, and renders again when one of the secrets has changed
+    /// Stay, and render again when one of the secrets changes
     #[arg(long, requires = "out")]
     watch: bool,
-    /// Sends that signal, such as HUP, after the file has changed
+    /// Signal to send after the file has changed, such as HUP
     #[arg(long, value_name = "SIGNAL", requires_all = ["watch", "whom"], value_parser = signal)]
     signal: Option<Signal>,
-    /// The process to signal
+    /// Process to signal
     #[arg(long, requires = "signal", value_parser = clap::value_parser!(i32).range(1..))]
     pid: Option<i32>,
-    /// A file with the number of the process to signal, read each time
+    /// File with the ID of the process to signal, read each time
     #[arg(long, value_name = "FILE", requires = "signal")]
     pid_file: Option<PathBuf>,
 }

@@ -19,10 +19,10 @@ const OWNER_READS: u32 = 0o400;
 /// Where to write.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Sink {
-    /// Writes into FILE instead of stdout: whole or not at all, and never readable by everybody
+    /// Write to FILE instead of stdout: whole or not at all, and never readable by everybody
     #[arg(long, value_name = "FILE", value_parser = PathBufValueParser::new().try_map(out))]
     pub(crate) out: Option<PathBuf>,
-    /// The file's mode, in octal
+    /// File mode, in octal
     #[arg(long, value_name = "MODE", default_value = "600", requires = "out", value_parser = mode)]
     mode: u32,
 }

@@ -6,10 +6,10 @@ use super::{Reach, block_on};
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
-/// Prints who the agent says this pod is, and which roles it would take on
+/// Print who the agent says this pod is, and which roles it would assume
 #[derive(Debug, clap::Args)]
 pub(crate) struct Whoami {
-    /// Prints it as JSON
+    /// Print it as JSON
     #[arg(long)]
     json: bool,
 }
