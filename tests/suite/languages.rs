@@ -181,7 +181,7 @@ async fn follow(page: &str, heading: &str) {
 }
 
 /// The tests below, by the heading that each follows.
-const FOLLOWED: [&str; 9] = [
+const FOLLOWED: [&str; 11] = [
     "Shell",
     "Python, standard library",
     "Python, httpx",
@@ -191,6 +191,8 @@ const FOLLOWED: [&str; 9] = [
     "Java, a socket channel",
     "Java, java.net.http through the proxy",
     "Rust",
+    "Ruby",
+    "PHP",
 ];
 
 #[test]
@@ -203,7 +205,7 @@ fn every_section_of_the_page_of_the_languages_is_followed_or_says_that_it_is_not
     let (not_run, run): (Vec<_>, Vec<_>) = sections.partition(|section| section.is_not_run());
     let run: Vec<&str> = run.iter().map(|section| &*section.heading).collect();
     assert_eq!(run, FOLLOWED);
-    assert_eq!(not_run.len(), 3);
+    assert_eq!(not_run.len(), 1);
 }
 
 #[tokio::test]
@@ -254,6 +256,16 @@ async fn rust_reads_and_is_refused() {
         let line = format!("{} prod/database-password", program.display());
         Readers::start().await.reads_and_is_refused(&line).await;
     }
+}
+
+#[tokio::test]
+async fn ruby_reads_and_is_refused() {
+    follow("docs/languages.md", FOLLOWED[9]).await;
+}
+
+#[tokio::test]
+async fn php_reads_and_is_refused() {
+    follow("docs/languages.md", FOLLOWED[10]).await;
 }
 
 #[tokio::test]

@@ -7,7 +7,8 @@ using var agent = new HttpClient(new SocketsHttpHandler
     ConnectCallback = async (_, cancelled) =>
     {
         var socket = new Socket(AddressFamily.Unix, SocketType.Stream, ProtocolType.Unspecified);
-        var path = Environment.GetEnvironmentVariable("LATCHKEY_SOCKET") ?? "/run/latchkey/agent.sock";
+        var path = Environment.GetEnvironmentVariable("LATCHKEY_SOCKET");
+        if (string.IsNullOrEmpty(path)) path = "/run/latchkey/agent.sock";
         await socket.ConnectAsync(new UnixDomainSocketEndPoint(path), cancelled);
         return new NetworkStream(socket, ownsSocket: true);
     },

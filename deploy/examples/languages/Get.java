@@ -11,8 +11,8 @@ import java.util.concurrent.CompletableFuture;
 
 class Get {
     static String getSecret(String name) throws IOException {
-        var path = System.getenv().getOrDefault("LATCHKEY_SOCKET", "/run/latchkey/agent.sock");
-        var socket = UnixDomainSocketAddress.of(path);
+        var path = System.getenv().getOrDefault("LATCHKEY_SOCKET", "");
+        var socket = UnixDomainSocketAddress.of(path.isEmpty() ? "/run/latchkey/agent.sock" : path);
         try (var agent = SocketChannel.open(StandardProtocolFamily.UNIX)) {
             // A channel has no timeout, but connecting and reading fail once it is closed.
             CompletableFuture.delayedExecutor(15, SECONDS).execute(() -> {

@@ -5,7 +5,8 @@ require "socket"
 
 class Agent < Net::HTTP
   def connect
-    path = ENV.fetch("LATCHKEY_SOCKET", "/run/latchkey/agent.sock")
+    path = ENV["LATCHKEY_SOCKET"].to_s
+    path = "/run/latchkey/agent.sock" if path.empty?
     @socket = Net::BufferedIO.new(UNIXSocket.new(path), read_timeout: @read_timeout)
     on_connect
   end
