@@ -15,7 +15,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 MANIFESTS = chart.ROOT / "deploy" / "manifests"
 
 EVERYTHING = {
-    "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}},
+    "metrics": {"podMonitor": {"enabled": True}, "prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}},
     "networkPolicy": {"enabled": True, "metricsFrom": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
     "priorityQuota": {"create": True},
     "namespace": {"create": True},
