@@ -8,6 +8,9 @@ use super::{
     value::{self, Wrong},
 };
 
+/// The SDK's own variables that choose among a region's endpoints.
+const SWITCHES: [&str; 2] = ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"];
+
 const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
 
 /// AWS Secrets Manager and STS.
@@ -75,7 +78,7 @@ impl AwsConfig {
             ("endpoint", &self.endpoint),
             ("sts_endpoint", &self.sts_endpoint),
         ] {
-            for variable in ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"] {
+            for variable in SWITCHES {
                 let is_on = reader
                     .variable(variable)
                     .is_some_and(|value| value.eq_ignore_ascii_case("true"));
@@ -110,6 +113,19 @@ impl Default for AwsConfig {
             endpoint: None,
             sts_endpoint: None,
             timeout: value::CALL_TIMEOUT,
+        }
+    }
+}
+
+/// Checks the SDK's variables. It takes anything but these two words for no choice at all, and whoever asked for FIPS
+/// would be given other endpoints.
+pub(super) fn check_variables(reader: &mut Reader) {
+    for name in SWITCHES {
+        let is_word = |value: &str| ["true", "false"].map(|word| value.eq_ignore_ascii_case(word));
+        let value = reader.variable(name);
+        if value.is_some_and(|value| !is_word(value).contains(&true)) {
+            let wrong = Wrong::new("is neither true nor false", "write true or false");
+            reader.blame_variable(name, wrong);
         }
     }
 }

@@ -2,14 +2,21 @@
 
 use std::collections::BTreeMap;
 
+use http::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
+
 use super::{
     AwsConfig, AzureConfig, BackendConfig, Config, FileConfig, GcpConfig, IdentityMode, PassConfig,
+    aws,
     reader::Reader,
     value::{self, Wrong},
 };
 
 /// The possible types of a backend.
 const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
+
+/// The variables that name the proxy on the way to a cloud.
+const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
 pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, BackendConfig> {
@@ -83,6 +90,13 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
             ),
         );
     }
+    if names.values().any(BackendConfig::is_cloud) {
+        check_proxies(reader);
+    }
+    let is_aws = |backend: &BackendConfig| matches!(backend, BackendConfig::Aws(_));
+    if names.values().any(is_aws) {
+        aws::check_variables(reader);
+    }
     let deadline = config.limits.request_deadline;
     for (name, backend) in names {
         let section = format!("backends.{name}");
@@ -96,6 +110,26 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
             BackendConfig::Aws(aws) => aws.check(reader, &section, deadline),
             BackendConfig::Azure(azure) => azure.check(reader, &section),
             BackendConfig::File(_) | BackendConfig::Gcp(_) | BackendConfig::Pass(_) => {}
+        }
+    }
+}
+
+/// Checks the variables that name a proxy. The clouds' clients pass over one that they do not understand, and would then
+/// connect directly; so it is put to what they use themselves. Its value is not shown: it may hold a password.
+fn check_proxies(reader: &mut Reader) {
+    let cloud = Uri::from_static("https://cloud.example");
+    for name in PROXIES {
+        let Some(value) = reader.variable(name) else {
+            continue;
+        };
+        let proxy = Matcher::builder().all(value).build().intercept(&cloud);
+        let scheme = proxy.as_ref().and_then(|proxy| proxy.uri().scheme_str());
+        if !matches!(scheme, Some("http" | "https")) {
+            let wrong = Wrong::new(
+                "is no proxy that the agent could use",
+                "write http://HOST:PORT or https://HOST:PORT, without blanks or a line break, or unset it",
+            );
+            reader.blame_variable(name, wrong);
         }
     }
 }

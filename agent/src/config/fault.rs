@@ -11,7 +11,7 @@ pub(crate) struct Faults(Vec<Fault>);
 pub(crate) struct Fault {
     /// Where it was written.
     pub origin: Origin,
-    /// The dotted key; empty if the fault is in the file as a whole.
+    /// The dotted key; empty if the fault is in the file as a whole, or in a variable that belongs to no key.
     pub key: String,
     /// What is wrong with it.
     pub wrong: String,

@@ -171,6 +171,11 @@ impl Reader {
         }
     }
 
+    /// Reports that an environment variable that belongs to no key is wrong.
+    pub(super) fn blame_variable(&mut self, name: &str, wrong: Wrong) {
+        self.fault(Origin::Variable(name.to_owned()), "", wrong);
+    }
+
     /// Where `key` was written.
     pub(super) fn origin(&self, key: &str) -> Origin {
         self.settings
