@@ -29,6 +29,10 @@ const BINARY: HeaderValue = HeaderValue::from_static("application/octet-stream")
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
+/// The longest wait that an answer asks for, in seconds, whatever the cloud asks: programs may wait as long as they are
+/// told, or fail to count that far.
+const LONGEST_WAIT: u64 = 3600;
+
 /// Room for the headers of any answer, so that their table is allocated once.
 const HEADERS: usize = 12;
 
@@ -215,7 +219,7 @@ pub(crate) fn error(error: &RequestError, route: Route, request_id: &str) -> Ans
     if let Some(wait) = error.retry_after {
         headers.insert(
             header::RETRY_AFTER,
-            HeaderValue::from(wait.as_secs().max(1)),
+            HeaderValue::from(wait.as_secs().clamp(1, LONGEST_WAIT)),
         );
     }
     if error.code == Code::MethodNotAllowed {
@@ -431,6 +435,16 @@ mod tests {
                 (answer.status().as_u16(), read.secret.json.get().is_some()),
                 (status, is_written)
             );
+        }
+    }
+
+    #[test]
+    fn a_cloud_that_asks_for_ages_makes_nobody_wait_for_more_than_an_hour() {
+        for (asked, told) in [(0, "1"), (90, "90"), (u64::MAX, "3600")] {
+            let failed = RequestError::unavailable("away");
+            let failed = failed.retry_after(Some(std::time::Duration::from_secs(asked)));
+            let answer = error(&failed, Route::Secret, "1");
+            assert_eq!(answer.headers()[header::RETRY_AFTER], told, "{asked}");
         }
     }
 }

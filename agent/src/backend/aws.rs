@@ -26,6 +26,7 @@ use aws_config::{BehaviorVersion, Region};
 use aws_sdk_secretsmanager as secretsmanager;
 use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
 use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
@@ -307,6 +308,9 @@ impl AwsSession {
             .send()
             .await
             .map_err(|error| errors::of_read(&error, &self.role, region))?;
+        if !is_about(&answer, id, selector) {
+            return Err(errors::garbage());
+        }
         let cloud_request_id = answer.request_id().map(Into::into);
         let (value, is_text) = match (answer.secret_string, answer.secret_binary) {
             (Some(text), _) => (SecretValue::from(text), true),
@@ -434,6 +438,17 @@ impl Session for AwsSession {
         })
         .await
     }
+}
+
+/// Whether the answer is about the secret `id`, a name or an ARN, and the selected version: something between agent and
+/// vault may mix up answers. An ARN may lack the characters that Secrets Manager has appended to the name.
+fn is_about(answer: &GetSecretValueOutput, id: &str, selector: &Selector) -> bool {
+    let is_secret = match role::region_of_arn(id) {
+        Some(_) => answer.arn().is_some_and(|arn| arn.starts_with(id)),
+        None => answer.name() == Some(id),
+    };
+    let version = selector.version.as_deref();
+    is_secret && version.is_none_or(|version| answer.version_id() == Some(version))
 }
 
 fn no_region(name: &str) -> String {

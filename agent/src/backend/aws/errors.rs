@@ -199,7 +199,7 @@ where
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
             let code = service.err().code().unwrap_or_default();
-            let failed = if THROTTLES.contains(&code) {
+            let failed = if THROTTLES.contains(&code) || status == 429 {
                 BackendError::throttled(whose, retry_after(service.raw()))
             } else if let Some(failed) = known(code) {
                 failed
@@ -246,8 +246,20 @@ mod tests {
 
     fn failed(code: &str) -> SdkError<GetSecretValueError, HttpResponse> {
         let said = ErrorMetadata::builder().code(code).message("its words");
-        let answer = HttpResponse::new(400_u16.try_into().expect("a status"), "".into());
-        SdkError::service_error(GetSecretValueError::generic(said.build()), answer)
+        answered(400, said.build())
+    }
+
+    fn answered(status: u16, said: ErrorMetadata) -> SdkError<GetSecretValueError, HttpResponse> {
+        let answer = HttpResponse::new(status.try_into().expect("a status"), "".into());
+        SdkError::service_error(GetSecretValueError::generic(said), answer)
+    }
+
+    #[test]
+    fn a_429_without_a_code_of_awss_throttles_and_is_no_outage() {
+        let failed = answered(429, ErrorMetadata::builder().build());
+        let failed = of_read(&failed, &role(), "eu-central-1");
+        assert_eq!(failed.error.code, Code::Throttled);
+        assert_ne!(failed.fault, Fault::Unreachable);
     }
 
     fn role() -> Role {

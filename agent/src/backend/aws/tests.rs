@@ -1,4 +1,4 @@
-//! Which regions are asked when one cannot be reached.
+//! Which regions are asked when one cannot be reached, and which answers are believed.
 
 use super::*;
 
@@ -33,4 +33,31 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
     );
     let down = |health: &Health| health.0.lock().expect("no panic").len();
     assert_eq!((down(&aws.sts_health), down(&aws.store_health)), (2, 0));
+}
+
+#[test]
+fn an_answer_is_about_the_secret_and_the_version_that_were_asked_for() {
+    const ARN: &str = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:test/db-Ab1Cd2";
+    let of = |name: &str, arn: &str, version: &str| {
+        GetSecretValueOutput::builder()
+            .name(name)
+            .arn(arn)
+            .version_id(version)
+            .build()
+    };
+    let latest = Selector::default();
+    let first = Selector {
+        version: Some("v1".into()),
+        ..Selector::default()
+    };
+    let right = of("test/db", ARN, "v1");
+    for id in ["test/db", ARN, ARN.trim_end_matches("-Ab1Cd2")] {
+        assert!(is_about(&right, id, &latest), "{id}");
+        assert!(is_about(&right, id, &first), "{id}");
+        assert!(!is_about(&of("test/db", ARN, "v2"), id, &first), "{id}");
+        let other = of("other/db", &ARN.replace("test/db", "other/db"), "v1");
+        assert!(!is_about(&other, id, &latest), "{id}");
+    }
+    let nameless = GetSecretValueOutput::builder().version_id("v1").build();
+    assert!(!is_about(&nameless, "test/db", &latest));
 }

@@ -26,7 +26,12 @@ const ENCODING_TAG: &str = "file-encoding";
 /// # Errors
 ///
 /// `not_found` if it may not be used now, `unavailable` if the answer is about something else or cannot be read.
-pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secret, BackendError> {
+pub(super) fn secret(
+    body: ResponseBody,
+    vault: &Url,
+    name: &str,
+    version: Option<&str>,
+) -> Result<Secret, BackendError> {
     let body = Bytes::from(body);
     let answer = serde_json::from_slice::<models::Secret>(&body);
     // The SDK has copied the answer; this is the one copy that can be reached.
@@ -43,7 +48,10 @@ pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secr
     if !id.name.eq_ignore_ascii_case(name) || host != vault.host_str() {
         return Err(errors::garbage());
     }
-    let version = id.version.ok_or_else(errors::garbage)?;
+    let told = id.version.ok_or_else(errors::garbage)?;
+    if version.is_some_and(|version| !version.eq_ignore_ascii_case(&told)) {
+        return Err(errors::garbage());
+    }
     usable(answer.attributes.as_ref())?;
     let created = answer
         .attributes
@@ -54,7 +62,7 @@ pub(super) fn secret(body: ResponseBody, vault: &Url, name: &str) -> Result<Secr
         Some(bytes) => (bytes, false),
         None => (value, true),
     };
-    let mut secret = Secret::new(value, is_text, version);
+    let mut secret = Secret::new(value, is_text, told);
     secret.details.created = created.map(f64::from);
     Ok(secret)
 }
@@ -109,7 +117,7 @@ mod tests {
     fn of(answer: &Value) -> Result<Secret, BackendError> {
         let vault = Url::parse("https://v1.vault.azure.net").expect("a URL");
         let body = ResponseBody::from_bytes(answer.to_string());
-        secret(body, &vault, "db")
+        secret(body, &vault, "db", None)
     }
 
     fn answer(value: &str, more: Value) -> Value {
@@ -121,6 +129,19 @@ mod tests {
         let fields = answer.as_object_mut().expect("an object");
         fields.extend(more.as_object().expect("an object").clone());
         answer
+    }
+
+    #[test]
+    fn a_version_other_than_the_one_asked_for_is_no_answer() {
+        let vault = Url::parse("https://v1.vault.azure.net").expect("a URL");
+        let read = |version: &str| {
+            let body = ResponseBody::from_bytes(answer("hunter2", json!({})).to_string());
+            secret(body, &vault, "db", Some(version))
+        };
+        assert!(read(VERSION).is_ok());
+        assert!(read(&VERSION.to_uppercase()).is_ok());
+        let error = read(&VERSION.replace('0', "9")).expect_err("another version");
+        assert_eq!(error.error.code, Code::Unavailable);
     }
 
     #[test]

@@ -149,10 +149,11 @@ impl Session for AzureSession {
         request_id: &str,
     ) -> Result<Secret, BackendError> {
         let id = role::written(&self.role, name)?;
+        let version = selector.version.as_deref();
         let (answer, correlation) = self
             .call(request_id, |context| {
                 let options = SecretClientGetSecretOptions {
-                    secret_version: selector.version.as_deref().map(str::to_owned),
+                    secret_version: version.map(str::to_owned),
                     method_options: ClientMethodOptions { context },
                     ..SecretClientGetSecretOptions::default()
                 };
@@ -160,7 +161,7 @@ impl Session for AzureSession {
                 async move { self.client.0.get_secret(id, Some(options)).await }
             })
             .await?;
-        match answer::secret(answer.into_body(), self.client.0.endpoint(), &id) {
+        match answer::secret(answer.into_body(), self.client.0.endpoint(), &id, version) {
             Ok(secret) => Ok(Secret {
                 cloud_request_id: Some(correlation),
                 ..secret
