@@ -2,7 +2,7 @@
 //! pod.
 
 use crate::backend::{BackendError, BackendId, Fault, Session};
-use crate::error::RETRY_AFTER;
+use crate::error::{RETRY_AFTER, RequestError};
 use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
@@ -225,9 +225,17 @@ impl Slot {
     fn fill(&self, outcome: Result<Arc<dyn Session>, BackendError>) -> Result<Held, BackendError> {
         let now = Instant::now();
         let mut state = self.lock();
+        // One that has no life left would be exchanged anew for every read.
+        let outcome = outcome.and_then(|session| match session.lives_for().min(LONGEST_LIFE) {
+            Duration::ZERO => {
+                let text =
+                    "the session that the cloud gave is already over: check the node's clock";
+                Err(RequestError::unavailable(text).into())
+            }
+            life => Ok((session, life)),
+        });
         match outcome {
-            Ok(session) => {
-                let life = session.lives_for().min(LONGEST_LIFE);
+            Ok((session, life)) => {
                 let held = Held {
                     session,
                     begun: now,

@@ -227,6 +227,21 @@ async fn what_is_away_is_asked_again_at_once_but_not_over_and_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_is_over_when_it_comes_is_none_and_is_not_exchanged_for_every_read() {
+    let (sessions, key) = (Sessions::default(), key("role"));
+    let service = Service {
+        life: Some(Duration::ZERO),
+        ..Service::default()
+    };
+    for _ in 0..20 {
+        let failed = service.open(&sessions, &key).await.expect_err("no session");
+        assert_eq!(failed.error.code, Code::Unavailable);
+        assert!(failed.error.message.contains("clock"), "{failed:?}");
+    }
+    assert_eq!(service.exchanges(), IN_VAIN as usize);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_away_and_says_for_how_long_is_left_alone_for_that_time_within_bounds() {
     let (five, hour) = (Duration::from_secs(5), Duration::from_secs(3600));
     for (wait, rest) in [(five, five), (hour, LONGEST_REST)] {
