@@ -30,6 +30,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use failure::Failure;
 use hyper::header::HeaderName;
 use jiff::fmt::friendly::SpanParser;
+use nix::sys::signal::SigSet;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -89,6 +90,9 @@ enum Command {
 /// Runs the command that the process was started with.
 #[must_use]
 pub fn main() -> ExitCode {
+    // What was blocked when this was started would stay so: no signal would end it, nor tell it that its program has
+    // ended. Setting a mask does not fail.
+    let _ = SigSet::empty().thread_set_mask();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         // Showing help is no failure, even if it is shown for lack of arguments.

@@ -1,7 +1,7 @@
 //! What follows a rotation: `exec --on-change`.
 
 use super::{Client, PATIENCE};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -234,6 +234,25 @@ async fn what_is_ignored_when_it_starts_neither_the_supervisor_nor_the_program_l
     let line = "trap '' HUP; exec \"$0\" exec --on-change test/database-password=DB -- \
         sh -c 'kill -HUP $PPID $$; sleep 0.5; echo stays'";
     assert_eq!(client.shell(line).await.printed(), "stays\n");
+}
+
+#[tokio::test]
+async fn what_is_blocked_when_it_starts_reaches_the_supervisor_and_the_program_all_the_same() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let program = ["test/database-password=DB", "--", "sh", "-c"];
+    let program = [&program[..], &["kill -TERM $$; echo stays"]].concat();
+    for (exec, code) in [
+        (&["exec"][..], None),
+        (&["exec", "--on-change"], Some(128 + Signal::SIGTERM as i32)),
+    ] {
+        let command = client.command(&[exec, &program].concat());
+        // A process inherits what is blocked in the thread that starts it.
+        let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK);
+        let staying = Staying::start(command);
+        before.expect("a mask").thread_set_mask().expect("a mask");
+        assert_eq!(staying.end().await, (code, String::new()), "{exec:?}");
+    }
 }
 
 #[tokio::test]
