@@ -5,9 +5,10 @@ use super::variables::{Secrets, Wanted};
 use super::{Reach, block_on, duration, serve, supervisor};
 use clap::builder::NonEmptyStringValueParser;
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_spawn};
+use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{AccessFlags, Pid, access};
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs;
 use std::io;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
@@ -81,12 +82,17 @@ impl Exec {
         Err(self.not_started(&command.exec()))
     }
 
-    /// The program with its secrets, ready to run.
+    /// The program with its secrets and all of its environment, ready to run.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the environment is what the program gets as well"
+    )]
     pub(crate) fn command(&self, secrets: &Secrets) -> Result<Command, Failure> {
         let mut command = Command::new(self.program()?);
         command.arg0(&self.command[0]).args(&self.command[1..]);
-        if self.pristine {
-            command.env_clear();
+        command.env_clear();
+        if !self.pristine {
+            command.envs(std::env::vars_os());
         }
         for variable in secrets.variables(&self.names) {
             command.env(
@@ -98,10 +104,33 @@ impl Exec {
     }
 
     /// Starts the program as a child of this process.
-    pub(crate) fn start(&self, mut command: Command) -> Result<Pid, Failure> {
-        let child = command.spawn().map_err(|error| self.not_started(&error))?;
-        let pid = i32::try_from(child.id()).map_err(|error| Failure::other(error.to_string()))?;
-        Ok(Pid::from_raw(pid))
+    pub(crate) fn start(&self, command: &Command) -> Result<Pid, Failure> {
+        self.spawn(command)
+            .map_err(|error| self.not_started(&error))
+    }
+
+    /// With nix: from std it would inherit that the supervisor's signals are blocked.
+    fn spawn(&self, command: &Command) -> io::Result<Pid> {
+        let path = CString::new(command.get_program().as_bytes())?;
+        let arguments = self
+            .command
+            .iter()
+            .map(|text| CString::new(text.as_bytes()));
+        let arguments: Vec<_> = arguments.collect::<Result<_, _>>()?;
+        let variables = command.get_envs();
+        let variables = variables.filter_map(|(name, value)| Some([name, value?]));
+        let variables = variables.map(|pair| CString::new(pair.map(OsStr::as_bytes).join(&b'=')));
+        let variables: Vec<_> = variables.collect::<Result<_, _>>()?;
+        let files = PosixSpawnFileActions::init()?;
+        let mut attributes = PosixSpawnAttr::init()?;
+        attributes.set_flags(
+            PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK | PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF,
+        )?;
+        attributes.set_sigmask(&SigSet::empty())?;
+        // As std does: Rust's runtime has it ignored.
+        attributes.set_sigdefault(&SigSet::from(Signal::SIGPIPE))?;
+        let started = posix_spawn(&*path, &files, &attributes, &arguments, &variables);
+        Ok(started?)
     }
 
     /// Finds the program, in this process's own PATH, which a pristine environment does not have.

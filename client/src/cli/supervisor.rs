@@ -9,15 +9,19 @@ use super::terminal;
 use super::variables::Secrets;
 use super::watch::{REST, SETTLE, Used, Watch};
 use crate::Client;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, getpgrp, tcgetpgrp};
+use nix::libc::SI_KERNEL;
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, wait};
 use std::fs;
-use std::io::{self, IsTerminal as _};
+use std::future::pending;
+use std::io;
 use std::process::ExitCode;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 /// The signals that are passed on to the program, unless ignored: what was ignored when this process was started, as by
@@ -32,7 +36,7 @@ const PASSED_ON: [Signal; 7] = [
     Signal::SIGWINCH,
 ];
 
-/// What a terminal sends to every process in its foreground, including the program.
+/// What a terminal, and so the kernel, sends to every process in its foreground: this one and the program.
 const OF_THE_TERMINAL: [Signal; 3] = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGWINCH];
 
 /// What asks a program to end; at SIGQUIT some, such as a JVM, show what they are doing and go on.
@@ -42,11 +46,22 @@ const LEAVE: [Signal; 2] = [Signal::SIGINT, Signal::SIGTERM];
 struct Supervisor<'a> {
     exec: &'a Exec,
     client: &'a Client,
-    signals: mpsc::Receiver<Signal>,
+    signals: Signals,
     ends: tokio::signal::unix::Signal,
     child: Pid,
     /// Whether it has been asked to end.
     leaving: bool,
+}
+
+/// The signals that are passed on. They are blocked and read (signalfd(2)), since what tokio catches does not say where
+/// it comes from.
+struct Signals(AsyncFd<SignalFd>);
+
+/// A signal that has arrived.
+struct Sent {
+    signal: Signal,
+    /// Whether the kernel has sent it, and no process has (`SI_KERNEL` in sigaction(2)).
+    by_kernel: bool,
 }
 
 /// The state after a change.
@@ -59,16 +74,16 @@ enum After {
 pub(crate) async fn run(exec: &Exec, client: &Client) -> Result<ExitCode, Failure> {
     // Before there is a program whose end could be missed.
     let ends = signal(SignalKind::child()).map_err(|error| not_possible(&error))?;
-    let mut signals = listen()?;
+    let signals = Signals::listen().map_err(|error| not_possible(&error))?;
     let secrets = tokio::select! {
         biased;
-        signal = ending(&mut signals) => {
+        signal = signals.ending() => {
             return Err(Failure::by_signal(SignalKind::from_raw(signal as i32)));
         }
         outcome = Secrets::read(client, exec.backend.as_deref(), &exec.names) => outcome?,
     };
     let mut watch = watch_of(exec, &secrets);
-    let child = exec.start(exec.command(&secrets)?)?;
+    let child = exec.start(&exec.command(&secrets)?)?;
     drop(secrets);
     let mut supervisor = Supervisor {
         exec,
@@ -106,9 +121,12 @@ impl Supervisor<'_> {
             }
             tokio::select! {
                 _ = self.ends.recv() => {}
-                Some(signal) = self.signals.recv() => {
-                    self.leaving |= LEAVE.contains(&signal);
-                    self.pass_on(signal);
+                sent = self.signals.next() => {
+                    self.leaving |= LEAVE.contains(&sent.signal);
+                    // From a terminal, it has reached the program as well.
+                    if !(sent.by_kernel && OF_THE_TERMINAL.contains(&sent.signal)) {
+                        self.send(sent.signal);
+                    }
                 }
             }
         }
@@ -160,7 +178,7 @@ impl Supervisor<'_> {
         if self.leaving {
             return Ok(After::Ended(code));
         }
-        self.child = self.exec.start(command)?;
+        self.child = self.exec.start(&command)?;
         Ok(After::GoesOn(watch))
     }
 
@@ -183,16 +201,53 @@ impl Supervisor<'_> {
         }
     }
 
-    /// Passes a signal on, unless a terminal has sent it to the program as well.
-    fn pass_on(&self, signal: Signal) {
-        if !(OF_THE_TERMINAL.contains(&signal) && is_in_front()) {
-            self.send(signal);
-        }
-    }
-
     fn send(&self, signal: Signal) {
         // If it has just ended, that is seen next. Its number is its own until it is reaped.
         let _ = kill(self.child, signal);
+    }
+}
+
+impl Signals {
+    /// From now on these signals have no other effect.
+    #[expect(
+        deprecated,
+        reason = "its successor is an unsafe fn; what that one demands holds for an owned descriptor"
+    )]
+    fn listen() -> io::Result<Self> {
+        let ignored = ignored();
+        let is_ignored = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) != 0;
+        let signals = PASSED_ON.into_iter();
+        let signals: SigSet = signals.filter(|signal| !is_ignored(signal)).collect();
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let fd = SignalFd::with_flags(&signals, flags)?;
+        Ok(Self(AsyncFd::with_interest(fd, Interest::READABLE)?))
+    }
+
+    /// Waits for the next one.
+    async fn next(&self) -> Sent {
+        let read = |fd: &SignalFd| {
+            let info = fd.read_signal()?.ok_or(io::ErrorKind::WouldBlock)?;
+            Ok(Sent {
+                signal: Signal::try_from(info.ssi_signo.cast_signed())?,
+                by_kernel: info.ssi_code == SI_KERNEL,
+            })
+        };
+        match self.0.async_io(Interest::READABLE, read).await {
+            Ok(sent) => sent,
+            // There is no reason for it, and without signals a program is supervised all the same.
+            Err(_) => pending().await,
+        }
+    }
+
+    /// Waits for the next one that ends a process by default: there is no program yet to pass it on to.
+    async fn ending(&self) -> Signal {
+        loop {
+            match self.next().await.signal {
+                Signal::SIGWINCH => {}
+                signal => return signal,
+            }
+        }
     }
 }
 
@@ -208,24 +263,6 @@ fn watch_of(exec: &Exec, secrets: &Secrets) -> Watch {
     watch
 }
 
-/// All signals that are passed on, in one queue.
-fn listen() -> Result<mpsc::Receiver<Signal>, Failure> {
-    let (send, signals) = mpsc::channel(16);
-    let ignored = ignored();
-    for number in PASSED_ON {
-        if ignored & 1 << (number as u32 - 1) != 0 {
-            continue;
-        }
-        let mut stream =
-            signal(SignalKind::from_raw(number as i32)).map_err(|error| not_possible(&error))?;
-        let send = send.clone();
-        tokio::spawn(async move {
-            while stream.recv().await.is_some() && send.send(number).await.is_ok() {}
-        });
-    }
-    Ok(signals)
-}
-
 /// The signals that this process ignores, the first in the lowest bit (proc_pid_status(5), `SigIgn`).
 fn ignored() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -233,27 +270,6 @@ fn ignored() -> u64 {
     let mask = lines.find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
         .unwrap_or_default()
-}
-
-/// The next signal that ends a process by default: there is no program yet to pass it on to.
-async fn ending(signals: &mut mpsc::Receiver<Signal>) -> Signal {
-    loop {
-        match signals.recv().await {
-            Some(Signal::SIGWINCH) => {}
-            Some(signal) => return signal,
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Whether this process is in a terminal's foreground, and the program with it. Process 1 of a container with a
-/// terminal is too, but also gets the same signals from the container's runtime, which sends them to nobody else.
-/// Signals do not say who sent them, so the program gets those of such a terminal twice.
-fn is_in_front() -> bool {
-    let stdin = io::stdin();
-    std::process::id() != 1
-        && stdin.is_terminal()
-        && tcgetpgrp(&stdin).is_ok_and(|group| group == getpgrp())
 }
 
 fn not_possible(error: &io::Error) -> Failure {

@@ -10,7 +10,7 @@ use testkit::aws::Operation;
 use testkit::binaries::sibling_binary;
 use testkit::sandbox::{CANARY, password};
 use testkit::until;
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
@@ -266,6 +266,7 @@ async fn a_supervisor_whose_program_does_not_start_ends_as_it_would_without() {
         .failed(127, "no-such-program");
     assert_eq!(run(&["sh", "-c", "exit 9"]).await.code, Some(9));
     assert_eq!(run(&["sh", "-c", "kill -KILL $$"]).await.code, Some(137));
+    assert_eq!(run(&["sh", "-c", "kill -PIPE $$"]).await.code, Some(141));
     client
         .run(&["exec", "--on-change", "test/none", "--", "true"])
         .await
@@ -389,46 +390,73 @@ async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_
     assert_eq!(stays.end().await.0, Some(7));
 }
 
-#[tokio::test]
-async fn as_process_1_with_a_terminal_what_a_container_is_stopped_with_reaches_the_program() {
-    needs_workloads!();
-    let client = Client::start().await;
+/// Supervises a script in a terminal, the one that script(1) makes. unshare(1) is in between with these options, and
+/// unlike script(1) does not mind when the supervisor is stopped.
+fn in_terminal(client: &Client, unshare: &str, script: &str, stdin: &str) -> Staying {
     let program = sibling_binary("sandbox-latchkey").expect("the command is built");
-    let script = "trap 'exit 5' QUIT; while :; do sleep 0.05; done";
     let line = format!(
-        "exec unshare --pid --fork --kill-child {} exec --on-change test/database-password=DB -- sh -c \"{script}\"",
+        "stty -echo; exec unshare --fork --kill-child {unshare} {} exec --on-change \
+            test/database-password=DB -- sh -c \"{script}\" < {stdin}",
         program.display()
     );
-    // The terminal that script(1) makes.
     let terminal = client.pod.workload.command(Path::new("script"));
-    let mut outer = terminal
-        .expect("a cgroup")
+    let mut terminal = terminal.expect("a cgroup");
+    terminal
         .args(["--quiet", "--return", "--command", &line, "/dev/null"])
         .env("SHELL", "/bin/sh")
         .env("LATCHKEY_SOCKET", client.sandbox.socket())
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("it starts");
-    // By the name that the kernel has of it, of at most 15 bytes.
-    let process = |comm: &str| {
-        let mut all = children(&outer.id().expect("a pid").to_string());
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    Staying::start(terminal)
+}
+
+impl Staying {
+    /// The supervisor below it, by the name that the kernel has of it, of at most 15 bytes.
+    fn supervisor(&self) -> String {
+        let mut all = children(&self.child.id().expect("a pid").to_string());
         while let Some(pid) = all.pop() {
             let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if name.trim() == comm {
-                return Some(pid);
+            if name.trim() == "sandbox-latchke" {
+                return pid;
             }
             all.extend(children(&pid));
         }
-        None
-    };
-    // By the time that it sleeps, the program listens.
-    until("the program", async || process("sleep").is_some()).await;
-    send(
-        "-QUIT",
-        &process("sandbox-latchke").expect("the supervisor"),
-    )
-    .await;
-    let status = timeout(PATIENCE, outer.wait()).await;
-    let status = status.expect("it ends").expect("a status");
-    assert_eq!(status.code(), Some(5));
+        panic!("there is none");
+    }
+}
+
+#[tokio::test]
+async fn in_a_terminal_what_a_container_is_stopped_with_reaches_the_program() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let script = "trap 'exit 5' QUIT; echo begins; while :; do sleep 0.05; done";
+    for unshare in ["--pid", ""] {
+        let mut staying = in_terminal(&client, unshare, script, "/dev/tty");
+        assert_eq!(staying.line().await, "begins");
+        send("-QUIT", &staying.supervisor()).await;
+        assert_eq!(staying.end().await.0, Some(5), "{unshare}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_typed_into_a_terminal_reaches_the_program_once() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let script =
+        "trap 'echo typed' INT; trap 'exit 6' TERM; echo begins; while :; do sleep 0.05; done";
+    for (unshare, stdin) in [("--pid", "/dev/tty"), ("", "/dev/tty"), ("", "/dev/null")] {
+        let mut staying = in_terminal(&client, unshare, script, stdin);
+        assert_eq!(staying.line().await, "begins");
+        // It sees the signal later than the program does: both together would count as one.
+        let supervisor = staying.supervisor();
+        send("-STOP", &supervisor).await;
+        let typed = staying.child.stdin.as_mut().expect("its stdin");
+        typed.write_all(b"\x03").await.expect("Ctrl-C");
+        assert_eq!(staying.line().await, "typed");
+        send("-CONT", &supervisor).await;
+        send("-TERM", &supervisor).await;
+        assert_eq!(staying.line().await, "END", "{unshare} {stdin}");
+        assert_eq!(staying.end().await.0, Some(6), "{unshare} {stdin}");
+    }
 }
