@@ -76,14 +76,15 @@ impl Format {
     }
 }
 
-/// Writes a value in single quotes, in which a shell changes nothing; a single quote itself goes outside of them.
+/// Writes a value in single quotes, in which a shell changes nothing. A single quote goes outside of them, and so does a
+/// backslash: fish takes both for an escape in there. In double quotes they mean the same to it and to POSIX shells.
 fn shell(text: &mut Zeroizing<Vec<u8>>, value: &[u8]) {
     text.push(b'\'');
     for &byte in value {
-        if byte == b'\'' {
-            text.extend_from_slice(br"'\''");
-        } else {
-            text.push(byte);
+        match byte {
+            b'\'' => text.extend_from_slice(br#"'"'"'"#),
+            b'\\' => text.extend_from_slice(br#"'"\\"'"#),
+            _ => text.push(byte),
         }
     }
     text.push(b'\'');
@@ -212,6 +213,13 @@ mod tests {
     fn what_every_reader_takes_literally_is_in_single_quotes() {
         assert_eq!(written(Format::Dotenv, b"a b$\"\n"), b"A_1='a b$\"\n'\n");
         assert_eq!(written(Format::Dotenv, b"it's"), b"A_1=\"it's\"\n");
+    }
+
+    #[test]
+    fn nothing_in_single_quotes_is_an_escape_to_fish() {
+        let line = written(Format::Shell, br"a\'; id #\'");
+        let right = r#"export A_1='a'"\\"''"'"'; id #'"\\"''"'"''"#;
+        assert_eq!(line, [right.as_bytes(), b"\n"].concat());
     }
 
     #[test]
