@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// The longest that anything may take, so that no deadline is beyond the end of the clock.
-const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
+pub(crate) const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How long to leave an agent alone that ends a wait early: it is stopping, and leaves once no connection has come for
 /// a second.

@@ -8,6 +8,7 @@ mod guard;
 use super::failure::Failure;
 use super::{Leave, Reach, terminal};
 use crate::Client;
+use crate::client::LONGEST;
 use crate::protocol::{BATCH_BODY, Code, TARGET_LIMIT, WAIT_LIMIT};
 use crate::transport::Pool;
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long a connection may be idle, or take to send a request's head: as long as the agent allows an idle one.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(90);
@@ -73,7 +74,7 @@ struct Relay {
     http: Pool,
     guard: Guard,
     requests: Arc<Semaphore>,
-    /// How long the agent may take to answer, in addition to a requested wait.
+    /// How long a request may take until its answer begins, in addition to a requested wait.
     patience: Duration,
 }
 
@@ -108,7 +109,7 @@ impl Proxy {
             http: client.pool(),
             guard: Guard::new(self.allow_host, self.require_header),
             requests: Arc::new(Semaphore::new(REQUESTS)),
-            patience,
+            patience: patience.min(LONGEST),
         });
         let listener = TcpListener::bind(self.listen).await.map_err(|error| {
             Failure::other(format!("cannot listen on {}: {error}", self.listen))
@@ -186,14 +187,6 @@ impl Relay {
         if let Err(reason) = self.guard.admit(&head) {
             return refusal(StatusCode::BAD_REQUEST, Code::InvalidRequest, reason);
         }
-        // No request has a longer body than a batch.
-        let Some(body) = whole(body).await else {
-            return refusal(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                Code::TooLarge,
-                "the body is longer than 64 KiB, or did not arrive whole",
-            );
-        };
         let target = head
             .uri
             .path_and_query()
@@ -209,6 +202,20 @@ impl Relay {
         } else {
             self.patience
         };
+        let deadline = Instant::now() + patience;
+        let late = |text| refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
+        // No request has a longer body than a batch.
+        let body = match timeout_at(deadline, whole(body)).await {
+            Ok(Some(body)) => body,
+            Ok(None) => {
+                return refusal(
+                    StatusCode::PAYLOAD_TOO_LARGE,
+                    Code::TooLarge,
+                    "the body is longer than 64 KiB, or did not arrive whole",
+                );
+            }
+            Err(_) => return late("the body does not arrive; try again"),
+        };
         let mut request = Request::new(Full::new(Bytes::from(body)));
         *request.method_mut() = head.method;
         *request.uri_mut() = hyperlocal::Uri::new(&self.socket, target).into();
@@ -218,13 +225,11 @@ impl Relay {
             .headers_mut()
             .insert(header::HOST, HeaderValue::from_static("localhost"));
         let place = self.requests.clone().acquire_owned();
-        let Ok(place) = timeout(patience, place).await else {
-            let text = "too many requests are under way; try again";
-            return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
+        let Ok(place) = timeout_at(deadline, place).await else {
+            return late("too many requests are under way; try again");
         };
-        let Ok(outcome) = timeout(patience, self.http.request(request)).await else {
-            let text = "the agent does not answer; try again";
-            return refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
+        let Ok(outcome) = timeout_at(deadline, self.http.request(request)).await else {
+            return late("the agent does not answer; try again");
         };
         match outcome {
             Ok(mut answer) => {

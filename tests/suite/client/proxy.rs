@@ -383,3 +383,34 @@ async fn only_a_wait_has_longer_than_the_timeout_before_the_proxy_gives_up() {
     is(&given_up, 504, "the agent does not answer");
     is(&waited, 200, &password("test"));
 }
+
+#[tokio::test]
+async fn a_request_has_one_deadline_for_all_of_its_steps() {
+    needs_workloads!();
+    let client = Client::start().await;
+    client.run(&["whoami"]).await.printed();
+    let arguments = [&["--timeout", "3"], &LISTEN[..]].concat();
+    let proxy = Proxy::start(client.command(&arguments)).await;
+    let body = r#"{"names": ["test/database-password"]}"#;
+    let (begin, rest) = body.split_at(10);
+    let head = format!(
+        "POST /v1/secrets:batchGet HTTP/1.1\r\n{OWN}Content-Length: {}\r\n\r\n{begin}",
+        body.len()
+    );
+    is(&proxy.raw(&head).await, 504, "the body does not arrive");
+    // What the body takes, the agent has no more.
+    let gate = Gate::new();
+    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let _held = client.sandbox.aws.fault(hold);
+    let began = Instant::now();
+    let mut stream = TcpStream::connect(proxy.address).await.expect("it listens");
+    stream.write_all(head.as_bytes()).await.expect("it is sent");
+    sleep(Duration::from_secs(2)).await;
+    stream.write_all(rest.as_bytes()).await.expect("it is sent");
+    let mut answer = [0; 500];
+    let read = timeout(PATIENCE, stream.read(&mut answer)).await;
+    let read = read.expect("an answer in time").expect("an answer");
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    is(&answer, 504, "the agent does not answer");
+    assert!(began.elapsed() < Duration::from_millis(4500));
+}
