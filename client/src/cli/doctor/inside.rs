@@ -1,6 +1,6 @@
 //! From inside a pod: follows the path of a request step by step, as far as it gets.
 
-use super::place::{CHECK, Place, STDERR, user};
+use super::place::{CHECK, ELSEWHERE, Place, STDERR, user};
 use super::report::Report;
 use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
@@ -85,11 +85,28 @@ async fn readiness(report: &mut Report, place: Place, client: &Client) -> Option
                 .next("if a header is required: latchkey --header NAME, or LATCHKEY_HEADER=NAME");
             None
         }
+        Err(ClientError::Unreadable(why)) => {
+            let socket = client.socket().display();
+            let text = format!("what listens at {socket} is not latchkey: {why}");
+            let finding = report.absent("agent", "not_an_agent", text);
+            finding.next(ELSEWHERE);
+            None
+        }
         Err(error) => {
-            report.unanswered("agent", &error);
+            unanswered(report, place, "agent", &error);
             None
         }
     }
+}
+
+/// Reports a request without an answer. Why it takes so long, only the agent's log can say.
+fn unanswered(report: &mut Report, place: Place, step: &'static str, error: &ClientError) {
+    let finding = report.absent(step, "no_answer", error.to_string());
+    match (error, place) {
+        (ClientError::TimedOut, Place::Pod) => finding.next(AGENTS).next(AGENTS_LOG),
+        (ClientError::TimedOut, Place::Machine) => finding.next(STDERR),
+        _ => finding,
+    };
 }
 
 /// Asks the agent who this is.
@@ -125,7 +142,7 @@ async fn identity(report: &mut Report, place: Place, client: &Client) -> Option<
         Err(error) => error,
     };
     let Some(refusal) = error.refusal() else {
-        report.unanswered("attestation", &error);
+        unanswered(report, place, "attestation", &error);
         return None;
     };
     match refusal.code {
@@ -214,9 +231,7 @@ impl Case<'_> {
                 report.ok("secret", text);
             }
             Err(ClientError::Refused(refusal)) => self.explain(report, &refusal),
-            Err(error) => {
-                report.unanswered("secret", &error);
-            }
+            Err(error) => unanswered(report, self.place, "secret", &error),
         }
     }
 

@@ -16,6 +16,10 @@ pub(super) const CHECK: &str =
 /// Where such an agent logs.
 pub(super) const STDERR: &str = "the agent's stderr says more";
 
+/// How to say where the agent's socket is.
+pub(super) const ELSEWHERE: &str =
+    "if the agent's socket is elsewhere: --socket PATH, or LATCHKEY_SOCKET=PATH";
+
 /// Where the command runs.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(super) enum Place {

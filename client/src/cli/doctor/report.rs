@@ -2,7 +2,7 @@
 
 use crate::cli::failure::{OTHER, UNAVAILABLE, USAGE, exit_of};
 use crate::cli::terminal::{BAD, DIM, GOOD};
-use crate::error::{ClientError, Refusal};
+use crate::error::Refusal;
 use serde::Serialize;
 use std::io::{self, Write as _};
 
@@ -105,11 +105,6 @@ impl Report {
             finding.request_id = Some(refusal.request_id.clone());
         }
         finding
-    }
-
-    /// Reports a request without an answer that says why.
-    pub(super) fn unanswered(&mut self, step: &'static str, error: &ClientError) -> &mut Finding {
-        self.absent(step, "no_answer", error.to_string())
     }
 
     /// Whether something does not work.

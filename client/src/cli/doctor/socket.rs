@@ -1,7 +1,7 @@
 //! The first step: is the agent's directory here, and does anybody listen in it?
 
 use super::AGENTS;
-use super::place::{Place, START, STDERR, user};
+use super::place::{ELSEWHERE, Place, START, STDERR, user};
 use super::report::{Finding, Report};
 use crate::client::also_looked_at;
 use std::fs::{self, FileType};
@@ -48,7 +48,9 @@ pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) ->
         return false;
     }
     if !kind.is_socket() {
-        report.absent(STEP, "no_socket", format!("{shown} is no socket"));
+        report
+            .absent(STEP, "no_socket", format!("{shown} is no socket"))
+            .next(ELSEWHERE);
         return false;
     }
     dial(report, place, socket, is_mount).await

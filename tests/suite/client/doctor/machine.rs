@@ -8,6 +8,8 @@ use std::path::Path;
 use testkit::binaries::sibling_binary;
 use testkit::machine::{Machine, becoming, run_by};
 use testkit::sandbox::CANARY;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
 use tokio::process::Command;
 
 const ALICE: u32 = 41_001;
@@ -126,4 +128,56 @@ async fn where_no_agent_is_it_names_each_place_that_was_looked_at() {
     let told = run(&[user], "get x --socket /run/x.sock").await;
     told.failed(5, "/run/x.sock");
     assert!(!told.stderr.contains("/run/user"), "{told:?}");
+}
+
+#[tokio::test]
+async fn what_is_there_instead_of_an_agent_is_told_with_what_to_do() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let at = |name: &str| directory.path().join(name);
+    fs::write(at("file"), "").expect("a file");
+    let _hangs = UnixListener::bind(at("hangs")).expect("a socket");
+    let stranger = UnixListener::bind(at("stranger")).expect("a socket");
+    tokio::spawn(async move {
+        let answer = b"HTTP/1.1 404 Not Found\r\nContent-Length: 6\r\n\r\n<html>";
+        while let Ok((mut stream, _)) = stranger.accept().await {
+            let _ = stream.read(&mut [0; 1000]).await;
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    let is_elsewhere = "if the agent's socket is elsewhere: --socket PATH";
+    for (name, step, cause, text, on_machine, in_pod) in [
+        (
+            "file",
+            "socket",
+            "no_socket",
+            "is no socket",
+            is_elsewhere,
+            is_elsewhere,
+        ),
+        (
+            "stranger",
+            "agent",
+            "not_an_agent",
+            "not latchkey: status 404",
+            is_elsewhere,
+            is_elsewhere,
+        ),
+        (
+            "hangs",
+            "agent",
+            "no_answer",
+            "in time",
+            "the agent's stderr",
+            "kubectl -n latchkey logs",
+        ),
+    ] {
+        for (variable, next) in [("NOTHING", on_machine), ("KUBERNETES_SERVICE_HOST", in_pod)] {
+            let mut doctor = doctor_of(0, &at(name), &["--timeout", "1s"]);
+            doctor.env(variable, "10.96.0.1");
+            let told = found(doctor).await;
+            told.is(step, cause, &[text]);
+            assert_eq!(told.code, Some(5), "{name}");
+            assert!(told.report.to_string().contains(next), "{told:?}");
+        }
+    }
 }
