@@ -218,6 +218,7 @@ impl Signals {
         let is_ignored = |signal: &Signal| ignored & 1 << (*signal as u32 - 1) != 0;
         let signals = PASSED_ON.into_iter();
         let signals: SigSet = signals.filter(|signal| !is_ignored(signal)).collect();
+        // No other thread runs yet, and those to come inherit it: in one without it, these signals would end the process.
         signals.thread_block()?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let fd = SignalFd::with_flags(&signals, flags)?;
