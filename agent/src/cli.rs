@@ -6,11 +6,15 @@ use crate::config::{self, Config};
 use crate::preflight::{self, StartError};
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -29,7 +33,13 @@ pub(crate) mod exit {
 const LOG_QUEUE: usize = 4096;
 
 /// How long writing the last audit lines may take.
-const LAST_LINES: std::time::Duration = std::time::Duration::from_secs(1);
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// How long a thread of the pool for blocking work is kept without work.
+const THREAD_KEPT: Duration = Duration::from_secs(10);
+
+/// How often one of them is given work. More than half of [`THREAD_KEPT`], so that it keeps one thread and no second.
+const THREAD_USED: Duration = Duration::from_secs(6);
 
 /// Node agent that proves which pod is calling and reads its cloud secrets as that pod
 ///
@@ -88,15 +98,15 @@ pub fn main() -> ExitCode {
     };
     let code = match arguments.command {
         Some(Command::Check) => runtime.block_on(check(&config)),
-        _ => {
-            let _logs = log_to_stderr(&config.log.level);
-            runtime.block_on(serve(config))
-        }
+        _ => match log_to_stderr(&config.log.level) {
+            Ok(_logs) => runtime.block_on(serve(config)),
+            Err(error) => fail(exit::UNAVAILABLE, &format!("cannot start: {error}")),
+        },
     };
     // Dropping it ends what the drain cut, whose audit lines are then written. A stderr that nobody reads would block
-    // that forever, hence a thread and a limit.
+    // that forever, hence a thread and a limit. If no thread can be started, it is dropped here.
     let (ended, end) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
+    let _ = std::thread::Builder::new().spawn(move || {
         drop(runtime);
         let _ = ended.send(());
     });
@@ -106,12 +116,33 @@ pub fn main() -> ExitCode {
 
 /// One thread, and not only for speed: the trail's lines are in the order of their numbers, and turns work, only
 /// because nothing runs between two awaits (docs/decisions/0005).
-fn runtime() -> std::io::Result<Runtime> {
-    tokio::runtime::Builder::new_current_thread()
+///
+/// Work that blocks has a pool of threads, and one of them is there from the start and stays: where the node's process
+/// numbers are used up, such work waits for it. With an empty pool, tokio would panic.
+fn runtime() -> io::Result<Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("blocking")
         .max_blocking_threads(64)
-        .build()
+        .thread_keep_alive(THREAD_KEPT)
+        .build()?;
+    with_a_thread(|| runtime.spawn_blocking(|| ()))?;
+    runtime.spawn(async {
+        loop {
+            sleep(THREAD_USED).await;
+            let _ = spawn_blocking(|| ()).await;
+        }
+    });
+    Ok(runtime)
+}
+
+/// What `start` returns, or an error if it panics, as tokio and tracing-appender do if they cannot start a thread.
+fn with_a_thread<T>(start: impl FnOnce() -> T) -> io::Result<T> {
+    catch_unwind(AssertUnwindSafe(start)).map_err(|_| {
+        io::Error::other(
+            "no thread can be started: raise the limit on processes (pids of the container or the node, ulimit -u)",
+        )
+    })
 }
 
 async fn serve(config: Config) -> ExitCode {
@@ -138,7 +169,7 @@ async fn serve(config: Config) -> ExitCode {
 }
 
 /// Handles the signals: SIGTERM, SIGINT and SIGHUP mean leave; a SIGINT after any of them means wait for nobody.
-fn leave_by_signals() -> std::io::Result<Leave> {
+fn leave_by_signals() -> io::Result<Leave> {
     let leave = Leave::default();
     let mut kinds = vec![SignalKind::terminate(), SignalKind::interrupt()];
     // Under nohup(1), the agent outlives its terminal.
@@ -172,7 +203,7 @@ fn ignores_hangups() -> bool {
 
 async fn check(config: &Config) -> ExitCode {
     let findings = preflight::check(config).await;
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     for finding in &findings {
         let _ = match &finding.outcome {
             Ok(found) => writeln!(out, "ok       {}: {found}", finding.subject),
@@ -188,7 +219,7 @@ async fn check(config: &Config) -> ExitCode {
 
 /// Finds credentials and writes them to stdout, but never to a terminal.
 fn credentials(source: Source) -> ExitCode {
-    let mut out = std::io::stdout().lock();
+    let mut out = io::stdout().lock();
     if out.is_terminal() {
         return fail(
             exit::USAGE,
@@ -254,12 +285,20 @@ pub(crate) fn keep_secrets_in() {
 }
 
 /// Logs to stderr through a thread, so that a slow reader of stderr slows nothing down.
-pub(crate) fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::WorkerGuard {
-    let (out, guard) = tracing_appender::non_blocking::NonBlockingBuilder::default()
-        .buffered_lines_limit(LOG_QUEUE)
-        .lossy(true)
-        .thread_name("log")
-        .finish(std::io::stderr());
+///
+/// # Errors
+///
+/// If that thread cannot be started.
+pub(crate) fn log_to_stderr(
+    level: &str,
+) -> io::Result<tracing_appender::non_blocking::WorkerGuard> {
+    let (out, guard) = with_a_thread(|| {
+        tracing_appender::non_blocking::NonBlockingBuilder::default()
+            .buffered_lines_limit(LOG_QUEUE)
+            .lossy(true)
+            .thread_name("log")
+            .finish(io::stderr())
+    })?;
     // Traces of libraries may hold requests and answers, so no level makes them more verbose than this.
     let ours = filter::filter_fn(|event| {
         event.target().starts_with("latchkey") || *event.level() <= LevelFilter::INFO
@@ -274,11 +313,11 @@ pub(crate) fn log_to_stderr(level: &str) -> tracing_appender::non_blocking::Work
         .with(filter)
         .with(lines)
         .try_init();
-    guard
+    Ok(guard)
 }
 
 fn fail(code: u8, why: &dyn std::fmt::Display) -> ExitCode {
-    let _ = writeln!(std::io::stderr(), "{}", signed(why));
+    let _ = writeln!(io::stderr(), "{}", signed(why));
     code.into()
 }
 
@@ -315,7 +354,7 @@ mod tests {
     fn panics_where_it_is_the_child() {
         if std::env::var_os(CHILD).is_some() {
             keep_secrets_in();
-            let _logs = log_to_stderr("info");
+            let _logs = log_to_stderr("info").expect("a thread");
             panic!("{CANARY}");
         }
     }

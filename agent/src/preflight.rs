@@ -33,7 +33,7 @@ pub(crate) enum StartError {
     #[error("cannot learn the node's kubepods root: {0}")]
     Anchor(#[source] AnchorError),
     /// The thread of the audit trail.
-    #[error("cannot start the audit trail: {0}")]
+    #[error("cannot start the audit trail's thread: raise the limit on processes ({0})")]
     Audit(#[source] io::Error),
     /// A backend.
     #[error("{0}")]

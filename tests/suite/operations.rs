@@ -1,6 +1,7 @@
 //! What an operator sees: how the agent starts, what it says is missing, and its admin port.
 
 mod drain;
+mod threads;
 
 use crate::sandbox_with_a_pod;
 use std::fs;

@@ -65,7 +65,10 @@ pub fn main() -> ExitCode {
         return fail(exit::USAGE, &"--kubelet-root takes an absolute path");
     }
     let level = arguments.log.or_else(|| variable("RUST_LOG"));
-    let _logs = log_to_stderr(level.as_deref().unwrap_or("info"));
+    let _logs = match log_to_stderr(level.as_deref().unwrap_or("info")) {
+        Ok(logs) => logs,
+        Err(error) => return fail(exit::UNAVAILABLE, &error),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
