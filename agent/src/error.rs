@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The limit on a message, in bytes. Some quote what is wrong, which may be of any length.
+/// The limit on a message and on a chain of causes, in bytes. Some quote what is wrong, which may be of any length.
 const MESSAGE_LIMIT: usize = 1024;
 
 /// How long clients are told to wait if nothing better is known.
@@ -110,13 +110,44 @@ impl RequestError {
     }
 }
 
-/// What `error` and each of its causes say, joined by colons.
+/// What `error` and each of its causes say, joined by colons: for one line of a log or a terminal. Many an error says
+/// itself what its cause does, which is not said again; and some hold a whole answer, such as a load balancer's page.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
-        let _ = write!(text, ": {error}");
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            let _ = write!(text, ": {cause}");
+        }
         source = error.source();
     }
-    text
+    text.truncate(text.floor_char_boundary(MESSAGE_LIMIT));
+    text.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{0}")]
+    struct Around(String, #[source] io::Error);
+
+    #[test]
+    fn a_chain_says_each_cause_once_on_one_line_of_bounded_length() {
+        let chain_of = |text: String, cause: &str| chain(&Around(text, io::Error::other(cause)));
+        assert_eq!(chain_of("no list".into(), "refused"), "no list: refused");
+        assert_eq!(
+            chain_of("no list: refused".into(), "refused"),
+            "no list: refused"
+        );
+        assert_eq!(
+            chain_of("<html>\n\u{1b}[2J".into(), "502"),
+            "<html>  [2J: 502"
+        );
+        let page = "\u{fc}".repeat(40_000);
+        assert_eq!(chain_of(format!("x{page}"), &page).len(), MESSAGE_LIMIT - 1);
+    }
 }

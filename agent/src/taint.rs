@@ -1,5 +1,6 @@
 //! The startup taint: pods that do not tolerate it get to a node only once its agent is ready.
 
+use crate::error::chain;
 use crate::waits::Waits;
 use k8s_openapi::api::core::v1::{Node, Taint};
 use kube::api::{Api, Patch, PatchParams};
@@ -27,7 +28,11 @@ pub(crate) async fn take_off(client: kube::Client, node: &str, key: &str) {
             }
             Ok(Ok(false)) => return,
             Ok(Err(error)) => {
-                tracing::warn!(%error, taint = key, "cannot take the startup taint off the node");
+                tracing::warn!(
+                    error = chain(&error),
+                    taint = key,
+                    "cannot take the startup taint off the node"
+                );
             }
             Err(_) => {
                 tracing::warn!(

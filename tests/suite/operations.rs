@@ -244,6 +244,23 @@ async fn check_asks_for_no_right_to_namespaces_where_none_is_annotated() {
 }
 
 #[tokio::test]
+async fn check_says_once_that_and_why_the_api_server_cannot_be_asked() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.kube.stop_listening().await;
+    let settings = sandbox.settings().expect("settings");
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{found}{stderr}");
+    let missing: Vec<_> = found
+        .lines()
+        .filter(|line| line.starts_with("missing"))
+        .collect();
+    assert_eq!(missing.len(), 1, "{found}");
+    assert!(missing[0].contains("API server: "), "{found}");
+    assert!(missing[0].contains("Connection refused"), "{found}");
+}
+
+#[tokio::test]
 async fn check_goes_on_without_roots_to_trust() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");

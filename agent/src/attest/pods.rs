@@ -14,6 +14,7 @@ use super::cgroup::PodUid;
 use crate::account::Principal;
 use crate::cache::{NodesValues, Values};
 use crate::config;
+use crate::error::chain;
 use crate::quota::{NodesUnread, Quota};
 use crate::session::Sessions;
 use crate::token::KubeletTokens;
@@ -230,7 +231,7 @@ impl Pods {
                     Some(named)
                 }
                 Ok(Err(error)) => {
-                    tracing::warn!(error = %error, "cannot list this node's pods");
+                    tracing::warn!(error = chain(&error), "cannot list this node's pods");
                     None
                 }
                 Err(_) => {
@@ -268,7 +269,12 @@ impl Pods {
             // There is no pod of that name, or it is another pod by now.
             Ok(Ok(_)) => Ok(None),
             Ok(Err(error)) => {
-                tracing::warn!(error = %error, namespace, name, "cannot look at a pod");
+                tracing::warn!(
+                    error = chain(&error),
+                    namespace,
+                    name,
+                    "cannot look at a pod"
+                );
                 Err(LookError)
             }
             Err(_) => Err(LookError),
@@ -328,7 +334,10 @@ impl Pods {
                 }
                 Err(error) => {
                     failures.inc();
-                    tracing::warn!(error = %error, "the watch of this node's pods failed; trying again");
+                    tracing::warn!(
+                        error = chain(&error),
+                        "the watch of this node's pods failed; trying again"
+                    );
                     if is_gone(&error) {
                         return;
                     }

@@ -3,6 +3,7 @@
 use super::Finding;
 use crate::attest::pods::Listed;
 use crate::config::{self, Config};
+use crate::error::chain;
 use crate::kubernetes::Clients;
 use k8s_openapi::api::authorization::v1::{
     ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
@@ -97,7 +98,11 @@ pub(super) async fn check(clients: &Clients, config: &Config) -> Vec<Finding> {
             Ok(false) => Err(format!(
                 "not granted: bind a ClusterRole that allows {verb} on {resource}"
             )),
-            Err(why) => Err(why),
+            // It would be the same for each of them.
+            Err(why) => {
+                findings.push(Finding::of("API server", Err::<String, _>(why)));
+                return findings;
+            }
         };
         findings.push(Finding::of(format!("right to {verb} {resource}"), granted));
     }
@@ -144,7 +149,8 @@ async fn list_as_node(clients: &Clients, node: &str) -> Result<String, String> {
         Ok(Ok(_)) => Ok("listed".into()),
         Ok(Err(error)) => Err(format!(
             "the API server does not let the agent act as {node} (Kubernetes 1.36, and a token bound to a pod of that \
-             node): {error}"
+             node): {}",
+            chain(&error)
         )),
         Err(_) => Err("the API server does not answer".into()),
     }
@@ -179,7 +185,7 @@ impl Right {
         let parameters = PostParams::default();
         match timeout(API_TIMEOUT, reviews.create(&parameters, &review)).await {
             Ok(Ok(review)) => Ok(review.status.is_some_and(|status| status.allowed)),
-            Ok(Err(error)) => Err(format!("the API server cannot be asked: {error}")),
+            Ok(Err(error)) => Err(format!("the API server cannot be asked: {}", chain(&error))),
             Err(_) => Err("the API server does not answer".into()),
         }
     }

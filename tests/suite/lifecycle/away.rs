@@ -34,6 +34,11 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     // One every three seconds at least, for whoever watches over the agent.
     let failed = failures().await - before;
     assert!(failed >= 5.0, "{failed} failures");
+    // And the log says why.
+    let said = agent.stderr();
+    let of_watch = |line: &&String| line.contains("the watch of this node's pods failed");
+    let last = said.iter().rfind(of_watch).expect("a line");
+    assert!(last.contains("Connection refused"), "{last}");
     sandbox.kube.resume_listening().await.expect("it listens");
     let back = Instant::now();
     until_answer(&new, is_own).await;
