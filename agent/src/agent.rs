@@ -129,9 +129,10 @@ impl Agent {
             ))
         });
         announce(&config, &admin, pinning);
+        let reached = services.metrics.socket_reached.clone();
         Ok(Self {
             config: Arc::new(config),
-            keeper: Keeper::new(path, listening, phase, volumes),
+            keeper: Keeper::new(path, listening, phase, volumes, reached),
             admin: Arc::new(admin),
             pods,
             attestor,

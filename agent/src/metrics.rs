@@ -45,6 +45,7 @@ pub(crate) struct Metrics {
     pub(crate) pods: IntGauge,
     pub(crate) watch_failures: IntCounter,
     pub(crate) audit_queue: IntGauge,
+    pub(crate) socket_reached: IntGauge,
     tasks: IntGauge,
     pub(crate) volumes: IntGauge,
     publishes: IntCounterVec,
@@ -153,6 +154,10 @@ impl Metrics {
             audit_queue: gauge(
                 "latchkey_audit_queue",
                 "Audit lines that wait to be written.",
+            )?,
+            socket_reached: gauge(
+                "latchkey_socket_reached",
+                "1 while this agent's own socket answers at its path.",
             )?,
             tasks: gauge(
                 "latchkey_tasks",
@@ -353,6 +358,7 @@ mod tests {
             "latchkey_connections 0",
             "latchkey_pods 0",
             "latchkey_audit_queue 0",
+            "latchkey_socket_reached 0",
             "latchkey_watch_failures_total 0",
             "latchkey_build_info{version=",
             "process_resident_memory_bytes",

@@ -1,6 +1,8 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
+use crate::operations::names;
 use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
@@ -167,6 +169,39 @@ async fn a_socket_that_disappears_is_bound_again() {
 }
 
 #[tokio::test]
+async fn while_something_else_is_at_the_path_nothing_is_left_beside_it_and_the_socket_is_ours_again_after_it()
+ {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let agent = sandbox.agent().await.expect("an agent");
+    let reached = async || {
+        agent
+            .metric("latchkey_socket_reached")
+            .await
+            .expect("metrics")
+    };
+    assert_eq!(reached().await, 1.0);
+    let aside = sandbox.directory().join("aside");
+    fs::create_dir(&aside).expect("a directory");
+    // At once, so that the agent never finds nothing there.
+    let exchange = || {
+        let flags = RenameFlags::RENAME_EXCHANGE;
+        renameat2(AT_FDCWD, &aside, AT_FDCWD, &sandbox.socket(), flags).expect("both are there");
+    };
+    exchange();
+    let told = agent.until_line("cannot bind the socket's path again");
+    told.await.expect("it notices");
+    assert_eq!(reached().await, 0.0);
+    let is_alone = async || names(&sandbox) == ["agent.sock"];
+    until("nothing beside it", is_alone).await;
+    exchange();
+    until("its own socket", async || reached().await == 1.0).await;
+    read_own(&pod).await;
+    let said = agent.stderr().concat();
+    assert!(!said.contains("another process answers"), "{said}");
+}
+
+#[tokio::test]
 async fn a_socket_that_another_process_put_in_its_place_is_told() {
     needs_workloads!();
     let (sandbox, _pod) = sandbox_with_a_pod().await;
@@ -176,6 +211,8 @@ async fn a_socket_that_another_process_put_in_its_place_is_told() {
     fs::rename(&beside, sandbox.socket()).expect("it takes the path");
     let told = agent.until_line("another process answers on the socket's path");
     told.await.expect("it notices");
+    let reached = agent.metric("latchkey_socket_reached").await;
+    assert_eq!(reached.expect("metrics"), 0.0);
 }
 
 #[tokio::test]

@@ -19,8 +19,8 @@ const START_WITHIN_MS: f64 = 2_000.0;
 const CONFINED: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro / && shift && \
      exec setpriv --bounding-set -all --inh-caps -all --no-new-privs \"$@\"";
 
-/// The path of a directory that holds no more than the listener's name and what is beside it.
-fn names(sandbox: &Sandbox) -> Vec<String> {
+/// The names in the socket's directory.
+pub(crate) fn names(sandbox: &Sandbox) -> Vec<String> {
     let directory = sandbox.socket().parent().expect("a directory").to_owned();
     let entries = fs::read_dir(directory).expect("it is there");
     entries

@@ -2,6 +2,7 @@
 
 use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::volumes::{Left, Volumes};
+use prometheus::IntGauge;
 use std::io;
 use std::sync::Arc;
 use tokio::net::UnixListener;
@@ -17,6 +18,8 @@ pub(super) struct Keeper {
     pub(super) phase: watch::Sender<Phase>,
     /// The sockets in the pods' volumes, which go with the path.
     pub(super) volumes: Option<Arc<Volumes>>,
+    /// 1 while the path leads here.
+    reached: IntGauge,
 }
 
 impl Keeper {
@@ -26,6 +29,7 @@ impl Keeper {
         current: Listening,
         phase: watch::Sender<Phase>,
         volumes: Option<Arc<Volumes>>,
+        reached: IntGauge,
     ) -> Self {
         Self {
             path,
@@ -33,6 +37,7 @@ impl Keeper {
             has_path: false,
             phase,
             volumes,
+            reached,
         }
     }
 
@@ -52,11 +57,17 @@ impl Keeper {
     ///
     /// If the kernel refuses.
     pub(super) async fn take(&mut self) -> io::Result<()> {
+        self.take_for(self.current.clone()).await
+    }
+
+    async fn take_for(&mut self, listening: Listening) -> io::Result<()> {
         if let Some(volumes) = &self.volumes {
             volumes.prepare().await;
         }
-        self.path.take(&self.current).await?;
+        self.path.take(&listening).await?;
+        self.current = listening;
         self.has_path = true;
+        self.reached.set(1);
         self.keep_volumes().await;
         Ok(())
     }
@@ -64,6 +75,7 @@ impl Keeper {
     /// Gives the path back, and with it the volumes' sockets, which still accept until the result is dropped.
     pub(super) async fn leave(&self) -> Option<Left> {
         self.path.leave(&self.current).await;
+        self.reached.set(0);
         self.volumes.as_ref().map(|volumes| volumes.leave())
     }
 
@@ -82,6 +94,7 @@ impl Keeper {
     /// If the directory itself has been removed.
     pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<UnixListener>>> {
         let found = self.look().await;
+        self.reached.set((found == Found::Ours).into());
         let now = match found {
             Found::Another if self.has_path => Phase::Replaced,
             // Not replaced: this agent has not taken the path yet, since it is not ready.
@@ -118,8 +131,10 @@ impl Keeper {
     }
 
     async fn bind_again(&mut self) -> io::Result<Arc<UnixListener>> {
-        self.current = self.path.listen()?;
-        self.take().await?;
+        let anew = self.path.listen()?;
+        let taken = self.take_for(anew.clone()).await;
+        // What is in the way may go, and the socket before come to light again: that one stays the current one.
+        taken.inspect_err(|_| self.path.release(&anew))?;
         Ok(self.listener())
     }
 }
