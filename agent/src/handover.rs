@@ -240,15 +240,38 @@ impl SocketPath {
 
     /// Whether the path leads to the listener.
     pub(crate) fn holds(&self, listening: &Listening) -> bool {
-        // Another directory may be at the path now, such as a mount.
-        let is_there = match (nix::sys::stat::lstat(&self.path), fstat(&self.directory)) {
-            (Ok(there), Ok(held)) => (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino),
-            _ => false,
-        };
-        is_there
+        self.is_there() == Some(true)
             && self
                 .stat(&self.name)
                 .is_some_and(|stat| stat.st_ino == listening.inode)
+    }
+
+    /// Checks that the directory is still there: nobody can reach a socket in one that has been removed.
+    ///
+    /// # Errors
+    ///
+    /// Says what to do.
+    pub(crate) fn must_be_there(&self) -> io::Result<()> {
+        if self.is_there() != Some(false) {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "the socket's directory {} has been removed, or there is another one now: start the agent again, to use \
+             the one that is there then",
+            self.path.display()
+        )))
+    }
+
+    /// Whether its path leads to the directory: it may have been removed or moved away, or have a mount over it.
+    fn is_there(&self) -> Option<bool> {
+        match (nix::sys::stat::lstat(&self.path), fstat(&self.directory)) {
+            // In a container the path leads to a mount, also of a directory that the host has removed.
+            (Ok(there), Ok(held)) => Some(
+                (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino) && held.st_nlink > 0,
+            ),
+            (Err(Errno::ENOENT), _) => Some(false),
+            _ => None,
+        }
     }
 
     /// Removes the listener's name if it is still its own. For a [claimed](Self::claim) path this takes no lock: a
@@ -300,7 +323,11 @@ impl SocketPath {
     /// If the kernel refuses.
     pub(crate) async fn take(&self, listening: &Listening) -> io::Result<()> {
         let _lock = self.lock().await;
-        self.rename(listening)
+        self.rename(listening).map_err(|error| {
+            let path = self.path.join(&self.name);
+            let text = format!("cannot take the socket's path {}: {error}", path.display());
+            io::Error::new(error.kind(), text)
+        })
     }
 
     fn rename(&self, listening: &Listening) -> io::Result<()> {
@@ -334,11 +361,6 @@ impl SocketPath {
     pub(crate) async fn leave(&self, listening: &Listening) {
         let _lock = self.lock().await;
         self.release(listening);
-    }
-
-    /// Whether the directory has been removed, so that nobody can reach a socket in it.
-    pub(crate) fn is_gone(&self) -> bool {
-        fstat(&self.directory).is_ok_and(|stat| stat.st_nlink == 0)
     }
 
     /// Removes the names that dead agents left behind.

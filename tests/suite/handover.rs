@@ -368,6 +368,33 @@ async fn an_agent_whose_directory_is_removed_writes_its_trail_and_ends_so_that_i
     // What it was about when it ended has a line, too.
     let line = agent.until_audit(|line| line["outcome"] == "cancelled");
     line.await.expect("its line");
+    must_name_its_directory(&sandbox, &agent).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_finds_another_directory_in_its_directorys_place_ends_too() {
+    needs_workloads!();
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let mut agent = agent(&sandbox).await;
+    let socket = sandbox.socket();
+    let directory = socket.parent().expect("a directory");
+    std::fs::rename(directory, directory.with_extension("aside")).expect("it is there");
+    std::fs::create_dir(directory).expect("a new one");
+    let ended = agent.until_ended().await.expect("it ends by itself");
+    assert_eq!(ended.code(), Some(70));
+    must_name_its_directory(&sandbox, &agent).await;
+}
+
+/// The agent has said which directory is gone, and what to do.
+async fn must_name_its_directory(sandbox: &Sandbox, agent: &AgentProcess) {
+    let socket = sandbox.socket();
+    let directory = socket.parent().expect("a directory").display();
+    let said = agent.until_line("start the agent again").await;
+    let said = said.expect("a line");
+    assert!(
+        said.contains(&format!("the socket's directory {directory} ")),
+        "{said}"
+    );
 }
 
 #[tokio::test]

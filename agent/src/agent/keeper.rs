@@ -91,8 +91,9 @@ impl Keeper {
     ///
     /// # Errors
     ///
-    /// If the directory itself has been removed.
+    /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
     pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<UnixListener>>> {
+        self.path.must_be_there()?;
         let found = self.look().await;
         self.reached.set((found == Found::Ours).into());
         let now = match found {
@@ -121,8 +122,6 @@ impl Keeper {
                 tracing::warn!("nobody answered on the socket's path; {done}");
                 Ok(listener)
             }
-            // After a restart, the agent's mount leads to the directory that is there now.
-            Err(error) if self.path.is_gone() => Err(error),
             Err(error) => {
                 tracing::error!(%error, "cannot bind the socket's path again");
                 Ok(None)
