@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
 use crate::server::Server;
+use crate::stderr::Stderr;
 use crate::taint;
 use crate::volumes::Volumes;
 use callers::Callers;
@@ -80,7 +81,7 @@ impl Agent {
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         metrics.begin_backends(config.backends.keys());
         let (audit, writer) =
-            Audit::start(config.audit.queue, std::io::stderr()).map_err(StartError::Audit)?;
+            Audit::start(config.audit.queue, Stderr).map_err(StartError::Audit)?;
         let Callers {
             attestor,
             accounts,

@@ -4,6 +4,7 @@ use crate::agent::{Agent, Drained, Leave};
 use crate::backend::machine::Source;
 use crate::config::{self, Config};
 use crate::preflight::{self, StartError};
+use crate::stderr::Stderr;
 use clap::{Parser, Subcommand};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io::{self, IsTerminal, Write};
@@ -297,7 +298,7 @@ pub(crate) fn log_to_stderr(
             .buffered_lines_limit(LOG_QUEUE)
             .lossy(true)
             .thread_name("log")
-            .finish(io::stderr())
+            .finish(Stderr)
     })?;
     // Traces of libraries may hold requests and answers, so no level makes them more verbose than this.
     let ours = filter::filter_fn(|event| {

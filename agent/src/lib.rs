@@ -51,6 +51,7 @@ mod volumes;
 // For operators, and shared helpers.
 mod admin;
 mod metrics;
+mod stderr;
 mod taint;
 mod time;
 mod waits;

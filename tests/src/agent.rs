@@ -391,7 +391,8 @@ pub fn free_address() -> io::Result<SocketAddr> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// A pipe that is already full, and whose writers block.
+/// A pipe that is already full. It is non-blocking, as a terminal or a pipe may be that others share: its writers have to
+/// wait themselves.
 fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
@@ -400,7 +401,6 @@ fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     for step in [[b'\n'; 4096].as_slice(), b"\n"] {
         while nix::unistd::write(&writer, step).is_ok() {}
     }
-    fcntl(&writer, FcntlArg::F_SETFL(OFlag::empty()))?;
     Ok((reader, writer))
 }
 
