@@ -22,6 +22,7 @@ use crate::peer::Pinning;
 use crate::server::Server;
 use filling::Filling;
 use std::collections::{BTreeMap, HashSet};
+use std::fs;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -239,6 +240,8 @@ impl Volumes {
         if let Err(failure) = &filling {
             tracing::warn!(uid = %volume.pod.uid, error = failure.text, "a volume has no files");
         }
+        // What the kubelet made of a `subPath: agent.sock`, when it could write here and no socket was there.
+        let _ = fs::remove_dir(self.store.socket(key));
         let socket = SocketPath::open(&self.store.socket(key), Access::AsItIs)
             .map_err(|error| failed(io::Error::other(error)))?;
         let listening = socket.claim(SOCKET_MODE).map_err(failed)?;

@@ -13,7 +13,7 @@ use latchkey_agent::csi::proto::{
     AccessMode, AccessType, Empty, MountVolume, NodePublishVolumeRequest,
     NodeUnpublishVolumeRequest, PluginInfo, RegistrationStatus, VolumeCapability,
 };
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::process::Command;
@@ -95,7 +95,12 @@ impl Kubelet {
         for name in ["pods", "plugins", "plugins_registry"] {
             fs::create_dir(root.path().join(name))?;
         }
-        Ok(Self { root })
+        let kubelet = Self { root };
+        // Shared, as on a node: what a mounter mounts is seen outside of its container.
+        let (at, none) = (kubelet.root(), None::<&str>);
+        mount(Some(at), at, none, MsFlags::MS_BIND, none)?;
+        mount(none, at, none, MsFlags::MS_SHARED, none)?;
+        Ok(kubelet)
     }
 
     /// Its root directory.
@@ -124,14 +129,17 @@ impl Kubelet {
             .join(format!("{DRIVER}-reg.sock"))
     }
 
-    /// Starts a mounter that logs everything, and waits until it is ready.
+    /// Starts a mounter that logs everything, in a mount namespace of its own like a container's, and waits until it is
+    /// ready.
     ///
     /// # Errors
     ///
     /// If it does not become ready; the text has its output.
     pub async fn mounter(&self) -> io::Result<Process> {
-        let mut command = Command::new(sibling_binary("sandbox-csi")?);
+        let mut command = Command::new("unshare");
         command
+            .args(["--mount", "--propagation", "unchanged"])
+            .arg(sibling_binary("sandbox-csi")?)
             .arg("--kubelet-root")
             .arg(self.root())
             .args(["--node", NODE, "--log", "trace"])
@@ -282,7 +290,7 @@ impl Kubelet {
             .collect()
     }
 
-    /// What the driver keeps for volumes: names of directories and of records.
+    /// What the driver keeps for volumes: names of directories, of records, and of what it has not finished with.
     ///
     /// # Panics
     ///
@@ -290,7 +298,7 @@ impl Kubelet {
     #[must_use]
     pub fn kept(&self) -> Vec<String> {
         let run = self.directory().join("run");
-        let names = ["p", "v"].into_iter().flat_map(|directory| {
+        let names = ["p", "staging", "v"].into_iter().flat_map(|directory| {
             let entries = fs::read_dir(run.join(directory)).expect("the driver's directory");
             entries.map(|entry| {
                 entry

@@ -380,7 +380,9 @@ async fn a_published_volume_is_one_read_only_mount_however_often_it_is_published
         .find(|line| line.contains(&*target.to_string_lossy()))
         .expect("the mount");
     assert!(line.contains(" ro,nosuid,nodev,noexec"), "{line}");
-    fs::write(target.join("x"), "x").expect_err("it is read-only");
+    // The kubelet makes a subPath that is missing, as root and where the pod wants it.
+    let made = fs::create_dir_all(target.join("evil/a")).expect_err("it is read-only");
+    assert_eq!(made.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     reads_own(&pod.workload).await;
 }
 
@@ -392,17 +394,16 @@ async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
     let pod = node.pod("test", "web").await;
     let target = node.kubelet.target(pod.volume.pod.uid(), "latchkey");
     let none = None::<&str>;
-    // As if the mounter had died between two steps: mounted, and writable still.
+    // What a mounter leaves that dies before it has mounted the volume.
+    let run = node.kubelet.directory().join("run");
     mount(
+        Some(&run.join("p")),
+        &run.join("staging"),
         none,
-        &target,
-        none,
-        MsFlags::MS_BIND | MsFlags::MS_REMOUNT,
+        MsFlags::MS_BIND,
         none,
     )
     .expect("root may");
-    node.publish(&pod.volume).await.expect("again");
-    fs::write(target.join("x"), "x").expect_err("it is read-only");
     // Something else is on top.
     for _ in 0..3 {
         mount(Some("/tmp"), &target, none, MsFlags::MS_BIND, none).expect("root may");
@@ -411,8 +412,10 @@ async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
     let mounts = node.kubelet.mounts();
     assert_eq!(mounts.iter().filter(|point| **point == target).count(), 1);
     assert!(target.join("agent.sock").exists());
+    fs::write(target.join("x"), "x").expect_err("it is read-only");
     node.kubelet.unpublish(&pod.volume).await.expect("it goes");
     assert!(!target.exists());
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
 }
 
 #[tokio::test]

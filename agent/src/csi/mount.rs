@@ -22,42 +22,60 @@ const FLAGS: MsFlags = MsFlags::MS_NOSUID
 /// The last component of each target's path.
 const MOUNT: &str = "mount";
 
+/// Opens a directory as a place, not to read it.
+const DIRECTORY: OFlag = OFlag::O_PATH
+    .union(OFlag::O_DIRECTORY)
+    .union(OFlag::O_CLOEXEC);
+
 /// More mounts than anybody has ever stacked on one path.
 const MOST_STACKED: usize = 1 << 16;
 
 const NONE: Option<&str> = None;
 
-/// Mounts `source` read-only at `target`, unless it already is.
+/// Mounts `source` read-only at `target`, unless it already is, by way of the directory `staging`, which is root's.
+///
+/// The kernel makes a mount read-only in the mount namespace where that is asked for, and in no other: were it done at
+/// the target, the node could still write there, as the kubelet does in a pod's name when it makes a missing `subPath`.
+/// A new mount has the options of the one that it is made from, in every namespace.
 ///
 /// # Errors
 ///
 /// If the kernel refuses.
-pub(super) fn bind(source: &Path, target: &Target) -> io::Result<()> {
+pub(super) fn bind(source: &Path, staging: &Path, target: &Target) -> io::Result<()> {
     let parent = open_parent(target)?;
     match mkdirat(&parent, MOUNT, Mode::from_bits_truncate(0o750)) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno.into()),
     }
-    let there = options_at(&target.path)?;
-    if let [options] = &there[..]
+    if let [options] = &options_at(&target.path)?[..]
+        && is_confined(options)
         && is_same(source, &target.path)?
     {
-        if is_confined(options) {
-            return Ok(());
-        }
-    } else {
-        unmount_all(&parent)?;
-        let below = open_in(&parent, MOUNT)?;
-        mount(Some(source), &through(&below), NONE, MsFlags::MS_BIND, NONE)?;
+        return Ok(());
     }
-    // Opened again, now that it is mounted: the descriptor from before shows what lies below.
-    let mounted = open_in(&parent, MOUNT)?;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
-    Ok(mount(NONE, &through(&mounted), NONE, flags, NONE)?)
+    // One that was killed may have left it mounted.
+    unmount(staging)?;
+    mount(Some(source), staging, NONE, MsFlags::MS_BIND, NONE)?;
+    let outcome = bind_confined(staging, &parent);
+    unmount(staging)?;
+    outcome
 }
 
-/// Whether `source` is mounted at `target`, with whatever options: a restarted mounter sees the mount as the node does,
-/// where it was never made read-only.
+/// Confines what is mounted at `staging`, and mounts it at the target in `parent` in place of whatever is there.
+fn bind_confined(staging: &Path, parent: &OwnedFd) -> io::Result<()> {
+    // By a descriptor: if another mounter unmounts it now, this fails, and does not mount the directory below.
+    let staged = open(staging, DIRECTORY, Mode::empty())?;
+    // Otherwise whatever somebody mounts on the target would be mounted on the store's directory, too.
+    mount(NONE, &through(&staged), NONE, MsFlags::MS_PRIVATE, NONE)?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | FLAGS;
+    mount(NONE, &through(&staged), NONE, flags, NONE)?;
+    unmount_all(parent)?;
+    let below = open_in(parent, MOUNT)?;
+    let (staged, below) = (through(&staged), through(&below));
+    Ok(mount(Some(&staged), &below, NONE, MsFlags::MS_BIND, NONE)?)
+}
+
+/// Whether `source` is mounted at `target`, with whatever options: an older mounter left it writable for the node.
 ///
 /// # Errors
 ///
@@ -131,9 +149,8 @@ fn unmount_all(parent: &OwnedFd) -> io::Result<()> {
 
 /// Opens the directory that the target is in, without following symbolic links.
 fn open_parent(target: &Target) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    let pods = open(&target.pods, flags, Mode::empty())?;
-    let how = OpenHow::new().flags(flags).resolve(
+    let pods = open(&target.pods, DIRECTORY, Mode::empty())?;
+    let how = OpenHow::new().flags(DIRECTORY).resolve(
         ResolveFlag::RESOLVE_BENEATH
             | ResolveFlag::RESOLVE_NO_SYMLINKS
             | ResolveFlag::RESOLVE_NO_MAGICLINKS,
@@ -142,7 +159,7 @@ fn open_parent(target: &Target) -> io::Result<OwnedFd> {
 }
 
 fn open_in(parent: &OwnedFd, name: &str) -> io::Result<OwnedFd> {
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let flags = DIRECTORY | OFlag::O_NOFOLLOW;
     Ok(openat(parent, name, flags, Mode::empty())?)
 }
 

@@ -193,7 +193,7 @@ impl Node {
             self.store.save(&volume).map_err(|e| failed("record", e))?;
         }
         self.agent.ask(Ask::Publish(volume), tokens).await?;
-        mount::bind(directory, &target).map_err(|e| failed("mount", e))
+        mount::bind(directory, &self.store.staging(), &target).map_err(|e| failed("mount", e))
     }
 
     /// Makes sure that the pod's records leave room for this volume's.

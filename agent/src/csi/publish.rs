@@ -144,7 +144,7 @@ fn group_of(capability: Option<VolumeCapability>, readonly: bool) -> Result<Stri
             "volume_capability.access_mode is missing",
         ));
     }
-    // The kubelet then gives it to each container read-only: our own mount is so only in the mounter's view.
+    // It is read-only in any case: this way it is so by what the pod itself says, and the kubelet does its part.
     if !readonly {
         return Err(Status::failed_precondition(
             "the volume must have readOnly: true, so that nothing in the pod can write where its socket is",

@@ -53,6 +53,7 @@ pub(crate) struct Key(String);
 ///
 /// - `control.sock`, where the agent listens for the mounter
 /// - `p/KEY/`, the directory that is mounted into the pod; a tmpfs of its own if the pod wants files
+/// - `staging/`, where a directory is mounted for a moment before it is mounted into the pod
 /// - `v/KEY`, the volume as JSON; it exists from when the directory is ready until the volume is unpublished
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -119,6 +120,11 @@ impl Store {
         self.root.join("p").join(&key.0)
     }
 
+    /// Where the mounter makes a mount what it should be before a pod can see it.
+    pub(crate) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+
     /// The pod's own socket.
     pub(crate) fn socket(&self, key: &Key) -> PathBuf {
         self.directory(key).join("agent.sock")
@@ -146,7 +152,7 @@ impl Store {
     ///
     /// If a directory cannot be made.
     pub(crate) fn furnish(&self) -> io::Result<()> {
-        for name in ["p", "v"] {
+        for name in ["p", "staging", "v"] {
             make_directory(&self.root.join(name), ROOT_MODE)?;
         }
         Ok(())

@@ -67,6 +67,7 @@ act_csi() {
   await_agent "$agent"
   follow_mounter
   csi_without_rights
+  csi_sub_path
   csi_foreign_socket
   csi_break_in
   csi_restarts
@@ -97,6 +98,20 @@ csi_without_rights() {
   own_token
   check_forbidden "with the agent's own token the pod's account gets none" \
     POST /api/v1/namespaces/test/serviceaccounts/app/token "$(token_request test by-csi)"
+}
+
+# The kubelet makes a subPath that is missing, as root on the node, before it starts the container.
+csi_sub_path() {
+  local key
+  csi_pod test sub-path sleep 86400 |
+    jq '.spec.containers[0].volumeMounts += [{name: "latchkey", mountPath: "/x", subPath: "evil/a/b", readOnly: true}]' |
+    kubectl apply -f - >/dev/null
+  check 'a subPath that is missing keeps the pod from starting, with an event that says so' \
+    eventually 60 event_says sub-path 'failed to create subPath directory'
+  key=$(key_of "$(uid_of test sub-path)")
+  check_equal 'and nothing is written into the memory that all volumes share' agent.sock \
+    "$(find "$plugin/run/p/$key" -mindepth 1 -printf '%P ' | xargs)"
+  kubectl -n test delete pod sub-path --wait=true --timeout=180s >/dev/null
 }
 
 # What no API lets anybody do, done by root on the node: another pod's directory mounted into a pod.

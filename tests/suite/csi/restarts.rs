@@ -68,7 +68,7 @@ async fn a_volume_is_published_again_where_there_is_no_room_for_another_record()
     fs::remove_file(run.join("full")).expect("it is there");
 }
 
-/// A mounter in a new container sees a mount by the node's options, under which it is not read-only.
+/// Mounters once made a volume read-only in their own namespace alone: the node, and so the next mounter, sees another.
 #[tokio::test]
 async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_away() {
     needs_workloads!();
@@ -92,6 +92,23 @@ async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_awa
     // By the directory that its container has had from the start.
     reads_own(&pod.workload).await;
     fs::write(target.join("x"), "x").expect_err("it is read-only again");
+}
+
+/// The kubelet made one where a container wanted `subPath: agent.sock` and no agent listened.
+#[tokio::test]
+async fn an_empty_directory_in_the_sockets_place_gives_way_to_it() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    node.kill_agent().await;
+    let volumes = node.kubelet.directory().join("run/p");
+    let of_volume = fs::read_dir(volumes).expect("it is there").flatten().next();
+    let socket = of_volume.expect("the volume's").path().join("agent.sock");
+    fs::remove_file(&socket).expect("it is there");
+    fs::create_dir(&socket).expect("a directory");
+    node.start_agent().await;
+    node.publish(&pod.volume).await.expect("again");
+    reads_own(&pod.workload).await;
 }
 
 #[tokio::test]
