@@ -26,8 +26,8 @@ const OPEN_TO_ALL: u32 = 0o001;
 /// The mode bits of a directory that let others enter it.
 const OPEN_TO_OTHERS: u32 = 0o077;
 
-/// How long to wait for the lock on the directory. A pod can lock whatever it can open, so the lock orders well-behaved
-/// agents but can stop nobody.
+/// How long to wait for a lock. A pod can lock whatever it can open, such as the socket's directory, so the lock orders
+/// well-behaved agents but can stop nobody.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 
 /// The timeout for connecting to the agent's own path.
@@ -389,24 +389,10 @@ impl SocketPath {
     }
 
     /// Takes the lock under which agents change the path; none if somebody else keeps it.
-    pub(crate) async fn lock(&self) -> Option<Flock<OwnedFd>> {
-        let deadline = Instant::now() + LOCK_WAIT;
+    async fn lock(&self) -> Option<Flock<OwnedFd>> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let mut file = openat(&self.directory, ".", flags, Mode::empty()).ok()?;
-        loop {
-            file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => return Some(lock),
-                Err((file, _)) => file,
-            };
-            if Instant::now() >= deadline {
-                tracing::warn!(
-                    directory = %self.path.display(),
-                    "somebody holds a lock on the socket's directory; going on without it"
-                );
-                return None;
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
+        let directory = openat(&self.directory, ".", flags, Mode::empty()).ok()?;
+        lock(directory, &self.path).await
     }
 
     fn stat(&self, name: &str) -> Option<nix::sys::stat::FileStat> {
@@ -420,6 +406,25 @@ impl SocketPath {
 
     fn through(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
+    }
+}
+
+/// Locks what is open, which `path` leads to; none if somebody else keeps the lock.
+pub(crate) async fn lock(mut open: OwnedFd, path: &Path) -> Option<Flock<OwnedFd>> {
+    let deadline = Instant::now() + LOCK_WAIT;
+    loop {
+        open = match Flock::lock(open, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Some(lock),
+            Err((open, _)) => open,
+        };
+        if Instant::now() >= deadline {
+            tracing::warn!(
+                path = %path.display(),
+                "somebody holds a lock on the path; going on without it"
+            );
+            return None;
+        }
+        sleep(Duration::from_millis(20)).await;
     }
 }
 

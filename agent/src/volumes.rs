@@ -58,7 +58,7 @@ pub(crate) struct Volumes {
 
 /// A socket that is listened on until this is dropped.
 struct Open {
-    path: Arc<SocketPath>,
+    path: SocketPath,
     listening: Listening,
     /// The pod whose volume it is in; none for the mounter's.
     pod: Option<PodUid>,
@@ -209,7 +209,7 @@ impl Volumes {
         let listening = socket.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
         *self.control() = Some(Open {
-            path: Arc::new(socket),
+            path: socket,
             listening,
             pod: None,
             filling: Ok(None),
@@ -257,7 +257,7 @@ impl Volumes {
         open.insert(
             key.clone(),
             Open {
-                path: Arc::new(socket),
+                path: socket,
                 listening,
                 pod: Some(volume.pod.uid),
                 filling: filling.clone(),
@@ -325,10 +325,6 @@ impl Volumes {
         })
     }
 
-    fn path_of(&self, key: &Key) -> Option<Arc<SocketPath>> {
-        self.open().get(key).map(|open| open.path.clone())
-    }
-
     fn volume_of(&self, key: &Key) -> Option<Volume> {
         self.store.load(key).ok().flatten()
     }
@@ -363,7 +359,7 @@ mod tests {
         let listening = path.claim(SOCKET_MODE).expect("it is bound");
         let (fail, failed) = tokio::sync::oneshot::channel::<()>();
         let open = Open {
-            path: Arc::new(path),
+            path,
             listening,
             pod: None,
             filling: Ok(None),

@@ -272,7 +272,8 @@ impl Store {
         Ok(length.next_multiple_of(page.max(1)))
     }
 
-    fn record(&self, key: &Key) -> PathBuf {
+    /// The volume's record, which no pod can open.
+    pub(crate) fn record(&self, key: &Key) -> PathBuf {
         self.root.join("v").join(&key.0)
     }
 

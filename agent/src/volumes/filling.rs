@@ -12,10 +12,14 @@ use crate::backend::Secret;
 use crate::csi::control::{Failure, FailureKind};
 use crate::csi::volume::{Key, Volume};
 use crate::error::RequestError;
+use crate::handover;
 use crate::request::SecretAsk;
 use crate::response;
 use futures::{StreamExt, stream};
 use latchkey_client::protocol::Code;
+use nix::fcntl::Flock;
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -203,13 +207,7 @@ impl Volumes {
             true => Some(self.exchange.lock().await),
             false => None,
         };
-        // In a handover two agents may be doing this.
-        let path = self.path_of(key);
-        let lock = async || match &path {
-            Some(path) => path.lock().await,
-            None => None,
-        };
-        let mut held = lock().await;
+        let mut held = self.lock(key).await;
         // The reads took time: another agent may have put something newer there since.
         if !self.is_filled_by(key, filling) {
             return Err(Failure::unavailable(
@@ -230,13 +228,21 @@ impl Volumes {
         if was_filled && changed {
             drop(held);
             sleep(PASSING).await;
-            held = lock().await;
+            held = self.lock(key).await;
         }
         if self.is_filled_by(key, filling) {
             folder.sweep().map_err(unwritten)?;
         }
         drop(held);
         Ok(changed)
+    }
+
+    /// Keeps another agent from writing the volume's files, in a handover. The lock is on the volume's record: its
+    /// directory can be locked by the pod, and all other volumes would have to wait.
+    async fn lock(&self, key: &Key) -> Option<Flock<OwnedFd>> {
+        let record = self.store.record(key);
+        let open = File::open(&record).ok()?;
+        handover::lock(open.into(), &record).await
     }
 }
 

@@ -177,3 +177,20 @@ async fn a_volume_of_more_secrets_than_its_pod_may_ask_for_at_once_is_filled_whi
     let (answer, ()) = tokio::join!(pod.workload.get("/v1/secrets/test/held"), meanwhile);
     answer.expect("an answer").must_be_ok();
 }
+
+/// Whoever can open a directory can lock it (flock(2)), and one volume is written at a time.
+#[tokio::test]
+async fn a_pod_that_locks_its_volumes_keeps_no_file_from_being_renewed() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    let (_locked, of_locker) = node.with_files("locker", PASSWORD).await;
+    let (_polite, of_polite) = node.with_files("polite", PASSWORD).await;
+    let directory = fs::File::open(&of_locker).expect("every pod can");
+    directory.lock().expect("every pod can");
+    node.sandbox.secret("test/database-password", "rotated");
+    for target in [of_polite, of_locker] {
+        until_it_holds(&target.join(FILE), "rotated").await;
+    }
+    let log = node.agent.stderr().concat();
+    assert!(!log.contains("somebody holds a lock"), "it was waited for");
+}
