@@ -224,17 +224,20 @@ impl Volumes {
         self.must_have_room(key, filling.volume.pod.uid, files)?;
         let unwritten =
             |error| Failure::unavailable(format!("the volume's files cannot be written: {error}"));
-        let changed = folder.put(files).map_err(unwritten)?;
-        if was_filled && changed {
+        let outcome = folder.put(files).map_err(unwritten);
+        // It may have failed once the new set was in place: the previous one goes in any case, or they would pile up.
+        if was_filled && !matches!(outcome, Ok(false)) {
             drop(held);
             sleep(PASSING).await;
             held = self.lock(key).await;
         }
-        if self.is_filled_by(key, filling) {
-            folder.sweep().map_err(unwritten)?;
-        }
+        let swept = match self.is_filled_by(key, filling) {
+            true => folder.sweep().map_err(unwritten),
+            false => Ok(()),
+        };
         drop(held);
-        Ok(changed)
+        let changed = outcome?;
+        swept.map(|()| changed)
     }
 
     /// Keeps another agent from writing the volume's files, in a handover. The lock is on the volume's record: its

@@ -119,7 +119,11 @@ impl Folder {
         for file in files {
             let (link, target) = (self.root.join(&file.name), Path::new(DATA).join(&file.name));
             if fs::read_link(&link).ok().as_ref() != Some(&target) {
-                symlink(&target, &link)?;
+                // What the kubelet made of a `subPath` of that name, when it could write here and the file was absent.
+                let _ = fs::remove_dir(&link);
+                symlink(&target, &link).map_err(|error| {
+                    io::Error::new(error.kind(), format!("{:?}: {error}", file.name))
+                })?;
             }
         }
         for entry in fs::read_dir(&self.root)? {
@@ -277,6 +281,20 @@ mod tests {
         assert_eq!(fs::read(before.join("a")).expect("it is there"), b"1");
         folder.sweep().expect("it is swept");
         fs::read(before.join("a")).expect_err("it is gone");
+    }
+
+    #[test]
+    fn a_directory_in_a_files_place_gives_way_if_it_is_empty_and_is_named_otherwise() {
+        let (directory, folder) = folder();
+        for name in ["a", "b"] {
+            fs::create_dir(directory.path().join(name)).expect("a directory");
+        }
+        fs::write(directory.path().join("b/x"), "x").expect("a file");
+        let files = [file("a", 0o440, "1"), file("b", 0o440, "2")];
+        let error = folder.put(&files).expect_err("it is not empty");
+        assert!(error.to_string().starts_with("\"b\": "), "{error}");
+        let content = fs::read(directory.path().join("a")).expect("it can be read");
+        assert_eq!(content, b"1");
     }
 
     #[test]

@@ -223,3 +223,32 @@ async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_
     );
     assert_eq!(read(&target.join(FILE)), password("test"));
 }
+
+/// Something is where the file's link should be, so that each refresh fails once it has put a new set in place.
+#[tokio::test]
+async fn a_file_that_cannot_be_put_in_place_is_named_and_no_sets_pile_up() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    node.sandbox.secret("test/late", "1");
+    let secrets = r#"["test/late", {"name": "test/absent", "optional": true}]"#;
+    let (_volume, target) = node.with_files("web", secrets).await;
+    let volumes = node.kubelet.directory().join("run/p");
+    let of_volume = fs::read_dir(volumes).expect("it is there").flatten().next();
+    let of_volume = of_volume.expect("the volume's").path();
+    fs::create_dir_all(of_volume.join("absent/x")).expect("a directory");
+    node.sandbox.secret("test/absent", "here");
+    for value in ["2", "3", "4"] {
+        node.sandbox.secret("test/late", value);
+        until_it_holds(&target.join("late"), value).await;
+    }
+    let told = node.agent.until_line("cannot be written").await;
+    let told = told.expect("it says so");
+    assert!(told.contains("absent"), "{told}");
+    let sets = || {
+        let entries = fs::read_dir(&of_volume).expect("it is there").flatten();
+        let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.filter(|name| name.starts_with("..")).count()
+    };
+    // The link to the current set, and that set.
+    until("no set but the current one", async || sets() == 2).await;
+}
