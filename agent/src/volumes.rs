@@ -53,6 +53,8 @@ pub(crate) struct Volumes {
     /// Held while a volume has two sets of files: one volume at a time.
     exchange: tokio::sync::Mutex<()>,
     open: Mutex<BTreeMap<Key, Open>>,
+    /// Where it cannot listen, and why, as it was logged last.
+    failing: Mutex<BTreeMap<Key, String>>,
     control: Mutex<Option<Open>>,
 }
 
@@ -92,6 +94,7 @@ impl Volumes {
             refresh: config.refresh,
             exchange: tokio::sync::Mutex::default(),
             open: Mutex::default(),
+            failing: Mutex::default(),
             control: Mutex::default(),
         }
     }
@@ -131,6 +134,10 @@ impl Volumes {
         for key in gone {
             self.let_go(&key);
         }
+        self.failing
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|key, _| keys.contains(key));
         self.expect_tokens(&keys);
         if !is_there || !has_path() {
             return;
@@ -146,12 +153,12 @@ impl Volumes {
             if !has_path() {
                 return;
             }
+            let failed = self.keep_open(key).err();
             // A wrong attribute is refused when the volume is published.
-            if let Err(failure) = self.keep_open(key)
-                && failure.kind != FailureKind::Invalid
-            {
-                tracing::error!(error = failure.text, "cannot listen in a pod's volume");
-            }
+            self.tell(
+                key,
+                failed.filter(|failure| failure.kind != FailureKind::Invalid),
+            );
         }
         // Only now: whatever the mounter has sent in the meantime, it sent to this agent.
         if let Some(stream) = inheritance {
@@ -269,6 +276,20 @@ impl Volumes {
             },
         );
         filling
+    }
+
+    /// Logs why it cannot listen in a volume, once and not each second.
+    fn tell(&self, key: &Key, failed: Option<Failure>) {
+        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(Failure { text, .. }) = failed else {
+            failing.remove(key);
+            return;
+        };
+        if failing.get(key) != Some(&text) {
+            let record = self.store.record(key);
+            tracing::error!(record = %record.display(), error = text, "cannot listen in a pod's volume");
+            failing.insert(key.clone(), text);
+        }
     }
 
     /// Lets go of a volume, and with a pod's last one also of the pod's tokens.

@@ -69,7 +69,14 @@ impl Node {
     pub(super) async fn publish(&self, request: NodePublishVolumeRequest) -> Result<Empty, Status> {
         let publish = Publish::parse(request, &self.kubelet)?;
         let turn = self.turn(Key::of(&publish.volume.id))?;
-        let known = self.store.load(&turn.key).map_err(|error| broken(&error))?;
+        let known = match self.store.load(&turn.key) {
+            // Written anew: the kubelet's call brings all that is in it.
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::warn!(%error, "a volume's record makes no sense, and is replaced");
+                None
+            }
+            outcome => outcome.map_err(|error| broken(&error))?,
+        };
         if let Some(known) = &known {
             compatible(known, &publish.volume)?;
         }
@@ -77,7 +84,7 @@ impl Node {
         let target = publish.target.clone();
         let pod = publish.volume.pod.clone();
         // If this cannot be determined, assume that it is: the pod keeps what it may be using.
-        let was_bound = known.is_some() && mount::is_bound(&directory, &target).unwrap_or(true);
+        let was_bound = mount::is_bound(&directory, &target).unwrap_or(true);
         let outcome = self
             .make(publish, &turn.key, &directory, known.is_some())
             .await;

@@ -192,10 +192,13 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// If its record cannot be read.
+    /// If its record cannot be read; [`io::ErrorKind::InvalidData`] if it is no record.
     pub(crate) fn load(&self, key: &Key) -> io::Result<Option<Volume>> {
         match fs::read(self.record(key)) {
-            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Ok(text) => match serde_json::from_slice(&text) {
+                Ok(volume) => Ok(Some(volume)),
+                Err(error) => Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+            },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

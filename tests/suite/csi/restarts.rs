@@ -94,6 +94,38 @@ async fn a_new_mounter_takes_nothing_from_a_pod_that_runs_while_the_agent_is_awa
     fs::write(target.join("x"), "x").expect_err("it is read-only again");
 }
 
+/// As if the memory had been full, or a later version had written it.
+#[tokio::test]
+async fn a_record_that_makes_no_sense_is_told_once_and_replaced_when_the_kubelet_calls() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let records = node.kubelet.directory().join("run/v");
+    let record = fs::read_dir(records).expect("it is there").flatten().next();
+    let record = record.expect("the volume's").path();
+    let mounts = node.kubelet.mounts();
+    node.kill_agent().await;
+    fs::write(&record, "{").expect("it is there");
+    // The pod runs: nothing is taken from it.
+    let status = node.publish(&pod.volume).await.expect_err("no agent");
+    assert_eq!(status.code, 14, "{status}");
+    assert_eq!(node.kubelet.mounts(), mounts);
+    fs::write(&record, "{").expect("it is there");
+    node.start_agent().await;
+    let told = node.agent.until_line("cannot listen").await;
+    let key = record.file_name().expect("a name").to_string_lossy();
+    assert!(told.expect("it says so").contains(&*key));
+    // It looks each second.
+    sleep(Duration::from_millis(2500)).await;
+    let lines = node.agent.stderr();
+    let told = lines.iter().filter(|line| line.contains("cannot listen"));
+    assert_eq!(told.count(), 1);
+    node.publish(&pod.volume).await.expect("again");
+    reads_own(&pod.workload).await;
+    node.kubelet.unpublish(&pod.volume).await.expect("it goes");
+    assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+}
+
 /// The kubelet made one where a container wanted `subPath: agent.sock` and no agent listened.
 #[tokio::test]
 async fn an_empty_directory_in_the_sockets_place_gives_way_to_it() {
