@@ -3,7 +3,7 @@
 use crate::csi::control::{Failure, FailureKind};
 use crate::secret::SecretName;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::HashSet;
 
 /// The attribute's name in errors.
@@ -58,7 +58,8 @@ struct Written {
 ///
 /// If it is wrong; the text names the entry and the key.
 pub(super) fn parse(attribute: &str) -> Result<Vec<FileAsked>, Failure> {
-    let entries: Vec<Value> = serde_json::from_str(attribute)
+    // Raw, since a `Value` would keep one of two equal keys and say nothing.
+    let entries: Vec<&RawValue> = serde_json::from_str(attribute)
         .map_err(|error| wrong(ATTRIBUTE, &format!("is no list in JSON ({error})")))?;
     if entries.is_empty() || entries.len() > MOST_FILES {
         let text = format!("has {} entries, not 1 to {MOST_FILES}", entries.len());
@@ -81,9 +82,9 @@ pub(super) fn parse(attribute: &str) -> Result<Vec<FileAsked>, Failure> {
 // === impl FileAsked ===
 
 impl FileAsked {
-    fn parse(entry: Value, place: &str) -> Result<Self, Failure> {
-        let entry = match entry {
-            Value::String(name) => Written {
+    fn parse(entry: &RawValue, place: &str) -> Result<Self, Failure> {
+        let entry = match serde_json::from_str(entry.get()) {
+            Ok(name) => Written {
                 name,
                 file: None,
                 key: None,
@@ -91,7 +92,7 @@ impl FileAsked {
                 mode: None,
                 optional: false,
             },
-            entry => serde_json::from_value(entry)
+            Err(_) => serde_json::from_str(entry.get())
                 .map_err(|error| wrong(place, &format!("is no name and no entry: {error}")))?,
         };
         let of = |key: &str| format!("{place}.{key}");
@@ -207,6 +208,10 @@ mod tests {
             (
                 "[{\"name\": \"a\", \"path\": \"b\"}]",
                 "volumeAttributes.secrets[0] is no name and no entry: unknown field `path`",
+            ),
+            (
+                "[{\"name\": \"a\", \"name\": \"b\"}]",
+                "volumeAttributes.secrets[0] is no name and no entry: duplicate field `name`",
             ),
             ("[\"a/../b\"]", "volumeAttributes.secrets[0].name is wrong"),
             ("[\"\"]", "volumeAttributes.secrets[0].name is wrong"),

@@ -210,9 +210,10 @@ impl Volumes {
         let mut held = self.lock(key).await;
         // The reads took time: another agent may have put something newer there since.
         if !self.is_filled_by(key, filling) {
-            return Err(Failure::unavailable(
-                "the volume is another agent's by now; it is tried again",
-            ));
+            return Err(Failure::unavailable(match self.volume_of(key) {
+                Some(_) => "the volume is another agent's by now; it is tried again",
+                None => "the volume has been unpublished",
+            }));
         }
         // Without the mount, files would be written into the memory that all pods share, not the pod's own.
         if !self.has_memory(key) {
