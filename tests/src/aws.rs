@@ -237,6 +237,11 @@ impl FakeAws {
         self.inner.main.stop().await;
     }
 
+    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
+    pub fn forget_connections(&self) {
+        self.inner.main.forget_connections();
+    }
+
     /// Listens again, at the same port.
     ///
     /// # Errors

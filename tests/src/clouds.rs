@@ -46,6 +46,9 @@ pub trait Cloud: Debug + Send + Sync {
     /// If somebody else has taken the port.
     async fn reachable(&self, reachable: bool) -> io::Result<()>;
 
+    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
+    fn forget_connections(&self) {}
+
     /// Ends every session before its time, if there are any.
     fn expire_sessions(&self) -> bool;
 
@@ -64,6 +67,8 @@ pub trait Cloud: Debug + Send + Sync {
 pub enum Trouble {
     /// The connection breaks in the middle of an answer.
     Cut,
+    /// An answer never ends.
+    Endless,
     /// Something else answers.
     Garbage,
     /// No answer comes.
@@ -80,6 +85,7 @@ impl<S> From<Trouble> for Behaviour<S> {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Cut => Self::CutBody,
+            Trouble::Endless => Self::Endless,
             Trouble::Garbage => Self::Html(200),
             Trouble::Hang => Self::Hang,
             Trouble::SilentIssuer => Self::IssuerSilent,

@@ -130,6 +130,11 @@ impl FakeGcp {
         self.inner.listener.stop().await;
     }
 
+    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
+    pub fn forget_connections(&self) {
+        self.inner.listener.forget_connections();
+    }
+
     /// Listens again, at the same port.
     ///
     /// # Errors

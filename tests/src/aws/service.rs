@@ -112,7 +112,7 @@ impl Arrived {
                 self.call.error = Some(fault.name().to_owned());
                 reply.truncated()
             }
-            Some(fault @ Behaviour::CutBody) => {
+            Some(fault @ (Behaviour::CutBody | Behaviour::Endless)) => {
                 self.call.error = Some(fault.name().to_owned());
                 reply
             }

@@ -14,8 +14,6 @@ pub type Behaviour = fake::Behaviour<Special>;
 pub enum Special {
     /// A challenge, or a link to the next page, that points to this host.
     Divert(String),
-    /// An answer of two mebibytes.
-    Huge,
     /// The answer is about another secret.
     Misdirect,
 }
@@ -24,7 +22,6 @@ impl fake::Special for Special {
     fn name(&self) -> &'static str {
         match self {
             Self::Divert(_) => "fault: divert",
-            Self::Huge => "fault: huge",
             Self::Misdirect => "fault: misdirect",
         }
     }

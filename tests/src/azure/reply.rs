@@ -52,14 +52,6 @@ impl Reply {
         self
     }
 
-    /// Too large an answer: blanks, which JSON ignores.
-    pub(super) fn huge(mut self) -> Self {
-        let mut body = vec![b' '; 2 << 20];
-        body.extend_from_slice(&self.body);
-        self.body = body.into();
-        self
-    }
-
     /// The response; with `cut`, the connection ends in the middle of the body.
     pub(super) fn into_response(self, cut: bool) -> Response<ReplyBody> {
         let mut response = Response::new(ReplyBody::new(self.body, cut));

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 
 use super::call::{Call, Operation};
 use super::entra::Form;
-use super::fault::{Behaviour, Special};
+use super::fault::Behaviour;
 use super::keyvault::Ask;
 use super::reply::Reply;
 use super::{LOGIN_HOST, State, VAULT_SUFFIX, entra, machine};
@@ -111,15 +111,10 @@ fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> R
             };
             let spoils = matches!(
                 fault,
-                Some(
-                    Behaviour::CutBody
-                        | Behaviour::Special(Special::Huge)
-                        | Behaviour::TruncatedBody
-                )
+                Some(Behaviour::CutBody | Behaviour::Endless | Behaviour::TruncatedBody)
             );
             call.error = call.error.or(told.filter(|_| spoils));
             match fault {
-                Some(Behaviour::Special(Special::Huge)) => reply.huge(),
                 Some(Behaviour::TruncatedBody) => reply.truncated(),
                 _ => reply,
             }

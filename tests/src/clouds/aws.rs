@@ -63,6 +63,10 @@ impl Cloud for Aws {
         Ok(())
     }
 
+    fn forget_connections(&self) {
+        self.0.forget_connections();
+    }
+
     fn expire_sessions(&self) -> bool {
         let roles = self
             .0

@@ -163,6 +163,10 @@ impl Cloud for Azure {
         Ok(())
     }
 
+    fn forget_connections(&self) {
+        self.cloud.forget_connections();
+    }
+
     fn expire_sessions(&self) -> bool {
         let clients = self.clients();
         for client in clients.values() {

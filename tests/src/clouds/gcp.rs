@@ -112,6 +112,10 @@ impl Cloud for Gcp {
         Ok(())
     }
 
+    fn forget_connections(&self) {
+        self.cloud.forget_connections();
+    }
+
     fn expire_sessions(&self) -> bool {
         self.cloud.expire_bearers() > 0
     }

@@ -89,7 +89,7 @@ impl Cloud for Pass {
             Trouble::Cut => "cut",
             Trouble::Garbage => "garbage",
             Trouble::Hang => "hang",
-            Trouble::SilentIssuer | Trouble::Throttle(_) => return None,
+            Trouble::Endless | Trouble::SilentIssuer | Trouble::Throttle(_) => return None,
             Trouble::Truncated => "truncated",
         };
         let file = self.beside_the_program("trouble");

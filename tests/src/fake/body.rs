@@ -1,4 +1,4 @@
-//! Bodies that are read whole, and bodies that are sent whole or declare their length and break off half-way.
+//! Bodies that are read whole, and bodies that are sent whole, break off half-way or never end.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,11 +12,15 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 /// More bytes than any request to a cloud has.
 const MAX_BODY: usize = 128 * 1024;
 
-/// A body that is sent whole, or that declares its length and breaks off half-way.
+/// What an endless body is made of: blanks, which JSON and XML ignore.
+static BLANKS: [u8; 64 << 10] = [b' '; 64 << 10];
+
+/// A body that is sent whole, or that declares its length and breaks off half-way, or that never ends.
 #[derive(Debug)]
 pub(crate) struct ReplyBody {
     left: Option<Bytes>,
-    promised: u64,
+    /// Its length; an endless body has none.
+    promised: Option<u64>,
     cut: bool,
     /// Whether hyper has had time to send what there is, before the cut.
     flushed: bool,
@@ -36,7 +40,7 @@ pub(crate) async fn whole(request: Request<Incoming>) -> Result<(Parts, Bytes), 
 impl ReplyBody {
     /// The whole of `body`, or its first half with the length of the whole.
     pub(crate) fn new(body: Bytes, cut: bool) -> Self {
-        let promised = body.len() as u64;
+        let promised = Some(body.len() as u64);
         let left = if cut {
             body.slice(..body.len() / 2)
         } else {
@@ -47,6 +51,14 @@ impl ReplyBody {
             promised,
             cut,
             flushed: false,
+        }
+    }
+
+    /// The same, and no end after it.
+    pub(crate) fn endless(self) -> Self {
+        Self {
+            promised: None,
+            ..self
         }
     }
 }
@@ -61,6 +73,7 @@ impl Body for ReplyBody {
     ) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         Poll::Ready(match self.left.take() {
             Some(bytes) if !bytes.is_empty() => Some(Ok(Frame::data(bytes))),
+            _ if self.promised.is_none() => Some(Ok(Frame::data(Bytes::from_static(&BLANKS)))),
             _ if self.cut && !self.flushed => {
                 self.flushed = true;
                 context.waker().wake_by_ref();
@@ -72,11 +85,12 @@ impl Body for ReplyBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left.is_none() && !self.cut
+        self.left.is_none() && !self.cut && self.promised.is_some()
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.promised)
+        self.promised
+            .map_or_else(SizeHint::default, SizeHint::with_exact)
     }
 }
 

@@ -61,6 +61,8 @@ pub enum Behaviour<S> {
     Delay(Duration),
     /// The connection ends without an answer.
     Disconnect,
+    /// The answer never ends.
+    Endless,
     /// It is accepted and never answered.
     Hang,
     /// It waits until the gate opens, and is then answered.
@@ -161,6 +163,7 @@ impl<S: Special> Behaviour<S> {
             Self::CutBody => "fault: cut body",
             Self::Delay(_) => "fault: delay",
             Self::Disconnect => "fault: disconnect",
+            Self::Endless => "fault: endless",
             Self::Hang => "fault: hang",
             Self::Hold(_) => "fault: hold",
             Self::Html(_) => "fault: html",
@@ -203,6 +206,7 @@ impl<S: Special> Behaviour<S> {
                     answer()
                 })
             }
+            Some(Self::Endless) => return Ok(answer().map(ReplyBody::endless)),
             _ => return Ok(answer()),
         };
         later.await.map_err(|_| BrokenOff)

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
@@ -15,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -50,6 +51,8 @@ pub(crate) struct Listener<B = ReplyBody> {
 struct Served<B> {
     handler: Handler<B>,
     tls: Option<TlsAcceptor>,
+    /// Lets the connections go silent that are open now.
+    silence: watch::Sender<()>,
     /// Ends everything when the fake is dropped.
     ended: CancellationToken,
 }
@@ -90,6 +93,11 @@ impl<B> Listener<B> {
         self.port.address
     }
 
+    /// Lets the open connections go silent: they are not closed, but nothing comes over them anymore.
+    pub(crate) fn forget_connections(&self) {
+        self.served.silence.send_replace(());
+    }
+
     /// Refuses connections and breaks the open ones; returns when that is done.
     pub(crate) async fn stop(&self) {
         if let Some(Open { closing, tasks }) = self.open.lock().await.take() {
@@ -117,6 +125,7 @@ where
         let served = Served {
             handler: Arc::new(move |request| Box::pin(answer(request))),
             tls,
+            silence: watch::Sender::new(()),
             ended,
         };
         let mut listener = Self {
@@ -168,9 +177,13 @@ where
                 continue;
             };
             let (served, closing) = (self.clone(), closing.clone());
+            let mut silence = self.silence.subscribe();
             tasks.spawn(async move {
+                let connection = pin!(served.connection(stream));
                 tokio::select! {
-                    () = served.connection(stream) => {}
+                    () = connection => {}
+                    // It stays open.
+                    _ = silence.changed() => closing.cancelled().await,
                     () = closing.cancelled() => {}
                 }
             });

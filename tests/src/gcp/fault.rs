@@ -14,8 +14,6 @@ pub type Behaviour = fake::Behaviour<Special>;
 pub enum Special {
     /// The value differs from the one that its checksum was made of.
     BadChecksum,
-    /// The right answer, followed by a mebibyte of blanks.
-    Huge,
     /// 307 to this URL.
     Redirect(String),
     /// `RESOURCE_EXHAUSTED`, 429, with the wait in its details (`google.rpc.RetryInfo`).
@@ -26,7 +24,6 @@ impl fake::Special for Special {
     fn name(&self) -> &'static str {
         match self {
             Self::BadChecksum => "fault: bad checksum",
-            Self::Huge => "fault: huge",
             Self::Redirect(_) => "fault: redirect",
             Self::ThrottleInDetails(_) => "fault: throttle",
         }

@@ -104,12 +104,6 @@ impl Reply {
         self
     }
 
-    /// The same JSON, followed by so many blanks.
-    pub(super) fn padded(mut self, blanks: usize) -> Self {
-        self.body = [&*self.body, &*vec![b' '; blanks]].concat().into();
-        self
-    }
-
     /// Half of the body with the length of that half, so that the JSON does not parse.
     pub(super) fn truncated(mut self) -> Self {
         self.body.truncate(self.body.len() / 2);

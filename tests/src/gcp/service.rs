@@ -16,9 +16,6 @@ use super::secretmanager::Ask;
 use super::{credentials, machine, sts};
 use crate::fake::{self, BrokenOff, ReplyBody};
 
-/// The size of an answer that is too large.
-const HUGE: usize = 1 << 20;
-
 /// A request that has been read.
 struct Arrived {
     state: Arc<State>,
@@ -130,11 +127,11 @@ impl Arrived {
                 error(&mut self.call, behaviour);
                 reply.truncated()
             }
-            Some(behaviour @ Behaviour::Special(Special::Huge)) => {
-                error(&mut self.call, behaviour);
-                reply.padded(HUGE)
-            }
-            Some(behaviour @ (Behaviour::Special(Special::BadChecksum) | Behaviour::CutBody)) => {
+            Some(
+                behaviour @ (Behaviour::Special(Special::BadChecksum)
+                | Behaviour::CutBody
+                | Behaviour::Endless),
+            ) => {
                 error(&mut self.call, behaviour);
                 reply
             }

@@ -43,12 +43,7 @@ async fn each_answer_of_key_vault_has_its_own_code() {
         ),
         (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
         (Behaviour::CutBody, 503, "unavailable", Some("1")),
-        (
-            Behaviour::Special(Special::Huge),
-            503,
-            "unavailable",
-            Some("1"),
-        ),
+        (Behaviour::Endless, 503, "unavailable", Some("1")),
         (Behaviour::Disconnect, 503, "unavailable", Some("1")),
         (Behaviour::Hang, 503, "unavailable", Some("1")),
     ];
@@ -104,7 +99,7 @@ async fn entra_id_fails_in_the_same_words() {
         (Behaviour::Html(400), 503, "unavailable"),
         (Behaviour::TruncatedBody, 503, "unavailable"),
         (Behaviour::CutBody, 503, "unavailable"),
-        (Behaviour::Special(Special::Huge), 503, "unavailable"),
+        (Behaviour::Endless, 503, "unavailable"),
         (Behaviour::Disconnect, 503, "unavailable"),
         (Behaviour::Hang, 503, "unavailable"),
         (Behaviour::Throttle(Some(1)), 429, "throttled"),

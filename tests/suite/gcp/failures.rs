@@ -50,7 +50,7 @@ async fn the_token_services_fail_in_the_same_words_as_the_vault() {
         (Behaviour::InternalError, 503, "unavailable", "1"),
         (Behaviour::ServiceUnavailable, 503, "unavailable", "1"),
         (Behaviour::Html(200), 503, "unavailable", "1"),
-        (Behaviour::Special(Special::Huge), 503, "unavailable", "1"),
+        (Behaviour::Endless, 503, "unavailable", "1"),
         (Behaviour::TruncatedBody, 503, "unavailable", "1"),
         (Behaviour::CutBody, 503, "unavailable", "1"),
         (Behaviour::Disconnect, 503, "unavailable", "1"),
