@@ -3,7 +3,6 @@
 
 mod aws;
 mod azure;
-mod body;
 pub(crate) mod dashes;
 mod error;
 mod file;
@@ -14,6 +13,7 @@ mod paging;
 mod pass;
 mod program;
 mod store;
+mod wire;
 
 pub(crate) use error::{BackendError, Fault};
 
@@ -30,6 +30,7 @@ use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use wire::Wire;
 
 /// How a call that could not reach the cloud is retried: once, since more would outlast the request's deadline, and
 /// with jitter, so that calls that failed together are not retried together.
@@ -310,19 +311,18 @@ impl Backends {
     /// If one lacks what it needs, naming the key of the configuration.
     pub(crate) async fn open(config: &Config) -> Result<Self, String> {
         let duration = config.sessions.duration;
+        let wire = Wire::new();
         let mut rows = Vec::new();
         for (name, settings) in &config.backends {
             let name: Arc<str> = name.as_str().into();
             let backend: Box<dyn Backend> = match settings {
                 BackendConfig::Aws(settings) => {
-                    Box::new(aws::Aws::open(&name, settings, duration).await?)
+                    Box::new(aws::Aws::open(&name, settings, duration, &wire).await?)
                 }
                 BackendConfig::Azure(settings) => {
-                    Box::new(azure::Azure::open(&name, settings, duration)?)
+                    Box::new(azure::Azure::open(&name, settings, duration, &wire))
                 }
-                BackendConfig::Gcp(settings) => {
-                    Box::new(gcp::Gcp::open(&name, settings, duration).await?)
-                }
+                BackendConfig::Gcp(settings) => Box::new(gcp::Gcp::open(settings, duration, &wire)),
                 BackendConfig::File(settings) => Box::new(file::Files::open(&name, settings)?),
                 BackendConfig::Pass(settings) => Box::new(pass::Pass::open(&name, settings)?),
             };

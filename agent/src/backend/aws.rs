@@ -9,7 +9,9 @@ mod errors;
 mod health;
 pub(super) mod machine;
 mod role;
+mod wire;
 
+use super::wire::{CONNECT_TIMEOUT, Wire};
 use super::{
     Backend, BackendError, Caller, Details, Offer, Page, Secret, Selector, Session, paging,
 };
@@ -32,15 +34,13 @@ use aws_sdk_sts as sts;
 use aws_sdk_sts::config::retry::{RetryPartition, TokenBucket};
 use health::Health;
 use std::slice;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::time::timeout;
+use wire::SdkWire;
 
 /// How often a call is tried in one region. More would outlast the request's deadline.
 const ATTEMPTS: u32 = 2;
-
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long the machine's metadata service may take to name the region, once, at start.
 const REGION_TIMEOUT: Duration = Duration::from_secs(2);
@@ -64,16 +64,12 @@ pub(super) struct Aws {
     has_global: bool,
     /// The duration to request from the token service, in seconds.
     duration: i32,
-    sts: AtFirstUse<sts::Client>,
-    store: AtFirstUse<secretsmanager::Client>,
+    sts: sts::Client,
+    store: secretsmanager::Client,
     /// Separate for token service and vault: if one cannot be reached in a region, the other may well be.
     sts_health: Health,
     store_health: Arc<Health>,
 }
-
-/// A client, created at its first use: each holds trusted roots and buffers, which an agent whose pods read nothing
-/// from AWS need not pay for.
-type AtFirstUse<T> = LazyLock<T, Box<dyn FnOnce() -> T + Send>>;
 
 /// An assumed role.
 #[derive(Debug)]
@@ -95,6 +91,7 @@ impl Aws {
         name: &str,
         settings: &AwsConfig,
         duration: Duration,
+        wire: &Wire,
     ) -> Result<Self, String> {
         let tries = if settings.fallback_regions.is_empty() {
             ATTEMPTS
@@ -103,12 +100,12 @@ impl Aws {
         };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .no_credentials()
+            .http_client(SdkWire(wire.clone()))
             // Each attempt already has a timeout that covers the answer's body; more timers would only cost every call.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .retry_config(RetryConfig::standard().with_max_attempts(tries))
             .timeout_config(
                 TimeoutConfig::builder()
-                    .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
                     .operation_attempt_timeout(settings.timeout)
                     .operation_timeout(settings.timeout * tries + CONNECT_TIMEOUT)
                     .build(),
@@ -133,10 +130,8 @@ impl Aws {
             settings: settings.clone(),
             region,
             duration: i32::try_from(duration.as_secs()).unwrap_or(i32::MAX),
-            sts: AtFirstUse::new(Box::new(|| sts::Client::from_conf(sts.build()))),
-            store: AtFirstUse::new(Box::new(|| {
-                secretsmanager::Client::from_conf(store.build())
-            })),
+            sts: sts::Client::from_conf(sts.build()),
+            store: secretsmanager::Client::from_conf(store.build()),
             sts_health: Health::default(),
             store_health: Arc::default(),
         })

@@ -13,6 +13,7 @@ mod role;
 mod session;
 mod wire;
 
+use super::wire::Wire;
 use super::{Backend, BackendError, Caller, Offer, SECOND_TRY, Selector, Session};
 use crate::account::Annotations;
 use crate::config::{self, AzureConfig, LocalRole};
@@ -27,7 +28,7 @@ use session::{AzureSession, Client};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
-use wire::{Signature, Wire};
+use wire::{SdkWire, Signature};
 
 /// Azure Key Vault, with sessions from Entra ID.
 #[derive(Debug)]
@@ -43,20 +44,20 @@ pub(super) struct Azure {
 // === impl Azure ===
 
 impl Azure {
-    /// Creates a pool of connections for the settings of `backends.<name>`.
+    /// Creates the backend for the settings of `backends.<name>`.
     pub(super) fn open(
         name: &str,
         settings: &AzureConfig,
         duration: Duration,
-    ) -> Result<Self, String> {
-        let wire = Wire::new(settings.timeout)
-            .map_err(|error| format!("backends.{name}: no TLS client can be made: {error}"))?;
-        Ok(Self {
+        wire: &Wire,
+    ) -> Self {
+        let wire = SdkWire::new(wire.clone(), settings.timeout);
+        Self {
             name: name.to_owned(),
             settings: settings.clone(),
             duration,
             transport: Transport::new(Arc::new(wire)),
-        })
+        }
     }
 
     /// Returns the options of a client that acts for one pod alone.

@@ -2,15 +2,16 @@
 //! account, for that account's token, and Secret Manager is read with that bearer alone.
 //!
 //! In a cluster the agent has no credentials of its own; outside a cluster the machine's are the proof, and impersonate
-//! each principal's service account (`gcp/machine.rs`). One SDK client serves all: the task that makes a call sets its
-//! bearer, and without one nothing is sent.
+//! each principal's service account (`gcp/machine.rs`).
 
 mod bearer;
 mod errors;
 mod exchange;
 pub(super) mod machine;
 mod role;
+mod vault;
 
+use super::wire::Wire;
 use super::{
     Backend, BackendError, Caller, Fault, Offer, Page, SECOND_TRY, Secret, Selector, Session,
     paging,
@@ -24,23 +25,14 @@ use crate::role::{NoRole, Role};
 use crate::secret::{SecretName, SecretValue};
 use async_trait::async_trait;
 use backon::Retryable;
-use bearer::{Bearer, OfTheCaller};
+use bearer::Bearer;
 use exchange::{Exchange, Granted};
-use google_cloud_auth::credentials::Credentials;
-// The SDK has no public API for this; without it, a redirect from the vault would be followed.
-use google_cloud_gax::client_builder::internal::with_follow_redirects;
-use google_cloud_gax::retry_policy::NeverRetry;
 use google_cloud_secretmanager_v1::client::SecretManagerService;
 use google_cloud_secretmanager_v1::model::AccessSecretVersionResponse;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long an idle connection is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+use vault::Vault;
 
 /// The most names that one `ListSecrets` is asked for.
 const PAGE_NAMES: usize = 1000;
@@ -54,7 +46,7 @@ const STORE: &str = "https://secretmanager.googleapis.com";
 pub(super) struct Gcp {
     settings: GcpConfig,
     exchange: Exchange,
-    store: SecretManagerService,
+    vault: Vault,
 }
 
 /// An assumed role.
@@ -65,53 +57,35 @@ struct GcpSession {
     pod_uid: String,
     bearer: Bearer,
     ends: Instant,
-    store: SecretManagerService,
+    vault: Vault,
 }
 
 // === impl Gcp ===
 
 impl Gcp {
-    /// Creates clients for the settings of `backends.<name>`.
-    pub(super) async fn open(
-        name: &str,
-        settings: &GcpConfig,
-        duration: Duration,
-    ) -> Result<Self, String> {
-        let wrong =
-            |error: &dyn std::error::Error| format!("backends.{name} cannot be used: {error}");
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT.min(settings.timeout))
-            .timeout(settings.timeout)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            // A token goes where it was sent and nowhere else.
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            .build()
-            .map_err(|error| wrong(&error))?;
+    /// Creates the backend for its settings.
+    pub(super) fn open(settings: &GcpConfig, duration: Duration, wire: &Wire) -> Self {
         let url = |own: &Option<String>, public: &str| {
             let url = own.as_deref().unwrap_or(public);
             url.trim_end_matches('/').to_owned()
         };
-        let store = with_follow_redirects(SecretManagerService::builder(), false)
-            .with_endpoint(url(&settings.endpoint, STORE))
-            .with_credentials(Credentials::from(OfTheCaller))
-            // The SDK's own retries go on for a minute; ours are limited by the request.
-            .with_retry_policy(NeverRetry)
-            .with_attempt_timeout(settings.timeout)
-            .build()
-            .await
-            .map_err(|error| wrong(&error))?;
-        Ok(Self {
+        let timeout = settings.timeout;
+        Self {
             exchange: Exchange {
-                http,
+                wire: wire.clone(),
+                timeout,
                 sts: url(&settings.sts_endpoint, STS),
                 iam: url(&settings.iam_endpoint, IAM),
                 provider: settings.provider.clone(),
                 lifetime: duration.min(LONGEST_SESSION),
             },
+            vault: Vault {
+                wire: wire.clone(),
+                url: url(&settings.endpoint, STORE).into(),
+                timeout,
+            },
             settings: settings.clone(),
-            store,
-        })
+        }
     }
 
     async fn take_on(
@@ -176,7 +150,7 @@ impl Backend for Gcp {
             pod_uid: caller.pod_uid.clone(),
             bearer: granted.bearer,
             ends: granted.ends,
-            store: self.store.clone(),
+            vault: self.vault.clone(),
         }))
     }
 }
@@ -184,17 +158,22 @@ impl Backend for Gcp {
 // === impl GcpSession ===
 
 impl GcpSession {
-    /// Makes a call with this session's bearer and no other's.
-    async fn call<T>(
+    /// Makes a call with this session's bearer and no other's, and retries it once if the vault could not be reached.
+    async fn call<T, F>(
         &self,
         request_id: &str,
-        call: impl Future<Output = google_cloud_secretmanager_v1::Result<T>>,
-    ) -> Result<T, BackendError> {
-        let reason = role::reason(&self.pod_uid, request_id);
-        self.bearer
-            .make(reason, call)
-            .await
-            .map_err(|error| errors::of_read(&error, &self.role))
+        call: impl Fn(SecretManagerService) -> F,
+    ) -> Result<T, BackendError>
+    where
+        F: Future<Output = google_cloud_secretmanager_v1::Result<T>>,
+    {
+        again(|| async {
+            let reason = role::reason(&self.pod_uid, request_id);
+            call(self.vault.client(&self.bearer, reason))
+                .await
+                .map_err(|error| errors::of_read(&error, &self.role))
+        })
+        .await
     }
 
     /// Returns one page of the vault's with at most `wanted` names.
@@ -207,18 +186,16 @@ impl GcpSession {
     ) -> Result<Page, BackendError> {
         let parent = format!("projects/{}", self.role.place);
         let from = from.unwrap_or_default();
-        let answer = again(|| {
-            let call = self
-                .store
+        let list = |vault: SecretManagerService| {
+            vault
                 .list_secrets()
                 .set_parent(&parent)
                 .set_filter(filter)
                 .set_page_size(i32::try_from(wanted).unwrap_or(i32::MAX))
                 .set_page_token(&from)
-                .send();
-            self.call(request_id, call)
-        })
-        .await?;
+                .send()
+        };
+        let answer = self.call(request_id, list).await?;
         let names = answer
             .secrets
             .iter()
@@ -246,22 +223,16 @@ impl Session for GcpSession {
         selector: &Selector,
         request_id: &str,
     ) -> Result<Secret, BackendError> {
-        // The SDK escapes nothing, so what goes into its path is checked here, whoever calls.
+        // Nothing in a path is escaped, so what goes into it is checked here, whoever calls.
         let (secret, version) = role::place(&self.role, name, selector)?;
         let resource = format!(
             "projects/{}/secrets/{secret}/versions/{version}",
             self.role.place
         );
-        let answer = again(|| {
-            let call = self
-                .store
-                .access_secret_version()
-                .set_name(&resource)
-                .send();
-            self.call(request_id, call)
-        });
-        secret_of(answer.await?, &secret, &version)
-            .ok_or_else(|| BackendError::garbage(errors::STORE))
+        let read =
+            |vault: SecretManagerService| vault.access_secret_version().set_name(&resource).send();
+        let answer = self.call(request_id, read).await?;
+        secret_of(answer, &secret, &version).ok_or_else(|| BackendError::garbage(errors::STORE))
     }
 
     async fn list(

@@ -195,6 +195,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
         (Behaviour::Html(200), 503, "unavailable", Some("1")),
         (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
         (Behaviour::CutBody, 503, "unavailable", Some("1")),
+        (Behaviour::Endless, 503, "unavailable", Some("1")),
         (Behaviour::Disconnect, 503, "unavailable", Some("1")),
         (Behaviour::Hang, 503, "unavailable", Some("1")),
     ];
@@ -235,6 +236,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
     for behaviour in [
         Behaviour::InternalError,
         Behaviour::Html(200),
+        Behaviour::Endless,
         Behaviour::Hang,
         // Half an answer is enough for credentials that the vault does not know.
         Behaviour::TruncatedBody,

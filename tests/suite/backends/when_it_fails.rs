@@ -106,6 +106,52 @@ pub(super) async fn cut(backend: &Backend) {
     troubled(backend, "cut", Trouble::Cut).await;
 }
 
+pub(super) async fn endless(backend: &Backend) {
+    let Some(node) = quick_node(backend, "endless").await else {
+        return;
+    };
+    let before = peak(&node);
+    let fault = node.trouble(Trouble::Endless);
+    for _ in 0..3 {
+        unavailable(&node, "endless").await;
+    }
+    drop(fault);
+    assert_eq!(node.ask(OWN).await.status, 200);
+    let grown = peak(&node) - before;
+    assert!(grown < 48 << 10, "by {grown} KiB");
+}
+
+/// The most memory that the agent had, in KiB.
+fn peak(node: &Node) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.agent.pid()));
+    let status = status.expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB"));
+    peak.and_then(|peak| peak.parse().ok()).expect("a number")
+}
+
+pub(super) async fn forgotten(backend: &Backend) {
+    /// Different secrets, as equal reads of one pod share a call.
+    const NAMES: usize = 8;
+
+    let Some(node) = backend
+        .node_with("forgotten", |settings| {
+            settings.set(&format!("backends.{}.timeout", backend.name), "1500ms")
+        })
+        .await
+    else {
+        return;
+    };
+    until_given(&node).await;
+    // Read at once, they leave some open connections behind.
+    let names: Vec<_> = (0..NAMES).map(|number| format!("test/{number}")).collect();
+    join_all(names.iter().map(|name| node.ask(name))).await;
+    node.cloud.forget_connections();
+    for _ in 0..NAMES {
+        assert_eq!(node.ask(OWN).await.status, 200);
+    }
+}
+
 pub(super) async fn unreachable(backend: &Backend) {
     let Some(node) = quick_node(backend, "unreachable").await else {
         return;

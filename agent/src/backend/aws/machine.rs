@@ -1,10 +1,13 @@
 //! The machine's own credentials, outside a cluster: what the AWS CLI would use here, by the SDK's default chain
 //! (environment, profile with `credential_process`, web identity, container, instance).
 
+use super::wire::SdkWire;
 use super::{Aws, BackendError, Role, errors, session_credentials};
 use crate::backend::machine;
+use crate::backend::wire::Wire;
 use aws_config::Region;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::provider_config::ProviderConfig;
 use aws_sdk_secretsmanager::config::{Credentials, IdentityCache, ProvideCredentials};
 use aws_sdk_secretsmanager::error::DisplayErrorContext;
 use aws_sdk_sts as sts;
@@ -31,7 +34,10 @@ pub(in crate::backend) struct Keys {
 ///
 /// If it gives nothing, with the error of each link.
 pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
-    let chain = DefaultCredentialsChain::builder().region(Region::new(region));
+    let settings = ProviderConfig::default().with_http_client(SdkWire(Wire::new()));
+    let chain = DefaultCredentialsChain::builder()
+        .configure(settings)
+        .region(Region::new(region));
     let found = chain.build().await.provide_credentials().await;
     let found = found.map_err(|error| DisplayErrorContext(error).to_string())?;
     let since = |ends: std::time::SystemTime| ends.duration_since(UNIX_EPOCH).ok();

@@ -11,7 +11,7 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
         sts_endpoint: Some("http://127.0.0.1:9".to_owned()),
         ..AwsConfig::default()
     };
-    let aws = Aws::open("aws", &settings, Duration::from_secs(3600)).await;
+    let aws = Aws::open("aws", &settings, Duration::from_secs(3600), &Wire::new()).await;
     let aws = aws.expect("clients");
     let annotation = (
         "latchkey.dev/aws-role-arn",

@@ -4,10 +4,11 @@
 
 use super::entra::Bearer;
 use super::errors::Failed;
-use super::wire::Wire;
+use super::wire::SdkWire;
 use super::{Azure, tried};
 use crate::backend::BackendError;
 use crate::backend::machine::{self, NoCredentials};
+use crate::backend::wire::Wire;
 use crate::config;
 use crate::role::{MACHINE, Role};
 use azure_core::cloud::CustomConfiguration;
@@ -82,7 +83,6 @@ fn sources(
             ..ClientOptions::default()
         }
     };
-    let none = |error| azure_core::Error::new(azure_core::error::ErrorKind::Other, error);
     let environment: HashMap<String, String> = config::environment().collect();
     let variable = |name: &str| {
         let value = environment.get(name).filter(|value| !value.is_empty());
@@ -95,7 +95,7 @@ fn sources(
     );
     if let (None, Some(tenant), Some(id), Some(secret)) = (&client, tenant, id, secret) {
         let options = ClientSecretCredentialOptions {
-            client_options: options(Wire::new(CALL).map_err(none)?),
+            client_options: options(SdkWire::new(Wire::new(), CALL)),
         };
         let credential =
             ClientSecretCredential::new(&tenant, id, Secret::new(secret), Some(options))?;
@@ -107,7 +107,7 @@ fn sources(
     }
     let managed = ManagedIdentityCredentialOptions {
         user_assigned_id: client.map(UserAssignedId::ClientId),
-        client_options: options(Wire::to_this_machine(CALL).map_err(none)?),
+        client_options: options(SdkWire::to_this_machine(CALL)),
     };
     sources.push(ManagedIdentityCredential::new(Some(managed))?);
     Ok(sources)

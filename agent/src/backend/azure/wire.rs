@@ -1,7 +1,6 @@
-//! The wire to Azure: one pool of TLS connections for all of the SDK's clients, and what each request says about the
-//! pod that it is for.
+//! The wire to Azure, as its SDK uses it, and what each request says about the pod that it is for.
 
-use crate::backend::body::{self, BodyError};
+use crate::backend::wire::{Wire, WireError};
 use crate::secret::SecretValue;
 use async_trait::async_trait;
 use azure_core::error::{Error, ErrorKind};
@@ -9,29 +8,24 @@ use azure_core::http::headers::{HeaderName, Headers};
 use azure_core::http::policies::{Policy, PolicyResult};
 use azure_core::http::request::options::ClientRequestId;
 use azure_core::http::{AsyncRawResponse, Body, Context, HttpClient, Method, RawResponse, Request};
-use reqwest::header::{AUTHORIZATION, HeaderValue};
-use reqwest::redirect;
+use reqwest::header::{AUTHORIZATION, HeaderName as Header, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// How long a connection may take to open.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a connection to a service of this machine may take to open. On a laptop there is no such service.
-const LOCAL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long an idle connection is kept, and how many of them to one host.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-const IDLE_CONNECTIONS: usize = 32;
 
 /// The longest answer, in bytes: a secret has at most 25 KiB, and a page of names is smaller.
 const MAX_ANSWER: usize = 1 << 20;
 
 const USER_AGENT: HeaderName = HeaderName::from_static("user-agent");
 
-/// One pool of connections. It has no credentials: they come with each request.
+/// The wire as the SDK's clients use it.
 #[derive(Debug)]
-pub(super) struct Wire(reqwest::Client);
+pub(super) struct SdkWire {
+    wire: Wire,
+    /// How long one call may take.
+    timeout: Duration,
+    /// Whether calls may go without TLS.
+    in_clear: bool,
+}
 
 /// Writes into each request which pod, and which of the pod's requests, it is for.
 #[derive(Debug)]
@@ -69,70 +63,59 @@ pub(super) fn context(request_id: &str, correlation: &str) -> Context<'static> {
         .with_value(RequestId(request_id.to_owned()))
 }
 
-// === impl Wire ===
+// === impl SdkWire ===
 
-impl Wire {
-    /// Creates a pool that trusts what the machine trusts.
-    ///
-    /// # Errors
-    ///
-    /// If TLS cannot be set up.
-    pub(super) fn new(timeout: Duration) -> reqwest::Result<Self> {
-        let builder = reqwest::Client::builder().https_only(true);
-        Self::with(
-            builder.connect_timeout(CONNECT_TIMEOUT.min(timeout)),
+impl SdkWire {
+    /// Returns the wire for services in the cloud.
+    pub(super) fn new(wire: Wire, timeout: Duration) -> Self {
+        Self {
+            wire,
             timeout,
-        )
+            in_clear: false,
+        }
     }
 
-    /// Creates a pool for services of this machine itself, such as its metadata service: without TLS, and through no
+    /// Returns the wire for services of this machine itself, such as its metadata service: without TLS, and through no
     /// proxy.
-    ///
-    /// # Errors
-    ///
-    /// If TLS cannot be set up.
-    pub(super) fn to_this_machine(timeout: Duration) -> reqwest::Result<Self> {
-        let builder = reqwest::Client::builder().no_proxy();
-        Self::with(builder.connect_timeout(LOCAL_TIMEOUT.min(timeout)), timeout)
-    }
-
-    fn with(builder: reqwest::ClientBuilder, timeout: Duration) -> reqwest::Result<Self> {
-        let client = builder
-            .redirect(redirect::Policy::none())
-            .timeout(timeout)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .build()?;
-        Ok(Self(client))
+    pub(super) fn to_this_machine(timeout: Duration) -> Self {
+        Self {
+            wire: Wire::to_this_machine(),
+            timeout,
+            in_clear: true,
+        }
     }
 }
 
 #[async_trait]
-impl HttpClient for Wire {
+impl HttpClient for SdkWire {
     async fn execute_request(&self, request: &Request) -> azure_core::Result<AsyncRawResponse> {
-        let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes());
-        let method = method.map_err(|error| Error::new(ErrorKind::Other, error))?;
-        let Body::Bytes(body) = request.body().clone() else {
-            let text = "a request with a stream is not made here";
-            return Err(Error::with_message(ErrorKind::Other, text));
-        };
-        let mut asked = self.0.request(method, request.url().clone()).body(body);
-        for (name, value) in request.headers().iter() {
-            let mut header = HeaderValue::from_str(value.as_str())
-                .map_err(|error| Error::new(ErrorKind::Other, error))?;
-            header.set_sensitive(name.as_str().eq_ignore_ascii_case(AUTHORIZATION.as_str()));
-            asked = asked.header(name.as_str(), header);
+        let other = |text| Error::with_message(ErrorKind::Other, text);
+        if request.url().scheme() != "https" && !self.in_clear {
+            return Err(other("a request without TLS is not made here"));
         }
-        let mut answer = asked.send().await.map_err(unreached)?;
-        let status = answer.status().as_u16();
+        let Body::Bytes(body) = request.body().clone() else {
+            return Err(other("a request with a stream is not made here"));
+        };
+        let method = reqwest::Method::from_bytes(request.method().as_str().as_bytes());
+        let method = method.map_err(invalid)?;
+        let mut asked = reqwest::Request::new(method, request.url().clone());
+        *asked.body_mut() = Some(body.into());
+        for (name, value) in request.headers().iter() {
+            let name = Header::from_bytes(name.as_str().as_bytes()).map_err(invalid)?;
+            let mut value = HeaderValue::from_str(value.as_str()).map_err(invalid)?;
+            value.set_sensitive(name == AUTHORIZATION);
+            asked.headers_mut().insert(name, value);
+        }
+        let answer = self.wire.ask(asked, self.timeout, MAX_ANSWER).await;
+        let (head, body) = answer.map_err(unanswered)?.into_parts();
+        let status = head.status.as_u16();
         let mut headers = Headers::new();
-        for (name, value) in answer.headers() {
+        for (name, value) in &head.headers {
             if let Ok(value) = value.to_str() {
                 headers.insert(name.as_str().to_owned(), value.to_owned());
             }
         }
-        let body = body::whole(&mut answer, MAX_ANSWER).await;
-        let body = SecretValue::from(body.map_err(unread)?).into_bytes();
+        let body = SecretValue::from(body).into_bytes();
         // The SDK parses these as JSON of its own kind, and loses status, headers and text if they are not: this
         // happens to each refusal of Entra ID, the only service that gets POST requests, that has an escaped character
         // in it. The SDK must see a vault's other refusals, as one of them is the challenge.
@@ -152,20 +135,16 @@ impl HttpClient for Wire {
     }
 }
 
-fn unread(error: BodyError) -> Error {
-    match error {
-        BodyError::Lost(error) => unreached(error),
-        BodyError::TooLong(_) => Error::with_message(ErrorKind::DataConversion, error.to_string()),
-    }
+fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::new(ErrorKind::Other, error)
 }
 
-fn unreached(error: reqwest::Error) -> Error {
-    let kind = if error.is_connect() {
-        ErrorKind::Connection
-    } else {
-        ErrorKind::Io
-    };
-    Error::new(kind, error)
+fn unanswered(error: WireError) -> Error {
+    match error {
+        WireError::Lost(error) if error.is_connect() => Error::new(ErrorKind::Connection, error),
+        WireError::Lost(error) => Error::new(ErrorKind::Io, error),
+        WireError::TooLong(_) => Error::with_message(ErrorKind::DataConversion, error.to_string()),
+    }
 }
 
 // === impl Signature ===

@@ -1,25 +1,13 @@
-//! The bearer of one caller, and how the SDK's one client gets it.
-//!
-//! The SDK takes no token with a call: it asks its credentials for headers, in the very task that makes the call. So
-//! the headers of a call are kept in a task-local variable, and the client's credentials are whatever is in it. A call
-//! without a caller finds nothing there, and fails before anything is sent.
+//! The bearer of one session.
 
 use crate::secret::SecretValue;
-use google_cloud_auth::credentials::{CacheableResource, CredentialsProvider, EntityTag};
-use google_cloud_auth::errors::CredentialsError;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use hyper::http::Extensions;
 use serde::Deserialize;
 use std::fmt;
 use zeroize::Zeroizing;
 
 /// The header whose text appears in Google's audit log as `requestMetadata.requestAttributes.reason`.
 pub(super) const REASON: HeaderName = HeaderName::from_static("x-goog-request-reason");
-
-tokio::task_local! {
-    /// Authorization and reason of the call that this task makes.
-    static HEADERS: HeaderMap;
-}
 
 /// The header that names the project whose quota a call counts against. Users' own credentials need one.
 pub(super) const QUOTA_PROJECT: HeaderName = HeaderName::from_static("x-goog-user-project");
@@ -34,10 +22,6 @@ pub(super) struct Bearer {
 #[derive(Deserialize)]
 #[serde(from = "String")]
 pub(super) struct AccessToken(Zeroizing<String>);
-
-/// The credentials of the SDK's client: those of the task that calls.
-#[derive(Debug)]
-pub(super) struct OfTheCaller;
 
 // === impl Bearer ===
 
@@ -76,11 +60,6 @@ impl Bearer {
         }
         headers
     }
-
-    /// Makes `call` with this bearer, for this reason.
-    pub(super) async fn make<T>(&self, reason: HeaderValue, call: impl Future<Output = T>) -> T {
-        HEADERS.scope(self.headers(reason), call).await
-    }
 }
 
 impl fmt::Debug for Bearer {
@@ -98,63 +77,12 @@ impl From<String> for AccessToken {
     }
 }
 
-// === impl OfTheCaller ===
-
-impl CredentialsProvider for OfTheCaller {
-    async fn headers(
-        &self,
-        _: Extensions,
-    ) -> Result<CacheableResource<HeaderMap>, CredentialsError> {
-        let data = HEADERS
-            .try_with(HeaderMap::clone)
-            .map_err(|error| CredentialsError::from_source(false, error))?;
-        let entity_tag = EntityTag::new();
-        Ok(CacheableResource::New { entity_tag, data })
-    }
-
-    async fn universe_domain(&self) -> Option<String> {
-        None
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn bearer(token: &str) -> Bearer {
         Bearer::of(&AccessToken::from(token.to_owned())).expect("a bearer")
-    }
-
-    async fn sent() -> Option<HeaderMap> {
-        match OfTheCaller.headers(Extensions::new()).await {
-            Ok(CacheableResource::New { data, .. }) => Some(data),
-            _ => None,
-        }
-    }
-
-    #[tokio::test]
-    async fn a_call_carries_the_bearer_of_its_own_task_and_no_other() {
-        let (one, other) = (bearer("one"), bearer("other"));
-        let reason = HeaderValue::from_static;
-        let ask = async || {
-            tokio::task::yield_now().await;
-            sent().await.expect("headers")
-        };
-        let (first, second) =
-            tokio::join!(one.make(reason("1"), ask()), other.make(reason("2"), ask()));
-        assert_eq!(
-            (&first[AUTHORIZATION], &first[REASON]),
-            (&reason("Bearer one"), &reason("1"))
-        );
-        assert_eq!(
-            (&second[AUTHORIZATION], &second[REASON]),
-            (&reason("Bearer other"), &reason("2"))
-        );
-        let elsewhere = one.make(reason("1"), async {
-            tokio::spawn(sent()).await.expect("it ends")
-        });
-        assert_eq!(elsewhere.await, None);
-        assert_eq!(sent().await, None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Google Cloud's errors, with the contract's codes. The messages say what to check, and name no role but the caller's
 //! own.
 
-use super::exchange::Answer;
+use crate::backend::wire::Answer;
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
 use crate::role::{MACHINE, Proof, Role};
@@ -54,9 +54,9 @@ pub(super) fn of_transport(error: &reqwest::Error, whose: &str) -> BackendError 
 
 /// The token service's refusal of the subject token.
 pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
-    let refusal = serde_json::from_slice(&answer.body).unwrap_or_else(|_| {
+    let refusal = serde_json::from_slice(answer.body()).unwrap_or_else(|_| {
         // What comes before the service, such as the check that its API is enabled, answers as Google's other APIs do.
-        let ApiError { error } = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let ApiError { error } = serde_json::from_slice(answer.body()).unwrap_or_default();
         OAuthError {
             error: error.status,
             error_description: error.message,
@@ -97,7 +97,7 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
 
 /// The refusal of a service account's token to the principal that asked for it.
 pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
-    let refusal: ApiError = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let refusal: ApiError = serde_json::from_slice(answer.body()).unwrap_or_default();
     let by_machine = role.proof == Proof::Machine;
     let role = &role.name;
     let refused = match &*refusal.error.status {
@@ -185,9 +185,10 @@ fn classify(
     code: &str,
     words: &str,
 ) -> BackendError {
-    let failed = if answer.status == 429 || code == "RESOURCE_EXHAUSTED" {
-        BackendError::throttled(whose, answer.retry_after)
-    } else if answer.status >= 500 {
+    let status = answer.status().as_u16();
+    let failed = if status == 429 || code == "RESOURCE_EXHAUSTED" {
+        BackendError::throttled(whose, retry_after(answer.headers()))
+    } else if status >= 500 {
         BackendError::troubled(whose)
     } else if !refused.is_empty() {
         BackendError::refused(refused)
@@ -207,7 +208,7 @@ fn session_ended() -> BackendError {
 }
 
 /// Returns how long an answer's headers ask to wait, in seconds; a date is not worth parsing here.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds))
 }
@@ -254,11 +255,10 @@ mod tests {
     }
 
     fn answer(status: u16, body: &str) -> Answer {
-        Answer {
-            status,
-            retry_after: None,
-            body: body.as_bytes().to_vec().into(),
-        }
+        let answer = Answer::new(body.as_bytes().to_vec().into());
+        let (mut head, body) = answer.into_parts();
+        head.status = status.try_into().expect("a status");
+        Answer::from_parts(head, body)
     }
 
     #[test]

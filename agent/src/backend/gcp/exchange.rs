@@ -6,18 +6,19 @@
 
 use super::bearer::{AccessToken, Bearer, REASON};
 use super::{errors, role};
-use crate::backend::body::{self, BodyError};
+use crate::backend::wire::{Answer, Wire, WireError};
 use crate::backend::{BackendError, Caller};
 use crate::config::GcpProvider;
 use crate::error::RequestError;
 use crate::role::Role;
 use crate::secret::SubjectToken;
 use jiff::Timestamp;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
-use zeroize::Zeroizing;
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -29,13 +30,18 @@ pub(super) const SCOPE: &str = "https://www.googleapis.com/auth/cloud-platform";
 /// The life of a token whose answer does not state it; the Security Token Service gives an hour.
 const UNTOLD_LIFE: Duration = Duration::from_secs(300);
 
+const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlencoded");
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
 /// The maximum size of an answer, in bytes; a token has one or two thousand.
 const MAX_ANSWER: usize = 64 << 10;
 
 /// Where tokens are exchanged.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    pub(super) http: reqwest::Client,
+    pub(super) wire: Wire,
+    /// How long one call may take.
+    pub(super) timeout: Duration,
     /// The base URL of the Security Token Service.
     pub(super) sts: String,
     /// The base URL of the IAM Service Account Credentials API.
@@ -55,13 +61,6 @@ struct NoProvider;
 pub(super) struct Granted {
     pub(super) bearer: Bearer,
     pub(super) ends: Instant,
-}
-
-/// An answer, read in full.
-pub(super) struct Answer {
-    pub(super) status: u16,
-    pub(super) retry_after: Option<Duration>,
-    pub(super) body: Zeroizing<Vec<u8>>,
 }
 
 #[derive(Deserialize)]
@@ -103,29 +102,24 @@ impl Exchange {
                 format!("identitynamespace:{pool}:{issuer}")
             }
         };
-        let form = [
-            ("grant_type", GRANT),
-            ("audience", &audience),
-            ("scope", SCOPE),
-            ("requested_token_type", ACCESS_TOKEN),
-            ("subject_token_type", JWT),
-            ("subject_token", token.expose()),
-        ];
+        let form = form_urlencoded::Serializer::new(String::new())
+            .append_pair("grant_type", GRANT)
+            .append_pair("audience", &audience)
+            .append_pair("scope", SCOPE)
+            .append_pair("requested_token_type", ACCESS_TOKEN)
+            .append_pair("subject_token_type", JWT)
+            .append_pair("subject_token", token.expose())
+            .finish();
+        let reason = role::reason(&caller.pod_uid, caller.request_id.as_str());
+        let headers = HeaderMap::from_iter([(REASON, reason), (CONTENT_TYPE, FORM)]);
         let asked = Instant::now();
-        let request = self
-            .http
-            .post(format!("{}/v1/token", self.sts))
-            .header(
-                REASON,
-                role::reason(&caller.pod_uid, caller.request_id.as_str()),
-            )
-            .form(&form);
-        let answer = ask(request, whose).await?;
-        if answer.status != 200 {
+        let url = format!("{}/v1/token", self.sts);
+        let answer = self.post(&url, headers, form, whose).await?;
+        if answer.status() != StatusCode::OK {
             return Err(errors::of_token_service(&answer, role));
         }
         let told: Federated =
-            serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
+            serde_json::from_slice(answer.body()).map_err(|_| BackendError::garbage(whose))?;
         let life = told.expires_in.map_or(UNTOLD_LIFE, Duration::from_secs);
         // Google accepts no lifetime for this token, so the agent itself stops using it in time.
         let life = life.min(self.lifetime);
@@ -160,17 +154,15 @@ impl Exchange {
         });
         let account = resource(&role.name);
         let asked = Instant::now();
-        let request = self
-            .http
-            .post(format!("{}/v1/{account}:generateAccessToken", self.iam))
-            .headers(own.headers(role::reason(&caller.pod_uid, caller.request_id.as_str())))
-            .json(&body);
-        let answer = ask(request, whose).await?;
-        if answer.status != 200 {
+        let url = format!("{}/v1/{account}:generateAccessToken", self.iam);
+        let mut headers = own.headers(role::reason(&caller.pod_uid, caller.request_id.as_str()));
+        headers.insert(CONTENT_TYPE, JSON);
+        let answer = self.post(&url, headers, body.to_string(), whose).await?;
+        if answer.status() != StatusCode::OK {
             return Err(errors::of_impersonation(&answer, role));
         }
         let told: Impersonated =
-            serde_json::from_slice(&answer.body).map_err(|_| BackendError::garbage(whose))?;
+            serde_json::from_slice(answer.body()).map_err(|_| BackendError::garbage(whose))?;
         let left = told.expire_time.duration_since(crate::time::now());
         Ok(Granted {
             bearer: Bearer::of(&told.access_token).ok_or_else(|| BackendError::garbage(whose))?,
@@ -181,22 +173,24 @@ impl Exchange {
                     .min(self.lifetime),
         })
     }
-}
 
-/// Sends a request and reads the whole answer, within the client's timeout and our size limit.
-async fn ask(request: reqwest::RequestBuilder, whose: &str) -> Result<Answer, BackendError> {
-    let lost = |error: reqwest::Error| errors::of_transport(&error, whose);
-    let mut response = request.send().await.map_err(lost)?;
-    let body = body::whole(&mut response, MAX_ANSWER).await;
-    let body = body.map_err(|error| match error {
-        BodyError::Lost(error) => lost(error),
-        BodyError::TooLong(_) => BackendError::garbage(whose),
-    })?;
-    Ok(Answer {
-        status: response.status().as_u16(),
-        retry_after: errors::retry_after(response.headers()),
-        body,
-    })
+    async fn post(
+        &self,
+        url: &str,
+        headers: HeaderMap,
+        body: String,
+        whose: &str,
+    ) -> Result<Answer, BackendError> {
+        let url = Url::parse(url).map_err(|error| RequestError::internal(&error))?;
+        let mut request = reqwest::Request::new(Method::POST, url);
+        *request.headers_mut() = headers;
+        *request.body_mut() = Some(body.into());
+        let answer = self.wire.ask(request, self.timeout, MAX_ANSWER).await;
+        answer.map_err(|error| match error {
+            WireError::Lost(error) => errors::of_transport(&error, whose),
+            WireError::TooLong(_) => BackendError::garbage(whose),
+        })
+    }
 }
 
 /// Returns the issuer that a token names. It is not trusted here: Google verifies the token.
@@ -219,6 +213,8 @@ mod tests {
     use std::convert::Infallible;
     use tokio::net::TcpListener;
 
+    const WANTED: Duration = Duration::from_secs(900);
+
     /// Returns the URL of a service that answers every request with `text`.
     async fn saying(text: String) -> String {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
@@ -236,33 +232,37 @@ mod tests {
         format!("http://{address}")
     }
 
+    fn exchange(sts: String, iam: String) -> Exchange {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        Exchange {
+            wire: Wire::new(),
+            timeout: Duration::from_secs(3),
+            sts,
+            iam,
+            provider: Some(GcpProvider::Federation("provider".into())),
+            lifetime: WANTED,
+        }
+    }
+
     #[tokio::test]
     async fn a_connection_to_a_token_service_that_breaks_is_no_answer() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
         let url = format!("http://{}", listener.local_addr().expect("an address"));
-        let request = reqwest::Client::new().post(url);
+        let exchange = exchange(url.clone(), String::new());
+        let asked = exchange.post(&url, HeaderMap::new(), String::new(), "it");
         let broken = async { listener.accept().await.map(drop).expect("a connection") };
-        let (answer, ()) = tokio::join!(ask(request, "it"), broken);
-        let text = answer.err().expect("it broke").error.message;
+        let (answer, ()) = tokio::join!(asked, broken);
+        let text = answer.expect_err("it broke").error.message;
         assert!(text.contains("cannot be reached"), "{text}");
     }
 
     #[tokio::test]
     async fn a_token_is_used_no_longer_than_was_wanted_whatever_google_says_of_its_life() {
-        const WANTED: Duration = Duration::from_secs(900);
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let years = crate::time::now() + jiff::SignedDuration::from_hours(24 * 400);
-        let exchange = Exchange {
-            http: reqwest::Client::builder()
-                .pool_max_idle_per_host(0)
-                .build()
-                .expect("a client"),
-            sts: saying(json!({"access_token": "t", "expires_in": 86_400}).to_string()).await,
-            iam: saying(json!({"accessToken": "t", "expireTime": years}).to_string()).await,
-            provider: Some(GcpProvider::Federation("provider".into())),
-            lifetime: WANTED,
-        };
+        let exchange = exchange(
+            saying(json!({"access_token": "t", "expires_in": 86_400}).to_string()).await,
+            saying(json!({"accessToken": "t", "expireTime": years}).to_string()).await,
+        );
         let role = Role {
             name: "somebody@project".into(),
             proof: Proof::None,

@@ -1,0 +1,213 @@
+//! The wire to the clouds: one HTTP client for all of them, under their SDKs or without one.
+//!
+//! It knows no credentials: they come with each request. Calls are HTTP/1.1, so that what happens to one of them
+//! happens to no other on its connection; redirects are not followed, so that a token goes where it was sent and
+//! nowhere else. An answer is read whole, within limits of time and size, into memory that is overwritten when it is
+//! dropped.
+
+use reqwest::{Client, ClientBuilder, redirect};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+/// How long a connection may take to open.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long an idle connection is kept, and how many of them to one host. What lies between may forget a connection and
+/// tell nobody, and the longer one is idle, the likelier that is.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+const IDLE_CONNECTIONS: usize = 16;
+
+/// A call that has taken this long when it fails, or is cancelled because nobody waits for it, may have been made on a
+/// dead connection.
+const HANGS: Duration = Duration::from_secs(1);
+
+/// How many silent hosts are remembered, the latest.
+const SILENT_HOSTS: usize = 64;
+
+/// An HTTP client. What it consists of is made when it is first used: trusted roots and buffers, which an agent whose
+/// pods read nothing from a cloud need not pay for.
+#[derive(Clone)]
+pub(super) struct Wire(Arc<Inner>);
+
+struct Inner {
+    /// Whether proxies are used, as the environment says.
+    by_proxy: bool,
+    /// Keeps connections.
+    pooled: OnceLock<Client>,
+    /// Opens a connection for each call.
+    unpooled: OnceLock<Client>,
+    /// The hosts that let a call wait in vain, and when they did.
+    silent: Mutex<Vec<(Box<str>, Instant)>>,
+}
+
+/// An answer, read whole.
+pub(super) type Answer = http::Response<Zeroizing<Vec<u8>>>;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WireError {
+    /// The connection could not be opened, broke, or was too slow.
+    #[error(transparent)]
+    Lost(#[from] reqwest::Error),
+    /// It has more bytes than this.
+    #[error("the answer is longer than {0} bytes")]
+    TooLong(usize),
+}
+
+/// A call that has not been answered yet.
+struct Call<'a> {
+    wire: &'a Inner,
+    host: Box<str>,
+    began: Instant,
+    /// How long it takes at least if it hangs.
+    hangs: Duration,
+    is_answered: bool,
+}
+
+// === impl Wire ===
+
+impl Wire {
+    /// Returns a client that trusts what the machine trusts, and uses the environment's proxies.
+    pub(super) fn new() -> Self {
+        Self::with(true)
+    }
+
+    /// Returns a client for services of this machine itself, such as its metadata service: through no proxy.
+    pub(super) fn to_this_machine() -> Self {
+        Self::with(false)
+    }
+
+    fn with(by_proxy: bool) -> Self {
+        Self(Arc::new(Inner {
+            by_proxy,
+            pooled: OnceLock::new(),
+            unpooled: OnceLock::new(),
+            silent: Mutex::default(),
+        }))
+    }
+
+    /// Sends a request, and returns the answer if it comes within `time` and has at most `size` bytes.
+    ///
+    /// # Errors
+    ///
+    /// If there is none.
+    pub(super) async fn ask(
+        &self,
+        mut request: reqwest::Request,
+        time: Duration,
+        size: usize,
+    ) -> Result<Answer, WireError> {
+        *request.timeout_mut() = Some(time);
+        let host = request.url().host_str().unwrap_or_default();
+        let client = self.0.client_for(host)?;
+        let mut call = Call {
+            wire: &self.0,
+            host: host.into(),
+            began: Instant::now(),
+            hangs: HANGS.min(time),
+            is_answered: false,
+        };
+        let mut response = client.execute(request).await?;
+        let body = whole(&mut response, size).await?;
+        call.is_answered = true;
+        let (head, _) = http::Response::from(response).into_parts();
+        Ok(http::Response::from_parts(head, body))
+    }
+}
+
+impl fmt::Debug for Wire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wire(..)")
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Returns the client for a call to `host`. If one of its connections has just been silent, the others may be dead
+    /// too, whose calls would all wait in vain: until none of them can be left, each call opens its own.
+    fn client_for(&self, host: &str) -> reqwest::Result<&Client> {
+        let (client, idle) = if self.is_silent(host) {
+            (&self.unpooled, 0)
+        } else {
+            (&self.pooled, IDLE_CONNECTIONS)
+        };
+        if let Some(made) = client.get() {
+            return Ok(made);
+        }
+        let made = self.builder().pool_max_idle_per_host(idle).build()?;
+        Ok(client.get_or_init(|| made))
+    }
+
+    fn builder(&self) -> ClientBuilder {
+        let builder = Client::builder()
+            .http1_only()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .pool_idle_timeout(IDLE_TIMEOUT);
+        if self.by_proxy {
+            builder
+        } else {
+            builder.no_proxy()
+        }
+    }
+
+    fn is_silent(&self, host: &str) -> bool {
+        let mut silent = self.silent();
+        silent.retain(|(_, since)| since.elapsed() <= IDLE_TIMEOUT);
+        silent.iter().any(|(other, _)| **other == *host)
+    }
+
+    fn silent(&self) -> MutexGuard<'_, Vec<(Box<str>, Instant)>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Call ===
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        if self.is_answered || self.began.elapsed() < self.hangs {
+            return;
+        }
+        let mut silent = self.wire.silent();
+        silent.retain(|(other, _)| *other != self.host);
+        if silent.len() >= SILENT_HOSTS {
+            silent.remove(0);
+        }
+        silent.push((std::mem::take(&mut self.host), Instant::now()));
+    }
+}
+
+/// Returns the whole body of `answer`, if it has at most `limit` bytes.
+async fn whole(
+    answer: &mut reqwest::Response,
+    limit: usize,
+) -> Result<Zeroizing<Vec<u8>>, WireError> {
+    let expected = answer.content_length().unwrap_or_default();
+    let expected = usize::try_from(expected).unwrap_or(usize::MAX);
+    if expected > limit {
+        return Err(WireError::TooLong(limit));
+    }
+    let mut body = Zeroizing::new(Vec::with_capacity(expected));
+    while let Some(chunk) = answer.chunk().await? {
+        let length = body.len() + chunk.len();
+        if length > limit {
+            return Err(WireError::TooLong(limit));
+        }
+        if body.capacity() < length {
+            // A vector that grows by itself leaves a copy of its content behind.
+            let mut larger = Zeroizing::new(Vec::with_capacity(2 * length));
+            larger.extend_from_slice(&body);
+            body = larger;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+#[cfg(test)]
+mod tests;

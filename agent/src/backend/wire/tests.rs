@@ -1,0 +1,128 @@
+use super::*;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+
+const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+const TIME: Duration = Duration::from_millis(500);
+
+/// A service that answers each request, as long as nothing on the way has forgotten its connection.
+struct Service {
+    url: String,
+    /// How many connections were opened.
+    opened: AtomicUsize,
+    /// How many of them are forgotten: the first.
+    forgotten: AtomicUsize,
+}
+
+impl Service {
+    async fn start() -> Arc<Self> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let service = Arc::new(Self {
+            url,
+            opened: AtomicUsize::new(0),
+            forgotten: AtomicUsize::new(0),
+        });
+        let accepting = service.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let number = accepting.opened.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(accepting.clone().serve(stream, number));
+            }
+        });
+        service
+    }
+
+    async fn serve(self: Arc<Self>, mut stream: TcpStream, number: usize) {
+        let mut request = [0; 4096];
+        while stream
+            .read(&mut request)
+            .await
+            .is_ok_and(|length| length > 0)
+        {
+            if number < self.forgotten.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            // Requests that are made together take a connection each.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let _ = stream.write_all(ANSWER).await;
+        }
+    }
+
+    fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    async fn ask(&self, wire: &Wire) -> Result<Answer, WireError> {
+        wire.ask(get(&self.url), TIME, 100).await
+    }
+}
+
+fn get(url: &str) -> reqwest::Request {
+    reqwest::Request::new(reqwest::Method::GET, url.parse().expect("a URL"))
+}
+
+#[tokio::test]
+async fn a_body_is_read_whole_or_not_at_all() {
+    let answer = || reqwest::Response::from(http::Response::new("12345"));
+    let read = whole(&mut answer(), 5).await.expect("it fits");
+    assert_eq!(&**read, b"12345");
+    let error = whole(&mut answer(), 4).await.expect_err("it is longer");
+    assert!(matches!(error, WireError::TooLong(4)), "{error}");
+}
+
+#[tokio::test]
+async fn after_one_call_in_vain_no_dead_connection_is_used() {
+    let (wire, service) = (Wire::new(), Service::start().await);
+    let calls = (0..5).map(|_| service.ask(&wire));
+    let answers = futures::future::join_all(calls).await;
+    assert!(answers.iter().all(Result::is_ok) && service.opened() == 5);
+    // They are used again.
+    assert!(service.ask(&wire).await.is_ok() && service.opened() == 5);
+    service.forgotten.store(5, Ordering::Relaxed);
+    let late = service.ask(&wire).await.expect_err("it is dead");
+    assert!(matches!(late, WireError::Lost(error) if error.is_timeout()));
+    for opened in 6..9 {
+        assert!(service.ask(&wire).await.is_ok());
+        assert_eq!(service.opened(), opened);
+    }
+}
+
+#[tokio::test]
+async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
+    let (wire, service) = (Wire::new(), Service::start().await);
+    service.forgotten.store(2, Ordering::Relaxed);
+    for (patience, is_silent) in [(Duration::from_millis(100), false), (HANGS, true)] {
+        let request = get(&service.url);
+        let left = tokio::time::timeout(patience, wire.ask(request, 2 * HANGS, 100)).await;
+        assert!(left.is_err());
+        assert_eq!(wire.0.is_silent("127.0.0.1"), is_silent);
+    }
+    assert!(!wire.0.is_silent("127.0.0.2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_are_few() {
+    let wire = Wire::new();
+    let silence = async |host: String| {
+        let call = Call {
+            wire: &wire.0,
+            host: host.into(),
+            began: Instant::now(),
+            hangs: HANGS,
+            is_answered: false,
+        };
+        tokio::time::sleep(HANGS).await;
+        drop(call);
+    };
+    silence("a".into()).await;
+    tokio::time::sleep(IDLE_TIMEOUT).await;
+    assert!(wire.0.is_silent("a"));
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert!(!wire.0.is_silent("a"));
+    futures::future::join_all((0..1000).map(|number| silence(number.to_string()))).await;
+    assert_eq!(wire.0.silent().len(), SILENT_HOSTS);
+}
