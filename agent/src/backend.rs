@@ -16,6 +16,7 @@ mod store;
 mod wire;
 
 pub(crate) use error::{BackendError, Fault};
+pub(crate) use wire::LOOKUPS;
 
 use crate::account::Annotations;
 use crate::config::{BackendConfig, Config, LocalRole};

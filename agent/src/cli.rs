@@ -1,6 +1,7 @@
 //! The program: arguments, hardening, logging, configuration, runtime, exit codes.
 
 use crate::agent::{Agent, Drained, Leave};
+use crate::backend::LOOKUPS;
 use crate::backend::machine::Source;
 use crate::config::{self, Config};
 use crate::preflight::{self, StartError};
@@ -124,7 +125,7 @@ fn runtime() -> io::Result<Runtime> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .thread_name("blocking")
-        .max_blocking_threads(64)
+        .max_blocking_threads(64 + LOOKUPS)
         .thread_keep_alive(THREAD_KEPT)
         .build()?;
     with_a_thread(|| runtime.spawn_blocking(|| ()))?;

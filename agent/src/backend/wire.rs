@@ -5,6 +5,11 @@
 //! nowhere else. An answer is read whole, within limits of time and size, into memory that is overwritten when it is
 //! dropped.
 
+mod names;
+
+pub(crate) use names::LOOKUPS;
+
+use names::Names;
 use reqwest::{Client, ClientBuilder, redirect};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -33,6 +38,7 @@ const SILENT_HOSTS: usize = 64;
 pub(super) struct Wire(Arc<Inner>);
 
 struct Inner {
+    names: Names,
     /// Whether proxies are used, as the environment says.
     by_proxy: bool,
     /// Keeps connections.
@@ -82,6 +88,7 @@ impl Wire {
 
     fn with(by_proxy: bool) -> Self {
         Self(Arc::new(Inner {
+            names: Names::of_the_machine(),
             by_proxy,
             pooled: OnceLock::new(),
             unpooled: OnceLock::new(),
@@ -147,7 +154,8 @@ impl Inner {
             .http1_only()
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .pool_idle_timeout(IDLE_TIMEOUT);
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .dns_resolver(self.names.clone());
         if self.by_proxy {
             builder
         } else {
