@@ -1,8 +1,7 @@
-//! The SDK's client over the wire of ours, which has limits of time and size and takes part in nothing that is shared
-//! beyond it.
+//! The SDK's client, over the agent's own wire.
 //!
-//! The SDK's own transport gets its tokens, resolver and connections in ways of its own. So each call is made by a
-//! client whose transport is that call's alone: with the bearer of its session, and no other in reach.
+//! The SDK takes no other HTTP client, but it has a trait for what answers its calls, made for its users' tests. Here
+//! that is the transport of one call, with the bearer of the call's session and no other within reach.
 
 use super::bearer::Bearer;
 use crate::backend::wire::{Answer, Wire, WireError};
