@@ -101,7 +101,8 @@ mod tests {
     const ADDRESS: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 0);
 
-    /// Names of which those with "hang" in them are not found before the sender is dropped, and how many were looked for.
+    /// Names of which those with "hang" in them are not found before the sender is dropped, and how many were looked
+    /// for.
     fn names() -> (Names, mpsc::Sender<()>, Arc<AtomicUsize>) {
         let (hold, held) = mpsc::channel::<()>();
         let (held, looked) = (Mutex::new(held), Arc::<AtomicUsize>::default());
