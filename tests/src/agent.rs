@@ -391,8 +391,8 @@ pub fn free_address() -> io::Result<SocketAddr> {
     Err(io::ErrorKind::AddrInUse.into())
 }
 
-/// A pipe that is already full. It is non-blocking, as a terminal or a pipe may be that others share: its writers have to
-/// wait themselves.
+/// A pipe that is already full. It is non-blocking, as a terminal or a pipe that others share may be: its writers have
+/// to wait themselves.
 fn full_pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
     let (reader, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;

@@ -337,7 +337,8 @@ async fn what_aws_repeats_of_a_request_that_was_changed_on_its_way_is_in_no_log_
     assert!(text.contains("changed on its way"), "{text}");
     // The log has a writer of its own, which may be later than the answer.
     let line = agent.until_line("InvalidSignatureException: The request");
-    let said = line.await.expect("what AWS said is in the log");
+    line.await.expect("what AWS said is in the log");
+    let said = agent.stderr().join("\n");
     for said in [text, said] {
         assert!(
             !said.contains("Canonical") && !said.contains("ecurity-token"),

@@ -195,6 +195,10 @@ where
             BackendError::from(RequestError::unavailable(text)).because(error)
         }
         SdkError::TimeoutError(_) => BackendError::late(whose).because(error),
+        // It is too long, or no HTTP.
+        SdkError::DispatchFailure(failed) if failed.is_other() => {
+            BackendError::garbage(whose).because(error)
+        }
         SdkError::DispatchFailure(_) => BackendError::unreachable(whose).because(error),
         SdkError::ServiceError(service) => {
             let status = service.raw().status().as_u16();
@@ -243,6 +247,7 @@ mod tests {
     use super::*;
     use aws_sdk_secretsmanager::error::ErrorMetadata;
     use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueError;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
 
     fn failed(code: &str) -> SdkError<GetSecretValueError, HttpResponse> {
         let said = ErrorMetadata::builder().code(code).message("its words");
@@ -252,6 +257,18 @@ mod tests {
     fn answered(status: u16, said: ErrorMetadata) -> SdkError<GetSecretValueError, HttpResponse> {
         let answer = HttpResponse::new(status.try_into().expect("a status"), "".into());
         SdkError::service_error(GetSecretValueError::generic(said), answer)
+    }
+
+    #[test]
+    fn an_answer_that_is_too_long_is_none_that_can_be_read() {
+        let too_long = ConnectorError::other("the answer is longer than 5 bytes".into(), None);
+        let failed: SdkError<GetSecretValueError, HttpResponse> =
+            SdkError::dispatch_failure(too_long);
+        let failed = of_read(&failed, &role(), "eu-central-1");
+        assert!(
+            failed.error.message.contains("cannot be read"),
+            "{failed:?}"
+        );
     }
 
     #[test]
