@@ -4,6 +4,7 @@
 //! may be logged, and the tokens as the kubelet wrote them, which may not.
 
 use super::volume::Volume;
+use crate::attest::cgroup::PodUid;
 use crate::secret::SecretValue;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -29,6 +30,8 @@ pub(crate) enum Ask {
     Publish(Volume),
     /// Stop serving the volume with this id.
     Unpublish(String),
+    /// Which of these pods does the API server no longer know?
+    Departed(Vec<PodUid>),
     /// Which tokens do you hold? Sent by an agent that takes over from another.
     Tokens,
 }
@@ -37,6 +40,12 @@ pub(crate) enum Ask {
 #[derive(Debug, Deserialize, Serialize)]
 pub(crate) struct Reply {
     pub(crate) failure: Option<Failure>,
+}
+
+/// The agent's reply to [`Ask::Departed`]: those that are gone for certain.
+#[derive(Debug, Deserialize, Serialize)]
+pub(crate) struct Departed {
+    pub(crate) pods: Vec<PodUid>,
 }
 
 /// Why the agent refuses or fails. The text goes to the kubelet, and so into an event of the pod.
@@ -166,16 +175,31 @@ impl Agent {
         Self { socket }
     }
 
-    /// Sends the request and waits for the agent's reply.
+    /// Sends the request and waits for the agent's consent.
     ///
     /// # Errors
     ///
     /// If the agent refuses, or cannot be reached now.
     pub(crate) async fn ask(&self, ask: Ask, tokens: Vec<u8>) -> Result<(), Failure> {
+        let Reply { failure } = self.exchange(ask, tokens).await?;
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Which of these pods the API server no longer knows. An agent that cannot tell names none.
+    ///
+    /// # Errors
+    ///
+    /// If the agent cannot be reached now, or does not understand the question.
+    pub(crate) async fn departed(&self, pods: Vec<PodUid>) -> Result<Vec<PodUid>, Failure> {
+        let Departed { pods } = self.exchange(Ask::Departed(pods), Vec::new()).await?;
+        Ok(pods)
+    }
+
+    async fn exchange<R: DeserializeOwned>(&self, ask: Ask, tokens: Vec<u8>) -> Result<R, Failure> {
         let exchange = async {
             let mut stream = UnixStream::connect(&self.socket).await?;
             Message::with(ask, tokens).write(&mut stream).await?;
-            Message::<Reply>::read(&mut stream).await
+            Message::<R>::read(&mut stream).await
         };
         let away = |why: &dyn std::fmt::Display| {
             Failure::unavailable(format!(
@@ -183,10 +207,7 @@ impl Agent {
             ))
         };
         match timeout(REPLY_TIMEOUT, exchange).await {
-            Ok(Ok(Message { body, .. })) => match body.failure {
-                None => Ok(()),
-                Some(failure) => Err(failure),
-            },
+            Ok(Ok(reply)) => Ok(reply.body),
             Ok(Err(error)) => Err(away(&error)),
             Err(elapsed) => Err(away(&elapsed)),
         }

@@ -10,6 +10,7 @@ use super::mount;
 use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use super::publish::{Publish, Target, volume_id};
 use super::volume::{FilesAsked, Key, Store, Volume};
+use crate::attest::cgroup::PodUid;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
@@ -128,27 +129,39 @@ impl Node {
         Ok(Empty {})
     }
 
-    /// Removes what nobody will unpublish any more: volumes of pods whose directory the kubelet has removed, and
-    /// directories that were made but never recorded.
+    /// Removes what nobody will unpublish any more: volumes of pods that are gone, and directories that were made but
+    /// never recorded.
+    ///
+    /// A pod is gone if the kubelet has removed its directory, or if the API server no longer knows it: a kubelet that
+    /// was down when a pod was deleted by force may never unpublish the volume, and keeps the directory for as long as
+    /// something is mounted in it.
     pub(super) async fn tend(&self) {
         let (Ok(keys), Ok(directories)) = (self.store.keys(), self.store.directories()) else {
             return;
         };
+        let mut remaining = Vec::new();
         for key in &keys {
-            let Ok(turn) = self.turn(key.clone()) else {
-                continue;
-            };
             let Ok(Some(volume)) = self.store.load(key) else {
                 continue;
             };
             let pod = self.kubelet.join("pods").join(volume.pod.uid.to_string());
-            let is_gone = pod
+            let is_removed = pod
                 .symlink_metadata()
                 .is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-            let target = Target::parse(&volume.target.to_string_lossy(), &self.kubelet);
-            if let (true, Ok(target)) = (is_gone, target) {
-                tracing::info!(uid = %target.pod, "a volume whose pod is gone is removed");
-                let _ = self.withdraw(&turn.key, &target).await;
+            match is_removed {
+                true => self.discard(key).await,
+                false => remaining.push((key, volume.pod.uid)),
+            }
+        }
+        if !remaining.is_empty() {
+            let pods: HashSet<PodUid> = remaining.iter().map(|(_, pod)| *pod).collect();
+            // An agent that is away names none.
+            let asked = self.agent.departed(pods.into_iter().collect());
+            let departed = asked.await.unwrap_or_default();
+            for (key, pod) in remaining {
+                if departed.contains(&pod) {
+                    self.discard(key).await;
+                }
             }
         }
         // One being published, by this mounter or another on the node, is recorded long before the next round.
@@ -170,6 +183,17 @@ impl Node {
                 self.forget(&turn.key);
                 self.remove(&turn.key);
             }
+        }
+    }
+
+    /// Removes a volume whose pod is gone.
+    async fn discard(&self, key: &Key) {
+        if let Ok(turn) = self.turn(key.clone())
+            && let Ok(Some(volume)) = self.store.load(&turn.key)
+            && let Ok(target) = Target::parse(&volume.target.to_string_lossy(), &self.kubelet)
+        {
+            tracing::info!(uid = %target.pod, "a volume whose pod is gone is removed");
+            let _ = self.withdraw(&turn.key, &target).await;
         }
     }
 

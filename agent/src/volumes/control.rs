@@ -5,7 +5,7 @@ use super::Volumes;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Pod, Pods};
 use crate::attest::{AttestError, Denial};
-use crate::csi::control::{Ask, Failure, FailureKind, Message, Reply};
+use crate::csi::control::{Ask, Departed, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
 use crate::peer::Peer;
 use crate::server::EXHAUSTED_REST;
@@ -101,6 +101,10 @@ impl Volumes {
                 self.let_go(&Key::of(&id));
                 reply(&mut stream, Ok(())).await
             }
+            Ask::Departed(pods) => {
+                let pods = self.departed(pods).await;
+                Message::plain(Departed { pods }).write(&mut stream).await
+            }
             Ask::Tokens => {
                 let (inventory, tokens) = self.inventory();
                 let tokens = tokens.into();
@@ -158,6 +162,20 @@ impl Volumes {
             Some(filling) => self.fill_first(&key, &filling).await,
             None => Ok(()),
         }
+    }
+
+    /// Those of these pods that the API server no longer knows; none if it cannot be asked. A UID never comes back.
+    pub(super) async fn departed(&self, mut pods: Vec<PodUid>) -> Vec<PodUid> {
+        pods.retain(|uid| self.pods.by_uid(*uid).is_none());
+        if pods.is_empty() {
+            return pods;
+        }
+        // What the watch has not reported may be new, or be known to nobody yet.
+        let Ok(named) = self.pods.look().await else {
+            return Vec::new();
+        };
+        pods.retain(|uid| !named.contains(uid));
+        pods
     }
 
     /// Returns the pod, if the API server and the kubelet agree on what it is.

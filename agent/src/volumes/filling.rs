@@ -93,7 +93,7 @@ impl Volumes {
         outcome
     }
 
-    /// Fills the volume again and again, as long as it is this agent's.
+    /// Fills the volume again and again, as long as it is this agent's and its pod exists.
     pub(super) async fn go_on_filling(self: Arc<Self>, key: Key, filling: Arc<Filling>) {
         loop {
             sleep(self.pause()).await;
@@ -101,9 +101,18 @@ impl Volumes {
                 return;
             }
             // Until it has been filled for the first time, nobody has agreed to it.
-            if Folder::of(self.store.directory(&key)).is_filled() {
-                let mut last = filling.last.lock().await;
+            if !Folder::of(self.store.directory(&key)).is_filled() {
+                continue;
+            }
+            let mut last = filling.last.lock().await;
+            if self.departed(vec![filling.volume.pod.uid]).await.is_empty() {
                 *last = Some(self.fill(&key, &filling, last.as_ref()).await);
+            } else if self.put(&key, &filling, &[]).await.is_ok() {
+                // Its volume may never be unpublished (`csi/node.rs: Node::tend`), and nobody needs what it holds.
+                let (uid, volume) = (filling.volume.pod.uid, filling.volume.name());
+                tracing::info!(%uid, volume, "a volume's files are removed, since its pod is gone");
+                *last = Some(Err(no_pod(&AttestError::Gone)));
+                return;
             }
         }
     }

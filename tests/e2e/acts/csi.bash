@@ -75,6 +75,7 @@ act_csi() {
   csi_churn
   csi_recovered
   csi_files
+  csi_forgotten
   csi_no_token_anywhere
   kubectl -n test delete pods --wait=true --timeout=180s -l 'run in (by-csi, files, few-files, no-files, late-files)' >/dev/null
   kubectl -n prod delete pod by-csi --wait=true --timeout=180s >/dev/null
@@ -307,6 +308,28 @@ csi_files_rotate() {
   check 'the pod that waited runs' eventually 180 is_phase late-files Running
   check 'and has it' file_is late-files "$test_value"
 }
+
+# Deleted by force while its volume cannot be unpublished, and then the kubelet begins anew and does not know it.
+csi_forgotten() {
+  [[ -n ${E2E_KUBELET:-} ]] || return 0
+  note 'CSI: a pod that the kubelet forgets'
+  local uid key mounter
+  files_pod forgotten '[{"name": "test/database-password"}]'
+  running test forgotten
+  uid=$(uid_of test forgotten) key=$(key_of "$(uid_of test forgotten)") mounter=$(mounter_process)
+  kill -STOP "$mounter"
+  kubectl -n test delete pod forgotten --force --grace-period=0 >/dev/null 2>&1
+  $E2E_KUBELET
+  check 'its files are removed by the agent alone' eventually 60 is_emptied "$key"
+  sleep 20 # in which the kubelet looks for volumes of pods that are gone, and cannot ask their driver
+  kill -CONT "$mounter"
+  check 'and its volume by the mounter' eventually 100 is_withdrawn "$key"
+  check_equal 'nothing of it is mounted' '' "$(csi_mounts | grep "$uid" || true)"
+}
+
+is_emptied() { [[ -e $plugin/run/p/$1/..data && ! -e $plugin/run/p/$1/..data/database-password ]]; } # KEY
+
+is_withdrawn() { [[ ! -e $plugin/run/p/$1 && ! -e $plugin/run/v/$1 ]]; } # KEY
 
 # By the tokens' signatures, which are the part of them that nothing else has. They are known where the translator saw them.
 csi_no_token_anywhere() {

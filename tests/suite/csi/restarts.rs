@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::kube::PodSpec;
+use testkit::kubelet::VolumeSpec;
 use testkit::until;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -377,6 +378,34 @@ async fn left_behind(volumes: usize) -> Node {
         fs::remove_dir_all(of_pod).expect("it is the kubelet's");
     }
     node
+}
+
+/// The kubelet was down when they were deleted by force, and keeps their directories, since something is mounted there.
+#[tokio::test]
+async fn a_volume_goes_once_the_api_server_knows_its_pod_no_longer_and_stays_while_no_agent_says_so()
+ {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let one = node.pod("test", "one").await;
+    let two = node.pod("test", "two").await;
+    let target = |volume: &VolumeSpec| node.kubelet.target(volume.pod.uid(), &volume.name);
+    let (of_one, of_two) = (target(&one.volume), target(&two.volume));
+    node.mounter.kill().await.expect("it runs");
+    one.volume.pod.delete();
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    until("no volume of the one", async || {
+        !of_one.exists() && node.kubelet.kept().len() == 2
+    })
+    .await;
+    reads_own(&two.workload).await;
+    node.mounter.kill().await.expect("it runs");
+    node.kill_agent().await;
+    two.volume.pod.delete();
+    let mounts = node.kubelet.mounts();
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.kubelet.mounts(), mounts);
+    assert!(of_two.join("agent.sock").exists());
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use crate::csi::{Node, settings};
 use std::fs;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::password;
+use testkit::until;
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -53,6 +54,34 @@ async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
     assert!(!of_volume.join("..half").exists(), "half a set is left");
     node.sandbox.secret("test/database-password", "again");
     until_it_holds(&target.join(FILE), "again").await;
+}
+
+/// As when it is deleted by force while the kubelet is down.
+#[tokio::test]
+async fn a_pod_that_is_gone_leaves_no_values_in_its_volume_and_no_failures() {
+    needs_workloads!();
+    let mut node = Node::refreshing().await;
+    let (volume, target) = node.with_files("web", PASSWORD).await;
+    let (_other, of_other) = node.with_files("other", PASSWORD).await;
+    let link = target.join("..data");
+    let set = target.join(fs::read_link(&link).expect("a set"));
+    node.mounter.kill().await.expect("it runs");
+    volume.pod.delete();
+    until("no file", async || !set.join(FILE).exists()).await;
+    until("no link to it", async || !target.join(FILE).is_symlink()).await;
+    assert_eq!(fs::read_dir(&link).expect("a set").count(), 0);
+    node.agent
+        .until_line("since its pod is gone")
+        .await
+        .expect("it says so");
+    // The other pod's go on.
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&of_other.join(FILE), "rotated").await;
+    for outcome in ["unavailable", "denied", "missing", "invalid"] {
+        let failures = format!("latchkey_csi_fillings_total{{outcome=\"{outcome}\"}}");
+        let counted = node.agent.metric(&failures).await.unwrap_or(0.0);
+        assert!(counted == 0.0, "{failures} {counted}");
+    }
 }
 
 #[tokio::test]
