@@ -99,6 +99,8 @@ impl Kubelet {
         // Shared, as on a node: what a mounter mounts is seen outside of its container.
         let (at, none) = (kubelet.root(), None::<&str>);
         mount(Some(at), at, none, MsFlags::MS_BIND, none)?;
+        // First a mount of its own, where the machine's root is shared: otherwise each mount would be there twice.
+        mount(none, at, none, MsFlags::MS_PRIVATE, none)?;
         mount(none, at, none, MsFlags::MS_SHARED, none)?;
         Ok(kubelet)
     }

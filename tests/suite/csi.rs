@@ -396,14 +396,14 @@ async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
     let none = None::<&str>;
     // What a mounter leaves that dies before it has mounted the volume.
     let run = node.kubelet.directory().join("run");
-    mount(
-        Some(&run.join("p")),
-        &run.join("staging"),
-        none,
-        MsFlags::MS_BIND,
-        none,
-    )
-    .expect("root may");
+    let key = node.kubelet.kept().remove(0);
+    let stage = || {
+        let staging = run.join("staging").join(&key);
+        fs::create_dir(&staging).expect("the mounter has removed it");
+        let from = run.join("p").join(&key);
+        mount(Some(&from), &staging, none, MsFlags::MS_BIND, none).expect("root may");
+    };
+    stage();
     // Something else is on top.
     for _ in 0..3 {
         mount(Some("/tmp"), &target, none, MsFlags::MS_BIND, none).expect("root may");
@@ -413,9 +413,17 @@ async fn a_mount_that_was_left_half_made_or_stacked_is_put_right() {
     assert_eq!(mounts.iter().filter(|point| **point == target).count(), 1);
     assert!(target.join("agent.sock").exists());
     fs::write(target.join("x"), "x").expect_err("it is read-only");
+    // The next call finds all as it should be, and is not killed in the middle.
+    stage();
     node.kubelet.unpublish(&pod.volume).await.expect("it goes");
     assert!(!target.exists());
     assert_eq!(node.kubelet.kept(), Vec::<String>::new());
+    let mounts = node.kubelet.mounts();
+    assert!(
+        !mounts
+            .iter()
+            .any(|point| point.starts_with(run.join("staging")))
+    );
 }
 
 #[tokio::test]

@@ -26,9 +26,10 @@ const ROUND: Duration = Duration::from_secs(60);
 /// How long calls in progress may take to finish when the mounter is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// The options of the store's tmpfs. A volume has four entries at most while it is made (its directory, its socket, and
-/// each of socket and record under another name first), and there is room for 8192 records of a page.
-const STORE: &str = "mode=0700,size=32m,nr_inodes=32k";
+/// The options of the store's tmpfs. A volume has five entries at most while it is made (its directory, where that is
+/// staged, its socket, and each of socket and record under another name first), and there is room for 8192 records of a
+/// page.
+const STORE: &str = "mode=0700,size=32m,nr_inodes=40k";
 
 /// How often to check that somebody answers on the sockets.
 const LOOK: Duration = Duration::from_secs(1);

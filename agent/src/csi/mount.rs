@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, mkdirat, stat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::unistd::{UnlinkatFlags, mkdir, unlinkat};
+use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -32,7 +33,8 @@ const MOST_STACKED: usize = 1 << 16;
 
 const NONE: Option<&str> = None;
 
-/// Mounts `source` read-only at `target`, unless it already is, by way of the directory `staging`, which is root's.
+/// Mounts `source` read-only at `target`, unless it already is, by way of the directory `staging`. That is root's, and
+/// for this source alone: two mounters on a node may be at work at once, in an upgrade.
 ///
 /// The kernel makes a mount read-only in the mount namespace where that is asked for, and in no other: were it done at
 /// the target, the node could still write there, as the kubelet does in a pod's name when it makes a missing `subPath`.
@@ -54,14 +56,30 @@ pub(super) fn bind(source: &Path, staging: &Path, target: &Target) -> io::Result
         return Ok(());
     }
     // One that was killed may have left it mounted.
-    unmount(staging)?;
-    mount(Some(source), staging, NONE, MsFlags::MS_BIND, NONE)?;
-    let outcome = bind_confined(staging, &parent);
-    unmount(staging)?;
+    clear(staging)?;
+    mkdir(staging, Mode::S_IRWXU)?;
+    let outcome = mount(Some(source), staging, NONE, MsFlags::MS_BIND, NONE)
+        .map_err(io::Error::from)
+        .and_then(|()| bind_confined(staging, &parent));
+    clear(staging)?;
     outcome
 }
 
-/// Confines what is mounted at `staging`, and mounts it at the target in `parent` in place of whatever is there.
+/// Removes the directory `staging` and what is mounted there. Neither need exist.
+///
+/// # Errors
+///
+/// If the kernel refuses.
+pub(super) fn clear(staging: &Path) -> io::Result<()> {
+    unmount(staging)?;
+    match fs::remove_dir(staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Confines what is mounted at `staging`, and mounts it at the target in `parent` in place of whatever is there. For the
+/// moment between the two nothing is there, which a pod can meet only if its volume was not as it should be.
 fn bind_confined(staging: &Path, parent: &OwnedFd) -> io::Result<()> {
     // By a descriptor: if another mounter unmounts it now, this fails, and does not mount the directory below.
     let staged = open(staging, DIRECTORY, Mode::empty())?;

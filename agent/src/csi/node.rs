@@ -224,7 +224,7 @@ impl Node {
             self.store.save(&volume).map_err(|e| failed("record", e))?;
         }
         self.agent.ask(Ask::Publish(volume), tokens).await?;
-        mount::bind(directory, &self.store.staging(), &target).map_err(|e| failed("mount", e))
+        mount::bind(directory, &self.store.staging(key), &target).map_err(|e| failed("mount", e))
     }
 
     /// Makes sure that the pod's records leave room for this volume's.
@@ -282,6 +282,10 @@ impl Node {
     }
 
     fn remove(&self, key: &Key) {
+        // A mounter that was killed may have left the volume's memory mounted there too.
+        if let Err(error) = mount::clear(&self.store.staging(key)) {
+            tracing::warn!(%error, "cannot clear where a volume was staged");
+        }
         if let Err(error) = mount::unmount(&self.store.directory(key)) {
             tracing::warn!(%error, "cannot unmount the memory of a volume");
         }

@@ -53,7 +53,7 @@ pub(crate) struct Key(String);
 ///
 /// - `control.sock`, where the agent listens for the mounter
 /// - `p/KEY/`, the directory that is mounted into the pod; a tmpfs of its own if the pod wants files
-/// - `staging/`, where a directory is mounted for a moment before it is mounted into the pod
+/// - `staging/KEY/`, where that is mounted for a moment before it is mounted into the pod
 /// - `v/KEY`, the volume as JSON; it exists from when the directory is ready until the volume is unpublished
 #[derive(Clone, Debug)]
 pub(crate) struct Store {
@@ -121,8 +121,8 @@ impl Store {
     }
 
     /// Where the mounter makes a mount what it should be before a pod can see it.
-    pub(crate) fn staging(&self) -> PathBuf {
-        self.root.join("staging")
+    pub(crate) fn staging(&self, key: &Key) -> PathBuf {
+        self.root.join("staging").join(&key.0)
     }
 
     /// The pod's own socket.
