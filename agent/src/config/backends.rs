@@ -15,8 +15,10 @@ use super::{
 /// The possible types of a backend.
 const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
 
-/// The variables that name the proxy on the way to a cloud.
-const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+/// The variables that name the proxy on the way to a cloud, and the hosts without one. The first of a pair hides the
+/// second, even where it is empty.
+const PROXIES: [[&str; 2]; 2] = [["HTTPS_PROXY", "https_proxy"], ["ALL_PROXY", "all_proxy"]];
+const NO_PROXIES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// Reads every section; if there is none, the backend `aws` with all its defaults is in use.
 pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, BackendConfig> {
@@ -118,7 +120,13 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
 /// connect directly; so it is put to what they use themselves. Its value is not shown: it may hold a password.
 fn check_proxies(reader: &mut Reader) {
     let cloud = Uri::from_static("https://cloud.example");
-    for name in PROXIES {
+    for [first, second] in PROXIES.into_iter().chain([NO_PROXIES]) {
+        if reader.is_blank(first) && reader.variable(second).is_some() {
+            let wrong = Wrong::new(format!("is empty, and hides {second}"), "unset it");
+            reader.blame_variable(first, wrong);
+        }
+    }
+    for name in PROXIES.as_flattened() {
         let Some(value) = reader.variable(name) else {
             continue;
         };

@@ -99,6 +99,14 @@ impl Reader {
         Some(text.as_str()).filter(|text| !text.is_empty())
     }
 
+    /// Whether an environment variable is set, but empty.
+    pub(super) fn is_blank(&self, name: &str) -> bool {
+        self.settings
+            .environment
+            .get(name)
+            .is_some_and(String::is_empty)
+    }
+
     /// Lets an environment variable override what the file says about `key`.
     pub(super) fn overrule(&mut self, key: &str, variable: &str) {
         let from_file = |setting: &Setting| matches!(setting.origin, Origin::File { .. });

@@ -387,6 +387,22 @@ fn a_proxy_that_would_be_passed_over_is_refused_without_showing_its_password() {
 }
 
 #[test]
+fn an_empty_variable_for_the_proxy_hides_no_other() {
+    for [first, second] in [["HTTPS_PROXY", "https_proxy"], ["NO_PROXY", "no_proxy"]] {
+        let start = with_file("")
+            .and_env(first, "")
+            .and_env(second, "proxy:3128");
+        let said = format!("environment variable {first}: is empty, and hides {second}; unset it");
+        assert_eq!(start.faults(), [said]);
+        with_file("").and_env(first, "").config();
+        with_file("")
+            .and_env(second, "")
+            .and_env(first, "proxy:3128")
+            .config();
+    }
+}
+
+#[test]
 fn a_region_to_fall_back_from_need_not_be_in_the_configuration() {
     let text = "backends.aws.fallback_regions = [\"eu-west-1\"]";
     let aws = with_file(text).aws();
