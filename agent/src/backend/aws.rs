@@ -26,6 +26,7 @@ use aws_config::stalled_stream_protection::StalledStreamProtectionConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_secretsmanager as secretsmanager;
+use aws_sdk_secretsmanager::config::retry::ReconnectMode;
 use aws_sdk_secretsmanager::config::{Credentials, IdentityCache};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
@@ -100,10 +101,15 @@ impl Aws {
         };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .no_credentials()
-            .http_client(SdkWire(wire.clone()))
+            .http_client(SdkWire::new(wire.clone(), settings.timeout))
             // Each attempt already has a timeout that covers the answer's body; more timers would only cost every call.
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
-            .retry_config(RetryConfig::standard().with_max_attempts(tries))
+            .retry_config(
+                RetryConfig::standard()
+                    .with_max_attempts(tries)
+                    // Otherwise the SDK logs an error for each answer of 500 and above: its connections are its own.
+                    .with_reconnect_mode(ReconnectMode::ReuseAllConnections),
+            )
             .timeout_config(
                 TimeoutConfig::builder()
                     .operation_attempt_timeout(settings.timeout)

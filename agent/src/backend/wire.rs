@@ -25,8 +25,8 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 16;
 
-/// A call that has taken this long when it fails, or is cancelled because nobody waits for it, may have been made on a
-/// dead connection.
+/// A call that has taken this long without an answer when it fails, or is cancelled because nobody waits for it, may have
+/// been made on a dead connection.
 const HANGS: Duration = Duration::from_secs(1);
 
 /// How many silent hosts are remembered, the latest.
@@ -63,14 +63,15 @@ pub(super) enum WireError {
     TooLong(usize),
 }
 
-/// A call that has not been answered yet.
+/// A call under way.
 struct Call<'a> {
     wire: &'a Inner,
     host: Box<str>,
     began: Instant,
     /// How long it takes at least if it hangs.
     hangs: Duration,
-    is_answered: bool,
+    /// Whether its connection has not been heard of yet.
+    is_silent: bool,
 }
 
 // === impl Wire ===
@@ -114,12 +115,15 @@ impl Wire {
             wire: &self.0,
             host: host.into(),
             began: Instant::now(),
-            hangs: HANGS.min(time),
-            is_answered: false,
+            // Half of the time: whoever waits for it may have begun to count before.
+            hangs: HANGS.min(time / 2),
+            is_silent: true,
         };
-        let mut response = client.execute(request).await?;
+        let response = client.execute(request).await;
+        // Where none can be opened, those that are open may well be alive.
+        call.is_silent = matches!(&response, Err(error) if !error.is_connect());
+        let mut response = response?;
         let body = whole(&mut response, size).await?;
-        call.is_answered = true;
         let (head, _) = http::Response::from(response).into_parts();
         Ok(http::Response::from_parts(head, body))
     }
@@ -178,7 +182,7 @@ impl Inner {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if self.is_answered || self.began.elapsed() < self.hangs {
+        if !self.is_silent || self.began.elapsed() < self.hangs {
             return;
         }
         let mut silent = self.wire.silent();

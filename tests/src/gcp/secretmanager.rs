@@ -172,6 +172,7 @@ fn list(
     query: &str,
 ) -> Result<Reply, Refusal> {
     let (mut size, mut token, mut filter) = (PAGE_LIMIT, String::new(), String::new());
+    let mut is_short = false;
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
         match name.as_ref() {
             "pageSize" => match value.parse() {
@@ -182,6 +183,7 @@ fn list(
             "pageToken" => token = value.into_owned(),
             "filter" => filter = value.into_owned(),
             "$alt" if value == "json;enum-encoding=int" => {}
+            "$fields" if value == "nextPageToken,secrets.name" => is_short = true,
             other => {
                 return Err(invalid(format!(
                     "this fake does not know the parameter {other}"
@@ -234,9 +236,15 @@ fn list(
         .iter()
         .skip(from)
         .take(size)
-        .map(|name| json!({"name": format!("{resource}/secrets/{name}"), "createTime": "2026-01-01T00:00:00Z"}))
+        .map(|name| match format!("{resource}/secrets/{name}") {
+            name if is_short => json!({"name": name}),
+            name => json!({"name": name, "createTime": "2026-01-01T00:00:00Z"}),
+        })
         .collect();
-    let mut answer = json!({"secrets": page, "totalSize": matching.len()});
+    let mut answer = json!({"secrets": page});
+    if !is_short {
+        answer["totalSize"] = matching.len().into();
+    }
     if from + size < matching.len() {
         answer["nextPageToken"] = format!("at-{}", from + size).into();
     }

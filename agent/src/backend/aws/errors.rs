@@ -195,9 +195,9 @@ where
             BackendError::from(RequestError::unavailable(text)).because(error)
         }
         SdkError::TimeoutError(_) => BackendError::late(whose).because(error),
-        // It is too long, or no HTTP.
+        // It is too long: a list of what this pod may list, perhaps.
         SdkError::DispatchFailure(failed) if failed.is_other() => {
-            BackendError::garbage(whose).because(error)
+            BackendError::unexpected(whose).because(error)
         }
         SdkError::DispatchFailure(_) => BackendError::unreachable(whose).because(error),
         SdkError::ServiceError(service) => {
@@ -260,14 +260,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_too_long_is_none_that_can_be_read() {
+    fn an_answer_that_is_too_long_does_not_make_its_region_count_as_away() {
         let too_long = ConnectorError::other("the answer is longer than 5 bytes".into(), None);
         let failed: SdkError<GetSecretValueError, HttpResponse> =
             SdkError::dispatch_failure(too_long);
         let failed = of_read(&failed, &role(), "eu-central-1");
-        assert!(
-            failed.error.message.contains("cannot be read"),
-            "{failed:?}"
+        assert_eq!(
+            (failed.error.code, failed.fault),
+            (Code::Unavailable, Fault::Call)
         );
     }
 

@@ -18,6 +18,9 @@ use std::time::{Duration, UNIX_EPOCH};
 const NO_CREDENTIALS: &str =
     "this machine has no AWS credentials now: sign in, or check AWS_PROFILE and credential_process";
 
+/// How long one call of the chain's may take. All of them together have less.
+const LONGEST: Duration = Duration::from_secs(60);
+
 /// What the chain gives, as one process passes it to the other.
 #[derive(Deserialize, Serialize)]
 pub(in crate::backend) struct Keys {
@@ -34,7 +37,7 @@ pub(in crate::backend) struct Keys {
 ///
 /// If it gives nothing, with the error of each link.
 pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
-    let settings = ProviderConfig::default().with_http_client(SdkWire(Wire::new()));
+    let settings = ProviderConfig::default().with_http_client(SdkWire::new(Wire::new(), LONGEST));
     let chain = DefaultCredentialsChain::builder()
         .configure(settings)
         .region(Region::new(region));

@@ -16,12 +16,13 @@ use std::time::Duration;
 /// tags and versions.
 const MAX_ANSWER: usize = 4 << 20;
 
-/// How long one call may take for which the SDK sets no limit of its own.
-const LONGEST: Duration = Duration::from_secs(60);
-
 /// The wire as the SDK's clients use it.
 #[derive(Clone, Debug)]
-pub(super) struct SdkWire(pub(super) Wire);
+pub(super) struct SdkWire {
+    wire: Wire,
+    /// How long one call may take for which the SDK sets no limit of its own.
+    timeout: Duration,
+}
 
 /// The wire with the settings of one call.
 #[derive(Debug)]
@@ -32,6 +33,12 @@ struct Connector {
 
 // === impl SdkWire ===
 
+impl SdkWire {
+    pub(super) fn new(wire: Wire, timeout: Duration) -> Self {
+        Self { wire, timeout }
+    }
+}
+
 impl HttpClient for SdkWire {
     fn http_connector(
         &self,
@@ -39,8 +46,8 @@ impl HttpClient for SdkWire {
         _: &RuntimeComponents,
     ) -> SharedHttpConnector {
         SharedHttpConnector::new(Connector {
-            wire: self.0.clone(),
-            timeout: settings.read_timeout().unwrap_or(LONGEST),
+            wire: self.wire.clone(),
+            timeout: settings.read_timeout().unwrap_or(self.timeout),
         })
     }
 }

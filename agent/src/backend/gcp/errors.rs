@@ -1,7 +1,7 @@
 //! Google Cloud's errors, with the contract's codes. The messages say what to check, and name no role but the caller's
 //! own.
 
-use crate::backend::wire::Answer;
+use crate::backend::wire::{Answer, WireError};
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
 use crate::role::{MACHINE, Proof, Role};
@@ -168,11 +168,13 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
         None if error.is_connect() || error.is_io() => BackendError::unreachable(STORE),
         None => BackendError::garbage(STORE),
     };
-    // An answer that could not be parsed may contain a value, so the parser's error is not repeated.
+    // An answer that could not be parsed may contain a value, so the parser's error is not repeated; one that was too
+    // long was not parsed.
+    let too_long = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     let cause = match (error.status(), http) {
         (Some(status), _) => Some(format!("{}: {}", status.code.name(), status.message)),
         (None, 0) if !error.is_deserialization() => Some(error.to_string()),
-        (None, 0) => None,
+        (None, 0) => too_long.map(WireError::to_string),
         (None, http) => Some(format!("HTTP {http}")),
     };
     failed.in_words(cause.as_deref())

@@ -188,7 +188,7 @@ impl Exchange {
         let answer = self.wire.ask(request, self.timeout, MAX_ANSWER).await;
         answer.map_err(|error| match error {
             WireError::Lost(error) => errors::of_transport(&error, whose),
-            WireError::TooLong(_) => BackendError::garbage(whose),
+            WireError::TooLong(_) => BackendError::garbage(whose).because(&error),
         })
     }
 }

@@ -16,7 +16,7 @@ use google_cloud_secretmanager_v1::model::{
     ListSecretsResponse,
 };
 use google_cloud_secretmanager_v1::{Result, stub};
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{HOST, HeaderMap, HeaderValue};
 use reqwest::{Method, Url};
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
@@ -25,6 +25,9 @@ use std::time::Duration;
 /// The longest answer, in bytes: a value has at most 64 KiB, and each of a thousand listed secrets has labels,
 /// annotations and replicas.
 const MAX_ANSWER: usize = 8 << 20;
+
+/// What Google calls the service, in the names of its hosts.
+const SERVICE: &str = "secretmanager";
 
 /// Secret Manager.
 #[derive(Clone, Debug)]
@@ -75,6 +78,8 @@ impl stub::SecretManagerService for Transport {
             ("pageSize", &*request.page_size.to_string()),
             ("pageToken", &request.page_token),
             ("filter", &request.filter),
+            // Labels and annotations of a thousand secrets would be longer than an answer may be.
+            ("$fields", "nextPageToken,secrets.name"),
         ];
         self.get(&format!("{}/secrets", request.parent), &query)
             .await
@@ -92,8 +97,12 @@ impl Transport {
         url.query_pairs_mut()
             .extend_pairs(query)
             .append_pair("$alt", "json;enum-encoding=int");
+        let host = host_beside(&url);
         let mut request = reqwest::Request::new(Method::GET, url);
         *request.headers_mut() = self.headers.clone();
+        if let Some(host) = host {
+            request.headers_mut().insert(HOST, host);
+        }
         let answer = wire.ask(request, *timeout, MAX_ANSWER).await;
         let answer = answer.map_err(unanswered)?;
         if !answer.status().is_success() {
@@ -102,6 +111,19 @@ impl Transport {
         let model = serde_json::from_slice(answer.body()).map_err(Error::deser)?;
         Ok(Response::from(model))
     }
+}
+
+/// The host that a request must name if it is not the URL's: virtual addresses and Private Service Connect have names of
+/// their own, and know by this header which service is meant. The SDK's own transport does the same (its host.rs).
+fn host_beside(url: &Url) -> Option<HeaderValue> {
+    let name = url.host_str()?.strip_suffix(".googleapis.com")?;
+    let parts: Vec<&str> = name.split('.').collect();
+    let is_the_services = match parts[..] {
+        [service, _, "rep"] => service == SERVICE,
+        [name] => name == SERVICE || name.ends_with("-secretmanager"),
+        _ => false,
+    };
+    (!is_the_services).then_some(HeaderValue::from_static("secretmanager.googleapis.com"))
 }
 
 fn unanswered(error: WireError) -> Error {
@@ -120,5 +142,36 @@ fn refused(answer: Answer) -> Error {
     match Status::try_from(&body) {
         Ok(status) => Error::service_with_http_metadata(status, Some(http), Some(head.headers)),
         Err(_) => Error::http(http, head.headers, body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_a_name_is_not_the_services_own_the_service_is_named() {
+        let beside = |host: &str| {
+            let url = Url::parse(&format!("https://{host}/v1/x")).expect("a URL");
+            host_beside(&url)
+        };
+        for own in [
+            "secretmanager.googleapis.com",
+            "secretmanager.europe-west3.rep.googleapis.com",
+            "europe-west3-secretmanager.googleapis.com",
+            "localhost",
+            "secrets.example.com",
+        ] {
+            assert_eq!(beside(own), None, "{own}");
+        }
+        for other in [
+            "private.googleapis.com",
+            "restricted.googleapis.com",
+            "secretmanager-mine.p.googleapis.com",
+            "storage.europe-west3.rep.googleapis.com",
+        ] {
+            let named = beside(other).expect("another name");
+            assert_eq!(named, "secretmanager.googleapis.com", "{other}");
+        }
     }
 }

@@ -1,7 +1,8 @@
 use super::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -95,13 +96,33 @@ async fn after_one_call_in_vain_no_dead_connection_is_used() {
 async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
     let (wire, service) = (Wire::new(), Service::start().await);
     service.forgotten.store(2, Ordering::Relaxed);
-    for (patience, is_silent) in [(Duration::from_millis(100), false), (HANGS, true)] {
+    for (patience, is_silent) in [(HANGS / 10, false), (HANGS * 3 / 2, true)] {
         let request = get(&service.url);
-        let left = tokio::time::timeout(patience, wire.ask(request, 2 * HANGS, 100)).await;
+        let left = timeout(patience, wire.ask(request, 3 * HANGS, 100)).await;
         assert!(left.is_err());
         assert_eq!(wire.0.is_silent("127.0.0.1"), is_silent);
     }
     assert!(!wire.0.is_silent("127.0.0.2"));
+}
+
+#[tokio::test]
+async fn a_connection_that_cannot_be_opened_says_nothing_of_those_that_are_open() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let socket = TcpSocket::new_v4().expect("a socket");
+    let any = "127.0.0.1:0".parse().expect("an address");
+    socket.bind(any).expect("a port");
+    let listener = socket.listen(1).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    // Nobody accepts, until the kernel takes no more.
+    let mut taken = Vec::new();
+    while let Ok(stream) = timeout(TIME, TcpStream::connect(address)).await {
+        taken.push(stream.expect("a connection"));
+    }
+    let wire = Wire::new();
+    let failed = wire.ask(get(&format!("http://{address}")), 3 * HANGS, 100);
+    let failed = failed.await.expect_err("there is no connection");
+    assert!(matches!(failed, WireError::Lost(error) if error.is_connect()));
+    assert!(!wire.0.is_silent("127.0.0.1"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -113,7 +134,7 @@ async fn silent_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_a
             host: host.into(),
             began: Instant::now(),
             hangs: HANGS,
-            is_answered: false,
+            is_silent: true,
         };
         tokio::time::sleep(HANGS).await;
         drop(call);
