@@ -5,11 +5,11 @@ use crate::secret::SecretValue;
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
 };
-use aws_smithy_runtime_api::client::orchestrator::{HttpRequest, HttpResponse};
+use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use reqwest::header::{HeaderName, HeaderValue};
-use reqwest::{Method, Request, Url};
+use aws_smithy_runtime_api::http::HttpError;
+use reqwest::Request;
 use std::time::Duration;
 
 /// The longest answer, in bytes: a value has at most 64 KiB, and each of a hundred listed secrets has a description,
@@ -58,41 +58,24 @@ impl HttpConnector for Connector {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let (wire, timeout) = (self.wire.clone(), self.timeout);
         HttpConnectorFuture::new(async move {
-            let request = written(&request).map_err(ConnectorError::user)?;
+            let request = written(request).map_err(ConnectorError::user)?;
             let answer = wire.ask(request, timeout, MAX_ANSWER).await;
-            let (head, body) = answer.map_err(unanswered)?.into_parts();
-            let body = SecretValue::from(body).into_bytes();
-            let status = head.status.as_u16().try_into();
-            let status = status.map_err(|error| ConnectorError::other(Box::new(error), None))?;
-            let mut answer = HttpResponse::new(status, body.into());
-            for (name, value) in &head.headers {
-                if let Ok(value) = value.to_str() {
-                    answer
-                        .headers_mut()
-                        .append(name.as_str().to_owned(), value.to_owned());
-                }
-            }
-            Ok(answer)
+            let answer = answer.map_err(unanswered)?;
+            answer
+                .map(|body| SecretValue::from(body).into_bytes().into())
+                .try_into()
+                .map_err(|error: HttpError| ConnectorError::other(error.into(), None))
         })
     }
 }
 
 /// Returns the request as the wire takes it.
-fn written(request: &HttpRequest) -> Result<Request, Box<dyn std::error::Error + Send + Sync>> {
-    let method = Method::from_bytes(request.method().as_bytes())?;
-    let mut written = Request::new(method, Url::parse(request.uri())?);
-    for (name, value) in request.headers() {
-        let value = HeaderValue::from_str(value)?;
-        written
-            .headers_mut()
-            .append(HeaderName::from_bytes(name.as_bytes())?, value);
-    }
-    let body = request
-        .body()
+fn written(request: HttpRequest) -> Result<Request, Box<dyn std::error::Error + Send + Sync>> {
+    let (head, body) = request.try_into_http1x()?.into_parts();
+    let body = body
         .bytes()
         .ok_or("a request with a stream is not made here")?;
-    *written.body_mut() = Some(body.to_vec().into());
-    Ok(written)
+    Ok(http::Request::from_parts(head, body.to_vec()).try_into()?)
 }
 
 /// The SDK tries again what broke or was too slow, but not what is too long.
