@@ -121,9 +121,11 @@ impl Default for AwsConfig {
 /// would be given other endpoints.
 pub(super) fn check_variables(reader: &mut Reader) {
     for name in SWITCHES {
-        let is_word = |value: &str| ["true", "false"].map(|word| value.eq_ignore_ascii_case(word));
-        let value = reader.variable(name);
-        if value.is_some_and(|value| !is_word(value).contains(&true)) {
+        let is_word = |value: &str| {
+            let mut words = ["true", "false"].iter();
+            words.any(|word| value.eq_ignore_ascii_case(word))
+        };
+        if reader.variable(name).is_some_and(|value| !is_word(value)) {
             let wrong = Wrong::new("is neither true nor false", "write true or false");
             reader.blame_variable(name, wrong);
         }

@@ -5,6 +5,7 @@ mod gcp;
 mod principals;
 mod stores;
 mod values;
+mod variables;
 mod wrong;
 
 use std::{fs, path::PathBuf};

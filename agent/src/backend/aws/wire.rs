@@ -20,14 +20,7 @@ const MAX_ANSWER: usize = 4 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct SdkWire {
     wire: Wire,
-    /// How long one call may take for which the SDK sets no limit of its own.
-    timeout: Duration,
-}
-
-/// The wire with the settings of one call.
-#[derive(Debug)]
-struct Connector {
-    wire: Wire,
+    /// How long one call may take, where the SDK sets no limit of its own.
     timeout: Duration,
 }
 
@@ -45,16 +38,12 @@ impl HttpClient for SdkWire {
         settings: &HttpConnectorSettings,
         _: &RuntimeComponents,
     ) -> SharedHttpConnector {
-        SharedHttpConnector::new(Connector {
-            wire: self.wire.clone(),
-            timeout: settings.read_timeout().unwrap_or(self.timeout),
-        })
+        let timeout = settings.read_timeout().unwrap_or(self.timeout);
+        SharedHttpConnector::new(Self::new(self.wire.clone(), timeout))
     }
 }
 
-// === impl Connector ===
-
-impl HttpConnector for Connector {
+impl HttpConnector for SdkWire {
     fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
         let (wire, timeout) = (self.wire.clone(), self.timeout);
         HttpConnectorFuture::new(async move {
