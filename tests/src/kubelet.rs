@@ -292,6 +292,18 @@ impl Kubelet {
             .collect()
     }
 
+    /// The directory (`p`) or the record (`v`) that the driver keeps for its only volume.
+    ///
+    /// # Panics
+    ///
+    /// If there is none.
+    #[must_use]
+    pub fn of_only_volume(&self, kind: &str) -> PathBuf {
+        let entries = fs::read_dir(self.directory().join("run").join(kind));
+        let mut entries = entries.expect("the driver's directory").flatten();
+        entries.next().expect("the volume's").path()
+    }
+
     /// What the driver keeps for volumes: names of directories, of records, and of what it has not finished with.
     ///
     /// # Panics

@@ -101,9 +101,7 @@ async fn a_record_that_makes_no_sense_is_told_once_and_replaced_when_the_kubelet
     needs_workloads!();
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
-    let records = node.kubelet.directory().join("run/v");
-    let record = fs::read_dir(records).expect("it is there").flatten().next();
-    let record = record.expect("the volume's").path();
+    let record = node.kubelet.of_only_volume("v");
     let mounts = node.kubelet.mounts();
     node.kill_agent().await;
     fs::write(&record, "{").expect("it is there");
@@ -134,9 +132,7 @@ async fn an_empty_directory_in_the_sockets_place_gives_way_to_it() {
     let mut node = Node::start().await;
     let pod = node.pod("test", "web").await;
     node.kill_agent().await;
-    let volumes = node.kubelet.directory().join("run/p");
-    let of_volume = fs::read_dir(volumes).expect("it is there").flatten().next();
-    let socket = of_volume.expect("the volume's").path().join("agent.sock");
+    let socket = node.kubelet.of_only_volume("p").join("agent.sock");
     fs::remove_file(&socket).expect("it is there");
     fs::create_dir(&socket).expect("a directory");
     node.start_agent().await;

@@ -6,9 +6,27 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
-use testkit::sandbox::password;
+use testkit::sandbox::{Sandbox, SandboxPod, password};
 use testkit::workload::{Raw, Response, Signal};
 use tokio::time::sleep;
+
+/// Does something while the vault keeps a read of the pod's waiting; returns what became of both.
+async fn while_held<T>(
+    sandbox: &Sandbox,
+    pod: &SandboxPod,
+    does: impl AsyncFnOnce() -> T,
+) -> (io::Result<Response>, T) {
+    let gate = Gate::new();
+    let _held = sandbox.aws.fault(Fault::on(
+        Operation::GetSecretValue,
+        Behaviour::Hold(gate.clone()),
+    ));
+    let done = async {
+        gate.reached(1).await;
+        does().await
+    };
+    tokio::join!(pod.secret("test/database-password"), done)
+}
 
 /// A read that was under way when the agent ended had no answer, and the trail says so.
 async fn must_be_cut(agent: &AgentProcess, answer: io::Result<Response>, ended: ExitStatus) {
@@ -72,13 +90,7 @@ async fn an_interrupt_ends_the_drain_at_once_and_a_hangup_begins_one() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::GetSecretValue,
-        Behaviour::Hold(gate.clone()),
-    ));
-    let told = async {
-        gate.reached(1).await;
+    let (answer, (ended, took)) = while_held(&sandbox, &pod, async || {
         agent.signal(Signal::SIGHUP).expect("it runs");
         agent.until_line("\"draining\"").await.expect("it leaves");
         // A terminal that closes may send more than one, and a kubelet that is restarted another SIGTERM.
@@ -92,8 +104,8 @@ async fn an_interrupt_ends_the_drain_at_once_and_a_hangup_begins_one() {
         let told = Instant::now();
         let ended = agent.until_ended().await.expect("it ends");
         (ended, told.elapsed())
-    };
-    let (answer, (ended, took)) = tokio::join!(pod.secret("test/database-password"), told);
+    })
+    .await;
     must_be_cut(&agent, answer, ended).await;
     // The vault's two tries would take some seconds more.
     assert!(took < Duration::from_secs(3), "it took {took:?}");
@@ -105,18 +117,12 @@ async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let short = |settings: AgentSettings| settings.set("limits.drain", "2s");
     let mut agent = sandbox.agent_with(short).await.expect("an agent");
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::GetSecretValue,
-        Behaviour::Hold(gate.clone()),
-    ));
-    let told = async {
-        gate.reached(1).await;
+    let (answer, (ended, took)) = while_held(&sandbox, &pod, async || {
         let told = Instant::now();
         let ended = agent.stop().await.expect("it ends");
         (ended, told.elapsed())
-    };
-    let (answer, (ended, took)) = tokio::join!(pod.secret("test/database-password"), told);
+    })
+    .await;
     must_be_cut(&agent, answer, ended).await;
     assert!(took < Duration::from_secs(5), "it took {took:?}");
 }

@@ -232,9 +232,7 @@ async fn a_file_that_cannot_be_put_in_place_is_named_and_no_sets_pile_up() {
     node.sandbox.secret("test/late", "1");
     let secrets = r#"["test/late", {"name": "test/absent", "optional": true}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
-    let volumes = node.kubelet.directory().join("run/p");
-    let of_volume = fs::read_dir(volumes).expect("it is there").flatten().next();
-    let of_volume = of_volume.expect("the volume's").path();
+    let of_volume = node.kubelet.of_only_volume("p");
     fs::create_dir_all(of_volume.join("absent/x")).expect("a directory");
     node.sandbox.secret("test/absent", "here");
     for value in ["2", "3", "4"] {

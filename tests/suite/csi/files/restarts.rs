@@ -34,12 +34,7 @@ async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
     node.kill_agent().await;
     assert_eq!(read(&target.join(FILE)), password("test"));
     // As if it had been killed in the middle of a set.
-    let directory = node.kubelet.directory().join("run/p");
-    let of_volume = fs::read_dir(&directory)
-        .expect("it can be read")
-        .flatten()
-        .next();
-    let of_volume = of_volume.expect("the volume's").path();
+    let of_volume = node.kubelet.of_only_volume("p");
     fs::create_dir(of_volume.join("..half")).expect("a directory");
     fs::write(of_volume.join("..half/x"), "x").expect("a file");
     let agent = refreshing(settings(&node.sandbox, &node.kubelet))
@@ -132,12 +127,7 @@ async fn a_pod_that_runs_keeps_its_socket_though_what_it_asks_for_is_wrong_to_th
     node.publish(&volume).await.expect("it is published");
     let workload = node.container(&volume, &container).await;
     node.kill_agent().await;
-    let records = node.kubelet.directory().join("run/v");
-    let record = fs::read_dir(&records)
-        .expect("it can be read")
-        .flatten()
-        .next();
-    let record = record.expect("the volume's").path();
+    let record = node.kubelet.of_only_volume("v");
     let mut written: serde_json::Value = serde_json::from_str(&read(&record)).expect("JSON");
     written["files"]["secrets"] = "[{}]".into();
     fs::write(&record, written.to_string()).expect("it is written");
