@@ -141,7 +141,7 @@ impl Reservation<'_> {
         let now = crate::time::now_rfc3339();
         let seq = self.audit.seq.fetch_add(1, Ordering::Relaxed);
         let line = Line {
-            time: now.as_str(),
+            time: &now,
             target: "audit",
             boot_id: &self.audit.boot_id,
             seq,
