@@ -13,8 +13,9 @@ use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
 use latchkey_client::protocol::{Code, Step};
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
@@ -294,7 +295,7 @@ impl Directory {
         principal: &Arc<Principal>,
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
-        let known = principal.known().clone();
+        let known = principal.known.lock().clone();
         match &known.last {
             Some((account, at)) if now < *at + MAY_REFRESH || known.has_failed(RETRY, now) => {
                 Ok(account.clone())
@@ -318,7 +319,7 @@ impl Directory {
 
     /// What is known about an account, shared by the pods that have it.
     fn principal(&self, namespace: &Arc<str>, name: &Arc<str>) -> Arc<Principal> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let key = (namespace.clone(), name.clone());
         if let Some(principal) = known.get(&key).and_then(Weak::upgrade) {
             return principal;
@@ -343,7 +344,7 @@ impl Directory {
     ) -> Result<Arc<Account>, RequestError> {
         let turn = principal.look.clone().lock_owned().await;
         // Another caller may have looked it up while this one waited.
-        let known = principal.known().clone();
+        let known = principal.known.lock().clone();
         if let Some((account, at)) = &known.last
             && (*at >= now || known.has_failed(RETRY, Instant::now()))
         {
@@ -382,14 +383,14 @@ impl Directory {
         match self.look(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
-                *principal.known() = Known {
+                *principal.known.lock() = Known {
                     last: Some((account.clone(), at)),
                     failed: None,
                 };
                 Ok(account)
             }
             Err(error) => {
-                principal.known().fail(error.clone());
+                principal.known.lock().fail(error.clone());
                 tracing::warn!(
                     namespace, service_account = name, error = %error,
                     cause = error.cause.as_deref(), "cannot look up the service account"
@@ -423,14 +424,6 @@ impl Directory {
         };
         let uid = account.metadata.uid.unwrap_or_default();
         Ok(Account::annotated(&uid, &annotations, &self.backends))
-    }
-}
-
-// === impl Principal ===
-
-impl Principal {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -12,10 +12,11 @@ use crate::request::RequestId;
 use crate::role::Role;
 use crate::secret::SecretName;
 use crate::session::SessionKey;
+use parking_lot::Mutex;
 pub(crate) use shelf::NodesValues;
 use shelf::{Room, Shelf};
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -143,7 +144,7 @@ impl Values {
                 // A read that began later knows better, even if it ended earlier and found nothing.
                 if keeps && self.reads.is_last(key, seat.number) {
                     // Its age counts from before the vault was asked, so that it is never older than its age says.
-                    self.shelf().put(key, &secret, seat.began, self.room());
+                    self.shelf.lock().put(key, &secret, seat.began, self.room());
                 }
                 Ok(Read {
                     secret,
@@ -163,7 +164,7 @@ impl Values {
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {
                     // Gone or forbidden: an older value must not come back.
-                    self.shelf().remove(key);
+                    self.shelf.lock().remove(key);
                 }
                 Err(error)
             }
@@ -181,18 +182,18 @@ impl Values {
 
     /// Drops every value that was read as `role`, including those being read now.
     pub(crate) fn forget(&self, role: &Role) {
-        self.shelf().refuse(role, Instant::now());
+        self.shelf.lock().refuse(role, Instant::now());
     }
 
     /// Drops expired values.
     pub(crate) fn tidy(&self) {
         if let Some(since) = Instant::now().checked_sub(self.life()) {
-            self.shelf().expire(since);
+            self.shelf.lock().expire(since);
         }
     }
 
     fn kept(&self, key: &ReadKey, cache: CacheUse, now: Instant, life: Duration) -> Option<Read> {
-        let shelf = self.shelf();
+        let shelf = self.shelf.lock();
         let (secret, read_at) = shelf.get(key)?;
         let age = now.saturating_duration_since(read_at);
         (age < life).then(|| Read {
@@ -225,10 +226,6 @@ impl Values {
                     .only
                     .iter()
                     .any(|prefix| name.as_str().starts_with(prefix.as_str())))
-    }
-
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -36,13 +36,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::SndBuf;
 use nix::sys::socket::{Shutdown, setsockopt, shutdown};
+use parking_lot::Mutex;
 use remains::{Orphans, Remains};
 use roll::Roll;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use stream::Metered;
 use tokio::net::{UnixListener, UnixStream};
@@ -169,13 +170,7 @@ impl Server {
 
     /// How long ago the last connection was accepted.
     pub(crate) fn quiet_for(&self) -> Duration {
-        self.accepted().elapsed()
-    }
-
-    fn accepted(&self) -> std::sync::MutexGuard<'_, Instant> {
-        self.last_accept
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
+        self.last_accept.lock().elapsed()
     }
 
     /// Accepts from `listener` forever. A permit comes first: a connection that could not be served stays in the
@@ -195,7 +190,7 @@ impl Server {
             };
             match listener.accept().await {
                 Ok((stream, _)) => {
-                    *self.accepted() = Instant::now();
+                    *self.last_accept.lock() = Instant::now();
                     // Only after accepting, so that a door without connections holds no share.
                     let share = door.share().await;
                     let (server, by) = (self.clone(), door.clone());

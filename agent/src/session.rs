@@ -7,7 +7,8 @@ use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
 use latchkey_client::protocol::Code;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -103,7 +104,7 @@ impl Sessions {
         let slot = self.slot(key);
         let now = Instant::now();
         let at_hand = {
-            let mut state = slot.lock();
+            let mut state = slot.state.lock();
             match &state.held {
                 Some(held) if now < held.renew_at => return Ok(held.session.clone()),
                 Some(held) if now < held.unusable_at => {
@@ -158,10 +159,10 @@ impl Sessions {
         failed: &BackendError,
         in_place_of_another: bool,
     ) {
-        let Some(slot) = find(&self.slots(), key) else {
+        let Some(slot) = find(&self.slots.lock(), key) else {
             return;
         };
-        let mut state = slot.lock();
+        let mut state = slot.state.lock();
         let held = state.held.as_ref();
         let Some(held) = held.filter(|held| Arc::ptr_eq(&held.session, session)) else {
             return;
@@ -178,21 +179,25 @@ impl Sessions {
     /// Drops the sessions that can no longer be used.
     pub(crate) fn tidy(&self) {
         let now = Instant::now();
-        for (_, slot) in &*self.slots() {
-            slot.lock().held.take_if(|held| now >= held.unusable_at);
+        for (_, slot) in &*self.slots.lock() {
+            slot.state
+                .lock()
+                .held
+                .take_if(|held| now >= held.unusable_at);
         }
     }
 
     /// Returns the number of sessions at hand.
     pub(crate) fn count(&self, backend: BackendId) -> usize {
-        self.slots()
+        self.slots
+            .lock()
             .iter()
-            .filter(|(key, slot)| key.backend == backend && slot.lock().held.is_some())
+            .filter(|(key, slot)| key.backend == backend && slot.state.lock().held.is_some())
             .count()
     }
 
     fn slot(&self, key: &SessionKey) -> Arc<Slot> {
-        let mut slots = self.slots();
+        let mut slots = self.slots.lock();
         if let Some(slot) = find(&slots, key) {
             return slot;
         }
@@ -204,10 +209,6 @@ impl Sessions {
         slots.push((key.clone(), slot.clone()));
         slot
     }
-
-    fn slots(&self) -> MutexGuard<'_, Vec<(SessionKey, Arc<Slot>)>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 fn find(slots: &[(SessionKey, Arc<Slot>)], key: &SessionKey) -> Option<Arc<Slot>> {
@@ -218,13 +219,9 @@ fn find(slots: &[(SessionKey, Arc<Slot>)], key: &SessionKey) -> Option<Arc<Slot>
 // === impl Slot ===
 
 impl Slot {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn fill(&self, outcome: Result<Arc<dyn Session>, BackendError>) -> Result<Held, BackendError> {
         let now = Instant::now();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         // One that has no life left would be exchanged anew for every read.
         let outcome = outcome.and_then(|session| match session.lives_for().min(LONGEST_LIFE) {
             Duration::ZERO => {

@@ -21,10 +21,11 @@ use crate::metrics::Metrics;
 use crate::peer::Pinning;
 use crate::server::Server;
 use filling::Filling;
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -125,7 +126,7 @@ impl Volumes {
             }
         };
         let gone: Vec<Key> = {
-            let open = self.open();
+            let open = self.open.lock();
             open.keys()
                 .filter(|key| !keys.contains(key))
                 .cloned()
@@ -134,10 +135,7 @@ impl Volumes {
         for key in gone {
             self.let_go(&key);
         }
-        self.failing
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|key, _| keys.contains(key));
+        self.failing.lock().retain(|key, _| keys.contains(key));
         self.expect_tokens(&keys);
         if !is_there || !has_path() {
             return;
@@ -168,14 +166,18 @@ impl Volumes {
 
     /// How many volumes this agent listens in: none once another agent has them.
     pub(crate) fn count(&self) -> usize {
-        self.open().values().filter(|open| open.is_held()).count()
+        self.open
+            .lock()
+            .values()
+            .filter(|open| open.is_held())
+            .count()
     }
 
     /// Lets the pods of these volumes wait for the kubelet's tokens, where they have none.
     fn expect_tokens(&self, keys: &[Key]) {
         for key in keys {
             // No need to read the record of an open volume each second.
-            let listened = self.open().get(key).and_then(|open| open.pod);
+            let listened = self.open.lock().get(key).and_then(|open| open.pod);
             let uid = listened.or_else(|| Some(self.volume_of(key)?.pod.uid));
             if let Some(pod) = uid.and_then(|uid| self.pods.by_uid(uid)) {
                 pod.tokens.expect();
@@ -197,8 +199,8 @@ impl Volumes {
     /// Releases the path of every socket that is still this agent's. Connections made until then are accepted until the
     /// returned value is dropped.
     pub(crate) fn leave(&self) -> Left {
-        let open = std::mem::take(&mut *self.open()).into_values();
-        let left: Vec<Open> = open.chain(self.control().take()).collect();
+        let open = std::mem::take(&mut *self.open.lock()).into_values();
+        let left: Vec<Open> = open.chain(self.control.lock().take()).collect();
         for open in &left {
             open.path.release(&open.listening);
         }
@@ -215,7 +217,7 @@ impl Volumes {
             SocketPath::open(&self.store.control(), Access::AsItIs).map_err(io::Error::other)?;
         let listening = socket.claim(CONTROL_MODE)?;
         let accepting = tokio::spawn(self.clone().serve(listening.listener.clone()));
-        *self.control() = Some(Open {
+        *self.control.lock() = Some(Open {
             path: socket,
             listening,
             pod: None,
@@ -235,7 +237,7 @@ impl Volumes {
     /// Listens in a volume, if it is recorded and not listened in yet. Returns its files, if it should have any. If
     /// what the pod asks for is wrong, the agent listens all the same: an earlier agent may have accepted it.
     fn keep_open(self: &Arc<Self>, key: &Key) -> Result<Option<Arc<Filling>>, Failure> {
-        let mut open = self.open();
+        let mut open = self.open.lock();
         if let Some(open) = open.get(key).filter(|open| open.is_held()) {
             return open.filling.clone();
         }
@@ -280,7 +282,7 @@ impl Volumes {
 
     /// Logs why it cannot listen in a volume, once and not each second.
     fn tell(&self, key: &Key, failed: Option<Failure>) {
-        let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failing = self.failing.lock();
         let Some(Failure { text, .. }) = failed else {
             failing.remove(key);
             return;
@@ -294,7 +296,7 @@ impl Volumes {
 
     /// Lets go of a volume, and with a pod's last one also of the pod's tokens.
     fn let_go(&self, key: &Key) {
-        let mut open = self.open();
+        let mut open = self.open.lock();
         let Some(uid) = open.remove(key).and_then(|gone| gone.pod) else {
             return;
         };
@@ -323,7 +325,7 @@ impl Volumes {
     /// The tokens of every pod that has some, one after another, and the length of each pod's.
     fn inventory(&self) -> (control::Inventory, Zeroizing<Vec<u8>>) {
         let uids: HashSet<PodUid> = {
-            let open = self.open();
+            let open = self.open.lock();
             open.values().filter_map(|open| open.pod).collect()
         };
         let held: Vec<_> = uids
@@ -335,12 +337,12 @@ impl Volumes {
 
     /// Whether the mounter's requests still come to this agent.
     fn is_asked(&self) -> bool {
-        self.control().as_ref().is_some_and(Open::is_held)
+        self.control.lock().as_ref().is_some_and(Open::is_held)
     }
 
     /// Whether the volume is still this agent's, and these are still its files.
     fn is_filled_by(&self, key: &Key, filling: &Filling) -> bool {
-        self.open().get(key).is_some_and(|open| {
+        self.open.lock().get(key).is_some_and(|open| {
             let current = open.filling.as_ref().ok().and_then(Option::as_ref);
             open.is_held() && current.is_some_and(|current| std::ptr::eq(&**current, filling))
         })
@@ -348,14 +350,6 @@ impl Volumes {
 
     fn volume_of(&self, key: &Key) -> Option<Volume> {
         self.store.load(key).ok().flatten()
-    }
-
-    fn open(&self) -> MutexGuard<'_, BTreeMap<Key, Open>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn control(&self) -> MutexGuard<'_, Option<Open>> {
-        self.control.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

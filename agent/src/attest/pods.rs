@@ -23,10 +23,11 @@ use futures::StreamExt;
 use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
+use parking_lot::{Mutex, RwLock};
 use prometheus::IntCounter;
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, watch};
@@ -132,15 +133,12 @@ impl Pod {
 
     /// What the API server last said.
     pub(crate) fn facts(&self) -> Arc<Facts> {
-        self.facts
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.facts.read().clone()
     }
 
     /// Whether `facts` are what the API server said last.
     pub(crate) fn is_told(&self, facts: &Arc<Facts>) -> bool {
-        let told = self.facts.read().unwrap_or_else(PoisonError::into_inner);
+        let told = self.facts.read();
         Arc::ptr_eq(&told, facts)
     }
 
@@ -150,7 +148,7 @@ impl Pod {
     }
 
     fn learn(&self, facts: Facts) {
-        let mut current = self.facts.write().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.facts.write();
         // The same facts again are no change: a status update must not make every connection attest again.
         if **current != facts {
             *current = Arc::new(facts);
@@ -177,21 +175,12 @@ impl Pods {
 
     /// The pod with that UID, if it is known.
     pub(crate) fn by_uid(&self, uid: PodUid) -> Option<Arc<Pod>> {
-        self.by_uid
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&uid)
-            .cloned()
+        self.by_uid.read().get(&uid).cloned()
     }
 
     /// Every known pod.
     pub(crate) fn all(&self) -> Vec<Arc<Pod>> {
-        self.by_uid
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-            .cloned()
-            .collect()
+        self.by_uid.read().values().cloned().collect()
     }
 
     /// Whether the first list is complete.
@@ -351,10 +340,10 @@ impl Pods {
         let version = pod.metadata.resource_version.as_ref();
         let version = version.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (uid, facts) = Facts::of(pod)?;
-        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        let mut by_uid = self.by_uid.write();
         if source == Source::Look {
             // The watch may have overtaken the list: what it reported meanwhile is newer.
-            let is_deleted = self.deleted().contains_key(&uid);
+            let is_deleted = self.deleted.lock().contains_key(&uid);
             let known = by_uid.get(&uid);
             if is_deleted || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
             {
@@ -381,7 +370,7 @@ impl Pods {
     /// Drops a pod's entry and all that was done on its behalf. If it is deleted, a look that is under way cannot bring
     /// it back.
     fn drop_entry(&self, uid: PodUid, is_deleted: bool) {
-        let mut by_uid = self.by_uid.write().unwrap_or_else(PoisonError::into_inner);
+        let mut by_uid = self.by_uid.write();
         if is_deleted {
             self.note_deleted(uid);
         }
@@ -391,13 +380,9 @@ impl Pods {
     }
 
     fn note_deleted(&self, uid: PodUid) {
-        let mut deleted = self.deleted();
+        let mut deleted = self.deleted.lock();
         deleted.retain(|_, at| at.elapsed() < LOOK_TIMEOUT * 2);
         deleted.insert(uid, Instant::now());
-    }
-
-    fn deleted(&self) -> MutexGuard<'_, HashMap<PodUid, Instant>> {
-        self.deleted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops every pod that a complete list did not name, so that an unreported deletion is noticed. Returns the
@@ -405,22 +390,19 @@ impl Pods {
     /// before the watch could report it.
     fn keep(&self, listed: &HashSet<PodUid>, listing_since: Instant) -> Vec<PodUid> {
         let mut doubted = Vec::new();
-        self.by_uid
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|uid, pod| {
-                if listed.contains(uid) {
-                    return true;
-                }
-                let is_young = pod.since > listing_since;
-                if is_young {
-                    doubted.push(*uid);
-                } else {
-                    self.note_deleted(*uid);
-                    pod.gone.store(true, Ordering::Relaxed);
-                }
-                is_young
-            });
+        self.by_uid.write().retain(|uid, pod| {
+            if listed.contains(uid) {
+                return true;
+            }
+            let is_young = pod.since > listing_since;
+            if is_young {
+                doubted.push(*uid);
+            } else {
+                self.note_deleted(*uid);
+                pod.gone.store(true, Ordering::Relaxed);
+            }
+            is_young
+        });
         doubted
     }
 

@@ -10,9 +10,10 @@ mod names;
 pub(crate) use names::LOOKUPS;
 
 use names::Names;
+use parking_lot::Mutex;
 use reqwest::{Client, ClientBuilder, redirect};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
@@ -168,13 +169,9 @@ impl Inner {
     }
 
     fn is_silent(&self, host: &str) -> bool {
-        let mut silent = self.silent();
+        let mut silent = self.silent.lock();
         silent.retain(|(_, since)| since.elapsed() <= IDLE_TIMEOUT);
         silent.iter().any(|(other, _)| **other == *host)
-    }
-
-    fn silent(&self) -> MutexGuard<'_, Vec<(Box<str>, Instant)>> {
-        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -185,7 +182,7 @@ impl Drop for Call<'_> {
         if !self.is_silent || self.began.elapsed() < self.hangs {
             return;
         }
-        let mut silent = self.wire.silent();
+        let mut silent = self.wire.silent.lock();
         silent.retain(|(other, _)| *other != self.host);
         if silent.len() >= SILENT_HOSTS {
             silent.remove(0);

@@ -390,7 +390,7 @@ async fn what_has_expired_is_let_go_of_without_being_asked_for() {
     advance(Duration::from_millis(1)).await;
     values.tidy();
     assert!(secret.upgrade().is_none(), "somebody holds it");
-    assert_eq!(values.shelf().size(), (0, 0));
+    assert_eq!(values.shelf.lock().size(), (0, 0));
 }
 
 /// Reads slowly, and meanwhile does something else.

@@ -11,11 +11,11 @@ use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use super::publish::{Publish, Target, volume_id};
 use super::volume::{FilesAsked, Key, Store, Volume};
 use crate::attest::cgroup::PodUid;
+use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::Status;
@@ -169,13 +169,7 @@ impl Node {
             .into_iter()
             .filter(|key| !keys.contains(key))
             .collect();
-        let before = mem::replace(
-            &mut *self
-                .unrecorded
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-            unrecorded.clone(),
-        );
+        let before = mem::replace(&mut *self.unrecorded.lock(), unrecorded.clone());
         for key in unrecorded.intersection(&before) {
             if let Ok(turn) = self.turn(key.clone())
                 && let Ok(None) = self.store.load(&turn.key)
@@ -295,22 +289,18 @@ impl Node {
     }
 
     fn turn(&self, key: Key) -> Result<Turn<'_>, Status> {
-        if !self.busy().insert(key.clone()) {
+        if !self.busy.lock().insert(key.clone()) {
             return Err(Status::aborted(
                 "another call for this volume is under way; try again",
             ));
         }
         Ok(Turn { node: self, key })
     }
-
-    fn busy(&self) -> MutexGuard<'_, HashSet<Key>> {
-        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
-        self.node.busy().remove(&self.key);
+        self.node.busy.lock().remove(&self.key);
     }
 }
 

@@ -15,9 +15,10 @@ use hyper::body::Body as _;
 use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
+use parking_lot::Mutex;
 use std::os::fd::{OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -94,7 +95,7 @@ impl Connection {
         if !self.peer.is_alive() {
             return Err(self.close_with(AttestError::Gone));
         }
-        let before = match &mut *self.standing() {
+        let before = match &mut *self.standing.lock() {
             Standing::Attested {
                 workload, checked, ..
             } => {
@@ -118,7 +119,7 @@ impl Connection {
 
     /// The workload, if its pod may have no more connections.
     pub(crate) fn busy(&self) -> Option<Workload> {
-        match &*self.standing() {
+        match &*self.standing.lock() {
             Standing::AtTheDoor {
                 found: Found::Busy { workload, .. },
                 ..
@@ -130,7 +131,7 @@ impl Connection {
     /// Resolves when it is the turn of this peer's pod; see [`crate::turns::Turnstile`]. From then on, work for its
     /// request is under way.
     pub(crate) async fn turn(&self) {
-        let turns = match &*self.standing() {
+        let turns = match &*self.standing.lock() {
             Standing::Attested { workload, .. } => workload.pod().quota.turns.clone(),
             _ => self.door.turns.clone(),
         };
@@ -148,7 +149,7 @@ impl Connection {
         if size < quota::SHORT {
             return Ok(answer);
         }
-        match &*self.standing() {
+        match &*self.standing.lock() {
             Standing::Attested { workload, .. } => {
                 let room = workload.pod().quota.answer(size)?;
                 Ok(response::held(answer, room))
@@ -160,7 +161,7 @@ impl Connection {
 
     /// Holds back the refusal that the peer is about to get.
     pub(crate) async fn rest(&self) {
-        let rest = match &*self.standing() {
+        let rest = match &*self.standing.lock() {
             Standing::Attested { workload, .. }
             | Standing::AtTheDoor {
                 found: Found::Busy { workload, .. },
@@ -169,13 +170,13 @@ impl Connection {
             Standing::AtTheDoor { .. } => quota::REST,
         };
         let until = Instant::now() + rest;
-        *self.rests() = Some(until);
+        *self.rests.lock() = Some(until);
         sleep_until(until).await;
     }
 
     /// Resolves when nothing is held back any more: leaving meanwhile must not allow a peer to come back sooner.
     pub(super) async fn rested(&self) {
-        let until = *self.rests();
+        let until = *self.rests.lock();
         if let Some(until) = until {
             sleep_until(until).await;
         }
@@ -183,8 +184,7 @@ impl Connection {
 
     /// What still counts for the connection after its end.
     pub(super) fn remains(self) -> Remains {
-        let standing = self.standing.into_inner();
-        match standing.unwrap_or_else(PoisonError::into_inner) {
+        match self.standing.into_inner() {
             Standing::Attested {
                 workload, permit, ..
             } => Remains::OfPod {
@@ -255,7 +255,7 @@ impl Connection {
 
     /// What must become of the connection now, in an agent that is `leaving` or stays.
     pub(super) fn look(&self, leaving: bool) -> Verdict {
-        let is_attested = match &*self.standing() {
+        let is_attested = match &*self.standing.lock() {
             Standing::Attested { workload, .. } => {
                 if !self.admission.attestor.may_still_ask(workload) {
                     return Verdict::End;
@@ -333,13 +333,13 @@ impl Connection {
         let permit = match self.admission.connection_of(&workload) {
             Ok(permit) => permit,
             Err(why) => {
-                if let Standing::AtTheDoor { found, .. } = &mut *self.standing() {
+                if let Standing::AtTheDoor { found, .. } = &mut *self.standing.lock() {
                     *found = Found::Busy { workload, why };
                 }
                 return Err(self.close_as_busy(why));
             }
         };
-        *self.standing() = Standing::Attested {
+        *self.standing.lock() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),
             permit,
@@ -378,7 +378,7 @@ impl Connection {
             Ok(now) => {
                 if let Standing::Attested {
                     workload, checked, ..
-                } = &mut *self.standing()
+                } = &mut *self.standing.lock()
                 {
                     *workload = now.clone();
                     *checked = Instant::now();
@@ -429,14 +429,6 @@ impl Connection {
     fn close_as_busy(&self, why: &'static str) -> RequestError {
         self.close_after_answer();
         RequestError::new(Code::Busy, why)
-    }
-
-    fn rests(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.rests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn standing(&self) -> std::sync::MutexGuard<'_, Standing> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

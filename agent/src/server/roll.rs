@@ -10,12 +10,13 @@ use super::times::Verdict;
 use crate::attest::pods::Pods;
 use crate::handover::Phase;
 use futures::future::{Either, Pending, pending};
+use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::futures::Notified;
@@ -76,7 +77,7 @@ impl Roll {
     /// Enters a connection, which from now on learns what happens; but of its peer's exit only from the next second on,
     /// or once it is [watched](Entry::watch).
     pub(super) fn enter<'a>(&'a self, connection: &'a Arc<Connection>) -> Entry<'a> {
-        let mut open = self.open();
+        let mut open = self.open.lock();
         let number = open.next;
         open.next += 1;
         open.connections.insert(number, connection.clone());
@@ -136,7 +137,7 @@ impl Roll {
                 }
                 Ok(()) = phase.changed() => {
                     leaving = *phase.borrow_and_update() == Phase::Draining;
-                    for connection in self.open().connections.values() {
+                    for connection in self.open.lock().connections.values() {
                         connection.close_after_answer();
                         // A request that has begun to arrive is read to its end.
                         if leaving && connection.times.is_idle() {
@@ -149,7 +150,7 @@ impl Roll {
     }
 
     fn look(&self, leaving: bool) {
-        for (number, connection) in &self.open().connections {
+        for (number, connection) in &self.open.lock().connections {
             match connection.look(leaving) {
                 Verdict::End => connection.end(),
                 Verdict::GoOn => self.watch(*number, connection),
@@ -172,7 +173,7 @@ impl Roll {
                 spare_capacity(&mut exits),
                 Some(&AT_ONCE),
             )?;
-            let open = self.open();
+            let open = self.open.lock();
             for exit in &exits {
                 if let Some(connection) = open.connections.get(&{ exit.data }.u64()) {
                     connection.end();
@@ -182,10 +183,6 @@ impl Roll {
                 return Ok(());
             }
         }
-    }
-
-    fn open(&self) -> MutexGuard<'_, Open> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,7 +197,7 @@ impl Entry<'_> {
 
 impl Drop for Entry<'_> {
     fn drop(&mut self) {
-        self.roll.open().connections.remove(&self.number);
+        self.roll.open.lock().connections.remove(&self.number);
     }
 }
 

@@ -1,9 +1,10 @@
 //! Counts of each kind, kept while what is counted is held.
 
+use parking_lot::Mutex;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Counts of each kind; most kinds have none.
 #[derive(Debug)]
@@ -25,7 +26,7 @@ impl<K> Default for Tally<K> {
 impl<K: Clone + Eq + Hash> Tally<K> {
     /// Counts one more of `kind`.
     pub(super) fn enter(self: &Arc<Self>, kind: K) -> Tallied<K> {
-        *self.counts().entry(kind.clone()).or_default() += 1;
+        *self.0.lock().entry(kind.clone()).or_default() += 1;
         Tallied {
             tally: self.clone(),
             kind,
@@ -39,17 +40,13 @@ impl<K: Eq + Hash> Tally<K> {
     where
         K: Borrow<Q>,
     {
-        self.counts().get(kind).copied().unwrap_or_default()
-    }
-
-    fn counts(&self) -> MutexGuard<'_, HashMap<K, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().get(kind).copied().unwrap_or_default()
     }
 }
 
 impl<K: Eq + Hash> Drop for Tallied<K> {
     fn drop(&mut self) {
-        let mut counts = self.tally.counts();
+        let mut counts = self.tally.0.lock();
         if let Some(count) = counts.get_mut(&self.kind) {
             *count -= 1;
             if *count == 0 {
@@ -71,6 +68,6 @@ mod tests {
         drop((one, other));
         assert_eq!(["a", "b"].map(|kind| tally.count(kind)), [1, 0]);
         drop(two);
-        assert!(tally.counts().is_empty());
+        assert!(tally.0.lock().is_empty());
     }
 }

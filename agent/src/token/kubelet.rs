@@ -3,9 +3,9 @@
 use crate::attest::cgroup::PodUid;
 use crate::secret::SubjectToken;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use zeroize::Zeroizing;
 
 /// A token this close to its expiry is no longer used.
@@ -101,7 +101,7 @@ impl KubeletTokens {
         service_account: &str,
     ) -> Result<(), HandedError> {
         self.inherit(json, uid, namespace, service_account)?;
-        self.lock().came = true;
+        self.0.lock().came = true;
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl KubeletTokens {
         if !taken.is_empty() && taken.iter().all(|(_, held)| held.expires <= now) {
             return Err(HandedError::Expired);
         }
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         for (audience, held) in taken {
             let newer = |known: &Held| known.expires > held.expires;
             if !state.by_audience.get(&audience).is_some_and(newer) {
@@ -154,17 +154,17 @@ impl KubeletTokens {
 
     /// Notes that the pod has a volume, through which tokens come.
     pub(crate) fn expect(&self) {
-        self.lock().expected = true;
+        self.0.lock().expected = true;
     }
 
     /// Drops everything: the pod no longer has a volume.
     pub(crate) fn drop_all(&self) {
-        *self.lock() = State::default();
+        *self.0.lock() = State::default();
     }
 
     /// Returns a copy of the newest token for `audience`.
     pub(crate) fn newest(&self, audience: &str) -> FromKubelet {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.tidy();
         match state.by_audience.get(audience) {
             Some(held) => FromKubelet::Token(SubjectToken::from(held.token.expose().to_owned())),
@@ -177,7 +177,7 @@ impl KubeletTokens {
 
     /// Returns all tokens as the kubelet would write them, for the agent that takes over; nothing if there are none.
     pub(crate) fn written(&self) -> Option<Zeroizing<Vec<u8>>> {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.tidy();
         if state.by_audience.is_empty() {
             return None;
@@ -211,10 +211,6 @@ impl KubeletTokens {
         let mut text = Zeroizing::new(Vec::with_capacity(length));
         serde_json::to_writer(&mut *text, &written).ok()?;
         Some(text)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

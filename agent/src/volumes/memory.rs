@@ -62,7 +62,7 @@ impl Volumes {
         if !taken.grows_to(needed) {
             return Ok(());
         }
-        let open = self.open();
+        let open = self.open.lock();
         let others = open
             .iter()
             .filter(|(other, open)| *other != key && !matches!(open.filling, Ok(None)))

@@ -235,7 +235,7 @@ async fn a_list_that_began_when_a_pod_was_found_knows_better() {
 async fn a_deletion_is_remembered_for_as_long_as_a_look_from_before_it_may_take() {
     let pods = pods();
     let delete = |byte| pods.drop_entry(PodUid::synthetic(byte), true);
-    let is_remembered = |byte| pods.deleted().contains_key(&PodUid::synthetic(byte));
+    let is_remembered = |byte| pods.deleted.lock().contains_key(&PodUid::synthetic(byte));
     delete(1);
     tokio::time::advance(LOOK_TIMEOUT * 2 - Duration::from_millis(1)).await;
     delete(2);

@@ -2,7 +2,8 @@
 
 use crate::backend::{BackendError, Fault};
 use latchkey_client::protocol::Code;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -66,7 +67,7 @@ impl Health {
 
     /// Returns `regions` in their order, those not reached recently last.
     fn ordered<'a>(&self, regions: &'a [Arc<str>]) -> Vec<&'a Arc<str>> {
-        let mut down = self.down();
+        let mut down = self.0.lock();
         down.retain(|(_, since)| since.elapsed() < DOWN_FOR);
         let mut ordered: Vec<_> = regions.iter().collect();
         ordered.sort_by_key(|region| down.iter().any(|(other, _)| other == *region));
@@ -75,15 +76,11 @@ impl Health {
 
     /// Notes whether `region` is down.
     fn note(&self, region: &Arc<str>, is_down: bool) {
-        let mut down = self.down();
+        let mut down = self.0.lock();
         down.retain(|(other, _)| other != region);
         if is_down {
             down.push((region.clone(), Instant::now()));
         }
-    }
-
-    fn down(&self) -> MutexGuard<'_, Vec<(Arc<str>, Instant)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -134,12 +131,12 @@ mod tests {
         let (regions, order) = (regions(), Mutex::default());
         let call = |region: &Arc<str>| {
             let order: &Mutex<Vec<_>> = &order;
-            order.lock().expect("no panic").push(region.clone());
+            order.lock().push(region.clone());
             let answer = if **region == *"own" { &own } else { &other };
             std::future::ready(answer.clone())
         };
         let outcome = health.ask(&regions, call).await;
-        let order = order.lock().expect("no panic").clone();
+        let order = order.lock().clone();
         (outcome.map_err(|failed| failed.fault), order)
     }
 

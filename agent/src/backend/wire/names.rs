@@ -6,11 +6,12 @@
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::task;
 
 /// How many hosts are looked up at once, each on a thread of its own: more than a node has pods, of which each calls
@@ -52,7 +53,7 @@ impl Names {
 
     /// Returns the lookup of `host`, which goes on even if nobody waits for it.
     fn lookup(&self, host: &str) -> Result<Lookup, Busy> {
-        let mut running = self.running();
+        let mut running = self.running.lock();
         if let Some(lookup) = running.get(host) {
             return Ok(lookup.clone());
         }
@@ -62,7 +63,7 @@ impl Names {
         let (names, asked) = (self.clone(), Box::<str>::from(host));
         let thread = task::spawn_blocking(move || {
             let found = (names.find)(&asked);
-            names.running().remove(&asked);
+            names.running.lock().remove(&asked);
             found
         });
         let found = async {
@@ -72,10 +73,6 @@ impl Names {
         let lookup = found.boxed().shared();
         running.insert(host.into(), lookup.clone());
         Ok(lookup)
-    }
-
-    fn running(&self) -> MutexGuard<'_, HashMap<Box<str>, Lookup>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -110,7 +107,7 @@ mod tests {
         let names = Names::by(move |host| {
             count.fetch_add(1, Ordering::Relaxed);
             if host.contains("hang") {
-                let _ = held.lock().expect("no panic").recv();
+                let _ = held.lock().recv();
             }
             if host.contains("none") {
                 return Err(io::Error::other("no such name"));

@@ -145,5 +145,5 @@ async fn silent_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_a
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert!(!wire.0.is_silent("a"));
     futures::future::join_all((0..1000).map(|number| silence(number.to_string()))).await;
-    assert_eq!(wire.0.silent().len(), SILENT_HOSTS);
+    assert_eq!(wire.0.silent.lock().len(), SILENT_HOSTS);
 }

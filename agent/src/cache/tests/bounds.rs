@@ -15,7 +15,7 @@ async fn the_cache_holds_no_more_bytes_than_it_may() {
             .await
             .expect("a value");
     }
-    let (kept, bytes) = values.shelf().size();
+    let (kept, bytes) = values.shelf.lock().size();
     assert!(bytes as u64 <= room, "{bytes}");
     assert!(kept > 0);
     // What was read last stays.
@@ -37,7 +37,11 @@ async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
     let pods: Vec<_> = (0..10)
         .map(|_| Values::new(settings.clone(), &all))
         .collect();
-    let kept = || pods.iter().map(|pod| pod.shelf().size().1).sum::<usize>();
+    let kept = || {
+        pods.iter()
+            .map(|pod| pod.shelf.lock().size().1)
+            .sum::<usize>()
+    };
     let most = 4 * usize::try_from(max_bytes).expect("it fits") + pods.len() * shelf::OWN_ROOM;
     for pod in &pods {
         for number in 0..1_000 {
@@ -47,7 +51,7 @@ async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
         assert!(kept() <= most, "{}", kept());
     }
     for pod in &pods {
-        let (_, bytes) = pod.shelf().size();
+        let (_, bytes) = pod.shelf.lock().size();
         assert!(bytes > shelf::OWN_ROOM / 2, "{bytes}");
         let (_, cache) = vault.read(pod, &key("name-999"), false).await.expect("it");
         assert_eq!(cache, "hit", "what was read last");
@@ -60,7 +64,7 @@ async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
         let name = key(&format!("more-{number}"));
         vault.read(last, &name, false).await.expect("a value");
     }
-    assert!(last.shelf().size().1 > 4 * shelf::OWN_ROOM);
+    assert!(last.shelf.lock().size().1 > 4 * shelf::OWN_ROOM);
 }
 
 #[tokio::test(start_paused = true)]
