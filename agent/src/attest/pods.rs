@@ -20,7 +20,6 @@ use crate::session::Sessions;
 use crate::token::KubeletTokens;
 use crate::waits::Waits;
 use futures::StreamExt;
-use k8s_openapi::api::core::v1 as k8s;
 use kube::api::{Api, ListParams};
 use kube::runtime::watcher::{self, Event, watcher};
 use parking_lot::{Mutex, RwLock};
@@ -214,7 +213,7 @@ impl Pods {
             let found = match answer {
                 Ok(Ok(list)) => {
                     let pods = list.items.into_iter();
-                    let named = pods.filter_map(|Listed(pod)| self.learn(pod, Source::Look));
+                    let named = pods.filter_map(|pod| self.learn(pod, Source::Look));
                     let named = Arc::new(named.collect());
                     self.changed.notify_waiters();
                     Some(named)
@@ -250,7 +249,7 @@ impl Pods {
         }
         let api = Api::<Listed>::namespaced(self.api.clone().into_client(), namespace);
         match timeout(LOOK_TIMEOUT, api.get_opt(name)).await {
-            Ok(Ok(Some(Listed(pod)))) if uid_of(&pod) == Some(uid) => {
+            Ok(Ok(Some(pod))) if uid_of(&pod) == Some(uid) => {
                 self.learn(pod, Source::Look);
                 self.changed.notify_waiters();
                 Ok(self.by_uid(uid))
@@ -305,18 +304,16 @@ impl Pods {
                             listing_since = Instant::now();
                             continue;
                         }
-                        Event::InitApply(Listed(pod)) => {
-                            listed.extend(self.learn(pod, Source::Watch))
-                        }
+                        Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
                         Event::InitDone => {
                             let doubted = self.keep(&listed, listing_since);
                             self.synced.send_replace(true);
                             self.confirm(doubted).await;
                         }
-                        Event::Apply(Listed(pod)) => {
+                        Event::Apply(pod) => {
                             self.learn(pod, Source::Watch);
                         }
-                        Event::Delete(Listed(pod)) => self.forget(pod),
+                        Event::Delete(pod) => self.forget(&pod),
                     }
                     waits = RETRY_WAITS;
                     self.changed.notify_waiters();
@@ -336,7 +333,7 @@ impl Pods {
         }
     }
 
-    fn learn(&self, pod: k8s::Pod, source: Source) -> Option<PodUid> {
+    fn learn(&self, pod: Listed, source: Source) -> Option<PodUid> {
         let version = pod.metadata.resource_version.as_ref();
         let version = version.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (uid, facts) = Facts::of(pod)?;
@@ -361,8 +358,8 @@ impl Pods {
         Some(uid)
     }
 
-    fn forget(&self, pod: k8s::Pod) {
-        if let Some(uid) = uid_of(&pod) {
+    fn forget(&self, pod: &Listed) {
+        if let Some(uid) = uid_of(pod) {
             self.drop_entry(uid, true);
         }
     }
@@ -431,7 +428,7 @@ fn is_gone(error: &watcher::Error) -> bool {
     }
 }
 
-fn uid_of(pod: &k8s::Pod) -> Option<PodUid> {
+fn uid_of(pod: &Listed) -> Option<PodUid> {
     pod.metadata.uid.as_ref()?.parse().ok()
 }
 

@@ -36,7 +36,7 @@ pub(super) async fn check(
     };
     let used: BTreeSet<_> = pods
         .into_iter()
-        .filter_map(|Listed(pod)| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
+        .filter_map(|pod| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
         .collect();
     let directory = Directory::new(
         clients.own.clone(),

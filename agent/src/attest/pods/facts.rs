@@ -1,7 +1,7 @@
 //! What the API server says about a pod, reduced to what the agent needs.
 
+use super::Listed;
 use crate::attest::cgroup::{ContainerId, PodUid, QosClass};
-use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -88,7 +88,7 @@ impl Facts {
     }
 
     /// The UID and facts of a pod as the API server has it; none if it lacks a UID, name, namespace or spec.
-    pub(super) fn of(pod: k8s::Pod) -> Option<(PodUid, Self)> {
+    pub(super) fn of(pod: Listed) -> Option<(PodUid, Self)> {
         let uid = pod.metadata.uid?.parse().ok()?;
         let spec = pod.spec?;
         let status = pod.status.unwrap_or_default();

@@ -8,15 +8,19 @@ use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// A pod, parsed only as far as the agent uses it.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(from = "Wire")]
-pub(crate) struct Listed(pub(crate) k8s::Pod);
+pub(crate) struct Listed {
+    #[serde(default, deserialize_with = "metadata")]
+    pub(crate) metadata: ObjectMeta,
+    pub(crate) spec: Option<Spec>,
+    pub(super) status: Option<Status>,
+}
 
 impl Resource for Listed {
     type DynamicType = ();
@@ -39,23 +43,15 @@ impl Resource for Listed {
     }
 
     fn meta(&self) -> &ObjectMeta {
-        &self.0.metadata
+        &self.metadata
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        &mut self.0.metadata
+        &mut self.metadata
     }
 }
 
 #[derive(Deserialize)]
-struct Wire {
-    #[serde(default)]
-    metadata: Metadata,
-    spec: Option<Spec>,
-    status: Option<Status>,
-}
-
-#[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Metadata {
     name: Option<String>,
@@ -66,64 +62,59 @@ struct Metadata {
     deletion_timestamp: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Spec {
-    service_account_name: Option<String>,
-    node_name: Option<String>,
-    host_network: Option<bool>,
-    runtime_class_name: Option<String>,
-    ephemeral_containers: Option<Vec<IgnoredAny>>,
+pub(crate) struct Spec {
+    pub(crate) service_account_name: Option<String>,
+    pub(super) node_name: Option<String>,
+    pub(super) host_network: Option<bool>,
+    pub(super) runtime_class_name: Option<String>,
+    pub(super) ephemeral_containers: Option<Vec<IgnoredAny>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Status {
-    phase: Option<String>,
-    qos_class: Option<String>,
-    container_statuses: Option<Vec<ContainerStatus>>,
-    init_container_statuses: Option<Vec<ContainerStatus>>,
-    ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
+pub(super) struct Status {
+    pub(super) phase: Option<String>,
+    pub(super) qos_class: Option<String>,
+    pub(super) container_statuses: Option<Vec<ContainerStatus>>,
+    pub(super) init_container_statuses: Option<Vec<ContainerStatus>>,
+    pub(super) ephemeral_container_statuses: Option<Vec<ContainerStatus>>,
 }
 
-#[derive(Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct ContainerStatus {
-    name: String,
+pub(super) struct ContainerStatus {
+    pub(super) name: String,
     #[serde(rename = "containerID")]
-    container_id: Option<String>,
-    state: Option<State>,
-    last_state: Option<State>,
+    pub(super) container_id: Option<String>,
+    pub(super) state: Option<State>,
+    pub(super) last_state: Option<State>,
 }
 
-#[derive(Deserialize)]
-struct State {
-    terminated: Option<Terminated>,
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct State {
+    pub(super) terminated: Option<Terminated>,
 }
 
-#[derive(Deserialize)]
-struct Terminated {
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct Terminated {
     #[serde(rename = "containerID")]
-    container_id: Option<String>,
+    pub(super) container_id: Option<String>,
 }
 
-impl From<Wire> for Listed {
-    fn from(wire: Wire) -> Self {
-        let metadata = wire.metadata;
-        Self(k8s::Pod {
-            metadata: ObjectMeta {
-                name: metadata.name,
-                namespace: metadata.namespace,
-                uid: metadata.uid,
-                resource_version: metadata.resource_version,
-                annotations: metadata.annotations,
-                deletion_timestamp: metadata.deletion_timestamp.map(|time| deletion(&time)),
-                ..ObjectMeta::default()
-            },
-            spec: wire.spec.map(Into::into),
-            status: wire.status.map(Into::into),
-        })
-    }
+/// Reads the metadata into the type that the watch needs.
+fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> {
+    let read = Metadata::deserialize(from)?;
+    Ok(ObjectMeta {
+        name: read.name,
+        namespace: read.namespace,
+        uid: read.uid,
+        resource_version: read.resource_version,
+        annotations: read.annotations,
+        deletion_timestamp: read.deletion_timestamp.map(|time| deletion(&time)),
+        ..ObjectMeta::default()
+    })
 }
 
 /// When a deleted pod's grace period ends. A time that cannot be parsed counts as past.
@@ -131,69 +122,11 @@ fn deletion(time: &str) -> Time {
     Time(time.parse().unwrap_or(Timestamp::MIN))
 }
 
-impl From<Spec> for k8s::PodSpec {
-    fn from(spec: Spec) -> Self {
-        // Only whether there are any matters.
-        let ephemeral = spec.ephemeral_containers;
-        Self {
-            service_account_name: spec.service_account_name,
-            node_name: spec.node_name,
-            host_network: spec.host_network,
-            runtime_class_name: spec.runtime_class_name,
-            ephemeral_containers: ephemeral
-                .map(|list| vec![k8s::EphemeralContainer::default(); list.len().min(1)]),
-            ..Self::default()
-        }
-    }
-}
-
-impl From<Status> for k8s::PodStatus {
-    fn from(status: Status) -> Self {
-        let all = |list: Option<Vec<ContainerStatus>>| {
-            list.map(|list| list.into_iter().map(Into::into).collect())
-        };
-        Self {
-            phase: status.phase,
-            qos_class: status.qos_class,
-            container_statuses: all(status.container_statuses),
-            init_container_statuses: all(status.init_container_statuses),
-            ephemeral_container_statuses: all(status.ephemeral_container_statuses),
-            ..Self::default()
-        }
-    }
-}
-
-impl From<ContainerStatus> for k8s::ContainerStatus {
-    fn from(status: ContainerStatus) -> Self {
-        Self {
-            name: status.name,
-            container_id: status.container_id,
-            state: status.state.map(Into::into),
-            last_state: status.last_state.map(Into::into),
-            ..Self::default()
-        }
-    }
-}
-
-impl From<State> for k8s::ContainerState {
-    fn from(state: State) -> Self {
-        let terminated = state
-            .terminated
-            .map(|terminated| k8s::ContainerStateTerminated {
-                container_id: terminated.container_id,
-                ..k8s::ContainerStateTerminated::default()
-            });
-        Self {
-            terminated,
-            ..Self::default()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::attest::pods::Facts;
+    use crate::attest::cgroup::{ContainerId, QosClass};
+    use crate::attest::pods::{ContainerKind, Facts};
     use serde_json::json;
 
     #[test]
@@ -225,11 +158,30 @@ mod tests {
                 "ephemeralContainerStatuses": [status("debug", "3")],
             },
         });
-        let typed: k8s::Pod = serde_json::from_value(pod.clone()).expect("a pod");
-        let Listed(listed) = serde_json::from_value(pod).expect("a pod");
+        let listed: Listed = serde_json::from_value(pod).expect("a pod");
         assert_eq!(listed.metadata.resource_version.as_deref(), Some("7"));
-        let (listed, typed) = (Facts::of(listed), Facts::of(typed));
-        assert!(listed.is_some() && listed == typed, "{listed:?} {typed:?}");
+        let (uid, facts) = Facts::of(listed).expect("a pod");
+        assert_eq!(uid.to_string(), "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0");
+        let names = [&facts.namespace, &facts.name, &facts.service_account];
+        assert_eq!(names.map(|name| &**name), ["test", "web", "app"]);
+        assert_eq!(
+            (&*facts.node, facts.runtime_class.as_deref()),
+            ("node", Some("gvisor"))
+        );
+        assert_eq!(facts.qos, Some(QosClass::Burstable));
+        assert!(facts.host_network && facts.mirror && facts.finished);
+        assert!(facts.has_ephemeral && facts.grace_ended() && facts.exempts_containers());
+        let named = |digit: &str| {
+            let id = ContainerId::from_status(&format!("containerd://{}", digit.repeat(64)));
+            facts
+                .containers
+                .get(&id?)
+                .map(|named| (&*named.name, named.kind))
+        };
+        assert_eq!(named("1"), Some(("app", ContainerKind::Ordinary)));
+        assert_eq!(named("2"), Some(("init", ContainerKind::Ordinary)));
+        assert_eq!(named("3"), Some(("debug", ContainerKind::Ephemeral)));
+        assert!(named("f").is_some(), "what was there before a restart");
     }
 
     #[test]
@@ -242,7 +194,7 @@ mod tests {
             "spec": {"volumes": 7},
         });
         assert!(serde_json::from_value::<k8s::Pod>(pod.clone()).is_err());
-        let Listed(listed) = serde_json::from_value(pod).expect("a pod");
+        let listed: Listed = serde_json::from_value(pod).expect("a pod");
         assert_eq!(listed.metadata.name.as_deref(), Some("web"));
     }
 
@@ -259,7 +211,7 @@ mod tests {
             ("9999-12-31T23:59:59Z", true),
             ("9000-01-01T00:00:00Z", false),
         ] {
-            let Listed(listed) = serde_json::from_value(pod(time)).expect("a pod");
+            let listed: Listed = serde_json::from_value(pod(time)).expect("a pod");
             let (_, facts) = Facts::of(listed).expect("a pod");
             assert_eq!(facts.grace_ended(), over, "{time}");
         }

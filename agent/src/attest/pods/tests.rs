@@ -5,7 +5,7 @@ use crate::attest::cgroup::ContainerId;
 use crate::attest::node::Node;
 use crate::attest::{Entrance, InPod, Location, Workload};
 use k8s_openapi::api::core::v1::{
-    ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
+    self as k8s, ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,9 +24,15 @@ pub(in crate::attest) fn known(pod: k8s::Pod) -> Arc<Pods> {
 pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> Arc<Pods> {
     let pods = Arc::new(pods());
     for pod in told {
-        pods.learn(pod, Source::Watch);
+        pods.learn(read(&pod), Source::Watch);
     }
     pods
+}
+
+/// The pod, as the agent reads it from the API server's answer.
+fn read(pod: &k8s::Pod) -> Listed {
+    let answer = serde_json::to_value(pod).expect("JSON");
+    serde_json::from_value(answer).expect("a pod")
 }
 
 pub(in crate::attest) fn pods_of(client: kube::Client) -> Pods {
@@ -146,45 +152,45 @@ async fn what_all_pods_of_the_node_leave_unread_has_one_bound() {
 #[tokio::test]
 async fn a_look_that_the_watch_has_overtaken_changes_nothing() {
     let pods = pods();
-    pods.learn(pod("20", true), Source::Watch);
-    pods.learn(pod("19", false), Source::Look);
+    pods.learn(read(&pod("20", true)), Source::Watch);
+    pods.learn(read(&pod("19", false)), Source::Look);
     assert_eq!(host_network(&pods), Some(true));
-    pods.learn(pod("21", false), Source::Look);
+    pods.learn(read(&pod("21", false)), Source::Look);
     assert_eq!(host_network(&pods), Some(false));
     // The watch is never behind itself, whatever the version numbers say.
-    pods.learn(pod("3", true), Source::Watch);
+    pods.learn(read(&pod("3", true)), Source::Watch);
     assert_eq!(host_network(&pods), Some(true));
 }
 
 #[tokio::test]
 async fn a_pod_deleted_during_a_look_does_not_come_back_with_it() {
     let pods = pods();
-    pods.learn(pod("20", true), Source::Watch);
-    pods.forget(pod("21", true));
-    pods.learn(pod("20", true), Source::Look);
+    pods.learn(read(&pod("20", true)), Source::Watch);
+    pods.forget(&read(&pod("21", true)));
+    pods.learn(read(&pod("20", true)), Source::Look);
     assert_eq!(host_network(&pods), None);
 }
 
 #[tokio::test]
 async fn a_workload_is_current_until_its_pod_is_told_anew_or_deleted() {
     let pods = Arc::new(pods());
-    pods.learn(pod("20", false), Source::Watch);
+    pods.learn(read(&pod("20", false)), Source::Watch);
     let first = workload(&pods, None);
     assert!(first.is_current());
-    pods.learn(pod("21", false), Source::Watch);
+    pods.learn(read(&pod("21", false)), Source::Watch);
     assert!(first.is_current(), "the same word again");
-    pods.learn(pod("22", true), Source::Watch);
+    pods.learn(read(&pod("22", true)), Source::Watch);
     assert!(!first.is_current());
     let second = workload(&pods, None);
     assert!(second.is_current());
-    pods.forget(pod("23", true));
+    pods.forget(&read(&pod("23", true)));
     assert!(!second.is_current());
 }
 
 #[tokio::test]
 async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
     let pods = Arc::new(pods());
-    pods.learn(pod("20", false), Source::Watch);
+    pods.learn(read(&pod("20", false)), Source::Watch);
     let [one, other] = ["1", "2"].map(|digit| ContainerId::from_status(&status_id(digit)));
     assert!(one.is_some() && one != other);
     let first = workload(&pods, one);
@@ -192,8 +198,8 @@ async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
     assert!(!first.same_as(&workload(&pods, other)));
     assert!(!first.same_as(&workload(&pods, None)));
     // What was done on behalf of a dropped entry belongs to nobody.
-    pods.forget(pod("21", false));
-    pods.learn(pod("22", false), Source::Watch);
+    pods.forget(&read(&pod("21", false)));
+    pods.learn(read(&pod("22", false)), Source::Watch);
     assert!(!first.same_as(&workload(&pods, one)));
     // But nothing was moved.
     assert!(first.is_where(&workload(&pods, one)));
@@ -203,7 +209,7 @@ async fn workloads_are_the_same_by_their_container_and_by_their_pods_entry() {
 #[tokio::test]
 async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_began() {
     let pods = Arc::new(pods());
-    pods.learn(pod("20", false), Source::Watch);
+    pods.learn(read(&pod("20", false)), Source::Watch);
     let known = workload(&pods, None);
     pods.keep(&HashSet::from([uid()]), Instant::now());
     assert!(known.is_current());
@@ -211,12 +217,12 @@ async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_bega
     assert!(!known.is_current());
     assert_eq!(host_network(&pods), None);
     // A look that was under way still names it.
-    pods.learn(pod("20", false), Source::Look);
+    pods.learn(read(&pod("20", false)), Source::Look);
     assert_eq!(host_network(&pods), None);
 
     let pods = self::pods();
     let before = Instant::now();
-    pods.learn(pod("20", false), Source::Look);
+    pods.learn(read(&pod("20", false)), Source::Look);
     let doubted = pods.keep(&HashSet::new(), before);
     assert_eq!(host_network(&pods), Some(false));
     assert_eq!(doubted, [uid()]);
@@ -226,7 +232,7 @@ async fn a_list_drops_what_it_does_not_name_but_for_what_was_found_after_it_bega
 #[tokio::test(start_paused = true)]
 async fn a_list_that_began_when_a_pod_was_found_knows_better() {
     let pods = pods();
-    pods.learn(pod("20", false), Source::Look);
+    pods.learn(read(&pod("20", false)), Source::Look);
     assert!(pods.keep(&HashSet::new(), Instant::now()).is_empty());
     assert_eq!(host_network(&pods), None);
 }
@@ -251,13 +257,13 @@ async fn a_pod_in_doubt_stays_if_a_list_of_now_names_it() {
     for (answer, stays) in [(there, true), (Some(Vec::new()), false), (None, false)] {
         let is_answered = answer.is_some();
         let pods = pods_of(answered(answer));
-        pods.learn(pod("20", false), Source::Look);
+        pods.learn(read(&pod("20", false)), Source::Look);
         let entry = pods.by_uid(uid()).expect("it is known");
         pods.confirm(vec![uid()]).await;
         assert_eq!(!entry.is_gone(), stays);
         assert_eq!(host_network(&pods).is_some(), stays);
         // A pod that merely could not be confirmed is found by the next look; a deleted one is not.
-        pods.learn(pod("20", false), Source::Look);
+        pods.learn(read(&pod("20", false)), Source::Look);
         assert_eq!(host_network(&pods).is_some(), stays || !is_answered);
     }
 }
@@ -265,7 +271,7 @@ async fn a_pod_in_doubt_stays_if_a_list_of_now_names_it() {
 #[tokio::test]
 async fn whoever_is_not_in_doubt_stays_whatever_the_list_says() {
     let pods = pods_of(answered(Some(Vec::new())));
-    pods.learn(pod("20", false), Source::Watch);
+    pods.learn(read(&pod("20", false)), Source::Watch);
     pods.confirm(vec![PodUid::synthetic(7)]).await;
     assert_eq!(host_network(&pods), Some(false));
 }
@@ -289,7 +295,7 @@ async fn a_restarted_container_is_known_by_both_of_its_ids() {
         }]),
         ..PodStatus::default()
     });
-    let (_, facts) = Facts::of(pod).expect("a pod");
+    let (_, facts) = Facts::of(read(&pod)).expect("a pod");
     for digit in ["1", "2"] {
         let id = ContainerId::from_status(&status_id(digit)).expect("an id");
         assert_eq!(facts.containers[&id].name, "app");
@@ -309,7 +315,7 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
         statuses[0].name = "app".to_owned();
         statuses
     });
-    let (_, facts) = Facts::of(exempting.clone()).expect("a pod");
+    let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
     let named = [(
         crate::role::EKS_SKIP_CONTAINERS.to_owned(),
         BTreeSet::from(["app".to_owned()]),
@@ -318,11 +324,11 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     let annotations = exempting.metadata.annotations.get_or_insert_default();
     let listed = "other,".repeat(10_000);
     annotations.insert(crate::role::EKS_SKIP_CONTAINERS.to_owned(), listed);
-    let (_, facts) = Facts::of(exempting.clone()).expect("a pod");
+    let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
     assert_eq!(facts.exempt, BTreeMap::from(named), "it is not looked into");
     // While none of the named containers is known, it still matters which one makes a request.
     exempting.status = None;
-    let (_, facts) = Facts::of(exempting).expect("a pod");
+    let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
     assert!(facts.exempts_containers());
 }
 
