@@ -72,7 +72,7 @@ impl Agent {
     pub(crate) async fn bind(config: Config) -> Result<Self, StartError> {
         let started = Instant::now();
         preflight::surroundings(&config)?;
-        let pinning = Pinning::probe().map_err(StartError::Probe)?;
+        let pinning = preflight::pinning(&config)?;
         let path = preflight::socket_path(&config)?;
         path.sweep();
         let address = config.listen.admin;

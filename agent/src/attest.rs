@@ -10,7 +10,7 @@ pub(crate) mod local;
 pub(crate) mod node;
 pub(crate) mod pods;
 
-use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
+use crate::peer::{Named, Peer, PeerError, Pinning, is_exhausted};
 use cgroup::{ContainerId, PodUid};
 pub(crate) use denial::Denial;
 use local::Local;
@@ -158,19 +158,21 @@ impl Location {
 // === impl Attestor ===
 
 impl Attestor {
-    /// The peer of `stream`, pinned as far as this attestor needs it.
+    /// The peer of `stream`, named as far as this attestor needs it.
     ///
     /// # Errors
     ///
-    /// As [`Peer::of`].
-    pub(crate) fn peer(&self, stream: &impl AsFd, pinning: Pinning) -> Result<Peer, PeerError> {
+    /// As [`Peer::named`].
+    pub(crate) fn named(&self, stream: &impl AsFd, pinning: Pinning) -> Result<Named, PeerError> {
         match self {
             // The containers of a pod usually do not see each other's processes.
-            Self::Sidecar(_) => Peer::unseen(stream, pinning),
-            Self::Kubernetes(_) | Self::Local(_) => match Peer::of(stream, pinning) {
+            Self::Sidecar(_) => Peer::unseen(stream, pinning).map(Named::Pinned),
+            Self::Kubernetes(_) | Self::Local(_) => match Peer::named(stream, pinning) {
                 // Nothing can be read about it, so it is refused later: by an answer, not just a closed connection.
-                Err(PeerError::OutsidePidNamespace) => Peer::unseen(stream, pinning),
-                pinned => pinned,
+                Err(PeerError::OutsidePidNamespace) => {
+                    Peer::unseen(stream, pinning).map(Named::Pinned)
+                }
+                named => named,
             },
         }
     }

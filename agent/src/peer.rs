@@ -11,10 +11,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::sockopt::{PeerCredentials, PeerPidfd};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socketpair};
 use nix::sys::stat::fstat;
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 
 /// The limit on a cgroup file, in bytes. The longest seen on a real node is under 4 KiB.
 const CGROUP_LIMIT: u64 = 64 * 1024;
@@ -28,8 +30,9 @@ pub(crate) enum Pinning {
     /// `SO_PEERPIDFD`: the kernel returns the very process that connected, so there is no race.
     ByPidfd,
     /// `pidfd_open(2)` on the PID; then the connection's own socket must be listed in that process's network namespace,
-    /// which proves that whoever has the PID now is in the pod that connected. Pods on the node's own network cannot be
-    /// told apart this way, so they are denied.
+    /// which proves that whoever has the PID now is in the pod that connected. On the node's own network are many: its
+    /// own processes, pods with `hostNetwork`, and for a moment each container that is being started. Who connects from
+    /// there is denied.
     ByNumber,
 }
 
@@ -41,7 +44,21 @@ pub(crate) struct Peer {
     /// Absent where the kernel has no pidfd for a process that the agent cannot see.
     pidfd: Option<OwnedFd>,
     pinning: Pinning,
+    on_nodes_network: bool,
 }
+
+/// A peer as the kernel names it right after a connection was accepted.
+#[derive(Debug)]
+pub(crate) enum Named {
+    /// The process that connected, if the agent needs to know which one it was.
+    Pinned(Peer),
+    /// The process that has its number now.
+    ByNumber(Claim),
+}
+
+/// A process that has the number of the one that connected, and keeps it; not yet proven to be in the same pod.
+#[derive(Debug)]
+pub(crate) struct Claim(Peer);
 
 /// Why a peer could not be pinned.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +99,18 @@ impl Pinning {
             Err(errno) => Err(errno.into()),
         }
     }
+
+    /// Tries the fallback on this process.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses it.
+    pub(crate) fn must_work(self) -> io::Result<()> {
+        if self == Self::ByNumber {
+            pidfd_of(getpid())?;
+        }
+        Ok(())
+    }
 }
 
 // === impl Peer ===
@@ -94,6 +123,19 @@ impl Peer {
     /// If the process is outside the agent's PID namespace, cannot be tied to the connection, or is already reported as
     /// exited.
     pub(crate) fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+        match Self::named(stream, pinning)? {
+            Named::Pinned(peer) => Ok(peer),
+            Named::ByNumber(claim) => claim.prove(stream),
+        }
+    }
+
+    /// The first part of [`Self::of`], which takes little time: the sooner after `connect(2)`, the fewer processes can
+    /// have had the number.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::of`].
+    pub(crate) fn named(stream: &impl AsFd, pinning: Pinning) -> Result<Named, PeerError> {
         // The pidfd first: only with it can the PID be checked.
         let by_kernel = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
@@ -101,27 +143,24 @@ impl Peer {
         };
         let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
         let pid = credentials.pid();
-        let number = rustix::process::Pid::from_raw(pid).ok_or(PeerError::OutsidePidNamespace)?;
-        let pidfd = match by_kernel {
-            Some(pidfd) => pidfd,
-            None => rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty())
-                .map_err(|errno| match errno {
-                    rustix::io::Errno::SRCH => PeerError::Gone,
-                    errno => PeerError::Io(errno.into()),
-                })?,
-        };
-        let peer = Self {
+        let number = Pid::from_raw(pid).ok_or(PeerError::OutsidePidNamespace)?;
+        let peer = |pidfd| Self {
             pid,
             uid: credentials.uid(),
             pidfd: Some(pidfd),
             pinning,
+            on_nodes_network: false,
         };
-        // With `ByPidfd` both come from the kernel, for this connection; later reads by PID check the pidfd afterwards.
-        if pinning == Pinning::ByNumber {
-            peer.must_own(stream)?;
-            peer.must_be_alive()?;
-        }
-        Ok(peer)
+        Ok(match by_kernel {
+            Some(pidfd) => Named::Pinned(peer(pidfd)),
+            None => {
+                let pidfd = pidfd_of(number).map_err(|errno| match errno {
+                    rustix::io::Errno::SRCH => PeerError::Gone,
+                    errno => PeerError::Io(errno.into()),
+                })?;
+                Named::ByNumber(Claim(peer(pidfd)))
+            }
+        })
     }
 
     /// The process that connected `stream`, whether or not the agent can see it: for a socket that by itself proves who
@@ -141,6 +180,7 @@ impl Peer {
             uid: credentials.uid(),
             pidfd,
             pinning,
+            on_nodes_network: false,
         })
     }
 
@@ -160,6 +200,12 @@ impl Peer {
     #[must_use]
     pub(crate) fn pinning(&self) -> Pinning {
         self.pinning
+    }
+
+    /// Whether it is pinned by number and connected on the node's own network, where the number may have been another's.
+    #[must_use]
+    pub(crate) fn is_on_nodes_network(&self) -> bool {
+        self.on_nodes_network
     }
 
     /// A descriptor that becomes readable when the process exits (`pidfd_open(2)`).
@@ -205,15 +251,8 @@ impl Peer {
 
     /// Appends a file from the process's `/proc` directory; a file of `limit` bytes or more is refused as a whole.
     pub(crate) fn read(&self, file: &str, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
-        let read = File::open(self.proc(file)?)
-            .map_err(|error| self.unreadable(error))?
-            .take(limit)
-            .read_to_end(into)
-            .map_err(|error| self.unreadable(error))?;
-        if read as u64 == limit {
-            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
-        }
-        Ok(())
+        let file = self.open(file)?;
+        self.read_from(&file, limit, into)
     }
 
     /// The target of a link in the process's `/proc` directory, such as a namespace. It counts only if the process is
@@ -238,12 +277,41 @@ impl Peer {
         }
     }
 
+    fn open(&self, file: &str) -> Result<File, PeerError> {
+        File::open(self.proc(file)?).map_err(|error| self.unreadable(error))
+    }
+
+    fn read_from(&self, file: &File, limit: u64, into: &mut Vec<u8>) -> Result<(), PeerError> {
+        let read = file.take(limit).read_to_end(into);
+        if read.map_err(|error| self.unreadable(error))? as u64 == limit {
+            return Err(io::Error::from(io::ErrorKind::FileTooLarge).into());
+        }
+        Ok(())
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    /// The peer, if the process that has its number is in the network namespace that `stream` was connected in.
+    ///
+    /// # Errors
+    ///
+    /// If it is not, or has exited.
+    pub(crate) fn prove(mut self, stream: &impl AsFd) -> Result<Peer, PeerError> {
+        let table = self.must_own(stream)?;
+        self.0.must_be_alive()?;
+        self.0.on_nodes_network = nodes_table().is_none_or(|nodes| nodes == table);
+        Ok(self.0)
+    }
+
     /// An accepted `AF_UNIX` socket belongs to the network namespace of the process that connected it, so its inode is
-    /// in that process's `/proc/PID/net/unix` (proc_pid_net(5)) and in no other pod's.
-    fn must_own(&self, stream: &impl AsFd) -> Result<(), PeerError> {
+    /// in that process's `/proc/PID/net/unix` (proc_pid_net(5)) and in no other pod's. Returns which table it is in.
+    fn must_own(&self, stream: &impl AsFd) -> Result<u64, PeerError> {
         let inode = fstat(stream).map_err(io::Error::from)?.st_ino.to_string();
+        let file = self.0.open("net/unix")?;
         let mut table = Vec::new();
-        self.read("net/unix", NET_UNIX_LIMIT, &mut table)?;
+        self.0.read_from(&file, NET_UNIX_LIMIT, &mut table)?;
         // Num RefCount Protocol Flags Type St Inode Path
         let listed = table.split(|byte| *byte == b'\n').skip(1).any(|line| {
             let mut columns = line
@@ -252,11 +320,24 @@ impl Peer {
             columns.nth(6) == Some(inode.as_bytes())
         });
         if listed {
-            Ok(())
+            Ok(file.metadata()?.ino())
         } else {
             Err(PeerError::Recycled)
         }
     }
+}
+
+/// The socket table of the node's first process; none if it cannot be seen.
+///
+/// Tables have inodes of their own in each network namespace (`proc_alloc_inum` in fs/proc/generic.c). Any process may
+/// see them, but links to namespaces only with the rights of a debugger (ptrace(2)).
+fn nodes_table() -> Option<u64> {
+    let table = std::fs::metadata("/proc/1/net/unix").ok()?;
+    Some(table.ino())
+}
+
+fn pidfd_of(process: Pid) -> Result<OwnedFd, rustix::io::Errno> {
+    pidfd_open(process, PidfdFlags::empty())
 }
 
 fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, PeerError> {
@@ -315,6 +396,13 @@ pub(crate) mod tests {
         fn drop(&mut self) {
             let _ = self.0.kill();
             let _ = self.0.wait();
+        }
+    }
+
+    impl Peer {
+        /// The same process, had it connected as another user.
+        pub(crate) fn connected_by(self, uid: u32) -> Self {
+            Self { uid, ..self }
         }
     }
 
@@ -381,11 +469,17 @@ pub(crate) mod tests {
     #[test]
     fn by_number_the_connection_must_be_listed_in_the_peers_network_namespace() {
         let (stream, _child) = connected_child();
-        let peer = Peer::of(&stream, Pinning::ByNumber).expect("it lives");
-        peer.must_own(&stream).expect("the connection is its own");
+        let claim = || match Peer::named(&stream, Pinning::ByNumber) {
+            Ok(Named::ByNumber(claim)) => claim,
+            other => panic!("{other:?}"),
+        };
+        let peer = claim().prove(&stream).expect("the connection is its own");
+        // This test and the first process share it.
+        assert!(peer.is_on_nodes_network());
         // A socket that is not listed, since it is not a Unix socket.
         let foreign = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port");
-        assert!(matches!(peer.must_own(&foreign), Err(PeerError::Recycled)));
+        let outcome = claim().prove(&foreign);
+        assert!(matches!(outcome, Err(PeerError::Recycled)), "{outcome:?}");
     }
 
     #[test]

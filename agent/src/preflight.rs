@@ -72,6 +72,12 @@ pub(crate) enum StartError {
     /// How peers can be pinned.
     #[error("cannot find out how this kernel names peers: {0}")]
     Probe(#[source] io::Error),
+    /// Any pinning of peers.
+    #[error(
+        "no peer could be pinned: the kernel has no SO_PEERPIDFD (Linux 6.5), and refuses pidfd_open(2), which an old \
+         seccomp profile may forbid ({0})"
+    )]
+    Pinning(#[source] io::Error),
     /// Where the agent runs.
     #[error("cannot find out where the agent itself runs: {0}")]
     Surroundings(#[source] io::Error),
@@ -163,6 +169,15 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
     }
 }
 
+/// How this kernel can pin peers. In a sidecar the socket proves who they are, so nothing more is needed.
+pub(crate) fn pinning(config: &Config) -> Result<Pinning, StartError> {
+    let pinning = Pinning::probe().map_err(StartError::Probe)?;
+    if config.identity.mode != IdentityMode::Sidecar {
+        pinning.must_work().map_err(StartError::Pinning)?;
+    }
+    Ok(pinning)
+}
+
 /// Whether there is any root to check a cloud's certificate against: without one, the AWS client panics when used.
 pub(crate) fn ca_roots() -> Result<(), StartError> {
     if rustls_native_certs::load_native_certs().certs.is_empty() {
@@ -194,12 +209,11 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     // Without roots the clients panic.
     let can_open = !matches!(roots, Some(Err(_)));
     findings.extend(roots.map(|roots| Finding::of("CA roots", roots.map(|()| "found"))));
-    let pinning = Pinning::probe().map(|pinning| match pinning {
+    let pinning = pinning(config).map(|pinning| match pinning {
         Pinning::ByPidfd => "SO_PEERPIDFD",
         Pinning::ByNumber if in_cluster => "by number: pods of the node's own network are refused",
         Pinning::ByNumber => "by number",
     });
-    let pinning = pinning.map_err(StartError::Probe);
     findings.push(Finding::of("peer pinning", pinning));
     let directory = socket_path(config).map(|_| config.listen.socket.display().to_string());
     findings.push(Finding::of("socket directory", directory));

@@ -23,7 +23,7 @@ use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
-use crate::peer::{Peer, PeerError, Pinning, is_exhausted};
+use crate::peer::{Named, Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
 use crate::waits::Waits;
 use admission::Admission;
@@ -317,25 +317,24 @@ impl Server {
         }
     }
 
-    /// Pins the peer of `stream`. The fallback may read megabytes to do so, hence on a thread of its own and only for a
-    /// few peers at a time.
+    /// Pins the peer of `stream`. The fallback may read megabytes to prove it, hence on a thread of its own and only for
+    /// a few peers at a time.
     async fn pin(&self, stream: UnixStream, door: &Door) -> (UnixStream, Result<Peer, PeerError>) {
-        let (pinning, attestor) = (self.pinning, self.admission.attestor.clone());
-        let pin = move || {
-            let peer = attestor.peer(&stream, pinning);
+        let claim = match self.admission.attestor.named(&stream, self.pinning) {
+            Ok(Named::Pinned(peer)) => return (stream, Ok(peer)),
+            Ok(Named::ByNumber(claim)) => claim,
+            Err(error) => return (stream, Err(error)),
+        };
+        // The door's permit first, so that one pod's connections do not block others.
+        let _of_door = door.tables.acquire().await;
+        let _table = self.tables.acquire().await;
+        let proof = move || {
+            let peer = claim.prove(&stream);
             (stream, peer)
         };
-        match pinning {
-            Pinning::ByPidfd => pin(),
-            Pinning::ByNumber => {
-                // The door's permit first, so that one pod's connections do not block others.
-                let _of_door = door.tables.acquire().await;
-                let _table = self.tables.acquire().await;
-                match tokio::task::spawn_blocking(pin).await {
-                    Ok(pinned) => pinned,
-                    Err(died) => std::panic::resume_unwind(died.into_panic()),
-                }
-            }
+        match tokio::task::spawn_blocking(proof).await {
+            Ok(proven) => proven,
+            Err(died) => std::panic::resume_unwind(died.into_panic()),
         }
     }
 

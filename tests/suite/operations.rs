@@ -142,6 +142,13 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
             settings.clone().on_a_machine_without("openat2"),
             "needs Linux 5.6",
         ),
+        (
+            settings
+                .clone()
+                .on_a_machine_without("pidfd_open")
+                .on_a_machine_without("peerpidfd"),
+            "pidfd_open",
+        ),
     ];
     for (settings, what) in cases {
         let (code, lines) = refused(&settings, &[]).await;

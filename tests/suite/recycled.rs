@@ -8,12 +8,21 @@ use testkit::kube::{Container, PodSpec};
 use testkit::pid_namespace::{PidNamespace, Program};
 use testkit::sandbox::{ACCOUNT, NODE, Sandbox, container_id, password};
 use testkit::until;
-use testkit::workload::{Request, Signal, Workload};
+use testkit::workload::{Request, Signal, Workload, WorkloadSpec};
 use tokio::time::sleep;
+
+/// The network of the attacker's process and of the victim's.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Network {
+    /// Each pod has its own.
+    Own,
+    /// Both are on the node's, as a process of the node, and a container while it is being started.
+    Node,
+}
 
 /// The attacker connects as one process, hands the connection to an accomplice, and ends; the victim's pod is given
 /// its number; only then does the agent come to look. `wrapper` starts the agent.
-async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
+async fn a_recycled_number_lends_no_identity(without: Option<&str>, network: Network) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.namespace("attacker");
     sandbox.namespace("victim");
@@ -58,7 +67,19 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
             containers: vec![Container::running("app", &container)],
             ..PodSpec::default()
         });
-        sandbox.place(object.uid(), &container)
+        WorkloadSpec {
+            own_network: network == Network::Own,
+            ..sandbox.place(object.uid(), &container)
+        }
+    };
+    let must_be_served = async |workload: &Workload, namespace: &str| {
+        let path = format!("/v1/secrets/{namespace}/database-password");
+        let own = workload.get(&path).await.expect("an answer");
+        if network == Network::Node && without.is_some() {
+            return own.must_be_refused(403, "not_attested");
+        }
+        let value = own.json()["value"].as_str().map(str::to_owned);
+        assert_eq!((own.status, value), (200, Some(password(namespace))));
     };
     let start = |spec, pid| Workload::start_in(&namespace, spec, pid);
     let attackers = pod("attacker", "attacker");
@@ -66,14 +87,7 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
         .await
         .expect("the attacker");
     let accomplice = start(attackers, None).await.expect("the accomplice");
-    let own = attacker
-        .get("/v1/secrets/attacker/database-password")
-        .await
-        .expect("an answer");
-    assert_eq!(
-        (own.status, own.json()["value"].as_str()),
-        (200, Some(&*password("attacker")))
-    );
+    must_be_served(&attacker, "attacker").await;
 
     namespace
         .signal(agent, Signal::SIGSTOP)
@@ -105,27 +119,28 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>) {
         Err(_) => {}
         Ok(answer) => answer.must_be_refused(403, "not_attested"),
     }
-    // And the victim itself is served, so nothing else was in the way.
-    let own = victim
-        .get("/v1/secrets/victim/database-password")
-        .await
-        .expect("an answer");
-    assert_eq!(
-        (own.status, own.json()["value"].as_str()),
-        (200, Some(&*password("victim")))
-    );
+    // And the victim itself is served, so nothing else was in the way; without peer pidfds, not on the node's network.
+    must_be_served(&victim, "victim").await;
 }
 
 #[tokio::test]
 async fn a_number_recycled_in_the_backlog_lends_no_identity() {
     if can_run() {
-        a_recycled_number_lends_no_identity(None).await;
+        a_recycled_number_lends_no_identity(None, Network::Own).await;
+        a_recycled_number_lends_no_identity(None, Network::Node).await;
     }
 }
 
 #[tokio::test]
 async fn a_number_recycled_in_the_backlog_lends_no_identity_without_peer_pidfds_either() {
     if can_run() {
-        a_recycled_number_lends_no_identity(Some("peerpidfd")).await;
+        a_recycled_number_lends_no_identity(Some("peerpidfd"), Network::Own).await;
+    }
+}
+
+#[tokio::test]
+async fn without_peer_pidfds_a_container_that_is_being_started_lends_no_identity_to_the_node() {
+    if can_run() {
+        a_recycled_number_lends_no_identity(Some("peerpidfd"), Network::Node).await;
     }
 }

@@ -14,7 +14,7 @@ pub(crate) enum Denial {
     Container,
     /// It is in an ephemeral container, which was added to the pod for debugging.
     EphemeralContainer,
-    /// Its pod is on the node's own network, which the fallback for old kernels cannot tell from other such pods.
+    /// It connected on the node's own network, where the fallback for old kernels cannot tell it from others.
     HostNetworkWithoutPidfd,
     /// It was moved to another pod after it connected.
     IdentityChanged,

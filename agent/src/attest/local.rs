@@ -8,7 +8,7 @@
 use super::cgroup::CgroupDenial;
 use super::pods::Pod;
 use super::{AttestError, Denial, Location};
-use crate::peer::{Peer, PeerError};
+use crate::peer::{Peer, PeerError, Pinning};
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::sync::Arc;
@@ -85,6 +85,10 @@ impl Local {
         if uid_map != self.own.uid_map || self.is_elsewhere(peer, "ns/user")? {
             return Err(AttestError::Denied(Denial::OtherUserNamespace));
         }
+        // By number it may be another process than the one that connected, but then not another user's.
+        if peer.pinning() == Pinning::ByNumber && uid(&status) != Some(peer.uid()) {
+            return Err(PeerError::Recycled.into());
+        }
         if pid_depth(&status) != Some(self.own.pid_depth) || self.is_elsewhere(peer, "ns/pid")? {
             return Err(AttestError::Denied(Denial::OtherPidNamespace));
         }
@@ -108,13 +112,22 @@ impl Local {
 
 /// How many PID namespaces deep a process is, by `NSpid` in its status (proc_pid_status(5)).
 fn pid_depth(status: &[u8]) -> Option<usize> {
+    Some(numbers(status, b"NSpid:")?.count())
+}
+
+/// The uid with whose rights a process runs, as the agent's user namespace sees it: the second of `Uid` in its status.
+fn uid(status: &[u8]) -> Option<u32> {
+    let effective = numbers(status, b"Uid:")?.nth(1)?;
+    std::str::from_utf8(effective).ok()?.parse().ok()
+}
+
+/// The numbers in one line of a process's status.
+fn numbers<'a>(status: &'a [u8], name: &[u8]) -> Option<impl Iterator<Item = &'a [u8]>> {
     let line = status
         .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(b"NSpid:"))?;
-    let numbers = line
-        .split(u8::is_ascii_whitespace)
-        .filter(|number| !number.is_empty());
-    Some(numbers.count())
+        .find_map(|line| line.strip_prefix(name))?;
+    let numbers = line.split(u8::is_ascii_whitespace);
+    Some(numbers.filter(|number| !number.is_empty()))
 }
 
 /// The names of containers in a cgroup file; fails if its process cannot be a principal of this machine, wherever the
@@ -179,9 +192,34 @@ fn has(name: &[u8], part: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::pods::{Facts, Settings};
     use super::*;
+    use crate::peer::tests::connected_child;
 
     const ID: &str = "3b5d4f1c0a9e8d7c6b5a493827160f5e4d3c2b1a09f8e7d6c5b4a39281706f5e";
+
+    /// Its number may have gone to whoever is looked at.
+    #[test]
+    fn by_number_a_process_of_another_user_than_the_one_that_connected_is_nobody() {
+        let own = nix::unistd::getuid().as_raw();
+        let facts = || Facts::of_principal("test", "app", "");
+        let principal = || Arc::new(Pod::new(None, facts(), &Settings::default()));
+        let principals = [own, own + 1].map(|uid| (uid, principal()));
+        let local = Local::new(HashMap::from(principals)).expect("what everybody may see");
+        let (stream, _child) = connected_child();
+        let locate = |pinning, uid| {
+            let peer = Peer::of(&stream, pinning).expect("it lives");
+            local.locate(&peer.connected_by(uid))
+        };
+        for pinning in [Pinning::ByPidfd, Pinning::ByNumber] {
+            assert_eq!(locate(pinning, own), Ok(Location::Local(own)));
+        }
+        let denied = AttestError::Denied(Denial::RecycledPid);
+        assert_eq!(locate(Pinning::ByNumber, own + 1), Err(denied));
+        // The same process, which has become another user since.
+        let located = locate(Pinning::ByPidfd, own + 1);
+        assert_eq!(located, Ok(Location::Local(own + 1)));
+    }
 
     fn found(path: &str) -> Result<usize, Denial> {
         containers(format!("0::{path}\n").as_bytes()).map(|found| found.len())

@@ -23,7 +23,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let (what, program) = (words.next(), words.next());
     let lack = what.as_ref().and_then(|what| Lack::of(what.to_str()?));
     let (Some(lack), Some(program)) = (lack, program) else {
-        return Err("usage: without ipv6|openat2|peerpidfd PROGRAM [ARGUMENT…]".into());
+        return Err("usage: without ipv6|openat2|peerpidfd|pidfd_open PROGRAM [ARGUMENT…]".into());
     };
     seccompiler::apply_filter(&lack.filter()?)?;
     Err(Command::new(program).args(words).exec().into())
@@ -49,6 +49,12 @@ impl Lack {
                 call: libc::SYS_getsockopt,
                 if_all: vec![(1, libc::SOL_SOCKET), (2, libc::SO_PEERPIDFD)],
                 error: libc::ENOPROTOOPT,
+            },
+            // A kernel before Linux 5.3, or an old seccomp profile.
+            "pidfd_open" => Self {
+                call: libc::SYS_pidfd_open,
+                if_all: Vec::new(),
+                error: libc::EPERM,
             },
             _ => return None,
         })

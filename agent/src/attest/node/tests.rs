@@ -4,6 +4,7 @@ use super::*;
 use crate::attest::Attestor;
 use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
+use crate::peer::Pinning;
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
 
@@ -52,24 +53,22 @@ async fn who_asks_before_the_kubepods_root_is_known_waits_for_it() {
 }
 
 #[tokio::test]
-async fn by_number_pods_of_the_nodes_network_are_denied_but_for_who_comes_in_by_the_pods_own_socket()
- {
+async fn by_number_who_connects_on_the_nodes_network_is_denied_whatever_the_pods_own_network_is() {
     const DENIED: Option<AttestError> = Some(AttestError::Denied(Denial::HostNetworkWithoutPidfd));
     let (shared, own) = (Entrance::Shared, Entrance::Pod(uid()));
-    for (host_network, pinning, entrance, denied) in [
-        (true, Pinning::ByNumber, shared, DENIED),
-        (true, Pinning::ByNumber, own, None),
-        (true, Pinning::ByPidfd, shared, None),
-        (false, Pinning::ByNumber, shared, None),
+    for (pinning, entrance, denied) in [
+        (Pinning::ByNumber, shared, DENIED),
+        (Pinning::ByNumber, own, None),
+        (Pinning::ByPidfd, shared, None),
     ] {
-        let node = node(&known(pod("20", host_network)));
-        let in_pod = at(Some(container("1")), entrance);
-        let outcome = with_peer(pinning, |peer| node.known(peer, in_pod));
-        assert_eq!(
-            outcome.err(),
-            denied,
-            "{host_network} {pinning:?} {entrance:?}"
-        );
+        for host_network in [true, false] {
+            let node = node(&known(pod("20", host_network)));
+            let in_pod = at(Some(container("1")), entrance);
+            // The test's own child: it is on the network of the first process.
+            let outcome = with_peer(pinning, |peer| node.known(peer, in_pod));
+            let case = format!("{host_network} {pinning:?} {entrance:?}");
+            assert_eq!(outcome.err(), denied, "{case}");
+        }
     }
 }
 
