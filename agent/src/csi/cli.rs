@@ -129,7 +129,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
             () = &mut tending => {}
             _ = looks.tick() => {
                 for socket in &mut sockets {
-                    socket.keep().await;
+                    socket.keep().await?;
                 }
             }
         }
@@ -150,7 +150,10 @@ fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
     }
     let store = Store::of(directory);
     make(store.root())?;
-    if !store.is_there()? {
+    if store.is_there()? {
+        // An earlier version's may be smaller.
+        mount::resize(store.root(), STORE).map_err(|error| named(error, store.root()))?;
+    } else {
         mount::memory(store.root(), STORE)?;
     }
     if !store.is_there()? {

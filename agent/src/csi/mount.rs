@@ -139,6 +139,16 @@ pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
     }
 }
 
+/// Gives the tmpfs at `at` these options, whatever it was mounted with. What it holds stays.
+///
+/// # Errors
+///
+/// If it holds more than that, or the kernel refuses.
+pub(super) fn resize(at: &Path, options: &str) -> io::Result<()> {
+    let flags = FLAGS | MsFlags::MS_REMOUNT;
+    Ok(mount(None::<&str>, at, None::<&str>, flags, Some(options))?)
+}
+
 /// Removes every mount at `path`, which must be in a directory that is root's alone.
 ///
 /// # Errors

@@ -50,11 +50,19 @@ impl Socket {
     }
 
     /// Claims the path again if nobody answers there. If another mounter does, it is rightly that one's.
-    pub(super) async fn keep(&mut self) {
+    ///
+    /// # Errors
+    ///
+    /// If the path's directory is gone, which only a start makes again, with all that was in it.
+    pub(super) async fn keep(&mut self) -> io::Result<()> {
         if self.socket.holds(&self.listening)
             || self.socket.look(&self.listening).await != Found::Nobody
         {
-            return;
+            return Ok(());
+        }
+        if let Some(directory) = self.path.parent().filter(|directory| !directory.exists()) {
+            let error = io::Error::other("the directory was removed");
+            return Err(named(error, directory));
         }
         let path = self.path.display();
         match Self::serve(&self.path, &self.plugin, &self.calls) {
@@ -64,5 +72,6 @@ impl Socket {
             }
             Err(error) => tracing::error!(%path, %error, "cannot listen on the socket again"),
         }
+        Ok(())
     }
 }

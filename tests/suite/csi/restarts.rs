@@ -2,8 +2,9 @@
 
 use super::{Node, OWN, reads_own, settings};
 use crate::code;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
+use nix::sys::statvfs::statvfs;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
@@ -15,6 +16,8 @@ use testkit::until;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
 use tokio::time::{sleep, timeout};
+
+const NONE: Option<&str> = None;
 
 #[tokio::test]
 async fn a_mounter_that_is_killed_and_started_again_knows_its_volumes() {
@@ -51,6 +54,43 @@ async fn a_mounter_has_its_sockets_back_when_the_one_that_took_them_is_gone() {
         async || node.publish(&pod.volume).await.is_ok() && node.kubelet.register().await.is_ok();
     until("the first mounter's sockets", is_back).await;
     reads_own(&pod.workload).await;
+}
+
+#[tokio::test]
+async fn a_new_mounter_gives_the_memory_of_an_earlier_version_its_own_room() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let pod = node.pod("test", "web").await;
+    let store = node.kubelet.directory().join("run");
+    let files = || statvfs(&store).expect("it is mounted").files();
+    let room = files();
+    node.mounter.kill().await.expect("it runs");
+    let smaller = Some("nr_inodes=1000");
+    mount(NONE, &store, NONE, MsFlags::MS_REMOUNT, smaller).expect("root may");
+    assert!(files() < room);
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    assert_eq!(files(), room);
+    reads_own(&pod.workload).await;
+}
+
+/// It would only say so each second, for ever: a new one makes the directory again.
+#[tokio::test]
+async fn a_mounter_whose_directory_is_removed_ends_and_says_so() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let directory = node.kubelet.directory();
+    umount2(&directory.join("run"), MntFlags::MNT_DETACH).expect("root may");
+    fs::remove_dir_all(&directory).expect("root may");
+    let ended = timeout(Duration::from_secs(10), node.mounter.until_ended()).await;
+    let status = ended.expect("in time").expect("it ends");
+    assert_eq!(status.code(), Some(69));
+    let why = "the directory was removed";
+    assert!(node.mounter.stderr().iter().any(|line| line.contains(why)));
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    let (volume, container) = node.object_of("test", "web");
+    let published = async || node.publish(&volume).await.is_ok();
+    until("a volume that the agent has heard of", published).await;
+    reads_own(&node.container(&volume, &container).await).await;
 }
 
 /// Pods need what they have, also where there is room for nothing more.
