@@ -18,6 +18,13 @@ use tokio::task;
 /// few hosts. A thread that does not run costs nothing.
 pub(crate) const LOOKUPS: usize = 128;
 
+/// How many addresses of each family (IPv4, IPv6) one connection is tried at, one after the other. The client divides
+/// the time in which a connection must be open ([`CONNECT_TIMEOUT`](super::CONNECT_TIMEOUT)) evenly between them, so if
+/// a host has eight, one that is 130 milliseconds away cannot be reached at any. Half of that time is enough for each:
+/// where TCP needs more, nothing is left for TLS. Servers of names mostly answer in turn, so the next connection may be
+/// tried at others.
+const ADDRESSES: usize = 2;
+
 type Found = Result<Vec<SocketAddr>, Arc<io::Error>>;
 type Lookup = Shared<BoxFuture<'static, Found>>;
 
@@ -80,7 +87,15 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let lookup = self.lookup(name.as_str());
         async {
-            let addresses: Addrs = Box::new(lookup?.await?.into_iter());
+            let mut found = lookup?.await?;
+            let mut left = [ADDRESSES; 2];
+            found.retain(|address| {
+                let left = &mut left[usize::from(address.is_ipv6())];
+                let is_taken = *left > 0;
+                *left = left.saturating_sub(1);
+                is_taken
+            });
+            let addresses: Addrs = Box::new(found.into_iter());
             Ok(addresses)
         }
         .boxed()
@@ -160,6 +175,28 @@ mod tests {
             assert!(lookup.await.is_ok());
         }
         assert_eq!(found(&names, "other.test").await, Ok(vec![ADDRESS]));
+    }
+
+    #[tokio::test]
+    async fn however_many_addresses_a_host_has_each_is_tried_for_half_of_the_time() {
+        let address = |text: &str| format!("{text}:0").parse::<SocketAddr>().expect(text);
+        let (v4, v6) = (
+            |n| address(&format!("192.0.2.{n}")),
+            |n| address(&format!("[2001:db8::{n}]")),
+        );
+        for (given, tried) in [
+            ((1..9).map(v4).collect(), vec![v4(1), v4(2)]),
+            (vec![v6(1)], vec![v6(1)]),
+            // The first is of the family that is preferred.
+            (
+                vec![v6(1), v4(1), v6(2), v6(3), v4(2), v4(3)],
+                vec![v6(1), v4(1), v6(2), v4(2)],
+            ),
+        ] {
+            let given: Vec<_> = given;
+            let names = Names::by(move |_| Ok(given.clone()));
+            assert_eq!(found(&names, "many.test").await, Ok(tried));
+        }
     }
 
     #[tokio::test]
