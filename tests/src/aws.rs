@@ -45,7 +45,7 @@ pub use policy::{
 };
 pub use secret::SecretInput;
 
-use crate::fake::{CallLog, Faults, Listener, Port};
+use crate::fake::{CallLog, Faults, Forgotten, Listener, Port};
 use iam::Iam;
 use secret::Store;
 
@@ -237,9 +237,9 @@ impl FakeAws {
         self.inner.main.stop().await;
     }
 
-    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
-    pub fn forget_connections(&self) {
-        self.inner.main.forget_connections();
+    /// Lets something on their way forget the open connections; new ones are accepted.
+    pub fn forget_connections(&self, how: Forgotten) {
+        self.inner.main.forget_connections(how);
     }
 
     /// Listens again, at the same port.

@@ -43,7 +43,7 @@ use directory::Directory;
 use vault::Vaults;
 
 use crate::agent::AgentSettings;
-use crate::fake::{Authority, CallLog, FaultGuard, Faults, Listener, Port};
+use crate::fake::{Authority, CallLog, FaultGuard, Faults, Forgotten, Listener, Port};
 
 /// Entra ID's host.
 pub const LOGIN_HOST: &str = "login.test";
@@ -182,9 +182,9 @@ impl FakeAzure {
         self.inner.listener.stop().await;
     }
 
-    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
-    pub fn forget_connections(&self) {
-        self.inner.listener.forget_connections();
+    /// Lets something on their way forget the open connections; new ones are accepted.
+    pub fn forget_connections(&self, how: Forgotten) {
+        self.inner.listener.forget_connections(how);
     }
 
     /// Listens again, at the same port.

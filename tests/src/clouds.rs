@@ -12,9 +12,11 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
+use std::time::Duration;
 
 use crate::agent::AgentSettings;
 use crate::fake::Behaviour;
+pub use crate::fake::Forgotten;
 use crate::sandbox::Sandbox;
 
 /// The backends that the sandbox has, as the configuration names them.
@@ -46,8 +48,8 @@ pub trait Cloud: Debug + Send + Sync {
     /// If somebody else has taken the port.
     async fn reachable(&self, reachable: bool) -> io::Result<()>;
 
-    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
-    fn forget_connections(&self) {}
+    /// Lets something on their way forget the open connections, if there are any; new ones are accepted.
+    fn forget_connections(&self, _how: Forgotten) {}
 
     /// Ends every session before its time, if there are any.
     fn expire_sessions(&self) -> bool;
@@ -75,6 +77,8 @@ pub enum Trouble {
     Hang,
     /// The token service has no answer from the cluster's issuer.
     SilentIssuer,
+    /// Answers come, later.
+    Slow,
     /// The backend asks to retry after so many seconds.
     Throttle(u64),
     /// Half of an answer comes.
@@ -89,6 +93,7 @@ impl<S> From<Trouble> for Behaviour<S> {
             Trouble::Garbage => Self::Html(200),
             Trouble::Hang => Self::Hang,
             Trouble::SilentIssuer => Self::IssuerSilent,
+            Trouble::Slow => Self::Delay(Duration::from_millis(200)),
             Trouble::Throttle(seconds) => Self::Throttle(Some(seconds)),
             Trouble::Truncated => Self::TruncatedBody,
         }

@@ -15,5 +15,6 @@ pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;
 pub use faults::{FaultGuard, Matches};
 pub use gate::Gate;
+pub use listener::Forgotten;
 pub(crate) use listener::{Listener, Port};
 pub(crate) use log::CallLog;

@@ -44,7 +44,7 @@ pub use fault::{Behaviour, Fault, Special};
 pub use iam::ProviderSpec;
 pub use store::VersionState;
 
-use crate::fake::{CallLog, FaultGuard, Faults, Listener, Port};
+use crate::fake::{CallLog, FaultGuard, Faults, Forgotten, Listener, Port};
 use iam::Iam;
 use store::Store;
 
@@ -130,9 +130,9 @@ impl FakeGcp {
         self.inner.listener.stop().await;
     }
 
-    /// Lets all open connections go silent, as if something on their way had forgotten them; new ones are accepted.
-    pub fn forget_connections(&self) {
-        self.inner.listener.forget_connections();
+    /// Lets something on their way forget the open connections; new ones are accepted.
+    pub fn forget_connections(&self, how: Forgotten) {
+        self.inner.listener.forget_connections(how);
     }
 
     /// Listens again, at the same port.

@@ -26,12 +26,12 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 16;
 
-/// A call that has taken this long without an answer when it fails, or is cancelled because nobody waits for it, may have
-/// been made on a dead connection.
+/// A call that has taken this long without an answer when it is cancelled, because nobody waits for it, may have been
+/// made on a dead connection.
 const HANGS: Duration = Duration::from_secs(1);
 
-/// How many silent hosts are remembered, the latest.
-const SILENT_HOSTS: usize = 64;
+/// How many suspect hosts are remembered, the latest.
+const SUSPECTS: usize = 64;
 
 /// An HTTP client. What it consists of is made when it is first used: trusted roots and buffers, which an agent whose
 /// pods read nothing from a cloud need not pay for.
@@ -46,8 +46,8 @@ struct Inner {
     pooled: OnceLock<Client>,
     /// Opens a connection for each call.
     unpooled: OnceLock<Client>,
-    /// The hosts that let a call wait in vain, and when they did.
-    silent: Mutex<Vec<(Box<str>, Instant)>>,
+    /// The hosts whose open connections may be dead, and since when.
+    suspects: Mutex<Vec<(Box<str>, Instant)>>,
 }
 
 /// An answer, read whole.
@@ -71,8 +71,8 @@ struct Call<'a> {
     began: Instant,
     /// How long it takes at least if it hangs.
     hangs: Duration,
-    /// Whether its connection has not been heard of yet.
-    is_silent: bool,
+    /// Whether it has an answer, or will get none.
+    is_over: bool,
 }
 
 // === impl Wire ===
@@ -94,7 +94,7 @@ impl Wire {
             by_proxy,
             pooled: OnceLock::new(),
             unpooled: OnceLock::new(),
-            silent: Mutex::default(),
+            suspects: Mutex::default(),
         }))
     }
 
@@ -118,11 +118,14 @@ impl Wire {
             began: Instant::now(),
             // Half of the time: whoever waits for it may have begun to count before.
             hangs: HANGS.min(time / 2),
-            is_silent: true,
+            is_over: false,
         };
         let response = client.execute(request).await;
-        // Where none can be opened, those that are open may well be alive.
-        call.is_silent = matches!(&response, Err(error) if !error.is_connect());
+        call.is_over = true;
+        // Where no connection can be opened, those that are open may well be alive.
+        if matches!(&response, Err(error) if !error.is_connect()) {
+            self.0.suspect(&call.host);
+        }
         let mut response = response?;
         let body = whole(&mut response, size).await?;
         let (head, _) = http::Response::from(response).into_parts();
@@ -139,10 +142,11 @@ impl fmt::Debug for Wire {
 // === impl Inner ===
 
 impl Inner {
-    /// Returns the client for a call to `host`. If one of its connections has just been silent, the others may be dead
-    /// too, whose calls would all wait in vain: until none of them can be left, each call opens its own.
+    /// Returns the client for a call to `host`. If a call on one of its connections was in vain just now, the others may
+    /// be dead too, and calls on them, the second try of that one first: until none of them can be left, each call opens
+    /// its own.
     fn client_for(&self, host: &str) -> reqwest::Result<&Client> {
-        let (client, idle) = if self.is_silent(host) {
+        let (client, idle) = if self.is_suspect(host) {
             (&self.unpooled, 0)
         } else {
             (&self.pooled, IDLE_CONNECTIONS)
@@ -168,10 +172,19 @@ impl Inner {
         }
     }
 
-    fn is_silent(&self, host: &str) -> bool {
-        let mut silent = self.silent.lock();
-        silent.retain(|(_, since)| since.elapsed() <= IDLE_TIMEOUT);
-        silent.iter().any(|(other, _)| **other == *host)
+    fn is_suspect(&self, host: &str) -> bool {
+        let mut suspects = self.suspects.lock();
+        suspects.retain(|(_, since)| since.elapsed() <= IDLE_TIMEOUT);
+        suspects.iter().any(|(other, _)| **other == *host)
+    }
+
+    fn suspect(&self, host: &str) {
+        let mut suspects = self.suspects.lock();
+        suspects.retain(|(other, _)| **other != *host);
+        if suspects.len() >= SUSPECTS {
+            suspects.remove(0);
+        }
+        suspects.push((host.into(), Instant::now()));
     }
 }
 
@@ -179,15 +192,9 @@ impl Inner {
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if !self.is_silent || self.began.elapsed() < self.hangs {
-            return;
+        if !self.is_over && self.began.elapsed() >= self.hangs {
+            self.wire.suspect(&self.host);
         }
-        let mut silent = self.wire.silent.lock();
-        silent.retain(|(other, _)| *other != self.host);
-        if silent.len() >= SILENT_HOSTS {
-            silent.remove(0);
-        }
-        silent.push((std::mem::take(&mut self.host), Instant::now()));
     }
 }
 

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::io;
 
-use super::{Cloud, Trouble};
+use super::{Cloud, Forgotten, Trouble};
 use crate::agent::AgentSettings;
 use crate::aws::{FakeAws, Fault, Operation, SecretInput};
 use crate::sandbox::{ACCOUNT, REGION, Sandbox};
@@ -63,8 +63,8 @@ impl Cloud for Aws {
         Ok(())
     }
 
-    fn forget_connections(&self) {
-        self.0.forget_connections();
+    fn forget_connections(&self, how: Forgotten) {
+        self.0.forget_connections(how);
     }
 
     fn expire_sessions(&self) -> bool {

@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Cloud, Trouble};
+use super::{Cloud, Forgotten, Trouble};
 use crate::agent::AgentSettings;
 use crate::azure::{Access, AppSpec, FakeAzure, Fault, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
@@ -163,8 +163,8 @@ impl Cloud for Azure {
         Ok(())
     }
 
-    fn forget_connections(&self) {
-        self.cloud.forget_connections();
+    fn forget_connections(&self, how: Forgotten) {
+        self.cloud.forget_connections(how);
     }
 
     fn expire_sessions(&self) -> bool {

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::io;
 
-use super::{Cloud, Trouble};
+use super::{Cloud, Forgotten, Trouble};
 use crate::agent::AgentSettings;
 use crate::gcp::{FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
@@ -112,8 +112,8 @@ impl Cloud for Gcp {
         Ok(())
     }
 
-    fn forget_connections(&self) {
-        self.cloud.forget_connections();
+    fn forget_connections(&self, how: Forgotten) {
+        self.cloud.forget_connections(how);
     }
 
     fn expire_sessions(&self) -> bool {

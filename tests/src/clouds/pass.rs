@@ -89,7 +89,9 @@ impl Cloud for Pass {
             Trouble::Cut => "cut",
             Trouble::Garbage => "garbage",
             Trouble::Hang => "hang",
-            Trouble::Endless | Trouble::SilentIssuer | Trouble::Throttle(_) => return None,
+            Trouble::Endless | Trouble::SilentIssuer | Trouble::Slow | Trouble::Throttle(_) => {
+                return None;
+            }
             Trouble::Truncated => "truncated",
         };
         let file = self.beside_the_program("trouble");

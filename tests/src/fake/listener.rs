@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::future::BoxFuture;
 use http::{Request, Response};
@@ -38,6 +39,15 @@ pub(crate) struct Port {
     address: SocketAddr,
 }
 
+/// What becomes of connections that something on their way has forgotten.
+#[derive(Clone, Copy, Debug)]
+pub enum Forgotten {
+    /// They break when they are next used.
+    Broken,
+    /// They are not closed, but nothing comes over them anymore.
+    Silent,
+}
+
 /// One address that is served, or closed.
 pub(crate) struct Listener<B = ReplyBody> {
     port: Port,
@@ -53,6 +63,8 @@ struct Served<B> {
     tls: Option<TlsAcceptor>,
     /// Lets the connections go silent that are open now.
     silence: watch::Sender<()>,
+    /// How many times the connections were broken that were open then.
+    breaks: AtomicUsize,
     /// Ends everything when the fake is dropped.
     ended: CancellationToken,
 }
@@ -93,9 +105,16 @@ impl<B> Listener<B> {
         self.port.address
     }
 
-    /// Lets the open connections go silent: they are not closed, but nothing comes over them anymore.
-    pub(crate) fn forget_connections(&self) {
-        self.served.silence.send_replace(());
+    /// Lets something on their way forget the open connections.
+    pub(crate) fn forget_connections(&self, how: Forgotten) {
+        match how {
+            Forgotten::Broken => {
+                self.served.breaks.fetch_add(1, Ordering::Relaxed);
+            }
+            Forgotten::Silent => {
+                self.served.silence.send_replace(());
+            }
+        }
     }
 
     /// Refuses connections and breaks the open ones; returns when that is done.
@@ -126,6 +145,7 @@ where
             handler: Arc::new(move |request| Box::pin(answer(request))),
             tls,
             silence: watch::Sender::new(()),
+            breaks: AtomicUsize::new(0),
             ended,
         };
         let mut listener = Self {
@@ -204,7 +224,14 @@ where
     }
 
     async fn serve(&self, stream: impl AsyncRead + AsyncWrite + Unpin) {
-        let service = service_fn(|request| (self.handler)(request));
+        let breaks = || self.breaks.load(Ordering::Relaxed);
+        let born = breaks();
+        let service = service_fn(|request| async move {
+            if breaks() != born {
+                return Err(BrokenOff);
+            }
+            (self.handler)(request).await
+        });
         // How a connection ends is the client's business: it sees the same end.
         let _ = http1::Builder::new()
             .timer(TokioTimer::new())

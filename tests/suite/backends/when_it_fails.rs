@@ -1,6 +1,6 @@
 //! What a backend's failures become: the right code, in time, with nothing of anybody in it.
 
-use super::{Backend, FOREIGN, Node, OWN, Trouble};
+use super::{Backend, FOREIGN, Forgotten, Node, OWN, Trouble};
 use crate::code;
 use futures::future::join_all;
 use std::time::{Duration, Instant};
@@ -131,11 +131,20 @@ fn peak(node: &Node) -> u64 {
 }
 
 pub(super) async fn forgotten(backend: &Backend) {
+    dead_connections(backend, "forgotten", Forgotten::Silent).await;
+}
+
+pub(super) async fn broken(backend: &Backend) {
+    dead_connections(backend, "broken", Forgotten::Broken).await;
+}
+
+/// Connections die that are open, and no read notices.
+async fn dead_connections(backend: &Backend, row: &str, how: Forgotten) {
     /// Different secrets, as equal reads of one pod share a call.
     const NAMES: usize = 8;
 
     let Some(node) = backend
-        .node_with("forgotten", |settings| {
+        .node_with(row, |settings| {
             settings.set(&format!("backends.{}.timeout", backend.name), "1500ms")
         })
         .await
@@ -143,10 +152,12 @@ pub(super) async fn forgotten(backend: &Backend) {
         return;
     };
     until_given(&node).await;
-    // Read at once, they leave some open connections behind.
+    // Read at once and slowly, each leaves an open connection behind.
     let names: Vec<_> = (0..NAMES).map(|number| format!("test/{number}")).collect();
+    let slow = node.trouble(Trouble::Slow);
     join_all(names.iter().map(|name| node.ask(name))).await;
-    node.cloud.forget_connections();
+    drop(slow);
+    node.cloud.forget_connections(how);
     for _ in 0..NAMES {
         assert_eq!(node.ask(OWN).await.status, 200);
     }

@@ -13,8 +13,10 @@ struct Service {
     url: String,
     /// How many connections were opened.
     opened: AtomicUsize,
-    /// How many of them are forgotten: the first.
+    /// How many of them are forgotten, the first: no answer comes over them.
     forgotten: AtomicUsize,
+    /// How many of them break when they are used, the first.
+    broken: AtomicUsize,
 }
 
 impl Service {
@@ -26,6 +28,7 @@ impl Service {
             url,
             opened: AtomicUsize::new(0),
             forgotten: AtomicUsize::new(0),
+            broken: AtomicUsize::new(0),
         });
         let accepting = service.clone();
         tokio::spawn(async move {
@@ -44,6 +47,9 @@ impl Service {
             .await
             .is_ok_and(|length| length > 0)
         {
+            if number < self.broken.load(Ordering::Relaxed) {
+                return;
+            }
             if number < self.forgotten.load(Ordering::Relaxed) {
                 std::future::pending::<()>().await;
             }
@@ -77,18 +83,27 @@ async fn a_body_is_read_whole_or_not_at_all() {
 
 #[tokio::test]
 async fn after_one_call_in_vain_no_dead_connection_is_used() {
-    let (wire, service) = (Wire::new(), Service::start().await);
-    let calls = (0..5).map(|_| service.ask(&wire));
-    let answers = futures::future::join_all(calls).await;
-    assert!(answers.iter().all(Result::is_ok) && service.opened() == 5);
-    // They are used again.
-    assert!(service.ask(&wire).await.is_ok() && service.opened() == 5);
-    service.forgotten.store(5, Ordering::Relaxed);
-    let late = service.ask(&wire).await.expect_err("it is dead");
-    assert!(matches!(late, WireError::Lost(error) if error.is_timeout()));
-    for opened in 6..9 {
-        assert!(service.ask(&wire).await.is_ok());
-        assert_eq!(service.opened(), opened);
+    let is_late: fn(&reqwest::Error) -> bool = reqwest::Error::is_timeout;
+    let is_broken = |error: &reqwest::Error| !error.is_timeout() && !error.is_connect();
+    for (breaks, is_in_vain) in [(false, is_late), (true, is_broken)] {
+        let (wire, service) = (Wire::new(), Service::start().await);
+        let calls = (0..5).map(|_| service.ask(&wire));
+        let answers = futures::future::join_all(calls).await;
+        assert!(answers.iter().all(Result::is_ok) && service.opened() == 5);
+        // They are used again.
+        assert!(service.ask(&wire).await.is_ok() && service.opened() == 5);
+        let dead = if breaks {
+            &service.broken
+        } else {
+            &service.forgotten
+        };
+        dead.store(5, Ordering::Relaxed);
+        let failed = service.ask(&wire).await.expect_err("it is dead");
+        assert!(matches!(failed, WireError::Lost(error) if is_in_vain(&error)));
+        for opened in 6..9 {
+            assert!(service.ask(&wire).await.is_ok());
+            assert_eq!(service.opened(), opened);
+        }
     }
 }
 
@@ -96,13 +111,13 @@ async fn after_one_call_in_vain_no_dead_connection_is_used() {
 async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
     let (wire, service) = (Wire::new(), Service::start().await);
     service.forgotten.store(2, Ordering::Relaxed);
-    for (patience, is_silent) in [(HANGS / 10, false), (HANGS * 3 / 2, true)] {
+    for (patience, is_suspect) in [(HANGS / 10, false), (HANGS * 3 / 2, true)] {
         let request = get(&service.url);
         let left = timeout(patience, wire.ask(request, 3 * HANGS, 100)).await;
         assert!(left.is_err());
-        assert_eq!(wire.0.is_silent("127.0.0.1"), is_silent);
+        assert_eq!(wire.0.is_suspect("127.0.0.1"), is_suspect);
     }
-    assert!(!wire.0.is_silent("127.0.0.2"));
+    assert!(!wire.0.is_suspect("127.0.0.2"));
 }
 
 #[tokio::test]
@@ -122,11 +137,11 @@ async fn a_connection_that_cannot_be_opened_says_nothing_of_those_that_are_open(
     let failed = wire.ask(get(&format!("http://{address}")), 3 * HANGS, 100);
     let failed = failed.await.expect_err("there is no connection");
     assert!(matches!(failed, WireError::Lost(error) if error.is_connect()));
-    assert!(!wire.0.is_silent("127.0.0.1"));
+    assert!(!wire.0.is_suspect("127.0.0.1"));
 }
 
 #[tokio::test(start_paused = true)]
-async fn silent_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_are_few() {
+async fn suspect_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_are_few() {
     let wire = Wire::new();
     let silence = async |host: String| {
         let call = Call {
@@ -134,16 +149,16 @@ async fn silent_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_a
             host: host.into(),
             began: Instant::now(),
             hangs: HANGS,
-            is_silent: true,
+            is_over: false,
         };
         tokio::time::sleep(HANGS).await;
         drop(call);
     };
     silence("a".into()).await;
     tokio::time::sleep(IDLE_TIMEOUT).await;
-    assert!(wire.0.is_silent("a"));
+    assert!(wire.0.is_suspect("a"));
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert!(!wire.0.is_silent("a"));
+    assert!(!wire.0.is_suspect("a"));
     futures::future::join_all((0..1000).map(|number| silence(number.to_string()))).await;
-    assert_eq!(wire.0.silent.lock().len(), SILENT_HOSTS);
+    assert_eq!(wire.0.suspects.lock().len(), SUSPECTS);
 }
