@@ -237,6 +237,12 @@ impl FakeAws {
         self.inner.main.stop().await;
     }
 
+    /// How many connections were opened so far.
+    #[must_use]
+    pub fn opened(&self) -> usize {
+        self.inner.main.opened()
+    }
+
     /// Lets something on their way forget the open connections; new ones are accepted.
     pub fn forget_connections(&self, how: Forgotten) {
         self.inner.main.forget_connections(how);

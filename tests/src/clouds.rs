@@ -48,6 +48,11 @@ pub trait Cloud: Debug + Send + Sync {
     /// If somebody else has taken the port.
     async fn reachable(&self, reachable: bool) -> io::Result<()>;
 
+    /// How many connections were opened so far, if there are any.
+    fn opened(&self) -> usize {
+        0
+    }
+
     /// Lets something on their way forget the open connections, if there are any; new ones are accepted.
     fn forget_connections(&self, _how: Forgotten) {}
 

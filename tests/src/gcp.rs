@@ -130,6 +130,12 @@ impl FakeGcp {
         self.inner.listener.stop().await;
     }
 
+    /// How many connections were opened so far.
+    #[must_use]
+    pub fn opened(&self) -> usize {
+        self.inner.listener.opened()
+    }
+
     /// Lets something on their way forget the open connections; new ones are accepted.
     pub fn forget_connections(&self, how: Forgotten) {
         self.inner.listener.forget_connections(how);

@@ -26,7 +26,7 @@ macro_rules! conformance {
             conformance! { @rows
                 values: found, missing, binary, empty, of_64_kib, non_utf_8, unicode, rotated, version, stage, listed, by_the_readmes_lines;
                 whose: denied_by_role, denied_by_secret, revoked_role, escaping_names, no_mix_up;
-                when_it_fails: throttled, slow, unreachable, silent_issuer, garbage, truncated, cut, endless, forgotten, broken, expired_session, leaves_nothing_behind;
+                when_it_fails: throttled, slow, unreachable, silent_issuer, garbage, truncated, cut, endless, forgotten, broken, expired_session, exchanged_alone, leaves_nothing_behind;
             }
         }
     )* };
@@ -41,9 +41,9 @@ macro_rules! conformance {
 conformance! {
     aws without [];
     azure without [of_64_kib];
-    file without [broken, cut, endless, expired_session, forgotten, garbage, leaves_nothing_behind, revoked_role, silent_issuer, slow, throttled, truncated, version];
+    file without [broken, cut, endless, exchanged_alone, expired_session, forgotten, garbage, leaves_nothing_behind, revoked_role, silent_issuer, slow, throttled, truncated, version];
     gcp without [];
-    pass without [broken, endless, expired_session, forgotten, leaves_nothing_behind, revoked_role, silent_issuer, throttled, version];
+    pass without [broken, endless, exchanged_alone, expired_session, forgotten, leaves_nothing_behind, revoked_role, silent_issuer, throttled, version];
 }
 
 /// A backend as the list names it.

@@ -126,7 +126,9 @@ impl Aws {
         let region = base.region().map(Region::as_ref);
         let region = region.filter(|region| is_region(region));
         let region: Arc<str> = region.ok_or_else(|| no_region(name))?.into();
-        let mut sts = sts::config::Builder::from(&base).retry_partition(unshared());
+        let mut sts = sts::config::Builder::from(&base)
+            .http_client(SdkWire::new(wire.unshared(), settings.timeout))
+            .retry_partition(unshared());
         sts.set_endpoint_url(settings.sts_endpoint.clone());
         let mut store = secretsmanager::config::Builder::from(&base).retry_partition(unshared());
         store.set_endpoint_url(settings.endpoint.clone());
@@ -176,7 +178,12 @@ impl Aws {
             .send()
             .await
             .map_err(|error| errors::of_exchange(&error, role, region))?;
-        session_credentials(answer.credentials)
+        session_credentials(
+            role,
+            session_name,
+            answer.assumed_role_user,
+            answer.credentials,
+        )
     }
 }
 
@@ -188,10 +195,22 @@ fn unshared() -> RetryPartition {
         .build()
 }
 
-/// Returns the credentials from the token service's answer.
+/// Returns the credentials from the token service's answer, if they are those of this session: something between agent
+/// and token service may mix up answers.
 fn session_credentials(
+    role: &Role,
+    session_name: &str,
+    user: Option<sts::types::AssumedRoleUser>,
     given: Option<sts::types::Credentials>,
 ) -> Result<Credentials, BackendError> {
+    let wanted = role::session_arn(&role.name, session_name);
+    // IAM's names differ in more than case.
+    let is_ours = user
+        .zip(wanted)
+        .is_some_and(|(user, wanted)| user.arn.eq_ignore_ascii_case(&wanted));
+    if !is_ours {
+        return Err(errors::garbage());
+    }
     let given = given.ok_or_else(errors::garbage)?;
     let ends = SystemTime::try_from(given.expiration).map_err(|_| errors::garbage())?;
     Ok(Credentials::new(
@@ -309,7 +328,7 @@ impl AwsSession {
             .send()
             .await
             .map_err(|error| errors::of_read(&error, &self.role, region))?;
-        if !is_about(&answer, id, selector) {
+        if !is_about(&answer, id, selector, &self.role) {
             return Err(errors::garbage());
         }
         let cloud_request_id = answer.request_id().map(Into::into);
@@ -442,11 +461,17 @@ impl Session for AwsSession {
 }
 
 /// Whether the answer is about the secret `id`, a name or an ARN, and the selected version: something between agent and
-/// vault may mix up answers. An ARN may lack the characters that Secrets Manager has appended to the name.
-fn is_about(answer: &GetSecretValueOutput, id: &str, selector: &Selector) -> bool {
+/// vault may mix up answers. A name is that of a secret in the role's own account; an ARN may be of another's, and may
+/// lack the characters that Secrets Manager has appended to the name.
+fn is_about(answer: &GetSecretValueOutput, id: &str, selector: &Selector, role: &Role) -> bool {
+    let is_own = || {
+        // The machine's own credentials do not say which account they are of.
+        let own = role::account_of(&role.name);
+        own.is_none() || answer.arn().and_then(role::account_of) == own
+    };
     let is_secret = match role::region_of_arn(id) {
         Some(_) => answer.arn().is_some_and(|arn| arn.starts_with(id)),
-        None => answer.name() == Some(id),
+        None => answer.name() == Some(id) && is_own(),
     };
     let version = selector.version.as_deref();
     is_secret && version.is_none_or(|version| answer.version_id() == Some(version))

@@ -3,7 +3,7 @@
 //!
 //! A session is one exchange: it has its own `SecretClient`, which holds its own access token and no other. The SDK
 //! keeps one token for each client, whoever calls, so a client that two pods shared would read for one with the token
-//! of the other. The clients share one pool of connections, which knows no tokens.
+//! of the other. The clients share one pool of connections, which knows no tokens; exchanges share none.
 
 mod answer;
 mod entra;
@@ -38,7 +38,8 @@ pub(super) struct Azure {
     settings: AzureConfig,
     /// The longest time that a session is kept.
     duration: Duration,
-    transport: Transport,
+    to_entra: Transport,
+    to_vaults: Transport,
 }
 
 // === impl Azure ===
@@ -51,21 +52,22 @@ impl Azure {
         duration: Duration,
         wire: &Wire,
     ) -> Self {
-        let wire = SdkWire::new(wire.clone(), settings.timeout);
+        let transport = |wire: Wire| Transport::new(Arc::new(SdkWire::new(wire, settings.timeout)));
         Self {
             name: name.to_owned(),
             settings: settings.clone(),
             duration,
-            transport: Transport::new(Arc::new(wire)),
+            to_entra: transport(wire.unshared()),
+            to_vaults: transport(wire.clone()),
         }
     }
 
     /// Returns the options of a client that acts for one pod alone.
-    fn options(&self, pod_uid: &str) -> ClientOptions {
+    fn options(transport: &Transport, pod_uid: &str) -> ClientOptions {
         ClientOptions {
             per_call_policies: vec![Arc::new(Signature::of(pod_uid))],
             retry: RetryOptions::none(),
-            transport: Some(self.transport.clone()),
+            transport: Some(transport.clone()),
             ..ClientOptions::default()
         }
     }
@@ -142,7 +144,7 @@ impl Backend for Azure {
                     authority: &self.settings.authority,
                     role,
                     suffix,
-                    options: self.options(&caller.pod_uid),
+                    options: Self::options(&self.to_entra, &caller.pod_uid),
                     context: wire::context(
                         request_id,
                         &wire::correlation(request_id, &caller.pod_uid),
@@ -153,7 +155,7 @@ impl Backend for Azure {
         };
         let life = bearer.lives_for().min(self.duration);
         let options = SecretClientOptions {
-            client_options: self.options(&caller.pod_uid),
+            client_options: Self::options(&self.to_vaults, &caller.pod_uid),
             ..SecretClientOptions::default()
         };
         let client = SecretClient::new(&role.place, Arc::new(bearer), Some(options))

@@ -72,7 +72,7 @@ impl Gcp {
         let timeout = settings.timeout;
         Self {
             exchange: Exchange {
-                wire: wire.clone(),
+                wire: wire.unshared(),
                 timeout,
                 sts: url(&settings.sts_endpoint, STS),
                 iam: url(&settings.iam_endpoint, IAM),

@@ -1,9 +1,10 @@
 //! The wire to the clouds: one HTTP client for all of them, under their SDKs or without one.
 //!
-//! It knows no credentials: they come with each request. Calls are HTTP/1.1, so that what happens to one of them
-//! happens to no other on its connection; redirects are not followed, so that a token goes where it was sent and
-//! nowhere else. An answer is read whole, within limits of time and size, into memory that is overwritten when it is
-//! dropped.
+//! It knows no credentials: they come with each request. Calls are HTTP/1.1, so that a connection has one at a time and
+//! no call waits for another. Reads share connections one after the other, so each checks that the answer is to its
+//! own question; exchanges share none ([`Wire::unshared`]). Redirects are not followed, so that a token goes where it
+//! was sent and nowhere else. An answer is read whole, within limits of time and size, into memory that is overwritten
+//! when it is dropped.
 
 mod names;
 
@@ -36,7 +37,11 @@ const SUSPECTS: usize = 64;
 /// An HTTP client. What it consists of is made when it is first used: trusted roots and buffers, which an agent whose
 /// pods read nothing from a cloud need not pay for.
 #[derive(Clone)]
-pub(super) struct Wire(Arc<Inner>);
+pub(super) struct Wire {
+    inner: Arc<Inner>,
+    /// Whether calls may go over connections on which others went before.
+    shares: bool,
+}
 
 struct Inner {
     names: Names,
@@ -89,13 +94,27 @@ impl Wire {
     }
 
     fn with(by_proxy: bool) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             names: Names::of_the_machine(),
             by_proxy,
             pooled: OnceLock::new(),
             unpooled: OnceLock::new(),
             suspects: Mutex::default(),
-        }))
+        };
+        Self {
+            inner: Arc::new(inner),
+            shares: true,
+        }
+    }
+
+    /// Returns the same client, whose calls go over a connection each. On one that calls share, a second answer to one
+    /// of them, as from a proxy that has lost count, is taken for that to the next. This is for exchanges, since most
+    /// answers do not say whose token they hold, and since a pod makes about one an hour.
+    pub(super) fn unshared(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+            shares: false,
+        }
     }
 
     /// Sends a request, and returns the answer if it comes within `time` and has at most `size` bytes.
@@ -111,9 +130,10 @@ impl Wire {
     ) -> Result<Answer, WireError> {
         *request.timeout_mut() = Some(time);
         let host = request.url().host_str().unwrap_or_default();
-        let client = self.0.client_for(host)?;
+        let shares = self.shares && !self.inner.is_suspect(host);
+        let client = self.inner.client(shares)?;
         let mut call = Call {
-            wire: &self.0,
+            wire: &self.inner,
             host: host.into(),
             began: Instant::now(),
             // Half of the time: whoever waits for it may have begun to count before.
@@ -124,7 +144,7 @@ impl Wire {
         call.is_over = true;
         // Where no connection can be opened, those that are open may well be alive.
         if matches!(&response, Err(error) if !error.is_connect()) {
-            self.0.suspect(&call.host);
+            self.inner.suspect(&call.host);
         }
         let mut response = response?;
         let body = whole(&mut response, size).await?;
@@ -142,14 +162,12 @@ impl fmt::Debug for Wire {
 // === impl Inner ===
 
 impl Inner {
-    /// Returns the client for a call to `host`. If a call on one of its connections was in vain just now, the others may
-    /// be dead too, and calls on them, the second try of that one first: until none of them can be left, each call opens
-    /// its own.
-    fn client_for(&self, host: &str) -> reqwest::Result<&Client> {
-        let (client, idle) = if self.is_suspect(host) {
-            (&self.unpooled, 0)
-        } else {
+    /// Returns the client that keeps connections, or the one that does not.
+    fn client(&self, keeps: bool) -> reqwest::Result<&Client> {
+        let (client, idle) = if keeps {
             (&self.pooled, IDLE_CONNECTIONS)
+        } else {
+            (&self.unpooled, 0)
         };
         if let Some(made) = client.get() {
             return Ok(made);
@@ -172,6 +190,8 @@ impl Inner {
         }
     }
 
+    /// Whether a call to `host` was in vain just now. Its other connections may be dead too, and calls on them in vain,
+    /// the second try of that one first: until none of them can be left, each call opens its own.
     fn is_suspect(&self, host: &str) -> bool {
         let mut suspects = self.suspects.lock();
         suspects.retain(|(_, since)| since.elapsed() <= IDLE_TIMEOUT);

@@ -63,6 +63,10 @@ impl Cloud for Aws {
         Ok(())
     }
 
+    fn opened(&self) -> usize {
+        self.0.opened()
+    }
+
     fn forget_connections(&self, how: Forgotten) {
         self.0.forget_connections(how);
     }

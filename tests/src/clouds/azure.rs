@@ -163,6 +163,10 @@ impl Cloud for Azure {
         Ok(())
     }
 
+    fn opened(&self) -> usize {
+        self.cloud.opened()
+    }
+
     fn forget_connections(&self, how: Forgotten) {
         self.cloud.forget_connections(how);
     }

@@ -112,6 +112,10 @@ impl Cloud for Gcp {
         Ok(())
     }
 
+    fn opened(&self) -> usize {
+        self.cloud.opened()
+    }
+
     fn forget_connections(&self, how: Forgotten) {
         self.cloud.forget_connections(how);
     }

@@ -65,6 +65,8 @@ struct Served<B> {
     silence: watch::Sender<()>,
     /// How many times the connections were broken that were open then.
     breaks: AtomicUsize,
+    /// How many connections were opened.
+    opened: AtomicUsize,
     /// Ends everything when the fake is dropped.
     ended: CancellationToken,
 }
@@ -103,6 +105,11 @@ impl Port {
 impl<B> Listener<B> {
     pub(crate) fn address(&self) -> SocketAddr {
         self.port.address
+    }
+
+    /// How many connections were opened so far.
+    pub(crate) fn opened(&self) -> usize {
+        self.served.opened.load(Ordering::Relaxed)
     }
 
     /// Lets something on their way forget the open connections.
@@ -146,6 +153,7 @@ where
             tls,
             silence: watch::Sender::new(()),
             breaks: AtomicUsize::new(0),
+            opened: AtomicUsize::new(0),
             ended,
         };
         let mut listener = Self {
@@ -196,6 +204,7 @@ where
                 tokio::task::yield_now().await;
                 continue;
             };
+            self.opened.fetch_add(1, Ordering::Relaxed);
             let (served, closing) = (self.clone(), closing.clone());
             let mut silence = self.silence.subscribe();
             tasks.spawn(async move {

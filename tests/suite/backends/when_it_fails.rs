@@ -225,6 +225,20 @@ pub(super) async fn expired_session(backend: &Backend) {
     answer.must_be_ok();
 }
 
+/// A token service's answer can be taken for none but the one that was asked for.
+pub(super) async fn exchanged_alone(backend: &Backend) {
+    let Some(node) = backend.node("exchanged_alone").await else {
+        return;
+    };
+    until_given(&node).await;
+    let opened = node.cloud.opened();
+    assert_eq!(node.ask(OWN).await.status, 200);
+    assert_eq!(node.cloud.opened(), opened, "reads share a connection");
+    assert!(node.cloud.expire_sessions());
+    assert_eq!(node.ask(OWN).await.status, 200);
+    assert!(node.cloud.opened() > opened, "the exchange has its own");
+}
+
 pub(super) async fn leaves_nothing_behind(backend: &Backend) {
     /// Different secrets, as equal reads of one pod share a call.
     const NAMES: usize = 25;

@@ -95,6 +95,11 @@ impl Aws {
             .send()
             .await
             .map_err(|error| errors::of_machine(&error, role))?;
-        session_credentials(answer.credentials)
+        session_credentials(
+            role,
+            session_name,
+            answer.assumed_role_user,
+            answer.credentials,
+        )
     }
 }

@@ -265,6 +265,22 @@ fn partition_of_role(arn: &str) -> Option<&'static str> {
         .find(|name| *name == partition)
 }
 
+/// The account in an ARN: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
+pub(super) fn account_of(arn: &str) -> Option<&str> {
+    arn.split(':').nth(4)
+}
+
+/// The ARN of a session of the role with this ARN: `arn:PARTITION:sts::ACCOUNT:assumed-role/NAME/SESSION`, without the
+/// role's path (IAM User Guide, "IAM identifiers").
+pub(super) fn session_arn(role: &str, session: &str) -> Option<String> {
+    let partition = partition_of_role(role)?;
+    let account = account_of(role)?;
+    let (_, name) = role.rsplit_once('/')?;
+    Some(format!(
+        "arn:{partition}:sts::{account}:assumed-role/{name}/{session}"
+    ))
+}
+
 fn is_account(text: &str) -> bool {
     text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }

@@ -51,13 +51,76 @@ fn an_answer_is_about_the_secret_and_the_version_that_were_asked_for() {
         ..Selector::default()
     };
     let right = of("test/db", ARN, "v1");
+    let own = role();
     for id in ["test/db", ARN, ARN.trim_end_matches("-Ab1Cd2")] {
-        assert!(is_about(&right, id, &latest), "{id}");
-        assert!(is_about(&right, id, &first), "{id}");
-        assert!(!is_about(&of("test/db", ARN, "v2"), id, &first), "{id}");
+        assert!(is_about(&right, id, &latest, &own), "{id}");
+        assert!(is_about(&right, id, &first, &own), "{id}");
+        let second = of("test/db", ARN, "v2");
+        assert!(!is_about(&second, id, &first, &own), "{id}");
         let other = of("other/db", &ARN.replace("test/db", "other/db"), "v1");
-        assert!(!is_about(&other, id, &latest), "{id}");
+        assert!(!is_about(&other, id, &latest, &own), "{id}");
     }
     let nameless = GetSecretValueOutput::builder().version_id("v1").build();
-    assert!(!is_about(&nameless, "test/db", &latest));
+    assert!(!is_about(&nameless, "test/db", &latest, &own));
+    // Another account may share a secret by its ARN, but has no part in names.
+    let theirs = ARN.replace("111122223333", "444455556666");
+    let shared = of("test/db", &theirs, "v1");
+    assert!(is_about(&shared, &theirs, &latest, &own));
+    assert!(!is_about(&shared, "test/db", &latest, &own));
+    let machine = Role {
+        name: role::MACHINE.into(),
+        ..own
+    };
+    assert!(is_about(&shared, "test/db", &latest, &machine));
+}
+
+#[test]
+fn credentials_are_those_of_the_session_that_was_asked_for_or_none() {
+    let role = role();
+    let answered = |arn: Option<&str>| {
+        let user = arn.map(|arn| {
+            let user = sts::types::AssumedRoleUser::builder();
+            user.arn(arn)
+                .assumed_role_id("AROA:x")
+                .build()
+                .expect("it is whole")
+        });
+        let given = sts::types::Credentials::builder()
+            .access_key_id("a")
+            .secret_access_key("b")
+            .session_token("c")
+            .expiration(SystemTime::UNIX_EPOCH.into())
+            .build();
+        session_credentials(
+            &role,
+            "uid.test.app",
+            user,
+            Some(given.expect("they are whole")),
+        )
+    };
+    let right = "arn:aws:sts::111122223333:assumed-role/app/uid.test.app";
+    assert!(answered(Some(right)).is_ok());
+    for (here, there) in [
+        ("111122223333", "444455556666"),
+        ("/app/", "/other/"),
+        ("/app/", "/team/app/"),
+        ("/uid.", "/other."),
+        ("aws", "aws-cn"),
+        ("uid.test.app", "uid.test.app2"),
+    ] {
+        let failed = answered(Some(&right.replacen(here, there, 1))).expect_err(there);
+        assert_eq!(failed.fault, crate::backend::Fault::Unreachable, "{there}");
+    }
+    assert!(answered(None).is_err());
+}
+
+/// A role with a path.
+fn role() -> Role {
+    Role {
+        name: "arn:aws:iam::111122223333:role/team/app".into(),
+        proof: crate::role::Proof::Token("sts.amazonaws.com".into()),
+        prefix: "".into(),
+        place: "eu-central-1".into(),
+        via: None,
+    }
 }

@@ -108,6 +108,20 @@ async fn after_one_call_in_vain_no_dead_connection_is_used() {
 }
 
 #[tokio::test]
+async fn an_exchange_shares_its_connection_with_nothing() {
+    let (wire, service) = (Wire::new(), Service::start().await);
+    for opened in [1, 1, 2, 3] {
+        let asked = if opened == 1 {
+            service.ask(&wire).await
+        } else {
+            service.ask(&wire.unshared()).await
+        };
+        assert!(asked.is_ok());
+        assert_eq!(service.opened(), opened);
+    }
+}
+
+#[tokio::test]
 async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
     let (wire, service) = (Wire::new(), Service::start().await);
     service.forgotten.store(2, Ordering::Relaxed);
@@ -115,9 +129,9 @@ async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
         let request = get(&service.url);
         let left = timeout(patience, wire.ask(request, 3 * HANGS, 100)).await;
         assert!(left.is_err());
-        assert_eq!(wire.0.is_suspect("127.0.0.1"), is_suspect);
+        assert_eq!(wire.inner.is_suspect("127.0.0.1"), is_suspect);
     }
-    assert!(!wire.0.is_suspect("127.0.0.2"));
+    assert!(!wire.inner.is_suspect("127.0.0.2"));
 }
 
 #[tokio::test]
@@ -137,7 +151,7 @@ async fn a_connection_that_cannot_be_opened_says_nothing_of_those_that_are_open(
     let failed = wire.ask(get(&format!("http://{address}")), 3 * HANGS, 100);
     let failed = failed.await.expect_err("there is no connection");
     assert!(matches!(failed, WireError::Lost(error) if error.is_connect()));
-    assert!(!wire.0.is_suspect("127.0.0.1"));
+    assert!(!wire.inner.is_suspect("127.0.0.1"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -145,7 +159,7 @@ async fn suspect_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_
     let wire = Wire::new();
     let silence = async |host: String| {
         let call = Call {
-            wire: &wire.0,
+            wire: &wire.inner,
             host: host.into(),
             began: Instant::now(),
             hangs: HANGS,
@@ -156,9 +170,9 @@ async fn suspect_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_
     };
     silence("a".into()).await;
     tokio::time::sleep(IDLE_TIMEOUT).await;
-    assert!(wire.0.is_suspect("a"));
+    assert!(wire.inner.is_suspect("a"));
     tokio::time::sleep(Duration::from_millis(2)).await;
-    assert!(!wire.0.is_suspect("a"));
+    assert!(!wire.inner.is_suspect("a"));
     futures::future::join_all((0..1000).map(|number| silence(number.to_string()))).await;
-    assert_eq!(wire.0.suspects.lock().len(), SUSPECTS);
+    assert_eq!(wire.inner.suspects.lock().len(), SUSPECTS);
 }
