@@ -173,7 +173,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
     let too_long = std::error::Error::source(error).and_then(|source| source.downcast_ref());
     let cause = match (error.status(), http) {
         (Some(status), _) => Some(format!("{}: {}", status.code.name(), status.message)),
-        (None, 0) if !error.is_deserialization() => Some(error.to_string()),
+        (None, 0) if !error.is_deserialization() => return failed.because(error),
         (None, 0) => too_long.map(WireError::to_string),
         (None, http) => Some(format!("HTTP {http}")),
     };
@@ -311,11 +311,21 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_to_the_vault_that_breaks_is_no_answer() {
-        let failed = of_read(&Error::io("broken"), &role());
+    fn where_there_is_no_connection_to_the_vault_the_log_says_why() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("no connection")]
+        struct Unheard(#[source] std::io::Error);
+
+        let why = Unheard(std::io::Error::other("an unknown issuer"));
+        let failed = of_read(&Error::connect(why), &role());
         assert_eq!(failed.fault, Fault::Unreachable);
         let text = failed.error.message;
         assert!(text.contains("cannot be reached"), "{text}");
+        let cause = failed.error.cause.expect("a cause");
+        assert!(
+            cause.contains("no connection: an unknown issuer"),
+            "{cause}"
+        );
     }
 
     #[test]
