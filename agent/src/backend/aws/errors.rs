@@ -194,7 +194,11 @@ where
                 format!("the agent's settings let no call to {whose} be made; its log says why");
             BackendError::from(RequestError::unavailable(text)).because(error)
         }
+        // The SDK's own timer and that of the wire end together.
         SdkError::TimeoutError(_) => BackendError::late(whose).because(error),
+        SdkError::DispatchFailure(failed) if failed.is_timeout() => {
+            BackendError::late(whose).because(error)
+        }
         // It is too long: a list of what this pod may list, perhaps.
         SdkError::DispatchFailure(failed) if failed.is_other() => {
             BackendError::unexpected(whose).because(error)
@@ -269,6 +273,29 @@ mod tests {
             (failed.error.code, failed.fault),
             (Code::Unavailable, Fault::Call)
         );
+    }
+
+    #[test]
+    fn a_hang_is_told_as_one_whichever_timer_ends_first() {
+        let why = || "no answer".into();
+        for (failed, told) in [
+            (
+                SdkError::timeout_error("no answer"),
+                "does not answer in time",
+            ),
+            (
+                SdkError::dispatch_failure(ConnectorError::timeout(why())),
+                "does not answer in time",
+            ),
+            (
+                SdkError::dispatch_failure(ConnectorError::io(why())),
+                "cannot be reached",
+            ),
+        ] {
+            let failed: SdkError<GetSecretValueError, HttpResponse> = failed;
+            let failed = of_read(&failed, &role(), "eu-central-1");
+            assert!(failed.error.message.contains(told), "{}", failed.error);
+        }
     }
 
     #[test]

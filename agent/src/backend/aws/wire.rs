@@ -70,7 +70,9 @@ fn written(request: HttpRequest) -> Result<Request, Box<dyn std::error::Error + 
 /// The SDK tries again what broke or was too slow, but not what is too long.
 fn unanswered(error: WireError) -> ConnectorError {
     match error {
-        WireError::Lost(error) if error.is_timeout() => ConnectorError::timeout(error.into()),
+        WireError::Lost(error) if error.is_timeout() && !error.is_connect() => {
+            ConnectorError::timeout(error.into())
+        }
         WireError::Lost(error) => ConnectorError::io(error.into()),
         WireError::TooLong(_) => ConnectorError::other(error.into(), None),
     }
