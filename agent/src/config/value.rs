@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use hyper::{Uri, header::HeaderName};
 use jiff::{SignedDuration, fmt::friendly::SpanParser};
 use latchkey_client::protocol::is_relayed;
+use reqwest::Url;
 use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
@@ -447,8 +448,17 @@ pub(super) fn endpoint(value: &Value) -> Result<String, Wrong> {
             && uri.query().is_none()
             && !text.contains('#')
     });
-    match uri {
+    if uri.is_none() {
+        return Err(Wrong::text(text, "no URL of an endpoint", remedy));
+    }
+    // Calls are sent by another parser, which knows better what a host and a port are.
+    let sent = Url::parse(text).ok().filter(|url| url.port() != Some(0));
+    match sent {
         Some(_) => Ok(text.to_owned()),
-        None => Err(Wrong::text(text, "no URL of an endpoint", remedy)),
+        None => Err(Wrong::text(
+            text,
+            "whose host or port cannot be called",
+            "write a host's name or address, and a port from 1 to 65535, if any",
+        )),
     }
 }

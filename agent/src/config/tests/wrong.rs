@@ -434,6 +434,37 @@ fn nothing_is_no_integer() {
 }
 
 #[test]
+fn an_endpoint_that_no_call_can_be_sent_to_is_refused() {
+    for key in [
+        "backends.aws.endpoint",
+        "backends.aws.sts_endpoint",
+        "backends.gcp.sts_endpoint",
+        "backends.azure.authority",
+    ] {
+        let with = |url: &str| with_file("").and_flag(key, url);
+        for wrong in [
+            "https://x.example.com:99999",
+            "https://x.example.com:0",
+            "https://[fe80::1%25eth0]",
+        ] {
+            let faults = with(wrong).faults();
+            let line = faults.iter().find(|line| line.contains(wrong));
+            let line = line.unwrap_or_else(|| panic!("{key} {wrong}: {faults:?}"));
+            assert!(line.contains("a port from 1 to 65535"), "{line}");
+        }
+    }
+    for right in [
+        "https://x.example.com:8443",
+        "http://127.0.0.1:1",
+        "https://[fd00::1]",
+    ] {
+        with_file("")
+            .and_flag("backends.aws.endpoint", right)
+            .config();
+    }
+}
+
+#[test]
 fn a_password_in_a_url_is_not_repeated() {
     let start = with_file("backends.aws.endpoint = \"https://user:hunter2@example.com\"");
     assert!(
