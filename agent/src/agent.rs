@@ -71,13 +71,17 @@ impl Agent {
     /// Says what is missing and what to do.
     pub(crate) async fn bind(config: Config) -> Result<Self, StartError> {
         let started = Instant::now();
-        preflight::surroundings(&config)?;
+        let roots = preflight::surroundings(&config)?;
         let pinning = preflight::pinning(&config)?;
         let path = preflight::socket_path(&config)?;
         path.sweep();
         let address = config.listen.admin;
         let admin = admin::bind(address).map_err(|source| StartError::Admin { address, source })?;
-        let backends = Arc::new(Backends::open(&config).await.map_err(StartError::Backend)?);
+        let backends = Arc::new(
+            Backends::open(&config, roots)
+                .await
+                .map_err(StartError::Backend)?,
+        );
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         metrics.begin_backends(config.backends.keys());
         let (audit, writer) =

@@ -31,6 +31,7 @@ use latchkey_client::protocol::Code;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+pub(crate) use wire::Roots;
 use wire::Wire;
 
 /// How a call that could not reach the cloud is retried: once, since more would outlast the request's deadline, and
@@ -310,9 +311,9 @@ impl Backends {
     /// # Errors
     ///
     /// If one lacks what it needs, naming the key of the configuration.
-    pub(crate) async fn open(config: &Config) -> Result<Self, String> {
+    pub(crate) async fn open(config: &Config, roots: Roots) -> Result<Self, String> {
         let duration = config.sessions.duration;
-        let wire = Wire::new();
+        let wire = Wire::new(roots);
         let mut rows = Vec::new();
         for (name, settings) in &config.backends {
             let name: Arc<str> = name.as_str().into();

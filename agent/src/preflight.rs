@@ -2,7 +2,7 @@
 
 use crate::account::{Account, Annotations};
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
-use crate::backend::Backends;
+use crate::backend::{Backends, Roots};
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
 use crate::csi::volume::Store;
 use crate::handover::{Access, SocketPath, SocketPathError};
@@ -112,15 +112,19 @@ impl Finding {
     }
 }
 
-/// Whether the agent can do its work here at all.
-pub(crate) fn surroundings(config: &Config) -> Result<(), StartError> {
+/// Whether the agent can do its work here at all; returns the roots to trust, which are none if no cloud is asked.
+pub(crate) fn surroundings(config: &Config) -> Result<Roots, StartError> {
     if config.identity.mode == IdentityMode::Kubernetes {
         host_pids()?;
     }
-    if asks_clouds(config) {
-        ca_roots()?;
+    if !asks_clouds(config) {
+        return Ok(Roots::none());
     }
-    Ok(())
+    let roots = ca_roots()?;
+    if let Some(complaint) = roots.complaint() {
+        tracing::warn!("{complaint}");
+    }
+    Ok(roots)
 }
 
 /// Whether a backend is asked over the network.
@@ -178,12 +182,13 @@ pub(crate) fn pinning(config: &Config) -> Result<Pinning, StartError> {
     Ok(pinning)
 }
 
-/// Whether there is any root to check a cloud's certificate against: without one, the AWS client panics when used.
-pub(crate) fn ca_roots() -> Result<(), StartError> {
-    if rustls_native_certs::load_native_certs().certs.is_empty() {
+/// The roots to check the clouds' certificates against, of which there must be one.
+pub(crate) fn ca_roots() -> Result<Roots, StartError> {
+    let roots = Roots::load();
+    if roots.is_empty() {
         return Err(StartError::CaRoots);
     }
-    Ok(())
+    Ok(roots)
 }
 
 /// The anchor: from the configured root, otherwise learned from the agent's own cgroup.
@@ -205,10 +210,16 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         let visible = host_pids().map(|()| "visible");
         findings.push(Finding::of("host processes", visible));
     }
-    let roots = asks_clouds(config).then(ca_roots);
-    // Without roots the clients panic.
-    let can_open = !matches!(roots, Some(Err(_)));
-    findings.extend(roots.map(|roots| Finding::of("CA roots", roots.map(|()| "found"))));
+    let mut roots = Roots::none();
+    if asks_clouds(config) {
+        let found = ca_roots().map(|found| {
+            roots = found;
+            roots.complaint().map_or("found".to_owned(), |complaint| {
+                format!("found, but {complaint}")
+            })
+        });
+        findings.push(Finding::of("CA roots", found));
+    }
     let pinning = pinning(config).map(|pinning| match pinning {
         Pinning::ByPidfd => "SO_PEERPIDFD",
         Pinning::ByNumber if in_cluster => "by number: pods of the node's own network are refused",
@@ -218,16 +229,14 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     let directory = socket_path(config).map(|_| config.listen.socket.display().to_string());
     findings.push(Finding::of("socket directory", directory));
     let mut opened = None;
-    if can_open {
-        let backends = Backends::open(config).await;
-        let described = backends.as_ref().map(Backends::describe);
-        findings.push(Finding::of("backends", described));
-        if let Ok(backends) = backends {
-            let open = backends.iter().flat_map(|backend| backend.left_open());
-            findings.extend(open.map(|key| Finding::of("backends", Ok::<_, String>(key))));
-            findings.extend(roles(config, &backends));
-            opened = Some(Arc::new(backends));
-        }
+    let backends = Backends::open(config, roots).await;
+    let described = backends.as_ref().map(Backends::describe);
+    findings.push(Finding::of("backends", described));
+    if let Ok(backends) = backends {
+        let open = backends.iter().flat_map(|backend| backend.left_open());
+        findings.extend(open.map(|key| Finding::of("backends", Ok::<_, String>(key))));
+        findings.extend(roles(config, &backends));
+        opened = Some(Arc::new(backends));
     }
     match config.identity.mode {
         IdentityMode::Kubernetes => findings.extend(check_cluster(config, opened.as_ref()).await),

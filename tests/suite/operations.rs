@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
+use testkit::azure::FakeAzure;
 use testkit::kube::{AGENT, PodSpec, Rule};
 use testkit::sandbox::{ACCOUNT, Sandbox};
 use testkit::workload::Request;
@@ -18,6 +19,9 @@ const START_WITHIN_MS: f64 = 2_000.0;
 /// Starts the agent with nothing but its user id, all else read-only but the socket's directory, `$1`.
 const CONFINED: &str = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro / && shift && \
      exec setpriv --bounding-set -all --inh-caps -all --no-new-privs \"$@\"";
+
+/// A block of a bundle of certificates that holds none.
+const NO_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nMAMCAQE=\n-----END CERTIFICATE-----\n";
 
 /// The names in the socket's directory.
 pub(crate) fn names(sandbox: &Sandbox) -> Vec<String> {
@@ -114,9 +118,16 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
         .expect("an address");
     let mut nowhere = settings.clone();
     nowhere.environment.remove("KUBECONFIG");
+    let directory = tempfile::tempdir().expect("a directory");
+    let bundle = directory.path().join("ca.pem");
+    fs::write(&bundle, NO_CERTIFICATE).expect("a file");
     let cases = [
         (
             settings.clone().env("SSL_CERT_FILE", "/dev/null"),
+            "no CA roots",
+        ),
+        (
+            settings.clone().env("SSL_CERT_FILE", bundle.display()),
             "no CA roots",
         ),
         (
@@ -167,6 +178,23 @@ async fn check_finds_nothing_wrong_in_good_surroundings() {
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
     assert!(found.lines().all(|line| line.starts_with("ok ")), "{found}");
     assert!(found.contains("right to watch pods"), "{found}");
+}
+
+#[tokio::test]
+async fn check_says_that_a_certificate_of_the_bundle_cannot_be_used() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let directory = tempfile::tempdir().expect("a directory");
+    let cloud = FakeAzure::start().await.expect("a cloud");
+    let bundle = cloud.ca_file(directory.path()).expect("a file");
+    let good = fs::read_to_string(&bundle).expect("a file");
+    fs::write(&bundle, good + NO_CERTIFICATE).expect("a file");
+    let settings = sandbox.settings().expect("settings");
+    let settings = settings.env("SSL_CERT_FILE", bundle.display());
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{found}{stderr}");
+    let told = "ok       CA roots: found, but 1 of the CA certificates cannot be used";
+    assert!(found.contains(told), "{found}");
 }
 
 #[tokio::test]

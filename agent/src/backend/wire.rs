@@ -7,8 +7,10 @@
 //! when it is dropped.
 
 mod names;
+mod roots;
 
 pub(crate) use names::LOOKUPS;
+pub(crate) use roots::Roots;
 
 use names::Names;
 use parking_lot::Mutex;
@@ -34,8 +36,7 @@ const HANGS: Duration = Duration::from_secs(1);
 /// How many suspect hosts are remembered, the latest.
 const SUSPECTS: usize = 64;
 
-/// An HTTP client. What it consists of is made when it is first used: trusted roots and buffers, which an agent whose
-/// pods read nothing from a cloud need not pay for.
+/// An HTTP client. What it consists of is made when it is first used.
 #[derive(Clone)]
 pub(super) struct Wire {
     inner: Arc<Inner>,
@@ -45,6 +46,7 @@ pub(super) struct Wire {
 
 struct Inner {
     names: Names,
+    roots: Roots,
     /// Whether proxies are used, as the environment says.
     by_proxy: bool,
     /// Keeps connections.
@@ -83,19 +85,20 @@ struct Call<'a> {
 // === impl Wire ===
 
 impl Wire {
-    /// Returns a client that trusts what the machine trusts, and uses the environment's proxies.
-    pub(super) fn new() -> Self {
-        Self::with(true)
+    /// Returns a client that trusts these roots, and uses the environment's proxies.
+    pub(super) fn new(roots: Roots) -> Self {
+        Self::with(roots, true)
     }
 
     /// Returns a client for services of this machine itself, such as its metadata service: through no proxy.
     pub(super) fn to_this_machine() -> Self {
-        Self::with(false)
+        Self::with(Roots::load(), false)
     }
 
-    fn with(by_proxy: bool) -> Self {
+    fn with(roots: Roots, by_proxy: bool) -> Self {
         let inner = Inner {
             names: Names::of_the_machine(),
+            roots,
             by_proxy,
             pooled: OnceLock::new(),
             unpooled: OnceLock::new(),
@@ -179,6 +182,7 @@ impl Inner {
     fn builder(&self) -> ClientBuilder {
         let builder = Client::builder()
             .http1_only()
+            .tls_backend_preconfigured(self.roots.tls())
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)

@@ -5,6 +5,7 @@ use crate::{REFUSAL_STANDS, code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
+use testkit::agent::AgentSettings;
 use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec, Special};
 use testkit::fake::Gate;
 use testkit::kube::AGENT;
@@ -172,6 +173,25 @@ async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
     assert!(node.azure.calls().is_empty());
+}
+
+#[tokio::test]
+async fn a_bundle_that_is_replaced_counts_from_the_next_start() {
+    needs_workloads!();
+    let node = AzureSandbox::start().await.expect("a sandbox");
+    node.namespace("test");
+    let other = FakeAzure::start().await.expect("another cloud");
+    let directory = tempfile::tempdir().expect("a directory");
+    let ca = node.azure.ca_file(directory.path()).expect("a file");
+    let bundle = |s: AgentSettings| s.env("SSL_CERT_FILE", ca.display());
+    let agent = node.agent_with(bundle).await.expect("an agent");
+    other.ca_file(directory.path()).expect("the same file");
+    let pod = node.sandbox.pod("test", "web").await.expect("a pod");
+    assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
+    drop(agent);
+    let _agent = node.agent_with(bundle).await.expect("an agent");
+    let answer = pod.secret(SECRET).await.expect("an answer");
+    answer.must_be_refused(503, "unavailable");
 }
 
 #[tokio::test]

@@ -1,9 +1,11 @@
 //! Which regions are asked when one cannot be reached, and which answers are believed.
 
 use super::*;
+use crate::backend::wire::Roots;
 
 #[tokio::test]
 async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let settings = AwsConfig {
         region: Some("eu-central-1".to_owned()),
         fallback_regions: vec!["eu-west-1".to_owned()],
@@ -11,7 +13,13 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
         sts_endpoint: Some("http://127.0.0.1:9".to_owned()),
         ..AwsConfig::default()
     };
-    let aws = Aws::open("aws", &settings, Duration::from_secs(3600), &Wire::new()).await;
+    let aws = Aws::open(
+        "aws",
+        &settings,
+        Duration::from_secs(3600),
+        &Wire::new(Roots::load()),
+    )
+    .await;
     let aws = aws.expect("clients");
     let annotation = (
         "latchkey.dev/aws-role-arn",

@@ -202,6 +202,7 @@ fn issuer(token: &SubjectToken) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::wire::Roots;
     use crate::request::RequestId;
     use crate::role::Proof;
     use base64::Engine as _;
@@ -235,7 +236,7 @@ mod tests {
     fn exchange(sts: String, iam: String) -> Exchange {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         Exchange {
-            wire: Wire::new(),
+            wire: Wire::new(Roots::load()),
             timeout: Duration::from_secs(3),
             sts,
             iam,

@@ -86,7 +86,7 @@ async fn after_one_call_in_vain_no_dead_connection_is_used() {
     let is_late: fn(&reqwest::Error) -> bool = reqwest::Error::is_timeout;
     let is_broken = |error: &reqwest::Error| !error.is_timeout() && !error.is_connect();
     for (breaks, is_in_vain) in [(false, is_late), (true, is_broken)] {
-        let (wire, service) = (Wire::new(), Service::start().await);
+        let (wire, service) = (Wire::new(Roots::load()), Service::start().await);
         let calls = (0..5).map(|_| service.ask(&wire));
         let answers = futures::future::join_all(calls).await;
         assert!(answers.iter().all(Result::is_ok) && service.opened() == 5);
@@ -109,7 +109,7 @@ async fn after_one_call_in_vain_no_dead_connection_is_used() {
 
 #[tokio::test]
 async fn an_exchange_shares_its_connection_with_nothing() {
-    let (wire, service) = (Wire::new(), Service::start().await);
+    let (wire, service) = (Wire::new(Roots::load()), Service::start().await);
     for opened in [1, 1, 2, 3] {
         let asked = if opened == 1 {
             service.ask(&wire).await
@@ -123,7 +123,7 @@ async fn an_exchange_shares_its_connection_with_nothing() {
 
 #[tokio::test]
 async fn a_call_for_which_nobody_waited_to_the_end_counts_if_it_took_long() {
-    let (wire, service) = (Wire::new(), Service::start().await);
+    let (wire, service) = (Wire::new(Roots::load()), Service::start().await);
     service.forgotten.store(2, Ordering::Relaxed);
     for (patience, is_suspect) in [(HANGS / 10, false), (HANGS * 3 / 2, true)] {
         let request = get(&service.url);
@@ -147,7 +147,7 @@ async fn a_connection_that_cannot_be_opened_says_nothing_of_those_that_are_open(
     while let Ok(stream) = timeout(TIME, TcpStream::connect(address)).await {
         taken.push(stream.expect("a connection"));
     }
-    let wire = Wire::new();
+    let wire = Wire::new(Roots::load());
     let failed = wire.ask(get(&format!("http://{address}")), 3 * HANGS, 100);
     let failed = failed.await.expect_err("there is no connection");
     assert!(matches!(failed, WireError::Lost(error) if error.is_connect()));
@@ -156,7 +156,7 @@ async fn a_connection_that_cannot_be_opened_says_nothing_of_those_that_are_open(
 
 #[tokio::test(start_paused = true)]
 async fn suspect_hosts_are_forgotten_when_no_connection_to_them_can_be_left_and_are_few() {
-    let wire = Wire::new();
+    let wire = Wire::new(Roots::load());
     let silence = async |host: String| {
         let call = Call {
             wire: &wire.inner,

@@ -1,6 +1,7 @@
 use super::*;
 use crate::attest::cgroup::PodUid;
 use crate::attest::pods::{Facts, Pod, Settings};
+use crate::backend::Roots;
 use crate::config::Config;
 use crate::error::RequestError;
 use crate::role::Role;
@@ -18,7 +19,7 @@ async fn clouds() -> Arc<Clouds> {
     std::fs::write(&file, text).expect("a file");
     let node = ("NODE_NAME".to_owned(), "node".to_owned());
     let config = Config::load(Some(&file), [node].into_iter(), Vec::new());
-    let backends = Backends::open(&config.expect("a configuration")).await;
+    let backends = Backends::open(&config.expect("a configuration"), Roots::none()).await;
     Arc::new(Clouds {
         backends: Arc::new(backends.expect("a folder")),
         tokens: SubjectTokens::None,
