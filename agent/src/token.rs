@@ -16,6 +16,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{Api, PostParams};
 use kubelet::FromKubelet;
 use latchkey_client::protocol::Code;
+use latchkey_client::protocol::words::NAMESPACE_MUST_ALLOW;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -144,7 +145,9 @@ fn refusal(error: &kube::Error) -> RequestError {
         ),
         kube::Error::Api(status) if status.code == 403 => RequestError::new(
             Code::Denied,
-            "the agent may not issue tokens for this pod's service account: the namespace has to allow it",
+            format!(
+                "the agent may not issue tokens for this pod's service account: {NAMESPACE_MUST_ALLOW} it"
+            ),
         ),
         kube::Error::Api(status) if matches!(status.code, 404 | 409) => RequestError::new(
             Code::NotAttested,

@@ -2,6 +2,8 @@
 //!
 //! `docs/protocol.md` describes it for people; the shapes here are what is sent.
 
+pub mod words;
+
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;

@@ -54,7 +54,8 @@ impl Tree {
             .filter(move |file| file.path.ends_with(ending))
     }
 
-    /// All Rust of the agent as one text, without the line breaks in its strings.
+    /// All Rust of the agent as one text, without the line breaks in its strings, and with the words that it shares
+    /// with the client in place of their names.
     fn agent(&self) -> String {
         let mut text = String::new();
         for file in self.ending(".rs") {
@@ -62,6 +63,12 @@ impl Tree {
                 // A string that continues on the next line omits the break and the blanks after it.
                 let whole: Vec<&str> = file.text.split("\\\n").map(str::trim_start).collect();
                 text.push_str(&whole.concat());
+            }
+        }
+        for line in self.text("client/src/protocol/words.rs").lines() {
+            let constant = line.strip_prefix("pub const ");
+            if let Some((name, word)) = constant.and_then(|rest| rest.split_once(": &str = \"")) {
+                text = text.replace(&format!("{{{name}}}"), word.trim_end_matches("\";"));
             }
         }
         text

@@ -13,6 +13,7 @@ use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::{SecretName, SecretValue};
 use async_trait::async_trait;
 use latchkey_client::protocol::Code;
+use latchkey_client::protocol::words::{FOLDER, WHOLE_STORE};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -217,10 +218,7 @@ fn role_in(folder: Option<&str>, prefix: &str) -> Role {
     let place = folder.map_or_else(String::new, |folder| format!("{folder}/"));
     Role {
         name: folder
-            .map_or_else(
-                || "the whole store".to_owned(),
-                |_| format!("folder {place}"),
-            )
+            .map_or_else(|| WHOLE_STORE.to_owned(), |_| format!("{FOLDER}{place}"))
             .into(),
         proof: Proof::None,
         prefix: prefix.into(),

@@ -12,6 +12,7 @@ use crate::peer::Peer;
 use crate::quota;
 use crate::response::{self, Answer};
 use hyper::body::Body as _;
+use latchkey_client::protocol::words::EPHEMERAL_CONTAINER;
 use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
@@ -416,7 +417,9 @@ impl Connection {
             }
             AttestError::Denied(Denial::EphemeralContainer) => RequestError::new(
                 Code::NotAttested,
-                "an ephemeral container (kubectl debug) gets no secrets; ask from one of the pod's own containers",
+                format!(
+                    "an {EPHEMERAL_CONTAINER} (kubectl debug) gets no secrets; ask from one of the pod's own containers"
+                ),
             ),
             AttestError::Denied(_) | AttestError::Gone => RequestError::new(
                 Code::NotAttested,

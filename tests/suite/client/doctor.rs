@@ -332,11 +332,9 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     let pod = pod_of(&sandbox, "elsewhere", &with).await;
     let told = doctor(&pod, SECRET).await;
     told.is("secret", "no_such_secret", &["in us-west-2"]);
-    assert!(
-        told.report.to_string().contains("latchkey.dev/aws-region"),
-        "{:#}",
-        told.report
-    );
+    let next = told.report.to_string();
+    assert!(next.contains("latchkey.dev/aws-region"), "{next}");
+    assert!(next.contains("--region us-west-2"), "{next}");
     // Whoever asks with another namespace's role is refused by the cloud, as one that is not trusted.
     let pod = pod_of(
         &sandbox,

@@ -7,6 +7,7 @@ use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use latchkey_client::protocol::Code;
+use latchkey_client::protocol::words::{CANNOT_FETCH_KEYS, NO_SUCH_SECRET_IN};
 use std::error::Error;
 use std::time::Duration;
 
@@ -70,7 +71,7 @@ where
                 // It may be temporary, so the role's session and values are kept: AWS's own SDKs retry too.
                 _ if code == "IDPCommunicationError" || message.contains("verification key") => {
                     let text = format!(
-                        "AWS cannot fetch the keys of this cluster's issuer, or they are others: it needs them for \
+                        "AWS {CANNOT_FETCH_KEYS} this cluster's issuer, or they are others: it needs them for \
                          the role {role}"
                     );
                     return Some(RequestError::unavailable(text).into());
@@ -150,7 +151,7 @@ where
                 RequestError::new(Code::Denied, text).into()
             }
             "ResourceNotFoundException" => {
-                let text = format!("there is no such secret, version or stage in {region}");
+                let text = format!("{NO_SUCH_SECRET_IN}{region}");
                 RequestError::new(Code::NotFound, text).into()
             }
             "InvalidRequestException" => {

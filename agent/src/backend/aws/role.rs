@@ -7,6 +7,7 @@ use crate::error::RequestError;
 pub(super) use crate::role::MACHINE;
 use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
+use latchkey_client::protocol::words::{ANNOTATE_WITH, NAMES_NO};
 
 /// The annotations that name the role: ours, for applications whose own SDK uses another role, then IRSA's.
 const ROLE_KEYS: [&str; 2] = ["latchkey.dev/aws-role-arn", "eks.amazonaws.com/role-arn"];
@@ -61,10 +62,14 @@ pub(super) fn of(
     settings: &AwsConfig,
     default_region: &str,
 ) -> Result<Role, NoRole> {
-    let arn = annotations.first(&ROLE_KEYS)?.ok_or(NoRole(
-        "the pod's service account names no AWS role: annotate it with eks.amazonaws.com/role-arn"
+    let arn = annotations.first(&ROLE_KEYS)?.ok_or_else(|| {
+        NoRole(
+            format!(
+                "the pod's service account {NAMES_NO} AWS role: {ANNOTATE_WITH}eks.amazonaws.com/role-arn"
+            )
             .into(),
-    ))?;
+        )
+    })?;
     let partition = partition_of_role(arn).ok_or_else(|| {
         NoRole(format!("the service account's annotation is no ARN of an IAM role: {arn:?}").into())
     })?;

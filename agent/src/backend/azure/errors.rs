@@ -8,6 +8,7 @@ use azure_core::error::{ErrorKind, ErrorResponse};
 use azure_core::http::RawResponse;
 use azure_core::http::headers::HeaderName;
 use latchkey_client::protocol::Code;
+use latchkey_client::protocol::words::CANNOT_FETCH_KEYS;
 use serde::Deserialize;
 use std::error::Error;
 use std::time::Duration;
@@ -90,12 +91,15 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
             let text = "Entra ID refused what is out of date: check the node's clock";
             BackendError::from(RequestError::unavailable(text))
         } else {
-            let check = what_to_check(code);
-            let text = format!("Entra ID refused the client {client} (AADSTS{code}): {check}");
+            let refused = format!("Entra ID refused the client {client} (AADSTS{code})");
             if ISSUER_SILENT.contains(&code) {
+                let text = format!(
+                    "{refused}: it {CANNOT_FETCH_KEYS} the cluster's issuer; check that the issuer's URL is public"
+                );
                 RequestError::unavailable(text).into()
             } else {
-                BackendError::refused(text)
+                let check = what_to_check(code);
+                BackendError::refused(format!("{refused}: {check}"))
             }
         };
         let told = Told(cut(&error.error_description));
@@ -112,9 +116,6 @@ fn what_to_check(code: u32) -> &'static str {
     match code {
         50_027 | 700_027 | 5_000_819 => {
             "it does not believe the token's signature; check that the cluster's published keys are the current ones"
-        }
-        50_166 | 90_061 | 501_661 => {
-            "it cannot fetch the keys of the cluster's issuer; check that the issuer's URL is public"
         }
         53_003 | 530_035 => "a policy of Conditional Access for workload identities blocks it",
         70_021 => {

@@ -6,6 +6,7 @@ use crate::config::{AzureConfig, LocalRole, is_prefix, is_tenant, suffix_of, vau
 use crate::error::RequestError;
 use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
+use latchkey_client::protocol::words::{ANNOTATE_WITH, NAMES_NO};
 use uuid::Uuid;
 
 /// Annotations that Azure's workload identity webhook reads too.
@@ -24,10 +25,11 @@ pub(super) fn of(
     name: &str,
 ) -> Result<Role, NoRole> {
     let none = |text: String| NoRole(text.into());
-    let client = annotations.first(&[CLIENT_KEY])?.ok_or(NoRole(
-        "the pod's service account names no Azure client: annotate it with azure.workload.identity/client-id"
-            .into(),
-    ))?;
+    let client = annotations.first(&[CLIENT_KEY])?.ok_or_else(|| {
+        none(format!(
+            "the pod's service account {NAMES_NO} Azure client: {ANNOTATE_WITH}azure.workload.identity/client-id"
+        ))
+    })?;
     if !is_client(client) {
         return Err(none(format!("{CLIENT_KEY} {client:?} is no client id")));
     }
@@ -38,7 +40,7 @@ pub(super) fn of(
         Some(tenant) => tenant.to_ascii_lowercase(),
         None => settings.tenant.clone().ok_or_else(|| {
             none(format!(
-                "the pod's service account names no Azure tenant: annotate it with {TENANT_KEY}, or set backends.{name}.tenant"
+                "the pod's service account {NAMES_NO} Azure tenant: {ANNOTATE_WITH}{TENANT_KEY}, or set backends.{name}.tenant"
             ))
         })?,
     };
@@ -55,7 +57,7 @@ pub(super) fn of(
         }
         None => settings.vault_url.clone().ok_or_else(|| {
             none(format!(
-                "the pod's service account names no key vault: annotate it with {VAULT_KEY}, or set backends.{name}.vault_url"
+                "the pod's service account {NAMES_NO} key vault: {ANNOTATE_WITH}{VAULT_KEY}, or set backends.{name}.vault_url"
             ))
         })?,
     };

@@ -9,6 +9,7 @@ use google_cloud_gax::error::Error;
 use google_cloud_gax::error::rpc::{Code as Status, StatusDetails};
 use hyper::header::{HeaderMap, RETRY_AFTER};
 use latchkey_client::protocol::Code;
+use latchkey_client::protocol::words::CANNOT_FETCH_KEYS;
 use serde::Deserialize;
 use std::time::Duration;
 
@@ -67,7 +68,7 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
     // It may be temporary, so the role's session and values are kept.
     if refusal.error_description.starts_with(ISSUER_SILENT) {
         let text = format!(
-            "Google cannot fetch the keys of this cluster's issuer, which it needs for {role}: they must be on the \
+            "Google {CANNOT_FETCH_KEYS} this cluster's issuer, which it needs for {role}: they must be on the \
              public Internet, or with the provider"
         );
         let failed = BackendError::from(RequestError::unavailable(text));

@@ -9,6 +9,7 @@ use crate::error::RequestError;
 use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use hyper::header::HeaderValue;
+use latchkey_client::protocol::words::NAMES_NO;
 
 /// The annotation of GKE's own workload identity.
 const ACCOUNT_KEY: &str = "iam.gke.io/gcp-service-account";
@@ -29,9 +30,11 @@ const VERSION_DIGITS: usize = 19;
 pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role, NoRole> {
     let (namespace, account) = annotations.owner();
     let wrong = |text: String| NoRole(text.into());
-    let provider = settings.provider.as_ref().ok_or(NoRole(
-        "the agent's configuration names no provider of identities in Google Cloud".into(),
-    ))?;
+    let provider = settings.provider.as_ref().ok_or_else(|| {
+        wrong(format!(
+            "the agent's configuration {NAMES_NO} provider of identities in Google Cloud"
+        ))
+    })?;
     let (name, via) = match annotations.first(&[ACCOUNT_KEY])? {
         None => (provider.principal(namespace, account), None),
         Some(email) if is_account(email) => {

@@ -4,6 +4,10 @@ use super::place::{CHECK, ELSEWHERE, Place, STDERR, user};
 use super::report::Report;
 use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
+use crate::protocol::words::{
+    ANNOTATE_WITH, CANNOT_FETCH_KEYS, EPHEMERAL_CONTAINER, FOLDER, NAMES_NO, NAMESPACE_MUST_ALLOW,
+    NO_SUCH_SECRET_IN, WHOLE_STORE,
+};
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
 
@@ -146,7 +150,7 @@ async fn identity(report: &mut Report, place: Place, client: &Client) -> Option<
         return None;
     };
     match refusal.code {
-        Code::NotAttested if refusal.message.contains("ephemeral container") => {
+        Code::NotAttested if refusal.message.contains(EPHEMERAL_CONTAINER) => {
             report
                 .refused("attestation", "ephemeral_container", refusal)
                 .next("kubectl exec -it POD -c CONTAINER -- latchkey doctor");
@@ -244,7 +248,7 @@ impl Case<'_> {
         match (refusal.code, refusal.step) {
             (Code::Busy, _) => over_limit(report, refusal),
             (Code::NoRole, _) => {
-                let names_one = !refusal.message.contains("names no");
+                let names_one = !refusal.message.contains(NAMES_NO);
                 let cause = if names_one { "wrong_role" } else { "no_role" };
                 let finding = report.refused("role", cause, refusal);
                 if self.place == Place::Machine {
@@ -258,7 +262,7 @@ impl Case<'_> {
                     "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
                 ));
                 // The agent names the annotation: the backend's name does not say which cloud it is.
-                if let Some((_, key)) = refusal.message.split_once("annotate it with ") {
+                if let Some((_, key)) = refusal.message.split_once(ANNOTATE_WITH) {
                     let key = key.split_once(',').map_or(key, |(key, _)| key);
                     finding.next(format!(
                         "kubectl -n {namespace} annotate --overwrite serviceaccount {service_account} {key}=VALUE"
@@ -278,7 +282,7 @@ impl Case<'_> {
             }
             (_, Some(Step::Token)) => {
                 let finding = report.refused("token", "token_refused", refusal);
-                if refusal.message.contains("the namespace has to allow") {
+                if refusal.message.contains(NAMESPACE_MUST_ALLOW) {
                     finding
                         .next(format!("by a Role in {namespace} with resources: [serviceaccounts/token], resourceNames: [{service_account}], verbs: [create], bound to the agent's account"))
                         .next("or with the CSI volume instead of a hostPath: it brings the tokens along");
@@ -289,7 +293,7 @@ impl Case<'_> {
             }
             // The agent's text for what each cloud says in this case.
             (Code::Unavailable, Some(Step::Exchange))
-                if refusal.message.contains("cannot fetch the keys of") =>
+                if refusal.message.contains(CANNOT_FETCH_KEYS) =>
             {
                 report
                     .refused("exchange", "issuer_unreachable", refusal)
@@ -399,8 +403,8 @@ impl Case<'_> {
             (Code::NotFound, Some(_), Some(name)) => {
                 let region = refusal
                     .message
-                    .rsplit_once(" in ")
-                    .map_or("REGION", |(_, region)| region);
+                    .strip_prefix(NO_SUCH_SECRET_IN)
+                    .unwrap_or("REGION");
                 finding
                     .next(format!("aws secretsmanager describe-secret --secret-id {name} --region {region}"))
                     .next(match self.place {
@@ -424,9 +428,9 @@ impl Case<'_> {
     }
 }
 
-/// Whether a role is not one to assume, but all or part of a folder or password store, in the agent's words.
+/// Whether a role is not one to assume, but all or part of a folder or password store.
 fn is_of_a_store(role: &str) -> bool {
-    role == "the whole store" || role.starts_with("folder ")
+    role == WHOLE_STORE || role.starts_with(FOLDER)
 }
 
 /// The name in the ARN of an IAM role, without its path.
