@@ -4,6 +4,7 @@ use crate::account::Account;
 use crate::attest::Workload;
 use crate::backend::{BackendId, Backends};
 use crate::error::RequestError;
+use latchkey_client::protocol::words::EXEMPTS;
 use latchkey_client::protocol::{Code, Step};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -87,16 +88,18 @@ pub(crate) fn of(
         .container()
         .and_then(|container| facts.containers.get(&container));
     let why = match container {
-        _ if workload.is_volume() => {
-            "the pod exempts containers from its role, and any container may mount the volume's files"
-        }
+        _ if workload.is_volume() => format!(
+            "the pod {EXEMPTS} containers from its role, and any container may mount the volume's files"
+        ),
         Some(container) if !skipped.contains(&container.name) => return Ok(role.clone()),
-        Some(_) => "the pod's skip-containers annotation exempts this container from the role",
+        Some(_) => {
+            format!("the pod's skip-containers annotation {EXEMPTS} this container from the role")
+        }
         // Its cgroup names no container, as in some sandboxes. A process whose cgroup names one that the pod does not
         // list yet is not attested at all.
-        None => {
-            "the pod exempts containers from its role, and which of them asks cannot be told here"
-        }
+        None => format!(
+            "the pod {EXEMPTS} containers from its role, and which of them asks cannot be told here"
+        ),
     };
     Err(RequestError::new(Code::NoRole, why).at(Step::Role))
 }

@@ -14,6 +14,9 @@ pub const NAMES_NO: &str = "names no";
 /// nothing.
 pub const ANNOTATE_WITH: &str = "annotate it with ";
 
+/// In a refusal of a role to a container that the pod's own annotation exempts, or may exempt.
+pub const EXEMPTS: &str = "exempts";
+
 /// In a refusal for lack of the right to issue tokens in the pod's namespace.
 pub const NAMESPACE_MUST_ALLOW: &str = "the namespace has to allow";
 

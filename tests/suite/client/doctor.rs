@@ -247,7 +247,26 @@ async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
     assert_eq!(told.code, Some(5));
 }
 
-/// Users that no machine has.
+#[tokio::test]
+async fn an_exempt_container_is_led_to_its_pod_and_not_to_the_account() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let spec = PodSpec {
+        namespace: "test".into(),
+        name: "exempt".into(),
+        service_account: ACCOUNT.into(),
+        annotations: vec![("eks.amazonaws.com/skip-containers".into(), "app".into())],
+        ..PodSpec::default()
+    };
+    let pod = client.sandbox.pod_of(spec).await.expect("a pod");
+    let doctor = ["doctor", "--json", SECRET];
+    let told = found(command_in(&pod, &client.sandbox.socket(), &doctor)).await;
+    told.is("role", "exempt_container", &["skip-containers"]);
+    let next = told.report.to_string();
+    assert!(next.contains("kubectl -n test get pod exempt "), "{next}");
+    assert!(!next.contains("serviceaccount"), "{next}");
+}
+
 #[tokio::test]
 async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     needs_workloads!();

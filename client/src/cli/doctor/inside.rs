@@ -5,8 +5,8 @@ use super::report::Report;
 use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
 use crate::protocol::words::{
-    ANNOTATE_WITH, CANNOT_FETCH_KEYS, EPHEMERAL_CONTAINER, FOLDER, NAMES_NO, NAMESPACE_MUST_ALLOW,
-    NO_SUCH_SECRET_IN, WHOLE_STORE,
+    ANNOTATE_WITH, CANNOT_FETCH_KEYS, EPHEMERAL_CONTAINER, EXEMPTS, FOLDER, NAMES_NO,
+    NAMESPACE_MUST_ALLOW, NO_SUCH_SECRET_IN, WHOLE_STORE,
 };
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
@@ -247,6 +247,15 @@ impl Case<'_> {
         } = self.identity;
         match (refusal.code, refusal.step) {
             (Code::Busy, _) => over_limit(report, refusal),
+            // The account may have a role; it is the pod that says to keep it from the container.
+            (Code::NoRole, _) if refusal.message.contains(EXEMPTS) => {
+                let pod = &self.identity.pod;
+                report
+                    .refused("role", "exempt_container", refusal)
+                    .next(format!(
+                        "kubectl -n {namespace} get pod {pod} -o jsonpath='{{.metadata.annotations}}'"
+                    ));
+            }
             (Code::NoRole, _) => {
                 let names_one = !refusal.message.contains(NAMES_NO);
                 let cause = if names_one { "wrong_role" } else { "no_role" };
