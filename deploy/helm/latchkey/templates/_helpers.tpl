@@ -88,7 +88,8 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- default .name .backend.type -}}
 {{- end -}}
 
-{{- /* The audiences that the clouds of these backends want in a pod's token, as a sorted JSON list. */ -}}
+{{- /* The audiences that the clouds of these backends want in a pod's token, as a sorted JSON list: empty without a cloud.
+No other place knows the types, so that one that is new cannot go without. */ -}}
 {{- define "latchkey.audiences" -}}
 {{- $audiences := list -}}
 {{- range $name, $backend := fromJson (include "latchkey.backends" .) -}}
@@ -97,12 +98,16 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 {{- $audiences = concat $audiences (default (list "sts.amazonaws.com") $backend.audiences) -}}
 {{- else if eq $type "azure" -}}
 {{- $audiences = append $audiences (default "api://AzureADTokenExchange" $backend.audience) -}}
-{{- else if and (eq $type "gcp") $backend.provider -}}
-{{- if hasPrefix "//" $backend.provider -}}
+{{- else if eq $type "gcp" -}}
+{{- if not $backend.provider -}}
+{{- fail (printf "config.backends.%s does not say to whom pods' tokens are made out: set config.backends.%s.provider (docs/clouds/gcp.md)" $name $name) -}}
+{{- else if hasPrefix "//" $backend.provider -}}
 {{- $audiences = append $audiences (printf "https:%s" $backend.provider) -}}
 {{- else -}}
 {{- $audiences = append $audiences $backend.provider -}}
 {{- end -}}
+{{- else if not (has $type (list "file" "pass")) -}}
+{{- fail (printf "config.backends.%s has no type, and its name is none: set config.backends.%s.type to aws, azure, file, gcp or pass" $name $name) -}}
 {{- end -}}
 {{- end -}}
 {{- toJson ($audiences | uniq | sortAlpha) -}}
@@ -180,19 +185,7 @@ take, nothing. */ -}}
 {{- $names := keys $backends | sortAlpha -}}
 {{- /* What is also said to the agent, past its file. */ -}}
 {{- $aside := printf "%s %s" (toJson .Values.extraEnv) (toJson .Values.extraArgs) | lower -}}
-{{- $cloud := false -}}
-{{- range $name, $backend := $backends -}}
-{{- $type := include "latchkey.backendType" (dict "name" $name "backend" $backend) -}}
-{{- if not (has $type (list "aws" "azure" "file" "gcp" "pass")) -}}
-{{- fail (printf "config.backends.%s has no type, and its name is none: set config.backends.%s.type to aws, azure, file, gcp or pass" $name $name) -}}
-{{- end -}}
-{{- if and (eq $type "gcp") (not $backend.provider) -}}
-{{- fail (printf "config.backends.%s does not say to whom pods' tokens are made out: set config.backends.%s.provider (docs/clouds/gcp.md)" $name $name) -}}
-{{- end -}}
-{{- if has $type (list "aws" "azure" "gcp") -}}
-{{- $cloud = true -}}
-{{- end -}}
-{{- end -}}
+{{- $audiences := fromJsonArray (include "latchkey.audiences" .) -}}
 {{- with .Values.config.default_backend -}}
 {{- if not (hasKey $backends .) -}}
 {{- fail (printf "config.default_backend is %s, and config.backends has %s alone" . (join ", " $names)) -}}
@@ -202,7 +195,7 @@ take, nothing. */ -}}
 {{- fail (printf "config.backends has several, and none is called aws, which would be the default: set config.default_backend to one of %s" (join ", " $names)) -}}
 {{- end -}}
 {{- end -}}
-{{- if and $cloud (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
+{{- if and $audiences (eq .Values.delivery "hostPath") (eq .Values.rbac.tokens "none") -}}
 {{- fail "rbac.tokens is none, and delivery hostPath brings no tokens either, so no pod could read from a cloud: set rbac.tokens to namespace, and grant tokens in each namespace (deploy/examples/hostpath.yaml), or to node (Kubernetes 1.36)" -}}
 {{- end -}}
 {{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.metricsFrom) (or .Values.metrics.podMonitor.enabled .Values.metrics.serviceMonitor.enabled) -}}
