@@ -12,8 +12,27 @@ use super::{
     value::{self, Wrong},
 };
 
+/// Reads the section of a backend of one type.
+type Read = fn(&mut Reader, &str, IdentityMode) -> BackendConfig;
+
 /// The possible types of a backend.
-const TYPES: [&str; 5] = ["aws", "azure", "file", "gcp", "pass"];
+const TYPES: [(&str, Read); 5] = [
+    ("aws", |reader, section, _| {
+        BackendConfig::Aws(AwsConfig::read(reader, section))
+    }),
+    ("azure", |reader, section, _| {
+        BackendConfig::Azure(AzureConfig::read(reader, section))
+    }),
+    ("file", |reader, section, _| {
+        BackendConfig::File(FileConfig::read(reader, section))
+    }),
+    ("gcp", |reader, section, mode| {
+        BackendConfig::Gcp(GcpConfig::read(reader, section, mode))
+    }),
+    ("pass", |reader, section, _| {
+        BackendConfig::Pass(PassConfig::read(reader, section))
+    }),
+];
 
 /// The variables that name the proxy on the way to a cloud, and the hosts without one. The first of a pair hides the
 /// second, even where it is empty.
@@ -38,7 +57,7 @@ pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, 
         let kind = match &written {
             Some(kind) => kind,
             // A backend named like a type has that type.
-            None if TYPES.contains(&&*name) => &name,
+            None if of_type(&name).is_some() => &name,
             None => {
                 if !reader.has_fault(&key) {
                     let wrong = Wrong::new("is missing", remedy());
@@ -52,16 +71,8 @@ pub(super) fn read(reader: &mut Reader, mode: IdentityMode) -> BTreeMap<String, 
             reader.close(&section);
             continue;
         }
-        let backend = match &**kind {
-            "aws" => Some(BackendConfig::Aws(AwsConfig::read(reader, &section))),
-            "azure" => Some(BackendConfig::Azure(AzureConfig::read(reader, &section))),
-            "file" => Some(BackendConfig::File(FileConfig::read(reader, &section))),
-            "gcp" => Some(BackendConfig::Gcp(GcpConfig::read(reader, &section, mode))),
-            "pass" => Some(BackendConfig::Pass(PassConfig::read(reader, &section))),
-            _ => None,
-        };
-        if let Some(backend) = backend {
-            backends.insert(name, backend);
+        if let Some(read) = of_type(kind) {
+            backends.insert(name, read(reader, &section, mode));
         } else {
             let what = format!("is {kind:?}, which is no type of backend");
             let wrong = Wrong::new(what, remedy());
@@ -142,8 +153,14 @@ fn check_proxies(reader: &mut Reader) {
     }
 }
 
+/// How a section of this type is read, if there is such a type.
+fn of_type(kind: &str) -> Option<Read> {
+    let mut types = TYPES.into_iter();
+    types.find_map(|(name, read)| (name == kind).then_some(read))
+}
+
 /// What to write if the type is missing or unknown.
 fn remedy() -> String {
-    let types = TYPES.map(|kind| format!("{kind:?}")).join(" or ");
+    let types = TYPES.map(|(kind, _)| format!("{kind:?}")).join(" or ");
     format!("write type = {types}")
 }
