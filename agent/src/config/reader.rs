@@ -255,10 +255,12 @@ impl Reader {
 
     fn unknown(&self, key: &str, what: &str) -> Wrong {
         if self.is_section(key) {
-            return Wrong::new(
-                "is a section, not a value",
-                format!("set one of its keys, such as {}", self.first_in(key)),
-            );
+            let first = self.known.iter().find(|known| is_within(known, key));
+            let remedy = match first {
+                Some(first) => format!("set one of its keys, such as {first}"),
+                None => "leave it out".to_owned(),
+            };
+            return Wrong::new("is a section, not a value", remedy);
         }
         if let Some(known) = self.known.iter().find(|known| is_within(key, known)) {
             return Wrong::new(
@@ -295,13 +297,6 @@ impl Reader {
             None => "leave it out".to_owned(),
         };
         Wrong::new(format!("is an unknown {what}"), remedy)
-    }
-
-    fn first_in(&self, section: &str) -> &str {
-        self.known
-            .iter()
-            .find(|known| is_within(known, section))
-            .map_or("backends.aws.region", |k| k)
     }
 
     /// Every key that was read.

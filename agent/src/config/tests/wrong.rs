@@ -391,6 +391,11 @@ fn sections_and_values_are_not_taken_for_each_other() {
         ("listen = 5", "listen", "is a section, not a value"),
         ("backends = 5", "backends", "is a section, not a value"),
         (
+            "local = 5",
+            "local",
+            "is a section, not a value; leave it out",
+        ),
+        (
             "backends.aws = 5",
             "backends.aws",
             "is a section, not a value",
