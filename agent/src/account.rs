@@ -37,7 +37,7 @@ const RETRY: Duration = Duration::from_secs(5);
 const FAILURE_STANDS: Duration = Duration::from_secs(1);
 
 /// The timeout for one object from the API server.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A service account as the API server last reported it.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ pub(crate) struct Principal {
     namespace: Arc<str>,
     name: Arc<str>,
     known: Mutex<Known>,
-    look: Arc<tokio::sync::Mutex<()>>,
+    lookup: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// What is known about an account.
@@ -304,7 +304,7 @@ impl Directory {
             Some((account, at))
                 if now < *at + MUST_REFRESH || known.has_failed(MUST_REFRESH, now) =>
             {
-                if let Ok(turn) = principal.look.clone().try_lock_owned() {
+                if let Ok(turn) = principal.lookup.clone().try_lock_owned() {
                     drop(self.refreshing(principal, turn));
                 }
                 Ok(account.clone())
@@ -312,7 +312,7 @@ impl Directory {
             // Boxed: hardly any request gets here, but every request's future would carry it.
             last => {
                 let last = last.as_ref().map(|(account, _)| account.clone());
-                Box::pin(self.look_first(principal, last, now)).await
+                Box::pin(self.look_up_first(principal, last, now)).await
             }
         }
     }
@@ -329,20 +329,20 @@ impl Directory {
             namespace: namespace.clone(),
             name: name.clone(),
             known: Mutex::default(),
-            look: Arc::default(),
+            lookup: Arc::default(),
         });
         known.insert(key, Arc::downgrade(&principal));
         principal
     }
 
     /// Looks the account up before it is used; all callers that need this share one lookup.
-    async fn look_first(
+    async fn look_up_first(
         self: &Arc<Self>,
         principal: &Arc<Principal>,
         last: Option<Arc<Account>>,
         now: Instant,
     ) -> Result<Arc<Account>, RequestError> {
-        let turn = principal.look.clone().lock_owned().await;
+        let turn = principal.lookup.clone().lock_owned().await;
         // Another caller may have looked it up while this one waited.
         let known = principal.known.lock().clone();
         if let Some((account, at)) = &known.last
@@ -380,7 +380,7 @@ impl Directory {
     async fn refresh(&self, principal: &Principal) -> Result<Arc<Account>, RequestError> {
         let at = Instant::now();
         let (namespace, name) = (&*principal.namespace, &*principal.name);
-        match self.look(namespace, name).await {
+        match self.look_up(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
                 *principal.known.lock() = Known {
@@ -405,7 +405,11 @@ impl Directory {
     /// # Errors
     ///
     /// `no_role` if there is none of that name, else `unavailable`.
-    pub(crate) async fn look(&self, namespace: &str, name: &str) -> Result<Account, RequestError> {
+    pub(crate) async fn look_up(
+        &self,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Account, RequestError> {
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let account = within(accounts.get(name)).await?;
         let annotations = Annotations {
@@ -446,7 +450,7 @@ impl Known {
 }
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, RequestError> {
-    match timeout(LOOK_TIMEOUT, call).await {
+    match timeout(LOOKUP_TIMEOUT, call).await {
         Ok(Ok(object)) => Ok(object),
         Ok(Err(kube::Error::Api(status))) if status.code == 404 => Err(RequestError::new(
             Code::NoRole,

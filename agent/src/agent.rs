@@ -39,7 +39,7 @@ const ROUND: Duration = Duration::from_secs(1);
 const QUIET: Duration = Duration::from_millis(750);
 
 /// How long to still accept from the backlog once the path is gone.
-const LAST_LOOK: Duration = Duration::from_millis(100);
+const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
 /// How often to try again to learn the kubepods root.
 const LEARN_AGAIN: Duration = Duration::from_millis(250);
@@ -300,7 +300,7 @@ impl Agent {
             sleep(QUIET / 20).await;
         }
         let left = keeper.leave().await;
-        sleep(LAST_LOOK).await;
+        sleep(LAST_ACCEPTS).await;
         drop(left);
         // From here on no changes to pods are noticed either: a pod deleted now still gets what it has requested, for
         // `limits.drain` at most.

@@ -68,7 +68,7 @@ const OF_ITS_OWN: usize = 4;
 const PEERS_A_TURN: usize = 4;
 
 /// The waits between checks whether a peer has read its last answer.
-const TAKEN_LOOKS: Waits = Waits {
+const TAKEN_CHECKS: Waits = Waits {
     next: Duration::from_millis(1),
     longest: Duration::from_secs(1),
 };
@@ -304,14 +304,14 @@ impl Server {
         }
         shut(stream.as_raw_fd(), Shutdown::Both);
         let mut phase = self.phase.clone();
-        let mut looks = TAKEN_LOOKS;
+        let mut checks = TAKEN_CHECKS;
         while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
             match remains.now(&self.admission.attestor, &self.admission.orphans) {
                 Some(now) => remains = now,
                 None => return,
             }
             tokio::select! {
-                () = tokio::time::sleep(looks.take()) => {}
+                () = tokio::time::sleep(checks.take()) => {}
                 _ = phase.changed() => {}
             }
         }

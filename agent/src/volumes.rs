@@ -103,7 +103,7 @@ impl Volumes {
     /// Called before the shared socket's path is taken: pods send requests at once, and to ask the clouds for them this
     /// agent needs the tokens that the previous one has.
     pub(crate) async fn prepare(&self) {
-        let Ok((true, keys)) = self.look() else {
+        let Ok((true, keys)) = self.stored() else {
             return;
         };
         self.expect_tokens(&keys);
@@ -117,7 +117,7 @@ impl Volumes {
     /// Listens wherever it should, and nowhere else: each second, in the agent that has the shared socket's path.
     /// `has_path` says whether that is still so: an agent that takes the path over takes these sockets next.
     pub(crate) async fn keep(self: &Arc<Self>, has_path: impl Fn() -> bool) {
-        let (is_there, keys) = match self.look() {
+        let (is_there, keys) = match self.stored() {
             Ok(seen) => seen,
             // Perhaps out of descriptors or memory: that says nothing about the volumes, and pods are using them.
             Err(error) => {
@@ -186,7 +186,7 @@ impl Volumes {
     }
 
     /// Whether there is a store, and the volumes in it. There is none before the mounter first starts on this node.
-    fn look(&self) -> io::Result<(bool, Vec<Key>)> {
+    fn stored(&self) -> io::Result<(bool, Vec<Key>)> {
         let is_there = self.store.is_there()?;
         let keys = if is_there {
             self.store.keys()?

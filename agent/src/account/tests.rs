@@ -45,7 +45,7 @@ async fn gone_silent() -> (ApiServer, Arc<Directory>, Arc<Principal>) {
     server.swallows.store(true, Ordering::SeqCst);
     advance(MUST_REFRESH).await;
     let held_up = ask(&directory, &principal).await;
-    assert_eq!(held_up, ("1".to_owned(), LOOK_TIMEOUT));
+    assert_eq!(held_up, ("1".to_owned(), LOOKUP_TIMEOUT));
     (server, directory, principal)
 }
 
@@ -88,13 +88,13 @@ async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_mos
         advance(Duration::from_secs(1)).await;
         assert_eq!(ask(&directory, &principal).await, at_once("1"));
     }
-    let looks = server.asked() - 2;
-    assert!((10..=20).contains(&looks), "{looks} looks in 100 s");
+    let lookups = server.asked() - 2;
+    assert!((10..=20).contains(&lookups), "{lookups} lookups in 100 s");
     // It is back: the next lookup, for which nobody waits, brings the current account.
     server.swallows.store(false, Ordering::SeqCst);
-    advance(RETRY + LOOK_TIMEOUT).await;
+    advance(RETRY + LOOKUP_TIMEOUT).await;
     ask(&directory, &principal).await;
-    advance(LOOK_TIMEOUT).await;
+    advance(LOOKUP_TIMEOUT).await;
     ask(&directory, &principal).await;
     let (uid, _) = ask(&directory, &principal).await;
     assert_eq!(uid, server.asked().to_string());
@@ -120,8 +120,8 @@ async fn a_look_whose_asker_has_left_is_remembered_all_the_same() {
             .await
             .expect_err("it leaves before there is an answer");
     }
-    assert_eq!(server.asked(), 1, "one look for all who came and left");
-    advance(LOOK_TIMEOUT).await;
+    assert_eq!(server.asked(), 1, "one lookup for all who came and left");
+    advance(LOOKUP_TIMEOUT).await;
     let told = directory.account(&principal, Instant::now()).await;
     assert_eq!(told.expect_err("it failed").code, Code::Unavailable);
     assert_eq!(server.asked(), 1, "its outcome stands for who comes next");

@@ -32,7 +32,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 const STORE: &str = "mode=0700,size=32m,nr_inodes=40k";
 
 /// How often to check that somebody answers on the sockets.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK: Duration = Duration::from_secs(1);
 
 /// CSI driver that mounts each pod's own latchkey socket, or files with its secrets, into the pod
 #[derive(Debug, Parser)]
@@ -120,14 +120,14 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
             sleep(ROUND).await;
         }
     });
-    let mut looks = interval_at(Instant::now() + LOOK, LOOK);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut checks = interval_at(Instant::now() + CHECK, CHECK);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut tending => {}
-            _ = looks.tick() => {
+            _ = checks.tick() => {
                 for socket in &mut sockets {
                     socket.keep().await?;
                 }

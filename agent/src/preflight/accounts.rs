@@ -45,7 +45,7 @@ pub(super) async fn check(
     );
     let mut accounts = Vec::new();
     for (namespace, name) in used.iter().take(ACCOUNTS) {
-        if let Ok(account) = directory.look(namespace, name).await {
+        if let Ok(account) = directory.look_up(namespace, name).await {
             accounts.push((format!("{namespace}/{name}"), account));
         }
     }

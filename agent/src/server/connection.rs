@@ -29,7 +29,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a long request checks whether its peer is still there.
-const HUNG_UP_LOOK: Duration = Duration::from_secs(1);
+const HUNG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// A connection whose peer is pinned.
 #[derive(Debug)]
@@ -227,7 +227,7 @@ impl Connection {
         while !self.has_hung_up() {
             tokio::select! {
                 () = &mut told => return,
-                () = sleep(HUNG_UP_LOOK) => {}
+                () = sleep(HUNG_UP_CHECK) => {}
             }
         }
     }
