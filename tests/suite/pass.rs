@@ -131,6 +131,38 @@ async fn a_locked_key_is_told_from_one_that_is_not_there_and_nobody_is_asked_for
     }
 }
 
+/// gpg itself finds nothing wrong with a file that ends within its session key, and shows nothing.
+#[tokio::test]
+async fn a_damaged_entry_is_no_value_and_no_locked_key() {
+    needs_workloads!();
+    let scene = Scene::set(|settings| settings).await;
+    scene.store.insert("whole", b"hunter2\n").expect("an entry");
+    scene.store.insert("empty", b"").expect("an entry");
+    let path = |name: &str| scene.store.store().join(name).with_extension("gpg");
+    let whole = fs::read(path("whole")).expect("it is there");
+    let mut flipped = whole.clone();
+    flipped[whole.len() - 10] ^= 0xff;
+    fs::write(path("flipped"), flipped).expect("a file");
+    for length in [0, 4, 60, whole.len() - 20] {
+        fs::write(path(&format!("cut-{length}")), &whole[..length]).expect("a file");
+    }
+    fs::write(path("text"), "no message\n").expect("a file");
+    let last = format!("cut-{}", whole.len() - 20);
+    for name in ["flipped", "cut-0", "cut-4", "cut-60", &last, "text"] {
+        let answer = scene.read(name).await;
+        assert!(
+            answer.text().contains("is damaged"),
+            "{name}: {}",
+            answer.text()
+        );
+        answer.must_be_refused(503, "unavailable");
+        assert_eq!(answer.header("retry-after"), Some("60"), "{name}");
+    }
+    let empty = scene.read("empty").await;
+    empty.must_be_ok();
+    assert_eq!(empty.json()["value"], "");
+}
+
 #[tokio::test]
 async fn a_list_needs_no_key_and_shows_entries_alone() {
     needs_workloads!();

@@ -96,7 +96,7 @@ impl Pass {
             .current_dir("/");
         let ended = program::run(command, limit, VALUE_LIMIT).await;
         match ended {
-            Ok(ended) if ended.status.success() => Ok(ended.stdout),
+            Ok(ended) if ended.status.success() && !is_cut_off(&ended) => Ok(ended.stdout),
             Ok(ended) => Err(why_not(&ended)),
             Err(RunError::TooLate) => Err(failure(RequestError::unavailable(
                 "pass does not answer in time; try again",
@@ -168,15 +168,45 @@ async fn version_at(settings: &Settings, path: &Path) -> Result<Arc<str>, Backen
     settings.visit(work).await
 }
 
+/// Whether gpg has decrypted nothing at all, of which its exit status says nothing: a file that is cut off within its
+/// session key is no error to gpg. An entry that is empty is a plaintext of no bytes. Programs in `pass`' place that
+/// report nothing are believed.
+fn is_cut_off(ended: &Ended) -> bool {
+    let nothing = ended.status.success() && ended.stdout.is_empty();
+    nothing && says(ended, "") && !says(ended, "PLAINTEXT ")
+}
+
+/// Whether gpg has reported this (doc/DETAILS of GnuPG, format of the status fd output).
+fn says(ended: &Ended, report: &str) -> bool {
+    let mut reports = ended
+        .stderr
+        .lines()
+        .filter_map(|line| line.strip_prefix("[GNUPG:] "));
+    reports.any(|other| other.starts_with(report))
+}
+
 /// Returns the error for what `pass` and gpg said. Their own words go to the agent's log alone.
 fn why_not(ended: &Ended) -> BackendError {
-    let said = |word: &str| ended.stderr.lines().any(|line| line.contains(word));
-    let (fault, told) = if said("is not in the password store") {
+    let said = |report: &str| says(ended, report);
+    let failed = said("DECRYPTION_FAILED");
+    let (fault, told) = if ended.stderr.contains("is not in the password store") {
         (
             Fault::Call,
             RequestError::new(Code::NotFound, "there is no such secret"),
         )
-    } else if said("[GNUPG:] DECRYPTION_FAILED") && said("[GNUPG:] KEY_CONSIDERED") {
+    } else if said("NODATA")
+        || is_cut_off(ended)
+        // The key was used, so what follows its use is at fault.
+        || failed && (said("DECRYPTION_KEY") || said("DECRYPTION_INFO"))
+    {
+        (
+            Fault::Call,
+            RequestError::unavailable(
+                "the secret's file in the password store is damaged, or no gpg message: write it again",
+            )
+            .until_mended(),
+        )
+    } else if failed && said("KEY_CONSIDERED") {
         // gpg has the key and may not use it.
         (
             Fault::Unreachable,
@@ -186,19 +216,22 @@ fn why_not(ended: &Ended) -> BackendError {
             )
             .until_mended(),
         )
-    } else if said("[GNUPG:] DECRYPTION_FAILED") {
+    } else if failed && said("NEED_PASSPHRASE_SYM") {
+        (
+            Fault::Refused,
+            RequestError::new(
+                Code::Denied,
+                "the secret is encrypted with a passphrase of its own (gpg --symmetric): encrypt it to the key of the \
+                 agent's user, as pass insert does",
+            ),
+        )
+    } else if failed {
         (
             Fault::Refused,
             RequestError::new(
                 Code::Denied,
                 "the agent's user has no gpg key that the secret is encrypted to",
             ),
-        )
-    } else if said("[GNUPG:] NODATA") {
-        (
-            Fault::Call,
-            RequestError::unavailable("the secret's file in the password store is no gpg message")
-                .until_mended(),
         )
     } else {
         (
@@ -230,15 +263,13 @@ mod tests {
     use super::*;
     use std::process::Command;
 
-    /// Returns the caller's error after `pass` has said this.
-    fn answer_to(stderr: &str) -> RequestError {
-        let failed = Command::new("false").status().expect("it runs");
-        let ended = Ended {
-            status: failed,
-            stdout: Zeroizing::new(Vec::new()),
+    /// What `pass` leaves when gpg has reported this.
+    fn ended(program: &str, stdout: &str, stderr: &str) -> Ended {
+        Ended {
+            status: Command::new(program).status().expect("it runs"),
+            stdout: Zeroizing::new(stdout.into()),
             stderr: stderr.to_owned(),
-        };
-        why_not(&ended).error
+        }
     }
 
     #[test]
@@ -257,21 +288,64 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_pass_by_itself_is_not_to_be_asked_again_soon() {
-        for (stderr, told, passes) in [
-            (
-                "[GNUPG:] KEY_CONSIDERED 1 0\n[GNUPG:] DECRYPTION_FAILED\n",
-                "is locked",
-                false,
-            ),
-            ("[GNUPG:] NODATA 3\n", "is no gpg message", false),
-            ("gpg: out of memory\n", "the agent's log", true),
+    fn a_cut_off_entry_is_told_from_an_empty_one_and_silence_is_believed() {
+        let used = "[GNUPG:] ENC_TO 1 1 0\n[GNUPG:] DECRYPTION_KEY 1 1 u\n";
+        let empty = format!("{used}[GNUPG:] PLAINTEXT 62 1 \n[GNUPG:] PLAINTEXT_LENGTH 0\n");
+        for (stdout, stderr, cut_off) in [
+            ("", "[GNUPG:] NODATA 3\n", true),
+            ("", "[GNUPG:] ENC_TO FFFFFFFFFFFFFFFF 255 0\n", true),
+            ("", used, true),
+            ("", &empty, false),
+            ("hunter2\n", used, false),
+            ("", "", false),
+            ("", "gopass: done\n", false),
         ] {
-            let error = answer_to(stderr);
-            assert_eq!(error.code, Code::Unavailable, "{stderr}");
+            let ended = ended("true", stdout, stderr);
+            assert_eq!(is_cut_off(&ended), cut_off, "{stderr}");
+            if cut_off {
+                let error = why_not(&ended).error;
+                assert!(error.message.contains("is damaged"), "{stderr}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_failure_of_gpg_says_what_to_do_and_whether_it_passes_by_itself() {
+        let failed = "[GNUPG:] BEGIN_DECRYPTION\n[GNUPG:] DECRYPTION_FAILED\n";
+        let considered = format!("[GNUPG:] KEY_CONSIDERED 1 0\n{failed}");
+        for (stderr, code, told, wait) in [
+            (considered.clone(), Code::Unavailable, "is locked", Some(60)),
+            (
+                "[GNUPG:] NODATA 3\n".to_owned(),
+                Code::Unavailable,
+                "is damaged",
+                Some(60),
+            ),
+            (
+                format!("[GNUPG:] DECRYPTION_KEY 1 1 u\n{considered}"),
+                Code::Unavailable,
+                "is damaged",
+                Some(60),
+            ),
+            (
+                format!("[GNUPG:] NEED_PASSPHRASE_SYM 9 3 2\n{failed}"),
+                Code::Denied,
+                "a passphrase of its own",
+                None,
+            ),
+            (failed.to_owned(), Code::Denied, "no gpg key", None),
+            (
+                "gpg: out of memory\n".to_owned(),
+                Code::Unavailable,
+                "the agent's log",
+                Some(1),
+            ),
+        ] {
+            let error = why_not(&ended("false", "", &stderr)).error;
+            assert_eq!(error.code, code, "{stderr}");
             assert!(error.message.contains(told), "{stderr}: {error}");
-            let wait = error.retry_after.expect("a time to come back");
-            assert_eq!(wait.as_secs(), if passes { 1 } else { 60 }, "{stderr}");
+            let after = error.retry_after.map(|wait| wait.as_secs());
+            assert_eq!(after, wait, "{stderr}");
         }
     }
 }
