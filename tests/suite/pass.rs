@@ -267,6 +267,26 @@ async fn a_program_that_hangs_is_killed_at_its_time_with_all_that_it_started() {
 }
 
 #[tokio::test]
+async fn an_entry_that_cannot_be_shown_because_it_was_being_written_is_read_again() {
+    needs_workloads!();
+    let machine = Machine::start().await.expect("a machine");
+    let store = PasswordStore::create().expect("pass and gpg are installed");
+    store.insert("a", b"hunter2\n").expect("an entry");
+    let entry = store.store().join("a.gpg");
+    let script = format!(
+        "if grep -q whole {0}; then echo hunter3; else echo whole >{0}; exit 1; fi",
+        entry.display()
+    );
+    let path = instead_of_pass(store.beside(), &script);
+    let settings = settings(&machine, &store).env("PATH", path);
+    let _agent = settings.start_ready().await.expect("an agent");
+    let process = machine.process(0).await.expect("a process");
+    let answer = process.get("/v1/secrets/a").await.expect("an answer");
+    answer.must_be_ok();
+    assert_eq!(answer.json()["value"], "hunter3");
+}
+
+#[tokio::test]
 async fn the_program_gets_a_name_and_a_bare_environment_and_nothing_of_the_agents() {
     needs_workloads!();
     let machine = Machine::start().await.expect("a machine");

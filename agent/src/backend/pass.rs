@@ -135,10 +135,11 @@ impl Store for Pass {
         let name = format!("{}{name}", role.prefix);
         let mut version = version_at(settings, &path).await?;
         for _ in 0..ATTEMPTS {
-            let mut value = self.show(settings, &name).await?;
+            let shown = self.show(settings, &name).await;
             let after = version_at(settings, &path).await?;
-            // Otherwise the value may be of another version than this one.
+            // Otherwise the value may be of another version than this one, and an error may be of no version at all.
             if after == version {
+                let mut value = shown?;
                 if self.first_line {
                     let line = value.split(|byte| *byte == b'\n').next();
                     let length = line.map_or(0, <[u8]>::len);
