@@ -4,13 +4,16 @@
 //! permissions that are too open are noticed at once.
 
 use super::BackendError;
-use super::folder::{Folder, VALUE_LIMIT};
+use super::folder::{Folder, FolderError, VALUE_LIMIT};
 use super::store::{Settings, Store, Stored, Value};
 use crate::config::FileConfig;
 use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use std::path::Path;
+
+/// How often a file is read if it is written meanwhile.
+const ATTEMPTS: usize = 3;
 
 /// A folder of secrets.
 #[derive(Debug)]
@@ -51,13 +54,20 @@ impl Store for Files {
     ) -> Result<Value, BackendError> {
         let path = settings.path_of(role, name);
         let work = move |folder: &Folder| {
-            let found = folder.find(&path)?;
-            folder.must_own(&found)?;
-            let value = found.read(VALUE_LIMIT)?;
-            Ok(Value {
-                bytes: value,
-                version: found.version(),
-            })
+            for _ in 0..ATTEMPTS {
+                let found = folder.find(&path)?;
+                folder.must_own(&found)?;
+                match found.read(VALUE_LIMIT) {
+                    Err(FolderError::Changing) => {}
+                    outcome => {
+                        return outcome.map(|bytes| Value {
+                            bytes,
+                            version: found.version(),
+                        });
+                    }
+                }
+            }
+            Err(FolderError::Changing)
         };
         settings.visit(work).await
     }

@@ -53,6 +53,9 @@ pub(super) enum FolderError {
     /// There is no such file.
     #[error("there is no such file")]
     Absent,
+    /// It was written while it was read.
+    #[error("it changes while it is read")]
+    Changing,
     /// It belongs to another namespace.
     #[error("it is another namespace's")]
     Foreign,
@@ -229,15 +232,11 @@ impl Found {
     /// Returns what distinguishes this content from any other that the file has had: inode, size and time of the last
     /// change, never the value.
     pub(super) fn version(&self) -> Arc<str> {
-        let stat = &self.stat;
-        format!(
-            "{:x}-{:x}-{:x}.{:x}",
-            stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec
-        )
-        .into()
+        version(&self.stat)
     }
 
-    /// Reads the whole file, if it has at most `limit` bytes.
+    /// Reads the whole file, if it has at most `limit` bytes and did not change meanwhile: a file that is written in
+    /// place has none of its contents in between.
     pub(super) fn read(&self, limit: usize) -> Result<Zeroizing<Vec<u8>>, FolderError> {
         let size = usize::try_from(self.stat.st_size).unwrap_or(usize::MAX);
         if size > limit {
@@ -249,6 +248,9 @@ impl Found {
             .take(limit as u64 + 1)
             .read_to_end(&mut bytes)
             .map_err(FolderError::Io)?;
+        if version(&fstat(&self.file)?) != self.version() {
+            return Err(FolderError::Changing);
+        }
         if bytes.len() > limit {
             return Err(FolderError::TooLarge);
         }
@@ -278,6 +280,14 @@ fn must_be_ours(stat: &FileStat) -> Result<(), FolderError> {
     }
 }
 
+fn version(stat: &FileStat) -> Arc<str> {
+    format!(
+        "{:x}-{:x}-{:x}.{:x}",
+        stat.st_ino, stat.st_size, stat.st_mtime, stat.st_mtime_nsec
+    )
+    .into()
+}
+
 fn kind_of(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
@@ -298,6 +308,10 @@ fn failure(error: &FolderError) -> BackendError {
         FolderError::Absent => (
             Fault::Call,
             RequestError::new(Code::NotFound, "there is no such secret"),
+        ),
+        FolderError::Changing => (
+            Fault::Call,
+            RequestError::unavailable("the secret's file is being written; try again"),
         ),
         FolderError::Foreign => (
             Fault::Call,

@@ -112,6 +112,19 @@ fn a_file_over_the_limit_is_not_read_in_part() {
     assert!(matches!(found.read(4), Err(FolderError::TooLarge)));
 }
 
+/// As it is when it is written in place: emptied at first, or only begun.
+#[test]
+fn a_file_that_changes_while_it_is_read_is_no_value() {
+    let (directory, folder) = folder_of(&[("x", "whole")]);
+    for torn in ["", "wh"] {
+        let found = folder.find(Path::new("x")).expect("there");
+        fs::write(directory.path().join("x"), torn).expect("ours");
+        let outcome = found.read(5);
+        assert!(matches!(outcome, Err(FolderError::Changing)), "{torn:?}");
+    }
+    assert_eq!(text_at(&folder, "x").expect("it is there"), "wh");
+}
+
 #[test]
 fn a_change_makes_another_version() {
     let (directory, folder) = folder_of(&[("x", "1")]);
