@@ -60,6 +60,11 @@ pub(crate) struct NoRole(pub(crate) Cow<'static, str>);
 
 impl NoRole {
     pub(crate) const UNKNOWN_BACKEND: Self = Self(Cow::Borrowed("there is no such backend"));
+
+    /// A principal of the machine has a role at a cloud only if that is written.
+    pub(crate) const UNWRITTEN: Self = Self(Cow::Borrowed(
+        "the agent's configuration gives this user no role in a cloud: write role in its [[local.workload]]",
+    ));
 }
 
 /// Returns the role of `workload` for `backend`.

@@ -294,6 +294,41 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
     answer.must_be_refused(403, "not_attested");
 }
 
+/// Users whom no cloud keeps apart: a store does, by their namespaces' folders.
+#[tokio::test]
+async fn users_without_a_role_read_their_own_folder_of_a_store_and_no_cloud() {
+    needs_workloads!();
+    let machine = Machine::start().await.expect("a machine");
+    let secrets = machine.home("secrets", 0).expect("a directory");
+    let mut settings = machine.settings().expect("settings");
+    settings = settings.set("backends.file.path", secrets.display());
+    for (number, (uid, name)) in [(ALICE, "alice"), (BOB, "bob")].into_iter().enumerate() {
+        machine.secret(&format!("{name}/token"), &value_of(name));
+        fs::create_dir(secrets.join(name)).expect("a folder");
+        fs::write(secrets.join(name).join("token"), value_of(name)).expect("a file");
+        settings = with_principal(settings, number, uid, "me", "machine")
+            .set(&format!("local.workload.{number}.namespace"), name);
+        settings
+            .keys
+            .remove(&format!("local.workload.{number}.role"));
+    }
+    let (status, out, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert!(status.success(), "{out}{stderr}");
+    assert!(out.contains("uid 41001: nothing at aws"), "{out}");
+    assert!(out.contains("folder alice/ at file"), "{out}");
+    let _agent = settings.start_ready().await.expect("an agent");
+    for (uid, own, other) in [(ALICE, "alice", "bob"), (BOB, "bob", "alice")] {
+        let process = machine.process(uid).await.expect("a process");
+        let answer = read(&process, &format!("{own}/token?backend=file")).await;
+        answer.must_be_ok();
+        assert_eq!(answer.json()["value"], value_of(own));
+        let refused = read(&process, &format!("{other}/token?backend=file")).await;
+        refused.must_be_refused(403, "denied");
+        let refused = read(&process, &format!("{own}/token")).await;
+        refused.must_be_refused(403, "no_role");
+    }
+}
+
 #[tokio::test]
 async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user_is_served() {
     needs_workloads!();

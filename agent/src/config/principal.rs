@@ -19,8 +19,8 @@ pub(crate) struct LocalWorkload {
     pub namespace: String,
     /// The service account that it counts as.
     pub service_account: String,
-    /// What it becomes at the clouds.
-    pub role: LocalRole,
+    /// What it becomes at the clouds, if anything. In a store, it reads its namespace's folder without one.
+    pub role: Option<LocalRole>,
 }
 
 /// What a principal of this machine becomes at the clouds.
@@ -109,7 +109,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
         reader.missing(
             TABLES,
             "is missing, so nobody could ask",
-            "write a [[local.workload]] with uid, namespace, service_account and role",
+            "write a [[local.workload]] with uid, namespace and service_account",
         );
     }
     workloads
@@ -118,7 +118,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
 /// Checks keys against each other.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     for workload in &config.local {
-        let LocalRole::Named(role) = &workload.role else {
+        let Some(LocalRole::Named(role)) = &workload.role else {
             continue;
         };
         let kind = match role {
@@ -136,7 +136,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
                 "is of {}, and no backend is of type {kind:?}",
                 kind.to_uppercase()
             );
-            let remedy = "configure one, or write role = \"machine\"";
+            let remedy = "configure one, or leave role out";
             reader.blame(&key, Wrong::new(wrong, remedy));
         }
     }
@@ -168,11 +168,6 @@ impl LocalWorkload {
                 "service_account",
                 "write what it counts as, such as \"me\"",
             ),
-            (
-                role.is_some(),
-                "role",
-                "write \"machine\" for the machine's own credentials, or a role that these may take on",
-            ),
         ] {
             if !written && !reader.has_fault(&key(name)) {
                 reader.reject(origin.clone(), &key(name), Wrong::new("is missing", remedy));
@@ -183,7 +178,7 @@ impl LocalWorkload {
             uid: uid?,
             namespace: namespace?,
             service_account: service_account?,
-            role: role?,
+            role,
         })
     }
 }

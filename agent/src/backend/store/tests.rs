@@ -15,7 +15,7 @@ fn stored() -> Stored<Files> {
 }
 
 fn machine_role(role: &LocalRole) -> Role {
-    stored().machine_role(role, "dev").expect("a role")
+    stored().machine_role(Some(role), "dev").expect("a role")
 }
 
 fn role_of(namespace: &str, annotated: &[(&str, &str)]) -> Role {
@@ -86,6 +86,13 @@ fn a_version_is_refused_since_there_is_but_one() {
 fn a_machines_named_role_is_no_right_to_the_whole_store() {
     let named = LocalRole::Named("arn:aws:iam::111122223333:role/x".into());
     let role = machine_role(&named);
+    assert_eq!(code(&role, "dev/db"), None);
+    assert_eq!(code(&role, "prod/db"), Some(Code::Denied));
+}
+
+#[test]
+fn a_principal_of_the_machine_without_a_role_reads_its_namespaces_folder() {
+    let role = stored().machine_role(None, "dev").expect("a role");
     assert_eq!(code(&role, "dev/db"), None);
     assert_eq!(code(&role, "prod/db"), Some(Code::Denied));
 }

@@ -25,9 +25,18 @@ fn each_workload_is_a_uid_with_a_principal_and_a_role() {
     let [me, ci] = config.local.as_slice() else {
         panic!("{:?}", config.local);
     };
-    assert_eq!((me.uid, &me.role), (1000, &LocalRole::Machine));
+    assert_eq!((me.uid, &me.role), (1000, &Some(LocalRole::Machine)));
     assert_eq!((&*me.namespace, &*me.service_account), ("dev", "me"));
-    assert_eq!((ci.uid, &ci.role), (1001, &LocalRole::Named(arn.into())));
+    assert_eq!(
+        (ci.uid, &ci.role),
+        (1001, &Some(LocalRole::Named(arn.into())))
+    );
+}
+
+#[test]
+fn a_workload_without_a_role_has_none() {
+    let text = LOCAL.to_owned() + &workload("1000", "me", "machine").replace("role", "# role");
+    assert_eq!(with_file(&text).config().local[0].role, None);
 }
 
 #[test]
@@ -84,8 +93,6 @@ fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
             "config.toml:5:1: local.workload.0.role is \"admin\", no role; write \"machine\", the ARN of an AWS \
              role, the e-mail address of a GCP service account, or the client id of an Azure managed identity",
             "config.toml:6:1: local.workload.1.service_account is missing; write what it counts as, such as \"me\"",
-            "config.toml:6:1: local.workload.1.role is missing; write \"machine\" for the machine's own \
-             credentials, or a role that these may take on",
             "config.toml:7:1: local.workload.1.uid is 65534, which stands for every user unknown here; give the \
              processes a user of their own",
             "config.toml:8:1: local.workload.1.namespace is \"Dev\", no name that Kubernetes would take; write a \
@@ -166,7 +173,7 @@ fn each_cloud_has_its_own_kind_of_role_and_needs_no_provider_of_identities() {
     ] {
         let text = format!("{LOCAL}{}", workload("1000", "me", role));
         let config = with_file(&(text.clone() + backend)).config();
-        assert_eq!(config.local[0].role, LocalRole::Named(role.into()));
+        assert_eq!(config.local[0].role, Some(LocalRole::Named(role.into())));
         // The only backend is the default one.
         assert_eq!(config.default_backend, kind.to_lowercase());
         let faults = with_file(&text).faults();
