@@ -2,7 +2,7 @@
 
 use crate::backend::{BackendError, Fault};
 use crate::error::RequestError;
-use crate::role::{Proof, Role};
+use crate::role::{MACHINE, Proof, Role};
 use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
@@ -28,6 +28,9 @@ const CLOCK: [&str; 5] = [
     "RequestExpired",
     "SignatureDoesNotMatch",
 ];
+
+/// What is said where the machine's own credentials have been deleted, or have expired.
+const MACHINE_UNKNOWN: &str = "AWS does not take this machine's credentials: renew them";
 
 /// The error for an answer that lacks what it must contain.
 pub(super) fn garbage() -> BackendError {
@@ -107,7 +110,7 @@ where
                  name them, or their own policy does not allow sts:AssumeRole on it"
             ),
             "ExpiredToken" | "ExpiredTokenException" | "InvalidClientTokenId" => {
-                "AWS does not take this machine's credentials: renew them".to_owned()
+                MACHINE_UNKNOWN.to_owned()
             }
             "MalformedPolicyDocument" | "PackedPolicyTooLarge" | "ValidationError" => format!(
                 "AWS refused the request for the role {role}: check its ARN, and that sessions.duration is not \
@@ -161,6 +164,16 @@ where
             "InvalidParameterException" | "ValidationException" | "InvalidNextTokenException" => {
                 let text = "AWS does not take this name, version, stage or cursor";
                 RequestError::invalid(text).into()
+            }
+            // These are no session of ours, and may have been renewed since they were looked up: the next try does that.
+            "ExpiredTokenException"
+            | "ExpiredToken"
+            | "UnrecognizedClientException"
+            | "InvalidClientTokenId"
+                if is_own && **role == *MACHINE =>
+            {
+                let told = RequestError::new(Code::Denied, MACHINE_UNKNOWN);
+                BackendError::new(Fault::SessionEnded, told)
             }
             // A region that the account has not enabled knows none of its sessions, even if they are valid elsewhere.
             "UnrecognizedClientException" | "InvalidClientTokenId" if !is_own => {
@@ -338,6 +351,21 @@ mod tests {
             );
             let named = failed.error.message.contains(region);
             assert_eq!(named, fault == Fault::Call, "{}", failed.error);
+        }
+    }
+
+    #[test]
+    fn a_machines_own_credentials_are_refused_and_looked_up_again() {
+        let machine = Role {
+            name: MACHINE.into(),
+            proof: Proof::Machine,
+            ..role()
+        };
+        for code in ["UnrecognizedClientException", "ExpiredTokenException"] {
+            let failed = of_read(&failed(code), &machine, "eu-central-1");
+            let got = (failed.error.code, failed.fault);
+            assert_eq!(got, (Code::Denied, Fault::SessionEnded), "{code}");
+            assert_eq!(failed.error.message, MACHINE_UNKNOWN, "{code}");
         }
     }
 
