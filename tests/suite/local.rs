@@ -437,6 +437,8 @@ async fn a_machine_without_credentials_says_so_and_stays_ready() {
         "{}",
         answer.text()
     );
+    // Nothing but a person signs in.
+    assert_eq!(answer.header("retry-after"), Some("60"));
     assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
 }
 

@@ -73,7 +73,12 @@ pub(super) enum NoCredentials {
 impl NoCredentials {
     /// Returns the error for the caller: `hint` says what to do.
     pub(super) fn told(&self, hint: &'static str) -> BackendError {
-        BackendError::from(RequestError::unavailable(hint)).because(self)
+        let told = RequestError::unavailable(hint);
+        let told = match self {
+            Self::Garbage | Self::None(_) => told.until_mended(),
+            Self::Io(_) | Self::Late => told,
+        };
+        BackendError::from(told).because(self)
     }
 }
 

@@ -106,7 +106,9 @@ impl Pass {
                 format!("the secret has more than {} bytes", VALUE_LIMIT),
             ))),
             Err(RunError::Io(error)) => Err(failure(
-                RequestError::unavailable("pass cannot be run; try again").because(&error),
+                RequestError::unavailable("pass cannot be run; the agent's log says why")
+                    .until_mended()
+                    .because(&error),
             )),
         }
     }

@@ -63,7 +63,8 @@ pub(crate) fn find(
                 "the token in {} is of {:?}, and the agent was told that it serves {subject:?}",
                 file.display(),
                 claims.sub
-            )));
+            ))
+            .until_mended());
         }
         if claims.exp <= crate::time::now().as_second() {
             return Err(RequestError::unavailable(format!(
@@ -77,6 +78,7 @@ pub(crate) fn find(
         RequestError::unavailable(format!(
             "the pod has no projected token for the audience {audience:?}: mount one, and name it in sidecar.tokens"
         ))
+        .until_mended()
     }))
 }
 
@@ -127,6 +129,11 @@ mod tests {
         path
     }
 
+    /// How long the caller is told to wait, in seconds.
+    fn waits(error: &RequestError) -> u64 {
+        error.retry_after.expect("a time to come back").as_secs()
+    }
+
     #[test]
     fn a_token_goes_to_the_audience_that_it_names_and_to_no_other() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -140,6 +147,7 @@ mod tests {
         assert_eq!(token.expose(), text.trim());
         let error = find(&files[..1], "sts.amazonaws.com", SUBJECT).expect_err("no such token");
         assert!(error.message.contains("no projected token"), "{error}");
+        assert_eq!(waits(&error), 60);
     }
 
     #[test]
@@ -156,10 +164,12 @@ mod tests {
     fn another_accounts_token_and_an_expired_one_are_not_offered() {
         let directory = tempfile::tempdir().expect("a directory");
         let other = "system:serviceaccount:prod:app";
-        for (sub, exp) in [(other, YEAR_2100), (SUBJECT, 1)] {
+        // A person corrects the one, and the kubelet the other.
+        for (sub, exp, wait) in [(other, YEAR_2100, 60), (SUBJECT, 1, 1)] {
             let files = [file(&directory, "a", sub, exp)];
             let error = find(&files, "a", SUBJECT).expect_err("a wrong token");
             assert_eq!(error.code, Code::Unavailable);
+            assert_eq!(waits(&error), wait, "{error}");
         }
     }
 
