@@ -38,7 +38,11 @@ pub(crate) use self::gcp::{GcpConfig, GcpProvider};
 pub(crate) use self::limits::Limits;
 pub(crate) use self::principal::{LocalRole, LocalWorkload, Sidecar};
 pub(crate) use self::stores::{FileConfig, PassConfig};
-use self::{reader::Reader, settings::Settings};
+use self::{
+    reader::Reader,
+    settings::{Settings, Value},
+    value::Wrong,
+};
 
 /// Where the configuration is if no other file is named.
 pub(crate) const DEFAULT_FILE: &str = "/etc/latchkey/config.toml";
@@ -291,17 +295,28 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
 impl Listen {
     fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
         let mut default = Self::default();
-        if mode == IdentityMode::Local {
+        if mode == IdentityMode::Local && !reader.is_written("listen.socket") {
+            let remedy = "set listen.socket to a path in a directory of your own, such as \
+                          \"/run/user/1000/latchkey/agent.sock\"";
             match reader.variable("XDG_RUNTIME_DIR") {
                 Some(directory) => {
-                    default.socket = Path::new(directory).join("latchkey/agent.sock");
+                    let socket = Path::new(directory).join("latchkey/agent.sock");
+                    // Without the slashes that say nothing.
+                    let socket = socket.components().collect::<PathBuf>();
+                    let socket = Value::Untyped(socket.to_string_lossy().into_owned());
+                    match value::socket_path(&socket) {
+                        Ok(socket) => default.socket = socket,
+                        Err(Wrong { wrong, .. }) => {
+                            let wrong = format!("the socket's path in it {wrong}");
+                            reader.blame_variable("XDG_RUNTIME_DIR", Wrong::new(wrong, remedy));
+                        }
+                    }
                 }
-                None if !reader.is_written("listen.socket") => reader.missing(
+                None => reader.missing(
                     "listen.socket",
                     "is not written and XDG_RUNTIME_DIR is not set",
-                    "write a path in a directory of your own, such as \"/run/user/1000/latchkey/agent.sock\"",
+                    remedy,
                 ),
-                None => {}
             }
         }
         Self {

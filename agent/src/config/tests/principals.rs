@@ -76,6 +76,24 @@ fn the_socket_is_where_the_users_runtime_directory_is_unless_it_is_written() {
     assert_eq!(socket, Path::new("/run/user/1000/latchkey/agent.sock"));
     assert_eq!(with_file(&text).faults().len(), 1);
     assert!(with_file(&text).faults()[0].contains("XDG_RUNTIME_DIR is not set"));
+    let long = format!("/run/{}", "x".repeat(90));
+    for (wrong, why) in [
+        ("run/user/1", "no absolute path"),
+        (&*long, "longer than 99 bytes"),
+    ] {
+        let start = with_file(&text).and_env("XDG_RUNTIME_DIR", wrong);
+        let faults = start.faults();
+        assert!(
+            faults[0].starts_with("environment variable XDG_RUNTIME_DIR: the socket's path"),
+            "{faults:?}"
+        );
+        assert!(faults[0].contains(why), "{faults:?}");
+        let written = start.and_flag("listen.socket", "/run/a/agent.sock");
+        assert_eq!(
+            written.config().listen.socket,
+            Path::new("/run/a/agent.sock")
+        );
+    }
 }
 
 #[test]
