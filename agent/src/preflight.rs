@@ -280,6 +280,10 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
                 {
                     let token = projected::find(&pod.tokens, audience, &subject);
                     let found = token.map(|_| format!("made out to {audience}"));
+                    let found = found.map_err(|error| match &error.cause {
+                        Some(cause) => format!("{error}: {cause}"),
+                        None => error.to_string(),
+                    });
                     findings.push(Finding::of(format!("token for {name}"), found));
                 }
                 let named = role.map(|role| role.name.to_string());

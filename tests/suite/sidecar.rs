@@ -299,7 +299,7 @@ async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
 }
 
 #[tokio::test]
-async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
+async fn check_names_a_missing_role_and_a_missing_or_unreadable_token_in_one_line_each() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let volume = volume(&sandbox, UID);
@@ -314,7 +314,7 @@ async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
     let settings = in_the_pod(settings, &sandbox, &volume);
     let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
     assert_eq!(status.code(), Some(69), "{found}{stderr}");
-    let missing = |subject: &str| {
+    let missing = |found: &str, subject: &str| {
         let begin = format!("missing  {subject}: ");
         let lines: Vec<_> = found
             .lines()
@@ -323,11 +323,18 @@ async fn check_names_a_missing_role_and_a_missing_token_in_one_line_each() {
         assert_eq!(lines.len(), 1, "{subject} is not in:\n{found}");
         lines[0].to_owned()
     };
-    assert!(missing("role for aws").contains("eks.amazonaws.com/role-arn"));
-    assert!(missing("token for gcp").contains(provider));
+    assert!(missing(&found, "role for aws").contains("eks.amazonaws.com/role-arn"));
+    assert!(missing(&found, "token for gcp").contains(provider));
     assert!(
         found.contains("ok       role for gcp: principal://"),
         "{found}"
+    );
+    fs::write(&token, "no token").expect("a file");
+    let (_, found, _) = settings.run_to_end(&["check"]).await.expect("it ends");
+    let unreadable = missing(&found, "token for gcp");
+    assert!(
+        unreadable.ends_with("cannot be read: it is no JWT"),
+        "{unreadable}"
     );
 }
 
