@@ -105,6 +105,11 @@ pub(crate) enum SocketPathError {
         "cannot make the socket's directory {0}: make the one above it, {1}, which is not there"
     )]
     NoParent(PathBuf, PathBuf),
+    #[error(
+        "uid {1} may not make the socket's directory {0}: as root, make it with install -d -o {1} -m {2:04o} {0}, or \
+         set listen.socket to a path in a directory of its own"
+    )]
+    NotAllowed(PathBuf, u32, u32),
     // It may be /tmp, /run or a home: never advise changing the mode of a directory that others use.
     #[error(
         "others cannot enter the socket's directory {0} (mode {1:o}): give the socket a directory of its own, \
@@ -171,6 +176,10 @@ impl SocketPath {
         make_directory(path, access.directory_mode()).map_err(|error| match path.parent() {
             Some(above) if error.kind() == io::ErrorKind::NotFound => {
                 SocketPathError::NoParent(path.to_owned(), above.to_owned())
+            }
+            _ if error.kind() == io::ErrorKind::PermissionDenied => {
+                let (own, mode) = (geteuid().as_raw(), access.directory_mode());
+                SocketPathError::NotAllowed(path.to_owned(), own, mode)
             }
             _ => failed(error),
         })?;

@@ -14,6 +14,7 @@ use crate::token::{self, projected};
 use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -134,8 +135,13 @@ fn asks_clouds(config: &Config) -> bool {
 
 /// Opens the socket's directory for those who must be able to reach it.
 pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
+    Ok(SocketPath::open(&config.listen.socket, access(config))?)
+}
+
+/// Who must be able to reach the socket.
+fn access(config: &Config) -> Access {
     let own = geteuid().as_raw();
-    let access = match config.identity.mode {
+    match config.identity.mode {
         IdentityMode::Kubernetes => Access::Everybody,
         IdentityMode::Sidecar => Access::OwnPod,
         // Root may enter any directory.
@@ -143,8 +149,18 @@ pub(crate) fn socket_path(config: &Config) -> Result<SocketPath, StartError> {
             Access::OwnUser
         }
         IdentityMode::Local => Access::AsItIs,
+    }
+}
+
+/// The socket's directory, or the nearest one above it, if others than its owner and group may not enter it although
+/// the configuration names users of this machine. It may be meant so, for users of that group.
+fn closed_to_users(config: &Config) -> Option<&Path> {
+    let is_closed = |path: &&Path| {
+        std::fs::metadata(path).is_ok_and(|found| found.permissions().mode() & 0o001 == 0)
     };
-    Ok(SocketPath::open(&config.listen.socket, access)?)
+    let directory = config.listen.socket.parent()?;
+    let serves_users = access(config) == Access::AsItIs;
+    serves_users.then(|| directory.ancestors().find(is_closed))?
 }
 
 /// The UID of the agent's own pod, once the socket's directory is proved to be a volume of that pod: an emptyDir, which
@@ -228,6 +244,13 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
     findings.push(Finding::of("peer pinning", pinning));
     let directory = socket_path(config).map(|_| config.listen.socket.display().to_string());
     findings.push(Finding::of("socket directory", directory));
+    findings.extend(closed_to_users(config).map(|closed| {
+        let text = format!(
+            "others may not enter {}: a user who is named reaches the socket only if its group lets them in",
+            closed.display()
+        );
+        Finding::of("socket directory", Ok::<_, String>(text))
+    }));
     let mut opened = None;
     let backends = Backends::open(config, roots).await;
     let described = backends.as_ref().map(Backends::describe);

@@ -347,6 +347,34 @@ async fn a_socket_directory_that_others_may_enter_is_refused_where_only_the_user
 }
 
 #[tokio::test]
+async fn a_socket_directory_that_the_agents_user_may_not_make_or_others_not_enter_is_named() {
+    needs_workloads!();
+    let machine = Machine::start().await.expect("a machine");
+    let closed = machine.home("closed", ALICE).expect("a directory");
+    let settings = || {
+        let settings = machine.settings().expect("settings");
+        with_principal(settings, 0, BOB, "me", "machine")
+    };
+    let elsewhere = run_by(
+        settings().set("listen.socket", "/run/none-of-alices/a.sock"),
+        ALICE,
+    );
+    let (status, _, stderr) = elsewhere.run_to_end(&[]).await.expect("it ends");
+    assert_eq!(status.code(), Some(69), "{stderr}");
+    assert!(
+        stderr.contains("install -d -o 41001 -m 0755 /run/none-of-alices"),
+        "{stderr}"
+    );
+    let inside = settings().set("listen.socket", closed.join("run/a.sock").display());
+    let (_, out, stderr) = run_by(inside, ALICE)
+        .run_to_end(&["check"])
+        .await
+        .expect("it ends");
+    let told = format!("others may not enter {}", closed.display());
+    assert!(out.contains(&told), "{out}{stderr}");
+}
+
+#[tokio::test]
 async fn the_machines_own_credentials_come_from_a_credential_process_too() {
     needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
