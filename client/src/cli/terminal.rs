@@ -17,13 +17,29 @@ pub(crate) const DIM: Style = Style::new().dimmed();
 
 /// Prints a line about a failure on stderr.
 pub(crate) fn error(text: &str) {
+    let text = in_one_line(text);
     // anstream omits the colours if there is no terminal, or if NO_COLOR says so. A closed stderr cannot be reported.
     let _ = writeln!(anstream::stderr(), "{RED}latchkey:{RED:#} {text}");
 }
 
 /// Prints a line on stderr that is not about a failure.
 pub(crate) fn note(text: &str) {
+    let text = in_one_line(text);
     let _ = writeln!(anstream::stderr(), "latchkey: {text}");
+}
+
+/// The text with its control characters escaped: it may quote a name with a line break, which would look like a second
+/// failure, or with what a terminal obeys.
+fn in_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() {
+            line.extend(character.escape_default());
+        } else {
+            line.push(character);
+        }
+    }
+    line
 }
 
 /// Says what a request is waiting for, if stderr is a terminal: a person there sees nothing else happen.
@@ -48,4 +64,17 @@ pub(crate) fn progress(count: usize) -> ProgressBar {
         bar.set_style(style);
     }
     bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_stays_on_one_line_and_commands_no_terminal() {
+        assert_eq!(
+            in_one_line("a\nb\u{1b}[2J: \u{fc}"),
+            "a\\nb\\u{1b}[2J: \u{fc}"
+        );
+    }
 }
