@@ -435,6 +435,16 @@ pub(crate) fn also_looked_at(socket: &Path) -> Option<String> {
     }
 }
 
+/// The socket of the user's own agent, if it is there and not asked: a client that was not told where to look has found
+/// this one first.
+#[cfg(feature = "cli")]
+pub(crate) fn hidden_by(socket: &Path) -> Option<PathBuf> {
+    if socket != Path::new(DEFAULT_SOCKET) || variable(SOCKET_VARIABLE).is_some() {
+        return None;
+    }
+    socket_of_user().filter(|own| own.exists())
+}
+
 /// Whether this is a container of a pod, as far as can be told without the agent: the kubelet sets this variable in
 /// every container.
 #[cfg(feature = "cli")]

@@ -3,7 +3,7 @@
 use super::AGENTS;
 use super::place::{ELSEWHERE, Place, START, STDERR, user};
 use super::report::{Finding, Report};
-use crate::client::also_looked_at;
+use crate::client::{also_looked_at, hidden_by};
 use std::fs::{self, FileType};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileTypeExt as _;
@@ -33,6 +33,18 @@ pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) ->
             format!("{shown} has {length} bytes, and the path of a socket at most {LONGEST}"),
         );
         return false;
+    }
+    if let Some(own) = hidden_by(socket).filter(|_| place == Place::Machine) {
+        report
+            .note(
+                STEP,
+                "own_agent_hidden",
+                format!("{shown} is there, so the socket of this user's own agent is not asked"),
+            )
+            .next(format!(
+                "to ask that one: LATCHKEY_SOCKET={}",
+                own.display()
+            ));
     }
     let Some(kind) = kind_of(report, place, socket) else {
         return false;

@@ -99,9 +99,9 @@ async fn outside_of_a_cluster_it_says_what_is_to_be_done_there() {
 async fn where_no_agent_is_it_names_each_place_that_was_looked_at() {
     needs_workloads!();
     let program = sibling_binary("sandbox-latchkey").expect("the command");
-    let run = async |variables: &[(&str, &str)], arguments: &str| {
+    let run_after = async |before: &str, variables: &[(&str, &str)], arguments: &str| {
         // Whatever runs on this machine.
-        let script = format!("mount -t tmpfs none /run && exec \"$0\" {arguments}");
+        let script = format!("mount -t tmpfs none /run && {before} && exec \"$0\" {arguments}");
         let mut command = Command::new("unshare");
         command
             .args(["--mount", "sh", "-c", &script])
@@ -110,6 +110,9 @@ async fn where_no_agent_is_it_names_each_place_that_was_looked_at() {
             .env("PATH", "/usr/local/bin:/usr/bin:/bin")
             .envs(variables.iter().copied());
         ended(command).await
+    };
+    let run = async |variables: &[(&str, &str)], arguments: &str| {
+        run_after("true", variables, arguments).await
     };
     let (user, pod) = (
         ("XDG_RUNTIME_DIR", "/run/user/7"),
@@ -128,6 +131,14 @@ async fn where_no_agent_is_it_names_each_place_that_was_looked_at() {
     let told = run(&[user], "get x --socket /run/x.sock").await;
     told.failed(5, "/run/x.sock");
     assert!(!told.stderr.contains("/run/user"), "{told:?}");
+    // The machine's own socket is asked first, whoever listens there.
+    let both = "mkdir -p /run/latchkey /run/user/7/latchkey && \
+                touch /run/latchkey/agent.sock /run/user/7/latchkey/agent.sock";
+    let hidden = run_after(both, &[user], "doctor").await;
+    let told = "LATCHKEY_SOCKET=/run/user/7/latchkey/agent.sock";
+    assert!(hidden.stdout.contains(told), "{hidden:?}");
+    let broken = run(&[], "get 'x\ny'").await;
+    broken.failed(5, "latchkey: x\\ny: ");
 }
 
 #[tokio::test]
