@@ -113,9 +113,9 @@ impl Account {
         backends: &Backends,
     ) -> Result<Self, StartError> {
         let account = Self::with(&format!("uid {}", workload.uid), backends, |backend| {
-            backend.machine_role(workload.role.as_ref(), &workload.namespace)
+            backend.machine_role(&workload.role, &workload.namespace)
         });
-        if let Some(LocalRole::Named(named)) = &workload.role {
+        if let LocalRole::Named(named) = &workload.role {
             let mut roles = account.roles.iter().flatten();
             if !roles.any(|role| role.name.eq_ignore_ascii_case(named)) {
                 let why = account.roles.iter().find_map(|role| role.as_ref().err());

@@ -47,13 +47,12 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     /// The role that the annotations ask for.
     fn role(&self, annotations: &Annotations) -> Result<Role, NoRole>;
 
-    /// The role of a principal of the machine, outside Kubernetes, that counts as one of `namespace`. Without a
-    /// configured one it has none at a cloud.
+    /// The role of a principal of the machine, outside Kubernetes, that counts as one of `namespace`.
     ///
     /// # Errors
     ///
     /// If it has none here, saying what to write instead.
-    fn machine_role(&self, role: Option<&LocalRole>, namespace: &str) -> Result<Role, NoRole>;
+    fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole>;
 
     /// What it is and where, for the operator.
     fn describe(&self) -> String;

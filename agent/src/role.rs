@@ -61,9 +61,9 @@ pub(crate) struct NoRole(pub(crate) Cow<'static, str>);
 impl NoRole {
     pub(crate) const UNKNOWN_BACKEND: Self = Self(Cow::Borrowed("there is no such backend"));
 
-    /// A principal of the machine has a role at a cloud only if that is written.
-    pub(crate) const UNWRITTEN: Self = Self(Cow::Borrowed(
-        "the agent's configuration gives this user no role in a cloud: write role in its [[local.workload]]",
+    /// A principal of the machine that is nothing in any cloud.
+    pub(crate) const NONE_WRITTEN: Self = Self(Cow::Borrowed(
+        "the agent's configuration names no role in a cloud for this user: its [[local.workload]] says role = \"none\"",
     ));
 }
 

@@ -296,7 +296,7 @@ async fn an_ordinary_user_runs_an_agent_that_only_it_can_reach() {
 
 /// Users whom no cloud keeps apart: a store does, by their namespaces' folders.
 #[tokio::test]
-async fn users_without_a_role_read_their_own_folder_of_a_store_and_no_cloud() {
+async fn users_who_are_nothing_in_a_cloud_read_their_own_folder_of_a_store() {
     needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
     let secrets = machine.home("secrets", 0).expect("a directory");
@@ -306,11 +306,8 @@ async fn users_without_a_role_read_their_own_folder_of_a_store_and_no_cloud() {
         machine.secret(&format!("{name}/token"), &value_of(name));
         fs::create_dir(secrets.join(name)).expect("a folder");
         fs::write(secrets.join(name).join("token"), value_of(name)).expect("a file");
-        settings = with_principal(settings, number, uid, "me", "machine")
+        settings = with_principal(settings, number, uid, "me", "none")
             .set(&format!("local.workload.{number}.namespace"), name);
-        settings
-            .keys
-            .remove(&format!("local.workload.{number}.role"));
     }
     let (status, out, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
     assert!(status.success(), "{out}{stderr}");

@@ -228,8 +228,8 @@ impl Backend for Aws {
         role::of(annotations, &self.settings, &self.region)
     }
 
-    fn machine_role(&self, role: Option<&LocalRole>, _namespace: &str) -> Result<Role, NoRole> {
-        role::of_machine(role.ok_or(NoRole::UNWRITTEN)?, &self.settings, &self.region)
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings, &self.region)
     }
 
     fn describe(&self) -> String {

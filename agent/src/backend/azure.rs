@@ -79,8 +79,8 @@ impl Backend for Azure {
         role::of(annotations, &self.settings, &self.name)
     }
 
-    fn machine_role(&self, role: Option<&LocalRole>, _namespace: &str) -> Result<Role, NoRole> {
-        role::of_machine(role.ok_or(NoRole::UNWRITTEN)?, &self.settings, &self.name)
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings, &self.name)
     }
 
     fn describe(&self) -> String {

@@ -115,8 +115,8 @@ impl Backend for Gcp {
         role::of(annotations, &self.settings)
     }
 
-    fn machine_role(&self, role: Option<&LocalRole>, _namespace: &str) -> Result<Role, NoRole> {
-        role::of_machine(role.ok_or(NoRole::UNWRITTEN)?, &self.settings)
+    fn machine_role(&self, role: &LocalRole, _namespace: &str) -> Result<Role, NoRole> {
+        role::of_machine(role, &self.settings)
     }
 
     fn describe(&self) -> String {

@@ -146,8 +146,8 @@ impl<S: Store + 'static> Backend for Stored<S> {
         Ok(role_in(folder, prefix))
     }
 
-    fn machine_role(&self, role: Option<&LocalRole>, namespace: &str) -> Result<Role, NoRole> {
-        let all = role == Some(&LocalRole::Machine) || !self.settings.per_namespace;
+    fn machine_role(&self, role: &LocalRole, namespace: &str) -> Result<Role, NoRole> {
+        let all = *role == LocalRole::Machine || !self.settings.per_namespace;
         Ok(role_in((!all).then_some(namespace), &self.settings.prefix))
     }
 

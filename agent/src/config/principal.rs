@@ -19,13 +19,15 @@ pub(crate) struct LocalWorkload {
     pub namespace: String,
     /// The service account that it counts as.
     pub service_account: String,
-    /// What it becomes at the clouds, if anything. In a store, it reads its namespace's folder without one.
-    pub role: Option<LocalRole>,
+    /// What it becomes at the clouds.
+    pub role: LocalRole,
 }
 
 /// What a principal of this machine becomes at the clouds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LocalRole {
+    /// Nothing: it reads its namespace's folder of a store, and no cloud.
+    None,
     /// Whatever the machine's own credentials stand for.
     Machine,
     /// A role that the machine's credentials may take on: an AWS role's ARN, a GCP service account, or the client id of
@@ -109,7 +111,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
         reader.missing(
             TABLES,
             "is missing, so nobody could ask",
-            "write a [[local.workload]] with uid, namespace and service_account",
+            "write a [[local.workload]] with uid, namespace, service_account and role",
         );
     }
     workloads
@@ -118,7 +120,7 @@ pub(super) fn read_local(reader: &mut Reader, mode: IdentityMode) -> Vec<LocalWo
 /// Checks keys against each other.
 pub(super) fn check(config: &Config, reader: &mut Reader) {
     for workload in &config.local {
-        let Some(LocalRole::Named(role)) = &workload.role else {
+        let LocalRole::Named(role) = &workload.role else {
             continue;
         };
         let kind = match role {
@@ -136,7 +138,7 @@ pub(super) fn check(config: &Config, reader: &mut Reader) {
                 "is of {}, and no backend is of type {kind:?}",
                 kind.to_uppercase()
             );
-            let remedy = "configure one, or leave role out";
+            let remedy = "configure one, or write role = \"none\"";
             reader.blame(&key, Wrong::new(wrong, remedy));
         }
     }
@@ -168,6 +170,11 @@ impl LocalWorkload {
                 "service_account",
                 "write what it counts as, such as \"me\"",
             ),
+            (
+                role.is_some(),
+                "role",
+                "write \"machine\" for the machine's own credentials, a role that these may take on, or \"none\"",
+            ),
         ] {
             if !written && !reader.has_fault(&key(name)) {
                 reader.reject(origin.clone(), &key(name), Wrong::new("is missing", remedy));
@@ -178,7 +185,7 @@ impl LocalWorkload {
             uid: uid?,
             namespace: namespace?,
             service_account: service_account?,
-            role,
+            role: role?,
         })
     }
 }
@@ -287,13 +294,15 @@ fn uid(value: &Value) -> Result<u32, Wrong> {
 
 /// What a principal of the machine becomes at the clouds.
 fn local_role(value: &Value) -> Result<LocalRole, Wrong> {
-    let remedy = "write \"machine\", the ARN of an AWS role, the e-mail address of a GCP service account, or the client \
-                  id of an Azure managed identity";
+    let remedy = "write \"machine\", \"none\", the ARN of an AWS role, the e-mail address of a GCP service account, or \
+                  the client id of an Azure managed identity";
     let role = value::text(value, remedy)?;
     let is_gcp = role.contains('@') && role.ends_with(".gserviceaccount.com");
     let is_azure = role.len() == 36 && uuid::Uuid::try_parse(role).is_ok();
     if role == "machine" {
         Ok(LocalRole::Machine)
+    } else if role == "none" {
+        Ok(LocalRole::None)
     } else if (role.starts_with("arn:") || is_gcp || is_azure)
         && role.bytes().all(|b| b.is_ascii_graphic())
     {

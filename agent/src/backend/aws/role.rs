@@ -150,8 +150,10 @@ pub(super) fn of_machine(
         place: default_region.into(),
         via: None,
     };
-    let LocalRole::Named(arn) = role else {
-        return Ok(machine);
+    let arn = match role {
+        LocalRole::None => return Err(NoRole::NONE_WRITTEN),
+        LocalRole::Machine => return Ok(machine),
+        LocalRole::Named(arn) => arn,
     };
     let annotations = Annotations::of_account([(ROLE_KEYS[0], arn.as_str())]);
     let role = of(&annotations, settings, default_region)?;

@@ -90,6 +90,7 @@ pub(super) fn of_machine(
     name: &str,
 ) -> Result<Role, NoRole> {
     let client = match role {
+        LocalRole::None => return Err(NoRole::NONE_WRITTEN),
         LocalRole::Machine => MACHINE.to_owned(),
         LocalRole::Named(client) if is_client(client) => client.to_ascii_lowercase(),
         LocalRole::Named(other) => {

@@ -80,6 +80,7 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
 /// If the name is not a service account's.
 pub(super) fn of_machine(role: &LocalRole, settings: &GcpConfig) -> Result<Role, NoRole> {
     let name = match role {
+        LocalRole::None => return Err(NoRole::NONE_WRITTEN),
         LocalRole::Machine => MACHINE,
         LocalRole::Named(email) if is_account(email) => email,
         LocalRole::Named(other) => {

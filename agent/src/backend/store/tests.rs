@@ -15,7 +15,7 @@ fn stored() -> Stored<Files> {
 }
 
 fn machine_role(role: &LocalRole) -> Role {
-    stored().machine_role(Some(role), "dev").expect("a role")
+    stored().machine_role(role, "dev").expect("a role")
 }
 
 fn role_of(namespace: &str, annotated: &[(&str, &str)]) -> Role {
@@ -91,8 +91,8 @@ fn a_machines_named_role_is_no_right_to_the_whole_store() {
 }
 
 #[test]
-fn a_principal_of_the_machine_without_a_role_reads_its_namespaces_folder() {
-    let role = stored().machine_role(None, "dev").expect("a role");
+fn a_principal_of_the_machine_that_is_nothing_in_a_cloud_reads_its_namespaces_folder() {
+    let role = machine_role(&LocalRole::None);
     assert_eq!(code(&role, "dev/db"), None);
     assert_eq!(code(&role, "prod/db"), Some(Code::Denied));
 }

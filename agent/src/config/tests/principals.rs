@@ -25,18 +25,9 @@ fn each_workload_is_a_uid_with_a_principal_and_a_role() {
     let [me, ci] = config.local.as_slice() else {
         panic!("{:?}", config.local);
     };
-    assert_eq!((me.uid, &me.role), (1000, &Some(LocalRole::Machine)));
+    assert_eq!((me.uid, &me.role), (1000, &LocalRole::Machine));
     assert_eq!((&*me.namespace, &*me.service_account), ("dev", "me"));
-    assert_eq!(
-        (ci.uid, &ci.role),
-        (1001, &Some(LocalRole::Named(arn.into())))
-    );
-}
-
-#[test]
-fn a_workload_without_a_role_has_none() {
-    let text = LOCAL.to_owned() + &workload("1000", "me", "machine").replace("role", "# role");
-    assert_eq!(with_file(&text).config().local[0].role, None);
+    assert_eq!((ci.uid, &ci.role), (1001, &LocalRole::Named(arn.into())));
 }
 
 #[test]
@@ -66,6 +57,12 @@ fn the_environment_and_flags_can_set_a_workload_by_its_number() {
     assert_eq!(start.config().local[0].uid, 1001);
     let start = start.and_env("LATCHKEY_AGENT__LOCAL__WORKLOAD__0__NAMESPACE", "ci");
     assert_eq!(start.config().local[0].namespace, "ci");
+}
+
+#[test]
+fn a_workload_may_be_nothing_in_any_cloud() {
+    let text = LOCAL.to_owned() + &workload("1000", "me", "none");
+    assert_eq!(with_file(&text).config().local[0].role, LocalRole::None);
 }
 
 #[test]
@@ -108,9 +105,11 @@ fn everything_wrong_with_a_workload_is_named_where_it_is_written() {
             "config.toml:3:1: local.workload.0.service_account is missing; write what it counts as, such as \"me\"",
             "config.toml:4:1: local.workload.0.uid is \"root\", no uid; write a uid as \"id -u\" shows it, or \
              \"self\" for the agent's own",
-            "config.toml:5:1: local.workload.0.role is \"admin\", no role; write \"machine\", the ARN of an AWS \
-             role, the e-mail address of a GCP service account, or the client id of an Azure managed identity",
+            "config.toml:5:1: local.workload.0.role is \"admin\", no role; write \"machine\", \"none\", the ARN of \
+             an AWS role, the e-mail address of a GCP service account, or the client id of an Azure managed identity",
             "config.toml:6:1: local.workload.1.service_account is missing; write what it counts as, such as \"me\"",
+            "config.toml:6:1: local.workload.1.role is missing; write \"machine\" for the machine's own \
+             credentials, a role that these may take on, or \"none\"",
             "config.toml:7:1: local.workload.1.uid is 65534, which stands for every user unknown here; give the \
              processes a user of their own",
             "config.toml:8:1: local.workload.1.namespace is \"Dev\", no name that Kubernetes would take; write a \
@@ -191,7 +190,7 @@ fn each_cloud_has_its_own_kind_of_role_and_needs_no_provider_of_identities() {
     ] {
         let text = format!("{LOCAL}{}", workload("1000", "me", role));
         let config = with_file(&(text.clone() + backend)).config();
-        assert_eq!(config.local[0].role, Some(LocalRole::Named(role.into())));
+        assert_eq!(config.local[0].role, LocalRole::Named(role.into()));
         // The only backend is the default one.
         assert_eq!(config.default_backend, kind.to_lowercase());
         let faults = with_file(&text).faults();
