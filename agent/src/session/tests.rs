@@ -152,6 +152,25 @@ async fn a_short_session_is_used_for_seven_eighths_of_its_life() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_is_used_for_half_a_day_at_most_whatever_the_cloud_says() {
+    let hours = |hours: u64| Duration::from_secs(hours * 3600);
+    for (said, renewed) in [(hours(11), hours(11) * 3 / 4), (hours(1000), hours(9))] {
+        let (sessions, key) = (Sessions::default(), key("role"));
+        let service = Service {
+            life: Some(said),
+            ..Service::default()
+        };
+        service.open(&sessions, &key).await.expect("a session");
+        for (passes, exchanges) in [(renewed - LIFE, 1), (LIFE, 2)] {
+            advance(passes).await;
+            service.open(&sessions, &key).await.expect("a session");
+            sleep(Duration::from_millis(100)).await;
+            assert_eq!(service.exchanges(), exchanges, "{said:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_renewal_is_not_repeated_at_once_and_the_old_session_serves() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     service.open(&sessions, &key).await.expect("a session");

@@ -26,6 +26,19 @@ async fn the_cache_holds_no_more_bytes_than_it_may() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_value_takes_room_for_its_name_too_which_two_places_know() {
+    let size_with = async |name: usize| {
+        let (vault, values) = (Vault::default(), values(|_| {}));
+        let key = key(&"n".repeat(name));
+        vault.read(&values, &key, false).await.expect("a value");
+        values.shelf.lock().size().1
+    };
+    let short = size_with(10).await;
+    assert!(short > shelf::ENTRY_COST, "{short}");
+    assert_eq!(size_with(110).await, short + 2 * 100);
+}
+
+#[tokio::test(start_paused = true)]
 async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
     let max_bytes = 8 * shelf::OWN_ROOM as u64;
     let settings = Arc::new(config::Cache {
