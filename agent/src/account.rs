@@ -12,6 +12,7 @@ use crate::preflight::StartError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
+use latchkey_client::protocol::words::ANNOTATE_WITH;
 use latchkey_client::protocol::{Code, Step};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -38,6 +39,22 @@ const FAILURE_STANDS: Duration = Duration::from_secs(1);
 
 /// The timeout for one object from the API server.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a sidecar's configuration says what an annotation says elsewhere.
+const SIDECAR_SETTINGS: [(&str, &str); 3] = [
+    (
+        "eks.amazonaws.com/role-arn",
+        "AWS_ROLE_ARN in the agent's container, or sidecar.aws_role_arn",
+    ),
+    (
+        "azure.workload.identity/client-id",
+        "AZURE_CLIENT_ID in the agent's container, or sidecar.azure_client_id",
+    ),
+    (
+        "azure.workload.identity/tenant-id",
+        "AZURE_TENANT_ID in the agent's container, or sidecar.azure_tenant_id",
+    ),
+];
 
 /// A service account as the API server last reported it.
 #[derive(Debug)]
@@ -103,6 +120,11 @@ impl Account {
         Self::with(uid, backends, |backend| backend.role(annotations))
     }
 
+    /// The account of the pod that a sidecar serves.
+    pub(crate) fn of_sidecar(pod: &Sidecar, backends: &Backends) -> Self {
+        Self::with("own", backends, |backend| sidecar_role(pod, backend))
+    }
+
     /// The account of a principal of the machine.
     ///
     /// # Errors
@@ -158,6 +180,23 @@ impl Account {
     }
 }
 
+/// The role at `backend` of the pod that a sidecar serves.
+///
+/// # Errors
+///
+/// If it has none, naming the setting to write: a sidecar reads no annotation.
+pub(crate) fn sidecar_role(pod: &Sidecar, backend: &dyn Backend) -> Result<Role, NoRole> {
+    backend
+        .role(&Annotations::of_sidecar(pod))
+        .map_err(|NoRole(text)| {
+            let text = text.replace("the pod's service account", "the sidecar's configuration");
+            let told = SIDECAR_SETTINGS.iter().fold(text, |text, (key, setting)| {
+                text.replace(&format!("{ANNOTATE_WITH}{key}"), &format!("set {setting}"))
+            });
+            NoRole(told.into())
+        })
+}
+
 // === impl Annotations ===
 
 impl Annotations {
@@ -190,7 +229,7 @@ impl Annotations {
     }
 
     /// The annotations that a service account would have for what a sidecar's configuration says.
-    pub(crate) fn of_sidecar(pod: &Sidecar) -> Self {
+    fn of_sidecar(pod: &Sidecar) -> Self {
         let account = [
             ("eks.amazonaws.com/role-arn", &pod.aws_role_arn),
             ("azure.workload.identity/client-id", &pod.azure_client_id),

@@ -1,6 +1,6 @@
 //! Checks what the agent needs from its environment, before it serves and in `latchkey-agent check`.
 
-use crate::account::{Account, Annotations};
+use crate::account::{Account, sidecar_role};
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::{Backends, Roots};
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
@@ -291,11 +291,10 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
         }
         IdentityMode::Sidecar => {
             let pod = &config.sidecar;
-            let annotations = Annotations::of_sidecar(pod);
             let subject = token::subject(&pod.namespace, &pod.service_account);
             let mut findings = Vec::new();
             for (id, name) in backends.names() {
-                let role = backends.at(id).role(&annotations);
+                let role = sidecar_role(pod, backends.at(id));
                 if let Ok(Role {
                     proof: Proof::Token(audience),
                     ..

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
+use testkit::binaries::sibling_binary;
 use testkit::clouds::Cloud as _;
 use testkit::clouds::azure::{Azure, TENANT};
 use testkit::clouds::gcp::Gcp;
 use testkit::gcp::Operation as GcpOperation;
 use testkit::sandbox::{REGION, Sandbox, password};
 use testkit::workload::{Volume, Workload, WorkloadSpec};
+use tokio::process::Command;
 
 const UID: &str = "7d3f1c52-0b1e-4a6d-9f2c-8e5a4b3c2d1f";
 
@@ -310,6 +312,7 @@ async fn check_names_a_missing_role_and_a_missing_or_unreadable_token_in_one_lin
         .set("backends.aws.region", REGION)
         .set("backends.gcp.project", "acme-prod")
         .set("backends.gcp.provider", provider)
+        .set("backends.azure.vault_url", "https://v1.vault.azure.net")
         .set("sidecar.tokens", token.display());
     let settings = in_the_pod(settings, &sandbox, &volume);
     let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
@@ -323,7 +326,16 @@ async fn check_names_a_missing_role_and_a_missing_or_unreadable_token_in_one_lin
         assert_eq!(lines.len(), 1, "{subject} is not in:\n{found}");
         lines[0].to_owned()
     };
-    assert!(missing(&found, "role for aws").contains("eks.amazonaws.com/role-arn"));
+    // A sidecar reads no annotation.
+    assert!(
+        missing(&found, "role for aws").contains("set AWS_ROLE_ARN in"),
+        "{found}"
+    );
+    assert!(
+        missing(&found, "role for azure").contains("set AZURE_CLIENT_ID in"),
+        "{found}"
+    );
+    assert!(!found.contains("annotate"), "{found}");
     assert!(missing(&found, "token for gcp").contains(provider));
     assert!(
         found.contains("ok       role for gcp: principal://"),
@@ -336,6 +348,61 @@ async fn check_names_a_missing_role_and_a_missing_or_unreadable_token_in_one_lin
         unreadable.ends_with("cannot be read: it is no JWT"),
         "{unreadable}"
     );
+}
+
+/// The command as the pod's container runs it.
+async fn printed(volume: &Path, arguments: &[&str]) -> String {
+    let program = sibling_binary("sandbox-latchkey").expect("the command");
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+        // The whole path would be too long for a socket.
+        .current_dir(volume)
+        .env("LATCHKEY_SOCKET", "agent.sock");
+    let output = command.output().await.expect("it runs");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[tokio::test]
+async fn what_doctor_and_whoami_say_is_for_the_pods_own_agent() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let role = sandbox.namespace("test");
+    let volume = volume(&sandbox, UID);
+    let absent = printed(&volume, &["doctor"]).await;
+    assert!(absent.contains("an agent of its own"), "{absent}");
+
+    let named = settings(&sandbox, &volume, &role);
+    let address = free_address().expect("a port");
+    let mut unnamed = named.clone().set("listen.admin", address);
+    unnamed.environment.remove("AWS_ROLE_ARN");
+    let agent = started(named).await;
+    let who = printed(&volume, &["whoami"]).await;
+    assert!(who.contains("test/web-0") && who.contains(UID), "{who}");
+    // What it cannot tell is left out.
+    for row in ["network", "node", "container"] {
+        assert!(!who.contains(row), "{who}");
+    }
+    fs::write(sandbox.directory().join("token"), "").expect("a file");
+    let told = printed(&volume, &["doctor"]).await;
+    assert!(told.contains("service account app\n"), "{told}");
+    assert!(
+        told.contains("kubectl -n test logs web-0 -c CONTAINER"),
+        "{told}"
+    );
+    assert!(!told.contains("spec.nodeName"), "{told}");
+    drop(agent);
+
+    let _agent = started(unnamed).await;
+    let told = printed(&volume, &["doctor"]).await;
+    assert!(told.contains("set AWS_ROLE_ARN in"), "{told}");
+    assert!(
+        told.contains("kubectl -n test get pod web-0 -o yaml"),
+        "{told}"
+    );
+    assert!(!told.contains("annotate"), "{told}");
 }
 
 #[tokio::test]

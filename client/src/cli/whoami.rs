@@ -23,10 +23,11 @@ impl Whoami {
             text = serde_json::to_string(&who).map_err(|e| Failure::other(e.to_string()))?;
             text.push('\n');
         } else {
-            let network = if who.host_network {
-                "the node's"
-            } else {
-                "its own"
+            let network = match who.host_network {
+                true => "the node's",
+                // A sidecar knows no node, and cannot tell whose network it is in.
+                false if who.node.is_empty() => "",
+                false => "its own",
             };
             let rows = if who.pod.is_empty() {
                 // One's own machine has no pods.
@@ -50,6 +51,7 @@ impl Whoami {
             });
             let rows = rows
                 .into_iter()
+                .filter(|(_, value)| !value.is_empty())
                 .map(|(name, value)| (name.to_owned(), value));
             for (name, value) in rows.chain(roles) {
                 let _ = writeln!(text, "{name:<16} {value}");

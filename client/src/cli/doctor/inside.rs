@@ -1,6 +1,6 @@
 //! From inside a pod: follows the path of a request step by step, as far as it gets.
 
-use super::place::{CHECK, ELSEWHERE, Place, STDERR, user};
+use super::place::{CHECK, ELSEWHERE, Place, STDERR, is_sidecar, user};
 use super::report::Report;
 use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
@@ -126,6 +126,9 @@ async fn identity(report: &mut Report, place: Place, client: &Client) -> Option<
             } = &identity;
             let place = Place::of(&identity);
             let who = match place {
+                Place::Pod if is_sidecar(&identity) => {
+                    format!("pod {namespace}/{pod}, service account {service_account}")
+                }
                 Place::Pod => {
                     format!("pod {namespace}/{pod}, service account {service_account}, node {node}")
                 }
@@ -264,6 +267,13 @@ impl Case<'_> {
                     finding.next(format!(
                         "the role of {namespace}/{service_account} is in its [[local.workload]] of the agent's \
                          configuration"
+                    ));
+                    return;
+                }
+                if is_sidecar(self.identity) {
+                    let pod = &self.identity.pod;
+                    finding.next(format!(
+                        "kubectl -n {namespace} get pod {pod} -o yaml shows the settings of the agent's container"
                     ));
                     return;
                 }
@@ -430,7 +440,15 @@ impl Case<'_> {
         if self.place == Place::Machine {
             return STDERR.to_owned();
         }
-        let node = &self.identity.node;
+        let Identity {
+            namespace,
+            pod,
+            node,
+            ..
+        } = self.identity;
+        if is_sidecar(self.identity) {
+            return format!("kubectl -n {namespace} logs {pod} -c CONTAINER, which is the agent's");
+        }
         format!(
             "kubectl -n latchkey logs -c agent \"$(kubectl -n latchkey get pods -o name -l app.kubernetes.io/component=agent --field-selector spec.nodeName={node})\""
         )

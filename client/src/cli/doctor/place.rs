@@ -49,6 +49,11 @@ impl Place {
     }
 }
 
+/// Whether the pod has an agent of its own, which knows no node.
+pub(super) fn is_sidecar(identity: &Identity) -> bool {
+    !identity.pod.is_empty() && identity.node.is_empty()
+}
+
 impl fmt::Display for Place {
     /// What the agent serves there.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,6 +22,10 @@ const MOUNT: [&str; 3] = [
     "in the container:       volumeMounts: [{name: latchkey, mountPath: /run/latchkey, readOnly: true}]",
 ];
 
+/// Where to look if the agent is in the same pod.
+const OWN_AGENT: &str =
+    "if the pod has an agent of its own, a sidecar: kubectl -n NAMESPACE logs POD -c CONTAINER";
+
 /// Examines the socket. Returns whether it is worth going on.
 pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) -> bool {
     let shown = socket.display();
@@ -121,6 +125,7 @@ fn kind_of(report: &mut Report, place: Place, socket: &Path) -> Option<FileType>
                     format!("{text}: no agent runs on this node, or what is mounted there is not its directory"),
                 )
                 .next(AGENTS)
+                .next(OWN_AGENT)
                 .next(format!("latchkey doctor --pod {}", pod_name()));
         }
     }
@@ -204,7 +209,8 @@ async fn dial(report: &mut Report, place: Place, socket: &Path, is_mount: bool) 
             match place {
                 Place::Pod => finding
                     .next(AGENTS)
-                    .next("kubectl -n latchkey logs -c agent --previous POD, which is the one on this pod's node"),
+                    .next("kubectl -n latchkey logs -c agent --previous POD, which is the one on this pod's node")
+                    .next(OWN_AGENT),
                 Place::Machine => finding.next(STDERR).next(START),
             };
             false
