@@ -165,7 +165,7 @@ where
                 let text = "AWS does not take this name, version, stage or cursor";
                 RequestError::invalid(text).into()
             }
-            // These are no session of ours, and may have been renewed since they were looked up: the next try does that.
+            // No session of ours. They may have been renewed since they were looked up, which the next try finds out.
             "ExpiredTokenException"
             | "ExpiredToken"
             | "UnrecognizedClientException"
