@@ -122,14 +122,15 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     });
     let mut checks = interval_at(Instant::now() + CHECK, CHECK);
     checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
+    let mut outcome = Ok(());
+    while outcome.is_ok() {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = &mut tending => {}
             _ = checks.tick() => {
                 for socket in &mut sockets {
-                    socket.keep().await?;
+                    outcome = outcome.and(socket.keep().await);
                 }
             }
         }
@@ -140,7 +141,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     calls.close();
     let _ = timeout(DRAIN, calls.wait()).await;
     tracing::info!("ended");
-    Ok(())
+    outcome
 }
 
 /// Opens the store in memory, which outlives the mounter.
@@ -151,8 +152,10 @@ fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
     let store = Store::of(directory);
     make(store.root())?;
     if store.is_there()? {
-        // An earlier version's may be smaller.
-        mount::resize(store.root(), STORE).map_err(|error| named(error, store.root()))?;
+        // Another version's may be smaller, which is no reason not to serve its volumes.
+        if let Err(error) = mount::resize(store.root(), STORE) {
+            tracing::warn!(%error, "the memory keeps the size that it was mounted with");
+        }
     } else {
         mount::memory(store.root(), STORE)?;
     }

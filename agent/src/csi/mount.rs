@@ -146,7 +146,13 @@ pub(super) fn memory(at: &Path, options: &str) -> io::Result<()> {
 /// If it holds more than that, or the kernel refuses.
 pub(super) fn resize(at: &Path, options: &str) -> io::Result<()> {
     let flags = FLAGS | MsFlags::MS_REMOUNT;
-    Ok(mount(None::<&str>, at, None::<&str>, flags, Some(options))?)
+    let remount = |options: &str| mount(NONE, at, NONE, flags, Some(options));
+    match remount(options) {
+        // From Linux 6.4 until late 2025 a tmpfs that is off swap can only be mounted again with that option, and one
+        // that is not never can (`shmem_reconfigure` in mm/shmem.c).
+        Err(Errno::EINVAL) => Ok(remount(&format!("{options},noswap"))?),
+        outcome => Ok(outcome?),
+    }
 }
 
 /// Removes every mount at `path`, which must be in a directory that is root's alone.

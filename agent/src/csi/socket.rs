@@ -53,16 +53,13 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// If the path's directory is gone, which only a start makes again, with all that was in it.
+    /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
     pub(super) async fn keep(&mut self) -> io::Result<()> {
+        self.socket.must_be_there()?;
         if self.socket.holds(&self.listening)
             || self.socket.look(&self.listening).await != Found::Nobody
         {
             return Ok(());
-        }
-        if let Some(directory) = self.path.parent().filter(|directory| !directory.exists()) {
-            let error = io::Error::other("the directory was removed");
-            return Err(named(error, directory));
         }
         let path = self.path.display();
         match Self::serve(&self.path, &self.plugin, &self.calls) {

@@ -71,22 +71,54 @@ async fn a_new_mounter_gives_the_memory_of_an_earlier_version_its_own_room() {
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     assert_eq!(files(), room);
     reads_own(&pod.workload).await;
+    // One that holds more than this version would let it stays as it is, and serves.
+    node.mounter.kill().await.expect("it runs");
+    let larger = Some("size=64m");
+    mount(NONE, &store, NONE, MsFlags::MS_REMOUNT, larger).expect("root may");
+    fs::write(store.join("more"), vec![0; 40 << 20]).expect("there is room");
+    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    let kept = "keeps the size that it was mounted with";
+    assert!(node.mounter.stderr().iter().any(|line| line.contains(kept)));
+    reads_own(&pod.workload).await;
 }
 
-/// It would only say so each second, for ever: a new one makes the directory again.
+/// It would only say so each second, for ever. In a container the directory's mount stays, and leads to nothing.
 #[tokio::test]
 async fn a_mounter_whose_directory_is_removed_ends_and_says_so() {
     needs_workloads!();
     let mut node = Node::start().await;
     let directory = node.kubelet.directory();
-    umount2(&directory.join("run"), MntFlags::MNT_DETACH).expect("root may");
-    fs::remove_dir_all(&directory).expect("root may");
-    let ended = timeout(Duration::from_secs(10), node.mounter.until_ended()).await;
-    let status = ended.expect("in time").expect("it ends");
-    assert_eq!(status.code(), Some(69));
-    let why = "the directory was removed";
-    assert!(node.mounter.stderr().iter().any(|line| line.contains(why)));
-    node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    let unmounted = |path: &Path| umount2(path, MntFlags::MNT_DETACH).expect("root may");
+    for is_mount in [false, true] {
+        let on_the_node = tempfile::tempdir().expect("a directory");
+        let removed = if is_mount {
+            node.mounter.kill().await.expect("it runs");
+            unmounted(&directory.join("run"));
+            mount(
+                Some(on_the_node.path()),
+                &directory,
+                NONE,
+                MsFlags::MS_BIND,
+                NONE,
+            )
+            .expect("root may");
+            node.mounter = node.kubelet.mounter().await.expect("a mounter");
+            on_the_node.path()
+        } else {
+            &directory
+        };
+        unmounted(&directory.join("run"));
+        fs::remove_dir_all(removed).expect("root may");
+        let ended = timeout(Duration::from_secs(10), node.mounter.until_ended()).await;
+        let status = ended.expect("in time").expect("it ends");
+        assert_eq!(status.code(), Some(69));
+        let why = "has been removed";
+        assert!(node.mounter.stderr().iter().any(|line| line.contains(why)));
+        if is_mount {
+            unmounted(&directory);
+        }
+        node.mounter = node.kubelet.mounter().await.expect("a mounter");
+    }
     let (volume, container) = node.object_of("test", "web");
     let published = async || node.publish(&volume).await.is_ok();
     until("a volume that the agent has heard of", published).await;
