@@ -47,7 +47,7 @@ pub(crate) struct Peer {
     on_nodes_network: bool,
 }
 
-/// A peer as the kernel names it right after a connection was accepted.
+/// A peer as the kernel names it when a connection has been accepted.
 #[derive(Debug)]
 pub(crate) enum Named {
     /// The process that connected, if the agent needs to know which one it was.
@@ -70,7 +70,9 @@ pub(crate) enum PeerError {
     #[error("the peer is outside the agent's PID namespace: run the agent with hostPID: true")]
     OutsidePidNamespace,
     /// The process that now has the peer's PID does not own the connection.
-    #[error("the process under the peer's number is not in the pod that connected")]
+    #[error(
+        "the process under the peer's number is not in the pod, or not of the user, that connected"
+    )]
     Recycled,
     /// The kernel did not let the agent read the peer.
     #[error("cannot look at the peer: {0}")]

@@ -193,7 +193,7 @@ async fn check_says_that_a_certificate_of_the_bundle_cannot_be_used() {
     let settings = settings.env("SSL_CERT_FILE", bundle.display());
     let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
-    let told = "ok       CA roots: found, but 1 of the CA certificates cannot be used";
+    let told = "ok       CA roots: found, but 1 of the CA certificates or files cannot be used";
     assert!(found.contains(told), "{found}");
 }
 

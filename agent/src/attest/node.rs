@@ -4,7 +4,7 @@
 use super::cgroup::{Anchor, CgroupDenial, PodCgroup, PodUid};
 use super::pods::{ContainerKind, Facts, Pod, Pods};
 use super::{AttestError, Denial, Entrance, InPod, Location, Workload};
-use crate::peer::Peer;
+use crate::peer::{Peer, Pinning};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::SetOnce;
@@ -231,7 +231,10 @@ impl Node {
             return Err(AttestError::Denied(Denial::Cgroup(CgroupDenial::NotAPod)));
         }
         // On the pod's own socket, a PID reused within that pod changes nothing.
-        if peer.is_on_nodes_network() && in_pod.entrance == Entrance::Shared {
+        if peer.pinning() == Pinning::ByNumber
+            && (facts.host_network || peer.is_on_nodes_network())
+            && in_pod.entrance == Entrance::Shared
+        {
             return Err(AttestError::Denied(Denial::HostNetworkWithoutPidfd));
         }
         let container = in_pod.container.and_then(|id| facts.containers.get(&id));

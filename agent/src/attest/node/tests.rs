@@ -4,7 +4,6 @@ use super::*;
 use crate::attest::Attestor;
 use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
-use crate::peer::Pinning;
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
 

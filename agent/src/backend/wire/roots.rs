@@ -41,8 +41,12 @@ impl Roots {
 
     /// What is wrong with them, if anything is.
     pub(crate) fn complaint(&self) -> Option<String> {
-        (self.ignored > 0)
-            .then(|| format!("{} of the CA certificates cannot be used", self.ignored))
+        (self.ignored > 0).then(|| {
+            format!(
+                "{} of the CA certificates or files cannot be used",
+                self.ignored
+            )
+        })
     }
 
     /// Returns how to speak TLS with whom they vouch for.
