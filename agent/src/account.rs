@@ -4,15 +4,18 @@
 //! used at once and refreshed in the background, so that a change takes effect within [`MUST_REFRESH`], and a known
 //! account stays usable while the API server is away. Without an API server, the configuration names the accounts.
 
+mod annotations;
+
+pub(crate) use annotations::Annotations;
+
 use crate::attest::Workload;
 use crate::backend::{Backend, BackendId, Backends};
-use crate::config::{LocalRole, LocalWorkload, Sidecar};
+use crate::config::{LocalRole, LocalWorkload};
 use crate::error::RequestError;
 use crate::preflight::StartError;
 use crate::role::{NoRole, Role};
 use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
-use latchkey_client::protocol::words::ANNOTATE_WITH;
 use latchkey_client::protocol::{Code, Step};
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap};
@@ -21,9 +24,6 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
-
-/// The longest annotation that is used, in bytes. The longest useful one is a chain of Google Cloud service accounts.
-const ANNOTATION_LIMIT: usize = 2048;
 
 /// From this age on, an account is looked up again in the background.
 const MAY_REFRESH: Duration = Duration::from_secs(10);
@@ -40,22 +40,6 @@ const FAILURE_STANDS: Duration = Duration::from_secs(1);
 /// The timeout for one object from the API server.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where a sidecar's configuration says what an annotation says elsewhere.
-const SIDECAR_SETTINGS: [(&str, &str); 3] = [
-    (
-        "eks.amazonaws.com/role-arn",
-        "AWS_ROLE_ARN in the agent's container, or sidecar.aws_role_arn",
-    ),
-    (
-        "azure.workload.identity/client-id",
-        "AZURE_CLIENT_ID in the agent's container, or sidecar.azure_client_id",
-    ),
-    (
-        "azure.workload.identity/tenant-id",
-        "AZURE_TENANT_ID in the agent's container, or sidecar.azure_tenant_id",
-    ),
-];
-
 /// A service account as the API server last reported it.
 #[derive(Debug)]
 pub(crate) struct Account {
@@ -63,15 +47,6 @@ pub(crate) struct Account {
     pub(crate) uid: Arc<str>,
     /// The role for each backend, in the backends' order, or why there is none.
     roles: Vec<Result<Arc<Role>, NoRole>>,
-}
-
-/// The annotations of a service account, and those of its namespace if they may stand in for them.
-#[derive(Debug, Default)]
-pub(crate) struct Annotations {
-    /// The namespace and the name of the service account.
-    owner: (String, String),
-    account: BTreeMap<String, String>,
-    namespace: BTreeMap<String, String>,
 }
 
 /// Where accounts, and so roles, are known from.
@@ -118,11 +93,6 @@ impl Account {
     /// An account with the roles that the annotations request.
     pub(crate) fn annotated(uid: &str, annotations: &Annotations, backends: &Backends) -> Self {
         Self::with(uid, backends, |backend| backend.role(annotations))
-    }
-
-    /// The account of the pod that a sidecar serves.
-    pub(crate) fn of_sidecar(pod: &Sidecar, backends: &Backends) -> Self {
-        Self::with("own", backends, |backend| sidecar_role(pod, backend))
     }
 
     /// The account of a principal of the machine.
@@ -176,104 +146,6 @@ impl Account {
             Some(Ok(role)) => Ok(role),
             Some(Err(none)) => Err(none),
             None => Err(&NoRole::UNKNOWN_BACKEND),
-        }
-    }
-}
-
-/// The role at `backend` of the pod that a sidecar serves.
-///
-/// # Errors
-///
-/// If it has none, naming the setting to write: a sidecar reads no annotation.
-pub(crate) fn sidecar_role(pod: &Sidecar, backend: &dyn Backend) -> Result<Role, NoRole> {
-    backend
-        .role(&Annotations::of_sidecar(pod))
-        .map_err(|NoRole(text)| {
-            let text = text.replace("the pod's service account", "the sidecar's configuration");
-            let told = SIDECAR_SETTINGS.iter().fold(text, |text, (key, setting)| {
-                text.replace(&format!("{ANNOTATE_WITH}{key}"), &format!("set {setting}"))
-            });
-            NoRole(told.into())
-        })
-}
-
-// === impl Annotations ===
-
-impl Annotations {
-    /// The first of `keys` that is annotated and not empty: on the service account or, only if that has none of them,
-    /// on its namespace.
-    ///
-    /// # Errors
-    ///
-    /// If it is longer than anything meaningful: Kubernetes allows annotations of up to 256 KiB, and what is read here
-    /// gets into answers, the log and the audit trail.
-    pub(crate) fn first(&self, keys: &[&str]) -> Result<Option<&str>, NoRole> {
-        let first = [&self.account, &self.namespace]
-            .into_iter()
-            .find_map(|annotations| {
-                keys.iter()
-                    .filter_map(|key| Some((key, annotations.get(*key)?.trim())))
-                    .find(|(_, value)| !value.is_empty())
-            });
-        match first {
-            Some((key, value)) if value.len() > ANNOTATION_LIMIT => Err(NoRole(
-                format!("the annotation {key} is longer than {ANNOTATION_LIMIT} bytes").into(),
-            )),
-            first => Ok(first.map(|(_, value)| value)),
-        }
-    }
-
-    /// The namespace and name of the service account that they belong to.
-    pub(crate) fn owner(&self) -> (&str, &str) {
-        (&self.owner.0, &self.owner.1)
-    }
-
-    /// The annotations that a service account would have for what a sidecar's configuration says.
-    fn of_sidecar(pod: &Sidecar) -> Self {
-        let account = [
-            ("eks.amazonaws.com/role-arn", &pod.aws_role_arn),
-            ("azure.workload.identity/client-id", &pod.azure_client_id),
-            ("azure.workload.identity/tenant-id", &pod.azure_tenant_id),
-            ("iam.gke.io/gcp-service-account", &pod.gcp_service_account),
-        ];
-        Self {
-            owner: (pod.namespace.clone(), pod.service_account.clone()),
-            ..Self::of_account(account.map(|(key, value)| (key, value.as_str())))
-        }
-    }
-
-    /// The annotations of an account that has only these.
-    pub(crate) fn of_account<'a>(account: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
-        let account = account.into_iter();
-        Self {
-            account: account
-                .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                .collect(),
-            ..Self::default()
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn in_namespace(self, name: &str) -> Self {
-        Self {
-            owner: (name.to_owned(), self.owner.1),
-            ..self
-        }
-    }
-
-    /// Those of the service account `app` in the namespace `test`.
-    #[cfg(test)]
-    pub(crate) fn of(account: &[(&str, &str)], namespace: &[(&str, &str)]) -> Self {
-        let map = |pairs: &[(&str, &str)]| {
-            pairs
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-                .collect()
-        };
-        Self {
-            owner: ("test".to_owned(), "app".to_owned()),
-            account: map(account),
-            namespace: map(namespace),
         }
     }
 }
@@ -451,20 +323,15 @@ impl Directory {
     ) -> Result<Account, RequestError> {
         let accounts = Api::<ServiceAccount>::namespaced(self.client.clone(), namespace);
         let account = within(accounts.get(name)).await?;
-        let annotations = Annotations {
-            owner: (namespace.to_owned(), name.to_owned()),
-            account: account.metadata.annotations.unwrap_or_default(),
-            namespace: if self.with_namespace {
-                let namespaces = Api::<Namespace>::all(self.client.clone());
-                within(namespaces.get(namespace))
-                    .await?
-                    .metadata
-                    .annotations
-                    .unwrap_or_default()
-            } else {
-                BTreeMap::new()
-            },
+        let of_namespace = if self.with_namespace {
+            let namespaces = Api::<Namespace>::all(self.client.clone());
+            let found = within(namespaces.get(namespace)).await?;
+            found.metadata.annotations.unwrap_or_default()
+        } else {
+            BTreeMap::new()
         };
+        let of_account = account.metadata.annotations.unwrap_or_default();
+        let annotations = Annotations::new((namespace, name), of_account, of_namespace);
         let uid = account.metadata.uid.unwrap_or_default();
         Ok(Account::annotated(&uid, &annotations, &self.backends))
     }

@@ -1,6 +1,6 @@
 //! Checks what the agent needs from its environment, before it serves and in `latchkey-agent check`.
 
-use crate::account::{Account, sidecar_role};
+use crate::account::{Account, Annotations};
 use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
 use crate::backend::{Backends, Roots};
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
@@ -291,10 +291,11 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
         }
         IdentityMode::Sidecar => {
             let pod = &config.sidecar;
+            let annotations = Annotations::of_sidecar(pod);
             let subject = token::subject(&pod.namespace, &pod.service_account);
             let mut findings = Vec::new();
             for (id, name) in backends.names() {
-                let role = sidecar_role(pod, backends.at(id));
+                let role = backends.at(id).role(&annotations);
                 if let Ok(Role {
                     proof: Proof::Token(audience),
                     ..

@@ -1,6 +1,6 @@
 //! How callers are identified, built for `identity.mode`: attestor, accounts and subject tokens.
 
-use crate::account::{Account, Accounts, Directory};
+use crate::account::{Account, Accounts, Annotations, Directory};
 use crate::attest::Attestor;
 use crate::attest::cgroup::AnchorError;
 use crate::attest::local::Local;
@@ -119,7 +119,7 @@ impl Callers {
         let uid = preflight::pod_volume(config)?;
         let pod = &config.sidecar;
         let facts = Facts::of_principal(&pod.namespace, &pod.service_account, &pod.pod);
-        let account = Account::of_sidecar(pod, backends);
+        let account = Account::annotated("own", &Annotations::of_sidecar(pod), backends);
         let name = (facts.namespace.clone(), facts.service_account.clone());
         let pod = Arc::new(Pod::new(Some(uid), facts, settings));
         Ok(Self {

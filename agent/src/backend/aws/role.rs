@@ -63,11 +63,9 @@ pub(super) fn of(
     default_region: &str,
 ) -> Result<Role, NoRole> {
     let arn = annotations.first(&ROLE_KEYS)?.ok_or_else(|| {
-        NoRole(
-            format!(
-                "the pod's service account {NAMES_NO} AWS role: {ANNOTATE_WITH}eks.amazonaws.com/role-arn"
-            )
-            .into(),
+        annotations.no_role(
+            format!("the pod's service account {NAMES_NO} AWS role: {ANNOTATE_WITH}eks.amazonaws.com/role-arn"),
+            format!("the sidecar's configuration {NAMES_NO} AWS role: set AWS_ROLE_ARN in the agent's container"),
         )
     })?;
     let partition = partition_of_role(arn).ok_or_else(|| {

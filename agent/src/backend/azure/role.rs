@@ -26,9 +26,16 @@ pub(super) fn of(
 ) -> Result<Role, NoRole> {
     let none = |text: String| NoRole(text.into());
     let client = annotations.first(&[CLIENT_KEY])?.ok_or_else(|| {
-        none(format!(
-            "the pod's service account {NAMES_NO} Azure client: {ANNOTATE_WITH}azure.workload.identity/client-id"
-        ))
+        annotations.no_role(
+            format!(
+                "the pod's service account {NAMES_NO} Azure client: \
+                 {ANNOTATE_WITH}azure.workload.identity/client-id"
+            ),
+            format!(
+                "the sidecar's configuration {NAMES_NO} Azure client: \
+                 set AZURE_CLIENT_ID in the agent's container"
+            ),
+        )
     })?;
     if !is_client(client) {
         return Err(none(format!("{CLIENT_KEY} {client:?} is no client id")));
@@ -39,9 +46,16 @@ pub(super) fn of(
         }
         Some(tenant) => tenant.to_ascii_lowercase(),
         None => settings.tenant.clone().ok_or_else(|| {
-            none(format!(
-                "the pod's service account {NAMES_NO} Azure tenant: {ANNOTATE_WITH}{TENANT_KEY}, or set backends.{name}.tenant"
-            ))
+            annotations.no_role(
+                format!(
+                    "the pod's service account {NAMES_NO} Azure tenant: \
+                     {ANNOTATE_WITH}{TENANT_KEY}, or set backends.{name}.tenant"
+                ),
+                format!(
+                    "the sidecar's configuration {NAMES_NO} Azure tenant: \
+                     set AZURE_TENANT_ID in the agent's container, or backends.{name}.tenant"
+                ),
+            )
         })?,
     };
     let vault = match annotations.first(&[VAULT_KEY])? {
@@ -56,9 +70,15 @@ pub(super) fn of(
             url
         }
         None => settings.vault_url.clone().ok_or_else(|| {
-            none(format!(
-                "the pod's service account {NAMES_NO} key vault: {ANNOTATE_WITH}{VAULT_KEY}, or set backends.{name}.vault_url"
-            ))
+            annotations.no_role(
+                format!(
+                    "the pod's service account {NAMES_NO} key vault: \
+                     {ANNOTATE_WITH}{VAULT_KEY}, or set backends.{name}.vault_url"
+                ),
+                format!(
+                    "the sidecar's configuration {NAMES_NO} key vault: set backends.{name}.vault_url"
+                ),
+            )
         })?,
     };
     let prefix = annotations
