@@ -106,8 +106,8 @@ pub(crate) enum SocketPathError {
     )]
     NoParent(PathBuf, PathBuf),
     #[error(
-        "uid {1} may not make the socket's directory {0}: as root, make it with install -d -o {1} -m {2:04o} {0}, or \
-         set listen.socket to a path in a directory of its own"
+        "uid {1} may not make the socket's directory {0}, or not enter one above it: as root, make it with install -d \
+         -o {1} -m {2:04o} '{0}', or set listen.socket to a path in a directory of its own"
     )]
     NotAllowed(PathBuf, u32, u32),
     // It may be /tmp, /run or a home: never advise changing the mode of a directory that others use.

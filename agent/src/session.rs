@@ -259,7 +259,7 @@ impl Slot {
                     // Also if the cloud refused nothing: the agent may lack the right to issue the pod's token.
                     Code::Denied => Some(REFUSAL_STANDS),
                     Code::Throttled => Some(wait.clamp(REFUSAL_STANDS, LONGEST_REST)),
-                    // Longer than the agent's own default, so the service itself asked for it.
+                    // Longer than the agent's own default: the service itself asked for it, or only a person can mend it.
                     Code::Unavailable if wait > RETRY_AFTER => Some(wait.min(LONGEST_REST)),
                     _ if state.in_vain >= IN_VAIN => Some(IN_VAIN_STANDS),
                     _ => None,

@@ -442,7 +442,7 @@ pub(crate) fn hidden_by(socket: &Path) -> Option<PathBuf> {
     if socket != Path::new(DEFAULT_SOCKET) || variable(SOCKET_VARIABLE).is_some() {
         return None;
     }
-    socket_of_user().filter(|own| own.exists())
+    socket_of_user().filter(|own| socket.exists() && own.exists())
 }
 
 /// Whether this is a container of a pod, as far as can be told without the agent: the kubelet sets this variable in

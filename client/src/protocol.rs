@@ -2,6 +2,7 @@
 //!
 //! `docs/protocol.md` describes it for people; the shapes here are what is sent.
 
+#[doc(hidden)]
 pub mod words;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};

@@ -359,7 +359,7 @@ async fn a_socket_directory_that_the_agents_user_may_not_make_or_others_not_ente
     let (status, _, stderr) = elsewhere.run_to_end(&[]).await.expect("it ends");
     assert_eq!(status.code(), Some(69), "{stderr}");
     assert!(
-        stderr.contains("install -d -o 41001 -m 0755 /run/none-of-alices"),
+        stderr.contains("install -d -o 41001 -m 0755 '/run/none-of-alices'"),
         "{stderr}"
     );
     let inside = settings().set("listen.socket", closed.join("run/a.sock").display());
@@ -462,8 +462,6 @@ async fn a_machine_without_credentials_says_so_and_stays_ready() {
         "{}",
         answer.text()
     );
-    // Nothing but a person signs in.
-    assert_eq!(answer.header("retry-after"), Some("60"));
     assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
 }
 

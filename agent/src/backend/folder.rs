@@ -235,8 +235,8 @@ impl Found {
         version(&self.stat)
     }
 
-    /// Reads the whole file, if it has at most `limit` bytes and did not change meanwhile: a file that is written in
-    /// place has none of its contents in between.
+    /// Reads the whole file, if it has at most `limit` bytes and did not change meanwhile, as far as its size and time
+    /// tell: a file that is written in place has none of its contents in between.
     pub(super) fn read(&self, limit: usize) -> Result<Zeroizing<Vec<u8>>, FolderError> {
         let size = usize::try_from(self.stat.st_size).unwrap_or(usize::MAX);
         if size > limit {

@@ -75,8 +75,9 @@ impl NoCredentials {
     pub(super) fn told(&self, hint: &'static str) -> BackendError {
         let told = RequestError::unavailable(hint);
         let told = match self {
-            Self::Garbage | Self::None(_) => told.until_mended(),
-            Self::Io(_) | Self::Late => told,
+            Self::Garbage => told.until_mended(),
+            // Somebody has to sign in, or the machine is only starting: its metadata service may not be there yet.
+            Self::None(_) | Self::Io(_) | Self::Late => told,
         };
         BackendError::from(told).because(self)
     }

@@ -15,6 +15,7 @@ use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use latchkey_client::protocol::Code;
+use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -105,11 +106,17 @@ impl Pass {
                 Code::TooLarge,
                 format!("the secret has more than {} bytes", VALUE_LIMIT),
             ))),
-            Err(RunError::Io(error)) => Err(failure(
-                RequestError::unavailable("pass cannot be run; the agent's log says why")
-                    .until_mended()
-                    .because(&error),
-            )),
+            Err(RunError::Io(error)) => {
+                let told =
+                    RequestError::unavailable("pass cannot be run; the agent's log says why");
+                let told = match error.kind() {
+                    io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied => {
+                        told.until_mended()
+                    }
+                    _ => told,
+                };
+                Err(failure(told.because(&error)))
+            }
         }
     }
 }

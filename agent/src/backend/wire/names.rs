@@ -22,7 +22,7 @@ pub(crate) const LOOKUPS: usize = 128;
 /// the time in which a connection must be open ([`CONNECT_TIMEOUT`](super::CONNECT_TIMEOUT)) evenly between them, so if
 /// a host has eight, one that is 130 milliseconds away cannot be reached at any. Half of that time is enough for each:
 /// where TCP needs more, nothing is left for TLS. Servers of names mostly answer in turn, so the next connection may be
-/// tried at others.
+/// tried at others, unless the machine sorts them (getaddrinfo(3), /etc/hosts).
 const ADDRESSES: usize = 2;
 
 type Found = Result<Vec<SocketAddr>, Arc<io::Error>>;
