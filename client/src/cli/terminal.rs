@@ -28,9 +28,9 @@ pub(crate) fn note(text: &str) {
     let _ = writeln!(anstream::stderr(), "latchkey: {text}");
 }
 
-/// The text with its control characters escaped: it may quote a name with a line break, which would look like a second
-/// failure, or with what a terminal obeys.
-fn in_one_line(text: &str) -> String {
+/// The text with its control characters escaped: it may quote what others have written, such as a name with a line
+/// break, which would look like a second line, or with what a terminal obeys.
+pub(crate) fn in_one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len());
     for character in text.chars() {
         if character.is_control() {

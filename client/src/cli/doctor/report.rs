@@ -1,7 +1,7 @@
 //! What was examined, and what was found: for a person, or as JSON.
 
 use crate::cli::failure::{OTHER, UNAVAILABLE, USAGE, exit_of};
-use crate::cli::terminal::{BAD, DIM, GOOD};
+use crate::cli::terminal::{BAD, DIM, GOOD, in_one_line};
 use crate::error::Refusal;
 use serde::Serialize;
 use std::io::{self, Write as _};
@@ -159,7 +159,7 @@ impl Report {
             step,
             verdict,
             cause,
-            text: shown(&text),
+            text: in_one_line(&text),
             next: Vec::new(),
             request_id: None,
         });
@@ -172,22 +172,9 @@ impl Report {
 impl Finding {
     /// Adds what to do or type next.
     pub(super) fn next(&mut self, what: impl Into<String>) -> &mut Self {
-        self.next.push(shown(&what.into()));
+        self.next.push(in_one_line(&what.into()));
         self
     }
-}
-
-/// The text with its control characters escaped: the pod's author wrote some of it, and a terminal would obey it.
-fn shown(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for character in text.chars() {
-        if character.is_control() {
-            shown.extend(character.escape_default());
-        } else {
-            shown.push(character);
-        }
-    }
-    shown
 }
 
 #[cfg(test)]
