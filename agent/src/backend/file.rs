@@ -4,16 +4,13 @@
 //! permissions that are too open are noticed at once.
 
 use super::BackendError;
-use super::folder::{Folder, FolderError, VALUE_LIMIT};
+use super::folder::{ATTEMPTS, Folder, FolderError, VALUE_LIMIT};
 use super::store::{Settings, Store, Stored, Value};
 use crate::config::FileConfig;
 use crate::role::Role;
 use crate::secret::SecretName;
 use async_trait::async_trait;
 use std::path::Path;
-
-/// How often a file is read if it is written meanwhile.
-const ATTEMPTS: usize = 3;
 
 /// A folder of secrets.
 #[derive(Debug)]

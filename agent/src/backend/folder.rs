@@ -24,6 +24,9 @@ use zeroize::Zeroizing;
 /// The maximum size of a value, in bytes; no cloud accepts more than 64 KiB.
 pub(super) const VALUE_LIMIT: usize = 1 << 20;
 
+/// How often a value is read if it keeps being replaced meanwhile.
+pub(super) const ATTEMPTS: usize = 3;
+
 /// How many threads may wait for file systems.
 static PLACES: Semaphore = Semaphore::const_new(16);
 

@@ -5,7 +5,7 @@
 //! after which it is killed with everything it has started. It never asks anyone for a passphrase: a request must not
 //! make a prompt appear.
 
-use super::folder::{Folder, VALUE_LIMIT};
+use super::folder::{ATTEMPTS, Folder, VALUE_LIMIT};
 use super::program::{self, Ended, RunError};
 use super::store::{Settings, Store, Stored, Value};
 use super::{BackendError, Fault};
@@ -30,9 +30,6 @@ const AT_ONCE: usize = 4;
 /// Options for gpg, passed on by `pass`: to ask nobody, and to report on stderr in words that are the same in every
 /// language (gpg(1), doc/DETAILS of GnuPG).
 const GPG_OPTIONS: &str = "--batch --no-tty --pinentry-mode error --status-fd 2";
-
-/// How often an entry is read if it keeps being replaced meanwhile.
-const ATTEMPTS: usize = 3;
 
 /// The password store.
 #[derive(Debug)]
