@@ -46,7 +46,8 @@ pub(super) struct Wire {
 
 struct Inner {
     names: Names,
-    roots: Roots,
+    /// Those that were given, or else the machine's, read for the first call.
+    roots: OnceLock<Roots>,
     /// Whether proxies are used, as the environment says.
     by_proxy: bool,
     /// Keeps connections.
@@ -87,15 +88,21 @@ struct Call<'a> {
 impl Wire {
     /// Returns a client that trusts these roots, and uses the environment's proxies.
     pub(super) fn new(roots: Roots) -> Self {
-        Self::with(roots, true)
+        Self::with(OnceLock::from(roots), true)
+    }
+
+    /// Returns a client that trusts what the machine trusts, and uses the environment's proxies: for a short process,
+    /// which may have nothing to call.
+    pub(super) fn of_a_process() -> Self {
+        Self::with(OnceLock::new(), true)
     }
 
     /// Returns a client for services of this machine itself, such as its metadata service: through no proxy.
     pub(super) fn to_this_machine() -> Self {
-        Self::with(Roots::load(), false)
+        Self::with(OnceLock::new(), false)
     }
 
-    fn with(roots: Roots, by_proxy: bool) -> Self {
+    fn with(roots: OnceLock<Roots>, by_proxy: bool) -> Self {
         let inner = Inner {
             names: Names::of_the_machine(),
             roots,
@@ -182,7 +189,7 @@ impl Inner {
     fn builder(&self) -> ClientBuilder {
         let builder = Client::builder()
             .http1_only()
-            .tls_backend_preconfigured(self.roots.tls())
+            .tls_backend_preconfigured(self.roots.get_or_init(Roots::load).tls())
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
             .pool_idle_timeout(IDLE_TIMEOUT)

@@ -4,7 +4,7 @@
 use super::wire::SdkWire;
 use super::{Aws, BackendError, Role, errors, session_credentials};
 use crate::backend::machine;
-use crate::backend::wire::{Roots, Wire};
+use crate::backend::wire::Wire;
 use aws_config::Region;
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::provider_config::ProviderConfig;
@@ -37,8 +37,8 @@ pub(in crate::backend) struct Keys {
 ///
 /// If it gives nothing, with the error of each link.
 pub(in crate::backend) async fn find(region: String) -> Result<Keys, String> {
-    let settings =
-        ProviderConfig::default().with_http_client(SdkWire::new(Wire::new(Roots::load()), LONGEST));
+    let wire = SdkWire::new(Wire::of_a_process(), LONGEST);
+    let settings = ProviderConfig::default().with_http_client(wire);
     let chain = DefaultCredentialsChain::builder()
         .configure(settings)
         .region(Region::new(region));

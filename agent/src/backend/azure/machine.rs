@@ -8,7 +8,7 @@ use super::wire::SdkWire;
 use super::{Azure, tried};
 use crate::backend::BackendError;
 use crate::backend::machine::{self, NoCredentials};
-use crate::backend::wire::{Roots, Wire};
+use crate::backend::wire::Wire;
 use crate::config;
 use crate::role::{MACHINE, Role};
 use azure_core::cloud::CustomConfiguration;
@@ -95,7 +95,7 @@ fn sources(
     );
     if let (None, Some(tenant), Some(id), Some(secret)) = (&client, tenant, id, secret) {
         let options = ClientSecretCredentialOptions {
-            client_options: options(SdkWire::new(Wire::new(Roots::load()), CALL)),
+            client_options: options(SdkWire::new(Wire::of_a_process(), CALL)),
         };
         let credential =
             ClientSecretCredential::new(&tenant, id, Secret::new(secret), Some(options))?;
