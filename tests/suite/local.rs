@@ -1,5 +1,6 @@
 //! Outside of a cluster: callers by their uids, on a machine whose own credentials take on each one's role.
 
+mod aws;
 mod azure;
 mod google;
 
@@ -369,118 +370,6 @@ async fn a_socket_directory_that_the_agents_user_may_not_make_or_others_not_ente
         .expect("it ends");
     let told = format!("others may not enter {}", closed.display());
     assert!(out.contains(&told), "{out}{stderr}");
-}
-
-#[tokio::test]
-async fn the_machines_own_credentials_come_from_a_credential_process_too() {
-    needs_workloads!();
-    let machine = Machine::start().await.expect("a machine");
-    machine.secret("machine/token", "of the machine");
-    let [access_key, secret_key, token] = machine.credentials();
-    let answer = serde_json::json!({
-        "Version": 1, "AccessKeyId": access_key, "SecretAccessKey": secret_key, "SessionToken": token,
-    });
-    let at = |name: &str| machine.directory().join(name);
-    fs::write(at("credentials.json"), answer.to_string()).expect("a file");
-    let profile = format!(
-        "[profile work]\ncredential_process = cat {}\n",
-        at("credentials.json").display()
-    );
-    fs::write(at("config"), profile).expect("a file");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_CONFIG_FILE", at("config").display())
-        .env("AWS_PROFILE", "work");
-    let settings = with_principal(settings, 0, 0, "me", "machine");
-    let _agent = settings.start_ready().await.expect("an agent");
-    let process = machine.process(0).await.expect("a process");
-    let answer = read(&process, "machine/token").await;
-    answer.must_be_ok();
-    assert_eq!(answer.json()["value"], "of the machine");
-    let identity = process.get("/v1/identity").await.expect("an answer").json();
-    assert_eq!(identity["roles"]["aws"], "machine");
-    assert_eq!(identity["pod_uid"], "");
-    // What listens on loopback here is everybody's.
-    assert_eq!(identity["host_network"], true);
-}
-
-#[tokio::test]
-async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time() {
-    needs_workloads!();
-    let machine = Machine::start().await.expect("a machine");
-    let at = |name: &str| machine.directory().join(name);
-    let script = format!("sleep 1000 & echo $! $$ >>{}\nwait\n", at("pids").display());
-    fs::write(at("hang"), script).expect("a file");
-    let profile = format!(
-        "[profile work]\ncredential_process = sh {}\n",
-        at("hang").display()
-    );
-    fs::write(at("config"), profile).expect("a file");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_CONFIG_FILE", at("config").display())
-        .env("AWS_PROFILE", "work")
-        .set("backends.aws.timeout", "6s");
-    let settings = with_principal(settings, 0, 0, "me", "machine");
-    let _agent = settings.start_ready().await.expect("an agent");
-    let process = machine.process(0).await.expect("a process");
-    let begun = Instant::now();
-    let answer = read(&process, "machine/token").await;
-    answer.must_be_refused(503, "unavailable");
-    assert!(
-        begun.elapsed() < Duration::from_secs(9),
-        "{:?}",
-        begun.elapsed()
-    );
-    are_gone(&at("pids")).await;
-}
-
-#[tokio::test]
-async fn a_machine_without_credentials_says_so_and_stays_ready() {
-    needs_workloads!();
-    let machine = Machine::start().await.expect("a machine");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings.env("AWS_EC2_METADATA_DISABLED", "true");
-    let settings = with_principal(settings, 0, 0, "me", "machine");
-    let agent = settings.start_ready().await.expect("an agent");
-    let process = machine.process(0).await.expect("a process");
-    let answer = read(&process, "machine/token").await;
-    answer.must_be_refused(503, "unavailable");
-    assert!(
-        answer.text().contains("no AWS credentials"),
-        "{}",
-        answer.text()
-    );
-    assert_eq!(agent.admin("/readyz").await.expect("an answer").0, 200);
-}
-
-#[tokio::test]
-async fn a_role_that_does_not_trust_the_machine_is_denied() {
-    needs_workloads!();
-    let machine = Machine::start().await.expect("a machine");
-    let settings = machine.settings().expect("settings");
-    let absent = machine.aws.role_arn("absent");
-    let settings = with_principal(settings, 0, 0, "me", &absent);
-    let _agent = settings.start_ready().await.expect("an agent");
-    let process = machine.process(0).await.expect("a process");
-    let answer = read(&process, "machine/token").await;
-    answer.must_be_refused(403, "denied");
-    assert!(
-        answer.text().contains("this machine's credentials"),
-        "{}",
-        answer.text()
-    );
 }
 
 #[tokio::test]
