@@ -72,12 +72,19 @@ impl Filling {
 // === impl Volumes ===
 
 impl Volumes {
-    /// Fills the volume, unless this agent has already succeeded.
+    /// Fills the volume, unless this agent has already succeeded, or the pod is at its end and keeps the files it has: a
+    /// kubelet that was restarted publishes a volume anew before it unpublishes it, and would never let the pod go.
     ///
     /// # Errors
     ///
     /// If it cannot be filled; the text says why.
     pub(super) async fn fill_first(&self, key: &Key, filling: &Filling) -> Result<(), Failure> {
+        let may_ask = self.node.of_volume(filling.volume.pod.uid);
+        if let Err(AttestError::Denied(_)) = may_ask
+            && Folder::of(self.store.directory(key)).is_filled()
+        {
+            return Ok(());
+        }
         let (mut last, has_waited) = match filling.last.try_lock() {
             Ok(last) => (last, false),
             Err(_) => (filling.last.lock().await, true),

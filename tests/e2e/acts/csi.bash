@@ -309,7 +309,8 @@ csi_files_rotate() {
   check 'and has it' file_is late-files "$test_value"
 }
 
-# Deleted by force while its volume cannot be unpublished, and then the kubelet begins anew and does not know it.
+# Deleted by force while its volume cannot be unpublished, and then the kubelet begins anew and does not know it. Another one
+# comes to its end meanwhile: the kubelet publishes its volume anew, as it does with all that it finds, to unpublish it then.
 csi_forgotten() {
   [[ -n ${E2E_KUBELET:-} ]] || return 0
   note 'CSI: a pod that the kubelet forgets'
@@ -321,11 +322,15 @@ csi_forgotten() {
   kubectl -n test delete pod forgotten --force --grace-period=0 >/dev/null 2>&1
   $E2E_KUBELET
   check 'its files are removed by the agent alone' eventually 60 is_emptied "$key"
+  kubectl -n test delete pod files --wait=false >/dev/null
   sleep 20 # in which the kubelet looks for volumes of pods that are gone, and cannot ask their driver
   kill -CONT "$mounter"
   check 'and its volume by the mounter' eventually 100 is_withdrawn "$key"
   check_equal 'nothing of it is mounted' '' "$(csi_mounts | grep "$uid" || true)"
+  check 'a pod with files that came to its end meanwhile goes' eventually 150 is_deleted files
 }
+
+is_deleted() { [[ -z $(kubectl -n test get pod "$1" --ignore-not-found -o name) ]]; } # POD
 
 is_emptied() { [[ -e $plugin/run/p/$1/..data && ! -e $plugin/run/p/$1/..data/database-password ]]; } # KEY
 

@@ -4,7 +4,7 @@ use super::{FILE, PASSWORD, read, until_it_holds};
 use crate::csi::{Node, reads_own};
 use std::fs;
 use std::time::Duration;
-use testkit::kube::PodSpec;
+use testkit::kube::{Pod, PodSpec};
 use testkit::kubelet::Status;
 use testkit::sandbox::{ACCOUNT, REGION, password};
 use testkit::until;
@@ -222,6 +222,40 @@ async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_
         "{told}"
     );
     assert_eq!(read(&target.join(FILE)), password("test"));
+}
+
+/// A kubelet that was restarted mounts a pod's volumes anew, and unmounts none that it has not mounted.
+#[tokio::test]
+async fn a_pod_at_its_end_keeps_its_files_and_the_kubelet_that_mounts_them_anew_can_unmount_them() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    for (number, end) in [
+        |pod: &Pod| pod.terminate(-60),
+        |pod: &Pod| pod.set_phase("Succeeded"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (volume, target) = node.with_files(&format!("web-{number}"), PASSWORD).await;
+        end(&volume.pod);
+        let failed = async || {
+            let metric = "latchkey_csi_fillings_total{outcome=\"denied\"}";
+            node.agent.metric(metric).await.expect("a metric")
+        };
+        let count = failed().await;
+        until("a try that is refused", async || failed().await > count).await;
+        node.publish(&volume).await.expect("it is published");
+        assert_eq!(read(&target.join(FILE)), password("test"));
+        node.kubelet.unpublish(&volume).await.expect("it goes");
+        volume.pod.delete();
+    }
+    // One that never had them gets none.
+    let (volume, _) = node.asking("late", PASSWORD);
+    volume.pod.terminate(-60);
+    let _after = node.asking("after", PASSWORD);
+    node.until_known(2.0).await;
+    let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
+    assert_eq!(code, PERMISSION_DENIED, "{message}");
 }
 
 /// Something is where the file's link should be, so that each refresh fails once it has put a new set in place.
