@@ -289,6 +289,12 @@ mod tests {
         take(&tokens, &handed(&[("sts", &old, 300)])).expect("right");
         assert_eq!(newest(&tokens, "sts"), Some(new));
         assert_eq!(newest(&tokens, "vault"), Some(other));
+        // Of two that end at the same instant, the one that came last.
+        let (first, last) = (own("first"), own("last"));
+        let json = handed(&[("sts", &first, 900)]);
+        take(&tokens, &json).expect("right");
+        take(&tokens, &json.replace(&first, &last)).expect("right");
+        assert_eq!(newest(&tokens, "sts"), Some(last));
     }
 
     #[test]
