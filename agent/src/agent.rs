@@ -12,6 +12,7 @@ use crate::config::{Config, IdentityMode};
 use crate::handler::{Clouds, Services};
 use crate::handover::{Found, Phase};
 use crate::metrics::Metrics;
+use crate::passed::Listener;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
 use crate::server::Server;
@@ -24,7 +25,7 @@ use prometheus::IntGauge;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at};
@@ -198,7 +199,7 @@ impl Agent {
         }))
     }
 
-    fn accept(&mut self, listener: Arc<UnixListener>) {
+    fn accept(&mut self, listener: Arc<Listener>) {
         let server = self.server.clone();
         let door = server.shared_door();
         self.tasks.spawn(server.accept(listener, door));

@@ -5,6 +5,7 @@
 //! told to. An agent that finds nobody answering on the path binds it again. So whenever either agent ends, a served
 //! socket remains.
 
+use crate::passed::Listener;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat};
@@ -14,7 +15,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// The mode bits of a directory that let others replace the socket.
@@ -74,7 +75,7 @@ pub(crate) struct SocketPath {
 /// A listener and the inode of its socket.
 #[derive(Clone, Debug)]
 pub(crate) struct Listening {
-    pub(crate) listener: Arc<UnixListener>,
+    pub(crate) listener: Arc<Listener>,
     inode: u64,
     temporary: String,
 }
@@ -319,7 +320,7 @@ impl SocketPath {
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
             .st_ino;
         Ok(Listening {
-            listener: Arc::new(UnixListener::from_std(listener)?),
+            listener: Arc::new(Listener::new(listener)?),
             inode,
             temporary,
         })

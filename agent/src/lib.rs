@@ -13,6 +13,7 @@ mod mountinfo;
 mod preflight;
 
 // A connection and the process at its other end.
+mod passed;
 mod peer;
 mod server;
 

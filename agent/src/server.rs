@@ -23,6 +23,7 @@ use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
+use crate::passed::{self, Listener};
 use crate::peer::{Named, Peer, PeerError, Pinning, is_exhausted};
 use crate::turns::Turnstile;
 use crate::waits::Waits;
@@ -41,12 +42,12 @@ use remains::{Orphans, Remains};
 use roll::Roll;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 use stream::Metered;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -181,7 +182,7 @@ impl Server {
     /// If the listener itself has failed.
     pub(crate) async fn accept(
         self: Arc<Self>,
-        listener: Arc<UnixListener>,
+        listener: Arc<Listener>,
         door: Arc<Door>,
     ) -> io::Result<()> {
         loop {
@@ -217,20 +218,45 @@ impl Server {
 
     /// Serves one connection until its peer, its pod, or the agent ends it.
     async fn connection(self: &Arc<Self>, stream: UnixStream, door: Arc<Door>) {
+        passed::expect(&stream);
         let (stream, peer) = self.pin(stream, &door).await;
-        let peer = match peer {
-            Ok(peer) => peer,
-            Err(error) => return self.refuse(&error),
+        let (stream, passed, remains) = match peer {
+            Ok(peer) => self.serve(stream, peer, door).await,
+            Err(error) => {
+                self.refuse(&error);
+                (stream, Vec::new(), None)
+            }
         };
+        // The runtime must not wake up for changes on this socket.
+        let Ok(stream) = stream.into_std() else {
+            return;
+        };
+        let remains = match remains {
+            Some(remains) => self.until_taken(&stream, remains).await,
+            None => None,
+        };
+        // What still counts does so until the connection is closed.
+        close(stream, passed).await;
+        drop(remains);
+    }
+
+    /// Serves the requests of `peer`. Returns the connection, with the descriptors that came over it, and what still
+    /// counts for it.
+    async fn serve(
+        self: &Arc<Self>,
+        stream: UnixStream,
+        peer: Peer,
+        door: Arc<Door>,
+    ) -> (UnixStream, Vec<OwnedFd>, Option<Remains>) {
         // The agent connects to its own path to see who answers there, and sends nothing.
         if u32::try_from(peer.pid()) == Ok(self.own) {
-            return;
+            return (stream, Vec::new(), None);
         }
         door.turns.pass().await;
         let fd = stream.as_raw_fd();
         let (admission, clock) = (&self.admission, &self.roll.clock);
         let Some(connection) = Connection::open(peer, door, fd, admission, clock) else {
-            return;
+            return (stream, Vec::new(), None);
         };
         let connection = Arc::new(connection);
         let entry = self.roll.enter(&connection);
@@ -279,42 +305,39 @@ impl Server {
             }
         }
         drop(entry);
-        let stream = http.into_parts().io.into_inner();
+        let (stream, passed) = http.into_parts().io.into_inner();
         connection.rested().await;
         // Nobody else holds it now: all of it is dropped except what still counts.
-        if let Some(connection) = Arc::into_inner(connection) {
-            self.until_taken(stream, connection.remains()).await;
-        }
+        let remains = Arc::into_inner(connection).map(Connection::remains);
+        (stream, passed, remains)
     }
 
     /// Waits until the peer has read what was sent to it, or no longer can. Until then the data is in kernel memory
     /// charged to the agent, even after a close (`unix_stream_sendmsg` in net/unix/af_unix.c allocates from the
     /// sender's account), so it goes on counting, as [`Remains`] says. A draining agent does not wait: nobody uses the
     /// count any more.
-    async fn until_taken(&self, stream: UnixStream, mut remains: Remains) {
-        // The runtime must not wake up for changes on this socket.
-        let Ok(stream) = stream.into_std() else {
-            return;
-        };
+    async fn until_taken(
+        &self,
+        stream: &std::os::unix::net::UnixStream,
+        mut remains: Remains,
+    ) -> Option<Remains> {
         // The least that the kernel allows: from now on the socket is writable only when less than some 1,200 bytes are
         // queued, including what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
-        let _ = setsockopt(&stream, SndBuf, &1);
-        if is_writable(&stream) {
-            return;
+        let _ = setsockopt(stream, SndBuf, &1);
+        if is_writable(stream) {
+            return Some(remains);
         }
         shut(stream.as_raw_fd(), Shutdown::Both);
         let mut phase = self.phase.clone();
         let mut checks = TAKEN_CHECKS;
-        while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
-            match remains.now(&self.admission.attestor, &self.admission.orphans) {
-                Some(now) => remains = now,
-                None => return,
-            }
+        while !is_writable(stream) && *phase.borrow_and_update() != Phase::Draining {
+            remains = remains.now(&self.admission.attestor, &self.admission.orphans)?;
             tokio::select! {
                 () = tokio::time::sleep(checks.take()) => {}
                 _ = phase.changed() => {}
             }
         }
+        Some(remains)
     }
 
     /// Pins the peer of `stream`. The fallback may read megabytes to prove it, hence on a thread of its own and only for
@@ -347,6 +370,18 @@ impl Server {
             _ => tracing::warn!(%error, reason, "a connection was refused"),
         }
     }
+}
+
+/// Closes a connection. What its peer may have passed over it can take long to close, so that is done on another thread.
+async fn close(stream: std::os::unix::net::UnixStream, passed: Vec<OwnedFd>) {
+    if passed.is_empty() && !passed::may_be_left(&stream) {
+        return;
+    }
+    let closing = move || {
+        passed::close(passed);
+        passed::close_with_all(stream);
+    };
+    let _ = tokio::task::spawn_blocking(closing).await;
 }
 
 /// Tells the peer that nothing more will be read, or sent either. What it has sent stays readable, and its next write

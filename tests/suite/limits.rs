@@ -1,5 +1,6 @@
 //! What one pod may have of the node's agent: over its limit it is told so, and nobody else notices.
 
+mod passed;
 mod turns;
 mod unread;
 
@@ -22,9 +23,12 @@ struct Neighbours {
 
 impl Neighbours {
     async fn start(settings: &[(&str, &str)]) -> Self {
+        Self::start_with(|all| all.set_all(settings)).await
+    }
+
+    async fn start_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         sandbox.namespace("test");
-        let change = |all: AgentSettings| all.set_all(settings);
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let noisy = sandbox.pod("test", "noisy").await.expect("a pod");
         let polite = sandbox.pod("test", "polite").await.expect("a pod");
@@ -362,38 +366,6 @@ async fn all_connections_together_have_a_bound_and_the_next_waits_for_its_turn()
         .await
         .expect("it is closed");
     assert_eq!(waiting.await.expect("an answer").status, 200);
-}
-
-#[tokio::test]
-async fn descriptors_that_a_peer_sends_along_are_never_kept() {
-    needs_workloads!();
-    let of = Neighbours::start(&[]).await;
-    let open = || {
-        std::fs::read_dir(format!("/proc/{}/fd", of.agent.pid()))
-            .expect("its descriptors")
-            .count()
-    };
-    of.noisy
-        .workload
-        .connect("laden")
-        .await
-        .expect("a connection");
-    let before = open();
-    for _ in 0..20 {
-        let raw = Raw {
-            connection: Some("laden".into()),
-            descriptors: 200,
-            answers: Some(1),
-            ..Raw::new("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
-        };
-        let received = of.noisy.workload.raw(raw).await.expect("a connection");
-        assert!(received.bytes.starts_with(b"HTTP/1.1 200"));
-    }
-    let after = open();
-    assert!(
-        after <= before + 4,
-        "{before} before, {after} after 4,000 descriptors"
-    );
 }
 
 #[tokio::test]

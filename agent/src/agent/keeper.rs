@@ -1,11 +1,11 @@
 //! Who has the socket's path, and what goes with it.
 
 use crate::handover::{Found, Listening, Phase, SocketPath};
+use crate::passed::Listener;
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
 use std::sync::Arc;
-use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 /// Keeps the socket's path.
@@ -42,7 +42,7 @@ impl Keeper {
     }
 
     /// The current listener.
-    pub(super) fn listener(&self) -> Arc<UnixListener> {
+    pub(super) fn listener(&self) -> Arc<Listener> {
         self.current.listener.clone()
     }
 
@@ -92,7 +92,7 @@ impl Keeper {
     /// # Errors
     ///
     /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
-    pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<UnixListener>>> {
+    pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<Listener>>> {
         self.path.must_be_there()?;
         let found = self.look().await;
         self.reached.set((found == Found::Ours).into());
@@ -129,7 +129,7 @@ impl Keeper {
         }
     }
 
-    async fn bind_again(&mut self) -> io::Result<Arc<UnixListener>> {
+    async fn bind_again(&mut self) -> io::Result<Arc<Listener>> {
         let anew = self.path.listen()?;
         let taken = self.take_for(anew.clone()).await;
         // What is in the way may go, and the socket before come to light again: that one stays the current one.

@@ -3,6 +3,7 @@
 //! Requests carry tokens, so no connection lasts: its buffers go with it, and the mounter's allocator wipes them.
 
 use super::plugin::Plugin;
+use crate::passed::Listener;
 use crate::server::EXHAUSTED_REST;
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
@@ -13,7 +14,7 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::TaskTracker;
@@ -39,7 +40,7 @@ const WINDOW: u32 = 64 << 10;
 const CONNECTIONS: usize = 32;
 
 /// Serves every client that is root, forever.
-pub(super) async fn serve(listener: Arc<UnixListener>, plugin: Arc<Plugin>, calls: TaskTracker) {
+pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: TaskTracker) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // The semaphore is never closed.

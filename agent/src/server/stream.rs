@@ -2,15 +2,17 @@
 
 use super::Connection;
 use super::intake::PART;
+use crate::passed;
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::SndBuf;
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, Interest, ReadBuf};
 use tokio::net::UnixStream;
 
 /// How many bytes of answers the kernel may hold for a peer that does not read them. By its own count it allows twice
@@ -20,8 +22,10 @@ const QUEUED: usize = 40 * 1024;
 /// The longest first write that needs no limit yet: many connections end after one short answer.
 const FIRST: usize = 8 * 1024;
 
-/// A stream that tells its connection when bytes have come in, and when the peer reads none. It uses plain `read(2)`,
-/// so the kernel closes any descriptors that a peer sends along.
+/// The most bytes of heads that are read at a time where descriptors may come with them.
+const HEADS: usize = 2 * 1024;
+
+/// A stream that tells its connection when bytes have come in, and when the peer reads none.
 pub(super) struct Metered {
     stream: TokioIo<UnixStream>,
     connection: Arc<Connection>,
@@ -30,6 +34,8 @@ pub(super) struct Metered {
     /// Whether others have had a turn since the last part of a body was read.
     yielded: bool,
     queue: Queue,
+    /// What the peer has passed along, which ended the connection.
+    passed: Vec<OwnedFd>,
 }
 
 /// What the kernel holds for a peer that does not read.
@@ -50,12 +56,53 @@ impl Metered {
             stuck: false,
             yielded: false,
             queue: Queue::Empty,
+            passed: Vec::new(),
         }
     }
 
-    /// The stream itself.
-    pub(super) fn into_inner(self) -> UnixStream {
-        self.stream.into_inner()
+    /// The stream itself, and the descriptors that came over it.
+    pub(super) fn into_inner(self) -> (UnixStream, Vec<OwnedFd>) {
+        (self.stream.into_inner(), self.passed)
+    }
+
+    /// Reads what has come into `part`, and ends the connection if descriptors came along.
+    fn poll_part(&mut self, cx: &mut Context<'_>, part: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if passed::are_refused() {
+            return Pin::new(self.stream.inner_mut()).poll_read(cx, part);
+        }
+        let stream = self.stream.inner();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            let room = part.initialize_unfilled();
+            match stream.try_io(Interest::READABLE, || passed::receive(stream, room)) {
+                Ok((bytes, passed)) if passed.is_empty() => {
+                    part.advance(bytes);
+                    return Poll::Ready(Ok(()));
+                }
+                Ok((_, passed)) => {
+                    self.passed = passed;
+                    return Poll::Ready(Err(io::Error::other("the peer passes descriptors")));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+    }
+
+    fn poll_heads(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        if passed::are_refused() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let mut part = [0; HEADS];
+        let room = buf.remaining().min(HEADS);
+        let mut part = ReadBuf::new(&mut part[..room]);
+        ready!(self.poll_part(cx, &mut part))?;
+        buf.put_slice(part.filled());
+        Poll::Ready(Ok(()))
     }
 
     /// Sets the limit, if needed, before `bytes` bytes are written.
@@ -85,7 +132,7 @@ impl Metered {
         let mut part = [0; PART];
         let room = buf.remaining().min(PART);
         let mut part = ReadBuf::new(&mut part[..room]);
-        ready!(Pin::new(self.stream.inner_mut()).poll_read(cx, &mut part))?;
+        ready!(self.poll_part(cx, &mut part))?;
         self.yielded = false;
         if !self.connection.intake.read(part.filled().len()) {
             return Poll::Ready(Err(io::Error::other("more framing than body")));
@@ -112,7 +159,7 @@ impl Read for Metered {
             return self.poll_body(cx, buf);
         }
         let room = buf.remaining();
-        let outcome = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let outcome = self.poll_heads(cx, buf);
         if outcome.is_ready() && room > 0 {
             self.connection.times.bytes_came();
         }

@@ -7,6 +7,7 @@ use crate::attest::pods::{Pod, Pods};
 use crate::attest::{AttestError, Denial};
 use crate::csi::control::{Ask, Departed, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
+use crate::passed::Listener;
 use crate::peer::Peer;
 use crate::server::EXHAUSTED_REST;
 use crate::token::HandedError;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
@@ -33,7 +34,7 @@ pub(super) struct Inventory {
 
 impl Volumes {
     /// Answers the mounter until the task ends.
-    pub(super) async fn serve(self: Arc<Self>, listener: Arc<UnixListener>) {
+    pub(super) async fn serve(self: Arc<Self>, listener: Arc<Listener>) {
         let askers = Arc::new(Semaphore::new(ASKERS));
         while let Ok(permit) = askers.clone().acquire_owned().await {
             match listener.accept().await {

@@ -10,6 +10,9 @@ use seccompiler::{
     SeccompRule,
 };
 
+/// Not in `libc` yet for every architecture (include/uapi/asm-generic/socket.h).
+const SO_PASSRIGHTS: i32 = 83;
+
 /// A system call that fails, with which arguments, and how.
 struct Lack {
     call: i64,
@@ -23,7 +26,10 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let (what, program) = (words.next(), words.next());
     let lack = what.as_ref().and_then(|what| Lack::of(what.to_str()?));
     let (Some(lack), Some(program)) = (lack, program) else {
-        return Err("usage: without ipv6|openat2|peerpidfd|pidfd_open PROGRAM [ARGUMENT…]".into());
+        return Err(
+            "usage: without ipv6|openat2|passrights|peerpidfd|pidfd_open PROGRAM [ARGUMENT…]"
+                .into(),
+        );
     };
     seccompiler::apply_filter(&lack.filter()?)?;
     Err(Command::new(program).args(words).exec().into())
@@ -43,6 +49,12 @@ impl Lack {
                 call: libc::SYS_openat2,
                 if_all: Vec::new(),
                 error: libc::ENOSYS,
+            },
+            // A kernel before Linux 6.16.
+            "passrights" => Self {
+                call: libc::SYS_setsockopt,
+                if_all: vec![(1, libc::SOL_SOCKET), (2, SO_PASSRIGHTS)],
+                error: libc::ENOPROTOOPT,
             },
             // A kernel before Linux 6.5.
             "peerpidfd" => Self {

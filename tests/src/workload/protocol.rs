@@ -116,6 +116,10 @@ pub struct Raw {
     pub bytes: Vec<u8>,
     /// Descriptors (of `/dev/null`) to send along with the bytes.
     pub descriptors: usize,
+    /// How many seconds their last close takes: they are a TCP socket then, whose peer reads nothing. 0: no time.
+    pub lingers: u64,
+    /// Whether the last of the bytes is sent as an urgent one (`MSG_OOB`).
+    pub urgent: bool,
     /// Whether to shut the writing side down afterwards.
     pub shut: bool,
     /// How long to read, in milliseconds, unless the other side closes first; 0: not at all.

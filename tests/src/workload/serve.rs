@@ -1,7 +1,7 @@
 //! What a pod does: it takes tasks and does them, many at a time, on one thread.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -272,8 +273,15 @@ async fn exchange(connections: &Connections, socket: &Path, raw: Raw) -> io::Res
 }
 
 async fn send_descriptors(stream: &UnixStream, raw: &Raw) -> io::Result<()> {
-    let null = fs::File::open("/dev/null")?;
-    let descriptors = vec![null.as_fd(); raw.descriptors.min(MAX_DESCRIPTORS)];
+    let passed: OwnedFd = match raw.lingers {
+        0 => fs::File::open("/dev/null")?.into(),
+        seconds => lingering(seconds)?.into(),
+    };
+    let descriptors = vec![passed.as_fd(); raw.descriptors.min(MAX_DESCRIPTORS)];
+    let urgent = match raw.urgent {
+        true => SendFlags::OOB,
+        false => SendFlags::empty(),
+    };
     let send = || {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
         let mut ancillary = SendAncillaryBuffer::new(&mut space);
@@ -282,11 +290,28 @@ async fn send_descriptors(stream: &UnixStream, raw: &Raw) -> io::Result<()> {
             stream,
             &[IoSlice::new(&raw.bytes)],
             &mut ancillary,
-            SendFlags::NOSIGNAL,
+            SendFlags::NOSIGNAL | urgent,
         );
         sent.map_err(io::Error::from)
     };
-    stream.async_io(Interest::WRITABLE, send).await.map(drop)
+    let sent = stream.async_io(Interest::WRITABLE, send).await;
+    if sent.is_err() {
+        // Or this process would wait for its own.
+        let _ = set_socket_linger(&passed, None);
+    }
+    sent.map(drop)
+}
+
+/// A TCP socket whose last close waits for as long as it may: for a peer that reads nothing while this process lives.
+fn lingering(seconds: u64) -> io::Result<std::net::TcpStream> {
+    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let mut stream = std::net::TcpStream::connect(listener.local_addr()?)?;
+    let (peer, _) = listener.accept()?;
+    std::mem::forget(peer);
+    stream.set_nonblocking(true)?;
+    while stream.write(&[0; 64 * 1024]).is_ok() {}
+    set_socket_linger(&stream, Some(Duration::from_secs(seconds)))?;
+    Ok(stream)
 }
 
 fn pass(connections: &Connections, name: String, to: &Path) -> io::Result<()> {

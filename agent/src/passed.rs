@@ -1,0 +1,229 @@
+//! Descriptors that a peer passes along with what it sends (`SCM_RIGHTS`, unix(7)). The agent has no use for any.
+//!
+//! Whoever takes such a message off a socket's queue lets go of its descriptors: by reading past it, or by closing the
+//! socket. If nobody else holds them by then, that is their last close, which may take as long as their sender likes: a
+//! TCP socket with `SO_LINGER` waits until its own peer has read everything (`inet_release` in net/ipv4/af_inet.c), and
+//! the agent has one thread for all pods. So the kernel is told to refuse them when they are sent (`SO_PASSRIGHTS`,
+//! Linux 6.16). An older kernel delivers them; they are received then, and closed on another thread.
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, setsockopt, shutdown, socketpair,
+};
+use nix::{libc, setsockopt_impl, sockopt_impl};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg,
+    sockopt::{set_socket_linger, set_socket_oobinline},
+};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::ops::Deref;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::LazyLock;
+use tokio::net::UnixListener;
+
+/// The most descriptors that one message has (`SCM_MAX_FD` in include/net/scm.h).
+const MOST: usize = 253;
+
+/// `SO_PASSRIGHTS` (include/uapi/asm-generic/socket.h), the same for every architecture that the agent is built for.
+const SO_PASSRIGHTS: i32 = 83;
+
+sockopt_impl!(PassRights, SetOnly, libc::SOL_SOCKET, SO_PASSRIGHTS, bool);
+
+/// Whether the kernel refuses descriptors for the connections of each [`Listener`]. Distributions backport, so the
+/// version says nothing.
+static REFUSED: LazyLock<bool> = LazyLock::new(|| {
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
+    pair.is_ok_and(|(one, _other)| setsockopt(&one, PassRights, &false).is_ok())
+});
+
+/// A listener whose peers pass no descriptors, as far as the kernel can refuse them.
+#[derive(Debug)]
+pub(crate) struct Listener(Option<UnixListener>);
+
+// === impl Listener ===
+
+impl Listener {
+    /// The listener at a socket that listens already, and blocks nobody.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub(crate) fn new(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
+        // Each connection inherits it, from the moment when its peer connects.
+        match setsockopt(&listener, PassRights, &false) {
+            Ok(()) | Err(Errno::ENOPROTOOPT) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        Ok(Self(Some(UnixListener::from_std(listener)?)))
+    }
+}
+
+impl Deref for Listener {
+    type Target = UnixListener;
+
+    fn deref(&self) -> &UnixListener {
+        self.0.as_ref().expect("taken only when it is dropped")
+    }
+}
+
+impl Drop for Listener {
+    /// Closes it. What was passed to connections that nobody has accepted is closed on a thread of its own.
+    fn drop(&mut self) {
+        let Some(Ok(listener)) = self.0.take().map(UnixListener::into_std) else {
+            return;
+        };
+        if *REFUSED {
+            return;
+        }
+        let _ = std::thread::Builder::new().spawn(move || retire(&listener));
+    }
+}
+
+/// Closes the connections that nobody has accepted. From here on nobody can connect.
+fn retire(listener: &std::os::unix::net::UnixListener) {
+    let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+    while let Ok((stream, _)) = listener.accept() {
+        close_with_all(stream);
+    }
+}
+
+/// Whether nothing can be passed over a [`Listener`]'s connections.
+pub(crate) fn are_refused() -> bool {
+    *REFUSED
+}
+
+/// Prepares a connection over which descriptors may come: those that come with an urgent byte (`MSG_OOB`) would be let
+/// go as soon as somebody reads past it.
+pub(crate) fn expect(connection: &impl AsFd) {
+    if !*REFUSED {
+        // This cannot fail on a socket.
+        let _ = set_socket_oobinline(connection, true);
+    }
+}
+
+/// Reads what has come into `into`, and the descriptors that came along with it.
+///
+/// # Errors
+///
+/// As recvmsg(2); `WouldBlock` if nothing has come.
+pub(crate) fn receive(
+    connection: &impl AsFd,
+    into: &mut [u8],
+) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = recvmsg(
+        connection,
+        &mut [IoSliceMut::new(into)],
+        &mut control,
+        flags,
+    )?;
+    let mut passed = Vec::new();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            passed.extend(descriptors);
+        }
+    }
+    Ok((received.bytes, passed))
+}
+
+/// Whether closing this connection may close descriptors that have been passed: something is there that nobody has
+/// read. From here on nothing more comes.
+pub(crate) fn may_be_left(connection: &impl AsFd) -> bool {
+    if *REFUSED {
+        return false;
+    }
+    let connection = connection.as_fd().as_raw_fd();
+    let _ = shutdown(connection, Shutdown::Read);
+    let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+    recv(connection, &mut [0], flags) != Ok(0)
+}
+
+/// Closes a connection and everything that was passed over it. This may wait for whoever has passed it.
+pub(crate) fn close_with_all(connection: impl AsFd) {
+    let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Read);
+    let mut bytes = [0; 4096];
+    loop {
+        match receive(&connection, &mut bytes) {
+            Ok((0, passed)) if passed.is_empty() => break,
+            Ok((_, passed)) => close(passed),
+            // The second is what a peer that left with unread answers leaves behind, before what it has sent.
+            Err(error) => match error.kind() {
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {}
+                _ => break,
+            },
+        }
+    }
+}
+
+/// Closes descriptors that were passed, without waiting for what their sender has asked to be waited for.
+pub(crate) fn close(passed: Vec<OwnedFd>) {
+    for descriptor in passed {
+        // Not every one is a socket.
+        let _ = set_socket_linger(&descriptor, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    use std::io::{IoSlice, Write as _};
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// A TCP socket whose last close takes a minute, for as long as its peer is there and reads nothing.
+    fn lingering() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut stream = TcpStream::connect(address).expect("a connection");
+        let (peer, _) = listener.accept().expect("its peer");
+        stream.set_nonblocking(true).expect("a mode");
+        while stream.write(&[0; 64 * 1024]).is_ok() {}
+        set_socket_linger(&stream, Some(Duration::from_secs(60))).expect("a socket");
+        (stream, peer)
+    }
+
+    fn takes_no_time(what: impl FnOnce() + Send + 'static) {
+        let (done, is_done) = mpsc::channel();
+        std::thread::spawn(move || {
+            what();
+            let _ = done.send(());
+        });
+        let waited = is_done.recv_timeout(Duration::from_secs(20));
+        waited.expect("it waits for its peer");
+    }
+
+    #[test]
+    fn closing_waits_for_no_peer_of_what_was_passed() {
+        let (stream, _peer) = lingering();
+        takes_no_time(|| close(vec![stream.into()]));
+    }
+
+    #[test]
+    fn what_was_passed_before_anybody_accepted_is_closed_with_the_listener() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
+        listener.set_nonblocking(true).expect("a mode");
+        let connection = UnixStream::connect(&path).expect("a connection");
+        let (stream, _peer) = lingering();
+        let descriptors = [stream.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let bytes = [IoSlice::new(b"x")];
+        sendmsg(&connection, &bytes, &mut control, SendFlags::empty()).expect("it is sent");
+        drop(stream);
+        takes_no_time(move || {
+            retire(&listener);
+            drop(listener);
+        });
+        UnixStream::connect(&path).expect_err("nobody listens");
+    }
+}
