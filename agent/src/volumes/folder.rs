@@ -8,6 +8,7 @@
 //! group too: the agent has no right to give files away. Pods see it read-only, so nothing here is anybody else's.
 
 use bytes::Bytes;
+use nix::fcntl::OFlag;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, OpenOptions, Permissions};
@@ -63,9 +64,10 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// If the kernel refuses; then the previous set stays current, unless only a link is missing.
+    /// If the kernel refuses, or the pod has a lease on a file of the previous set; then that set stays current, unless
+    /// only a link is missing.
     pub(super) fn put(&self, files: &[FileMade]) -> io::Result<bool> {
-        let changes = !self.holds(files);
+        let changes = !self.holds(files)?;
         if changes {
             let set = format!("..{}", uuid::Uuid::new_v4().simple());
             let outcome = self.write(&set, files).and_then(|()| self.switch_to(&set));
@@ -81,12 +83,18 @@ impl Folder {
 
     /// Whether this is the set in place. It looks at the files themselves, so nothing need be remembered, and nothing
     /// that a killed agent left is trusted.
-    fn holds(&self, files: &[FileMade]) -> bool {
+    fn holds(&self, files: &[FileMade]) -> io::Result<bool> {
         let set = self.root.join(DATA);
-        let Ok(entries) = fs::read_dir(&set) else {
-            return false;
-        };
-        entries.count() == files.len() && files.iter().all(|file| file.is_at(&set.join(&file.name)))
+        let is_of_as_many = fs::read_dir(&set).is_ok_and(|entries| entries.count() == files.len());
+        if !is_of_as_many {
+            return Ok(false);
+        }
+        for file in files {
+            if !file.is_at(&set.join(&file.name))? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn write(&self, set: &str, files: &[FileMade]) -> io::Result<()> {
@@ -161,9 +169,25 @@ impl Folder {
 // === impl FileMade ===
 
 impl FileMade {
-    fn is_at(&self, path: &Path) -> bool {
-        let Ok(mut open) = fs::File::open(path) else {
-            return false;
+    /// Whether it is there.
+    ///
+    /// A process of the pod with the file's uid may have a lease on it (`F_SETLEASE`, fcntl(2)), and without
+    /// `O_NONBLOCK` everybody would wait for up to 45 s until the kernel takes that away. Such a file is not replaced
+    /// before: a process that has each set open in turn would fill the volume's memory with them.
+    ///
+    /// # Errors
+    ///
+    /// If there is such a lease.
+    fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let mut options = OpenOptions::new();
+        let without_waiting = options.read(true).custom_flags(OFlag::O_NONBLOCK.bits());
+        let mut open = match without_waiting.open(path) {
+            Ok(open) => open,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                let text = format!("a process of the pod has a lease on {:?}", self.name);
+                return Err(io::Error::new(error.kind(), text));
+            }
+            Err(_) => return Ok(false),
         };
         let is_alike = open.metadata().is_ok_and(|there| {
             there.mode() & 0o7777 == self.mode
@@ -171,7 +195,7 @@ impl FileMade {
         });
         // Allocated at full size: a buffer that grows leaves copies behind.
         let mut content = Zeroizing::new(vec![0; self.content.len()]);
-        is_alike && open.read_exact(&mut content).is_ok() && **content == *self.content
+        Ok(is_alike && open.read_exact(&mut content).is_ok() && **content == *self.content)
     }
 }
 

@@ -3,9 +3,10 @@
 use super::{FILE, PASSWORD, read, until_it_holds};
 use crate::csi::Node;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
@@ -193,4 +194,41 @@ async fn a_pod_that_locks_its_volumes_keeps_no_file_from_being_renewed() {
     }
     let log = node.agent.stderr().concat();
     assert!(!log.contains("somebody holds a lock"), "it was waited for");
+}
+
+/// Takes a lease on the file that it is called with, lets nothing break it, and ends with its input.
+const LEASE: &str = "
+import fcntl, os, signal, sys
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = os.open(sys.argv[1], os.O_RDONLY)
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('taken', flush=True)
+sys.stdin.read()
+";
+
+/// Whoever has the uid of a file can take a lease on it (fcntl(2)), and then others wait to open it.
+#[tokio::test]
+async fn a_pod_that_takes_a_lease_on_its_file_keeps_nobody_waiting() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    let (_leased, of_lessee) = node.with_files("lessee", PASSWORD).await;
+    let (_polite, of_polite) = node.with_files("polite", PASSWORD).await;
+    let mut lessee = Command::new("python3")
+        .args(["-c", LEASE])
+        .arg(of_lessee.join(FILE))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("python");
+    let mut taken = String::new();
+    let mut output = BufReader::new(lessee.stdout.take().expect("a pipe"));
+    output.read_line(&mut taken).expect("it can be read");
+    assert_eq!(taken, "taken\n");
+    let told = node.agent.until_line("a process of the pod has a lease on");
+    told.await.expect("the agent has come to that file");
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&of_polite.join(FILE), "rotated").await;
+    drop(lessee.stdin.take());
+    lessee.wait().expect("it ends");
+    until_it_holds(&of_lessee.join(FILE), "rotated").await;
 }
