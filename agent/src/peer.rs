@@ -351,11 +351,12 @@ fn peer_pidfd(stream: &impl AsFd) -> Result<OwnedFd, PeerError> {
     }
 }
 
-/// Whether the machine has run out of descriptors or memory, which says nothing about a peer.
+/// Whether the machine has run out of descriptors, memory or what a user may watch with epoll (`ENOSPC`, epoll_ctl(2)),
+/// which says nothing about a peer.
 pub(crate) fn is_exhausted(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS)
+        Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS | Errno::ENOSPC)
     )
 }
 

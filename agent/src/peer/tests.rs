@@ -152,3 +152,20 @@ fn a_peer_that_cannot_be_seen_is_gone_only_if_it_has_exited() {
         assert!(matches!(outcome, Err(PeerError::Gone)), "{outcome:?}");
     }
 }
+
+#[test]
+fn what_the_machine_has_no_more_of_is_told_from_a_failed_listener() {
+    let is_so = |errno: Errno| is_exhausted(&errno.into());
+    for errno in [
+        Errno::EMFILE,
+        Errno::ENFILE,
+        Errno::ENOBUFS,
+        Errno::ENOMEM,
+        Errno::ENOSPC,
+    ] {
+        assert!(is_so(errno), "{errno}");
+    }
+    for errno in [Errno::EACCES, Errno::EBADF, Errno::EINVAL] {
+        assert!(!is_so(errno), "{errno}");
+    }
+}
