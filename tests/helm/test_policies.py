@@ -225,6 +225,55 @@ class Driver(unittest.TestCase):
         self.assertEqual(["123"], [token["audience"] for token in driver["spec"]["tokenRequests"]])
 
 
+class Socket(unittest.TestCase):
+    """Nobody but the agent can write to the directory of the node's socket."""
+
+    KINDS = ("containers", "initContainers", "ephemeralContainers")
+
+    def refusal(self, path, mount, kind="containers"):
+        mount = {"name": "l", "mountPath": "/run/latchkey", **mount}
+        pod = volumes({"name": "x", "emptyDir": {}}, {"name": "l", "hostPath": {"path": path}})
+        pod["spec"]["containers"] = [{"name": "plain"}]
+        pod["spec"][kind] = [{"name": "other", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}, {"name": "c", "volumeMounts": [mount]}]
+        policy = chart.one("ValidatingAdmissionPolicy", None, "delivery=hostPath", "rbac.tokens=namespace", name="latchkey-socket")
+        return refusal(policy, {"namespace": "shop"}, pod)
+
+    def test_each_container_of_each_kind_mounts_it_read_only(self):
+        for kind in self.KINDS:
+            self.assertIsNone(self.refusal("/run/latchkey", {"readOnly": True}, kind))
+            for writable in ({}, {"readOnly": False}):
+                said = self.refusal("/run/latchkey", writable, kind)
+                self.assertIn(f"{kind}: a volume with the node's directory /run/latchkey must be mounted with readOnly: true", said)
+
+    def test_it_is_the_same_directory_however_it_is_written(self):
+        for path in ("/run/latchkey/", "//run/./latchkey", "/./run//latchkey/.", "/var/run/latchkey", "/run/latchkey/agent.sock"):
+            self.assertIsNotNone(self.refusal(path, {}), path)
+        for path in ("/run/latchkey-other", "/run/other", "/srv/run/latchkey", "/runlatchkey", "/var/latchkey", "/latchkey"):
+            self.assertIsNone(self.refusal(path, {}), path)
+
+    def test_the_agent_itself_is_let_through(self):
+        agent = {"kind": "Pod", **chart.pod(None)}
+        policy = chart.one("ValidatingAdmissionPolicy", name="latchkey-socket")
+        self.assertIsNone(refusal(policy, {"namespace": "latchkey"}, agent))
+        self.assertIsNotNone(refusal(policy, {"namespace": "shop"}, agent))
+
+    def test_pods_without_a_directory_of_the_node_are_none_of_its_business(self):
+        policy = chart.one("ValidatingAdmissionPolicy", name="latchkey-socket")
+        for pod in ({"kind": "Pod", "spec": {}}, volumes({"name": "x", "emptyDir": {}})):
+            self.assertIsNone(refusal(policy, {"namespace": "shop"}, pod))
+
+    def test_it_applies_to_new_pods_and_ephemeral_containers_and_can_be_left_out(self):
+        policy = chart.one("ValidatingAdmissionPolicy", name="latchkey-socket")
+        rules = policy["spec"]["matchConstraints"]["resourceRules"]
+        self.assertEqual(
+            [(["CREATE"], ["pods"]), (["UPDATE"], ["pods/ephemeralcontainers"])], [(rule["operations"], rule["resources"]) for rule in rules]
+        )
+        binding = chart.one("ValidatingAdmissionPolicyBinding", name="latchkey-socket")
+        self.assertEqual((["Deny"], "latchkey-socket"), (binding["spec"]["validationActions"], binding["spec"]["policyName"]))
+        kinds = {found["kind"] for found in chart.objects(None, "admissionPolicy.create=false")}
+        self.assertFalse({kind for kind in kinds if kind.startswith("ValidatingAdmission")})
+
+
 class Levels(unittest.TestCase):
     """What the chart itself grants, at each level."""
 
