@@ -3,6 +3,7 @@
 use crate::operations::names;
 use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, PermissionsExt, chown, symlink};
@@ -16,7 +17,7 @@ use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::kube::{self, AGENT};
 use testkit::sandbox::{CANARY, Sandbox, SandboxPod, password};
 use testkit::until;
-use testkit::workload::{Request, Signal, Workload, WorkloadSpec};
+use testkit::workload::{self, Request, Signal, Workload, WorkloadSpec};
 use tokio::time::sleep;
 
 /// Takes all capabilities away, and with them root's power over other processes.
@@ -201,16 +202,31 @@ async fn while_something_else_is_at_the_path_nothing_is_left_beside_it_and_the_s
     assert!(!said.contains("another process answers"), "{said}");
 }
 
+/// Listens on a path, and renames that to another one.
+const IMPOSTOR: &str = "
+import os, socket, sys, time
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+os.rename(sys.argv[1], sys.argv[2])
+time.sleep(60)
+";
+
 #[tokio::test]
-async fn a_socket_that_another_process_put_in_its_place_is_told() {
+async fn a_socket_that_another_process_put_in_its_place_is_told_with_the_process_and_its_pod() {
     needs_workloads!();
-    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    let beside = sandbox.socket().with_extension("other");
-    let _other = UnixListener::bind(&beside).expect("a listener");
-    fs::rename(&beside, sandbox.socket()).expect("it takes the path");
+    let socket = sandbox.socket();
+    let beside = socket.with_extension("other");
+    let paths = [&beside, &socket].map(|path| path.to_str().expect("UTF-8"));
+    let command = workload::Command::new("python3").args(&["-c", IMPOSTOR, paths[0], paths[1]]);
+    let impostor = pod.workload.spawn(command).await.expect("python");
     let told = agent.until_line("another process answers on the socket's path");
-    told.await.expect("it notices");
+    let line: Value = serde_json::from_str(&told.await.expect("it notices")).expect("JSON");
+    let who = [&line["pid"], &line["pod_uid"]];
+    let expected = [&json!(impostor.pid()), &json!(pod.object.uid())];
+    assert_eq!(who, expected, "{line}");
     let reached = agent.metric("latchkey_socket_reached").await;
     assert_eq!(reached.expect("metrics"), 0.0);
 }

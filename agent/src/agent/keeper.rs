@@ -1,12 +1,22 @@
 //! Who has the socket's path, and what goes with it.
 
+use crate::attest::cgroup::PodUid;
+use crate::attest::{Attestor, Entrance, Location};
 use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::passed::Listener;
+use crate::peer::{Peer, Pinning};
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::UnixStream;
 use tokio::sync::watch;
+use tokio::time::timeout;
+
+/// The timeout for connecting to somebody else's socket.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Keeps the socket's path.
 pub(super) struct Keeper {
@@ -20,6 +30,9 @@ pub(super) struct Keeper {
     pub(super) volumes: Option<Arc<Volumes>>,
     /// 1 while the path leads here.
     reached: IntGauge,
+    /// The path itself, and who tells in which pod somebody else is who answers there.
+    socket: PathBuf,
+    attestor: Arc<Attestor>,
 }
 
 impl Keeper {
@@ -30,6 +43,8 @@ impl Keeper {
         phase: watch::Sender<Phase>,
         volumes: Option<Arc<Volumes>>,
         reached: IntGauge,
+        socket: PathBuf,
+        attestor: Arc<Attestor>,
     ) -> Self {
         Self {
             path,
@@ -38,6 +53,8 @@ impl Keeper {
             phase,
             volumes,
             reached,
+            socket,
+            attestor,
         }
     }
 
@@ -105,7 +122,9 @@ impl Keeper {
         let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
         if changed && now == Phase::Replaced {
             // Expected in a handover; at any other time somebody has put their own socket in its place.
-            tracing::warn!("another process answers on the socket's path");
+            let (pid, pod) = self.holder().await;
+            let pod_uid = pod.map(tracing::field::display);
+            tracing::warn!(pid, pod_uid, "another process answers on the socket's path");
         }
         let bound = match found {
             Found::Ours | Found::Another => return Ok(None),
@@ -127,6 +146,23 @@ impl Keeper {
                 Ok(None)
             }
         }
+    }
+
+    /// The process that listens on the path, as the kernel names it to whoever connects there (`SO_PEERCRED`, unix(7)),
+    /// and the pod that it is in. It may have exited since and have left its socket to others.
+    async fn holder(&self) -> (Option<i32>, Option<PodUid>) {
+        let dialled = timeout(DIAL_TIMEOUT, UnixStream::connect(&self.socket)).await;
+        let Ok(Ok(stream)) = dialled else {
+            return (None, None);
+        };
+        let Ok(peer) = Peer::unseen(&stream, Pinning::ByNumber) else {
+            return (None, None);
+        };
+        let pod = match self.attestor.locate(&peer, Entrance::Shared) {
+            Ok(Location::Pod(in_pod)) => Some(in_pod.pod),
+            _ => None,
+        };
+        (Some(peer.pid()), pod)
     }
 
     async fn bind_again(&mut self) -> io::Result<Arc<Listener>> {
