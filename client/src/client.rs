@@ -466,4 +466,4 @@ fn secret(answer: &Answer) -> Result<Secret, ClientError> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,7 +1,7 @@
 //! Watches which of the secrets in use have changed.
 
 use super::terminal;
-use crate::protocol::WAIT_LIMIT;
+use crate::protocol::{Code, WAIT_LIMIT};
 use crate::{Ask, Client, Secret, Tag};
 use std::future::pending;
 use std::panic::resume_unwind;
@@ -126,6 +126,13 @@ impl Watched {
                         terminal::error(&text);
                         told = about;
                     }
+                    // The pod's other processes have all of its waits, and may keep them: reads remain.
+                    if error.code() == Some(Code::Busy)
+                        && let Ok(secret) = client.read(&self.used.ask()).await
+                        && secret.version != self.version
+                    {
+                        return self.used.name;
+                    }
                     sleep(REST).await;
                 }
             }
@@ -136,7 +143,28 @@ impl Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::tests::{Scripted, answer};
     use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_change_is_found_although_others_have_all_of_the_pods_waits() {
+        let body = |version: u8| {
+            format!(r#"{{"name":"n","value":"v","version":"{version}","backend":"aws"}}"#)
+        };
+        let busy = r#"{"error":"16 waits","code":"busy","request_id":"1-1"}"#;
+        let script = vec![
+            answer(200, "", &body(1)),
+            answer(429, "", busy),
+            answer(200, "", &body(2)),
+        ];
+        let agent = Scripted::start(script).expect("a socket");
+        let client = agent.client();
+        let secret = client.get("n").await.expect("a secret");
+        let mut watch = Watch::default();
+        watch.add(Used::latest("n"), &secret);
+        let name = timeout(REST / 2, watch.changed(&client)).await;
+        assert_eq!(name.expect("a change"), "n");
+    }
 
     #[tokio::test(start_paused = true)]
     #[should_panic(expected = "a bug")]

@@ -8,14 +8,14 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 
 /// A socket that gives one answer after another, and records the requests.
-struct Scripted {
+pub(crate) struct Scripted {
     directory: TempDir,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 /// What to do with a request.
 #[derive(Clone)]
-enum Act {
+pub(crate) enum Act {
     /// Answer it, and keep the connection.
     Answer(String),
     /// End the connection after these bytes of an answer.
@@ -26,7 +26,7 @@ enum Act {
 
 impl Scripted {
     /// Answers by `script`, repeating its last act.
-    fn start(script: Vec<Act>) -> io::Result<Self> {
+    pub(crate) fn start(script: Vec<Act>) -> io::Result<Self> {
         let directory = tempfile::tempdir()?;
         let listener = UnixListener::bind(directory.path().join("agent.sock"))?;
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -40,7 +40,7 @@ impl Scripted {
         Ok(Self { directory, asked })
     }
 
-    fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let socket = self.directory.path().join("agent.sock");
         Client::new(socket).patience(Duration::from_secs(5))
     }
@@ -101,7 +101,7 @@ fn lock<T>(what: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn answer(status: u16, headers: &str, body: &str) -> Act {
+pub(crate) fn answer(status: u16, headers: &str, body: &str) -> Act {
     let length = body.len();
     Act::Answer(format!(
         "HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
