@@ -1,6 +1,7 @@
 //! The pages for those who write applications, done as they say: what a page tells the reader to type, a pod types.
 //!
-//! Each section is followed twice: by a pod that may read the secret in it, and by one that may not.
+//! Each section is followed by a pod that may read the secret in it, by one that may not, and by one whose agent dies
+//! amid its answer.
 
 use crate::can_run;
 use std::fs;
@@ -12,6 +13,8 @@ use testkit::page::{Page, Section, root};
 use testkit::password_store::PasswordStore;
 use testkit::sandbox::{CANARY, Sandbox, SandboxPod, password};
 use testkit::workload::{Command, Executed, Running, Signal, Workload, WorkloadSpec};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
 
 /// What a command begins with that gets libraries. Pods of the sandbox reach no network, so it is typed outside.
 const INSTALLERS: [&str; 2] = ["npm ", "pip "];
@@ -70,6 +73,10 @@ impl Readers {
                 continue;
             }
             self.reads_and_is_refused(line).await;
+            // With a proxy in between, the program does not know the agent's socket.
+            if background.is_empty() {
+                self.takes_no_half(line).await;
+            }
             typed += 1;
         }
         assert!(typed > 0, "{} tells to do nothing", section.heading);
@@ -92,6 +99,35 @@ impl Readers {
         let said = format!("{}{}", may_not.stdout, may_not.stderr);
         assert!(said.contains("AWS refused"), "{line}{may_not:?}");
         assert!(!said.contains(CANARY), "{line}{may_not:?}");
+    }
+
+    /// Types a line where the agent dies amid its answer: half a secret is none.
+    async fn takes_no_half(&self, line: &str) {
+        let socket = self.directory.path().join("dying.sock");
+        let dying = UnixListener::bind(&socket).expect("a socket");
+        let serving = tokio::spawn(async move {
+            while let Ok((mut stream, _)) = dying.accept().await {
+                let mut request = [0; 4096];
+                let read = stream.read(&mut request).await.unwrap_or_default();
+                let asked = String::from_utf8_lossy(&request[..read]);
+                let version = if asked.contains(" HTTP/1.0\r\n") {
+                    "1.0"
+                } else {
+                    "1.1"
+                };
+                let half =
+                    format!("HTTP/{version} 200 OK\r\ncontent-length: 64\r\n\r\nhalf a value");
+                // Whoever has left already misses nothing.
+                let _ = stream.write_all(half.as_bytes()).await;
+            }
+        });
+        let command = self
+            .command(line)
+            .env("LATCHKEY_SOCKET", socket.display().to_string());
+        let half = self.prod.workload.run(command).await.expect("a shell");
+        assert_ne!(half.code, Some(0), "{line}{half:?}");
+        serving.abort();
+        fs::remove_file(&socket).expect("the socket");
     }
 
     fn command(&self, line: &str) -> Command {
@@ -254,7 +290,9 @@ async fn rust_reads_and_is_refused() {
     if can_run() {
         let program = sibling_binary("get-secret").expect("the program");
         let line = format!("{} prod/database-password", program.display());
-        Readers::start().await.reads_and_is_refused(&line).await;
+        let readers = Readers::start().await;
+        readers.reads_and_is_refused(&line).await;
+        readers.takes_no_half(&line).await;
     }
 }
 

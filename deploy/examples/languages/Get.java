@@ -1,4 +1,5 @@
 // Prints a secret: java Get.java NAME
+import static java.nio.charset.StandardCharsets.ISO_8859_1;
 import static java.nio.charset.StandardCharsets.UTF_8;
 import static java.util.concurrent.TimeUnit.SECONDS;
 
@@ -22,10 +23,16 @@ class Get {
             // HTTP/1.0: the answer ends with the connection, so there is nothing to parse but its head.
             agent.write(UTF_8.encode("GET /v1/secrets/" + name + " HTTP/1.0\r\n"
                 + "Host: localhost\r\nAccept: text/plain\r\n\r\n"));
-            var answer = new String(Channels.newInputStream(agent).readAllBytes(), UTF_8);
+            // One char for each byte: content-length counts bytes, and fewer arrive if the agent dies.
+            var answer = new String(Channels.newInputStream(agent).readAllBytes(), ISO_8859_1);
             var headAndBody = answer.split("\r\n\r\n", 2);
-            if (!headAndBody[0].startsWith("HTTP/1.0 200 ")) throw new IOException(answer);
-            return headAndBody[1];
+            if (headAndBody.length < 2 || headAndBody[0].lines().noneMatch(
+                    ("content-length: " + headAndBody[1].length())::equalsIgnoreCase)) {
+                throw new IOException("the answer did not arrive whole");
+            }
+            var body = new String(headAndBody[1].getBytes(ISO_8859_1), UTF_8);
+            if (!headAndBody[0].startsWith("HTTP/1.0 200 ")) throw new IOException(body);
+            return body;
         }
     }
 
