@@ -14,7 +14,10 @@ end
 
 def get_secret(name)
   # The last argument: no proxy, whatever the environment says.
-  answer = Agent.new("localhost", 80, nil).get("/v1/secrets/#{name}")
+  agent = Agent.new("localhost", 80, nil)
+  agent.read_timeout = 15
+  agent.max_retries = 0
+  answer = agent.get("/v1/secrets/#{name}")
   raise "#{answer.code} #{answer.body}" unless answer.is_a?(Net::HTTPOK)
 
   JSON.parse(answer.body)["value"]
