@@ -19,12 +19,12 @@ def get_secret(name):
     try:
         agent.request("GET", f"/v1/secrets/{name}")
         answer = agent.getresponse()
-        body = json.load(answer)
+        body = answer.read()
     finally:
         agent.close()
     if answer.status != 200:
-        raise RuntimeError(f"{answer.status} {body['code']}: {body['error']}")
-    return body["value"]
+        raise RuntimeError(f"{answer.status} {body.decode()}")
+    return json.loads(body)["value"]
 
 
 print(get_secret(sys.argv[1]))
