@@ -53,8 +53,20 @@ pub(super) async fn examine(report: &mut Report, place: Place, socket: &Path) ->
     let Some(kind) = kind_of(report, place, socket) else {
         return false;
     };
+    let inside = socket.join("agent.sock");
+    if kind.is_dir() && inside.exists() {
+        let inside = inside.display();
+        report
+            .absent(
+                STEP,
+                "no_socket",
+                format!("{shown} is the agent's directory, not its socket"),
+            )
+            .next(format!("--socket {inside}, or LATCHKEY_SOCKET={inside}"));
+        return false;
+    }
     let is_mount = is_mount_point(socket);
-    if kind.is_dir() || is_mount && !kind.is_socket() {
+    if is_mount && !kind.is_socket() && !(kind.is_dir() && has_entries(socket)) {
         mounted_as_file(
             report,
             &format!(
@@ -241,6 +253,11 @@ fn mount(finding: &mut Finding) {
     for line in MOUNT {
         finding.next(line);
     }
+}
+
+/// Whether it is a directory that is not empty, or may not be.
+fn has_entries(path: &Path) -> bool {
+    fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some())
 }
 
 /// What is mounted, and where.

@@ -20,23 +20,23 @@ async fn a_missing_or_wrong_mount_and_a_missing_agent_are_told_apart() {
     found(doctor(&nowhere))
         .await
         .is("socket", "no_mount", &["not mounted"]);
+    // A path that names the directory needs no other mount.
+    let directory = socket.parent().expect("a directory");
+    let told = found(doctor(directory)).await;
+    told.is("socket", "no_socket", &["is the agent's directory"]);
+    let next = format!("LATCHKEY_SOCKET={}", socket.display());
+    assert!(told.report.to_string().contains(&next), "{:#}", told.report);
     let mounted = client.sandbox.directory().join("mounted");
-    fs::create_dir_all(mounted.join("agent.sock")).expect("a directory");
     let directory = mounted.join("agent.sock");
+    fs::create_dir_all(&directory).expect("a directory");
     found(doctor(&directory))
         .await
-        .is("socket", "file_mount", &["instead of its directory"]);
-    // The socket's file is mounted, as a container has it that was given that alone.
-    let file = mounted.join("file.sock");
-    fs::write(&file, "").expect("a file");
-    let old = mounted.join("old.sock");
-    fs::hard_link(&socket, &old).expect("another name");
-    let over_file = |json: &'static str| {
+        .is("socket", "no_socket", &["is no socket"]);
+    let over = |what: &Path, place: &Path, json: &'static str| {
+        let place = place.display();
         let script = format!(
-            "mount --bind {} {} && exec \"$0\" --socket {} doctor {json}",
-            old.display(),
-            file.display(),
-            file.display()
+            "mount --bind {} {place} && exec \"$0\" --socket {place} doctor {json}",
+            what.display(),
         );
         let program = sibling_binary("sandbox-latchkey").expect("the command");
         let mut command = client
@@ -47,6 +47,18 @@ async fn a_missing_or_wrong_mount_and_a_missing_agent_are_told_apart() {
         command.args(["--mount", "sh", "-c", &script]).arg(program);
         command
     };
+    // What is made on a node where the socket's file was to be mounted, and was not there.
+    found(over(&directory, &directory, "--json")).await.is(
+        "socket",
+        "file_mount",
+        &["instead of its directory"],
+    );
+    // The socket's file is mounted, as a container has it that was given that alone.
+    let file = mounted.join("file.sock");
+    fs::write(&file, "").expect("a file");
+    let old = mounted.join("old.sock");
+    fs::hard_link(&socket, &old).expect("another name");
+    let over_file = |json| over(&old, &file, json);
     let still_good = ended(over_file("--json")).await;
     assert_eq!(still_good.code, Some(0), "{still_good:?}");
     let report: Value = serde_json::from_str(&still_good.stdout).expect("JSON");
