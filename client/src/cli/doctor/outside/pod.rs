@@ -3,6 +3,7 @@
 use super::super::report::Report;
 use super::agent::why;
 use super::{DRIVER, Kubectl, annotation, is_of_driver, list, text};
+use crate::protocol::DEFAULT_SOCKET;
 use serde_json::Value as Json;
 use std::iter::once;
 
@@ -166,56 +167,99 @@ fn mounts(report: &mut Report, pod: &Json) {
         .filter(|volume| matches!(kind(volume), Kind::Directory))
         .map(|volume| text(volume, "/name"))
         .collect();
-    let mut with = Vec::new();
+    let (mut any, mut good) = (false, Vec::new());
     for container in containers(pod) {
-        let name = text(container, "/name");
-        let Some(mount) =
-            list(container, "/volumeMounts").find(|mount| volumes.contains(&text(mount, "/name")))
-        else {
-            continue;
-        };
-        with.push(name);
-        let at = text(mount, "/mountPath").trim_end_matches('/');
-        if !text(mount, "/subPath").is_empty() || !text(mount, "/subPathExpr").is_empty() {
-            report
-                .fail(
-                    "mount",
-                    "file_mount",
-                    format!("the container {name} mounts the volume with subPath: a restarted agent makes a new socket there, which it will not see"),
-                )
-                .next(format!("volumeMounts: [{{name: {}, mountPath: {DIRECTORY}, readOnly: true}}]", volumes[0]));
-        } else if at != DIRECTORY && !has_variable(container) {
-            report
-                .fail(
-                    "mount",
-                    "other_path",
-                    format!(
-                        "the container {name} has the directory at {at}, where nobody looks for it"
-                    ),
-                )
-                .next(format!(
-                    "mount it at {DIRECTORY}, or set LATCHKEY_SOCKET={at}/agent.sock"
-                ));
+        let mounts: Vec<&Json> = list(container, "/volumeMounts")
+            .filter(|mount| volumes.contains(&text(mount, "/name")))
+            .collect();
+        any |= !mounts.is_empty();
+        if !mounts.is_empty() && is_found(report, container, &mounts) {
+            good.push(text(container, "/name"));
         }
     }
-    if with.is_empty() {
+    if !any {
         report
             .fail(
                 "mount",
                 "no_mount",
                 "no container of the pod mounts the volume",
             )
-            .next(format!(
-                "volumeMounts: [{{name: {}, mountPath: {DIRECTORY}, readOnly: true}}]",
-                volumes[0]
-            ));
-    } else {
-        report.ok("mount", format!("in {}", with.join(", ")));
+            .next(mount_line(volumes[0]));
+    } else if !good.is_empty() {
+        report.ok("mount", format!("in {}", good.join(", ")));
     }
 }
 
-fn has_variable(container: &Json) -> bool {
-    list(container, "/env").any(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
+/// Whether the container's programs find the socket in what it has of the directory. If not, the report says why.
+fn is_found(report: &mut Report, container: &Json, mounts: &[&Json]) -> bool {
+    let name = text(container, "/name");
+    let is_whole = |mount: &&&Json| {
+        text(mount, "/subPath").is_empty() && text(mount, "/subPathExpr").is_empty()
+    };
+    let places: Vec<&str> = mounts
+        .iter()
+        .filter(is_whole)
+        .map(|mount| text(mount, "/mountPath").trim_end_matches('/'))
+        .collect();
+    let Some(first) = places.first() else {
+        report
+            .fail(
+                "mount",
+                "file_mount",
+                format!("the container {name} mounts the volume with subPath: a restarted agent makes a new socket there, which it will not see"),
+            )
+            .next(mount_line(text(mounts[0], "/name")));
+        return false;
+    };
+    let variable = list(container, "/env")
+        .filter(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
+        .last();
+    let value = variable.map_or("", |variable| text(variable, "/value"));
+    let socket = if value.is_empty() {
+        DEFAULT_SOCKET
+    } else {
+        value
+    };
+    let has_it = |place: &&str| format!("{}/agent.sock", in_run(place)) == in_run(socket);
+    if places.iter().any(has_it) {
+        return true;
+    }
+    let places_text = places.join(", ");
+    let is_computed = match variable {
+        Some(variable) => variable.get("valueFrom").is_some() || value.contains("$("),
+        None => list(container, "/envFrom").next().is_some(),
+    };
+    if is_computed {
+        report.note(
+            "mount",
+            "other_path",
+            format!("the container {name} has the directory at {places_text}; whether its LATCHKEY_SOCKET says so does not show from here"),
+        );
+        return false;
+    }
+    report
+        .fail(
+            "mount",
+            "other_path",
+            format!(
+                "the container {name} has the directory at {places_text}, and looks for {socket}"
+            ),
+        )
+        .next(format!(
+            "mount it at {DIRECTORY}, or set LATCHKEY_SOCKET={first}/agent.sock"
+        ));
+    false
+}
+
+fn mount_line(volume: &str) -> String {
+    format!("volumeMounts: [{{name: {volume}, mountPath: {DIRECTORY}, readOnly: true}}]")
+}
+
+/// The same path without /var, if it begins with /var/run: images have that as a link to /run.
+fn in_run(path: &str) -> &str {
+    path.strip_prefix("/var")
+        .filter(|rest| rest.starts_with("/run/"))
+        .unwrap_or(path)
 }
 
 /// The name of the container that is the pod's own agent, judging by its environment.
@@ -325,5 +369,57 @@ mod tests {
         let mut report = Report::default();
         assert!(examine(&mut report, &kubectl, &both));
         assert!(report.json().contains("no container of the pod mounts"));
+    }
+
+    /// What is found in a pod whose only container is this, which has the volumes `v` and `w`.
+    fn mounted(container: &Json) -> String {
+        let volume = |name: &str| json!({"name": name, "csi": {"driver": DRIVER}});
+        let pod =
+            json!({"spec": {"containers": [container], "volumes": [volume("v"), volume("w")]}});
+        let mut report = Report::default();
+        mounts(&mut report, &pod);
+        report.json()
+    }
+
+    #[test]
+    fn a_container_finds_the_socket_where_its_mounts_and_its_variable_agree() {
+        let at = |paths: &[&str]| {
+            let mount = |path: &&str| json!({"name": "v", "mountPath": path});
+            Json::from(paths.iter().map(mount).collect::<Vec<_>>())
+        };
+        let env = |value: &str| json!([{"name": "LATCHKEY_SOCKET", "value": value}]);
+        let (run, other) = (at(&["/run/latchkey/"]), at(&["/agent"]));
+        let part = json!([{"name": "w", "mountPath": "/x", "subPath": "agent.sock"}]);
+        let both = json!([part[0], run[0]]);
+        let from = json!([{"name": "LATCHKEY_SOCKET", "valueFrom": {}}]);
+        let none = json!([]);
+        let all = json!([{"configMapRef": {"name": "c"}}]);
+        for (mounts, env, env_from, found) in [
+            (&run, &none, &none, "ok"),
+            (&run, &env(""), &none, "ok"),
+            (&run, &none, &all, "ok"),
+            (&at(&["/var/run/latchkey"]), &none, &none, "ok"),
+            (&at(&["/agent", "/run/latchkey"]), &none, &none, "ok"),
+            (&both, &none, &none, "ok"),
+            (&other, &env("/agent/agent.sock"), &none, "ok"),
+            (&other, &env("$(AT)/agent.sock"), &none, "note"),
+            (&other, &from, &none, "note"),
+            (&other, &none, &all, "note"),
+            (&other, &none, &none, "fail"),
+            (&other, &env("/agent"), &none, "fail"),
+            (&run, &env("/elsewhere/agent.sock"), &none, "fail"),
+            (&part, &none, &none, "fail"),
+        ] {
+            let container =
+                json!({"name": "app", "volumeMounts": mounts, "env": env, "envFrom": env_from});
+            let report = mounted(&container);
+            let verdict = format!("\"verdict\": \"{found}\"");
+            assert_eq!(
+                report.matches("\"verdict\"").count(),
+                1,
+                "{container} {report}"
+            );
+            assert!(report.contains(&verdict), "{container} {report}");
+        }
     }
 }
