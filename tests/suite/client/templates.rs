@@ -10,6 +10,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::binaries::sibling_binary;
+use testkit::machine::becoming;
 use testkit::sandbox::{CANARY, password};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
@@ -261,4 +262,22 @@ async fn a_rendering_is_of_one_version_of_a_secret_also_where_it_changes_meanwhi
         .stderr(Stdio::piped());
     tokio::spawn(rotated);
     assert_eq!(ended(command).await.printed(), "new new");
+}
+
+#[tokio::test]
+async fn a_template_is_told_to_have_no_thread_where_there_can_be_no_more() {
+    needs_workloads!();
+    // Nobody else's, since all processes of a user count.
+    const UID: u32 = 54_321;
+    let directory = tempfile::tempdir().expect("a directory");
+    let template = directory.path().join("app.j2");
+    fs::write(&template, "no secret").expect("a file");
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("its mode");
+    let mut command = Command::new("prlimit");
+    command
+        .args(["--nproc=1", "sh", "-c", &becoming(UID)])
+        .arg(sibling_binary("sandbox-latchkey").expect("the command"))
+        .arg("render")
+        .arg(&template);
+    ended(command).await.failed(1, "cannot start a thread");
 }

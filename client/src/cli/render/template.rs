@@ -8,6 +8,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use minijinja::value::Kwargs;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
 use std::collections::BTreeMap;
+use std::thread;
 use tokio::sync::{mpsc, oneshot};
 use zeroize::Zeroizing;
 
@@ -78,7 +79,8 @@ async fn render_once(client: &Client, name: &str, source: &str) -> Result<Render
     let (called, template) = (name.to_owned(), source.to_owned());
     // A template's functions are not async: they wait on a thread of their own for what is read here. When nobody reads
     // any more, because the command is stopping, they fail.
-    let mut rendering = tokio::task::spawn_blocking(move || {
+    let (done, mut rendering) = oneshot::channel();
+    let work = move || {
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_keep_trailing_newline(true);
@@ -86,10 +88,14 @@ async fn render_once(client: &Client, name: &str, source: &str) -> Result<Render
         let secret = move |name: String, options: Kwargs| ask(&asks, name, &options);
         environment.add_function("secret", secret);
         environment.add_filter("b64encode", |text: String| BASE64.encode(text));
-        environment
-            .render_named_str(&called, &template, ())
-            .map(Zeroizing::new)
-    });
+        let text = environment.render_named_str(&called, &template, ());
+        // Nobody waits for it if the command is stopping.
+        let _ = done.send(text.map(Zeroizing::new));
+    };
+    // Not tokio's, which panics if there can be no more threads.
+    thread::Builder::new()
+        .spawn(work)
+        .map_err(|error| Failure::other(format!("{name}: cannot start a thread: {error}")))?;
     let mut reader = Reader {
         client,
         secrets: BTreeMap::new(),
