@@ -1,5 +1,7 @@
 //! What a request asks for.
 
+use crate::error::ClientError;
+use crate::transport::not_asked;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -50,51 +52,58 @@ impl<'a> Ask<'a> {
         }
     }
 
-    pub(crate) fn target(&self, wait: Option<Duration>) -> String {
+    pub(crate) fn target(&self, wait: Option<Duration>) -> Result<String, ClientError> {
         let mut query = Query(format!("/v1/secrets/{}", encoded(self.name)), '?');
-        query.add("backend", self.backend);
-        query.add("version", self.version);
-        query.add("stage", self.stage);
-        query.add("key", self.key);
+        query.add("backend", self.backend)?;
+        query.add("version", self.version)?;
+        query.add("stage", self.stage)?;
+        query.add("key", self.key)?;
         // Rounded up, and at least 1 ms: the agent refuses `wait=0ms` with 400.
         let wait = wait.map(|wait| format!("{}ms", wait.as_micros().div_ceil(1000).max(1)));
-        query.add("wait", wait.as_deref());
-        query.0
+        query.add("wait", wait.as_deref())?;
+        Ok(query.0)
     }
 }
 
 // === impl ListAsk ===
 
 impl ListAsk<'_> {
-    pub(crate) fn target(&self) -> String {
+    pub(crate) fn target(&self) -> Result<String, ClientError> {
         let mut query = Query("/v1/secrets".to_owned(), '?');
-        query.add("backend", self.backend);
+        query.add("backend", self.backend)?;
         query.add(
             "limit",
             self.limit.map(|limit| limit.to_string()).as_deref(),
-        );
-        query.add("cursor", self.cursor);
-        query.0
+        )?;
+        query.add("cursor", self.cursor)?;
+        Ok(query.0)
     }
 }
 
 /// The target of a batch.
-pub(crate) fn batch_target(backend: Option<&str>) -> String {
+pub(crate) fn batch_target(backend: Option<&str>) -> Result<String, ClientError> {
     let mut query = Query("/v1/secrets:batchGet".to_owned(), '?');
-    query.add("backend", backend);
-    query.0
+    query.add("backend", backend)?;
+    Ok(query.0)
 }
 
 /// A target, and the separator before its next parameter.
 struct Query(String, char);
 
 impl Query {
-    fn add(&mut self, name: &str, value: Option<&str>) {
-        if let Some(value) = value {
-            // Writing to a string does not fail.
-            let _ = write!(self.0, "{}{name}={}", self.1, encoded(value));
-            self.1 = '&';
+    /// Adds a parameter, unless it is `None`. The agent would take an empty one for none: the whole secret instead of a
+    /// member.
+    fn add(&mut self, name: &str, value: Option<&str>) -> Result<(), ClientError> {
+        let Some(value) = value else {
+            return Ok(());
+        };
+        if value.is_empty() {
+            return Err(not_asked(format!("the {name} is empty")));
         }
+        // Writing to a string does not fail.
+        let _ = write!(self.0, "{}{name}={}", self.1, encoded(value));
+        self.1 = '&';
+        Ok(())
     }
 }
 
@@ -121,7 +130,7 @@ mod tests {
             "a%20b%3Fversion%3D1%23c%252F%2B%3D"
         );
         // An unencoded one would make this panic.
-        let target = Ask::latest("a b\u{e9}\n").target(None);
+        let target = Ask::latest("a b\u{e9}\n").target(None).expect("a target");
         let _ = hyperlocal::Uri::new("/run/x.sock", &target);
     }
 
@@ -134,16 +143,19 @@ mod tests {
             ..Ask::latest("x")
         };
         assert_eq!(
-            ask.target(Some(Duration::from_secs(30))),
+            ask.target(Some(Duration::from_secs(30))).expect("a target"),
             "/v1/secrets/x?backend=aws&stage=A%20B&key=/a/b&wait=30000ms"
         );
-        assert_eq!(Ask::latest("x").target(None), "/v1/secrets/x");
-        assert_eq!(ListAsk::default().target(), "/v1/secrets");
+        let latest = Ask::latest("x").target(None).expect("a target");
+        assert_eq!(latest, "/v1/secrets/x");
+        let all = ListAsk::default().target().expect("a target");
+        assert_eq!(all, "/v1/secrets");
         let page = ListAsk {
             limit: Some(5),
             cursor: Some("a&b"),
             ..ListAsk::default()
         };
-        assert_eq!(page.target(), "/v1/secrets?limit=5&cursor=a%26b");
+        let page = page.target().expect("a target");
+        assert_eq!(page, "/v1/secrets?limit=5&cursor=a%26b");
     }
 }

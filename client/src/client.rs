@@ -169,15 +169,15 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn read(&self, ask: &Ask<'_>) -> Result<Secret, ClientError> {
-        let mut call = Call::get(ask.target(None));
+        let mut call = Call::get(ask.target(None)?);
         if ask.fresh {
             call.add(header::CACHE_CONTROL, "no-cache");
         }
         secret(&self.ask(call).await?)
     }
 
-    /// Waits until a secret no longer has the tag `known`, for `at_most`: a minute at the longest. The agent checks
-    /// every ten seconds or so. Returns `None` if it saw no change.
+    /// Waits until a secret no longer has the tag `known`, for `at_most`. The agent checks every ten seconds or so, and
+    /// refuses to wait for more than a minute. Returns `None` if it saw no change.
     ///
     /// # Errors
     ///
@@ -192,9 +192,9 @@ impl Client {
         let left = || end.saturating_duration_since(Instant::now());
         loop {
             let call = || {
-                let mut call = Call::get(ask.target(Some(left())));
+                let mut call = Call::get(ask.target(Some(left()))?);
                 call.add(header::IF_NONE_MATCH, &known.0);
-                call
+                Ok(call)
             };
             let answer = self.ask_until(end + self.patience, call).await?;
             if answer.status != StatusCode::NOT_MODIFIED {
@@ -266,7 +266,7 @@ impl Client {
             body: serde_json::to_vec(&request)
                 .map_err(|error| ClientError::Unreadable(error.to_string()))?
                 .into(),
-            ..Call::get(batch_target(backend))
+            ..Call::get(batch_target(backend)?)
         };
         call.add(header::CONTENT_TYPE, "application/json");
         let answer = self.ask(call).await?;
@@ -333,7 +333,7 @@ impl Client {
     ///
     /// If the agent cannot be reached or refuses.
     pub async fn list(&self, ask: &ListAsk<'_>) -> Result<SecretList, ClientError> {
-        self.ask(Call::get(ask.target())).await?.read()
+        self.ask(Call::get(ask.target()?)).await?.read()
     }
 
     /// Asks who the agent says this process is.
@@ -363,7 +363,7 @@ impl Client {
 
     /// Makes a request, with retries where they help.
     async fn ask(&self, call: Call) -> Result<Answer, ClientError> {
-        self.ask_until(Instant::now() + self.patience, || call.clone())
+        self.ask_until(Instant::now() + self.patience, || Ok(call.clone()))
             .await
     }
 
@@ -371,10 +371,10 @@ impl Client {
     async fn ask_until(
         &self,
         deadline: Instant,
-        call: impl Fn() -> Call,
+        call: impl Fn() -> Result<Call, ClientError>,
     ) -> Result<Answer, ClientError> {
         let attempt = || async {
-            let answer = self.once(call(), deadline).await?;
+            let answer = self.once(call()?, deadline).await?;
             if answer.status.is_success() || answer.status == StatusCode::NOT_MODIFIED {
                 Ok(answer)
             } else {

@@ -169,7 +169,7 @@ impl Drop for Answer {
 }
 
 /// Refuses here what no agent would accept.
-fn not_asked(message: String) -> ClientError {
+pub(crate) fn not_asked(message: String) -> ClientError {
     ClientError::Refused(Refusal {
         code: Code::InvalidRequest,
         message,

@@ -349,6 +349,34 @@ async fn what_no_header_is_called_is_the_callers_fault_and_not_the_agents() {
 }
 
 #[tokio::test]
+async fn what_is_said_and_empty_is_not_the_same_as_what_was_not_said() {
+    let agent = Scripted::start(vec![answer(200, "", SECRET)]).expect("a socket");
+    let (client, known) = (agent.client(), Tag("\"1\"".to_owned()));
+    let ask = |change: fn(&mut Ask<'_>)| {
+        let mut ask = Ask::latest("n");
+        change(&mut ask);
+        ask
+    };
+    let asks = [
+        ask(|ask| ask.key = Some("")),
+        ask(|ask| ask.version = Some("")),
+        ask(|ask| ask.stage = Some("")),
+        ask(|ask| ask.backend = Some("")),
+    ];
+    for ask in asks {
+        let read = client.read(&ask).await.expect_err("it is refused");
+        let wait = client.wait(&ask, &known, Duration::from_secs(1)).await;
+        let wait = wait.expect_err("it is refused");
+        assert_eq!(read.code(), Some(Code::InvalidRequest), "{read:?}");
+        assert_eq!(wait.code(), Some(Code::InvalidRequest), "{wait:?}");
+    }
+    let batch = client.batch_get_from(Some(""), ["n"]).await;
+    let error = batch.expect_err("it is refused");
+    assert_eq!(error.code(), Some(Code::InvalidRequest), "{error:?}");
+    assert!(agent.asked().is_empty());
+}
+
+#[tokio::test]
 async fn the_longest_times_are_times_like_any_other() {
     let body = r#"{"error":"away","code":"unavailable","request_id":"1-1"}"#;
     let script = vec![
