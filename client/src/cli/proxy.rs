@@ -29,7 +29,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long a connection may be idle, or take to send a request's head: as long as the agent allows an idle one.
@@ -76,6 +76,8 @@ struct Relay {
     requests: Arc<Semaphore>,
     /// How long a request may take until its answer begins, in addition to a requested wait.
     patience: Duration,
+    /// Is closed when the proxy is told to stop.
+    stays: watch::Receiver<()>,
 }
 
 /// Parses an address to listen on.
@@ -104,12 +106,14 @@ impl Proxy {
             outcome = self.check_network(client) => outcome?,
             _ = leave.asked() => return Ok(ExitCode::SUCCESS),
         }
+        let (staying, stays) = watch::channel(());
         let relay = Arc::new(Relay {
             socket: client.socket().to_owned(),
             http: client.pool(),
             guard: Guard::new(self.allow_host, self.require_header),
             requests: Arc::new(Semaphore::new(REQUESTS)),
             patience: patience.min(LONGEST),
+            stays,
         });
         let listener = TcpListener::bind(self.listen).await.map_err(|error| {
             Failure::other(format!("cannot listen on {}: {error}", self.listen))
@@ -140,7 +144,7 @@ impl Proxy {
                 Err(_) => sleep(EXHAUSTED_REST).await,
             }
         }
-        drop(listener);
+        drop((listener, staying));
         if timeout(DRAIN, drain.shutdown()).await.is_err() {
             terminal::note("some requests were not answered in time");
         }
@@ -203,7 +207,6 @@ impl Relay {
             self.patience
         };
         let deadline = Instant::now() + patience;
-        let late = |text| refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text);
         // No request has a longer body than a batch.
         let body = match timeout_at(deadline, whole(body)).await {
             Ok(Some(body)) => body,
@@ -224,6 +227,22 @@ impl Relay {
         request
             .headers_mut()
             .insert(header::HOST, HeaderValue::from_static("localhost"));
+        if !waits {
+            return self.pass_on(request, deadline).await;
+        }
+        tokio::select! {
+            answer = self.pass_on(request, deadline) => answer,
+            // As the agent ends them when it leaves.
+            () = self.has_to_leave() => {
+                let mut answer = Response::new(Full::default().map_err(|never| match never {}).boxed());
+                *answer.status_mut() = StatusCode::NOT_MODIFIED;
+                answer
+            }
+        }
+    }
+
+    /// Passes on a whole request, when it is its turn.
+    async fn pass_on(&self, request: Request<Full<Bytes>>, deadline: Instant) -> Answer {
         let place = self.requests.clone().acquire_owned();
         let Ok(place) = timeout_at(deadline, place).await else {
             return late("too many requests are under way; try again");
@@ -249,6 +268,17 @@ impl Relay {
             }
         }
     }
+
+    /// Waits until the proxy is told to stop.
+    async fn has_to_leave(&self) {
+        let mut stays = self.stays.clone();
+        while stays.changed().await.is_ok() {}
+    }
+}
+
+/// What a request gets that has waited for longer than it may.
+fn late(text: &str) -> Answer {
+    refusal(StatusCode::GATEWAY_TIMEOUT, Code::Timeout, text)
 }
 
 /// Reads a whole body of at most [`BATCH_BODY`] bytes. Each part is copied: otherwise it keeps the buffer that it was

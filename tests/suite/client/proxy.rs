@@ -279,6 +279,34 @@ async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() 
 }
 
 #[tokio::test]
+async fn a_wait_does_not_keep_it_from_ending() {
+    needs_workloads!();
+    let client = Client::start().await;
+    let mut proxy = Proxy::start(client.command(&LISTEN)).await;
+    let secret = "/v1/secrets/test/database-password";
+    let read = proxy.get(secret, OWN).await;
+    let tag = read.lines().find(|line| line.starts_with("etag: "));
+    let tag = tag
+        .and_then(|line| line.strip_prefix("etag: "))
+        .expect("a tag");
+    let mut waits = TcpStream::connect(proxy.address).await.expect("it listens");
+    let request = format!("GET {secret}?wait=60s HTTP/1.1\r\n{OWN}If-None-Match: {tag}\r\n\r\n");
+    waits
+        .write_all(request.as_bytes())
+        .await
+        .expect("it is sent");
+    // The wait has begun.
+    client.until_reads(2).await;
+    let began = Instant::now();
+    assert!(proxy.stop().await.success());
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    let mut answer = String::new();
+    waits.read_to_string(&mut answer).await.expect("an answer");
+    is(&answer, 304, "");
+}
+
+#[tokio::test]
 async fn connections_that_are_idle_keep_nobody_else_waiting() {
     needs_workloads!();
     let client = Client::start().await;
