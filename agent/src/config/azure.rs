@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use reqwest::Url;
+
 use super::{
     reader::Reader,
     settings::Value,
@@ -112,7 +114,10 @@ pub(crate) fn vault_url(text: &str) -> Option<String> {
     let is_port = |port: &str| {
         port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0)
     };
-    (is_domain(host) && port.is_none_or(is_port)).then(|| format!("https://{authority}"))
+    let url = format!("https://{authority}");
+    // What calls the vault reads a URL as `Url` does, and takes not every domain: "xn--" is followed by Punycode.
+    let is_callable = || Url::parse(&url).is_ok_and(|url| url.host_str() == Some(host));
+    (is_domain(host) && port.is_none_or(is_port) && is_callable()).then_some(url)
 }
 
 /// The one of `suffixes` with which the host of a vault's URL ends, after a single label, the vault's name.
@@ -245,6 +250,8 @@ mod tests {
             "v1 .vault.azure.net",
             "v1.vault.azure.net\\.evil.example",
             "[::1]",
+            "xn--v1-0000.vault.azure.net",
+            "0x7f.1",
         ] {
             assert_eq!(vault_url(wrong), None, "{wrong}");
         }
