@@ -42,6 +42,16 @@ pub(crate) struct Role {
     pub(crate) via: Option<Arc<str>>,
 }
 
+// === impl Role ===
+
+impl Role {
+    /// Whether the cloud takes both for the same, so that it refuses both if it refuses one: they may differ in what is
+    /// read, and where.
+    pub(crate) fn is_same_to_cloud(&self, other: &Self) -> bool {
+        self.name == other.name && self.proof == other.proof
+    }
+}
+
 /// What proves that a workload may assume a role.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub(crate) enum Proof {

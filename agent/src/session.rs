@@ -1,7 +1,7 @@
 //! A pod's sessions: one for each role that it assumes, exchanged once, renewed before it expires, dropped with the
 //! pod.
 
-use crate::backend::{BackendError, BackendId, Fault, Session};
+use crate::backend::{BackendError, BackendId, Session};
 use crate::error::{RETRY_AFTER, RequestError};
 use crate::flight::Flights;
 use crate::request::RequestId;
@@ -149,9 +149,20 @@ impl Sessions {
         }
     }
 
-    /// Drops a session that the cloud no longer accepts: at once if it ended early, otherwise only if it is not young.
-    /// If it had replaced another that ended early, the next would likely do the same, so this failure stands for a
-    /// while, as a refusal does.
+    /// Drops the sessions of a role that the cloud refuses, unless they are young.
+    pub(crate) fn forget(&self, role: &Role) {
+        for (key, slot) in &*self.slots.lock() {
+            if key.role.is_same_to_cloud(role) {
+                slot.state
+                    .lock()
+                    .held
+                    .take_if(|held| held.begun.elapsed() >= YOUNG);
+            }
+        }
+    }
+
+    /// Drops a session that ended early. If it had replaced another that did, the next would likely do the same, so this
+    /// failure stands for a while, as a refusal does.
     pub(crate) fn put_away(
         &self,
         key: &SessionKey,
@@ -164,14 +175,11 @@ impl Sessions {
         };
         let mut state = slot.state.lock();
         let held = state.held.as_ref();
-        let Some(held) = held.filter(|held| Arc::ptr_eq(&held.session, session)) else {
+        if !held.is_some_and(|held| Arc::ptr_eq(&held.session, session)) {
             return;
-        };
-        let ended = failed.fault == Fault::SessionEnded;
-        if ended || held.begun.elapsed() >= YOUNG {
-            state.held = None;
         }
-        if ended && in_place_of_another {
+        state.held = None;
+        if in_place_of_another {
             state.refused = Some((Instant::now() + REFUSAL_STANDS, failed.clone()));
         }
     }
@@ -247,7 +255,7 @@ impl Slot {
             }
             Err(error) => {
                 if error.is_refusal() {
-                    // The role itself is refused now, so the session that it gave before is dropped too.
+                    // The role itself is refused now, so the session that it gave before is dropped, however young.
                     state.held = None;
                 }
                 state.in_vain = match error.error.code {

@@ -113,12 +113,12 @@ impl Shelf {
         }
     }
 
-    /// Drops the values that were read as `role`, and keeps none that are being read now.
+    /// Drops the values that were read as `role`, wherever that was, and keeps none that are being read now.
     pub(super) fn refuse(&mut self, role: &Role, now: Instant) {
         let refused: Vec<_> = self
             .by_key
             .keys()
-            .filter(|key| *key.session.role == *role)
+            .filter(|key| key.session.role.is_same_to_cloud(role))
             .cloned()
             .collect();
         for key in refused {

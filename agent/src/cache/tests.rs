@@ -301,18 +301,26 @@ async fn a_refused_role_loses_its_values_and_no_other_does() {
     let one = key("a");
     let mut role = (*one.session.role).clone();
     role.name = "other".into();
-    let other = ReadKey {
+    let mut moved = (*one.session.role).clone();
+    moved.place = "eu-west-1".into();
+    moved.prefix = "team/".into();
+    moved.via = Some("global".into());
+    let as_role = |role: Role| ReadKey {
         session: SessionKey {
             role: Arc::new(role),
             ..one.session.clone()
         },
         ..one.clone()
     };
-    vault.read(&values, &one, false).await.expect("a value");
-    vault.read(&values, &other, false).await.expect("a value");
+    let (other, elsewhere) = (as_role(role), as_role(moved));
+    for key in [&one, &other, &elsewhere] {
+        vault.read(&values, key, false).await.expect("a value");
+    }
     values.forget(&one.session.role);
     assert_eq!(vault.read(&values, &other, false).await, found(2, "hit"));
-    assert_eq!(vault.read(&values, &one, false).await, found(3, "miss"));
+    assert_eq!(vault.read(&values, &one, false).await, found(4, "miss"));
+    let outcome = vault.read(&values, &elsewhere, false).await;
+    assert_eq!(outcome, found(5, "miss"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Offer, Se
 use crate::cache::ReadKey;
 use crate::metrics::Metrics;
 use crate::request::RequestId;
-use crate::role::Proof;
+use crate::role::{Proof, Role};
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
 use latchkey_client::protocol::Step;
@@ -66,7 +66,7 @@ impl Clouds {
         let error = outcome.as_ref().err().map(|failed| &failed.error);
         self.metrics.exchange(self.backends.name(backend), error);
         if outcome.as_ref().is_err_and(BackendError::is_refusal) {
-            workload.pod().values.forget(&role);
+            forget(&workload, &role);
         }
         outcome
     }
@@ -109,11 +109,11 @@ impl Clouds {
             let Err(failed) = &outcome else {
                 return outcome;
             };
-            let ended = failed.fault == Fault::SessionEnded;
             if failed.is_refusal() {
-                workload.pod().values.forget(&key.role);
+                forget(workload, &key.role);
             }
-            if ended || failed.is_refusal() {
+            let ended = failed.fault == Fault::SessionEnded;
+            if ended {
                 workload
                     .pod()
                     .sessions
@@ -141,6 +141,12 @@ impl Clouds {
             .await;
         outcome.map(Arc::new)
     }
+}
+
+/// Drops what the pod has of a role that its cloud refuses.
+fn forget(workload: &Workload, role: &Role) {
+    workload.pod().values.forget(role);
+    workload.pod().sessions.forget(role);
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::backend::{BackendId, Page, Secret, Selector};
+use crate::backend::{BackendId, Fault, Page, Secret, Selector};
 use crate::error::RequestError;
 use crate::role::Proof;
 use crate::secret::SecretName;
@@ -300,23 +300,45 @@ fn failure(fault: Fault) -> BackendError {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_ended_is_put_away_at_once_and_a_refused_one_when_it_is_not_young() {
+async fn a_session_that_ended_is_put_away_at_once_and_no_other_in_its_place() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
     let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
-    let (ended, refused) = (failure(Fault::SessionEnded), failure(Fault::Refused));
+    let ended = failure(Fault::SessionEnded);
     let first = open().await.expect("a session");
-    sessions.put_away(&key, &first, &refused, false);
-    assert_eq!(service.open(&sessions, &key).await.expect("young"), 1);
-    advance(YOUNG).await;
-    sessions.put_away(&key, &first, &refused, false);
+    sessions.put_away(&key, &first, &ended, false);
     assert_eq!(sessions.count(BackendId::synthetic(0)), 0);
     let second = open().await.expect("a session");
     sessions.put_away(&key, &first, &ended, true);
     let number = service.open(&sessions, &key).await;
     assert_eq!(number.expect("another's end is not its own"), 2);
-    advance(YOUNG).await;
     sessions.put_away(&key, &second, &ended, false);
     assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_role_loses_its_sessions_everywhere_once_they_are_not_young_and_no_other_does() {
+    let (sessions, service, here) = (Sessions::default(), Service::default(), key("role"));
+    let elsewhere = SessionKey {
+        backend: BackendId::synthetic(1),
+        role: Arc::new(Role {
+            place: "eu-west-1".into(),
+            prefix: "team/".into(),
+            ..(*here.role).clone()
+        }),
+        ..here.clone()
+    };
+    let other = key("other");
+    for key in [&here, &elsewhere, &other] {
+        service.open(&sessions, key).await.expect("a session");
+    }
+    let counts = || [0, 1].map(|at| sessions.count(BackendId::synthetic(at)));
+    sessions.forget(&here.role);
+    assert_eq!(counts(), [2, 1]);
+    advance(YOUNG).await;
+    sessions.forget(&here.role);
+    assert_eq!(counts(), [1, 0]);
+    let number = service.open(&sessions, &other).await;
+    assert_eq!(number.expect("another role's"), 3);
 }
 
 #[tokio::test(start_paused = true)]
