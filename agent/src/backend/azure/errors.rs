@@ -39,12 +39,19 @@ struct EntraError {
     trace_id: String,
 }
 
-/// The errors of Entra ID that say nothing about the caller, whatever their status.
+/// The errors of Entra ID that say nothing about the caller, whatever their status, and the numbers of others.
 const TROUBLES: [&str; 2] = ["server_error", "temporarily_unavailable"];
+const TROUBLE_NUMBERS: [u32; 2] = [90_024, 90_033];
+
+/// The error numbers of Entra ID if there are too many requests, of this client or in its tenant.
+const THROTTLES: [u32; 2] = [50_196, 90_055];
 
 /// The error numbers of Entra ID if it gets no answer from the cluster's issuer. It may be temporary, so the client's
 /// session and values are kept.
 const ISSUER_SILENT: [u32; 3] = [50_166, 90_061, 501_661];
+
+/// The error numbers of Entra ID if it has no federated credential that fits the token.
+const NO_CREDENTIAL: [u32; 4] = [70_021, 700_211, 700_212, 700_213];
 
 /// An HTTP answer that is not a success.
 struct Refusal<'a> {
@@ -66,6 +73,35 @@ impl Failed {
             },
         }
     }
+
+    /// Whether Entra ID has no federated credential that fits the token, or not everywhere yet.
+    pub(super) fn lacks_credential(&self) -> bool {
+        let Self::Answer(error) = self else {
+            return false;
+        };
+        let ErrorKind::HttpResponse {
+            raw_response: Some(answer),
+            ..
+        } = root(error).kind()
+        else {
+            return false;
+        };
+        let number = EntraError::of(answer).number();
+        number.is_some_and(|number| NO_CREDENTIAL.contains(&number))
+    }
+}
+
+// === impl EntraError ===
+
+impl EntraError {
+    /// Parses an answer; one that is not Entra ID's has no number.
+    fn of(answer: &RawResponse) -> Self {
+        serde_json::from_slice(answer.body()).unwrap_or_default()
+    }
+
+    fn number(&self) -> Option<u32> {
+        self.error_codes.first().copied()
+    }
 }
 
 /// The error for an answer that lacks what it must contain.
@@ -81,11 +117,13 @@ pub(super) fn internal(error: &azure_core::Error) -> BackendError {
 /// A failed token request ("Microsoft Entra authentication and authorization error codes").
 pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
     classify(failed, "Entra ID", |refusal| {
-        let error: EntraError = serde_json::from_slice(refusal.answer.body()).unwrap_or_default();
-        let code = *error.error_codes.first()?;
+        let error = EntraError::of(refusal.answer);
+        let code = error.number()?;
         let client = &role.name;
-        let failed = if TROUBLES.contains(&&*error.error) {
+        let failed = if TROUBLES.contains(&&*error.error) || TROUBLE_NUMBERS.contains(&code) {
             BackendError::troubled("Entra ID")
+        } else if THROTTLES.contains(&code) {
+            BackendError::throttled("Entra ID", retry_after(refusal.answer))
         } else if code == 700_024 {
             // The assertion is minutes old at most, so it is the clock that is wrong.
             let text = "Entra ID refused what is out of date: check the node's clock";
