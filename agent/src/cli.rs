@@ -301,16 +301,21 @@ pub(crate) fn log_to_stderr(
             .thread_name("log")
             .finish(Stderr)
     })?;
-    // Traces of libraries may hold requests and answers, so no level makes them more verbose than this.
-    let ours = filter::filter_fn(|event| {
-        event.target().starts_with("latchkey") || *event.level() <= LevelFilter::INFO
+    let filter = EnvFilter::builder().parse_lossy(level);
+    // Traces of libraries may hold requests and answers, so no level makes them more verbose than this. Azure's SDK
+    // has a line of its own for each failed try, with the secret's name: only for those who look for more than usual.
+    let most = match filter.max_level_hint() {
+        Some(level) if level <= LevelFilter::INFO => LevelFilter::WARN,
+        _ => LevelFilter::INFO,
+    };
+    let ours = filter::filter_fn(move |event| {
+        event.target().starts_with("latchkey") || *event.level() <= most
     });
     let lines = fmt::layer()
         .json()
         .flatten_event(true)
         .with_writer(out)
         .with_filter(ours);
-    let filter = EnvFilter::builder().parse_lossy(level);
     let _ = tracing_subscriber::registry()
         .with(filter)
         .with(lines)
@@ -357,6 +362,8 @@ mod tests {
         if std::env::var_os(CHILD).is_some() {
             keep_secrets_in();
             let _logs = log_to_stderr("info").expect("a thread");
+            tracing::info!(target: "a_library", CANARY);
+            tracing::warn!(target: "a_library", "a warning");
             panic!("{CANARY}");
         }
     }
@@ -370,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_panic_only_its_place_is_told() {
+    fn of_a_panic_only_its_place_is_told_and_of_a_library_what_is_wrong() {
         let mut child = Command::new(std::env::current_exe().expect("it runs"));
         child.args([
             "--exact",
@@ -383,6 +390,7 @@ mod tests {
         let text = String::from_utf8_lossy(&text);
         assert!(text.contains("\"message\":\"panicked\""), "{text}");
         assert!(text.contains("cli.rs:"), "{text}");
+        assert!(text.contains("a warning"), "{text}");
         assert!(!text.contains(CANARY), "{text}");
     }
 }
