@@ -199,9 +199,7 @@ impl GcpSession {
         let names = answer
             .secrets
             .iter()
-            .filter_map(|secret| secret.name.rsplit('/').next())
-            // A secret that cannot be asked for is not shown.
-            .filter_map(|name| Some(GCP.read(&self.role.prefix, name)?.to_string()))
+            .filter_map(|secret| listed(&secret.name, &self.role))
             .collect();
         Ok(Page {
             names,
@@ -232,7 +230,8 @@ impl Session for GcpSession {
         let read =
             |vault: SecretManagerService| vault.access_secret_version().set_name(&resource).send();
         let answer = self.call(request_id, read).await?;
-        secret_of(answer, &secret, &version).ok_or_else(|| BackendError::garbage(errors::STORE))
+        secret_of(answer, &self.role.place, &secret, &version)
+            .ok_or_else(|| BackendError::garbage(errors::STORE))
     }
 
     async fn list(
@@ -258,9 +257,14 @@ impl Session for GcpSession {
 }
 
 /// Returns the secret from an answer, if that is complete and about this version of this secret.
-fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -> Option<Secret> {
+fn secret_of(
+    answer: AccessSecretVersionResponse,
+    place: &str,
+    secret: &str,
+    version: &str,
+) -> Option<Secret> {
     let parts: Vec<&str> = answer.name.split('/').collect();
-    let ["projects", _, "secrets", of, "versions", number] = parts[..] else {
+    let ["projects", project, "secrets", of, "versions", number] = parts[..] else {
         return None;
     };
     let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -269,7 +273,7 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
     let payload = answer.payload?;
     let sum = i64::from(crc32c::crc32c(&payload.data));
     let whole = payload.data_crc32c.is_none_or(|told| told == sum);
-    if of != secret || !is_number || !asked || !whole {
+    if !is_project(project, place) || of != secret || !is_number || !asked || !whole {
         return None;
     }
     // The bytes are taken over in place.
@@ -278,6 +282,23 @@ fn secret_of(answer: AccessSecretVersionResponse, secret: &str, version: &str) -
     let mut secret = Secret::new(value, is_text, number);
     secret.details.arn = Some(answer.name);
     Some(secret)
+}
+
+/// Returns the name by which an application asks for a listed secret. What cannot be asked for is not shown, nor is what
+/// was listed for somebody else.
+fn listed(resource: &str, role: &Role) -> Option<String> {
+    let parts: Vec<&str> = resource.split('/').collect();
+    let ["projects", project, "secrets", name] = parts[..] else {
+        return None;
+    };
+    let name = GCP.read(&role.prefix, name)?;
+    is_project(project, &role.place).then(|| name.to_string())
+}
+
+/// Whether `told` is the project `asked` as Secret Manager writes it: by its number, also where it was asked for by id.
+fn is_project(told: &str, asked: &str) -> bool {
+    let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    told == asked || (is_number(told) && !is_number(asked))
 }
 
 /// Makes a call, and retries it once if the cloud could not be reached.
@@ -307,7 +328,7 @@ mod tests {
     fn a_value_that_does_not_match_its_checksum_is_none() {
         // The check value of CRC-32C (RFC 3720, B.4, and the catalogues): that of "123456789".
         let (name, right) = ("projects/7/secrets/db/versions/3", 0xE306_9283);
-        let read = |sum| secret_of(answer(name, b"123456789", sum), "db", "latest");
+        let read = |sum| secret_of(answer(name, b"123456789", sum), "app", "db", "latest");
         let secret = read(Some(right)).expect("a secret");
         assert_eq!(
             (secret.value.expose(), &*secret.version),
@@ -316,7 +337,7 @@ mod tests {
         assert!(secret.is_text && read(None).is_some());
         assert!(read(Some(right + 1)).is_none() && read(Some(-1)).is_none());
         assert!(
-            !secret_of(answer(name, b"\xff", None), "db", "3")
+            !secret_of(answer(name, b"\xff", None), "app", "db", "3")
                 .expect("a secret")
                 .is_text
         );
@@ -325,13 +346,15 @@ mod tests {
     #[test]
     fn an_answer_about_another_secret_or_version_is_none() {
         let read = |name: &str, version: &str| {
-            secret_of(answer(name, b"x", None), "db", version).is_some()
+            secret_of(answer(name, b"x", None), "7", "db", version).is_some()
         };
         assert!(
             read("projects/7/secrets/db/versions/3", "3")
                 && read("projects/7/secrets/db/versions/3", "03")
         );
         for wrong in [
+            "projects/8/secrets/db/versions/3",
+            "projects/app/secrets/db/versions/3",
             "projects/7/secrets/other/versions/3",
             "projects/7/secrets/db/versions/4",
             "projects/7/secrets/db/versions/latest",
@@ -344,10 +367,36 @@ mod tests {
         assert!(
             secret_of(
                 AccessSecretVersionResponse::new().set_name("projects/7/secrets/db/versions/3"),
+                "7",
                 "db",
                 "3"
             )
             .is_none()
         );
+    }
+
+    #[test]
+    fn what_was_listed_for_another_project_is_not_shown() {
+        let shown = |resource: &str, place: &str| {
+            let role = Role {
+                name: "app".into(),
+                proof: crate::role::Proof::Machine,
+                prefix: "test/".into(),
+                place: place.into(),
+                via: None,
+            };
+            listed(resource, &role)
+        };
+        let (by_id, by_number) = (
+            "projects/app/secrets/test--db",
+            "projects/7/secrets/test--db",
+        );
+        assert_eq!(shown(by_number, "7").as_deref(), Some("db"));
+        // Which number the project of this id has is not known here.
+        assert_eq!(shown(by_number, "app").as_deref(), Some("db"));
+        assert_eq!(shown(by_id, "app").as_deref(), Some("db"));
+        for (resource, place) in [(by_id, "other"), (by_id, "7"), (by_number, "8")] {
+            assert_eq!(shown(resource, place), None, "{resource} in {place}");
+        }
     }
 }

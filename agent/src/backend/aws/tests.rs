@@ -45,6 +45,7 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
 
 #[test]
 fn an_answer_is_about_the_secret_and_the_version_that_were_asked_for() {
+    const HOME: &str = "eu-central-1";
     const ARN: &str = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:test/db-Ab1Cd2";
     let of = |name: &str, arn: &str, version: &str| {
         GetSecretValueOutput::builder()
@@ -61,25 +62,82 @@ fn an_answer_is_about_the_secret_and_the_version_that_were_asked_for() {
     let right = of("test/db", ARN, "v1");
     let own = role();
     for id in ["test/db", ARN, ARN.trim_end_matches("-Ab1Cd2")] {
-        assert!(is_about(&right, id, &latest, &own), "{id}");
-        assert!(is_about(&right, id, &first, &own), "{id}");
+        assert!(is_about(&right, id, &latest, &own, HOME), "{id}");
+        assert!(is_about(&right, id, &first, &own, HOME), "{id}");
         let second = of("test/db", ARN, "v2");
-        assert!(!is_about(&second, id, &first, &own), "{id}");
+        assert!(!is_about(&second, id, &first, &own, HOME), "{id}");
         let other = of("other/db", &ARN.replace("test/db", "other/db"), "v1");
-        assert!(!is_about(&other, id, &latest, &own), "{id}");
+        assert!(!is_about(&other, id, &latest, &own, HOME), "{id}");
     }
+    // What else begins like the ARN that was asked for.
+    let short = ARN.trim_end_matches("-Ab1Cd2");
+    for arn in [
+        format!("{short}-prod/other-AbCdEf"),
+        format!("{short}x-AbCdEf"),
+        format!("{short}-other-AbCdEf"),
+    ] {
+        let other = of("test/db-prod", &arn, "v1");
+        assert!(!is_about(&other, short, &latest, &own, HOME), "{arn}");
+    }
+    let staged = |stage: &str| Selector {
+        stage: Some(stage.into()),
+        ..Selector::default()
+    };
+    let previous = GetSecretValueOutput::builder()
+        .name("test/db")
+        .arn(ARN)
+        .version_id("v1")
+        .version_stages("AWSPREVIOUS")
+        .build();
+    assert!(is_about(
+        &previous,
+        "test/db",
+        &staged("AWSPREVIOUS"),
+        &own,
+        HOME
+    ));
+    assert!(!is_about(
+        &previous,
+        "test/db",
+        &staged("AWSCURRENT"),
+        &own,
+        HOME
+    ));
     let nameless = GetSecretValueOutput::builder().version_id("v1").build();
-    assert!(!is_about(&nameless, "test/db", &latest, &own));
+    assert!(!is_about(&nameless, "test/db", &latest, &own, HOME));
+    // A copy in another region is another secret, except to whom its ARN is given.
+    let copy = ARN.replace(HOME, "eu-west-1");
+    let copied = of("test/db", &copy, "v1");
+    assert!(is_about(&copied, &copy, &latest, &own, HOME));
+    assert!(!is_about(&copied, "test/db", &latest, &own, HOME));
     // Another account may share a secret by its ARN, but has no part in names.
     let theirs = ARN.replace("111122223333", "444455556666");
     let shared = of("test/db", &theirs, "v1");
-    assert!(is_about(&shared, &theirs, &latest, &own));
-    assert!(!is_about(&shared, "test/db", &latest, &own));
+    assert!(is_about(&shared, &theirs, &latest, &own, HOME));
+    assert!(!is_about(&shared, "test/db", &latest, &own, HOME));
     let machine = Role {
         name: role::MACHINE.into(),
         ..own
     };
-    assert!(is_about(&shared, "test/db", &latest, &machine));
+    assert!(is_about(&shared, "test/db", &latest, &machine, HOME));
+}
+
+#[test]
+fn what_was_listed_for_another_account_or_region_is_not_shown() {
+    let role = Role {
+        prefix: "test/".into(),
+        ..role()
+    };
+    let arn = "arn:aws:secretsmanager:eu-central-1:111122223333:secret:test/rds!db-Ab1Cd2";
+    let shown = |name: &str, arn: &str| {
+        let secret = SecretListEntry::builder().name(name).arn(arn).build();
+        listed(&secret, &role, "eu-central-1")
+    };
+    assert_eq!(shown("test/db", arn).as_deref(), Some("db"));
+    assert_eq!(shown("other/db", arn), None);
+    for (here, there) in [("111122223333", "444455556666"), ("central", "west")] {
+        assert_eq!(shown("test/db", &arn.replace(here, there)), None, "{there}");
+    }
 }
 
 #[test]

@@ -7,8 +7,8 @@ use crate::secret::SecretValue;
 use azure_core::http::Url;
 use azure_core::http::response::ResponseBody;
 use azure_core::time::OffsetDateTime;
-use azure_security_keyvault_secrets::ResourceExt as _;
-use azure_security_keyvault_secrets::models::{self, SecretAttributes};
+use azure_security_keyvault_secrets::models::{self, SecretAttributes, SecretProperties};
+use azure_security_keyvault_secrets::{ResourceExt as _, ResourceId};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -20,6 +20,18 @@ const BINARY_TYPES: [&str; 2] = ["application/octet-stream", "application/x-pkcs
 
 /// The tag with which `az keyvault secret set --encoding base64` marks a value as bytes in base64.
 const ENCODING_TAG: &str = "file-encoding";
+
+/// Returns the name of a listed secret, if it is one of `vault` that may be used now.
+pub(super) fn listed(secret: &SecretProperties, vault: &Url) -> Option<String> {
+    let id = secret.resource_id().ok()?;
+    let right = is_in(&id, vault) && usable(secret.attributes.as_ref()).is_ok();
+    right.then_some(id.name)
+}
+
+/// Whether this is the id of something in `vault`.
+fn is_in(id: &ResourceId, vault: &Url) -> bool {
+    Url::parse(&id.vault_url).is_ok_and(|url| url.host_str() == vault.host_str())
+}
 
 /// Returns the secret in the answer of `vault` to a request for `name`.
 ///
@@ -43,9 +55,7 @@ pub(super) fn secret(
     let value = answer.value.take().map(SecretValue::from);
     let value = value.ok_or_else(errors::garbage)?;
     let id = answer.resource_id().map_err(|_| errors::garbage())?;
-    let host = Url::parse(&id.vault_url).ok();
-    let host = host.as_ref().and_then(Url::host_str);
-    if !id.name.eq_ignore_ascii_case(name) || host != vault.host_str() {
+    if !id.name.eq_ignore_ascii_case(name) || !is_in(&id, vault) {
         return Err(errors::garbage());
     }
     let told = id.version.ok_or_else(errors::garbage)?;
@@ -90,7 +100,7 @@ fn bytes_of(answer: &models::Secret, value: &SecretValue) -> Option<SecretValue>
 /// # Errors
 ///
 /// `not_found` if it may not.
-pub(super) fn usable(attributes: Option<&SecretAttributes>) -> Result<(), BackendError> {
+fn usable(attributes: Option<&SecretAttributes>) -> Result<(), BackendError> {
     let Some(attributes) = attributes else {
         return Ok(());
     };
@@ -238,5 +248,17 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_listed_for_another_vault_is_not_shown() {
+        let vault = Url::parse("https://v1.vault.azure.net").expect("a URL");
+        let shown = |host: &str| {
+            let secret = json!({"id": format!("https://{host}/secrets/db")});
+            let secret = serde_json::from_value(secret).expect("a secret");
+            listed(&secret, &vault)
+        };
+        assert_eq!(shown("v1.vault.azure.net").as_deref(), Some("db"));
+        assert_eq!(shown("v2.vault.azure.net"), None);
     }
 }

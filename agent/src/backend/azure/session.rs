@@ -7,10 +7,10 @@ use crate::secret::SecretName;
 use async_trait::async_trait;
 use azure_core::http::pager::{PagerContinuation, PagerOptions};
 use azure_core::http::{ClientMethodOptions, Context};
+use azure_security_keyvault_secrets::SecretClient;
 use azure_security_keyvault_secrets::models::{
     SecretClientGetSecretOptions, SecretClientListSecretPropertiesOptions,
 };
-use azure_security_keyvault_secrets::{ResourceExt as _, SecretClient};
 use futures::TryStreamExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -123,9 +123,8 @@ impl AzureSession {
         let names = page
             .value
             .into_iter()
-            .filter(|secret| answer::usable(secret.attributes.as_ref()).is_ok())
-            .filter_map(|secret| secret.resource_id().ok())
-            .filter_map(|id| role::read(&self.role, &id.name))
+            .filter_map(|secret| answer::listed(&secret, self.client.0.endpoint()))
+            .filter_map(|name| role::read(&self.role, &name))
             .map(|name| name.to_string())
             .collect();
         Ok(Page {
