@@ -44,6 +44,11 @@ impl List {
                     let lines: String = names.iter().map(|name| format!("{name}\n")).collect();
                     to_stdout(lines.as_bytes())?;
                 }
+                if page.next.is_some() && page.next == cursor {
+                    return Err(Failure::other(
+                        "the list does not end: the vault's page names itself as the next one",
+                    ));
+                }
                 match page.next {
                     Some(next) => cursor = Some(next),
                     None => break,

@@ -4,10 +4,14 @@ use super::{Client, command_in, ended};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use testkit::aws::{Behaviour, Fault, Operation, SecretInput};
+use testkit::binaries::sibling_binary;
 use testkit::sandbox::{REGION, password};
 use testkit::workload::{Workload, WorkloadSpec};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::Command;
 
 #[tokio::test]
 async fn a_value_is_printed_as_it_is_and_nothing_else() {
@@ -262,6 +266,41 @@ async fn names_are_listed_to_the_last_page_and_who_asks_is_told_who_it_is() {
         (&who["namespace"], &who["pod"]),
         (&"test".into(), &"web".into())
     );
+}
+
+#[tokio::test]
+async fn a_list_whose_page_names_itself_as_the_next_one_ends_with_an_error() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("agent.sock");
+    let agent = tokio::net::UnixListener::bind(&socket).expect("a socket");
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = agent.accept().await.expect("a connection");
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                head.push(stream.read_u8().await.expect("a request"));
+            }
+            let body = r#"{"secrets":["db"],"next":"again"}"#;
+            let answer = format!("HTTP/1.0 200 OK\r\n\r\n{body}");
+            let written = stream.write_all(answer.as_bytes()).await;
+            written.expect("it is taken");
+        }
+    });
+    let mut command = Command::new(sibling_binary("sandbox-latchkey").expect("the command"));
+    command
+        .arg("list")
+        .env("LATCHKEY_SOCKET", &socket)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let listed = ended(command).await;
+    assert_eq!(
+        (listed.code, &*listed.stdout),
+        (Some(1), "db\ndb\n"),
+        "{listed:?}"
+    );
+    assert!(listed.stderr.contains("does not end"), "{listed:?}");
 }
 
 #[tokio::test]
