@@ -39,11 +39,11 @@ pub(crate) enum StartError {
     /// A backend.
     #[error("{0}")]
     Backend(String),
-    /// Roots to trust.
+    /// Roots to trust, and what is wrong with those that are there, in parentheses.
     #[error(
-        "no CA roots are found: install ca-certificates in the image, or point SSL_CERT_FILE to a bundle"
+        "no CA roots are found: install ca-certificates in the image, or point SSL_CERT_FILE to a bundle{0}"
     )]
-    CaRoots,
+    CaRoots(String),
     /// The processes of the node.
     #[error(
         "the node's processes are not visible, so no peer could be named: set hostPID: true in the pod"
@@ -202,7 +202,8 @@ pub(crate) fn pinning(config: &Config) -> Result<Pinning, StartError> {
 pub(crate) fn ca_roots() -> Result<Roots, StartError> {
     let roots = Roots::load();
     if roots.is_empty() {
-        return Err(StartError::CaRoots);
+        let why = roots.complaint().map(|why| format!(" ({why})"));
+        return Err(StartError::CaRoots(why.unwrap_or_default()));
     }
     Ok(roots)
 }

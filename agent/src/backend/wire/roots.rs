@@ -8,8 +8,10 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub(crate) struct Roots {
     store: Arc<RootCertStore>,
-    /// How many certificates cannot be used.
+    /// How many certificates or files cannot be used.
     ignored: usize,
+    /// The first error of a file.
+    error: Option<Arc<str>>,
 }
 
 // === impl Roots ===
@@ -20,6 +22,7 @@ impl Roots {
         Self {
             store: Arc::new(RootCertStore::empty()),
             ignored: 0,
+            error: None,
         }
     }
 
@@ -31,6 +34,7 @@ impl Roots {
         Self {
             store: Arc::new(store),
             ignored: ignored + found.errors.len(),
+            error: found.errors.first().map(|error| error.to_string().into()),
         }
     }
 
@@ -41,10 +45,12 @@ impl Roots {
 
     /// What is wrong with them, if anything is.
     pub(crate) fn complaint(&self) -> Option<String> {
-        (self.ignored > 0).then(|| {
+        let Self { ignored, error, .. } = self;
+        (*ignored > 0).then(|| {
+            let why = error.as_ref().map(|error| format!(": {error}"));
             format!(
-                "{} of the CA certificates or files cannot be used",
-                self.ignored
+                "{ignored} of the CA certificates or files cannot be used{}",
+                why.unwrap_or_default()
             )
         })
     }
