@@ -161,8 +161,8 @@ impl Sessions {
         }
     }
 
-    /// Drops a session that ended early. If it had replaced another that did, the next would likely do the same, so this
-    /// failure stands for a while, as a refusal does.
+    /// Drops a session that ended early. If it had replaced another that did, the next would likely do the same, so
+    /// this failure stands for a while, as a refusal does.
     pub(crate) fn put_away(
         &self,
         key: &SessionKey,

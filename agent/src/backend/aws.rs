@@ -475,8 +475,8 @@ fn is_about(
         && stage.is_none_or(|stage| answer.version_stages().iter().any(|other| other == stage))
 }
 
-/// Returns the name by which an application asks for a listed secret. What cannot be asked for is not shown, nor is what
-/// was listed for somebody else.
+/// Returns the name by which an application asks for a listed secret. What cannot be asked for is not shown, nor is
+/// what was listed for somebody else.
 fn listed(secret: &SecretListEntry, role: &Role, region: &str) -> Option<String> {
     let name = secret.name()?.strip_prefix(&*role.prefix)?;
     let name = SecretName::parse(name).ok()?;

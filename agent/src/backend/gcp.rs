@@ -284,8 +284,8 @@ fn secret_of(
     Some(secret)
 }
 
-/// Returns the name by which an application asks for a listed secret. What cannot be asked for is not shown, nor is what
-/// was listed for somebody else.
+/// Returns the name by which an application asks for a listed secret. What cannot be asked for is not shown, nor is
+/// what was listed for somebody else.
 fn listed(resource: &str, role: &Role) -> Option<String> {
     let parts: Vec<&str> = resource.split('/').collect();
     let ["projects", project, "secrets", name] = parts[..] else {
