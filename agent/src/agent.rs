@@ -93,7 +93,7 @@ impl Agent {
             tokens,
             pods,
             own_account,
-        } = Callers::bind(&config, &backends).await?;
+        } = Callers::bind(&config, &backends, &metrics).await?;
         let clouds = Clouds {
             backends: backends.clone(),
             tokens,
@@ -183,9 +183,8 @@ impl Agent {
     /// connections until the last has ended.
     fn begin(&mut self) -> AbortOnDropHandle<std::io::Result<()>> {
         if let Some(pods) = self.pods.clone() {
-            let failures = self.services.metrics.watch_failures.clone();
             self.tasks.spawn(async move {
-                pods.follow(&failures).await;
+                pods.follow().await;
                 Ok(())
             });
         }

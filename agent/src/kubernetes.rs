@@ -80,15 +80,15 @@ mod tests {
         let address = server.local_addr().expect("its address");
         let url = format!("http://{address}").parse().expect("a URL");
         let client = client(kube::Config::new(url)).expect("a client");
-        let pods = Pods::new(client, "node", Settings::default());
         let failures = IntCounter::new("failures", "how often").expect("a counter");
+        let pods = Pods::new(client, "node", Settings::default(), failures.clone());
         let asked_twice = async {
             let _first = server.accept().await.expect("a connection");
             server.accept().await.expect("another one");
         };
         let asked_twice = timeout(Duration::from_secs(600), asked_twice);
         tokio::select! {
-            () = pods.follow(&failures) => {}
+            () = pods.follow() => {}
             outcome = asked_twice => outcome.expect("it is asked again"),
         }
         assert_eq!(failures.get(), 1);

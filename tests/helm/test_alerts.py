@@ -82,7 +82,7 @@ ILL = {
     ),
     "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
     "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
-    "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 31, 40),
+    "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 35, 40),
     "LatchkeySocketLost": ({"latchkey_socket_reached": "1x29 0x30"}, 35, 45),
     "LatchkeyIdentityChanged": ({'latchkey_attestations_total{outcome="identity_changed"}': ONCE}, 29, 31),
     "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
@@ -166,6 +166,20 @@ class Alerts(unittest.TestCase):
             ]
             there |= self.tried(delivery, cases)
         self.assertEqual(there, ILL.keys())
+
+    def test_an_api_server_that_never_answers_is_told_however_scrapes_fall_and_one_that_starts_again_is_not(self):
+        def failed(each, begin, last):
+            times = [begin + each * n for n in range(1000) if begin + each * n <= last]
+            counts = [str(sum(60 * minute >= time for time in times)) for minute in range(61)]
+            return {"latchkey_watch_failures_total": " ".join(counts)}
+
+        alert = "LatchkeyWatchFails"
+        silent = [fires(alert, minute, 1) for minute in range(21, 60)]
+        restart = [fires(alert, minute, 0) for minute in range(60)]
+        self.tried("csi", [
+            *[case(f"silent, {begin} s", failed(128, 600 + begin, 3600), silent) for begin in range(0, 128, 8)],
+            *[case(f"restart, {begin} s", failed(3, 600 + begin, 780 + begin), restart) for begin in range(0, 60, 6)],
+        ])
 
     def test_one_pod_whose_volume_is_denied_at_each_call_is_enough(self):
         denied = 'latchkey_csi_publishes_total{outcome="denied"}'

@@ -10,9 +10,11 @@ use crate::backend::Backends;
 use crate::cache::NodesValues;
 use crate::config::{Config, IdentityMode};
 use crate::kubernetes::Clients;
+use crate::metrics::Metrics;
 use crate::preflight::{self, StartError};
 use crate::quota::NodesUnread;
 use crate::token::SubjectTokens;
+use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -38,6 +40,7 @@ impl Callers {
     pub(super) async fn bind(
         config: &Config,
         backends: &Arc<Backends>,
+        metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let settings = pods::Settings {
             limits: config.limits.clone(),
@@ -46,7 +49,10 @@ impl Callers {
             values: NodesValues::default(),
         };
         match config.identity.mode {
-            IdentityMode::Kubernetes => Self::kubernetes(config, backends, settings).await,
+            IdentityMode::Kubernetes => {
+                let failures = metrics.watch_failures.clone();
+                Self::kubernetes(config, backends, settings, failures).await
+            }
             IdentityMode::Local => Self::local(config, backends, &settings),
             IdentityMode::Sidecar => Self::sidecar(config, backends, &settings),
         }
@@ -56,10 +62,12 @@ impl Callers {
         config: &Config,
         backends: &Arc<Backends>,
         settings: pods::Settings,
+        failures: IntCounter,
     ) -> Result<Self, StartError> {
         let clients = Clients::new(&config.kubernetes).await?;
         let name = &config.kubernetes.node;
-        let pods = Arc::new(Pods::new(clients.node.clone(), name, settings));
+        let pods = Pods::new(clients.node.clone(), name, settings, failures);
+        let pods = Arc::new(pods);
         let node = Node::new(
             pods.clone(),
             name.clone(),

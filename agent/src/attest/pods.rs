@@ -85,6 +85,8 @@ pub(crate) struct Pods {
     changed: Notify,
     synced: watch::Sender<bool>,
     looks: Looks,
+    /// Lists and watches that failed.
+    failures: IntCounter,
 }
 
 /// Who reported a pod.
@@ -158,8 +160,13 @@ impl Pod {
 // === impl Pods ===
 
 impl Pods {
-    /// The pods of `node`, none known yet.
-    pub(crate) fn new(client: kube::Client, node: &str, settings: Settings) -> Self {
+    /// The pods of `node`, none known yet. Each list or watch that fails is counted in `failures`.
+    pub(crate) fn new(
+        client: kube::Client,
+        node: &str,
+        settings: Settings,
+        failures: IntCounter,
+    ) -> Self {
         Self {
             api: Api::all(client),
             selector: format!("spec.nodeName={node}"),
@@ -169,6 +176,7 @@ impl Pods {
             changed: Notify::new(),
             synced: watch::Sender::new(false),
             looks: Looks::default(),
+            failures,
         }
     }
 
@@ -227,6 +235,9 @@ impl Pods {
                     None
                 }
             };
+            if found.is_none() {
+                self.failures.inc();
+            }
             *last = (number, found);
         }
         last.1.clone().ok_or(LookError)
@@ -269,13 +280,12 @@ impl Pods {
         }
     }
 
-    /// Follows the API server until the task is dropped, and counts failures in `failures`. While the server is away,
-    /// the pods stay as last reported.
-    pub(crate) async fn follow(&self, failures: &IntCounter) {
+    /// Follows the API server until the task is dropped. While the server is away, the pods stay as last reported.
+    pub(crate) async fn follow(&self) {
         let mut waits = RETRY_WAITS;
         loop {
             let began = Instant::now();
-            self.follow_until_gone(failures).await;
+            self.follow_until_gone().await;
             if began.elapsed() > RETRY_WAITS.longest {
                 waits = RETRY_WAITS;
             }
@@ -286,7 +296,7 @@ impl Pods {
 
     /// Follows until the server answers a watch's start with 410 Gone, and does not wait then. The watcher itself would
     /// request the same, forgotten version again and again; a new watcher begins with a list.
-    async fn follow_until_gone(&self, failures: &IntCounter) {
+    async fn follow_until_gone(&self) {
         let config = watcher::Config::default()
             .fields(&self.selector)
             .timeout(WATCH_SECONDS);
@@ -319,7 +329,7 @@ impl Pods {
                     self.changed.notify_waiters();
                 }
                 Err(error) => {
-                    failures.inc();
+                    self.failures.inc();
                     tracing::warn!(
                         error = chain(&error),
                         "the watch of this node's pods failed; trying again"

@@ -36,7 +36,8 @@ fn read(pod: &k8s::Pod) -> Listed {
 }
 
 pub(in crate::attest) fn pods_of(client: kube::Client) -> Pods {
-    Pods::new(client, "node", Settings::default())
+    let failures = IntCounter::new("failures", "how often").expect("a counter");
+    Pods::new(client, "node", Settings::default(), failures)
 }
 
 /// A client that sends nothing.
@@ -332,6 +333,24 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     assert!(facts.exempts_containers());
 }
 
+/// What a watch that waits for an answer does not show yet.
+#[tokio::test(start_paused = true)]
+async fn a_look_that_fails_or_gets_no_answer_is_counted_as_a_failed_list() {
+    let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+        std::future::pending::<Result<http::Response<kube::client::Body>, http::Error>>()
+    });
+    let cases = [
+        (answered(Some(vec![])), 0),
+        (answered(None), 1),
+        (kube::Client::new(silent, "default"), 1),
+    ];
+    for (client, expected) in cases {
+        let pods = pods_of(client);
+        assert_eq!(pods.look().await.is_err(), expected > 0);
+        assert_eq!(pods.failures.get(), expected);
+    }
+}
+
 /// How many lists are requested in a minute from an API server that answers so.
 async fn lists_in_a_minute(
     answer: impl Fn(&http::Uri) -> (u16, String) + Send + Sync + 'static,
@@ -345,8 +364,7 @@ async fn lists_in_a_minute(
         counts.fetch_add(u64::from(!is_watch), Ordering::Relaxed);
         answer(uri)
     }));
-    let failures = IntCounter::new("failures", "how often").expect("a counter");
-    let followed = timeout(Duration::from_secs(60), pods.follow(&failures)).await;
+    let followed = timeout(Duration::from_secs(60), pods.follow()).await;
     followed.expect_err("it goes on for ever");
     lists.load(Ordering::Relaxed)
 }
