@@ -78,7 +78,7 @@ ILL = {
         {
             'latchkey_backend_errors_total{backend="vault",code="timeout"}': "0x29 0+1x30",
             'latchkey_backend_seconds_count{backend="vault",operation="read"}': rises(1),
-        }, 36, 45,
+        }, 33, 45,
     ),
     "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
     "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
@@ -207,6 +207,7 @@ class Alerts(unittest.TestCase):
             case("25 pods, a read each five minutes", asked(unavailable=5), [fires(alert, 30, 1)]),
             case("one in a hundred fails", asked(unavailable=5, ok=495), never),
             case("one fails, and no other is asked", {**asked(), **once}, never),
+            case("a busy node's outage of two minutes", {'latchkey_requests_total{route="secret",code="timeout"}': "0x29 0+300x2 600x28"}, never),
         ])
 
     def test_what_fails_within_batches_is_told_though_each_is_answered(self):
@@ -260,6 +261,9 @@ class Alerts(unittest.TestCase):
             case("all", vault(rises(3), rises(3)), [fires(alert, 30, 1), fires("LatchkeyUnavailable", 30, 0)]),
             case("a third", vault(rises(3), rises(1)), never),
             case("two", vault("0x29 2x30", "0x29 2x30"), never),
+            case("on a busy node", vault(rises(600), "0x29 0+600x30"), [fires(alert, 34, 0), fires(alert, 38, 1)]),
+            case("for four minutes of it", vault(rises(600), "0x29 0+600x4 2400x26"), never),
+            case("a CronJob's", vault("0x9 5x10 10x10 15x10 20x20", "0x9 5x10 10x10 15x10 20x20"), [fires(alert, 38, 1)]),
         ])
 
     def test_each_alert_about_one_agent_says_on_which_node_it_is(self):
