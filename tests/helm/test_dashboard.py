@@ -69,7 +69,7 @@ class Dashboard(unittest.TestCase):
         known = of_the_agent()
         for title, query, legend in queries():
             (name,) = set(re.findall(r"\b(?:latchkey|process)_\w+", query))
-            labels = known.get(re.sub(r"_(bucket|count|sum)$", "", name), set()) | {"job", "node", "le"}
+            labels = known.get(re.sub(r"_(bucket|count|sum)$", "", name), set()) | {"job", "node", "pod", "le"}
             asked = set(re.findall(r"(\w+)!?=~?\"", query)) | set(re.findall(r"{{(\w+)}}", legend))
             asked |= {label for by in re.findall(r"by \(([^)]*)\)", query) for label in by.split(", ")}
             self.assertLessEqual(asked, labels, title)
