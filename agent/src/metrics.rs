@@ -186,7 +186,16 @@ impl Metrics {
     /// Shows the series that alerts wait for before anything happens: Prometheus sees no increase in a counter whose
     /// first sample is its first event.
     fn begin_at_zero(&self) {
-        for outcome in ["identity_changed", "nested_pod_seen"] {
+        for outcome in [
+            "ok",
+            "identity_changed",
+            "nested_pod_seen",
+            "outside_root",
+            "outside_pid_namespace",
+            "unreadable_peer",
+            "malformed",
+            "controllers_disagree",
+        ] {
             self.attestations.with_label_values(&[outcome]);
         }
         self.connections_refused
@@ -320,6 +329,9 @@ mod tests {
             r#"latchkey_backend_errors_total{backend="vault",code="unavailable"}"#,
             r#"latchkey_attestations_total{outcome="identity_changed"}"#,
             r#"latchkey_attestations_total{outcome="nested_pod_seen"}"#,
+            r#"latchkey_attestations_total{outcome="ok"}"#,
+            r#"latchkey_attestations_total{outcome="outside_root"}"#,
+            r#"latchkey_attestations_total{outcome="unreadable_peer"}"#,
             r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
             r#"latchkey_requests_total{code="timeout",route="batch"}"#,

@@ -43,6 +43,8 @@ WELL = {
     'latchkey_attestations_total{outcome="ok"}': rises(100),
     'latchkey_attestations_total{outcome="identity_changed"}': rises(0),
     'latchkey_attestations_total{outcome="nested_pod_seen"}': rises(0),
+    'latchkey_attestations_total{outcome="outside_root"}': rises(1),
+    'latchkey_attestations_total{outcome="not_a_pod"}': rises(5),
     'latchkey_connections_refused_total{reason="peer_gone"}': rises(5),
     'latchkey_connections_refused_total{reason="recycled_pid"}': rises(0),
     "latchkey_csi_volumes": "10x60",
@@ -83,6 +85,17 @@ ILL = {
     "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
     "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
     "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 35, 40),
+    "LatchkeyAttestsNobody": (
+        {
+            'latchkey_attestations_total{outcome="outside_pid_namespace"}': rises(1),
+            'latchkey_attestations_total{outcome="ok"}': "0+100x20 2000x40",
+            'latchkey_requests_total{route="secret",code="ok"}': "0+1000x20 20000x40",
+            'latchkey_requests_total{route="secret",code="unavailable"}': rises(0),
+            'latchkey_requests_total{route="secret",code="denied"}': rises(0),
+            'latchkey_requests_total{route="secret",code="not_attested"}': rises(1),
+            'latchkey_requests_total{route="batch",code="ok"}': rises(0),
+        }, 38, 42,
+    ),
     "LatchkeySocketLost": ({"latchkey_socket_reached": "1x29 0x30"}, 35, 45),
     "LatchkeyIdentityChanged": ({'latchkey_attestations_total{outcome="identity_changed"}': ONCE}, 29, 31),
     "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
@@ -179,6 +192,25 @@ class Alerts(unittest.TestCase):
         self.tried("csi", [
             *[case(f"silent, {begin} s", failed(128, 600 + begin, 3600), silent) for begin in range(0, 128, 8)],
             *[case(f"restart, {begin} s", failed(3, 600 + begin, 780 + begin), restart) for begin in range(0, 60, 6)],
+        ])
+
+    def test_where_some_are_attested_or_only_one_stranger_asked_nobody_says_that_none_are(self):
+        def attested(**by_outcome):
+            return {f'latchkey_attestations_total{{outcome="{outcome}"}}': values for outcome, values in by_outcome.items()}
+
+        asked = NOTHING_ASKED | {'latchkey_requests_total{route="secret",code="not_attested"}': rises(1)}
+        connected = {'latchkey_requests_total{route="secret",code="ok"}': rises(1)}
+        alert = "LatchkeyAttestsNobody"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        self.tried("csi", [
+            case("all but a few", {**asked, **attested(ok="0+1x60", malformed=rises(10))}, never),
+            case("by connections that last", {**asked, **connected, **attested(ok=rises(0), malformed=rises(1))}, never),
+            case("one", {**asked, **attested(ok=rises(0), outside_root=ONCE)}, never),
+            case("of the node", {**asked, **attested(ok=rises(0), outside_root=rises(0), not_a_pod=rises(10))}, never),
+            *[
+                case(outcome, {**asked, **attested(**{"ok": rises(0), "outside_root": rises(0), outcome: rises(1)})}, [fires(alert, 25, 1)])
+                for outcome in ("outside_root", "outside_pid_namespace", "unreadable_peer", "malformed", "controllers_disagree")
+            ],
         ])
 
     def test_one_pod_whose_volume_is_denied_at_each_call_is_enough(self):
