@@ -11,7 +11,7 @@ pub(crate) use line::Line;
 use crate::error::RequestError;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::{JoinHandle, Thread};
 use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
@@ -36,6 +36,7 @@ const GATHERED: u64 = 64;
 pub(crate) struct Audit {
     lines: mpsc::Sender<Vec<u8>>,
     seq: AtomicU64,
+    backlog: Backlog,
     boot_id: Box<str>,
     /// Unparked when enough lines have gathered.
     writer: Thread,
@@ -55,14 +56,15 @@ pub(crate) struct Writer {
     backlog: Backlog,
 }
 
-/// Whether lines have been taken from the queue but not written yet.
+/// How many lines are in the queue, or have been taken from it but not written yet. A place that is only reserved is no
+/// line: its read may wait for a slow cloud.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Backlog(Arc<AtomicBool>);
+pub(crate) struct Backlog(Arc<AtomicUsize>);
 
 // === impl Audit ===
 
 impl Audit {
-    /// An empty trail whose queue holds `queue` lines, and the thread that writes it to `out`.
+    /// An empty trail whose queue holds `queue` lines, reserved places included, and the thread that writes it to `out`.
     ///
     /// # Errors
     ///
@@ -82,6 +84,7 @@ impl Audit {
             Self {
                 lines: sender,
                 seq: AtomicU64::default(),
+                backlog: backlog.clone(),
                 boot_id,
                 writer: thread.thread().clone(),
             },
@@ -115,7 +118,7 @@ impl Audit {
 
     /// How many lines wait to be written.
     pub(crate) fn waiting(&self) -> usize {
-        self.lines.max_capacity() - self.lines.capacity()
+        self.backlog.count()
     }
 
     /// Whether lines can no longer be written.
@@ -151,6 +154,8 @@ impl Reservation<'_> {
         line.write(&mut text)
             .map_err(|e| RequestError::internal(&e))?;
         text.push(b'\n');
+        // Before it can be written.
+        self.audit.backlog.0.fetch_add(1, Ordering::Relaxed);
         self.place.send(text);
         if seq.is_multiple_of(GATHERED) {
             self.audit.writer.unpark();
@@ -187,9 +192,13 @@ impl Writer {
 // === impl Backlog ===
 
 impl Backlog {
+    fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// Whether there is one now.
     pub(crate) fn is_there(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.count() > 0
     }
 }
 
@@ -199,12 +208,12 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write, backlog: &Back
     let mut batch = Vec::with_capacity(BATCH);
     let mut text = Vec::new();
     while lines.blocking_recv_many(&mut batch, BATCH) > 0 {
-        backlog.0.store(true, Ordering::Relaxed);
         if batch.len() < BATCH {
             std::thread::park_timeout(GATHER);
             let more = std::iter::from_fn(|| lines.try_recv().ok());
             batch.extend(more.take(BATCH - batch.len()));
         }
+        let lines_taken = batch.len();
         batch
             .drain(..)
             .for_each(|line| text.extend_from_slice(&line));
@@ -213,7 +222,7 @@ fn write(mut lines: mpsc::Receiver<Vec<u8>>, mut out: impl Write, backlog: &Back
             tracing::error!(%error, "the audit trail cannot be written: no more secrets are read");
             return;
         }
-        backlog.0.store(false, Ordering::Relaxed);
+        backlog.0.fetch_sub(lines_taken, Ordering::Relaxed);
         text.clear();
         text.shrink_to(TEXT_KEPT);
     }
@@ -297,6 +306,28 @@ mod tests {
             .reserve(soon())
             .await
             .expect("the place is free again");
+    }
+
+    #[tokio::test]
+    async fn only_lines_that_are_not_written_yet_wait() {
+        let (audit, writer) = Audit::start(8, Page::default()).expect("a thread");
+        let backlog = writer.backlog();
+        let held = audit.reserve(soon()).await.expect("a place");
+        assert_eq!(audit.waiting(), 0);
+        held.fill(Line::default()).expect("a line");
+        drop(audit);
+        tokio::task::spawn_blocking(|| writer.finish())
+            .await
+            .expect("it ends");
+        assert!(!backlog.is_there());
+
+        let (audit, writer) = Audit::start(8, Broken).expect("a thread");
+        let place = audit.reserve(soon()).await.expect("a place");
+        place.fill(Line::default()).expect("a line");
+        tokio::task::spawn_blocking(|| writer.finish())
+            .await
+            .expect("it ends");
+        assert_eq!(audit.waiting(), 1);
     }
 
     #[tokio::test]
