@@ -42,6 +42,10 @@ const QUIET: Duration = Duration::from_millis(750);
 /// How long to still accept from the backlog once the path is gone.
 const LAST_ACCEPTS: Duration = Duration::from_millis(100);
 
+/// How long before the end of the drain's time it is too late for a request to come in whole. That is enough for the
+/// connections that wait for one to end.
+const LAST_HEADS: Duration = Duration::from_millis(250);
+
 /// How often to try again to learn the kubepods root.
 const LEARN_AGAIN: Duration = Duration::from_millis(250);
 
@@ -320,9 +324,14 @@ impl Agent {
         // From now on a successor in the same network namespace has the port alone.
         drop(admin);
         server.tasks.close();
+        let ended = async {
+            let _ = timeout_at(deadline - LAST_HEADS, server.tasks.wait()).await;
+            server.roll.stop_reading();
+            server.tasks.wait().await;
+        };
         let why_cut = tokio::select! {
             biased;
-            () = server.tasks.wait() => None,
+            () = ended => None,
             () = at_once.cancelled() => Some("told to leave at once: these connections were cut"),
             () = sleep_until(deadline) => Some("the drain's time is over: these connections were cut"),
         };

@@ -149,6 +149,15 @@ impl Roll {
         }
     }
 
+    /// Ends the connections that have sent no whole head: nobody waits for an answer there.
+    pub(crate) fn stop_reading(&self) {
+        for connection in self.open.lock().connections.values() {
+            if !connection.times.is_answering() {
+                connection.stop_reading();
+            }
+        }
+    }
+
     fn look(&self, leaving: bool) {
         for (number, connection) in &self.open.lock().connections {
             match connection.look(leaving) {

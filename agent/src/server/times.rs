@@ -84,7 +84,12 @@ impl Times {
 
     /// Whether it is between requests: none is being answered, and the next one has not begun.
     pub(super) fn is_idle(&self) -> bool {
-        !self.answering.is_set() && !self.head.is_set()
+        !self.is_answering() && !self.head.is_set()
+    }
+
+    /// Whether a request is being answered.
+    pub(super) fn is_answering(&self) -> bool {
+        self.answering.is_set()
     }
 
     /// Notes that bytes have come in.

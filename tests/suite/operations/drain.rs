@@ -127,6 +127,27 @@ async fn a_drain_cuts_what_hangs_when_its_time_is_over() {
     assert!(took < Duration::from_secs(5), "it took {took:?}");
 }
 
+/// A head may take longer than the drain: one that is never sent to its end is waited for, but nobody was cut.
+#[tokio::test]
+async fn who_has_sent_half_a_head_when_the_drain_ends_is_not_cut_since_nobody_waits_there() {
+    needs_workloads!();
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let short = |settings: AgentSettings| settings.set("limits.drain", "2s");
+    let mut agent = sandbox.agent_with(short).await.expect("an agent");
+    pod.workload.connect("half").await.expect("a connection");
+    let half = Raw {
+        connection: Some("half".into()),
+        read_millis: 0,
+        ..Raw::new("GET /v1/sec")
+    };
+    pod.workload.raw(half).await.expect("it is sent");
+    let told = Instant::now();
+    let ended = agent.stop().await.expect("it ends");
+    assert_eq!(ended.code(), Some(0), "{:#?}", agent.stderr());
+    let took = told.elapsed();
+    assert!(took > Duration::from_secs(1), "it waited for {took:?}");
+}
+
 #[tokio::test]
 async fn an_agent_leaves_without_waiting_for_an_exchange_that_nobody_wants_any_more() {
     needs_workloads!();
