@@ -18,6 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::FilterExt;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, filter, fmt};
@@ -33,6 +34,10 @@ pub(crate) mod exit {
 /// How many log lines wait for a slow stderr before more are dropped. Audit lines have a queue of their own, for which
 /// requests wait.
 const LOG_QUEUE: usize = 4096;
+
+/// Where kube's client logs requests that failed: errors without a reason, several a second while the API server is
+/// away, and a watch that broke off. Whoever sent the request logs that itself, with the reason.
+const SAID_BY_CALLERS: [&str; 2] = ["kube_client::client", "kube_client::client::builder"];
 
 /// How long writing the last audit lines may take.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -311,11 +316,12 @@ pub(crate) fn log_to_stderr(
     let ours = filter::filter_fn(move |event| {
         event.target().starts_with("latchkey") || *event.level() <= most
     });
+    let once = filter::filter_fn(|event| !SAID_BY_CALLERS.contains(&event.target()));
     let lines = fmt::layer()
         .json()
         .flatten_event(true)
         .with_writer(out)
-        .with_filter(ours);
+        .with_filter(ours.and(once));
     let _ = tracing_subscriber::registry()
         .with(filter)
         .with(lines)

@@ -283,9 +283,10 @@ impl Pods {
     /// Follows the API server until the task is dropped. While the server is away, the pods stay as last reported.
     pub(crate) async fn follow(&self) {
         let mut waits = RETRY_WAITS;
+        let mut failed = false;
         loop {
             let began = Instant::now();
-            self.follow_until_gone().await;
+            self.follow_until_gone(&mut failed).await;
             if began.elapsed() > RETRY_WAITS.longest {
                 waits = RETRY_WAITS;
             }
@@ -295,8 +296,9 @@ impl Pods {
     }
 
     /// Follows until the server answers a watch's start with 410 Gone, and does not wait then. The watcher itself would
-    /// request the same, forgotten version again and again; a new watcher begins with a list.
-    async fn follow_until_gone(&self) {
+    /// request the same, forgotten version again and again; a new watcher begins with a list. `failed` is whether
+    /// nothing was reported since a failure; a watch that has begun again shows only with its first report.
+    async fn follow_until_gone(&self, failed: &mut bool) {
         let config = watcher::Config::default()
             .fields(&self.selector)
             .timeout(WATCH_SECONDS);
@@ -326,9 +328,13 @@ impl Pods {
                         Event::Delete(pod) => self.forget(&pod),
                     }
                     waits = RETRY_WAITS;
+                    if std::mem::take(failed) {
+                        tracing::info!("the API server reports this node's pods again");
+                    }
                     self.changed.notify_waiters();
                 }
                 Err(error) => {
+                    *failed = true;
                     self.failures.inc();
                     tracing::warn!(
                         error = chain(&error),

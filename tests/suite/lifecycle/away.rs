@@ -39,6 +39,9 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
     let of_watch = |line: &&String| line.contains("the watch of this node's pods failed");
     let last = said.iter().rfind(of_watch).expect("a line");
     assert!(last.contains("Connection refused"), "{last}");
+    // In its own words alone.
+    let of_library = said.iter().find(|line| line.contains("kube_client"));
+    assert_eq!(of_library, None);
     sandbox.kube.resume_listening().await.expect("it listens");
     let back = Instant::now();
     until_answer(&new, is_own).await;
@@ -47,6 +50,11 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
         "it took {:?}",
         back.elapsed()
     );
+    let again = "the API server reports this node's pods again";
+    agent.until_line(again).await.expect("it says so");
+    let lines = agent.stderr();
+    let again = lines.iter().filter(|line| line.contains(again)).count();
+    assert_eq!(again, 1);
 }
 
 #[tokio::test]
