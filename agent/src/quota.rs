@@ -2,6 +2,7 @@
 
 use crate::config;
 use crate::error::{RETRY_AFTER, RequestError};
+use crate::server::Toll;
 use crate::turns::Turnstile;
 use governor::{DefaultDirectRateLimiter, Quota as Rate, RateLimiter};
 use latchkey_client::protocol::Code;
@@ -41,7 +42,8 @@ const OWN_UNREAD: usize = 128 << 10;
 /// Shorter answers do not count: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
 
-/// A pod's limits: connections, requests in flight, waits, request rate, refusals, and unread answers.
+/// A pod's limits: connections, requests in flight, waits, request rate, refusals, unread answers, and what calls on
+/// its sockets cost.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
@@ -54,6 +56,7 @@ pub(crate) struct Quota {
     own_unread: Arc<Semaphore>,
     nodes_unread: NodesUnread,
     pub(crate) turns: Arc<Turnstile>,
+    pub(crate) toll: Arc<Toll>,
 }
 
 /// What all pods of the node together may leave unread, beyond each pod's own.
@@ -92,6 +95,7 @@ impl Quota {
             own_unread: Arc::new(Semaphore::new(OWN_UNREAD)),
             nodes_unread: unread.clone(),
             turns: Turnstile::new(REQUESTS_A_TURN),
+            toll: Arc::default(),
         }
     }
 

@@ -14,9 +14,11 @@ mod roll;
 mod stream;
 mod tally;
 mod times;
+mod toll;
 mod warnings;
 
 pub(crate) use connection::Connection;
+pub(crate) use toll::Toll;
 
 use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Attestor, Entrance};
@@ -43,6 +45,7 @@ use roll::Roll;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdStream;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,6 +77,9 @@ const TAKEN_CHECKS: Waits = Waits {
     longest: Duration::from_secs(1),
 };
 
+/// How often a connection that has ended and still has to pay looks whether its pod is still there.
+const PAID_CHECK: Duration = Duration::from_secs(1);
+
 /// How long an accept loop rests when the machine has run out of descriptors or memory.
 pub(crate) const EXHAUSTED_REST: Duration = Duration::from_millis(50);
 
@@ -90,6 +96,8 @@ pub(crate) struct Server {
     pub(crate) roll: Arc<Roll>,
     /// Limits how many socket tables are read at the same time, where the kernel has no pidfd for peers.
     tables: Semaphore,
+    /// Limits how many sockets are closed on another thread at the same time.
+    aside: Semaphore,
     phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
     /// The agent's own PID.
@@ -129,6 +137,7 @@ impl Server {
             connections_per_pod: limits.connections_per_pod,
             roll: Arc::new(Roll::new()?),
             tables: Semaphore::new(TABLES),
+            aside: Semaphore::new(1),
             phase,
             tasks: TaskTracker::new(),
             own: std::process::id(),
@@ -231,13 +240,16 @@ impl Server {
         let Ok(stream) = stream.into_std() else {
             return;
         };
-        let remains = match remains {
-            Some(remains) => self.until_taken(&stream, remains).await,
-            None => None,
+        let Some((remains, toll)) = remains else {
+            return close_elsewhere(close(stream, passed)).await;
         };
-        // What still counts does so until the connection is closed.
-        close(stream, passed).await;
-        drop(remains);
+        let (stream, remains) = self.until_taken(stream, remains, &toll).await;
+        // What still counts does so until the connection is closed, and until its calls are paid for.
+        let left = self.aside(&toll, || close(stream, passed)).await;
+        close_elsewhere(left).await;
+        if let (Some(until), Some(remains)) = (toll.paid(), remains) {
+            self.until_paid(until, remains).await;
+        }
     }
 
     /// Serves the requests of `peer`. Returns the connection, with the descriptors that came over it, and what still
@@ -247,7 +259,7 @@ impl Server {
         stream: UnixStream,
         peer: Peer,
         door: Arc<Door>,
-    ) -> (UnixStream, Vec<OwnedFd>, Option<Remains>) {
+    ) -> (UnixStream, Vec<OwnedFd>, Option<(Remains, Arc<Toll>)>) {
         // The agent connects to its own path to see who answers there, and sends nothing.
         if u32::try_from(peer.pid()) == Ok(self.own) {
             return (stream, Vec::new(), None);
@@ -292,7 +304,8 @@ impl Server {
                         break;
                     }
                     if std::mem::take(&mut reading) {
-                        shut(fd, Shutdown::Read);
+                        // If it costs too much, the connection has been told to end.
+                        let _told = connection.call(|| shut(fd, Shutdown::Read));
                     }
                 }
                 // An error here is the peer's doing: it left, or sent something that is not HTTP.
@@ -318,26 +331,68 @@ impl Server {
     /// count any more.
     async fn until_taken(
         &self,
-        stream: &std::os::unix::net::UnixStream,
+        stream: StdStream,
         mut remains: Remains,
-    ) -> Option<Remains> {
+        toll: &Toll,
+    ) -> (StdStream, Option<Remains>) {
         // The least that the kernel allows: from now on the socket is writable only when less than some 1,200 bytes are
         // queued, including what the kernel adds to each write (`unix_writable` there, SOCK_MIN_SNDBUF).
-        let _ = setsockopt(stream, SndBuf, &1);
-        if is_writable(stream) {
-            return Some(remains);
+        let _ = setsockopt(&stream, SndBuf, &1);
+        if is_writable(&stream) {
+            return (stream, Some(remains));
         }
-        shut(stream.as_raw_fd(), Shutdown::Both);
+        let shuts = || {
+            shut(stream.as_raw_fd(), Shutdown::Both);
+            stream
+        };
+        let stream = self.aside(toll, shuts).await;
         let mut phase = self.phase.clone();
         let mut checks = TAKEN_CHECKS;
-        while !is_writable(stream) && *phase.borrow_and_update() != Phase::Draining {
-            remains = remains.now(&self.admission.attestor, &self.admission.orphans)?;
+        while !is_writable(&stream) && *phase.borrow_and_update() != Phase::Draining {
+            match remains.now(&self.admission.attestor, &self.admission.orphans) {
+                Some(now) => remains = now,
+                None => return (stream, None),
+            }
             tokio::select! {
                 () = tokio::time::sleep(checks.take()) => {}
                 _ = phase.changed() => {}
             }
         }
-        Some(remains)
+        (stream, Some(remains))
+    }
+
+    /// Keeps what counts until the connection has paid for its calls. A draining agent does not wait here either.
+    async fn until_paid(&self, until: Instant, remains: Remains) {
+        let mut phase = self.phase.clone();
+        while Instant::now() < until
+            && !remains.is_gone()
+            && *phase.borrow_and_update() != Phase::Draining
+        {
+            tokio::select! {
+                () = tokio::time::sleep_until(until.min(Instant::now() + PAID_CHECK)) => {}
+                _ = phase.changed() => {}
+            }
+        }
+    }
+
+    /// Makes a last call on the socket of a connection. If earlier ones cost too much, it is made on another thread,
+    /// and only one at a time: there too it takes the agent's share of the processor.
+    async fn aside<T: Send + 'static>(
+        &self,
+        toll: &Toll,
+        call: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let (outcome, cost) = if toll.paid().is_some() {
+            let _one = self.aside.acquire().await;
+            match tokio::task::spawn_blocking(|| toll::measured(call)).await {
+                Ok(made) => made,
+                Err(died) => std::panic::resume_unwind(died.into_panic()),
+            }
+        } else {
+            toll::measured(call)
+        };
+        toll.charge(cost);
+        outcome
     }
 
     /// Pins the peer of `stream`. The fallback may read megabytes to prove it, hence on a thread of its own and only for
@@ -372,16 +427,20 @@ impl Server {
     }
 }
 
-/// Closes a connection. What its peer may have passed over it can take long to close, so that is done on another thread.
-async fn close(stream: std::os::unix::net::UnixStream, passed: Vec<OwnedFd>) {
-    if passed.is_empty() && !passed::may_be_left(&stream) {
-        return;
+/// Closes a connection, unless its peer has passed descriptors over it, or may have: then it is returned with them.
+fn close(stream: StdStream, passed: Vec<OwnedFd>) -> Option<(StdStream, Vec<OwnedFd>)> {
+    (!passed.is_empty() || passed::may_be_left(&stream)).then_some((stream, passed))
+}
+
+/// Closes what a peer has passed, which can take long, and the connection, on another thread.
+async fn close_elsewhere(left: Option<(StdStream, Vec<OwnedFd>)>) {
+    if let Some((stream, passed)) = left {
+        let closing = move || {
+            passed::close(passed);
+            passed::close_with_all(stream);
+        };
+        let _ = tokio::task::spawn_blocking(closing).await;
     }
-    let closing = move || {
-        passed::close(passed);
-        passed::close_with_all(stream);
-    };
-    let _ = tokio::task::spawn_blocking(closing).await;
 }
 
 /// Tells the peer that nothing more will be read, or sent either. What it has sent stays readable, and its next write

@@ -3,6 +3,7 @@
 mod passed;
 mod turns;
 mod unread;
+mod watched;
 
 use crate::code;
 use futures::future::join_all;

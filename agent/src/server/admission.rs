@@ -47,6 +47,22 @@ pub(super) enum Found {
     Unknown,
 }
 
+// === impl Standing ===
+
+impl Standing {
+    /// The workload, if it is one, whether or not it may have the connection.
+    pub(super) fn workload(&self) -> Option<&Workload> {
+        match self {
+            Self::Attested { workload, .. }
+            | Self::AtTheDoor {
+                found: Found::Busy { workload, .. },
+                ..
+            } => Some(workload),
+            Self::AtTheDoor { .. } => None,
+        }
+    }
+}
+
 // === impl Admission ===
 
 impl Admission {

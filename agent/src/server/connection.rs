@@ -6,6 +6,7 @@ use super::door::Door;
 use super::intake::Intake;
 use super::remains::Remains;
 use super::times::{Times, Verdict};
+use super::toll::{Finding, Toll};
 use crate::attest::{AttestError, Denial, Workload};
 use crate::error::RequestError;
 use crate::peer::Peer;
@@ -17,9 +18,10 @@ use latchkey_client::protocol::{Code, Step};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send};
 use parking_lot::Mutex;
+use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -30,6 +32,9 @@ const CHECK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How often a long request checks whether its peer is still there.
 const HUNG_UP_CHECK: Duration = Duration::from_secs(1);
+
+/// What a warning of [`Connection::call`] is about.
+const WATCHED: &str = "watched";
 
 /// A connection whose peer is pinned.
 #[derive(Debug)]
@@ -54,6 +59,16 @@ pub(crate) struct Connection {
     rests: Mutex<Option<Instant>>,
     pub(super) intake: Intake,
     pub(super) times: Times,
+    /// What its pod owes, once that is known.
+    toll: OnceLock<Arc<Toll>>,
+    /// What it owes itself, before it is known whose it is. It is suspect from the beginning: nothing is remembered of
+    /// a stranger.
+    own_toll: Arc<Toll>,
+}
+
+/// What the workload's pod owes.
+fn toll_of(workload: &Workload) -> Arc<Toll> {
+    workload.pod().quota.toll.clone()
 }
 
 // === impl Connection ===
@@ -69,6 +84,7 @@ impl Connection {
         clock: &Arc<Clock>,
     ) -> Option<Self> {
         let standing = admission.admit(&peer, door.entrance)?;
+        let toll = standing.workload().map(toll_of);
         Some(Self {
             peer,
             door,
@@ -84,6 +100,8 @@ impl Connection {
             rests: Mutex::default(),
             intake: Intake::none(),
             times: Times::new(clock.clone()),
+            toll: toll.map_or_else(OnceLock::new, OnceLock::from),
+            own_toll: Arc::new(Toll::of_suspect()),
         })
     }
 
@@ -162,13 +180,9 @@ impl Connection {
 
     /// Holds back the refusal that the peer is about to get.
     pub(crate) async fn rest(&self) {
-        let rest = match &*self.standing.lock() {
-            Standing::Attested { workload, .. }
-            | Standing::AtTheDoor {
-                found: Found::Busy { workload, .. },
-                ..
-            } => workload.pod().quota.rest(),
-            Standing::AtTheDoor { .. } => quota::REST,
+        let rest = match self.standing.lock().workload() {
+            Some(workload) => workload.pod().quota.rest(),
+            None => quota::REST,
         };
         let until = Instant::now() + rest;
         *self.rests.lock() = Some(until);
@@ -183,9 +197,41 @@ impl Connection {
         }
     }
 
-    /// What still counts for the connection after its end.
-    pub(super) fn remains(self) -> Remains {
-        match self.standing.into_inner() {
+    fn toll(&self) -> &Arc<Toll> {
+        self.toll.get().unwrap_or(&self.own_toll)
+    }
+
+    /// Makes a call on the socket.
+    ///
+    /// # Errors
+    ///
+    /// If such calls cost too much; the connection ends then.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> io::Result<T> {
+        let (outcome, finding) = self.toll().call(call);
+        if finding == Finding::Fine {
+            return Ok(outcome);
+        }
+        self.end();
+        let standing = self.standing.lock();
+        let workload = standing.workload();
+        let pod = workload.and_then(|workload| workload.pod().uid);
+        if self.admission.warnings.is_due(WATCHED, pod) {
+            tracing::warn!(
+                pid = self.pid(),
+                uid = self.uid(),
+                workload = workload.map(tracing::field::display),
+                pod_uid = pod.map(tracing::field::display),
+                "a connection ends: reads and writes on it take far too long, as they do if a peer watches its own end \
+                 many times over"
+            );
+        }
+        Err(io::Error::other("reads and writes cost too much"))
+    }
+
+    /// What still counts for the connection after its end, and what is owed.
+    pub(super) fn remains(self) -> (Remains, Arc<Toll>) {
+        let toll = self.toll().clone();
+        let remains = match self.standing.into_inner() {
             Standing::Attested {
                 workload, permit, ..
             } => Remains::OfPod {
@@ -193,7 +239,8 @@ impl Connection {
                 _permit: permit,
             },
             Standing::AtTheDoor { place, .. } => Remains::AtTheDoor(place, Instant::now()),
-        }
+        };
+        (remains, toll)
     }
 
     /// The peer's PID.
@@ -340,6 +387,7 @@ impl Connection {
                 return Err(self.close_as_busy(why));
             }
         };
+        let _known = self.toll.set(toll_of(&workload));
         *self.standing.lock() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),

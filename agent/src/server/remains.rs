@@ -59,6 +59,11 @@ impl Orphans {
 // === impl Remains ===
 
 impl Remains {
+    /// Whether the pod is gone, and with it what it owed.
+    pub(super) fn is_gone(&self) -> bool {
+        matches!(self, Self::OfPod { pod, .. } if pod.is_gone())
+    }
+
     /// What is left of it now; none if it no longer counts.
     pub(super) fn now(self, attestor: &Attestor, orphans: &Orphans) -> Option<Self> {
         match self {

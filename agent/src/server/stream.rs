@@ -68,13 +68,15 @@ impl Metered {
     /// Reads what has come into `part`, and ends the connection if descriptors came along.
     fn poll_part(&mut self, cx: &mut Context<'_>, part: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if passed::are_refused() {
-            return Pin::new(self.stream.inner_mut()).poll_read(cx, part);
+            return self.call(|mut stream| Pin::new(stream.inner_mut()).poll_read(cx, part));
         }
         let stream = self.stream.inner();
         loop {
             ready!(stream.poll_read_ready(cx))?;
             let room = part.initialize_unfilled();
-            match stream.try_io(Interest::READABLE, || passed::receive(stream, room)) {
+            let receive = || passed::receive(stream, room);
+            let receive = || stream.try_io(Interest::READABLE, receive);
+            match self.connection.call(receive)? {
                 Ok((bytes, passed)) if passed.is_empty() => {
                     part.advance(bytes);
                     return Poll::Ready(Ok(()));
@@ -95,7 +97,7 @@ impl Metered {
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
         if passed::are_refused() {
-            return Pin::new(&mut self.stream).poll_read(cx, buf);
+            return self.call(|stream| stream.poll_read(cx, buf));
         }
         let mut part = [0; HEADS];
         let room = buf.remaining().min(HEADS);
@@ -141,6 +143,15 @@ impl Metered {
         Poll::Ready(Ok(()))
     }
 
+    /// Makes a call on the socket, which fails if that is the one that costs too much.
+    fn call<T>(
+        &mut self,
+        call: impl FnOnce(Pin<&mut TokioIo<UnixStream>>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let stream = Pin::new(&mut self.stream);
+        self.connection.call(|| call(stream))?
+    }
+
     fn wrote(&mut self, outcome: &Poll<io::Result<usize>>) {
         if self.stuck != outcome.is_pending() {
             self.stuck = !self.stuck;
@@ -174,7 +185,7 @@ impl Write for Metered {
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.bound(buf.len());
-        let outcome = Pin::new(&mut self.stream).poll_write(cx, buf);
+        let outcome = self.call(|stream| stream.poll_write(cx, buf));
         self.wrote(&outcome);
         outcome
     }
@@ -198,7 +209,7 @@ impl Write for Metered {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.bound(bufs.iter().map(|buf| buf.len()).sum());
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        let outcome = self.call(|stream| stream.poll_write_vectored(cx, bufs));
         self.wrote(&outcome);
         outcome
     }

@@ -142,6 +142,19 @@ impl Workload {
         self.channel.ask(task).await.map(drop)
     }
 
+    /// Watches a named connection, not yet used, with epoll(7) so many times, until the process ends.
+    ///
+    /// # Errors
+    ///
+    /// If it may have no more descriptors or watches.
+    pub async fn watch(&self, name: &str, times: usize) -> io::Result<()> {
+        let task = Task::Watch {
+            name: name.to_owned(),
+            times,
+        };
+        self.channel.ask(task).await.map(drop)
+    }
+
     /// What the process sees of itself.
     ///
     /// # Errors

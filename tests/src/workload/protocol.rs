@@ -43,6 +43,8 @@ pub(super) enum Task {
     Spawn { command: Command },
     /// Reports what the process knows of itself.
     Status,
+    /// Watches a named connection so many times.
+    Watch { name: String, times: usize },
 }
 
 /// A message of the pod's.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use rustix::event::epoll;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
@@ -126,6 +127,7 @@ async fn perform(
         Task::Signal { pid, signal } => children.signal(pid, signal).map(|()| Outcome::Nothing),
         Task::Spawn { command } => children.spawn(&command).map(Outcome::Spawned),
         Task::Status => status().map(Outcome::Status),
+        Task::Watch { name, times } => watch(connections, name, times).map(|()| Outcome::Nothing),
     }
 }
 
@@ -328,6 +330,27 @@ fn pass(connections: &Connections, name: String, to: &Path) -> io::Result<()> {
         SendFlags::NOSIGNAL,
     )?;
     keep(connections, name, Connection::Fresh(passed));
+    Ok(())
+}
+
+/// Each of some descriptors of the connection counts as another one for each of some instances of epoll.
+fn watch(connections: &Connections, name: String, times: usize) -> io::Result<()> {
+    let watched = take_fresh(connections, &name)?;
+    let duplicates = (0..times.isqrt())
+        .map(|_| watched.as_fd().try_clone_to_owned())
+        .collect::<io::Result<Vec<OwnedFd>>>()?;
+    for _ in 0..times.div_ceil(duplicates.len()) {
+        let instance = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        for duplicate in &duplicates {
+            let events = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+            epoll::add(&instance, duplicate, epoll::EventData::new_u64(0), events)?;
+        }
+        let _stays_open = instance.into_raw_fd();
+    }
+    for duplicate in duplicates {
+        let _stays_open = duplicate.into_raw_fd();
+    }
+    keep(connections, name, Connection::Fresh(watched));
     Ok(())
 }
 

@@ -1,0 +1,165 @@
+//! What the calls on a connection's socket cost the agent's one thread.
+//!
+//! Each read, write and close wakes whoever waits on the peer's end, and so walks its whole queue of waiters, a read
+//! once for each piece that the peer has sent (`sock_wfree` and `sock_def_readable` in net/core/sock.c). A peer can be
+//! in that queue as often as it likes: 100,000 watches of epoll(7) take it 20 MB and a fraction of a second. No request
+//! is needed for that, so no other limit counts it.
+//!
+//! A call that takes long arouses suspicion only, since the thread may have been suspended meanwhile. From then on the
+//! processor time of such calls is known, and what is too much becomes a debt, paid by waiting. While more is owed than
+//! may be, each further call that is too much ends its connection; and the permits of connections that end are kept
+//! until all is paid, so that new ones are no way out. All connections of a pod owe together.
+
+use parking_lot::Mutex;
+use rustix::time::{ClockId, clock_gettime};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// From how long on a call is too much. Any call takes some 5 to 50 µs, also one of 64 KiB.
+const COSTLY: Duration = Duration::from_micros(250);
+
+/// How much longer it takes to pay than what is paid for took: nobody gets more than 1/20 of the thread.
+const WAIT: u32 = 20;
+
+/// How much may be owed. Where the time that a hypervisor takes counts as the agent's, that can be 10 ms for a call,
+/// but hardly for several within half a second.
+const CREDIT: Duration = Duration::from_millis(20);
+
+/// How long suspicion lasts after the last call that took long. Each call costs half a microsecond more meanwhile.
+const SUSPECT: Duration = Duration::from_secs(600);
+
+/// The longest wait, after which a debt is forgotten.
+const LONGEST: Duration = Duration::from_secs(600);
+
+/// What a pod owes, or a connection whose peer is no workload.
+#[derive(Debug, Default)]
+pub(crate) struct Toll {
+    /// Until when the processor time of calls is looked at.
+    suspect: Mutex<Option<Instant>>,
+    /// When everything will be paid.
+    paid: Mutex<Option<Instant>>,
+}
+
+/// What a call has shown.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Finding {
+    /// The connection may go on.
+    Fine,
+    /// It cost too much, and more is owed than may be.
+    TooMuch,
+}
+
+/// Does it, and measures the processor time that it takes.
+pub(super) fn measured<T>(call: impl FnOnce() -> T) -> (T, Duration) {
+    let before = used();
+    let outcome = call();
+    (outcome, used().saturating_sub(before))
+}
+
+/// The processor time that this thread has used.
+fn used() -> Duration {
+    Duration::try_from(clock_gettime(ClockId::ThreadCPUTime)).unwrap_or_default()
+}
+
+// === impl Toll ===
+
+impl Toll {
+    /// Nothing is owed, and the first call is suspect already.
+    pub(super) fn of_suspect() -> Self {
+        Self {
+            suspect: Mutex::new(Some(Instant::now() + SUSPECT)),
+            paid: Mutex::default(),
+        }
+    }
+
+    /// Makes a call; costs no more than two looks at the clock unless the peer is suspect.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> (T, Finding) {
+        let began = Instant::now();
+        let is_suspect = self.suspect.lock().is_some_and(|until| began < until);
+        let before = is_suspect.then(used);
+        let outcome = call();
+        // It has used no more of the processor than that.
+        if began.elapsed() < COSTLY {
+            return (outcome, Finding::Fine);
+        }
+        *self.suspect.lock() = Some(began + SUSPECT);
+        let finding = match before {
+            Some(before) => self.charge(used().saturating_sub(before)),
+            None => Finding::Fine,
+        };
+        (outcome, finding)
+    }
+
+    /// Notes what a call has cost.
+    pub(super) fn charge(&self, cost: Duration) -> Finding {
+        if cost < COSTLY {
+            return Finding::Fine;
+        }
+        let now = Instant::now();
+        let mut paid = self.paid.lock();
+        let owed = paid.unwrap_or(now).saturating_duration_since(now);
+        let owed = owed.saturating_add(cost * WAIT);
+        *paid = Some(now + owed.min(LONGEST));
+        match owed > CREDIT * WAIT {
+            true => Finding::TooMuch,
+            false => Finding::Fine,
+        }
+    }
+
+    /// When everything will be paid, if anything is owed.
+    pub(super) fn paid(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.paid.lock().filter(|paid| *paid > now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::advance;
+
+    const NORMAL: Duration = Duration::from_micros(249);
+    const MILLI: Duration = Duration::from_millis(1);
+
+    #[tokio::test(start_paused = true)]
+    async fn what_calls_cost_is_owed_until_it_is_paid_and_too_much_ends_it() {
+        let toll = Toll::of_suspect();
+        for _ in 0..1_000_000 {
+            assert_eq!(toll.charge(NORMAL), Finding::Fine);
+        }
+        assert_eq!(toll.paid(), None, "calls as they are owe nothing");
+        for _ in 0..20 {
+            assert_eq!(toll.charge(MILLI), Finding::Fine);
+            assert_eq!(toll.charge(NORMAL), Finding::Fine);
+        }
+        assert_eq!(toll.charge(MILLI), Finding::TooMuch);
+        assert_eq!(toll.paid(), Some(Instant::now() + 21 * WAIT * MILLI));
+        advance(2 * WAIT * MILLI).await;
+        assert_eq!(toll.charge(MILLI), Finding::Fine);
+        assert_eq!(toll.charge(COSTLY), Finding::TooMuch);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_call_can_be_too_much_and_no_debt_lasts_longer_than_ten_minutes() {
+        let toll = Toll::of_suspect();
+        assert_eq!(toll.charge(CREDIT + MILLI), Finding::TooMuch);
+        assert_eq!(toll.charge(LONGEST), Finding::TooMuch);
+        assert_eq!(toll.paid(), Some(Instant::now() + LONGEST));
+    }
+
+    #[test]
+    fn a_call_that_takes_long_arouses_suspicion_and_is_not_charged_for_time_in_which_it_slept() {
+        let toll = Toll::default();
+        let sleep = || std::thread::sleep(4 * CREDIT);
+        assert_eq!(toll.call(sleep).1, Finding::Fine);
+        assert_eq!(toll.paid(), None);
+        assert_eq!(toll.call(sleep).1, Finding::Fine);
+        let spins = || {
+            let mut used = Duration::ZERO;
+            while used < 2 * CREDIT {
+                used += measured(|| (0..10_000).for_each(|_| std::hint::spin_loop())).1;
+            }
+        };
+        assert_eq!(toll.call(spins).1, Finding::TooMuch);
+    }
+}

@@ -1,0 +1,56 @@
+//! A pod can make each read and write of the agent's on its connections take as long as it likes.
+
+use super::{Neighbours, connect};
+use testkit::until;
+use testkit::workload::{Raw, Signal};
+
+/// How often the pod watches its own end: each of the agent's calls goes through all of that.
+const WATCHES: usize = 250_000;
+
+/// In how many pieces it sends, for each of which a read does so again.
+const PIECES: usize = 60;
+
+#[tokio::test]
+async fn a_pod_that_makes_reads_costly_by_watching_its_own_end_loses_its_connection_and_its_permit()
+{
+    needs_workloads!();
+    let of = Neighbours::start(&[("limits.connections_per_pod", "1")]).await;
+    let noisy = &of.noisy.workload;
+    let names = connect(noisy, 1).await;
+    noisy.watch(&names[0], WATCHES).await.expect("watches");
+    let send_byte = async || {
+        let raw = Raw {
+            connection: Some(names[0].clone()),
+            read_millis: 0,
+            ..Raw::new("G")
+        };
+        noisy.raw(raw).await.expect("it is sent");
+    };
+    // The beginning of a request counts against no limit. This one is read before whatever comes later.
+    send_byte().await;
+    of.polite_is_served().await;
+    of.agent.signal(Signal::SIGSTOP).expect("it runs");
+    for _ in 0..PIECES {
+        send_byte().await;
+    }
+    of.agent.signal(Signal::SIGCONT).expect("it is stopped");
+    let told = of.agent.until_line("a peer watches its own end").await;
+    let told = told.expect("a warning");
+    assert!(told.contains(&format!("\"pid\":{}", noisy.pid())), "{told}");
+    assert!(told.contains("noisy"), "{told}");
+    let rest = Raw {
+        connection: Some(names[0].clone()),
+        ..Raw::new("")
+    };
+    let rest = noisy.raw(rest).await.expect("it is there");
+    assert!(rest.closed && rest.bytes.is_empty());
+    // The pod has one permit, which is kept from it for twenty times as long as it kept the agent.
+    let another = of.noisy.get("/v1/identity").await.expect("an answer");
+    another.must_be_refused(429, "busy");
+    of.polite_is_served().await;
+    // With the pod goes what its connection owes; who was refused keeps a place at the door until that is paid.
+    let open = async || of.agent.metric("latchkey_connections").await;
+    of.noisy.object.delete();
+    let is_over = async || open().await.expect("the metrics") <= 1.0;
+    until("no connection of the pod", is_over).await;
+}
