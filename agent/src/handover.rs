@@ -5,9 +5,12 @@
 //! told to. An agent that finds nobody answering on the path binds it again. So whenever either agent ends, a served
 //! socket remains.
 
-use crate::passed::Listener;
+use crate::passed::{self, Listener};
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg, OFlag, OpenHow, ResolveFlag, openat, openat2, renameat};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::io;
@@ -300,27 +303,25 @@ impl SocketPath {
 
     fn listen_as(&self, mode: Mode) -> io::Result<Listening> {
         let temporary = format!(".{}.{}", self.name, uuid::Uuid::new_v4().simple());
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+        passed::refuse(&socket)?;
         // Through the open directory, which cannot be replaced meanwhile and keeps the path short (unix(7): 107 bytes).
-        let address = std::os::unix::net::SocketAddr::from_pathname(self.through(&temporary))?;
-        let listener = std::os::unix::net::UnixListener::bind_addr(&address)?;
+        let address = UnixAddr::new(&self.through(&temporary))?;
+        bind(socket.as_raw_fd(), &address)?;
         fchmodat(
             &self.directory,
             temporary.as_str(),
             mode,
             FchmodatFlags::FollowSymlink,
         )?;
-        // std's own backlog is shorter.
-        nix::sys::socket::listen(
-            &listener,
-            nix::sys::socket::Backlog::new(BACKLOG).unwrap_or(nix::sys::socket::Backlog::MAXCONN),
-        )?;
-        listener.set_nonblocking(true)?;
+        listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
         let inode = self
             .stat(&temporary)
             .ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?
             .st_ino;
         Ok(Listening {
-            listener: Arc::new(Listener::new(listener)?),
+            listener: Arc::new(Listener::new(socket.into())?),
             inode,
             temporary,
         })

@@ -30,7 +30,7 @@ const SO_PASSRIGHTS: i32 = 83;
 
 sockopt_impl!(PassRights, SetOnly, libc::SOL_SOCKET, SO_PASSRIGHTS, bool);
 
-/// Whether the kernel refuses descriptors for the connections of each [`Listener`]. Distributions backport, so the
+/// Whether the kernel can refuse descriptors. Distributions backport, so the
 /// version says nothing.
 static REFUSED: LazyLock<bool> = LazyLock::new(|| {
     let flags = SockFlag::SOCK_CLOEXEC;
@@ -38,24 +38,32 @@ static REFUSED: LazyLock<bool> = LazyLock::new(|| {
     pair.is_ok_and(|(one, _other)| setsockopt(&one, PassRights, &false).is_ok())
 });
 
-/// A listener whose peers pass no descriptors, as far as the kernel can refuse them.
+/// Has the kernel refuse descriptors, if it can, on all connections to a socket that does not listen yet: each inherits
+/// it at its `connect(2)`.
+///
+/// # Errors
+///
+/// If the kernel could, and refuses.
+pub(crate) fn refuse(socket: &impl AsFd) -> io::Result<()> {
+    match setsockopt(socket, PassRights, &false) {
+        Ok(()) | Err(Errno::ENOPROTOOPT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A listener after [`refuse`], which can be closed whatever has been passed to it.
 #[derive(Debug)]
 pub(crate) struct Listener(Option<UnixListener>);
 
 // === impl Listener ===
 
 impl Listener {
-    /// The listener at a socket that listens already, and blocks nobody.
+    /// The listener at a socket that listens already, and does not block.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses.
+    /// If the runtime cannot wait for it.
     pub(crate) fn new(listener: std::os::unix::net::UnixListener) -> io::Result<Self> {
-        // Each connection inherits it, from the moment when its peer connects.
-        match setsockopt(&listener, PassRights, &false) {
-            Ok(()) | Err(Errno::ENOPROTOOPT) => {}
-            Err(errno) => return Err(errno.into()),
-        }
         Ok(Self(Some(UnixListener::from_std(listener)?)))
     }
 }

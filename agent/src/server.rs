@@ -382,17 +382,17 @@ impl Server {
         toll: &Toll,
         call: impl FnOnce() -> T + Send + 'static,
     ) -> T {
-        let (outcome, cost) = if toll.paid().is_some() {
-            let _one = self.aside.acquire().await;
-            match tokio::task::spawn_blocking(|| toll::measured(call)).await {
-                Ok(made) => made,
-                Err(died) => std::panic::resume_unwind(died.into_panic()),
+        if toll.paid().is_none() {
+            return toll.call(call).0;
+        }
+        let _one = self.aside.acquire().await;
+        match tokio::task::spawn_blocking(|| toll::measured(call)).await {
+            Ok((outcome, cost)) => {
+                toll.charge(cost);
+                outcome
             }
-        } else {
-            toll::measured(call)
-        };
-        toll.charge(cost);
-        outcome
+            Err(died) => std::panic::resume_unwind(died.into_panic()),
+        }
     }
 
     /// Pins the peer of `stream`. The fallback may read megabytes to prove it, hence on a thread of its own and only for

@@ -5,10 +5,11 @@
 //! in that queue as often as it likes: 100,000 watches of epoll(7) take it 20 MB and a fraction of a second. No request
 //! is needed for that, so no other limit counts it.
 //!
-//! A call that takes long arouses suspicion only, since the thread may have been suspended meanwhile. From then on the
-//! processor time of such calls is known, and what is too much becomes a debt, paid by waiting. While more is owed than
-//! may be, each further call that is too much ends its connection; and the permits of connections that end are kept
-//! until all is paid, so that new ones are no way out. All connections of a pod owe together.
+//! Calls that take long arouse suspicion only, and only if they take much of the thread's time, since it may have been
+//! suspended meanwhile. From then on the processor time of such calls is known, and what is too much becomes a debt,
+//! paid by waiting. While more is owed than may be, each further call that is too much ends its connection; and the
+//! permits of connections that end are kept until all is paid, so that new ones are no way out. All connections of a pod
+//! owe together.
 
 use parking_lot::Mutex;
 use rustix::time::{ClockId, clock_gettime};
@@ -25,8 +26,13 @@ const WAIT: u32 = 20;
 /// but hardly for several within half a second.
 const CREDIT: Duration = Duration::from_millis(20);
 
-/// How long suspicion lasts after the last call that took long. Each call costs half a microsecond more meanwhile.
+/// How long suspicion lasts after the last call that aroused it. Each call costs half a microsecond more meanwhile.
 const SUSPECT: Duration = Duration::from_secs(600);
+
+/// How much time calls that take long may take before that is suspicious, and in which time it is forgotten: a fifth of
+/// the thread's time, where the scheduler takes a few hundredths.
+const UNSUSPICIOUS: Duration = Duration::from_millis(100);
+const FORGOTTEN: u32 = 5;
 
 /// The longest wait, after which a debt is forgotten.
 const LONGEST: Duration = Duration::from_secs(600);
@@ -36,6 +42,8 @@ const LONGEST: Duration = Duration::from_secs(600);
 pub(crate) struct Toll {
     /// Until when the processor time of calls is looked at.
     suspect: Mutex<Option<Instant>>,
+    /// When the calls that took long will be forgotten.
+    slow: Mutex<Option<Instant>>,
     /// When everything will be paid.
     paid: Mutex<Option<Instant>>,
 }
@@ -68,7 +76,7 @@ impl Toll {
     pub(super) fn of_suspect() -> Self {
         Self {
             suspect: Mutex::new(Some(Instant::now() + SUSPECT)),
-            paid: Mutex::default(),
+            ..Self::default()
         }
     }
 
@@ -79,15 +87,27 @@ impl Toll {
         let before = is_suspect.then(used);
         let outcome = call();
         // It has used no more of the processor than that.
-        if began.elapsed() < COSTLY {
+        let took = began.elapsed();
+        if took < COSTLY {
             return (outcome, Finding::Fine);
         }
-        *self.suspect.lock() = Some(began + SUSPECT);
+        self.note_slow(began, took);
         let finding = match before {
             Some(before) => self.charge(used().saturating_sub(before)),
             None => Finding::Fine,
         };
         (outcome, finding)
+    }
+
+    /// Notes a call that took long, for whatever reason.
+    fn note_slow(&self, began: Instant, took: Duration) {
+        let mut slow = self.slow.lock();
+        let known = slow.unwrap_or(began).saturating_duration_since(began);
+        let known = known.saturating_add(took * FORGOTTEN).min(LONGEST);
+        *slow = Some(began + known);
+        if known > UNSUSPICIOUS * FORGOTTEN {
+            *self.suspect.lock() = Some(began + SUSPECT);
+        }
     }
 
     /// Notes what a call has cost.
@@ -150,8 +170,11 @@ mod tests {
     #[test]
     fn a_call_that_takes_long_arouses_suspicion_and_is_not_charged_for_time_in_which_it_slept() {
         let toll = Toll::default();
-        let sleep = || std::thread::sleep(4 * CREDIT);
+        let sleep = || std::thread::sleep(6 * CREDIT);
+        assert_eq!(toll.call(|| std::thread::sleep(CREDIT)).1, Finding::Fine);
+        assert!(toll.suspect.lock().is_none(), "that was little");
         assert_eq!(toll.call(sleep).1, Finding::Fine);
+        assert!(toll.suspect.lock().is_some());
         assert_eq!(toll.paid(), None);
         assert_eq!(toll.call(sleep).1, Finding::Fine);
         let spins = || {
