@@ -12,8 +12,8 @@ use nix::sys::socket::{
 };
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg,
-    sockopt::{set_socket_linger, set_socket_oobinline},
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg,
+    sockopt::{set_socket_linger, set_socket_oobinline, socket_acceptconn, socket_domain},
 };
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -24,6 +24,9 @@ use tokio::net::UnixListener;
 
 /// The most descriptors that one message has (`SCM_MAX_FD` in include/net/scm.h).
 const MOST: usize = 253;
+
+/// How many empty messages a queue may have (`net.unix.max_dgram_qlen` is 10 to 512).
+const ENDS: usize = 1024;
 
 /// `SO_PASSRIGHTS` (include/uapi/asm-generic/socket.h), the same for every architecture that the agent is built for.
 const SO_PASSRIGHTS: i32 = 83;
@@ -111,31 +114,37 @@ pub(crate) fn expect(connection: &impl AsFd) {
     }
 }
 
-/// Reads what has come into `into`, and the descriptors that came along with it.
+/// What has come over a socket.
+pub(crate) struct Received {
+    /// How many bytes.
+    pub(crate) bytes: usize,
+    /// The descriptors that came along with them.
+    pub(crate) passed: Vec<OwnedFd>,
+    /// Whether descriptors came along at all: the kernel lets go of those for which the agent has no number left.
+    pub(crate) any: bool,
+}
+
+/// Reads what has come into `into`.
 ///
 /// # Errors
 ///
 /// As recvmsg(2); `WouldBlock` if nothing has come.
-pub(crate) fn receive(
-    connection: &impl AsFd,
-    into: &mut [u8],
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) fn receive(socket: &impl AsFd, into: &mut [u8]) -> io::Result<Received> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = recvmsg(
-        connection,
-        &mut [IoSliceMut::new(into)],
-        &mut control,
-        flags,
-    )?;
+    let received = recvmsg(socket, &mut [IoSliceMut::new(into)], &mut control, flags)?;
     let mut passed = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = message {
             passed.extend(descriptors);
         }
     }
-    Ok((received.bytes, passed))
+    Ok(Received {
+        bytes: received.bytes,
+        any: !passed.is_empty() || received.flags.contains(ReturnFlags::CTRUNC),
+        passed,
+    })
 }
 
 /// Whether closing this connection may close descriptors that have been passed: something is there that nobody has
@@ -150,28 +159,53 @@ pub(crate) fn may_be_left(connection: &impl AsFd) -> bool {
     recv(connection, &mut [0], flags) != Ok(0)
 }
 
-/// Closes a connection and everything that was passed over it. This may wait for whoever has passed it.
+/// Closes a connection and everything that was passed over it.
 pub(crate) fn close_with_all(connection: impl AsFd) {
-    let _ = shutdown(connection.as_fd().as_raw_fd(), Shutdown::Read);
+    close(empty(&connection));
+}
+
+/// Takes everything off the queue of a socket, to which nothing more comes from here on. Returns what was passed.
+fn empty(socket: &impl AsFd) -> Vec<OwnedFd> {
+    let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Read);
+    let mut all = Vec::new();
     let mut bytes = [0; 4096];
-    loop {
-        match receive(&connection, &mut bytes) {
-            Ok((0, passed)) if passed.is_empty() => break,
-            Ok((_, passed)) => close(passed),
+    // An empty message looks like the end.
+    let mut ends = 0;
+    while ends < ENDS {
+        match receive(socket, &mut bytes) {
+            Ok(received) => {
+                ends += usize::from(received.bytes == 0);
+                all.extend(received.passed);
+            }
             // The second is what a peer that left with unread answers leaves behind, before what it has sent.
             Err(error) => match error.kind() {
-                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => {}
+                io::ErrorKind::Interrupted | io::ErrorKind::ConnectionReset => ends += 1,
                 _ => break,
             },
         }
     }
+    all
 }
 
-/// Closes descriptors that were passed, without waiting for what their sender has asked to be waited for.
-pub(crate) fn close(passed: Vec<OwnedFd>) {
-    for descriptor in passed {
+/// Closes descriptors that were passed, and what has been passed over those of them that are sockets, without waiting for
+/// what their sender has asked to be waited for.
+pub(crate) fn close(mut passed: Vec<OwnedFd>) {
+    while let Some(descriptor) = passed.pop() {
         // Not every one is a socket.
         let _ = set_socket_linger(&descriptor, None);
+        if socket_domain(&descriptor) != Ok(rustix::net::AddressFamily::UNIX) {
+            continue;
+        }
+        if socket_acceptconn(&descriptor) == Ok(true) {
+            let listener = std::os::unix::net::UnixListener::from(descriptor);
+            let _ = listener.set_nonblocking(true);
+            let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
+            while let Ok((stream, _)) = listener.accept() {
+                passed.push(stream.into());
+            }
+        } else {
+            passed.extend(empty(&descriptor));
+        }
     }
 }
 
@@ -181,7 +215,7 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     use std::io::{IoSlice, Write as _};
     use std::net::{TcpListener, TcpStream};
-    use std::os::unix::net::UnixStream;
+    use std::os::unix::net::{UnixDatagram, UnixStream};
     use std::sync::mpsc;
     use std::time::Duration;
 
@@ -195,6 +229,16 @@ mod tests {
         while stream.write(&[0; 64 * 1024]).is_ok() {}
         set_socket_linger(&stream, Some(Duration::from_secs(60))).expect("a socket");
         (stream, peer)
+    }
+
+    /// Passes it on, and keeps nothing of it.
+    fn pass(to: &impl AsFd, descriptor: impl AsFd) {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let bytes = [IoSlice::new(b"x")];
+        sendmsg(to, &bytes, &mut control, SendFlags::empty()).expect("it is sent");
     }
 
     fn takes_no_time(what: impl FnOnce() + Send + 'static) {
@@ -214,6 +258,17 @@ mod tests {
     }
 
     #[test]
+    fn nor_of_what_was_passed_over_what_was_passed() {
+        let (stream, _peer) = lingering();
+        let (inner, queued) = UnixStream::pair().expect("a pair");
+        pass(&inner, stream);
+        let (message, datagrams) = UnixDatagram::pair().expect("a pair");
+        pass(&message, queued);
+        drop((inner, message));
+        takes_no_time(|| close(vec![datagrams.into()]));
+    }
+
+    #[test]
     fn what_was_passed_before_anybody_accepted_is_closed_with_the_listener() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("sock");
@@ -221,13 +276,7 @@ mod tests {
         listener.set_nonblocking(true).expect("a mode");
         let connection = UnixStream::connect(&path).expect("a connection");
         let (stream, _peer) = lingering();
-        let descriptors = [stream.as_fd()];
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
-        let bytes = [IoSlice::new(b"x")];
-        sendmsg(&connection, &bytes, &mut control, SendFlags::empty()).expect("it is sent");
-        drop(stream);
+        pass(&connection, stream);
         takes_no_time(move || {
             retire(&listener);
             drop(listener);

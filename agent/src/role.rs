@@ -45,10 +45,15 @@ pub(crate) struct Role {
 // === impl Role ===
 
 impl Role {
-    /// Whether the cloud takes both for the same, so that it refuses both if it refuses one: they may differ in what is
-    /// read, and where.
+    /// Whether one cloud takes both for the same, so that it refuses both if it refuses one: they may differ in what is
+    /// read, and where. What needs no proof of the pod's own is named alike at backends that know nothing of each other.
     pub(crate) fn is_same_to_cloud(&self, other: &Self) -> bool {
-        self.name == other.name && self.proof == other.proof
+        match self.proof {
+            Proof::Token(_) => {
+                (&self.name, &self.proof, &self.via) == (&other.name, &other.proof, &other.via)
+            }
+            Proof::Machine | Proof::None => self == other,
+        }
     }
 }
 
@@ -117,4 +122,33 @@ pub(crate) fn of(
         ),
     };
     Err(RequestError::new(Code::NoRole, why).at(Step::Role))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(proof: Proof, via: Option<&str>, place: &str) -> Role {
+        Role {
+            name: "name".into(),
+            proof,
+            prefix: "".into(),
+            place: place.into(),
+            via: via.map(Into::into),
+        }
+    }
+
+    #[test]
+    fn a_cloud_takes_two_roles_for_the_same_only_if_the_pod_proves_them_in_the_same_way() {
+        let token = || Proof::Token("audience".into());
+        let one = role(token(), Some("tenant"), "here");
+        assert!(one.is_same_to_cloud(&role(token(), Some("tenant"), "there")));
+        assert!(!one.is_same_to_cloud(&role(token(), Some("another"), "here")));
+        // Two clouds know nothing of each other's `machine`, nor a store of what another one refuses.
+        for proof in [Proof::Machine, Proof::None] {
+            let one = role(proof.clone(), None, "here");
+            assert!(one.is_same_to_cloud(&one));
+            assert!(!one.is_same_to_cloud(&role(proof, None, "there")));
+        }
+    }
 }

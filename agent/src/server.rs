@@ -62,6 +62,9 @@ const HEAD_LIMIT: usize = 16 * 1024;
 /// How many socket tables may be read at the same time (see [`Pinning::ByNumber`]), each up to 4 MiB.
 const TABLES: usize = 4;
 
+/// How many connections over which descriptors were passed are closed at the same time.
+const CLOSINGS: usize = 16;
+
 /// How many connections a pod's own socket accepts beyond the pod's limit, so that they get an answer.
 const TOLD_BUSY: usize = 4;
 
@@ -98,6 +101,8 @@ pub(crate) struct Server {
     tables: Semaphore,
     /// Limits how many sockets are closed on another thread at the same time.
     aside: Semaphore,
+    /// Limits how many connections are closed with what was passed over them at the same time.
+    closings: Arc<Semaphore>,
     phase: watch::Receiver<Phase>,
     pub(crate) tasks: TaskTracker,
     /// The agent's own PID.
@@ -138,6 +143,7 @@ impl Server {
             roll: Arc::new(Roll::new()?),
             tables: Semaphore::new(TABLES),
             aside: Semaphore::new(1),
+            closings: Arc::new(Semaphore::new(CLOSINGS)),
             phase,
             tasks: TaskTracker::new(),
             own: std::process::id(),
@@ -241,12 +247,13 @@ impl Server {
             return;
         };
         let Some((remains, toll)) = remains else {
-            return close_elsewhere(close(stream, passed)).await;
+            let left = close(stream, passed);
+            return self.close_elsewhere(left, &Toll::default()).await;
         };
         let (stream, remains) = self.until_taken(stream, remains, &toll).await;
         // What still counts does so until the connection is closed, and until its calls are paid for.
         let left = self.aside(&toll, || close(stream, passed)).await;
-        close_elsewhere(left).await;
+        self.close_elsewhere(left, &toll).await;
         if let (Some(until), Some(remains)) = (toll.paid(), remains) {
             self.until_paid(until, remains).await;
         }
@@ -395,6 +402,35 @@ impl Server {
         }
     }
 
+    /// Closes what a peer has passed, which can take long, and the connection: on another thread, and only a few at a
+    /// time, so that threads are left for everything else. A draining agent does not wait for it.
+    async fn close_elsewhere(&self, left: Option<(StdStream, Vec<OwnedFd>)>, toll: &Toll) {
+        let Some((stream, passed)) = left else {
+            return;
+        };
+        let places = self.closings.clone();
+        // A task of its own: if nobody waits for it any more, it must still not happen here.
+        let closing = tokio::spawn(async move {
+            let place = places.acquire_owned().await;
+            let close = || {
+                passed::close(passed);
+                passed::close_with_all(stream);
+            };
+            let closed = tokio::task::spawn_blocking(|| toll::measured(close).1).await;
+            drop(place);
+            closed
+        });
+        let mut phase = self.phase.clone();
+        tokio::select! {
+            closed = closing => {
+                if let Ok(Ok(cost)) = closed {
+                    toll.charge(cost);
+                }
+            }
+            _ = phase.wait_for(|phase| *phase == Phase::Draining) => {}
+        }
+    }
+
     /// Pins the peer of `stream`. The fallback may read megabytes to prove it, hence on a thread of its own and only for
     /// a few peers at a time.
     async fn pin(&self, stream: UnixStream, door: &Door) -> (UnixStream, Result<Peer, PeerError>) {
@@ -430,17 +466,6 @@ impl Server {
 /// Closes a connection, unless its peer has passed descriptors over it, or may have: then it is returned with them.
 fn close(stream: StdStream, passed: Vec<OwnedFd>) -> Option<(StdStream, Vec<OwnedFd>)> {
     (!passed.is_empty() || passed::may_be_left(&stream)).then_some((stream, passed))
-}
-
-/// Closes what a peer has passed, which can take long, and the connection, on another thread.
-async fn close_elsewhere(left: Option<(StdStream, Vec<OwnedFd>)>) {
-    if let Some((stream, passed)) = left {
-        let closing = move || {
-            passed::close(passed);
-            passed::close_with_all(stream);
-        };
-        let _ = tokio::task::spawn_blocking(closing).await;
-    }
 }
 
 /// Tells the peer that nothing more will be read, or sent either. What it has sent stays readable, and its next write

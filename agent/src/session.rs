@@ -34,8 +34,8 @@ const LONGEST_LIFE: Duration = Duration::from_secs(12 * 3600);
 /// The minimum time between two attempts at a renewal, while the old session is still in use.
 const RENEWAL_RETRY: Duration = Duration::from_secs(10);
 
-/// A session younger than this is kept when the cloud refuses a read with it: a pod that keeps asking for what it may
-/// not have must not cause an exchange each time.
+/// A session younger than this is kept when the cloud refuses its role: a pod that keeps asking for what it may not have
+/// must not cause an exchange each time.
 const YOUNG: Duration = Duration::from_secs(30);
 
 /// How many sessions a pod keeps at each backend: a changed annotation adds one, and the oldest is dropped.

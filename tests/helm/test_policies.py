@@ -230,13 +230,18 @@ class Socket(unittest.TestCase):
 
     KINDS = ("containers", "initContainers", "ephemeralContainers")
 
-    def refusal(self, path, mount, kind="containers"):
+    def refusal(self, path, mount, kind="containers", operation="CREATE"):
         mount = {"name": "l", "mountPath": "/run/latchkey", **mount}
         pod = volumes({"name": "x", "emptyDir": {}}, {"name": "l", "hostPath": {"path": path}})
         pod["spec"]["containers"] = [{"name": "plain"}]
         pod["spec"][kind] = [{"name": "other", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}, {"name": "c", "volumeMounts": [mount]}]
         policy = chart.one("ValidatingAdmissionPolicy", None, "delivery=hostPath", "rbac.tokens=namespace", name="latchkey-socket")
-        return refusal(policy, {"namespace": "shop"}, pod)
+        return refusal(policy, {"namespace": "shop", "operation": operation}, pod)
+
+    def test_a_container_is_added_to_a_pod_whatever_its_others_mounted_before_there_was_a_policy(self):
+        for kind in ("containers", "initContainers"):
+            self.assertIsNone(self.refusal("/run/latchkey", {}, kind, "UPDATE"))
+        self.assertIsNotNone(self.refusal("/run/latchkey", {}, "ephemeralContainers", "UPDATE"))
 
     def test_each_container_of_each_kind_mounts_it_read_only(self):
         for kind in self.KINDS:
@@ -254,8 +259,8 @@ class Socket(unittest.TestCase):
     def test_the_agent_itself_is_let_through(self):
         agent = {"kind": "Pod", **chart.pod(None)}
         policy = chart.one("ValidatingAdmissionPolicy", name="latchkey-socket")
-        self.assertIsNone(refusal(policy, {"namespace": "latchkey"}, agent))
-        self.assertIsNotNone(refusal(policy, {"namespace": "shop"}, agent))
+        self.assertIsNone(refusal(policy, {"namespace": "latchkey", "operation": "CREATE"}, agent))
+        self.assertIsNotNone(refusal(policy, {"namespace": "shop", "operation": "CREATE"}, agent))
 
     def test_pods_without_a_directory_of_the_node_are_none_of_its_business(self):
         policy = chart.one("ValidatingAdmissionPolicy", name="latchkey-socket")

@@ -298,7 +298,7 @@ fn listed(resource: &str, role: &Role) -> Option<String> {
 /// Whether `told` is the project `asked` as Secret Manager writes it: by its number, also where it was asked for by id.
 fn is_project(told: &str, asked: &str) -> bool {
     let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    told == asked || (is_number(told) && !is_number(asked))
+    told == asked || (!told.is_empty() && is_number(told) && !is_number(asked))
 }
 
 /// Makes a call, and retries it once if the cloud could not be reached.

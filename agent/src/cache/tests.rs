@@ -304,7 +304,6 @@ async fn a_refused_role_loses_its_values_and_no_other_does() {
     let mut moved = (*one.session.role).clone();
     moved.place = "eu-west-1".into();
     moved.prefix = "team/".into();
-    moved.via = Some("global".into());
     let as_role = |role: Role| ReadKey {
         session: SessionKey {
             role: Arc::new(role),

@@ -61,7 +61,11 @@ impl Orphans {
 impl Remains {
     /// Whether the pod is gone, and with it what it owed.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Self::OfPod { pod, .. } if pod.is_gone())
+        match self {
+            Self::OfPod { pod, .. } => pod.is_gone(),
+            Self::Orphan { .. } => true,
+            Self::AtTheDoor(..) => false,
+        }
     }
 
     /// What is left of it now; none if it no longer counts.

@@ -77,12 +77,12 @@ impl Metered {
             let receive = || passed::receive(stream, room);
             let receive = || stream.try_io(Interest::READABLE, receive);
             match self.connection.call(receive)? {
-                Ok((bytes, passed)) if passed.is_empty() => {
-                    part.advance(bytes);
+                Ok(received) if !received.any => {
+                    part.advance(received.bytes);
                     return Poll::Ready(Ok(()));
                 }
-                Ok((_, passed)) => {
-                    self.passed = passed;
+                Ok(received) => {
+                    self.passed = received.passed;
                     return Poll::Ready(Err(io::Error::other("the peer passes descriptors")));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 /// From how long on a call is too much. Any call takes some 5 to 50 µs, also one of 64 KiB.
 const COSTLY: Duration = Duration::from_micros(250);
 
-/// How much longer it takes to pay than what is paid for took: nobody gets more than 1/20 of the thread.
+/// How much longer it takes to pay than what is paid for took: costly calls get no more than 1/20 of the thread.
 const WAIT: u32 = 20;
 
 /// How much may be owed. Where the time that a hypervisor takes counts as the agent's, that can be 10 ms for a call,

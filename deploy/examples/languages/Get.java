@@ -31,7 +31,9 @@ class Get {
                 throw new IOException("the answer did not arrive whole");
             }
             var body = new String(headAndBody[1].getBytes(ISO_8859_1), UTF_8);
-            if (!headAndBody[0].startsWith("HTTP/1.0 200 ")) throw new IOException(body);
+            if (!headAndBody[0].startsWith("HTTP/1.0 200 ")) {
+                throw new IOException(headAndBody[0].lines().findFirst().orElse("") + " " + body);
+            }
             return body;
         }
     }
