@@ -140,16 +140,7 @@ impl Agent {
         });
         announce(&config, &admin, pinning);
         let reached = services.metrics.socket_reached.clone();
-        let socket = config.listen.socket.clone();
-        let keeper = Keeper::new(
-            path,
-            listening,
-            phase,
-            volumes,
-            reached,
-            socket,
-            attestor.clone(),
-        );
+        let keeper = Keeper::new(path, listening, phase, volumes, reached, attestor.clone());
         Ok(Self {
             config: Arc::new(config),
             keeper,

@@ -351,12 +351,20 @@ impl SocketPath {
         Ok(())
     }
 
+    /// Connects to whoever listens on the path.
+    ///
+    /// # Errors
+    ///
+    /// If nobody does, or the kernel refuses, or it takes too long.
+    pub(crate) async fn dial(&self) -> io::Result<UnixStream> {
+        timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await?
+    }
+
     /// Finds out who answers on the path.
     pub(crate) async fn look(&self, listening: &Listening) -> Found {
         use io::ErrorKind::{ConnectionRefused as Refused, NotFound};
-        let answers = timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await;
-        match answers {
-            Ok(Err(error)) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
+        match self.dial().await {
+            Err(error) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
             // The backlog is full or does not move, or there is no descriptor to connect with: somebody may be there.
             Ok(_) | Err(_) => {}
         }

@@ -33,8 +33,7 @@ const SO_PASSRIGHTS: i32 = 83;
 
 sockopt_impl!(PassRights, SetOnly, libc::SOL_SOCKET, SO_PASSRIGHTS, bool);
 
-/// Whether the kernel can refuse descriptors. Distributions backport, so the
-/// version says nothing.
+/// Whether the kernel can refuse descriptors. Distributions backport, so the version says nothing.
 static REFUSED: LazyLock<bool> = LazyLock::new(|| {
     let flags = SockFlag::SOCK_CLOEXEC;
     let pair = socketpair(AddressFamily::Unix, SockType::Stream, None, flags);
@@ -88,15 +87,7 @@ impl Drop for Listener {
         if *REFUSED {
             return;
         }
-        let _ = std::thread::Builder::new().spawn(move || retire(&listener));
-    }
-}
-
-/// Closes the connections that nobody has accepted. From here on nobody can connect.
-fn retire(listener: &std::os::unix::net::UnixListener) {
-    let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
-    while let Ok((stream, _)) = listener.accept() {
-        close_with_all(stream);
+        let _ = std::thread::Builder::new().spawn(move || close(vec![listener.into()]));
     }
 }
 
@@ -159,11 +150,6 @@ pub(crate) fn may_be_left(connection: &impl AsFd) -> bool {
     recv(connection, &mut [0], flags) != Ok(0)
 }
 
-/// Closes a connection and everything that was passed over it.
-pub(crate) fn close_with_all(connection: impl AsFd) {
-    close(empty(&connection));
-}
-
 /// Takes everything off the queue of a socket, to which nothing more comes from here on. Returns what was passed.
 fn empty(socket: &impl AsFd) -> Vec<OwnedFd> {
     let _ = shutdown(socket.as_fd().as_raw_fd(), Shutdown::Read);
@@ -187,10 +173,10 @@ fn empty(socket: &impl AsFd) -> Vec<OwnedFd> {
     all
 }
 
-/// Closes descriptors that were passed, and what has been passed over those of them that are sockets, without waiting for
-/// what their sender has asked to be waited for.
-pub(crate) fn close(mut passed: Vec<OwnedFd>) {
-    while let Some(descriptor) = passed.pop() {
+/// Closes connections, listeners and what was passed, with all that was passed over them in turn, without waiting for what
+/// its sender has asked to be waited for.
+pub(crate) fn close(mut all: Vec<OwnedFd>) {
+    while let Some(descriptor) = all.pop() {
         // Not every one is a socket.
         let _ = set_socket_linger(&descriptor, None);
         if socket_domain(&descriptor) != Ok(rustix::net::AddressFamily::UNIX) {
@@ -199,12 +185,13 @@ pub(crate) fn close(mut passed: Vec<OwnedFd>) {
         if socket_acceptconn(&descriptor) == Ok(true) {
             let listener = std::os::unix::net::UnixListener::from(descriptor);
             let _ = listener.set_nonblocking(true);
+            // From here on nobody can connect.
             let _ = shutdown(listener.as_raw_fd(), Shutdown::Both);
             while let Ok((stream, _)) = listener.accept() {
-                passed.push(stream.into());
+                all.push(stream.into());
             }
         } else {
-            passed.extend(empty(&descriptor));
+            all.extend(empty(&descriptor));
         }
     }
 }
@@ -273,14 +260,10 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("sock");
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
-        listener.set_nonblocking(true).expect("a mode");
         let connection = UnixStream::connect(&path).expect("a connection");
         let (stream, _peer) = lingering();
         pass(&connection, stream);
-        takes_no_time(move || {
-            retire(&listener);
-            drop(listener);
-        });
+        takes_no_time(move || close(vec![listener.into()]));
         UnixStream::connect(&path).expect_err("nobody listens");
     }
 }

@@ -404,18 +404,15 @@ impl Server {
 
     /// Closes what a peer has passed, which can take long, and the connection: on another thread, and only a few at a
     /// time, so that threads are left for everything else. A draining agent does not wait for it.
-    async fn close_elsewhere(&self, left: Option<(StdStream, Vec<OwnedFd>)>, toll: &Toll) {
-        let Some((stream, passed)) = left else {
+    async fn close_elsewhere(&self, left: Vec<OwnedFd>, toll: &Toll) {
+        if left.is_empty() {
             return;
-        };
+        }
         let places = self.closings.clone();
         // A task of its own: if nobody waits for it any more, it must still not happen here.
         let closing = tokio::spawn(async move {
             let place = places.acquire_owned().await;
-            let close = || {
-                passed::close(passed);
-                passed::close_with_all(stream);
-            };
+            let close = || passed::close(left);
             let closed = tokio::task::spawn_blocking(|| toll::measured(close).1).await;
             drop(place);
             closed
@@ -464,8 +461,11 @@ impl Server {
 }
 
 /// Closes a connection, unless its peer has passed descriptors over it, or may have: then it is returned with them.
-fn close(stream: StdStream, passed: Vec<OwnedFd>) -> Option<(StdStream, Vec<OwnedFd>)> {
-    (!passed.is_empty() || passed::may_be_left(&stream)).then_some((stream, passed))
+fn close(stream: StdStream, mut passed: Vec<OwnedFd>) -> Vec<OwnedFd> {
+    if !passed.is_empty() || passed::may_be_left(&stream) {
+        passed.push(stream.into());
+    }
+    passed
 }
 
 /// Tells the peer that nothing more will be read, or sent either. What it has sent stays readable, and its next write

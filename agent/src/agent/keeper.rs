@@ -8,15 +8,8 @@ use crate::peer::{Peer, Pinning};
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::net::UnixStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
-
-/// The timeout for connecting to somebody else's socket.
-const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Keeps the socket's path.
 pub(super) struct Keeper {
@@ -30,8 +23,7 @@ pub(super) struct Keeper {
     pub(super) volumes: Option<Arc<Volumes>>,
     /// 1 while the path leads here.
     reached: IntGauge,
-    /// The path itself, and who tells in which pod somebody else is who answers there.
-    socket: PathBuf,
+    /// Tells in which pod somebody else is who answers there.
     attestor: Arc<Attestor>,
 }
 
@@ -43,7 +35,6 @@ impl Keeper {
         phase: watch::Sender<Phase>,
         volumes: Option<Arc<Volumes>>,
         reached: IntGauge,
-        socket: PathBuf,
         attestor: Arc<Attestor>,
     ) -> Self {
         Self {
@@ -53,7 +44,6 @@ impl Keeper {
             phase,
             volumes,
             reached,
-            socket,
             attestor,
         }
     }
@@ -151,8 +141,7 @@ impl Keeper {
     /// The process that listens on the path, as the kernel names it to whoever connects there (`SO_PEERCRED`, unix(7)),
     /// and the pod that it is in. It may have exited since and have left its socket to others.
     async fn holder(&self) -> (Option<i32>, Option<PodUid>) {
-        let dialled = timeout(DIAL_TIMEOUT, UnixStream::connect(&self.socket)).await;
-        let Ok(Ok(stream)) = dialled else {
+        let Ok(stream) = self.path.dial().await else {
             return (None, None);
         };
         let Ok(peer) = Peer::unseen(&stream, Pinning::ByNumber) else {

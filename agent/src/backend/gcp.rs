@@ -267,13 +267,12 @@ fn secret_of(
     let ["projects", project, "secrets", of, "versions", number] = parts[..] else {
         return None;
     };
-    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
     let asked =
         version == "latest" || version.trim_start_matches('0') == number.trim_start_matches('0');
     let payload = answer.payload?;
     let sum = i64::from(crc32c::crc32c(&payload.data));
     let whole = payload.data_crc32c.is_none_or(|told| told == sum);
-    if !is_project(project, place) || of != secret || !is_number || !asked || !whole {
+    if !is_project(project, place) || of != secret || !is_number(number) || !asked || !whole {
         return None;
     }
     // The bytes are taken over in place.
@@ -297,8 +296,11 @@ fn listed(resource: &str, role: &Role) -> Option<String> {
 
 /// Whether `told` is the project `asked` as Secret Manager writes it: by its number, also where it was asked for by id.
 fn is_project(told: &str, asked: &str) -> bool {
-    let is_number = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
-    told == asked || (!told.is_empty() && is_number(told) && !is_number(asked))
+    told == asked || (is_number(told) && !is_number(asked))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Makes a call, and retries it once if the cloud could not be reached.
