@@ -2,8 +2,30 @@
 
 use super::{are_gone, read};
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
+use testkit::agent::AgentSettings;
 use testkit::machine::{Machine, with_principal};
+
+/// The settings of an agent to whose environment AWS's credentials have not been given.
+fn without_credentials(machine: &Machine) -> AgentSettings {
+    let mut settings = machine.settings().expect("settings");
+    settings
+        .environment
+        .retain(|name, _| !name.starts_with("AWS_"));
+    settings.env("AWS_EC2_METADATA_DISABLED", "true")
+}
+
+/// The same with a profile whose credentials this command prints.
+fn by_process(machine: &Machine, program: &str, argument: &Path) -> AgentSettings {
+    let config = machine.directory().join("config");
+    let command = format!("{program} {}", argument.display());
+    let profile = format!("[profile work]\ncredential_process = {command}\n");
+    fs::write(&config, profile).expect("a file");
+    without_credentials(machine)
+        .env("AWS_CONFIG_FILE", config.display())
+        .env("AWS_PROFILE", "work")
+}
 
 #[tokio::test]
 async fn the_machines_own_credentials_come_from_a_credential_process_too() {
@@ -16,19 +38,7 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
     });
     let at = |name: &str| machine.directory().join(name);
     fs::write(at("credentials.json"), answer.to_string()).expect("a file");
-    let profile = format!(
-        "[profile work]\ncredential_process = cat {}\n",
-        at("credentials.json").display()
-    );
-    fs::write(at("config"), profile).expect("a file");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_CONFIG_FILE", at("config").display())
-        .env("AWS_PROFILE", "work");
+    let settings = by_process(&machine, "cat", &at("credentials.json"));
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
@@ -49,20 +59,7 @@ async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time(
     let at = |name: &str| machine.directory().join(name);
     let script = format!("sleep 1000 & echo $! $$ >>{}\nwait\n", at("pids").display());
     fs::write(at("hang"), script).expect("a file");
-    let profile = format!(
-        "[profile work]\ncredential_process = sh {}\n",
-        at("hang").display()
-    );
-    fs::write(at("config"), profile).expect("a file");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings
-        .env("AWS_EC2_METADATA_DISABLED", "true")
-        .env("AWS_CONFIG_FILE", at("config").display())
-        .env("AWS_PROFILE", "work")
-        .set("backends.aws.timeout", "6s");
+    let settings = by_process(&machine, "sh", &at("hang")).set("backends.aws.timeout", "6s");
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let _agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
@@ -81,11 +78,7 @@ async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time(
 async fn a_machine_without_credentials_says_so_and_stays_ready() {
     needs_workloads!();
     let machine = Machine::start().await.expect("a machine");
-    let mut settings = machine.settings().expect("settings");
-    settings
-        .environment
-        .retain(|name, _| !name.starts_with("AWS_"));
-    let settings = settings.env("AWS_EC2_METADATA_DISABLED", "true");
+    let settings = without_credentials(&machine);
     let settings = with_principal(settings, 0, 0, "me", "machine");
     let agent = settings.start_ready().await.expect("an agent");
     let process = machine.process(0).await.expect("a process");
