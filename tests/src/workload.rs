@@ -7,6 +7,7 @@ mod ask;
 mod cgroup;
 mod channel;
 mod child;
+mod descriptors;
 mod enter;
 mod protocol;
 mod run;

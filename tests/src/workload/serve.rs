@@ -1,7 +1,7 @@
 //! What a pod does: it takes tasks and does them, many at a time, on one thread.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut, Write as _};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, IntoRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -15,26 +15,24 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use rustix::event::epoll;
-use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
 use super::child::Children;
+use super::descriptors;
 use super::protocol::{
     Flood, Flooded, Line, Order, Outcome, Raw, Received, Request, Response, Status, Task,
 };
 
 /// How long one request may take: longer than any deadline of the agent's.
 const PATIENCE: Duration = Duration::from_secs(45);
-/// The most descriptors that one message carries (SCM_MAX_FD, unix(7)).
-const MAX_DESCRIPTORS: usize = 253;
 
 /// Named connections; one that is in use is not in the map.
 type Connections = Arc<Mutex<HashMap<String, Connection>>>;
@@ -236,7 +234,7 @@ async fn exchange(connections: &Connections, socket: &Path, raw: Raw) -> io::Res
         None => UnixStream::connect(socket).await?,
     };
     if raw.descriptors > 0 {
-        send_descriptors(&stream, &raw).await?;
+        descriptors::send(&stream, &raw).await?;
     } else {
         // If the other side has hung up, what it said before can still be read.
         match stream.write_all(&raw.bytes).await {
@@ -272,48 +270,6 @@ async fn exchange(connections: &Connections, socket: &Path, raw: Raw) -> io::Res
         keep(connections, name, Connection::Fresh(stream));
     }
     Ok(received)
-}
-
-async fn send_descriptors(stream: &UnixStream, raw: &Raw) -> io::Result<()> {
-    let passed: OwnedFd = match raw.lingers {
-        0 => fs::File::open("/dev/null")?.into(),
-        seconds => lingering(seconds)?.into(),
-    };
-    let descriptors = vec![passed.as_fd(); raw.descriptors.min(MAX_DESCRIPTORS)];
-    let urgent = match raw.urgent {
-        true => SendFlags::OOB,
-        false => SendFlags::empty(),
-    };
-    let send = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let sent = sendmsg(
-            stream,
-            &[IoSlice::new(&raw.bytes)],
-            &mut ancillary,
-            SendFlags::NOSIGNAL | urgent,
-        );
-        sent.map_err(io::Error::from)
-    };
-    let sent = stream.async_io(Interest::WRITABLE, send).await;
-    if sent.is_err() {
-        // Or this process would wait for its own.
-        let _ = set_socket_linger(&passed, None);
-    }
-    sent.map(drop)
-}
-
-/// A TCP socket whose last close waits for as long as it may: for a peer that reads nothing while this process lives.
-fn lingering(seconds: u64) -> io::Result<std::net::TcpStream> {
-    let listener = std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
-    let mut stream = std::net::TcpStream::connect(listener.local_addr()?)?;
-    let (peer, _) = listener.accept()?;
-    std::mem::forget(peer);
-    stream.set_nonblocking(true)?;
-    while stream.write(&[0; 64 * 1024]).is_ok() {}
-    set_socket_linger(&stream, Some(Duration::from_secs(seconds)))?;
-    Ok(stream)
 }
 
 fn pass(connections: &Connections, name: String, to: &Path) -> io::Result<()> {

@@ -2,6 +2,8 @@
 
 use super::*;
 use crate::backend::wire::Roots;
+use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
+use aws_sdk_secretsmanager::types::SecretListEntry;
 
 #[tokio::test]
 async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault() {
