@@ -7,6 +7,8 @@ use crate::can_run;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use testkit::agent::AgentProcess;
 use testkit::binaries::sibling_binary;
 use testkit::page::{Page, Section, root};
@@ -105,12 +107,15 @@ impl Readers {
     async fn takes_no_half(&self, line: &str) {
         let socket = self.directory.path().join("dying.sock");
         let dying = UnixListener::bind(&socket).expect("a socket");
+        let asked = Arc::new(AtomicBool::new(false));
+        let told = asked.clone();
         let serving = tokio::spawn(async move {
             while let Ok((mut stream, _)) = dying.accept().await {
+                told.store(true, Ordering::Relaxed);
                 let mut request = [0; 4096];
                 let read = stream.read(&mut request).await.unwrap_or_default();
-                let asked = String::from_utf8_lossy(&request[..read]);
-                let version = if asked.contains(" HTTP/1.0\r\n") {
+                let head = String::from_utf8_lossy(&request[..read]);
+                let version = if head.contains(" HTTP/1.0\r\n") {
                     "1.0"
                 } else {
                     "1.1"
@@ -126,6 +131,7 @@ impl Readers {
             .env("LATCHKEY_SOCKET", socket.display().to_string());
         let half = self.prod.workload.run(command).await.expect("a shell");
         assert_ne!(half.code, Some(0), "{line}{half:?}");
+        assert!(asked.load(Ordering::Relaxed), "{line}{half:?}");
         serving.abort();
         fs::remove_file(&socket).expect("the socket");
     }

@@ -221,12 +221,13 @@ fn is_found(report: &mut Report, container: &Json, mounts: &[&Json]) -> bool {
         value
     };
     let has_it = |place: &&str| format!("{}/agent.sock", in_run(place)) == in_run(socket);
-    if places.iter().any(has_it) {
+    let is_elsewhere = variable.is_some_and(|variable| variable.get("valueFrom").is_some());
+    if !is_elsewhere && places.iter().any(has_it) {
         return true;
     }
     let places_text = places.join(", ");
     let is_computed = match variable {
-        Some(variable) => variable.get("valueFrom").is_some() || value.contains("$("),
+        Some(_) => is_elsewhere || value.contains("$("),
         None => list(container, "/envFrom").next().is_some(),
     };
     if is_computed {
@@ -404,6 +405,7 @@ mod tests {
             (&other, &env("/agent/agent.sock"), &none, "ok"),
             (&other, &env("$(AT)/agent.sock"), &none, "note"),
             (&other, &from, &none, "note"),
+            (&run, &from, &none, "note"),
             (&other, &none, &all, "note"),
             (&other, &none, &none, "fail"),
             (&other, &env("/agent"), &none, "fail"),
