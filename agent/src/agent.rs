@@ -115,8 +115,12 @@ impl Agent {
             requests: AtomicU64::new(0),
             attestor: attestor.clone(),
         });
+        let no_socket = |source| StartError::Listen {
+            socket: config.listen.socket.clone(),
+            source,
+        };
         // Last, so that a failed start leaves nothing behind.
-        let listening = path.listen().map_err(StartError::Listen)?;
+        let listening = path.listen().map_err(no_socket)?;
         let phase = watch::Sender::new(Phase::Serving);
         let server = Server::new(
             services.clone(),
@@ -125,7 +129,7 @@ impl Agent {
             &config.limits,
             phase.subscribe(),
         )
-        .map_err(StartError::Listen)?;
+        .map_err(no_socket)?;
         let server = Arc::new(server);
         let of_node = pods.clone().zip(attestor.node().cloned());
         let volumes = of_node.filter(|_| config.csi.enabled).map(|(pods, node)| {

@@ -190,6 +190,19 @@ impl Attestor {
         }
     }
 
+    /// The PID that the kernel names as the process at the other end of `stream`, and the pod of whoever has that PID
+    /// now: for the log alone, since nothing of it is proven.
+    pub(crate) fn guess(&self, stream: &impl AsFd) -> (Option<i32>, Option<PodUid>) {
+        let Ok(peer) = Peer::unseen(stream, Pinning::ByNumber) else {
+            return (None, None);
+        };
+        let pod = match self.locate(&peer, Entrance::Shared) {
+            Ok(Location::Pod(in_pod)) => Some(in_pod.pod),
+            _ => None,
+        };
+        (Some(peer.pid()), pod)
+    }
+
     /// The workload at `location`, if it is already known.
     ///
     /// # Errors

@@ -145,11 +145,20 @@ fn runtime() -> io::Result<Runtime> {
 
 /// What `start` returns, or an error if it panics, as tokio and tracing-appender do if they cannot start a thread.
 fn with_a_thread<T>(start: impl FnOnce() -> T) -> io::Result<T> {
-    catch_unwind(AssertUnwindSafe(start)).map_err(|_| {
+    let too_many = || {
         io::Error::other(
             "no thread can be started: raise the limit on processes (pids of the container or the node, ulimit -u)",
         )
-    })
+    };
+    // A panic would not say why.
+    match std::thread::Builder::new().spawn(|| ()) {
+        // The C library does without clone3(2) only where that is ENOSYS.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io::Error::other(
+            "no thread can be started: an old seccomp profile forbids clone3(2), so update the container runtime",
+        )),
+        Err(_) => Err(too_many()),
+        Ok(_) => catch_unwind(AssertUnwindSafe(start)).map_err(|_| too_many()),
+    }
 }
 
 async fn serve(config: Config) -> ExitCode {

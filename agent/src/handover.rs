@@ -134,6 +134,11 @@ pub(crate) enum SocketPathError {
     NoSocket(PathBuf),
     #[error("this kernel has no openat2(2), so no path can be trusted: the agent needs Linux 5.6")]
     Kernel,
+    #[error(
+        "openat2(2) is not permitted, so no path can be trusted: an old seccomp profile forbids it, so update the \
+         container runtime"
+    )]
+    Forbidden,
     #[error("cannot use the socket's directory {0}: {1}")]
     Io(PathBuf, #[source] io::Error),
 }
@@ -193,6 +198,7 @@ impl SocketPath {
         let directory = match openat2(nix::fcntl::AT_FDCWD, path, how) {
             Err(Errno::ELOOP) => return Err(SocketPathError::Symlink(path.to_owned())),
             Err(Errno::ENOSYS) => return Err(SocketPathError::Kernel),
+            Err(Errno::EPERM) => return Err(SocketPathError::Forbidden),
             outcome => outcome.map_err(|errno| failed(errno.into()))?,
         };
         let stat = fstat(&directory).map_err(|errno| failed(errno.into()))?;

@@ -11,6 +11,7 @@ use crate::mountinfo;
 use crate::peer::Pinning;
 use crate::role::{Proof, Role};
 use crate::token::{self, projected};
+use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::geteuid;
 use std::io;
 use std::net::SocketAddr;
@@ -20,6 +21,9 @@ use std::sync::Arc;
 
 mod accounts;
 mod rights;
+
+/// How many descriptors the agent may need besides those of its peers: for a node's volumes, the clouds, and itself.
+const OTHER_DESCRIPTORS: u64 = 512;
 
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +57,11 @@ pub(crate) enum StartError {
     #[error("no Kubernetes API server is configured: run in a pod, or set KUBECONFIG ({0})")]
     Kubernetes(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The workload socket.
-    #[error("cannot listen beside listen.socket: {0}")]
-    Listen(#[source] io::Error),
+    #[error("cannot listen beside listen.socket {}: {source}{}", .socket.display(), more_room(.source))]
+    Listen {
+        socket: std::path::PathBuf,
+        source: io::Error,
+    },
     /// The metrics registry.
     #[error("cannot set up the metrics: {0}")]
     Metrics(#[source] prometheus::Error),
@@ -94,6 +101,14 @@ fn another_port(address: &SocketAddr, error: &io::Error) -> String {
     format!(": name another port, with --set listen.admin={address}:PORT")
 }
 
+/// What to do where it is the file system that is full.
+fn more_room(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull => ": make room on that file system (bytes, or inodes)",
+        _ => "",
+    }
+}
+
 /// One check and how it went.
 #[derive(Debug)]
 pub(crate) struct Finding {
@@ -115,6 +130,9 @@ impl Finding {
 
 /// Whether the agent can do its work here at all; returns the roots to trust, which are none if no cloud is asked.
 pub(crate) fn surroundings(config: &Config) -> Result<Roots, StartError> {
+    if let Some(complaint) = too_few_descriptors(config) {
+        tracing::warn!("{complaint}");
+    }
     if config.identity.mode == IdentityMode::Kubernetes {
         host_pids()?;
     }
@@ -189,6 +207,20 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
     }
 }
 
+/// What is wrong with the number of descriptors that the agent may have, if anything.
+fn too_few_descriptors(config: &Config) -> Option<String> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    let connections = config.limits.connections + config.limits.unattested;
+    // A connection is a socket and a pidfd.
+    let needed = 2 * connections as u64 + OTHER_DESCRIPTORS;
+    (hard < needed).then(|| {
+        format!(
+            "{hard} descriptors are fewer than {needed}, which limits.connections and limits.unattested may need: one \
+             pod could use them up, so raise the hard limit (ulimit -Hn), or lower these"
+        )
+    })
+}
+
 /// How this kernel can pin peers. In a sidecar the socket proves who they are, so nothing more is needed.
 pub(crate) fn pinning(config: &Config) -> Result<Pinning, StartError> {
     let pinning = Pinning::probe().map_err(StartError::Probe)?;
@@ -210,8 +242,9 @@ pub(crate) fn ca_roots() -> Result<Roots, StartError> {
 
 /// The anchor: from the configured root, otherwise learned from the agent's own cgroup.
 pub(crate) fn anchor(config: &Config, qos: Option<QosClass>) -> Result<Anchor, AnchorError> {
-    let read = |file| std::fs::read(file).unwrap_or_default();
-    let (own, init) = (read("/proc/self/cgroup"), read("/proc/1/cgroup"));
+    let read =
+        |file| std::fs::read(file).map_err(|error| AnchorError::Hidden(file, error.to_string()));
+    let (own, init) = (read("/proc/self/cgroup")?, read("/proc/1/cgroup")?);
     match (&config.identity.kubepods_root, config.kubernetes.pod_uid) {
         (Some(root), _) => Anchor::with_root(root, &own, &init),
         (None, Some(uid)) => Anchor::learn(&own, &init, uid, qos),
@@ -227,6 +260,8 @@ pub(crate) async fn check(config: &Config) -> Vec<Finding> {
         let visible = host_pids().map(|()| "visible");
         findings.push(Finding::of("host processes", visible));
     }
+    let descriptors = too_few_descriptors(config).unwrap_or_else(|| "enough".to_owned());
+    findings.push(Finding::of("descriptors", Ok::<_, String>(descriptors)));
     let mut roots = Roots::none();
     if asks_clouds(config) {
         let found = ca_roots().map(|found| {

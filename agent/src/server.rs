@@ -238,7 +238,7 @@ impl Server {
         let (stream, passed, remains) = match peer {
             Ok(peer) => self.serve(stream, peer, door).await,
             Err(error) => {
-                self.refuse(&error);
+                self.refuse(&stream, &error);
                 (stream, Vec::new(), None)
             }
         };
@@ -449,13 +449,17 @@ impl Server {
         }
     }
 
-    fn refuse(&self, error: &PeerError) {
+    fn refuse(&self, stream: &UnixStream, error: &PeerError) {
         let reason = AttestError::from(error).reason();
         self.admission.metrics.refused(reason);
         match error {
             PeerError::Gone => tracing::debug!(%error, "a connection was refused"),
             _ if !self.admission.warnings.is_due(reason, None) => {}
-            _ => tracing::warn!(%error, reason, "a connection was refused"),
+            _ => {
+                let (pid, pod) = self.admission.attestor.guess(stream);
+                let pod_uid = pod.map(tracing::field::display);
+                tracing::warn!(%error, reason, pid, pod_uid, "a connection was refused");
+            }
         }
     }
 }

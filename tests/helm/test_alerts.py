@@ -98,6 +98,7 @@ ILL = {
     ),
     "LatchkeySocketLost": ({"latchkey_socket_reached": "1x29 0x30"}, 35, 45),
     "LatchkeyIdentityChanged": ({'latchkey_attestations_total{outcome="identity_changed"}': ONCE}, 29, 31),
+    "LatchkeyPidRecycled": ({'latchkey_connections_refused_total{reason="recycled_pid"}': ONCE}, 29, 31),
     "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
     "LatchkeyDenied": ({'latchkey_requests_total{route="secret",code="no_role"}': "0x9 0+30x50"}, 20, 50),
     "LatchkeyVolumesFail": ({'latchkey_csi_fillings_total{outcome="denied"}': "0x9 0+1x50"}, 25, 50),

@@ -158,6 +158,14 @@ async fn each_thing_that_is_missing_at_start_is_one_line_and_69() {
             "needs Linux 5.6",
         ),
         (
+            settings.clone().on_a_machine_without("may_openat2"),
+            "an old seccomp profile forbids it",
+        ),
+        (
+            settings.clone().on_a_machine_without("clone3"),
+            "an old seccomp profile forbids clone3(2)",
+        ),
+        (
             settings
                 .clone()
                 .on_a_machine_without("pidfd_open")
@@ -182,6 +190,22 @@ async fn check_finds_nothing_wrong_in_good_surroundings() {
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
     assert!(found.lines().all(|line| line.starts_with("ok ")), "{found}");
     assert!(found.contains("right to watch pods"), "{found}");
+}
+
+#[tokio::test]
+async fn check_says_that_pods_within_their_limits_could_use_up_the_descriptors() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let settings = sandbox.settings().expect("settings");
+    let few = &["sh", "-c", "ulimit -n 4096; exec \"$@\"", "sh"];
+    let settings = settings.wrapped(few);
+    let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{found}{stderr}");
+    let told = "ok       descriptors: 4096 descriptors are fewer than 8960";
+    assert!(found.contains(told), "{found}");
+    let enough = settings.set("limits.connections", 1024);
+    let (_, found, _) = enough.run_to_end(&["check"]).await.expect("it ends");
+    assert!(found.contains("ok       descriptors: enough"), "{found}");
 }
 
 #[tokio::test]

@@ -1,10 +1,9 @@
 //! Who has the socket's path, and what goes with it.
 
+use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
-use crate::attest::{Attestor, Entrance, Location};
 use crate::handover::{Found, Listening, Phase, SocketPath};
 use crate::passed::Listener;
-use crate::peer::{Peer, Pinning};
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
@@ -141,17 +140,10 @@ impl Keeper {
     /// The process that listens on the path, as the kernel names it to whoever connects there (`SO_PEERCRED`, unix(7)),
     /// and the pod that it is in. It may have exited since and have left its socket to others.
     async fn holder(&self) -> (Option<i32>, Option<PodUid>) {
-        let Ok(stream) = self.path.dial().await else {
-            return (None, None);
-        };
-        let Ok(peer) = Peer::unseen(&stream, Pinning::ByNumber) else {
-            return (None, None);
-        };
-        let pod = match self.attestor.locate(&peer, Entrance::Shared) {
-            Ok(Location::Pod(in_pod)) => Some(in_pod.pod),
-            _ => None,
-        };
-        (Some(peer.pid()), pod)
+        match self.path.dial().await {
+            Ok(stream) => self.attestor.guess(&stream),
+            Err(_) => (None, None),
+        }
     }
 
     async fn bind_again(&mut self) -> io::Result<Arc<Listener>> {

@@ -105,12 +105,19 @@ impl Admission {
             Ok(None) | Err(AttestError::NotYet(_)) => at_the_door(Found::Unknown),
             Err(error @ AttestError::Denied(reason)) => {
                 metrics.attestation(reason.as_str());
-                if reason == Denial::OutsidePidNamespace
+                let advice = match reason {
+                    Denial::OutsidePidNamespace => Some(
+                        "a peer is outside of the agent's PID namespace: run the agent with hostPID: true",
+                    ),
+                    Denial::UnreadablePeer => Some(
+                        "a peer's /proc cannot be read: is it hidden from the agent, by hidepid or a security module?",
+                    ),
+                    _ => None,
+                };
+                if let Some(advice) = advice
                     && self.warnings.is_due(reason.as_str(), None)
                 {
-                    tracing::warn!(
-                        "a peer is outside of the agent's PID namespace: run the agent with hostPID: true"
-                    );
+                    tracing::warn!(pid = peer.pid(), "{advice}");
                 }
                 at_the_door(Found::Denied(error))
             }

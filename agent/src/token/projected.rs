@@ -5,9 +5,11 @@
 
 use crate::error::RequestError;
 use crate::secret::SubjectToken;
+use nix::fcntl::OFlag;
 use serde::Deserialize;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use zeroize::Zeroizing;
 
@@ -68,7 +70,7 @@ pub(crate) fn find(
         }
         if claims.exp <= crate::time::now().as_second() {
             return Err(RequestError::unavailable(format!(
-                "the token in {} has expired, and the kubelet has not renewed it",
+                "the token in {} has expired: the kubelet has not renewed it, or this node's clock is ahead",
                 file.display()
             )));
         }
@@ -85,8 +87,15 @@ pub(crate) fn find(
 fn read(file: &Path) -> io::Result<(SubjectToken, Claims)> {
     // Allocated in full, because a buffer that grows leaves copies behind.
     let mut text = Zeroizing::new(String::with_capacity(TOKEN_LIMIT + 1));
-    File::open(file)?
-        .take(TOKEN_LIMIT as u64 + 1)
+    // Whatever else may be there, the agent's one thread must not wait for it.
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(OFlag::O_NONBLOCK.bits())
+        .open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    file.take(TOKEN_LIMIT as u64 + 1)
         .read_to_string(&mut text)?;
     if text.len() > TOKEN_LIMIT {
         // A truncated token could still look like one.
@@ -187,6 +196,15 @@ mod tests {
         let error = read(&files[0]).expect_err("too long");
         assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         let error = find(&files, "a", SUBJECT).expect_err("too long");
+        assert_eq!(error.code, Code::Unavailable);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("token");
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).expect("a FIFO");
+        let error = find(&[path], "a", SUBJECT).expect_err("no file");
         assert_eq!(error.code, Code::Unavailable);
     }
 

@@ -27,7 +27,7 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
     let lack = what.as_ref().and_then(|what| Lack::of(what.to_str()?));
     let (Some(lack), Some(program)) = (lack, program) else {
         return Err(
-            "usage: without ipv6|openat2|passrights|peerpidfd|pidfd_open PROGRAM [ARGUMENT…]"
+            "usage: without clone3|ipv6|may_openat2|openat2|passrights|peerpidfd|pidfd_open PROGRAM [ARGUMENT…]"
                 .into(),
         );
     };
@@ -38,11 +38,23 @@ fn main() -> Result<ExitCode, Box<dyn std::error::Error>> {
 impl Lack {
     fn of(what: &str) -> Option<Self> {
         Some(match what {
+            // An old seccomp profile. The C library does without only where it is ENOSYS.
+            "clone3" => Self {
+                call: libc::SYS_clone3,
+                if_all: Vec::new(),
+                error: libc::EPERM,
+            },
             // A node that was started with ipv6.disable=1.
             "ipv6" => Self {
                 call: libc::SYS_socket,
                 if_all: vec![(0, libc::AF_INET6)],
                 error: libc::EAFNOSUPPORT,
+            },
+            // An old seccomp profile.
+            "may_openat2" => Self {
+                call: libc::SYS_openat2,
+                if_all: Vec::new(),
+                error: libc::EPERM,
             },
             // A kernel before Linux 5.6.
             "openat2" => Self {

@@ -92,7 +92,12 @@ pub(crate) enum AnchorError {
          identity.kubepods_root if the agent does not run in a pod"
     )]
     TooShallow(usize),
-    /// A cgroup file is missing or malformed.
+    /// A cgroup file cannot be read.
+    #[error(
+        "{0} cannot be read ({1}): is it hidden from the agent, by /proc's hidepid or a security module?"
+    )]
+    Hidden(&'static str, String),
+    /// A cgroup file is malformed.
     #[error(
         "{file} cannot be read as a cgroup file ({reason}): is /proc mounted, and hostPID set?"
     )]
