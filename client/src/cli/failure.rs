@@ -27,15 +27,41 @@ pub(crate) const UNAVAILABLE: u8 = 5;
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) exit: u8,
-    /// `None` if there is nobody to tell.
-    text: Option<String>,
+    /// None if there is nobody to tell.
+    lines: Vec<String>,
+}
+
+/// What was said last about something that is tried again and again: the same is not repeated.
+#[derive(Debug, Default)]
+pub(crate) struct Told(Vec<String>);
+
+impl Told {
+    /// Prints the failure on stderr, unless it is the one before.
+    pub(crate) fn say(&mut self, failure: &Failure) {
+        if self.is_news(failure) {
+            failure.say();
+        }
+    }
+
+    fn is_news(&mut self, failure: &Failure) -> bool {
+        // Request ids differ, so only what precedes them is compared.
+        let about = |line: &String| line.split(" (").next().unwrap_or_default().to_owned();
+        let about = failure.lines.iter().map(about).collect();
+        let before = std::mem::replace(&mut self.0, about);
+        self.0 != before
+    }
+
+    /// It has gone well since: the next failure is news.
+    pub(crate) fn forget(&mut self) {
+        self.0.clear();
+    }
 }
 
 impl Failure {
     pub(crate) fn new(exit: u8, text: impl Into<String>) -> Self {
         Self {
             exit,
-            text: Some(text.into()),
+            lines: vec![text.into()],
         }
     }
 
@@ -50,15 +76,24 @@ impl Failure {
     /// Returns the same failure, said to be of `what`.
     #[must_use]
     pub(crate) fn of(mut self, what: impl fmt::Display) -> Self {
-        self.text = self.text.map(|text| format!("{what}: {text}"));
+        for line in &mut self.lines {
+            *line = format!("{what}: {line}");
+        }
         self
+    }
+
+    /// Returns the same failure, said after these lines.
+    #[must_use]
+    pub(crate) fn after(mut self, mut lines: Vec<String>) -> Self {
+        lines.append(&mut self.lines);
+        Self { lines, ..self }
     }
 
     /// Ended by this signal, with the code that shells give it. Whoever sent it knows why.
     pub(crate) fn by_signal(signal: SignalKind) -> Self {
         Self {
             exit: u8::try_from(128 + signal.as_raw_value()).unwrap_or(OTHER),
-            text: None,
+            lines: Vec::new(),
         }
     }
 
@@ -66,21 +101,23 @@ impl Failure {
     pub(crate) fn stdout(error: &io::Error) -> Self {
         Self {
             exit: OTHER,
-            text: (error.kind() != io::ErrorKind::BrokenPipe)
-                .then(|| format!("cannot write to stdout: {error}")),
+            lines: Vec::from_iter(
+                (error.kind() != io::ErrorKind::BrokenPipe)
+                    .then(|| format!("cannot write to stdout: {error}")),
+            ),
         }
     }
 
     /// Prints it on stderr.
     pub(crate) fn say(&self) {
-        if let Some(text) = &self.text {
-            terminal::error(text);
+        for line in &self.lines {
+            terminal::error(line);
         }
     }
 
-    /// The text to print.
+    /// What it is about: the last line.
     pub(crate) fn text(&self) -> &str {
-        self.text.as_deref().unwrap_or_default()
+        self.lines.last().map(String::as_str).unwrap_or_default()
     }
 }
 
@@ -120,6 +157,19 @@ impl From<ClientError> for Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_fails_again_and_again_is_said_once_and_again_after_something_else() {
+        let failed =
+            |text: &str| Failure::other(text).after(vec!["b: no such secret (2)".to_owned()]);
+        let mut told = Told::default();
+        assert!(told.is_news(&failed("a: no such secret (1)")));
+        assert!(!told.is_news(&failed("a: no such secret (7)")));
+        assert!(told.is_news(&Failure::other("a: no such secret (8)")));
+        assert!(told.is_news(&failed("a: no such secret (9)")));
+        told.forget();
+        assert!(told.is_news(&failed("a: no such secret (10)")));
+    }
 
     #[test]
     fn every_code_has_its_exit_code() {

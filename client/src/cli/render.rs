@@ -3,7 +3,7 @@
 mod template;
 
 use super::exec::signal;
-use super::failure::Failure;
+use super::failure::{Failure, Told};
 use super::sink::Sink;
 use super::watch::{REST, SETTLE, Watch};
 use super::{Leave, Reach, block_on, serve, terminal};
@@ -88,10 +88,11 @@ impl Render {
             let name = watch.changed(client).await;
             sleep(SETTLE).await;
             terminal::note(&format!("{name} has changed"));
+            let mut told = Told::default();
             let rendered = loop {
                 match self.render(client).await {
                     Ok(rendered) => break rendered,
-                    Err(failure) => failure.say(),
+                    Err(failure) => told.say(&failure),
                 }
                 sleep(REST).await;
             };
@@ -100,7 +101,7 @@ impl Render {
                 continue;
             }
             while let Err(failure) = self.sink.write(rendered.text.as_bytes()) {
-                failure.say();
+                told.say(&failure);
                 sleep(REST).await;
             }
             last = rendered;

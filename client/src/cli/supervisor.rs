@@ -4,7 +4,7 @@
 //! and ends as the program ends.
 
 use super::exec::Exec;
-use super::failure::{Failure, OTHER};
+use super::failure::{Failure, OTHER, Told};
 use super::terminal;
 use super::variables::Secrets;
 use super::watch::{REST, SETTLE, Used, Watch};
@@ -135,13 +135,14 @@ impl Supervisor<'_> {
     /// Reacts to a change.
     async fn react(&mut self) -> Result<After, Failure> {
         // New values first: the program goes on with the old ones as long as there are no others.
+        let mut told = Told::default();
         let secrets = loop {
             let read = Secrets::read(self.client, self.exec.backend.as_deref(), &self.exec.names);
             tokio::select! {
                 code = self.program() => return Ok(After::Ended(code)),
                 outcome = read => match outcome {
                     Ok(secrets) => break secrets,
-                    Err(failure) => failure.say(),
+                    Err(failure) => told.say(&failure),
                 },
             }
             tokio::select! {

@@ -1,6 +1,6 @@
 //! Watches which of the secrets in use have changed.
 
-use super::terminal;
+use super::failure::{Failure, Told};
 use crate::protocol::{Code, WAIT_LIMIT};
 use crate::{Ask, Client, Secret, Tag};
 use std::future::pending;
@@ -105,13 +105,13 @@ async fn first_of(mut waits: JoinSet<String>) -> String {
 
 impl Watched {
     async fn changed(mut self, client: &Client, turns: &Semaphore, span: Duration) -> String {
-        let mut told = String::new();
+        let mut told = Told::default();
         loop {
             let turn = turns.acquire().await;
             let outcome = client.wait(&self.used.ask(), &self.tag, span).await;
             drop(turn);
             match outcome {
-                Ok(None) => told.clear(),
+                Ok(None) => told.forget(),
                 Ok(Some(secret)) if secret.version != self.version => return self.used.name,
                 // The same version under another tag: no reason to act, or to ask again without a rest.
                 Ok(Some(secret)) => {
@@ -119,13 +119,8 @@ impl Watched {
                     sleep(REST).await;
                 }
                 Err(error) => {
-                    let text = format!("cannot watch {}: {error}", self.used.name);
-                    // Request ids differ, so only what precedes them is compared: each is reported once.
-                    let about = text.split(" (").next().unwrap_or_default().to_owned();
-                    if about != told {
-                        terminal::error(&text);
-                        told = about;
-                    }
+                    let name = &self.used.name;
+                    told.say(&Failure::other(format!("cannot watch {name}: {error}")));
                     // The pod's other processes have all of its waits, and may keep them: reads remain.
                     if error.code() == Some(Code::Busy)
                         && let Ok(secret) = client.read(&self.used.ask()).await

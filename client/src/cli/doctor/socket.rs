@@ -4,10 +4,11 @@ use super::AGENTS;
 use super::place::{ELSEWHERE, Place, START, STDERR, user};
 use super::report::{Finding, Report};
 use crate::client::{also_looked_at, hidden_by};
+use nix::sys::statfs::{OVERLAYFS_SUPER_MAGIC, statfs};
 use std::fs::{self, FileType};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileTypeExt as _;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
 use tokio::net::UnixStream;
 
 const STEP: &str = "socket";
@@ -121,10 +122,9 @@ fn kind_of(report: &mut Report, place: Place, socket: &Path) -> Option<FileType>
         return None;
     }
     let text = format!("there is no socket in {shown}");
-    let is_image = || nearest_mount(directory).is_some_and(|mount| mount.is_image());
     match place {
         Place::Machine => no_agent(report, socket, &text),
-        Place::Pod if is_image() => mount(report.absent(
+        Place::Pod if is_of_image(directory) => mount(report.absent(
             STEP,
             "no_mount",
             format!("{shown} is the image's own, without a socket: the agent's directory is not mounted over it"),
@@ -260,56 +260,24 @@ fn has_entries(path: &Path) -> bool {
     fs::read_dir(path).map_or(true, |mut entries| entries.next().is_some())
 }
 
-/// What is mounted, and where.
-#[derive(Debug, Eq, PartialEq)]
-struct Mount {
-    point: PathBuf,
-    filesystem: String,
+/// Whether this directory is the image's own: on the root, which container runtimes make of an image's layers.
+fn is_of_image(directory: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
+    device(directory).is_some_and(|own| Some(own) == device(Path::new("/")))
+        && statfs("/").is_ok_and(|root| root.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
 }
 
-impl Mount {
-    /// Whether it is what container runtimes make of an image.
-    fn is_image(&self) -> bool {
-        self.point == Path::new("/") && self.filesystem == "overlay"
-    }
-}
-
-/// Whether something is mounted at exactly this path.
+/// Whether something is mounted at exactly this path (proc_pid_mountinfo(5), which writes a blank as `\040`).
 fn is_mount_point(path: &Path) -> bool {
-    let path = fs::canonicalize(path).ok();
-    let mount = path.as_deref().and_then(nearest_mount);
-    mount.is_some_and(|mount| Some(mount.point) == path)
-}
-
-/// The mount at this path, or the nearest above it.
-fn nearest_mount(path: &Path) -> Option<Mount> {
-    let path = fs::canonicalize(path).ok()?;
-    nearest_in(&fs::read_to_string("/proc/self/mountinfo").ok()?, &path)
-}
-
-/// The same, from the text of proc_pid_mountinfo(5). Of two mounts at one place, the later covers the other.
-fn nearest_in(mounts: &str, path: &Path) -> Option<Mount> {
-    let mounts = mounts.lines().filter_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        Some(Mount {
-            point: unescaped(mount.split(' ').nth(4)?)?.into(),
-            filesystem: filesystem.split(' ').next()?.to_owned(),
-        })
-    });
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let Ok(path) = fs::canonicalize(path) else {
+        return false;
+    };
+    let path = path.to_string_lossy();
+    let path = path.replace('\\', r"\134").replace(' ', r"\040");
     mounts
-        .filter(|mount| path.starts_with(&mount.point))
-        .max_by_key(|mount| mount.point.components().count())
-}
-
-/// Decodes a path of mountinfo's, which writes what would end a field as a backslash and three octal digits.
-fn unescaped(field: &str) -> Option<String> {
-    let mut parts = field.split('\\');
-    let mut path = parts.next()?.as_bytes().to_vec();
-    for part in parts {
-        path.push(u8::from_str_radix(part.get(..3)?, 8).ok()?);
-        path.extend_from_slice(part.get(3..)?.as_bytes());
-    }
-    String::from_utf8(path).ok()
+        .lines()
+        .any(|mount| mount.split(' ').nth(4) == Some(&*path))
 }
 
 /// This pod's name, which its container most likely has as hostname.
@@ -323,29 +291,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_directory_of_the_image_is_known_from_one_that_is_mounted() {
-        let mounts = "\
-            1 0 0:1 / / rw - overlay overlay rw,lowerdir=/l\n\
-            2 1 0:2 / /run/latchkey ro master:1 - tmpfs tmpfs rw\n\
-            3 1 8:1 /x /var ro - ext4 /dev/sda rw\n\
-            4 3 0:3 / /var ro - tmpfs tmpfs rw\n";
-        let nearest = |path: &str| {
-            let mount = nearest_in(mounts, Path::new(path)).expect("the root");
-            (mount.is_image(), mount.filesystem)
-        };
-        assert_eq!(nearest("/run/latchkey"), (false, "tmpfs".to_owned()));
-        assert_eq!(nearest("/run/latchkey-2"), (true, "overlay".to_owned()));
-        assert_eq!(nearest("/run"), (true, "overlay".to_owned()));
-        assert_eq!(nearest("/var/run"), (false, "tmpfs".to_owned()));
-    }
-
-    #[test]
-    fn a_mount_point_is_read_as_it_is_written() {
-        assert_eq!(
-            unescaped("/run/a\\040b\\134c").as_deref(),
-            Some("/run/a b\\c")
-        );
-        assert_eq!(unescaped("/run").as_deref(), Some("/run"));
-        assert_eq!(unescaped("/run\\9"), None);
+    fn what_is_mounted_is_no_directory_of_the_image() {
+        let mounted = Path::new("/proc");
+        assert!(is_mount_point(mounted) && !is_of_image(mounted));
+        assert!(!is_mount_point(Path::new("/proc/self/fd")));
     }
 }

@@ -19,7 +19,7 @@ enum Kind {
     Directory,
     /// It is the socket's file.
     File,
-    /// It holds secrets as files, and no socket.
+    /// It is the directory, and holds secrets as files: whoever reads those need not look for the socket.
     Secrets,
     /// It is something else.
     Other,
@@ -112,7 +112,7 @@ fn volume(report: &mut Report, pod: &Json) -> bool {
             "volume",
             format!("{name} has secrets as files (the CSI driver's)"),
         );
-        return false;
+        return containers(pod).any(|container| has_directory(pod, container).next().is_some());
     }
     let finding = match file {
         Some(name) => report.fail(
@@ -161,30 +161,51 @@ fn kind(volume: &Json) -> Kind {
     }
 }
 
+/// The container's mounts in which its programs may look for the socket.
+fn has_directory<'a>(pod: &'a Json, container: &'a Json) -> impl Iterator<Item = &'a Json> {
+    let has_variable = variable(container).is_some();
+    list(container, "/volumeMounts").filter(move |mount| {
+        let name = text(mount, "/name");
+        let volume = list(pod, "/spec/volumes").find(|volume| text(volume, "/name") == name);
+        match volume.map(kind) {
+            Some(Kind::Directory) => true,
+            Some(Kind::Secrets) => {
+                let path = text(mount, "/mountPath").trim_end_matches('/');
+                has_variable || in_run(path) == in_run(DIRECTORY)
+            }
+            _ => false,
+        }
+    })
+}
+
+/// The variable by which the container's programs are told where the socket is.
+fn variable(container: &Json) -> Option<&Json> {
+    list(container, "/env")
+        .filter(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
+        .last()
+}
+
 /// Which containers have the volume, and how.
 fn mounts(report: &mut Report, pod: &Json) {
-    let volumes: Vec<&str> = list(pod, "/spec/volumes")
-        .filter(|volume| matches!(kind(volume), Kind::Directory))
-        .map(|volume| text(volume, "/name"))
-        .collect();
     let (mut any, mut good) = (false, Vec::new());
     for container in containers(pod) {
-        let mounts: Vec<&Json> = list(container, "/volumeMounts")
-            .filter(|mount| volumes.contains(&text(mount, "/name")))
-            .collect();
+        let mounts: Vec<&Json> = has_directory(pod, container).collect();
         any |= !mounts.is_empty();
         if !mounts.is_empty() && is_found(report, container, &mounts) {
             good.push(text(container, "/name"));
         }
     }
     if !any {
+        let volume = list(pod, "/spec/volumes")
+            .find(|volume| matches!(kind(volume), Kind::Directory))
+            .map_or("latchkey", |volume| text(volume, "/name"));
         report
             .fail(
                 "mount",
                 "no_mount",
                 "no container of the pod mounts the volume",
             )
-            .next(mount_line(volumes[0]));
+            .next(mount_line(volume));
     } else if !good.is_empty() {
         report.ok("mount", format!("in {}", good.join(", ")));
     }
@@ -211,9 +232,7 @@ fn is_found(report: &mut Report, container: &Json, mounts: &[&Json]) -> bool {
             .next(mount_line(text(mounts[0], "/name")));
         return false;
     };
-    let variable = list(container, "/env")
-        .filter(|variable| text(variable, "/name") == "LATCHKEY_SOCKET")
-        .last();
+    let variable = variable(container);
     let value = variable.map_or("", |variable| text(variable, "/value"));
     let socket = if value.is_empty() {
         DEFAULT_SOCKET
@@ -363,7 +382,20 @@ mod tests {
         let mut report = Report::default();
         assert!(!examine(&mut report, &kubectl, &pod));
         assert!(!report.has_failed(), "{}", report.json());
-        // A pod that also has the socket is treated like any other.
+        // Its volume has the socket too, for a container that looks for it there, or is told to.
+        let mut asks = pod.clone();
+        let container = &mut asks["spec"]["containers"][0];
+        container["env"] = json!([{"name": "LATCHKEY_SOCKET", "value": "/elsewhere/agent.sock"}]);
+        let mut report = Report::default();
+        assert!(examine(&mut report, &kubectl, &asks));
+        assert!(report.json().contains("other_path"), "{}", report.json());
+        let container = &mut asks["spec"]["containers"][0];
+        container["env"] = json!([]);
+        container["volumeMounts"][0]["mountPath"] = "/run/latchkey".into();
+        let mut report = Report::default();
+        assert!(examine(&mut report, &kubectl, &asks));
+        assert!(!report.has_failed(), "{}", report.json());
+        // A pod that also has a volume for the socket alone is treated like any other.
         let mut both = pod;
         let volumes = both["spec"]["volumes"].as_array_mut().expect("volumes");
         volumes.push(json!({"name": "latchkey", "csi": {"driver": DRIVER}}));
