@@ -20,8 +20,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use zeroize::Zeroizing;
 
-/// How long a request may take to arrive.
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a request may take to arrive, and a reply to be read: whoever asked may have been stopped since.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The most requests at a time.
 const ASKERS: usize = 128;
@@ -67,7 +67,7 @@ impl Volumes {
                 // It was killed, and asks again when it is back.
                 return Err(io::Error::other(error));
             }
-            let asked = timeout(ASK_TIMEOUT, Message::<Ask>::read(&mut stream)).await;
+            let asked = timeout(MESSAGE_TIMEOUT, Message::<Ask>::read(&mut stream)).await;
             let failure = match error {
                 AttestError::NotYet(_) => {
                     Failure::unavailable("the agent has just started; it is tried again")
@@ -88,7 +88,7 @@ impl Volumes {
             };
             return reply(&mut stream, Err(failure)).await;
         }
-        let Message { body, tokens } = timeout(ASK_TIMEOUT, Message::<Ask>::read(&mut stream))
+        let Message { body, tokens } = timeout(MESSAGE_TIMEOUT, Message::<Ask>::read(&mut stream))
             .await
             .map_err(io::Error::other)??;
         match body {
@@ -104,7 +104,7 @@ impl Volumes {
             }
             Ask::Departed(pods) => {
                 let pods = self.departed(pods).await;
-                Message::plain(Departed { pods }).write(&mut stream).await
+                send(&mut stream, &Message::plain(Departed { pods })).await
             }
             Ask::Tokens => {
                 let (inventory, tokens) = self.inventory();
@@ -113,7 +113,7 @@ impl Volumes {
                     body: inventory,
                     tokens,
                 };
-                message.write(&mut stream).await
+                send(&mut stream, &message).await
             }
         }
     }
@@ -211,7 +211,11 @@ impl Volumes {
 
 async fn reply(stream: &mut UnixStream, outcome: Result<(), Failure>) -> io::Result<()> {
     let failure = outcome.err();
-    Message::plain(Reply { failure }).write(stream).await
+    send(stream, &Message::plain(Reply { failure })).await
+}
+
+async fn send<T: Serialize>(stream: &mut UnixStream, message: &Message<T>) -> io::Result<()> {
+    timeout(MESSAGE_TIMEOUT, message.write(stream)).await?
 }
 
 /// Puts the tokens of several pods into one message.
@@ -249,4 +253,19 @@ pub(super) fn take_over(pods: &Pods, inventory: &Message<Inventory>) {
         pods = taken,
         "took the pods' tokens over from the agent before"
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As by an agent that is stopped while it takes over: the tokens would stay in memory, and the place be taken.
+    #[tokio::test(start_paused = true)]
+    async fn a_reply_that_nobody_reads_is_given_up() {
+        let (mut ours, _theirs) = UnixStream::pair().expect("a pair");
+        let tokens = Message::with((), vec![b'x'; 1 << 20]);
+        let sent = timeout(2 * MESSAGE_TIMEOUT, send(&mut ours, &tokens)).await;
+        let error = sent.expect("in time").expect_err("nobody reads it");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }
