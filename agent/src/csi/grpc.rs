@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tonic::server::{Grpc, UnaryService};
@@ -39,8 +40,10 @@ const WINDOW: u32 = 64 << 10;
 /// The most connections served at a time. More have to wait: the kubelet can, and the mounter's memory is limited.
 const CONNECTIONS: usize = 32;
 
-/// Serves every client that is root, forever.
+/// Serves every client that is root, until this is dropped. Then the connections end too, with the calls in progress.
 pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: TaskTracker) {
+    let ending = CancellationToken::new();
+    let _ends_with_this = ending.clone().drop_guard();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         // The semaphore is never closed.
@@ -51,7 +54,7 @@ pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: T
             Ok((stream, _)) => {
                 let is_root = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0);
                 if is_root {
-                    let connection = connection(stream, plugin.clone());
+                    let connection = connection(stream, plugin.clone(), ending.clone());
                     calls.spawn(async move {
                         connection.await;
                         drop(place);
@@ -68,7 +71,7 @@ pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: T
     }
 }
 
-async fn connection(stream: UnixStream, plugin: Arc<Plugin>) {
+async fn connection(stream: UnixStream, plugin: Arc<Plugin>, ending: CancellationToken) {
     let service = service_fn(move |request| {
         let plugin = plugin.clone();
         async move { Ok::<_, Infallible>(plugin.call(request).await) }
@@ -88,6 +91,7 @@ async fn connection(stream: UnixStream, plugin: Arc<Plugin>) {
             return;
         }
         () = sleep(CONNECTION_AGE) => {}
+        () = ending.cancelled() => {}
     }
     http.as_mut().graceful_shutdown();
     let _ = timeout(LAST_CALL, http).await;

@@ -2,6 +2,7 @@
 
 use super::{Node, OWN, reads_own, settings};
 use crate::code;
+use latchkey_agent::csi::proto::{Empty, NodeInfo};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::sys::statvfs::statvfs;
@@ -11,7 +12,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::kube::PodSpec;
-use testkit::kubelet::VolumeSpec;
+use testkit::kubelet::{Connection, VolumeSpec};
 use testkit::until;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixListener;
@@ -425,6 +426,23 @@ async fn a_mounter_starts_and_ends_at_once_though_the_agent_hangs_that_is_to_let
     // The agent has two seconds for each of them.
     assert!(
         begun.elapsed() < Duration::from_secs(6),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[tokio::test]
+async fn a_mounter_that_is_told_to_end_does_not_wait_for_connections_without_a_call() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let endpoint = node.kubelet.endpoint();
+    let mut idle = Connection::open(&endpoint).await.expect("a connection");
+    let asked = idle.call::<NodeInfo>("/csi.v1.Node/NodeGetInfo", &Empty {});
+    asked.await.expect("an answer");
+    let begun = Instant::now();
+    node.mounter.stop().await.expect("it ends");
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
         "{:?}",
         begun.elapsed()
     );
