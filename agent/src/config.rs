@@ -31,7 +31,7 @@ use crate::attest::cgroup::PodUid;
 
 pub(crate) use self::aws::{AwsConfig, is_aws_name_byte, is_aws_prefix, is_region};
 pub(crate) use self::azure::AzureConfig;
-pub(crate) use self::azure::{is_prefix, is_tenant, suffix_of, vault_url};
+pub(crate) use self::azure::{is_tenant, suffix_of, vault_url};
 pub(crate) use self::csi::Csi;
 pub(crate) use self::fault::{Faults, Origin};
 pub(crate) use self::gcp::{GcpConfig, GcpProvider};

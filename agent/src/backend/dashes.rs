@@ -16,6 +16,8 @@ pub(crate) struct Dashes {
     pub ignores_case: bool,
     /// The maximum length of a name at the vault, with its prefix, in characters.
     pub limit: usize,
+    /// The longest prefix, in characters, which leaves some for names.
+    pub prefix_limit: usize,
 }
 
 /// Google Cloud Secret Manager (its API's `secretId`).
@@ -24,6 +26,7 @@ pub(crate) const GCP: Dashes = Dashes {
     others: "_",
     ignores_case: false,
     limit: 255,
+    prefix_limit: 128,
 };
 
 /// Azure Key Vault (its "object identifiers").
@@ -32,32 +35,8 @@ pub(crate) const AZURE: Dashes = Dashes {
     others: "",
     ignores_case: true,
     limit: 127,
+    prefix_limit: 100,
 };
-
-/// Why a name cannot be written at a vault.
-#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
-pub(crate) enum DashError {
-    /// The vault has no such character.
-    #[error(
-        "a secret's name at {whose} has letters, digits, - {others}and / only, not {character:?}"
-    )]
-    Character {
-        /// Whose vault it is.
-        whose: &'static str,
-        /// Other characters that it allows, each followed by a blank.
-        others: String,
-        /// The first that it does not allow.
-        character: char,
-    },
-    /// A dash that could be taken for half of a slash.
-    #[error(
-        "at {0} a slash is written --, so no part of a name may begin or end with - or hold --"
-    )]
-    Dash(&'static str),
-    /// Too long with its prefix.
-    #[error("with its prefix the name is longer than the {1} characters that {0} allows, / as two")]
-    Length(&'static str, usize),
-}
 
 impl Dashes {
     /// Returns `name` behind `prefix`, both as the application writes them, in the vault's form.
@@ -65,16 +44,22 @@ impl Dashes {
     /// # Errors
     ///
     /// If the vault can hold no secret of that name.
-    pub(crate) fn write(&self, prefix: &str, name: &SecretName) -> Result<String, DashError> {
+    pub(crate) fn write(&self, prefix: &str, name: &SecretName) -> Result<String, String> {
         self.check_characters(name.as_str())?;
         let mistakable =
             |part: &str| part.starts_with('-') || part.ends_with('-') || part.contains("--");
         if name.as_str().split('/').any(mistakable) {
-            return Err(DashError::Dash(self.whose));
+            return Err(format!(
+                "at {} a slash is written --, so no part of a name may begin or end with - or hold --",
+                self.whose
+            ));
         }
         let written = self.write_prefix(prefix)? + &self.with_dashes(name.as_str());
         if written.len() > self.limit {
-            return Err(DashError::Length(self.whose, self.limit));
+            return Err(format!(
+                "with its prefix the name is longer than the {} characters that {} allows, / as two",
+                self.limit, self.whose
+            ));
         }
         Ok(written)
     }
@@ -84,7 +69,7 @@ impl Dashes {
     /// # Errors
     ///
     /// If the vault does not allow all of its characters.
-    pub(crate) fn write_prefix(&self, prefix: &str) -> Result<String, DashError> {
+    pub(crate) fn write_prefix(&self, prefix: &str) -> Result<String, String> {
         self.check_characters(prefix)?;
         Ok(self.with_dashes(prefix))
     }
@@ -99,6 +84,14 @@ impl Dashes {
         (self.write(prefix, &name).ok()? == written).then_some(name)
     }
 
+    /// Whether `text` may precede every name, as the application writes names.
+    pub(crate) fn takes_prefix(&self, text: &str) -> bool {
+        text.len() <= self.prefix_limit
+            && self.check_characters(text).is_ok()
+            && !text.starts_with('/')
+            && !text.contains("//")
+    }
+
     fn with_dashes(&self, text: &str) -> String {
         let text = text.replace('/', "--");
         if self.ignores_case {
@@ -108,16 +101,18 @@ impl Dashes {
         }
     }
 
-    fn check_characters(&self, text: &str) -> Result<(), DashError> {
+    fn check_characters(&self, text: &str) -> Result<(), String> {
         let fits =
             |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '/' || self.others.contains(c);
         match text.chars().find(|c| !fits(*c)) {
             None => Ok(()),
-            Some(character) => Err(DashError::Character {
-                whose: self.whose,
-                others: self.others.chars().flat_map(|c| [c, ' ']).collect(),
-                character,
-            }),
+            Some(character) => {
+                let others: String = self.others.chars().flat_map(|c| [c, ' ']).collect();
+                Err(format!(
+                    "a secret's name at {} has letters, digits, - {others}and / only, not {character:?}",
+                    self.whose
+                ))
+            }
         }
     }
 }
@@ -159,10 +154,10 @@ mod tests {
     #[test]
     fn a_dash_that_could_be_half_of_a_slash_is_refused() {
         for wrong in ["-a", "a-", "a/-b", "a-/b", "a--b", "a/b--c", "-"] {
-            assert_eq!(
-                GCP.write("", &name(wrong)),
-                Err(DashError::Dash("Google Cloud")),
-                "{wrong}"
+            let error = GCP.write("", &name(wrong)).expect_err(wrong);
+            assert!(
+                error.contains("at Google Cloud a slash is written --"),
+                "{error}"
             );
         }
     }
@@ -186,7 +181,7 @@ mod tests {
         assert!(GCP.write("", &name("a_b")).is_ok());
         let error = AZURE.write("", &name("a_b")).expect_err("no underscore");
         assert_eq!(
-            error.to_string(),
+            error,
             "a secret's name at Azure has letters, digits, - and / only, not '_'"
         );
     }
@@ -198,15 +193,29 @@ mod tests {
             GCP.write("", &of(255)).map(|written| written.len()),
             Ok(255)
         );
-        assert_eq!(
-            GCP.write("", &of(256)),
-            Err(DashError::Length("Google Cloud", 255))
-        );
-        assert_eq!(
-            GCP.write("p/", &of(253)),
-            Err(DashError::Length("Google Cloud", 255))
-        );
+        for (prefix, too_long) in [("", 256), ("p/", 253)] {
+            let error = GCP.write(prefix, &of(too_long)).expect_err("too long");
+            assert!(
+                error.contains("longer than the 255 characters that Google Cloud allows"),
+                "{error}"
+            );
+        }
         assert!(AZURE.write("", &of(127)).is_ok() && AZURE.write("", &of(128)).is_err());
+    }
+
+    #[test]
+    fn a_prefix_is_the_beginning_of_a_name_and_leaves_some_room_for_the_rest() {
+        for dashes in [GCP, AZURE] {
+            let longest = "a".repeat(dashes.prefix_limit);
+            for right in ["", "team/", "team/a-", &longest] {
+                assert!(dashes.takes_prefix(right), "{right}");
+            }
+            let longer = "a".repeat(dashes.prefix_limit + 1);
+            for wrong in ["/", "/a", "a//", "a.b", "a b", "é", &longer] {
+                assert!(!dashes.takes_prefix(wrong), "{wrong}");
+            }
+        }
+        assert!(GCP.takes_prefix("a_") && !AZURE.takes_prefix("a_"));
     }
 
     #[test]

@@ -242,7 +242,7 @@ impl Session for GcpSession {
     ) -> Result<Page, BackendError> {
         let written = GCP
             .write_prefix(&self.role.prefix)
-            .map_err(|error| RequestError::invalid(error.to_string()))?;
+            .map_err(RequestError::invalid)?;
         // Secret Manager matches it anywhere in a name; each page checks that it is the prefix.
         let filter = if written.is_empty() {
             written

@@ -9,6 +9,7 @@ use super::{
     settings::Value,
     value::{self, Wrong},
 };
+use crate::backend::dashes::AZURE;
 
 /// Azure's clouds: Entra ID's authority, and how the hosts of vaults end.
 const CLOUDS: [(&str, &str); 4] = [
@@ -23,9 +24,6 @@ const CLOUDS: [(&str, &str); 4] = [
     ),
     ("https://login.chinacloudapi.cn", ".vault.azure.cn"),
 ];
-
-/// The longest prefix, in characters: it leaves some of the 127 that a vault allows in a name.
-const MAX_PREFIX: usize = 100;
 
 /// Azure Key Vault and Entra ID.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,16 +135,6 @@ pub(crate) fn is_tenant(text: &str) -> bool {
     (text.len() == 36 && uuid::Uuid::try_parse(&text).is_ok()) || is_domain(&text)
 }
 
-/// Whether a prefix has only characters that a vault allows in names.
-pub(crate) fn is_prefix(text: &str) -> bool {
-    text.len() <= MAX_PREFIX
-        && !text.contains("//")
-        && !text.starts_with('/')
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"/-".contains(&b))
-}
-
 /// Whether `text` is a domain of at least two labels, in lower case.
 fn is_domain(text: &str) -> bool {
     text.contains('.')
@@ -201,7 +189,7 @@ fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 100 of A-Z, a-z, 0-9, - and /, without // or a / at the beginning";
     let text = value::text(value, remedy)?;
-    if is_prefix(text) {
+    if AZURE.takes_prefix(text) {
         Ok(text.to_owned())
     } else {
         Err(Wrong::text(text, "no prefix", remedy))

@@ -8,7 +8,7 @@ use super::{
     settings::Value,
     value::{self, Wrong},
 };
-use crate::backend::dashes;
+use crate::backend::dashes::GCP;
 
 /// The longest lifetime that Google Cloud grants a token unless an organisation allows more.
 pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
@@ -197,11 +197,7 @@ fn provider(value: &Value) -> Result<GcpProvider, Wrong> {
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
     let prefix = value::text(value, remedy)?;
-    let right = prefix.len() <= value::MAX_PREFIX / 2
-        && dashes::GCP.write_prefix(prefix).is_ok()
-        && !prefix.starts_with('/')
-        && !prefix.contains("//");
-    if right {
+    if GCP.takes_prefix(prefix) {
         Ok(prefix.to_owned())
     } else {
         Err(Wrong::text(prefix, "no prefix", remedy))

@@ -1,8 +1,9 @@
 //! What annotations and names mean to Azure: clients, tenants, vaults, names of secrets.
 
 use crate::account::Annotations;
-use crate::backend::{Selector, dashes};
-use crate::config::{AzureConfig, LocalRole, is_prefix, is_tenant, suffix_of, vault_url};
+use crate::backend::Selector;
+use crate::backend::dashes::AZURE;
+use crate::config::{AzureConfig, LocalRole, is_tenant, suffix_of, vault_url};
 use crate::error::RequestError;
 use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
@@ -84,7 +85,7 @@ pub(super) fn of(
     let prefix = annotations
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
-    if !is_prefix(prefix) {
+    if !AZURE.takes_prefix(prefix) {
         return Err(none(format!(
             "{PREFIX_KEY} {prefix:?} is no beginning of an Azure secret's name"
         )));
@@ -164,14 +165,14 @@ pub(super) fn check_name(
 /// Returns the secret's name at the vault. The SDK puts it into the request's path as is, so nothing else may get
 /// there.
 pub(super) fn written(role: &Role, name: &SecretName) -> Result<String, RequestError> {
-    dashes::AZURE
+    AZURE
         .write(&role.prefix, name)
-        .map_err(|error| RequestError::invalid(error.to_string()))
+        .map_err(RequestError::invalid)
 }
 
 /// Returns the name by which an application asks for what the vault calls `written`, if there is one.
 pub(super) fn read(role: &Role, written: &str) -> Option<SecretName> {
-    dashes::AZURE.read(&role.prefix, &written.to_ascii_lowercase())
+    AZURE.read(&role.prefix, &written.to_ascii_lowercase())
 }
 
 #[cfg(test)]

@@ -58,9 +58,9 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
     let prefix = annotations
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
-    if GCP.write_prefix(prefix).is_err() {
+    if !GCP.takes_prefix(prefix) {
         return Err(wrong(format!(
-            "{PREFIX_KEY} {prefix:?} holds characters that no secret's name has in Google Cloud"
+            "{PREFIX_KEY} {prefix:?} is no beginning of a secret's name in Google Cloud"
         )));
     }
     Ok(Role {
@@ -119,7 +119,7 @@ pub(super) fn place(
     }
     let secret = GCP
         .write(&role.prefix, name)
-        .map_err(|error| RequestError::invalid(error.to_string()))?;
+        .map_err(RequestError::invalid)?;
     if selector.stage.is_some() {
         return Err(RequestError::invalid(
             "Google Cloud has no stages: ask for a version by its number, or for latest",
@@ -309,8 +309,11 @@ mod tests {
     fn a_prefix_may_hold_what_names_may_hold() {
         let with = |prefix| role(&[(PREFIX_KEY, prefix)], &[]);
         assert_eq!(&*with("team/").expect("a role").prefix, "team/");
-        for wrong in ["a.b", "a b", "a:b"] {
-            assert!(with(wrong).is_err(), "{wrong}");
+        let (longest, longer) = ("a".repeat(128), "a".repeat(129));
+        assert!(with(&longest).is_ok());
+        for wrong in ["a.b", "a b", "a:b", "/", "/a", "a//", &longer] {
+            let none = with(wrong).expect_err(wrong).to_string();
+            assert!(none.contains(PREFIX_KEY), "{none}");
         }
     }
 
