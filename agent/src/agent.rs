@@ -90,7 +90,7 @@ impl Agent {
         let metrics = Arc::new(Metrics::new().map_err(StartError::Metrics)?);
         metrics.begin_backends(config.backends.keys());
         let (audit, writer) =
-            Audit::start(config.audit.queue, Stderr).map_err(StartError::Audit)?;
+            Audit::start(config.audit_queue, Stderr).map_err(StartError::Audit)?;
         let Callers {
             attestor,
             accounts,

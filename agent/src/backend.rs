@@ -312,7 +312,7 @@ impl Backends {
     ///
     /// If one lacks what it needs, naming the key of the configuration.
     pub(crate) async fn open(config: &Config, roots: Roots) -> Result<Self, String> {
-        let duration = config.sessions.duration;
+        let duration = config.session_duration;
         let wire = Wire::new(roots);
         let mut rows = Vec::new();
         for (name, settings) in &config.backends {

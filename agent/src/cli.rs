@@ -105,7 +105,7 @@ pub fn main() -> ExitCode {
     };
     let code = match arguments.command {
         Some(Command::Check) => runtime.block_on(check(&config)),
-        _ => match log_to_stderr(&config.log.level) {
+        _ => match log_to_stderr(&config.log_level) {
             Ok(_logs) => runtime.block_on(serve(config)),
             Err(error) => fail(exit::UNAVAILABLE, &format!("cannot start: {error}")),
         },

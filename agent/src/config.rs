@@ -54,10 +54,10 @@ pub(crate) struct Config {
     pub default_backend: String,
     /// Where the agent listens.
     pub listen: Listen,
-    /// What the agent logs.
-    pub log: Log,
-    /// The audit trail.
-    pub audit: Audit,
+    /// What the agent logs: valid directives for `tracing_subscriber::EnvFilter`.
+    pub log_level: String,
+    /// How many lines of the audit trail may wait for the writer.
+    pub audit_queue: usize,
     /// How a caller becomes a workload.
     pub identity: Identity,
     /// Delivery by CSI.
@@ -70,8 +70,8 @@ pub(crate) struct Config {
     pub sidecar: Sidecar,
     /// What one pod, and all of them, may use.
     pub limits: Limits,
-    /// Sessions at the clouds.
-    pub sessions: Sessions,
+    /// The lifetime to request from the clouds for a session.
+    pub session_duration: Duration,
     /// The cache of values.
     pub cache: Cache,
     /// The vaults, by the names that requests use; never empty.
@@ -87,20 +87,6 @@ pub(crate) struct Listen {
     pub admin: SocketAddr,
     /// A header that every request on the workload socket must carry.
     pub require_header: Option<HeaderName>,
-}
-
-/// What the agent logs.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Log {
-    /// Valid directives for `tracing_subscriber::EnvFilter`.
-    pub level: String,
-}
-
-/// The audit trail.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Audit {
-    /// How many lines may wait for the writer.
-    pub queue: usize,
 }
 
 /// How a caller becomes a workload.
@@ -138,13 +124,6 @@ pub(crate) struct Kubernetes {
     pub pod_uid: Option<PodUid>,
     /// The key of the taint to remove from the node when the agent is ready.
     pub startup_taint: Option<String>,
-}
-
-/// Sessions at the clouds.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Sessions {
-    /// The lifetime to request from the cloud for a session.
-    pub duration: Duration,
 }
 
 /// The cache of values.
@@ -240,18 +219,25 @@ impl Config {
             _ => None,
         };
         let default = default.unwrap_or_else(|| "aws".to_owned());
+        reader.overrule("log.level", "RUST_LOG");
+        // STS grants no session shorter than 15 minutes or longer than 12 hours.
+        let session = Duration::from_secs(15 * 60)..=Duration::from_secs(12 * 3600);
         Self {
             default_backend: reader.read("default_backend", value::name, default),
             listen: Listen::read(reader, mode),
-            log: Log::read(reader),
-            audit: Audit::read(reader),
+            log_level: reader.read("log.level", value::log_level, "info".to_owned()),
+            audit_queue: reader.read("audit.queue", value::count(1..=1 << 20), 8192),
             identity,
             csi: Csi::read(reader),
             kubernetes: Kubernetes::read(reader, mode),
             local: principal::read_local(reader, mode),
             sidecar: Sidecar::read(reader, mode),
             limits: Limits::read(reader),
-            sessions: Sessions::read(reader),
+            session_duration: reader.read(
+                "sessions.duration",
+                value::duration(session),
+                Duration::from_secs(3600),
+            ),
             cache: Cache::read(reader),
             backends,
         }
@@ -337,41 +323,6 @@ impl Default for Listen {
     }
 }
 
-impl Log {
-    fn read(reader: &mut Reader) -> Self {
-        reader.overrule("log.level", "RUST_LOG");
-        Self {
-            level: reader.read("log.level", value::log_level, Self::default().level),
-        }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-        }
-    }
-}
-
-impl Audit {
-    fn read(reader: &mut Reader) -> Self {
-        Self {
-            queue: reader.read(
-                "audit.queue",
-                value::count(1..=1 << 20),
-                Self::default().queue,
-            ),
-        }
-    }
-}
-
-impl Default for Audit {
-    fn default() -> Self {
-        Self { queue: 8192 }
-    }
-}
-
 impl Identity {
     fn read(reader: &mut Reader) -> Self {
         let default = Self::default();
@@ -426,28 +377,6 @@ impl Kubernetes {
             node: node.unwrap_or_default(),
             pod_uid: reader.optional("kubernetes.pod_uid", &["POD_UID"], value::pod_uid),
             startup_taint: reader.optional("kubernetes.startup_taint", &[], value::taint),
-        }
-    }
-}
-
-impl Sessions {
-    fn read(reader: &mut Reader) -> Self {
-        // STS grants no session shorter than 15 minutes or longer than 12 hours.
-        let range = Duration::from_secs(15 * 60)..=Duration::from_secs(12 * 3600);
-        Self {
-            duration: reader.read(
-                "sessions.duration",
-                value::duration(range),
-                Self::default().duration,
-            ),
-        }
-    }
-}
-
-impl Default for Sessions {
-    fn default() -> Self {
-        Self {
-            duration: Duration::from_secs(3600),
         }
     }
 }

@@ -251,7 +251,7 @@ fn without_a_word_the_defaults_of_the_contract_stand() {
         }
     );
     assert_eq!(config.limits, Limits::default());
-    assert_eq!(config.sessions.duration, Duration::from_secs(3600));
+    assert_eq!(config.session_duration, Duration::from_secs(3600));
     assert_eq!(config.cache.ttl, Duration::ZERO);
     assert_eq!(config.cache.max_bytes, 16 * 1024 * 1024);
     let aws = BackendConfig::Aws(AwsConfig::default());
@@ -354,15 +354,14 @@ fn an_empty_variable_of_the_sdk_is_none() {
 #[test]
 fn rust_log_goes_over_the_file_and_under_the_agents_own_variable() {
     let start = with_file("log.level = \"warn\"").and_env("RUST_LOG", "debug");
-    assert_eq!(start.config().log.level, "debug");
+    assert_eq!(start.config().log_level, "debug");
     let start = start.and_env("LATCHKEY_AGENT__LOG__LEVEL", "error");
-    assert_eq!(start.config().log.level, "error");
+    assert_eq!(start.config().log_level, "error");
     assert_eq!(
         with_file("log.level = \"warn\"")
             .and_env("RUST_LOG", "")
             .config()
-            .log
-            .level,
+            .log_level,
         "warn"
     );
 }
