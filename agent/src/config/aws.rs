@@ -188,11 +188,8 @@ fn prefix(value: &Value) -> Result<String, Wrong> {
     let parts_right =
         prefix.split('/').all(|part| !matches!(part, "." | "..")) && !prefix.contains("//");
     let right = prefix.len() <= value::MAX_PREFIX && is_aws_prefix(prefix) && parts_right;
-    if right {
-        Ok(prefix.to_owned())
-    } else {
-        Err(Wrong::text(prefix, "no prefix", remedy))
-    }
+    Wrong::unless(right, prefix, "no prefix", remedy)?;
+    Ok(prefix.to_owned())
 }
 
 /// Whether the name of a secret in AWS Secrets Manager may contain this byte.

@@ -153,11 +153,8 @@ fn vault(value: &Value) -> Result<String, Wrong> {
 fn tenant(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the tenant's id, or one of its domains such as \"contoso.onmicrosoft.com\"";
     let text = value::text(value, remedy)?;
-    if is_tenant(text) {
-        Ok(text.to_ascii_lowercase())
-    } else {
-        Err(Wrong::text(text, "no tenant", remedy))
-    }
+    Wrong::unless(is_tenant(text), text, "no tenant", remedy)?;
+    Ok(text.to_ascii_lowercase())
 }
 
 fn authority(value: &Value) -> Result<String, Wrong> {
@@ -174,11 +171,8 @@ fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of ends of vaults' hosts, such as [\".vault.azure.net\"]";
     let suffixes = value::list(value, remedy, |suffix| {
         // Without the dot, every host whose name merely ends like this would pass.
-        if suffix.strip_prefix('.').is_some_and(is_domain) {
-            Ok(())
-        } else {
-            Err(Wrong::text(suffix, "no end of a vault's host", remedy))
-        }
+        let right = suffix.strip_prefix('.').is_some_and(is_domain);
+        Wrong::unless(right, suffix, "no end of a vault's host", remedy)
     })?;
     if suffixes.is_empty() {
         return Err(Wrong::new("is empty", remedy));
@@ -189,11 +183,8 @@ fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 100 of A-Z, a-z, 0-9, - and /, without // or a / at the beginning";
     let text = value::text(value, remedy)?;
-    if AZURE.takes_prefix(text) {
-        Ok(text.to_owned())
-    } else {
-        Err(Wrong::text(text, "no prefix", remedy))
-    }
+    Wrong::unless(AZURE.takes_prefix(text), text, "no prefix", remedy)?;
+    Ok(text.to_owned())
 }
 
 #[cfg(test)]

@@ -67,10 +67,7 @@ fn directory(value: &Value) -> Result<PathBuf, Wrong> {
 pub(super) fn runtime_classes(value: &Value) -> Result<Vec<String>, Wrong> {
     let remedy = "write a list of names of RuntimeClasses, such as [\"gvisor\"]";
     value::list(value, remedy, |name| {
-        if value::is_subdomain(name) {
-            Ok(())
-        } else {
-            Err(Wrong::text(name, "no name of a RuntimeClass", remedy))
-        }
+        let right = value::is_subdomain(name);
+        Wrong::unless(right, name, "no name of a RuntimeClass", remedy)
     })
 }

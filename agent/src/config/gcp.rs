@@ -177,11 +177,9 @@ const PROJECT_REMEDY: &str =
 
 fn project(value: &Value) -> Result<String, Wrong> {
     let text = value::string(value)?;
-    if is_project(&text) {
-        Ok(text)
-    } else {
-        Err(Wrong::text(&text, "no id of a project", PROJECT_REMEDY))
-    }
+    let right = is_project(&text);
+    Wrong::unless(right, &text, "no id of a project", PROJECT_REMEDY)?;
+    Ok(text)
 }
 
 const PROVIDER_REMEDY: &str = "write PROJECT.svc.id.goog on GKE, elsewhere \
@@ -197,9 +195,6 @@ fn provider(value: &Value) -> Result<GcpProvider, Wrong> {
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
     let prefix = value::text(value, remedy)?;
-    if GCP.takes_prefix(prefix) {
-        Ok(prefix.to_owned())
-    } else {
-        Err(Wrong::text(prefix, "no prefix", remedy))
-    }
+    Wrong::unless(GCP.takes_prefix(prefix), prefix, "no prefix", remedy)?;
+    Ok(prefix.to_owned())
 }

@@ -247,26 +247,18 @@ impl Sidecar {
 fn word(value: &Value) -> Result<String, Wrong> {
     let remedy = "write it as the cloud shows it";
     let word = value::text(value, remedy)?;
-    if word.len() <= 2048 && word.bytes().all(|b| b.is_ascii_graphic()) {
-        Ok(word.to_owned())
-    } else {
-        Err(Wrong::text(word, "no word", remedy))
-    }
+    let right = word.len() <= 2048 && word.bytes().all(|b| b.is_ascii_graphic());
+    Wrong::unless(right, word, "no word", remedy)?;
+    Ok(word.to_owned())
 }
 
 /// The name of a namespace or service account: a DNS subdomain.
 fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a name of a-z, 0-9 and '-', such as \"dev\"";
     let name = value::text(value, remedy)?;
-    if value::is_subdomain(name) {
-        Ok(name.to_owned())
-    } else {
-        Err(Wrong::text(
-            name,
-            "no name that Kubernetes would take",
-            remedy,
-        ))
-    }
+    let right = value::is_subdomain(name);
+    Wrong::unless(right, name, "no name that Kubernetes would take", remedy)?;
+    Ok(name.to_owned())
 }
 
 /// A uid of this machine.

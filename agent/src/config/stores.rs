@@ -108,12 +108,9 @@ pub(super) fn paths(value: &Value) -> Result<Vec<PathBuf>, Wrong> {
 }
 
 fn check_path(path: &str) -> Result<(), Wrong> {
-    if path.starts_with('/') && !path.chars().any(char::is_control) {
-        Ok(())
-    } else {
-        let remedy = "write an absolute path, such as \"/srv/secrets\"";
-        Err(Wrong::text(path, "no absolute path", remedy))
-    }
+    let right = path.starts_with('/') && !path.chars().any(char::is_control);
+    let remedy = "write an absolute path, such as \"/srv/secrets\"";
+    Wrong::unless(right, path, "no absolute path", remedy)
 }
 
 /// What precedes every name in a folder of files.
@@ -127,9 +124,6 @@ fn prefix(value: &Value) -> Result<String, Wrong> {
             && trimmed.split('/').all(is_part)
             && !prefix.starts_with('-')
             && !prefix.chars().any(|c| c == '\\' || c.is_control()));
-    if right {
-        Ok(prefix.to_owned())
-    } else {
-        Err(Wrong::text(prefix, "no prefix", remedy))
-    }
+    Wrong::unless(right, prefix, "no prefix", remedy)?;
+    Ok(prefix.to_owned())
 }

@@ -59,6 +59,20 @@ impl Wrong {
         Self::new(format!("is {}, {wrong}", echo(text)), remedy)
     }
 
+    /// Says that `text` is `wrong`, unless it is right.
+    pub(super) fn unless(
+        is_right: bool,
+        text: &str,
+        wrong: &str,
+        remedy: &str,
+    ) -> Result<(), Self> {
+        if is_right {
+            Ok(())
+        } else {
+            Err(Self::text(text, wrong, remedy))
+        }
+    }
+
     fn kind(value: &Value, remedy: impl Into<String>) -> Self {
         Self::new(format!("is {}", value.kind()), remedy)
     }
@@ -120,9 +134,7 @@ pub(super) fn duration(
         let duration = SpanParser::new()
             .parse_unsigned_duration(text)
             .map_err(|_| Wrong::text(text, "no duration with a unit", &remedy))?;
-        if !range.contains(&duration) {
-            return Err(Wrong::text(text, "out of range", &remedy));
-        }
+        Wrong::unless(range.contains(&duration), text, "out of range", &remedy)?;
         Ok(duration)
     }
 }
@@ -142,9 +154,7 @@ pub(super) fn bytes(range: RangeInclusive<u64>) -> impl Fn(&Value) -> Result<u64
         let ByteSize(bytes) = text
             .parse()
             .map_err(|_| Wrong::text(text, "no size in bytes", &remedy))?;
-        if !range.contains(&bytes) {
-            return Err(Wrong::text(text, "out of range", &remedy));
-        }
+        Wrong::unless(range.contains(&bytes), text, "out of range", &remedy)?;
         Ok(bytes)
     }
 }
@@ -216,11 +226,8 @@ pub(super) fn name(value: &Value) -> Result<String, Wrong> {
             .bytes()
             .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b))
         && !name.contains("__");
-    if right {
-        Ok(name.to_owned())
-    } else {
-        Err(Wrong::text(name, "no name of a backend", remedy))
-    }
+    Wrong::unless(right, name, "no name of a backend", remedy)?;
+    Ok(name.to_owned())
 }
 
 pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
@@ -310,11 +317,9 @@ pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
     let remedy =
         "write an absolute cgroup path such as \"/kubepods.slice\", or nothing to learn it";
     let path = text(value, remedy)?;
-    if path.len() <= 4096 && has_plain_parts(path) && !path.chars().any(char::is_control) {
-        Ok(path.to_owned())
-    } else {
-        Err(Wrong::text(path, "no absolute cgroup path", remedy))
-    }
+    let right = path.len() <= 4096 && has_plain_parts(path) && !path.chars().any(char::is_control);
+    Wrong::unless(right, path, "no absolute cgroup path", remedy)?;
+    Ok(path.to_owned())
 }
 
 /// Whether `path` is absolute and in normal form.
@@ -327,11 +332,8 @@ pub(super) fn has_plain_parts(path: &str) -> bool {
 pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
     let name = text(value, remedy)?;
-    if is_subdomain(name) {
-        Ok(name.to_owned())
-    } else {
-        Err(Wrong::text(name, "no name of a node", remedy))
-    }
+    Wrong::unless(is_subdomain(name), name, "no name of a node", remedy)?;
+    Ok(name.to_owned())
 }
 
 /// The key of a taint: a qualified name and, since the agent removes it, one with a domain before the slash.
@@ -383,11 +385,7 @@ pub(super) fn name_prefixes(value: &Value) -> Result<Vec<String>, Wrong> {
             && !prefix.contains("//")
             && !prefix.contains('\\')
             && !prefix.chars().any(char::is_control);
-        if right {
-            Ok(())
-        } else {
-            Err(Wrong::text(prefix, "which no name begins with", remedy))
-        }
+        Wrong::unless(right, prefix, "which no name begins with", remedy)
     })
 }
 
