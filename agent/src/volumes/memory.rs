@@ -21,17 +21,6 @@ const NODE_LIMIT: u64 = 32 << 20;
 /// pod alone keeps the others from theirs.
 const POD_LIMIT: u64 = 4 << 20;
 
-/// What files take now, in bytes as the kernel counts them.
-#[derive(Debug, Default)]
-struct Taken {
-    /// In the volume to be filled.
-    here: u64,
-    /// In the other volumes of its pod.
-    by_pod: u64,
-    /// In all other volumes, including those of its pod.
-    by_all: u64,
-}
-
 // === impl Volumes ===
 
 impl Volumes {
@@ -54,14 +43,13 @@ impl Volumes {
     ) -> Result<(), Failure> {
         let (here, page) = used(&self.store.directory(key));
         let needed = in_pages(files, page);
-        let mut taken = Taken {
-            here,
-            ..Taken::default()
-        };
-        // The usual case for a refresh: no need to ask what the others take.
-        if !taken.grows_to(needed) {
+        // The usual case for a refresh, so unchanged files never fail: they take nothing more from anybody.
+        if needed <= here {
             return Ok(());
         }
+        // During the exchange both sets exist for a moment, in one volume at a time. That is not counted: otherwise
+        // nothing could rotate once most of the memory is taken.
+        let (mut of_pod, mut of_all) = (needed, needed);
         let open = self.open.lock();
         let others = open
             .iter()
@@ -70,49 +58,32 @@ impl Volumes {
             .filter(|(other, _)| self.has_memory(other));
         for (other, open) in others {
             let (there, _) = used(&self.store.directory(other));
-            taken.by_all += there;
+            of_all += there;
             if open.pod == Some(pod) {
-                taken.by_pod += there;
+                of_pod += there;
             }
         }
-        taken.must_leave(needed)
+        within_limits(of_pod, of_all)
     }
 }
 
-// === impl Taken ===
-
-impl Taken {
-    /// Whether files of so many bytes take more than those that are there. If not, they take nothing from anybody.
-    fn grows_to(&self, needed: u64) -> bool {
-        needed > self.here
+/// Makes sure that the files of one pod, and those of all pods, may take so many bytes.
+fn within_limits(of_pod: u64, of_all: u64) -> Result<(), Failure> {
+    if of_pod > POD_LIMIT {
+        return Err(Failure::new(
+            FailureKind::Invalid,
+            format!(
+                "the files of the pod's volumes would take {of_pod} bytes of memory together, more than {POD_LIMIT}: \
+                 ask for fewer files, or smaller ones"
+            ),
+        ));
     }
-
-    /// Makes sure that files of so many bytes may replace the volume's files.
-    ///
-    /// During the exchange both sets exist for a moment, in one volume at a time. That is not counted: otherwise
-    /// nothing could rotate once most of the memory is taken.
-    fn must_leave(&self, needed: u64) -> Result<(), Failure> {
-        // So unchanged files never fail.
-        if !self.grows_to(needed) {
-            return Ok(());
-        }
-        let of_pod = self.by_pod + needed;
-        if of_pod > POD_LIMIT {
-            return Err(Failure::new(
-                FailureKind::Invalid,
-                format!(
-                    "the files of the pod's volumes would take {of_pod} bytes of memory together, more than {POD_LIMIT}: \
-                     ask for fewer files, or smaller ones"
-                ),
-            ));
-        }
-        if self.by_all + needed > NODE_LIMIT {
-            return Err(Failure::unavailable(format!(
-                "the files of this node's pods would take more than {NODE_LIMIT} bytes together"
-            )));
-        }
-        Ok(())
+    if of_all > NODE_LIMIT {
+        return Err(Failure::unavailable(format!(
+            "the files of this node's pods would take more than {NODE_LIMIT} bytes together"
+        )));
     }
+    Ok(())
 }
 
 /// How much memory these files take, in bytes.
@@ -145,19 +116,11 @@ mod tests {
 
     const PAGE: u64 = 4096;
 
-    fn refused(taken: &Taken, needed: u64) -> Failure {
-        taken.must_leave(needed).expect_err("there is no room")
-    }
-
     #[test]
     fn a_pod_may_have_four_full_volumes_however_much_room_the_node_has() {
-        let three = Taken {
-            by_pod: 3 * MIB,
-            by_all: 3 * MIB,
-            ..Taken::default()
-        };
-        three.must_leave(MIB).expect("the fourth");
-        let failure = refused(&three, MIB + PAGE);
+        within_limits(4 * MIB, 4 * MIB).expect("the fourth");
+        let of_pod = 4 * MIB + PAGE;
+        let failure = within_limits(of_pod, of_pod).expect_err("there is no room");
         // The pod asks for too much: retrying does not help.
         assert_eq!(failure.kind, FailureKind::Invalid);
         assert!(
@@ -169,39 +132,10 @@ mod tests {
 
     #[test]
     fn a_pod_that_asks_for_little_is_refused_only_where_the_node_has_no_room() {
-        let nearly_full = Taken {
-            by_all: NODE_LIMIT - PAGE,
-            ..Taken::default()
-        };
-        nearly_full.must_leave(PAGE).expect("the last page");
-        let failure = refused(&nearly_full, 2 * PAGE);
+        within_limits(PAGE, NODE_LIMIT).expect("the last page");
+        let failure = within_limits(2 * PAGE, NODE_LIMIT + PAGE).expect_err("there is no room");
         assert_eq!(failure.kind, FailureKind::Unavailable);
         assert!(failure.text.contains("this node's pods"));
-    }
-
-    #[test]
-    fn what_is_there_is_not_counted_twice_when_it_is_replaced() {
-        // It has one page and gets two; both sets together would be three.
-        let growing = Taken {
-            here: PAGE,
-            by_pod: POD_LIMIT - 2 * PAGE,
-            by_all: NODE_LIMIT - 2 * PAGE,
-        };
-        growing.must_leave(2 * PAGE).expect("just enough");
-        refused(&growing, 3 * PAGE);
-    }
-
-    #[test]
-    fn files_that_take_no_more_than_before_are_never_refused() {
-        let over_all_limits = Taken {
-            here: 2 * PAGE,
-            by_pod: 2 * POD_LIMIT,
-            by_all: 2 * NODE_LIMIT,
-        };
-        for needed in [0, PAGE, 2 * PAGE] {
-            over_all_limits.must_leave(needed).expect("no more");
-        }
-        refused(&over_all_limits, 3 * PAGE);
     }
 
     #[test]
