@@ -84,7 +84,8 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
         selector: &Selector,
     ) -> Result<(), RequestError>;
 
-    /// Exchanges the offer for a session.
+    /// Exchanges for a session what the role's [`Proof`](crate::role::Proof) requires: `token` is the pod's own, if it
+    /// is that. Whether the machine's credentials may be used is said by the role alone.
     ///
     /// # Errors
     ///
@@ -92,7 +93,7 @@ pub(crate) trait Backend: fmt::Debug + Send + Sync {
     async fn exchange(
         &self,
         role: &Role,
-        offer: Offer,
+        token: Option<SubjectToken>,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError>;
 }
@@ -126,17 +127,6 @@ pub(crate) trait Session: fmt::Debug + Send + Sync {
         cursor: Option<String>,
         request_id: &str,
     ) -> Result<Page, BackendError>;
-}
-
-/// What a backend gets to let a role be assumed: what the role's [`Proof`](crate::role::Proof) requires.
-#[derive(Debug)]
-pub(crate) enum Offer {
-    /// Permission to use the machine's own credentials.
-    Machine,
-    /// Nothing, for a backend that is not a cloud.
-    None,
-    /// The pod's own token.
-    Token(SubjectToken),
 }
 
 /// On whose behalf a session is requested; the cloud's own log shows it.
@@ -201,10 +191,10 @@ pub(crate) struct Page {
     pub(crate) more_calls: usize,
 }
 
-/// An exchange that needs a token was offered something else.
+/// An exchange that needs a token was offered none.
 #[derive(Debug, thiserror::Error)]
-#[error("the exchange wants a token, and was offered {0:?}")]
-struct NoToken(Offer);
+#[error("the exchange wants a token, and was offered none")]
+struct NoToken;
 
 /// One of the configured backends. Only the [table](Backends) hands it out, so the backend always exists.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -221,27 +211,6 @@ pub(crate) struct Backends {
 struct Row {
     name: Arc<str>,
     backend: Box<dyn Backend>,
-}
-
-// === impl Offer ===
-
-impl Offer {
-    /// Returns the offered token.
-    ///
-    /// # Errors
-    ///
-    /// `internal` if the offer is not a token, which does not happen to a role with
-    /// [`Proof::Token`](crate::role::Proof).
-    pub(crate) fn token(self) -> Result<SubjectToken, BackendError> {
-        match self {
-            Self::Token(token) => Ok(token),
-            offer @ (Self::Machine | Self::None) => {
-                let text = "the agent offered no token; its log knows the request id";
-                let error = RequestError::new(Code::Internal, text);
-                Err(error.because(&NoToken(offer)).into())
-            }
-        }
-    }
 }
 
 // === impl Secret ===
@@ -396,21 +365,64 @@ impl Backends {
     }
 }
 
+/// Returns the token of a role that needs one.
+///
+/// # Errors
+///
+/// `internal` if there is none, which does not happen to a role with [`Proof::Token`](crate::role::Proof).
+fn must_have(token: Option<SubjectToken>) -> Result<SubjectToken, BackendError> {
+    token.ok_or_else(|| {
+        let text = "the agent offered no token; its log knows the request id";
+        let error = RequestError::new(Code::Internal, text);
+        error.because(&NoToken).into()
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use backon::BackoffBuilder;
-    use std::collections::BTreeSet;
+    use crate::role::Proof;
 
-    #[test]
-    fn calls_that_failed_together_are_not_made_again_together() {
-        let waits: Vec<_> = (0..100).flat_map(|_| SECOND_TRY.build()).collect();
-        assert_eq!(waits.len(), 100, "one try each");
-        assert!(waits.iter().all(|wait| *wait >= Duration::from_millis(75)));
-        assert!(waits.iter().all(|wait| *wait <= Duration::from_millis(150)));
-        assert!(
-            waits.iter().collect::<BTreeSet<_>>().len() > 50,
-            "{waits:?}"
-        );
+    /// Otherwise the machine's credentials would read for a pod whose token got lost.
+    #[tokio::test]
+    async fn a_token_that_is_missing_is_an_error_at_every_cloud_and_never_means_the_machine() {
+        let folder = tempfile::tempdir().expect("a directory");
+        let file = folder.path().join("config.toml");
+        let text = "[identity]\nmode = \"kubernetes\"\n[kubernetes]\nnode = \"node\"\n\
+                    [backends.aws]\nregion = \"eu-central-1\"\n\
+                    [backends.azure]\n\
+                    [backends.gcp]\nproject = \"acme-prod\"\nprovider = \"acme-prod.svc.id.goog\"\n";
+        std::fs::write(&file, text).expect("a file");
+        let config = Config::load(Some(&file), std::iter::empty(), Vec::new());
+        let backends = Backends::open(&config.expect("a configuration"), Roots::none()).await;
+        let backends = backends.expect("three clouds");
+        let caller = Caller {
+            pod_uid: "0".repeat(32),
+            namespace: "test".into(),
+            service_account: "app".into(),
+            request_id: RequestId::new("1f0c77aa", 42),
+        };
+        for (id, place) in backends.names().map(|(id, _)| id).zip([
+            "eu-central-1",
+            "https://v1.vault.azure.net",
+            "acme-prod",
+        ]) {
+            let role = Role {
+                name: "role".into(),
+                proof: Proof::Token("audience".into()),
+                prefix: "".into(),
+                place: place.into(),
+                via: None,
+            };
+            let failed = backends.at(id).exchange(&role, None, &caller).await;
+            let failed = failed.expect_err(place);
+            assert_eq!(
+                (failed.error.code, failed.fault),
+                (Code::Internal, Fault::Call),
+                "{place}"
+            );
+            let cause = failed.error.cause.expect("a cause");
+            assert!(cause.contains("token"), "{cause}");
+        }
     }
 }

@@ -14,12 +14,12 @@ mod wire;
 
 use super::wire::{CONNECT_TIMEOUT, Wire};
 use super::{
-    Backend, BackendError, Caller, Details, Offer, Page, Secret, Selector, Session, paging,
+    Backend, BackendError, Caller, Details, Page, Secret, Selector, Session, must_have, paging,
 };
 use crate::account::Annotations;
 use crate::config::{AwsConfig, LocalRole, is_region};
 use crate::error::RequestError;
-use crate::role::{NoRole, Role};
+use crate::role::{NoRole, Proof, Role};
 use crate::secret::{SecretName, SecretValue, SubjectToken};
 use answer::{is_about, listed};
 use async_trait::async_trait;
@@ -257,7 +257,7 @@ impl Backend for Aws {
     async fn exchange(
         &self,
         role: &Role,
-        offer: Offer,
+        token: Option<SubjectToken>,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
         let mut session_name = format!(
@@ -266,8 +266,8 @@ impl Backend for Aws {
         );
         session_name.truncate(SESSION_NAME);
         let regions = self.regions(role);
-        let credentials = match offer {
-            Offer::Machine => {
+        let credentials = match role.proof {
+            Proof::Machine => {
                 let own = self.of_machine().await?;
                 if *role.name == *role::MACHINE {
                     own
@@ -275,8 +275,8 @@ impl Backend for Aws {
                     self.assume_by_machine(role, own, &session_name).await?
                 }
             }
-            offer => {
-                let token = offer.token()?;
+            Proof::None | Proof::Token(_) => {
+                let token = must_have(token)?;
                 let global = role.via.as_ref().filter(|_| self.has_global);
                 let regions = global.map_or(&*regions, slice::from_ref);
                 self.sts_health

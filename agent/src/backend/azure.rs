@@ -14,12 +14,12 @@ mod session;
 mod wire;
 
 use super::wire::Wire;
-use super::{Backend, BackendError, Caller, Offer, SECOND_TRY, Selector, Session};
+use super::{Backend, BackendError, Caller, SECOND_TRY, Selector, Session, must_have};
 use crate::account::Annotations;
 use crate::config::{self, AzureConfig, LocalRole};
 use crate::error::RequestError;
-use crate::role::{NoRole, Role};
-use crate::secret::SecretName;
+use crate::role::{NoRole, Proof, Role};
+use crate::secret::{SecretName, SubjectToken};
 use async_trait::async_trait;
 use azure_core::http::{ClientOptions, RetryOptions, Transport};
 use azure_security_keyvault_secrets::{SecretClient, SecretClientOptions};
@@ -131,14 +131,15 @@ impl Backend for Azure {
     async fn exchange(
         &self,
         role: &Role,
-        offer: Offer,
+        token: Option<SubjectToken>,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
         let suffix = config::suffix_of(&role.place, &self.settings.vault_suffixes)
             .ok_or_else(errors::garbage)?;
-        let bearer = match offer {
-            Offer::Machine => self.of_machine(role, suffix).await?,
-            offer => {
+        let bearer = match role.proof {
+            Proof::Machine => self.of_machine(role, suffix).await?,
+            Proof::None | Proof::Token(_) => {
+                let token = must_have(token)?;
                 let request_id = caller.request_id.as_str();
                 let exchange = entra::Exchange {
                     authority: &self.settings.authority,
@@ -150,7 +151,7 @@ impl Backend for Azure {
                         &wire::correlation(request_id, &caller.pod_uid),
                     ),
                 };
-                exchange.run(offer.token()?, self.settings.timeout).await?
+                exchange.run(token, self.settings.timeout).await?
             }
         };
         let life = bearer.lives_for().min(self.duration);

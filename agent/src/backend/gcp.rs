@@ -13,7 +13,7 @@ mod vault;
 
 use super::wire::Wire;
 use super::{
-    Backend, BackendError, Caller, Fault, Offer, Page, SECOND_TRY, Secret, Selector, Session,
+    Backend, BackendError, Caller, Fault, Page, SECOND_TRY, Secret, Selector, Session, must_have,
     paging,
 };
 use crate::account::Annotations;
@@ -21,8 +21,8 @@ use crate::backend::dashes::GCP;
 use crate::config::gcp::{GcpProvider, LONGEST_SESSION};
 use crate::config::{GcpConfig, LocalRole};
 use crate::error::RequestError;
-use crate::role::{NoRole, Role};
-use crate::secret::{SecretName, SecretValue};
+use crate::role::{NoRole, Proof, Role};
+use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use backon::Retryable;
 use bearer::Bearer;
@@ -91,13 +91,13 @@ impl Gcp {
     async fn take_on(
         &self,
         role: &Role,
-        offer: Offer,
+        token: Option<SubjectToken>,
         caller: &Caller,
     ) -> Result<Granted, BackendError> {
-        let own = match offer {
-            Offer::Machine => machine::granted(self.settings.timeout).await?,
-            offer => {
-                let token = offer.token()?;
+        let own = match role.proof {
+            Proof::Machine => machine::granted(self.settings.timeout).await?,
+            Proof::None | Proof::Token(_) => {
+                let token = must_have(token)?;
                 again(|| self.exchange.federate(&token, role, caller)).await?
             }
         };
@@ -141,10 +141,10 @@ impl Backend for Gcp {
     async fn exchange(
         &self,
         role: &Role,
-        offer: Offer,
+        token: Option<SubjectToken>,
         caller: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let granted = self.take_on(role, offer, caller).await?;
+        let granted = self.take_on(role, token, caller).await?;
         Ok(Arc::new(GcpSession {
             role: role.clone(),
             pod_uid: caller.pod_uid.clone(),

@@ -5,12 +5,12 @@
 //! only the folder of its own name. A principal of a machine with the role `machine` reads everything.
 
 use super::folder::{Folder, FolderError};
-use super::{Backend, BackendError, Caller, Offer, Page, Secret, Selector, Session};
+use super::{Backend, BackendError, Caller, Page, Secret, Selector, Session};
 use crate::account::Annotations;
 use crate::config::LocalRole;
 use crate::error::RequestError;
 use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
-use crate::secret::{SecretName, SecretValue};
+use crate::secret::{SecretName, SecretValue, SubjectToken};
 use async_trait::async_trait;
 use latchkey_client::protocol::Code;
 use latchkey_client::protocol::words::{FOLDER, WHOLE_STORE};
@@ -167,7 +167,7 @@ impl<S: Store + 'static> Backend for Stored<S> {
     async fn exchange(
         &self,
         role: &Role,
-        _: Offer,
+        _: Option<SubjectToken>,
         _: &Caller,
     ) -> Result<Arc<dyn Session>, BackendError> {
         Ok(Arc::new(StoredSession {

@@ -1,7 +1,7 @@
 //! Calls to the clouds on a pod's behalf: exchanges, and calls with the sessions that they gave.
 
 use crate::attest::Workload;
-use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Offer, Secret, Session};
+use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Secret, Session};
 use crate::cache::ReadKey;
 use crate::metrics::Metrics;
 use crate::request::RequestId;
@@ -43,12 +43,11 @@ impl Clouds {
         asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
         let SessionKey { backend, role, .. } = key;
-        let offer = match &role.proof {
-            Proof::Machine => Offer::Machine,
-            Proof::None => Offer::None,
+        let token = match &role.proof {
+            Proof::Machine | Proof::None => None,
             Proof::Token(audience) => {
                 let issued = self.tokens.issue(&workload, audience).await;
-                Offer::Token(issued.map_err(|error| error.at(Step::Token))?)
+                Some(issued.map_err(|error| error.at(Step::Token))?)
             }
         };
         let facts = workload.facts();
@@ -61,7 +60,7 @@ impl Clouds {
             service_account: facts.service_account.clone(),
             request_id: asker,
         };
-        let call = self.backends.at(backend).exchange(&role, offer, &caller);
+        let call = self.backends.at(backend).exchange(&role, token, &caller);
         let outcome = self.timed(backend, "exchange", call).await;
         let error = outcome.as_ref().err().map(|failed| &failed.error);
         self.metrics.exchange(self.backends.name(backend), error);

@@ -35,8 +35,8 @@ async fn a_token_service_that_cannot_be_reached_takes_no_region_from_the_vault()
         service_account: "app".into(),
         request_id: crate::request::RequestId::new("1f0c77aa", 42),
     };
-    let offer = Offer::Token(SubjectToken::from("token".to_owned()));
-    let failed = aws.exchange(&role, offer, &caller).await.err();
+    let token = SubjectToken::from("token".to_owned());
+    let failed = aws.exchange(&role, Some(token), &caller).await.err();
     assert_eq!(
         failed.map(|failed| failed.fault),
         Some(crate::backend::Fault::Unreachable)
