@@ -11,6 +11,7 @@ use azure_core::http::{AsyncRawResponse, Body, Context, HttpClient, Method, RawR
 use reqwest::header::{AUTHORIZATION, HeaderName as Header, HeaderValue};
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The longest answer, in bytes: a secret has at most 25 KiB, and a page of names is smaller.
 const MAX_ANSWER: usize = 1 << 20;
@@ -40,20 +41,12 @@ struct RequestId(String);
 /// Returns the id of a call in Key Vault's log, which only accepts a UUID: the digits of the request's id in the first
 /// half, the end of the pod's UID in the second.
 pub(super) fn correlation(request_id: &str, pod_uid: &str) -> String {
-    let is_digit = |c: &char| c.is_ascii_hexdigit();
-    let mut digits: Vec<char> = request_id.chars().filter(is_digit).take(16).collect();
-    digits.resize(16, '0');
-    let pod: Vec<char> = pod_uid.chars().filter(is_digit).collect();
-    digits.extend(&pod[pod.len().saturating_sub(16)..]);
-    digits.resize(32, '0');
-    let mut text = String::with_capacity(36);
-    for (number, digit) in digits.into_iter().enumerate() {
-        if matches!(number, 8 | 12 | 16 | 20) {
-            text.push('-');
-        }
-        text.push(digit.to_ascii_lowercase());
-    }
-    text
+    let digits = |text: &str| -> String { text.chars().filter(char::is_ascii_hexdigit).collect() };
+    let (request, pod) = (digits(request_id), digits(pod_uid));
+    let pod = &pod[pod.len().saturating_sub(16)..];
+    let both = format!("{request:0<16.16}{pod:0<16}");
+    // These are 32 digits.
+    Uuid::try_parse(&both).unwrap_or_default().to_string()
 }
 
 /// What a call knows about the request that it is made for.
@@ -200,7 +193,7 @@ mod tests {
             ("ä", POD),
         ] {
             let id = correlation(request, pod);
-            assert!(uuid::Uuid::try_parse(&id).is_ok() && id.len() == 36, "{id}");
+            assert!(Uuid::try_parse(&id).is_ok() && id.len() == 36, "{id}");
         }
     }
 }
