@@ -80,6 +80,10 @@ impl NoRole {
     pub(crate) const NONE_WRITTEN: Self = Self(Cow::Borrowed(
         "the agent's configuration names no role in a cloud for this user: its [[local.workload]] says role = \"none\"",
     ));
+
+    pub(crate) fn new(text: impl Into<Cow<'static, str>>) -> Self {
+        Self(text.into())
+    }
 }
 
 /// Returns the role of `workload` for `backend`.

@@ -37,9 +37,9 @@ impl Annotations {
                     .find(|(_, value)| !value.is_empty())
             });
         match first {
-            Some((key, value)) if value.len() > ANNOTATION_LIMIT => Err(NoRole(
-                format!("the annotation {key} is longer than {ANNOTATION_LIMIT} bytes").into(),
-            )),
+            Some((key, value)) if value.len() > ANNOTATION_LIMIT => Err(NoRole::new(format!(
+                "the annotation {key} is longer than {ANNOTATION_LIMIT} bytes"
+            ))),
             first => Ok(first.map(|(_, value)| value)),
         }
     }
@@ -56,7 +56,7 @@ impl Annotations {
         } else {
             annotates
         };
-        NoRole(told.into())
+        NoRole::new(told)
     }
 
     /// The annotations of a service account by its namespace and name, and those of the namespace.

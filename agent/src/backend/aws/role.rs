@@ -69,19 +69,20 @@ pub(super) fn of(
         )
     })?;
     let partition = partition_of_role(arn).ok_or_else(|| {
-        NoRole(format!("the service account's annotation is no ARN of an IAM role: {arn:?}").into())
+        NoRole::new(format!(
+            "the service account's annotation is no ARN of an IAM role: {arn:?}"
+        ))
     })?;
     let region = match annotations.first(&[REGION_KEY])? {
         Some(region) if partition_of(region) != partition => {
-            return Err(NoRole(
-                format!("{REGION_KEY} {region:?} is not in the role's partition {partition}")
-                    .into(),
-            ));
+            return Err(NoRole::new(format!(
+                "{REGION_KEY} {region:?} is not in the role's partition {partition}"
+            )));
         }
         Some(region) if !is_region(region) => {
-            return Err(NoRole(
-                format!("{REGION_KEY} {region:?} is no AWS region").into(),
-            ));
+            return Err(NoRole::new(format!(
+                "{REGION_KEY} {region:?} is no AWS region"
+            )));
         }
         Some(region) => region,
         None if partition_of(default_region) == partition => default_region,
@@ -90,35 +91,25 @@ pub(super) fn of(
             .find(|(_, name, _)| *name == partition)
             .map_or("us-east-1", |(_, _, region)| region),
     };
+    let is_issued = |audience: &str| settings.audiences.iter().any(|other| other == audience);
     let audience = match annotations.first(&[AUDIENCE_KEY])? {
-        Some(audience) if settings.audiences.iter().any(|allowed| allowed == audience) => audience,
+        Some(audience) if is_issued(audience) => audience,
         Some(audience) => {
-            return Err(NoRole(
-                format!("the agent issues no tokens for the audience {audience:?}").into(),
-            ));
+            return Err(NoRole::new(format!(
+                "the agent issues no tokens for the audience {audience:?}"
+            )));
         }
-        None if settings
-            .audiences
-            .iter()
-            .any(|allowed| allowed == DEFAULT_AUDIENCE) =>
-        {
-            DEFAULT_AUDIENCE
-        }
-        None => settings
-            .audiences
-            .first()
-            .map(String::as_str)
-            .ok_or(NoRole(
-                "the agent's configuration allows no audience for AWS".into(),
-            ))?,
+        None if is_issued(DEFAULT_AUDIENCE) => DEFAULT_AUDIENCE,
+        // The configuration has at least one.
+        None => &settings.audiences[0],
     };
     let prefix = annotations
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
     if !is_aws_prefix(prefix) {
-        return Err(NoRole(
-            format!("{PREFIX_KEY} {prefix:?} is no beginning of an AWS secret name").into(),
-        ));
+        return Err(NoRole::new(format!(
+            "{PREFIX_KEY} {prefix:?} is no beginning of an AWS secret name"
+        )));
     }
     Ok(Role {
         name: arn.into(),

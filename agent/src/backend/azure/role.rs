@@ -25,7 +25,6 @@ pub(super) fn of(
     settings: &AzureConfig,
     name: &str,
 ) -> Result<Role, NoRole> {
-    let none = |text: String| NoRole(text.into());
     let client = annotations.first(&[CLIENT_KEY])?.ok_or_else(|| {
         annotations.no_role(
             format!(
@@ -39,11 +38,13 @@ pub(super) fn of(
         )
     })?;
     if !is_client(client) {
-        return Err(none(format!("{CLIENT_KEY} {client:?} is no client id")));
+        return Err(NoRole::new(format!(
+            "{CLIENT_KEY} {client:?} is no client id"
+        )));
     }
     let tenant = match annotations.first(&[TENANT_KEY])? {
         Some(tenant) if !is_tenant(tenant) => {
-            return Err(none(format!("{TENANT_KEY} {tenant:?} is no tenant")));
+            return Err(NoRole::new(format!("{TENANT_KEY} {tenant:?} is no tenant")));
         }
         Some(tenant) => tenant.to_ascii_lowercase(),
         None => settings.tenant.clone().ok_or_else(|| {
@@ -62,9 +63,9 @@ pub(super) fn of(
     let vault = match annotations.first(&[VAULT_KEY])? {
         Some(vault) => {
             let url = vault_url(vault)
-                .ok_or_else(|| none(format!("{VAULT_KEY} {vault:?} is no URL of a vault")))?;
+                .ok_or_else(|| NoRole::new(format!("{VAULT_KEY} {vault:?} is no URL of a vault")))?;
             if suffix_of(&url, &settings.vault_suffixes).is_none() {
-                return Err(none(format!(
+                return Err(NoRole::new(format!(
                     "{VAULT_KEY} {vault:?} is no name before one of backends.{name}.vault_suffixes"
                 )));
             }
@@ -86,7 +87,7 @@ pub(super) fn of(
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
     if !AZURE.takes_prefix(prefix) {
-        return Err(none(format!(
+        return Err(NoRole::new(format!(
             "{PREFIX_KEY} {prefix:?} is no beginning of an Azure secret's name"
         )));
     }
@@ -115,13 +116,15 @@ pub(super) fn of_machine(
         LocalRole::Machine => MACHINE.to_owned(),
         LocalRole::Named(client) if is_client(client) => client.to_ascii_lowercase(),
         LocalRole::Named(other) => {
-            return Err(NoRole(
-                format!("{other:?} is no client id of a managed identity").into(),
-            ));
+            return Err(NoRole::new(format!(
+                "{other:?} is no client id of a managed identity"
+            )));
         }
     };
     let vault = settings.vault_url.as_deref().ok_or_else(|| {
-        NoRole(format!("there is no key vault: set backends.{name}.vault_url").into())
+        NoRole::new(format!(
+            "there is no key vault: set backends.{name}.vault_url"
+        ))
     })?;
     Ok(Role {
         name: client.into(),

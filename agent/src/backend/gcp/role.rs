@@ -29,9 +29,8 @@ const VERSION_DIGITS: usize = 19;
 /// The role that the annotations ask for: a service account, or the workload's own principal.
 pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role, NoRole> {
     let (namespace, account) = annotations.owner();
-    let wrong = |text: String| NoRole(text.into());
     let provider = settings.provider.as_ref().ok_or_else(|| {
-        wrong(format!(
+        NoRole::new(format!(
             "the agent's configuration {NAMES_NO} provider of identities in Google Cloud"
         ))
     })?;
@@ -42,7 +41,7 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
             (email.to_owned(), chain.transpose()?)
         }
         Some(other) => {
-            return Err(wrong(format!(
+            return Err(NoRole::new(format!(
                 "the service account's annotation is no email address of a Google service account: {other:?}"
             )));
         }
@@ -51,7 +50,7 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
         .first(&[PROJECT_KEY])?
         .unwrap_or(&settings.project);
     if !is_project(project) {
-        return Err(wrong(format!(
+        return Err(NoRole::new(format!(
             "{PROJECT_KEY} {project:?} is no id of a Google Cloud project"
         )));
     }
@@ -59,7 +58,7 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
         .first(&[PREFIX_KEY])?
         .unwrap_or(&settings.prefix);
     if !GCP.takes_prefix(prefix) {
-        return Err(wrong(format!(
+        return Err(NoRole::new(format!(
             "{PREFIX_KEY} {prefix:?} is no beginning of a secret's name in Google Cloud"
         )));
     }
@@ -85,7 +84,7 @@ pub(super) fn of_machine(role: &LocalRole, settings: &GcpConfig) -> Result<Role,
         LocalRole::Named(email) if is_account(email) => email,
         LocalRole::Named(other) => {
             let text = format!("{other:?} is no email address of a Google service account");
-            return Err(NoRole(text.into()));
+            return Err(NoRole::new(text));
         }
     };
     Ok(Role {
@@ -139,12 +138,9 @@ pub(super) fn place(
 /// Returns the chain of delegates in its order, separated by commas.
 fn delegates(text: &str) -> Result<std::sync::Arc<str>, NoRole> {
     let wrong = || {
-        NoRole(
-            format!(
-                "iam.gke.io/gcp-service-account-delegates is no JSON list of up to 8 email addresses: {text:?}"
-            )
-            .into(),
-        )
+        NoRole::new(format!(
+            "iam.gke.io/gcp-service-account-delegates is no JSON list of up to 8 email addresses: {text:?}"
+        ))
     };
     let chain: Vec<String> = serde_json::from_str(text).map_err(|_| wrong())?;
     if chain.len() > DELEGATES || !chain.iter().all(|email| is_account(email)) {
