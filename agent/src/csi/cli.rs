@@ -8,7 +8,9 @@ use super::volume::Store;
 use super::{DRIVER, named};
 use crate::cli::{exit, keep_secrets_in, log_to_stderr, parse};
 use crate::config;
+use crate::handover::make_directory;
 use clap::Parser;
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -115,8 +117,9 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     );
     // Runs concurrently: a hung agent delays it at each volume.
     let mut tending = pin!(async {
+        let mut unrecorded = HashSet::new();
         loop {
-            node.tend().await;
+            node.tend(&mut unrecorded).await;
             sleep(ROUND).await;
         }
     });
@@ -146,11 +149,10 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
 
 /// Opens the store in memory, which outlives the mounter.
 fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
-    for path in [plugins, directory] {
-        make(path)?;
-    }
     let store = Store::of(directory);
-    make(store.root())?;
+    for path in [plugins, directory, store.root()] {
+        make_directory(path, 0o755).map_err(|error| named(error, path))?;
+    }
     if store.is_there()? {
         // Another version's may be smaller, which is no reason not to serve its volumes.
         if let Err(error) = mount::resize(store.root(), STORE) {
@@ -165,13 +167,6 @@ fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
     }
     store.furnish()?;
     Ok(store)
-}
-
-fn make(path: &Path) -> io::Result<()> {
-    match std::fs::create_dir(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(named(error, path)),
-        _ => Ok(()),
-    }
 }
 
 fn fail(code: u8, why: &dyn Display) -> ExitCode {

@@ -4,6 +4,7 @@
 //! starts from the first.
 
 use super::publish::Target;
+use super::volume::gone;
 use crate::mountinfo;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
@@ -72,10 +73,7 @@ pub(super) fn bind(source: &Path, staging: &Path, target: &Target) -> io::Result
 /// If the kernel refuses.
 pub(super) fn clear(staging: &Path) -> io::Result<()> {
     unmount(staging)?;
-    match fs::remove_dir(staging) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    gone(fs::remove_dir(staging))
 }
 
 /// Confines what is mounted at `staging`, and mounts it at the target in `parent` in place of whatever is there. For the

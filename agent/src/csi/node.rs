@@ -38,8 +38,6 @@ pub(super) struct Node {
     store: Store,
     agent: Agent,
     busy: Mutex<HashSet<Key>>,
-    /// Directories that had no record when [`Node::tend`] last looked.
-    unrecorded: Mutex<HashSet<Key>>,
 }
 
 /// The right to work on one volume, until it is dropped.
@@ -58,7 +56,6 @@ impl Node {
             agent: Agent::at(store.control()),
             store,
             busy: Mutex::default(),
-            unrecorded: Mutex::default(),
         }
     }
 
@@ -134,8 +131,8 @@ impl Node {
     ///
     /// A pod is gone if the kubelet has removed its directory, or if the API server no longer knows it: a kubelet that
     /// was down when a pod was deleted by force may never unpublish the volume, and keeps the directory for as long as
-    /// something is mounted in it.
-    pub(super) async fn tend(&self) {
+    /// something is mounted in it. `unrecorded` are the directories that had no record when this last looked.
+    pub(super) async fn tend(&self, unrecorded: &mut HashSet<Key>) {
         let (Ok(keys), Ok(directories)) = (self.store.keys(), self.store.directories()) else {
             return;
         };
@@ -165,11 +162,8 @@ impl Node {
             }
         }
         // One being published, by this mounter or another on the node, is recorded long before the next round.
-        let unrecorded: HashSet<Key> = directories
-            .into_iter()
-            .filter(|key| !keys.contains(key))
-            .collect();
-        let before = mem::replace(&mut *self.unrecorded.lock(), unrecorded.clone());
+        let still = directories.into_iter().filter(|key| !keys.contains(key));
+        let before = mem::replace(unrecorded, still.collect());
         for key in unrecorded.intersection(&before) {
             if let Ok(turn) = self.turn(key.clone())
                 && let Ok(None) = self.store.load(&turn.key)
