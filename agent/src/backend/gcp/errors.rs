@@ -75,23 +75,23 @@ pub(super) fn of_token_service(answer: &Answer, role: &Role) -> BackendError {
         return failed.in_words(Some(&words));
     }
     let refused = match &*refusal.error {
-        "invalid_grant" => format!(
+        "invalid_grant" => Some(format!(
             "Google refused the service account's token for {role}: check the provider's issuer, keys and allowed \
              audiences, and the node's clock"
-        ),
-        "invalid_target" => format!(
+        )),
+        "invalid_target" => Some(format!(
             "Google knows no identity provider for {role}: check the backend's provider, and that neither it nor its \
              pool is disabled or deleted"
-        ),
-        "unauthorized_client" => format!(
+        )),
+        "unauthorized_client" => Some(format!(
             "Google refused the service account's token for {role}: the provider's attribute condition does not \
              admit it"
-        ),
-        "PERMISSION_DENIED" => format!(
+        )),
+        "PERMISSION_DENIED" => Some(format!(
             "Google refused the service account's token for {role}: the Security Token Service API must be on, and no \
              perimeter in the way"
-        ),
-        _ => String::new(),
+        )),
+        _ => None,
     };
     classify(answer, TOKEN_SERVICE, refused, &refusal.error, &words)
 }
@@ -102,24 +102,24 @@ pub(super) fn of_impersonation(answer: &Answer, role: &Role) -> BackendError {
     let by_machine = role.proof == Proof::Machine;
     let role = &role.name;
     let refused = match &*refusal.error.status {
-        "PERMISSION_DENIED" | "NOT_FOUND" if by_machine => format!(
+        "PERMISSION_DENIED" | "NOT_FOUND" if by_machine => Some(format!(
             "Google refused the service account {role}: it does not exist, or does not admit this machine's \
              credentials (they need roles/iam.serviceAccountTokenCreator on it), and the IAM Service Account \
              Credentials API must be on"
-        ),
+        )),
         "UNAUTHENTICATED" if by_machine => {
-            "Google does not take this machine's credentials: renew them".to_owned()
+            Some("Google does not take this machine's credentials: renew them".to_owned())
         }
-        "PERMISSION_DENIED" | "NOT_FOUND" => format!(
+        "PERMISSION_DENIED" | "NOT_FOUND" => Some(format!(
             "Google refused the service account {role}: it does not exist, or does not admit this workload (it needs \
              roles/iam.workloadIdentityUser on it; with delegates, each roles/iam.serviceAccountTokenCreator on the \
              next), and the IAM Service Account Credentials API must be on"
-        ),
-        "INVALID_ARGUMENT" | "FAILED_PRECONDITION" => format!(
+        )),
+        "INVALID_ARGUMENT" | "FAILED_PRECONDITION" => Some(format!(
             "Google refused the service account {role}: check its email address and its delegates, and that it is \
              not disabled"
-        ),
-        _ => String::new(),
+        )),
+        _ => None,
     };
     let words = format!("{}: {}", refusal.error.status, refusal.error.message);
     classify(answer, IAM, refused, &refusal.error.status, &words)
@@ -184,7 +184,7 @@ pub(super) fn of_read(error: &Error, role: &Role) -> BackendError {
 fn classify(
     answer: &Answer,
     whose: &str,
-    refused: String,
+    refused: Option<String>,
     code: &str,
     words: &str,
 ) -> BackendError {
@@ -193,7 +193,7 @@ fn classify(
         BackendError::throttled(whose, retry_after(answer.headers()))
     } else if status >= 500 {
         BackendError::troubled(whose)
-    } else if !refused.is_empty() {
+    } else if let Some(refused) = refused {
         BackendError::refused(refused)
     } else if code.is_empty() {
         // A proxy's page, or half an answer, but nothing from Google.
