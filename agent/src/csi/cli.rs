@@ -1,7 +1,7 @@
 //! The program `latchkey-csi`: arguments, environment, sockets, shutdown.
 
 use super::mount;
-use super::node::Node;
+use super::node::NodeService;
 use super::plugin::Plugin;
 use super::socket::Socket;
 use super::volume::Store;
@@ -94,7 +94,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
     let plugins = kubelet.join("plugins");
     let directory = plugins.join(DRIVER);
     let store = open_store(&plugins, &directory)?;
-    let node = Arc::new(Node::new(name, kubelet.to_owned(), store));
+    let node = Arc::new(NodeService::new(name, kubelet.to_owned(), store));
     let endpoint = directory.join("csi.sock");
     let plugin = Arc::new(Plugin {
         node: node.clone(),

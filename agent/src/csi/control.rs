@@ -75,9 +75,9 @@ pub(crate) struct Message<T> {
     pub(crate) tokens: SecretValue,
 }
 
-/// The agent, as the mounter reaches it.
+/// The agent as the mounter reaches it, by the path of its socket.
 #[derive(Clone, Debug)]
-pub(crate) struct Agent {
+pub(crate) struct ControlSocket {
     socket: PathBuf,
 }
 
@@ -168,9 +168,9 @@ async fn read_frame(stream: &mut UnixStream) -> io::Result<Zeroizing<Vec<u8>>> {
     Ok(frame)
 }
 
-// === impl Agent ===
+// === impl ControlSocket ===
 
-impl Agent {
+impl ControlSocket {
     pub(crate) fn at(socket: PathBuf) -> Self {
         Self { socket }
     }

@@ -2,10 +2,10 @@
 //!
 //! A volume is made in this order: its directory, a tmpfs for files if the pod wants some, its record, the agent's
 //! consent (the agent writes the files), the mount. A mounter that is killed in between leaves something that the next
-//! call, or [`Node::tend`], completes or removes. An error that the kubelet takes as final is returned only before the
-//! volume is mounted: a running pod keeps what it has.
+//! call, or [`NodeService::tend`], completes or removes. An error that the kubelet takes as final is returned only
+//! before the volume is mounted: a running pod keeps what it has.
 
-use super::control::{Agent, Ask, Failure, FailureKind};
+use super::control::{Ask, ControlSocket, Failure, FailureKind};
 use super::mount;
 use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use super::publish::{Publish, Target, volume_id};
@@ -31,29 +31,29 @@ const RECORDS_LIMIT: u64 = 128 << 10;
 
 /// The node service.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct NodeService {
     /// The node's name.
     pub(super) name: String,
     kubelet: PathBuf,
     store: Store,
-    agent: Agent,
+    agent: ControlSocket,
     busy: Mutex<HashSet<Key>>,
 }
 
 /// The right to work on one volume, until it is dropped.
 struct Turn<'a> {
-    node: &'a Node,
+    node: &'a NodeService,
     key: Key,
 }
 
-// === impl Node ===
+// === impl NodeService ===
 
-impl Node {
+impl NodeService {
     pub(super) fn new(name: String, kubelet: PathBuf, store: Store) -> Self {
         Self {
             name,
             kubelet,
-            agent: Agent::at(store.control()),
+            agent: ControlSocket::at(store.control()),
             store,
             busy: Mutex::default(),
         }

@@ -3,7 +3,7 @@
 
 use super::DRIVER;
 use super::grpc::{unary, unimplemented};
-use super::node::Node;
+use super::node::NodeService;
 use super::proto::{
     Empty, NodeCapabilities, NodeCapability, NodeInfo, NodeRpc, PluginInfo, PluginName,
     RegistrationStatus,
@@ -19,7 +19,7 @@ const VOLUME_MOUNT_GROUP: i32 = 6;
 /// The plugin as the kubelet sees it, on both of its sockets.
 #[derive(Debug)]
 pub(super) struct Plugin {
-    pub(super) node: Arc<Node>,
+    pub(super) node: Arc<NodeService>,
     /// The socket of CSI's services.
     pub(super) endpoint: PathBuf,
 }
