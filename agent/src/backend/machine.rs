@@ -18,6 +18,10 @@ use zeroize::Zeroizing;
 /// How long credentials are used that do not say when they expire.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(5 * 60);
 
+/// The message to a caller if the machine's credentials are over.
+const EXPIRED: &str =
+    "this machine's credentials have expired: sign in again, unless its clock is ahead";
+
 /// The maximum size of credentials, in bytes.
 const SIZE: usize = 64 << 10;
 
@@ -54,6 +58,9 @@ pub(crate) enum Source {
 /// Why there are no credentials.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum NoCredentials {
+    /// Those that were found have expired.
+    #[error("what was found has expired")]
+    Expired,
     /// What the process wrote cannot be used. It is not repeated.
     #[error("what was found cannot be used")]
     Garbage,
@@ -68,6 +75,15 @@ pub(super) enum NoCredentials {
     None(Ended),
 }
 
+/// Whether credentials that end at `ends`, in seconds of Unix time, are still good.
+pub(super) fn must_last(ends: i64) -> Result<(), NoCredentials> {
+    if ends > crate::time::now().as_second() {
+        Ok(())
+    } else {
+        Err(NoCredentials::Expired)
+    }
+}
+
 // === impl NoCredentials ===
 
 impl NoCredentials {
@@ -75,6 +91,7 @@ impl NoCredentials {
     pub(super) fn told(&self, hint: &'static str) -> BackendError {
         let told = RequestError::unavailable(hint);
         let told = match self {
+            Self::Expired => RequestError::unavailable(EXPIRED),
             Self::Garbage => told.until_mended(),
             // Somebody has to sign in, or the machine is only starting: its metadata service may not be there yet.
             Self::None(_) | Self::Io(_) | Self::Late => told,

@@ -53,6 +53,29 @@ async fn the_machines_own_credentials_come_from_a_credential_process_too() {
 }
 
 #[tokio::test]
+async fn credentials_of_the_machine_that_have_expired_are_not_blamed_on_the_clock_alone() {
+    needs_workloads!();
+    let machine = Machine::start().await.expect("a machine");
+    let answer = serde_json::json!({
+        "Version": 1, "AccessKeyId": "a", "SecretAccessKey": "b", "SessionToken": "c",
+        "Expiration": "2026-01-01T00:00:00Z",
+    });
+    let file = machine.directory().join("credentials.json");
+    fs::write(&file, answer.to_string()).expect("a file");
+    let settings = by_process(&machine, "cat", &file);
+    let settings = with_principal(settings, 0, 0, "me", "machine");
+    let _agent = settings.start_ready().await.expect("an agent");
+    let process = machine.process(0).await.expect("a process");
+    let answer = read(&process, "machine/token").await;
+    answer.must_be_refused(503, "unavailable");
+    let told = answer.json()["error"].to_string();
+    assert!(
+        told.contains("this machine's credentials have expired: sign in again"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
 async fn a_credential_process_that_hangs_is_killed_and_the_request_ends_in_time() {
     needs_workloads!();
     let machine = Machine::start().await.expect("a machine");

@@ -64,6 +64,9 @@ impl Aws {
         let keys: Keys = machine::ask(&source, self.settings.timeout)
             .await
             .map_err(|none| none.told(NO_CREDENTIALS))?;
+        let seconds = keys.ends.and_then(|ends| i64::try_from(ends).ok());
+        machine::must_last(seconds.unwrap_or(i64::MAX))
+            .map_err(|expired| expired.told(NO_CREDENTIALS))?;
         let ends = keys.ends.map(|ends| UNIX_EPOCH + Duration::from_secs(ends));
         Ok(Credentials::new(
             keys.access_key,

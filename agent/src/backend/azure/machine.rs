@@ -134,6 +134,7 @@ impl Azure {
         let found: Found = machine::ask(&source, self.settings.timeout)
             .await
             .map_err(none)?;
+        machine::must_last(found.ends).map_err(none)?;
         let ends = OffsetDateTime::from_unix_timestamp(found.ends)
             .map_err(|_| none(NoCredentials::Garbage))?;
         Ok(Bearer {
