@@ -18,8 +18,10 @@ VALUES = (chart.CHART / "values.yaml").read_text()
 
 
 def refusal(*expressions):
+    """What is said to values, a map or --set expressions, that are not taken."""
+    values = expressions[0] if isinstance(expressions[0], dict) else None
     try:
-        chart.text(None, *expressions)
+        chart.text(values, *expressions[0 if values is None else 1:])
     except helm.HelmError as error:
         return str(error)
     raise AssertionError(f"{expressions} were taken")
@@ -49,6 +51,13 @@ class Refused(unittest.TestCase):
             ("rbac.tokens=cluster", "/rbac/tokens"),
             ("startupTaint.key=not-ready", "/startupTaint/key"),
             ("image.digest=latest", "/image/digest"),
+            ("image.registry=https://registry.example.com", "/image/registry"),
+            ("image.registry=registry.example.com/", "/image/registry"),
+            ("image.repository=", "/image/repository"),
+            ("image.repository=latchkey-agent:1.0", "/image/repository"),
+            ("image.repository=registry.example.com:5000/latchkey-agent:1.0", "/image/repository"),
+            (f"image.repository=latchkey-agent@sha256:{'a' * 64}", "/image/repository"),
+            ("image.tag=:1.0", "/image/tag"),
             ("image.pullPolicy=Sometimes", "/image/pullPolicy"),
             ("admin.port=70000", "/admin/port"),
             ("admin.address=127.0.0.1", "/admin/address"),
@@ -57,6 +66,8 @@ class Refused(unittest.TestCase):
             ("admin.address=localhost", "/admin/address"),
             ("metrics.prometheusRule.disabled={LatchkeyStail}", "/metrics/prometheusRule/disabled/0"),
             ("config.cache.ttl=30", "/config/cache/ttl"),
+            ({"config": {"limits": {"drain": "1"}}}, "/config/limits/drain"),
+            ({"config": {"cache": {"max_bytes": "16."}}}, "/config/cache/max_bytes"),
             ("config.limits.connections=many", "/config/limits/connections"),
             ("config.backends.aws.type=vault", "/config/backends/aws/type"),
             ("extraEnv=none", "/extraEnv"),
@@ -64,6 +75,31 @@ class Refused(unittest.TestCase):
             ("updateStrategy.rollingUpdate.maxSurge=some", "/updateStrategy/rollingUpdate/maxSurge"),
         ):
             self.assertIn(f"at '{where}'", refusal(expression))
+
+    def test_a_section_that_was_left_empty_is_refused_by_its_name(self):
+        defaults = helm.values_from_yaml(VALUES)
+        sections = {key for key, default in defaults.items() if isinstance(default, dict)}
+        # What has no default but emptiness, or none that the templates look into, may be left out like that.
+        may_be_empty = {
+            "affinity", "appArmorProfile", "commonAnnotations", "commonLabels", "dnsConfig", "livenessProbe", "nodeSelector",
+            "podAnnotations", "podLabels", "readinessProbe", "resources", "seLinuxOptions", "startupProbe",
+        }
+        for key in may_be_empty:
+            chart.text({key: None})
+        for key in {*sections - may_be_empty, "delivery", "kubeletRootDir"}:
+            self.assertIn(f"at '': missing property '{key}'", refusal({key: None}))
+        for section, keys in (("metrics", defaults["metrics"]), ("admin", ("address", "port")), ("image", ("repository",)), ("rbac", ("tokens",))):
+            for key in keys:
+                self.assertIn(f"at '/{section}': missing property '{key}'", refusal({section: {key: None}}))
+
+    def test_names_of_images_that_a_runtime_takes_are_taken(self):
+        for expressions, name in (
+            (("image.registry=registry.example.com", "image.tag=v1.0_a"), "registry.example.com/latchkey-agent:v1.0_a"),
+            (("image.registry=localhost:5000/a_b/c--d",), "localhost:5000/a_b/c--d/latchkey-agent:"),
+            (("image.repository=Registry.example.com:5000/team/latchkey__agent",), "Registry.example.com:5000/team/latchkey__agent:"),
+        ):
+            image = chart.pod(None, *expressions)["spec"]["containers"][0]["image"]
+            self.assertTrue(image.startswith(name), image)
 
     def test_what_the_chart_sets_itself_is_not_for_config_to_set(self):
         keys = ("listen.socket=/tmp/s", "listen.admin=1", "identity.mode=local", "kubernetes.node=n", "sidecar.pod=p")
