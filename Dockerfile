@@ -1,5 +1,6 @@
 # The image of the agent. The last stage is empty but for this project's programs, the shared libraries that they name
-# (glibc, libgcc) and Debian's CA roots: there is no shell in it and nothing else that could be run.
+# (glibc, libgcc), Debian's CA roots, and the licences of all that: there is no shell in it and nothing else that could
+# be run.
 #
 # It builds for the machine's own architecture, amd64 or arm64. `deploy/image/assemble` makes the same last stage from
 # programs that are built already, by the same script and by these very lines; tests/image/check holds the two together.
@@ -10,7 +11,7 @@ ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
 FROM rust:1.95-slim-bookworm AS build
 ARG BUILDKIT_SBOM_SCAN_STAGE=true
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make \
+    && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make python3 \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY . .
@@ -22,15 +23,19 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     && host=$(rustc -vV | sed -n 's/^host: //p') \
     && RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile dist --target "$host" \
         --package latchkey-client --features cli --bin latchkey \
-    && mkdir /programs && cp target/dist/latchkey-agent target/dist/latchkey-csi "target/$host/dist/latchkey" /programs/ \
+    && mkdir /programs \
+    && cp target/dist/latchkey-agent target/dist/latchkey-csi "target/$host/dist/latchkey" /programs/ \
     && deploy/image/rootfs /programs /rootfs
 
 FROM scratch
 ARG VERSION=0.1.0
 ARG REVISION=unknown
+# Of the programs with their crates, and of what is Debian's; the texts are in /usr/share/doc.
+ARG OURS="Apache-2.0 AND BSD-3-Clause AND ISC AND MIT AND Unicode-3.0 AND Zlib"
+ARG DEBIANS="LGPL-2.1-or-later AND GPL-3.0-or-later WITH GCC-exception-3.1 AND MPL-2.0"
 LABEL org.opencontainers.image.title="latchkey" \
       org.opencontainers.image.description="Pods read their own namespace's cloud secrets over a Unix socket of the node" \
-      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.licenses="${OURS} AND ${DEBIANS}" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /rootfs/ /
