@@ -5,23 +5,26 @@
 # It builds for the machine's own architecture, amd64 or arm64. `deploy/image/assemble` makes the same last stage from
 # programs that are built already, by the same script and by these very lines; tests/image/check holds the two together.
 
-# The list of parts (SBOM) of a release is of the sources with their Cargo.lock and of the stage that builds, whose packages
-# the libraries and roots come from. In the last stage there is nothing that a scanner could read.
+# The list of parts (SBOM) of a release is of the sources with their Cargo.lock and of the stage that builds, too: in the
+# last stage a scanner finds the crates of each program and the packages of libraries and roots, but not what `latchkey`
+# has in itself of glibc and libgcc.
 ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
 FROM rust:1.95-slim-bookworm AS build
 ARG BUILDKIT_SBOM_SCAN_STAGE=true
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make python3 \
     && rm -rf /var/lib/apt/lists/*
+# It writes into each program which crates it is made of.
+RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY . .
 # The command is linked whole, so that it runs in any image that it is copied to. Two platforms that are built at once
 # have the same caches, so one waits for the other.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
-    cargo build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
+    cargo auditable build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
     && host=$(rustc -vV | sed -n 's/^host: //p') \
-    && RUSTFLAGS='-C target-feature=+crt-static' cargo build --locked --profile dist --target "$host" \
+    && RUSTFLAGS='-C target-feature=+crt-static' cargo auditable build --locked --profile dist --target "$host" \
         --package latchkey-client --features cli --bin latchkey \
     && mkdir /programs \
     && cp target/dist/latchkey-agent target/dist/latchkey-csi "target/$host/dist/latchkey" /programs/ \
