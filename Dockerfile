@@ -5,9 +5,9 @@
 # It builds for the machine's own architecture, amd64 or arm64. `deploy/image/assemble` makes the same last stage from
 # programs that are built already, by the same script and by these very lines; tests/image/check holds the two together.
 
-# The list of parts (SBOM) of a release is of the sources with their Cargo.lock and of the stage that builds, too: in the
-# last stage a scanner finds the crates of each program and the packages of libraries and roots, but not what `latchkey`
-# has in itself of glibc and libgcc.
+# The list of parts (SBOM) of a release is of the sources with their Cargo.lock and of the stage that builds, too: in
+# the last stage a scanner finds the crates of each program and the packages of libraries and roots, but not what
+# `latchkey` has in itself of glibc and libgcc.
 ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
 FROM rust:1.95-slim-bookworm AS build
 ARG BUILDKIT_SBOM_SCAN_STAGE=true

@@ -81,14 +81,15 @@ class Refused(unittest.TestCase):
         sections = {key for key, default in defaults.items() if isinstance(default, dict)}
         # What has no default but emptiness, or none that the templates look into, may be left out like that.
         may_be_empty = {
-            "affinity", "appArmorProfile", "commonAnnotations", "commonLabels", "dnsConfig", "livenessProbe", "nodeSelector",
-            "podAnnotations", "podLabels", "readinessProbe", "resources", "seLinuxOptions", "startupProbe",
+            "affinity", "appArmorProfile", "commonAnnotations", "commonLabels", "dnsConfig", "livenessProbe",
+            "nodeSelector", "podAnnotations", "podLabels", "readinessProbe", "resources", "seLinuxOptions", "startupProbe",
         }
         for key in may_be_empty:
             chart.text({key: None})
         for key in {*sections - may_be_empty, "delivery", "kubeletRootDir"}:
             self.assertIn(f"at '': missing property '{key}'", refusal({key: None}))
-        for section, keys in (("metrics", defaults["metrics"]), ("admin", ("address", "port")), ("image", ("repository",)), ("rbac", ("tokens",))):
+        needed = {"metrics": defaults["metrics"], "admin": ("address", "port"), "image": ("repository",), "rbac": ("tokens",)}
+        for section, keys in needed.items():
             for key in keys:
                 self.assertIn(f"at '/{section}': missing property '{key}'", refusal({section: {key: None}}))
 
@@ -96,7 +97,7 @@ class Refused(unittest.TestCase):
         for expressions, name in (
             (("image.registry=registry.example.com", "image.tag=v1.0_a"), "registry.example.com/latchkey-agent:v1.0_a"),
             (("image.registry=localhost:5000/a_b/c--d",), "localhost:5000/a_b/c--d/latchkey-agent:"),
-            (("image.repository=Registry.example.com:5000/team/latchkey__agent",), "Registry.example.com:5000/team/latchkey__agent:"),
+            (("image.repository=Registry.example.com:5000/a/b__c",), "Registry.example.com:5000/a/b__c:"),
         ):
             image = chart.pod(None, *expressions)["spec"]["containers"][0]["image"]
             self.assertTrue(image.startswith(name), image)
