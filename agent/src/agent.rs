@@ -220,7 +220,7 @@ impl Agent {
         shutdown: CancellationToken,
     ) -> std::io::Result<()> {
         // On a cold start, pods had better wait inside than find nobody.
-        if self.keeper.look().await == Found::Nobody {
+        if self.keeper.look() == Found::Nobody {
             self.keeper.take().await?;
         }
         let (config, pods) = (self.config.clone(), self.pods.clone());

@@ -18,8 +18,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// The mode bits of a directory that let others replace the socket.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -33,9 +32,6 @@ const OPEN_TO_OTHERS: u32 = 0o077;
 /// How long to wait for a lock. A pod can lock whatever it can open, such as the socket's directory, so the lock orders
 /// well-behaved agents but can stop nobody.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
-
-/// The timeout for connecting to the agent's own path.
-const DIAL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Connections that the kernel queues (listen(2)); beyond this a connect fails at once.
 const BACKLOG: i32 = 4096;
@@ -357,22 +353,23 @@ impl SocketPath {
         Ok(())
     }
 
-    /// Connects to whoever listens on the path.
+    /// [Connects](passed::dial) to whoever listens on the path.
     ///
     /// # Errors
     ///
-    /// If nobody does, or the kernel refuses, or it takes too long.
-    pub(crate) async fn dial(&self) -> io::Result<UnixStream> {
-        timeout(DIAL_TIMEOUT, UnixStream::connect(self.through(&self.name))).await?
+    /// If nobody does, or the kernel refuses.
+    pub(crate) fn dial(&self) -> io::Result<OwnedFd> {
+        passed::dial(&self.through(&self.name))
     }
 
     /// Finds out who answers on the path.
-    pub(crate) async fn look(&self, listening: &Listening) -> Found {
+    pub(crate) fn look(&self, listening: &Listening) -> Found {
         use io::ErrorKind::{ConnectionRefused as Refused, NotFound};
-        match self.dial().await {
+        match self.dial() {
+            Ok(connection) => passed::let_go(connection),
             Err(error) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
-            // The backlog is full or does not move, or there is no descriptor to connect with: somebody may be there.
-            Ok(_) | Err(_) => {}
+            // The backlog is full, or there is no descriptor to connect with: somebody may be there.
+            Err(_) => {}
         }
         match self.stat(&self.name) {
             Some(stat) if stat.st_ino == listening.inode => Found::Ours,
@@ -391,11 +388,13 @@ impl SocketPath {
     /// Removes the names that dead agents left behind.
     pub(crate) fn sweep(&self) {
         for name in self.leftovers() {
-            // Connecting to a name without a listener is refused, whereas a starting agent listens on its name.
-            let dead = std::os::unix::net::UnixStream::connect(self.through(&name))
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
-            if dead {
-                let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+            match passed::dial(&self.through(&name)) {
+                Ok(connection) => passed::let_go(connection),
+                // A starting agent listens on its name.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let _ = unlinkat(&self.directory, name.as_str(), UnlinkatFlags::NoRemoveDir);
+                }
+                Err(_) => {}
             }
         }
     }

@@ -8,7 +8,8 @@
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, recv, setsockopt, shutdown, socketpair,
+    AddressFamily, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, connect, recv, setsockopt,
+    shutdown, socket, socketpair,
 };
 use nix::{libc, setsockopt_impl, sockopt_impl};
 use rustix::net::{
@@ -19,6 +20,7 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::Deref;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::LazyLock;
 use tokio::net::UnixListener;
 
@@ -40,8 +42,8 @@ static REFUSED: LazyLock<bool> = LazyLock::new(|| {
     pair.is_ok_and(|(one, _other)| setsockopt(&one, PassRights, &false).is_ok())
 });
 
-/// Has the kernel refuse descriptors, if it can, on all connections to a socket that does not listen yet: each inherits
-/// it at its `connect(2)`.
+/// Has the kernel refuse descriptors, if it can, on a socket that is not connected yet, or on all connections to one
+/// that does not listen yet: each inherits it at its `connect(2)`.
 ///
 /// # Errors
 ///
@@ -81,13 +83,32 @@ impl Deref for Listener {
 impl Drop for Listener {
     /// Closes it. What was passed to connections that nobody has accepted is closed on a thread of its own.
     fn drop(&mut self) {
-        let Some(Ok(listener)) = self.0.take().map(UnixListener::into_std) else {
-            return;
-        };
-        if *REFUSED {
-            return;
+        if let Some(Ok(listener)) = self.0.take().map(UnixListener::into_std) {
+            let_go(listener.into());
         }
-        let _ = std::thread::Builder::new().spawn(move || close(vec![listener.into()]));
+    }
+}
+
+/// Connects to whoever listens at `path`, without waiting. Nobody knows who that is: the connection must be
+/// [let go](let_go).
+///
+/// # Errors
+///
+/// As connect(2); `WouldBlock` if the backlog is full.
+pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    refuse(&socket)?;
+    expect(&socket);
+    connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    Ok(socket)
+}
+
+/// Closes a listener, or a connection that was made and not accepted. If anything may have been passed to it, that
+/// happens on a thread of its own.
+pub(crate) fn let_go(socket: OwnedFd) {
+    if may_be_left(&socket) {
+        let _ = std::thread::Builder::new().spawn(move || close(vec![socket]));
     }
 }
 
@@ -138,8 +159,8 @@ pub(crate) fn receive(socket: &impl AsFd, into: &mut [u8]) -> io::Result<Receive
     })
 }
 
-/// Whether closing this connection may close descriptors that have been passed: something is there that nobody has
-/// read. From here on nothing more comes.
+/// Whether closing this socket may close descriptors that have been passed: something is there that nobody has read.
+/// From here on nothing more comes. What a listener has is not known.
 pub(crate) fn may_be_left(connection: &impl AsFd) -> bool {
     if *REFUSED {
         return false;
@@ -218,14 +239,21 @@ mod tests {
         (stream, peer)
     }
 
-    /// Passes it on, and keeps nothing of it.
-    fn pass(to: &impl AsFd, descriptor: impl AsFd) {
+    /// Passes it on, and keeps nothing of it. Returns whether the kernel allows that.
+    fn pass(to: &impl AsFd, descriptor: impl AsFd) -> bool {
         let descriptors = [descriptor.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&descriptors)));
         let bytes = [IoSlice::new(b"x")];
-        sendmsg(to, &bytes, &mut control, SendFlags::empty()).expect("it is sent");
+        match sendmsg(to, &bytes, &mut control, SendFlags::empty()) {
+            Err(rustix::io::Errno::PERM) => {
+                // Or this process would wait for its own.
+                let _ = set_socket_linger(&descriptor, None);
+                false
+            }
+            sent => sent.expect("it is sent") == 1,
+        }
     }
 
     fn takes_no_time(what: impl FnOnce() + Send + 'static) {
@@ -248,9 +276,9 @@ mod tests {
     fn nor_of_what_was_passed_over_what_was_passed() {
         let (stream, _peer) = lingering();
         let (inner, queued) = UnixStream::pair().expect("a pair");
-        pass(&inner, stream);
+        assert!(pass(&inner, stream));
         let (message, datagrams) = UnixDatagram::pair().expect("a pair");
-        pass(&message, queued);
+        assert!(pass(&message, queued));
         drop((inner, message));
         takes_no_time(|| close(vec![datagrams.into()]));
     }
@@ -262,8 +290,22 @@ mod tests {
         let listener = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
         let connection = UnixStream::connect(&path).expect("a connection");
         let (stream, _peer) = lingering();
-        pass(&connection, stream);
+        assert!(pass(&connection, stream));
         takes_no_time(move || close(vec![listener.into()]));
         UnixStream::connect(&path).expect_err("nobody listens");
+    }
+    #[test]
+    fn whoever_the_agent_connects_to_passes_nothing_that_it_waits_for() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).expect("a listener");
+        let dialled = dial(&path).expect("a connection");
+        let (accepted, _) = listener.accept().expect("its other end");
+        let (stream, _peer) = lingering();
+        assert_eq!(pass(&accepted, stream), !are_refused());
+        takes_no_time(move || let_go(dialled));
+        drop(listener);
+        let nobody = dial(&path).expect_err("nobody listens");
+        assert_eq!(nobody.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

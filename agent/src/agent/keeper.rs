@@ -3,7 +3,7 @@
 use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
 use crate::handover::{Found, Listening, Phase, SocketPath};
-use crate::passed::Listener;
+use crate::passed::{self, Listener};
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
@@ -53,8 +53,8 @@ impl Keeper {
     }
 
     /// Finds out who answers on the path.
-    pub(super) async fn look(&self) -> Found {
-        self.path.look(&self.current).await
+    pub(super) fn look(&self) -> Found {
+        self.path.look(&self.current)
     }
 
     /// Takes the path, and with it the volumes' sockets.
@@ -100,7 +100,7 @@ impl Keeper {
     /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
     pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<Listener>>> {
         self.path.must_be_there()?;
-        let found = self.look().await;
+        let found = self.look();
         self.reached.set((found == Found::Ours).into());
         let now = match found {
             Found::Another if self.has_path => Phase::Replaced,
@@ -111,7 +111,7 @@ impl Keeper {
         let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
         if changed && now == Phase::Replaced {
             // Expected in a handover; at any other time somebody has put their own socket in its place.
-            let (pid, pod) = self.holder().await;
+            let (pid, pod) = self.holder();
             let pod_uid = pod.map(tracing::field::display);
             tracing::warn!(pid, pod_uid, "another process answers on the socket's path");
         }
@@ -139,11 +139,13 @@ impl Keeper {
 
     /// The process that listens on the path, as the kernel names it to whoever connects there (`SO_PEERCRED`, unix(7)),
     /// and the pod that it is in. It may have exited since and have left its socket to others.
-    async fn holder(&self) -> (Option<i32>, Option<PodUid>) {
-        match self.path.dial().await {
-            Ok(stream) => self.attestor.guess(&stream),
-            Err(_) => (None, None),
-        }
+    fn holder(&self) -> (Option<i32>, Option<PodUid>) {
+        let Ok(connection) = self.path.dial() else {
+            return (None, None);
+        };
+        let found = self.attestor.guess(&connection);
+        passed::let_go(connection);
+        found
     }
 
     async fn bind_again(&mut self) -> io::Result<Arc<Listener>> {

@@ -133,7 +133,7 @@ async fn run(name: String, kubelet: &Path) -> io::Result<()> {
             () = &mut tending => {}
             _ = checks.tick() => {
                 for socket in &mut sockets {
-                    outcome = outcome.and(socket.keep().await);
+                    outcome = outcome.and(socket.keep());
                 }
             }
         }

@@ -54,10 +54,9 @@ impl Socket {
     /// # Errors
     ///
     /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
-    pub(super) async fn keep(&mut self) -> io::Result<()> {
+    pub(super) fn keep(&mut self) -> io::Result<()> {
         self.socket.must_be_there()?;
-        if self.socket.holds(&self.listening)
-            || self.socket.look(&self.listening).await != Found::Nobody
+        if self.socket.holds(&self.listening) || self.socket.look(&self.listening) != Found::Nobody
         {
             return Ok(());
         }
