@@ -1,7 +1,8 @@
 //! The workload socket: accepts connections, pins their peers, and serves HTTP/1.1 on them until they end or must end.
 //!
 //! The accept loop never waits for attestation. A peer of a known pod is attested at once and takes a permit of its
-//! pod; every other peer takes one of a small separate pool, so that no pod and no stranger can starve the rest.
+//! pod; every other peer takes one of a small separate pool, half of which is for those that may yet be attested. So no
+//! pod and no stranger can starve the rest.
 
 mod admission;
 mod clock;

@@ -328,6 +328,21 @@ async fn processes_outside_of_pods_in_many_cgroups_leave_room_for_a_pod_that_is_
 }
 
 #[tokio::test]
+async fn pods_with_too_many_connections_leave_room_for_one_that_is_not_known_yet() {
+    needs_workloads!();
+    let settings = [
+        ("limits.connections_per_pod", "1"),
+        ("limits.unattested", "8"),
+    ];
+    let of = Neighbours::start(&settings).await;
+    let pod = of.unknown().await;
+    for busy in [&of.noisy, &of.polite] {
+        connect(&busy.workload, 5).await;
+    }
+    assert!(!is_refused(&pod).await, "no room for a pod");
+}
+
+#[tokio::test]
 async fn a_head_that_does_not_end_is_cut_off_while_others_are_served() {
     needs_workloads!();
     let of = Neighbours::start(&[]).await;

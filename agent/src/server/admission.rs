@@ -75,11 +75,8 @@ impl Admission {
         let verdict = location.clone().and_then(known);
         let at_the_door = |found| {
             // Only here, since some origins need another read of the peer's cgroup.
-            let origin = match &location {
-                Ok(location) => Origin::of(peer, *location),
-                Err(error) => Origin::of_unknown(peer, entrance, error),
-            };
-            let place = self.doorman.let_in(origin);
+            let origin = Origin::of(peer, entrance, location.as_ref().ok().copied());
+            let place = self.doorman.let_in(origin, matches!(found, Found::Unknown));
             if place.is_none() {
                 metrics.refused("unattested_limit");
             }

@@ -111,11 +111,11 @@ mod tests {
         let (attestor, orphans) = (Attestor::Sidecar(Arc::new(own)), Orphans::new(1));
         let doorman = Doorman::new(2);
         let at_the_door = |origin| {
-            let place = doorman.let_in(origin).expect("a place");
+            let place = doorman.let_in(origin, true).expect("a place");
             Remains::AtTheDoor(place, Instant::now())
         };
         let of_pod = at_the_door(Origin::Pod(pod));
-        let of_stranger = at_the_door(Origin::Elsewhere(1));
+        let of_stranger = at_the_door(Origin::Cgroup(1));
         tokio::time::advance(UNKNOWN_FOR - Duration::from_millis(1)).await;
         let of_pod = of_pod.now(&attestor, &orphans);
         let of_pod = of_pod.expect("it may come to be known");
