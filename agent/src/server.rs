@@ -221,7 +221,9 @@ impl Server {
                     }
                 }
                 Err(error) if is_exhausted(&error) => {
-                    tracing::error!(%error, "cannot accept a connection now");
+                    if self.admission.warnings.is_due("exhausted", None) {
+                        tracing::error!(%error, "cannot accept a connection now");
+                    }
                     tokio::time::sleep(EXHAUSTED_REST).await;
                 }
                 Err(error) => match error.raw_os_error().map(Errno::from_raw) {

@@ -7,12 +7,14 @@ mod watched;
 
 use crate::code;
 use futures::future::join_all;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::{Sandbox, SandboxPod, container_id, password};
 use testkit::until;
 use testkit::workload::{Flood, Hierarchies, Place, Raw, Request, Signal, Workload, WorkloadSpec};
+use tokio::time::sleep;
 
 /// Two pods of one namespace.
 struct Neighbours {
@@ -360,6 +362,31 @@ async fn a_head_that_does_not_end_is_cut_off_while_others_are_served() {
     let ((received, took), ()) = tokio::join!(slow, others);
     assert!(received.closed && received.bytes.is_empty());
     assert!((5..12).contains(&took.as_secs()), "{took:?}");
+}
+
+/// Otherwise each listener would fill the log, with twenty lines a second.
+#[tokio::test]
+async fn that_no_connection_can_be_accepted_is_said_once_and_whoever_waited_is_served_later() {
+    needs_workloads!();
+    let of = Neighbours::start(&[]).await;
+    let pid = of.agent.pid().to_string();
+    let may_have = |descriptors: usize| {
+        let soft = format!("--nofile={descriptors}:");
+        let ran = Command::new("prlimit")
+            .args(["--pid", &pid, &soft])
+            .status();
+        assert!(ran.expect("prlimit").success());
+    };
+    may_have(1);
+    connect(&of.noisy.workload, 1).await;
+    let text = "cannot accept a connection now";
+    of.agent.until_line(text).await.expect("it says so");
+    sleep(Duration::from_secs(1)).await;
+    let lines = of.agent.stderr();
+    let said = lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(said, 1);
+    may_have(1024);
+    of.polite_is_served().await;
 }
 
 #[tokio::test]
