@@ -378,6 +378,7 @@ impl Connection {
                 return Err(self.close_with(error));
             }
         };
+        let _known = self.toll.set(toll_of(&workload));
         let permit = match self.admission.connection_of(&workload) {
             Ok(permit) => permit,
             Err(why) => {
@@ -387,7 +388,6 @@ impl Connection {
                 return Err(self.close_as_busy(why));
             }
         };
-        let _known = self.toll.set(toll_of(&workload));
         *self.standing.lock() = Standing::Attested {
             workload: workload.clone(),
             checked: Instant::now(),

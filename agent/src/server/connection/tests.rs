@@ -93,3 +93,20 @@ async fn who_has_too_many_connections_and_goes_on_asking_waits_as_long_as_told()
     }
     assert!(began.elapsed() > 10 * RETRY_AFTER, "{:?}", began.elapsed());
 }
+
+/// Otherwise what its calls cost would be owed by nobody once it has ended.
+#[tokio::test]
+async fn what_a_connection_too_many_costs_is_owed_by_its_pod_though_that_was_not_known_at_first() {
+    let (stream, _child) = connected_child();
+    let pod = pod();
+    let _all: Vec<_> = std::iter::from_fn(|| pod.quota.connection()).collect();
+    let mut connection = connection_to(&stream, pod);
+    connection.toll = OnceLock::new();
+    if let Standing::AtTheDoor { found, .. } = &mut *connection.standing.lock() {
+        *found = Found::Unknown;
+    }
+    let error = connection.workload(Instant::now()).await;
+    assert_eq!(error.expect_err("one too many").code, Code::Busy);
+    let workload = connection.busy().expect("its pod is known");
+    assert!(Arc::ptr_eq(connection.toll(), &toll_of(&workload)));
+}
