@@ -7,7 +7,7 @@ use crate::backend::Secret;
 use crate::cache::Read;
 use crate::error::RequestError;
 use crate::request::{Route, SecretAsk, Shape};
-use crate::secret::{SecretName, SecretValue};
+use crate::secret::{self, SecretName, SecretValue};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -17,7 +17,6 @@ use hyper::{Response, StatusCode};
 use latchkey_client::protocol::{BatchError, Code, Encoding, ErrorBody, SecretRef, in_a_tag};
 use serde::Serialize;
 use std::fmt::Write as _;
-use std::io;
 use zeroize::Zeroizing;
 
 /// An answer, complete before it is sent.
@@ -392,25 +391,9 @@ fn copy(value: &[u8]) -> Bytes {
     SecretValue::from(Zeroizing::new(value.to_vec())).into_bytes()
 }
 
-/// Returns JSON in memory that is wiped when its last reader drops it. It is measured first and then written into a
-/// buffer of that size, because a buffer that grows leaves copies behind.
+/// Returns JSON in memory that is wiped when its last reader drops it.
 fn sealed_json(value: &impl Serialize) -> Bytes {
-    struct Measure(usize);
-    impl io::Write for Measure {
-        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
-            self.0 += text.len();
-            Ok(text.len())
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut measure = Measure(0);
-    // Writing strings and numbers into memory cannot fail.
-    let _ = serde_json::to_writer(&mut measure, value);
-    let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
-    let _ = serde_json::to_writer(&mut *text, value);
-    SecretValue::from(text).into_bytes()
+    SecretValue::from(secret::json(value)).into_bytes()
 }
 
 #[cfg(test)]

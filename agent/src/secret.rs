@@ -3,11 +3,12 @@
 //! A [`SecretName`] is checked once, when it is made. Values and tokens print without their content, cannot be cloned,
 //! can only be read through `expose` or as shared bytes, and are overwritten with zeroes when they are dropped.
 
-use std::{fmt, str, sync::Arc};
+use std::{fmt, io, str, sync::Arc};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
+use serde::Serialize;
 use zeroize::Zeroizing;
 
 /// The name of a secret as the application writes it: 1 to 512 bytes, slashes between its segments.
@@ -195,6 +196,27 @@ impl fmt::Debug for SubjectToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SubjectToken(..)")
     }
+}
+
+/// Writes a value that holds secrets as JSON. It is measured first and then written into a buffer of that size, because a
+/// buffer that grows leaves copies behind.
+pub(crate) fn json(value: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    struct Measure(usize);
+    impl io::Write for Measure {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0 += text.len();
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut measure = Measure(0);
+    // Writing strings and numbers into memory cannot fail.
+    let _ = serde_json::to_writer(&mut measure, value);
+    let mut text = Zeroizing::new(Vec::with_capacity(measure.0));
+    let _ = serde_json::to_writer(&mut *text, value);
+    text
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Subject tokens that the kubelet handed over by CSI, each for a pod on its own node.
 
 use crate::attest::cgroup::PodUid;
-use crate::secret::SubjectToken;
+use crate::secret::{self, SubjectToken};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub(crate) enum HandedError {
 struct Written<'a> {
     // Borrowed, so that no copy is made that is not wiped. A string with escapes is refused, but no token has any.
     token: &'a str,
-    expiration_timestamp: &'a str,
+    expiration_timestamp: Timestamp,
 }
 
 /// The claims with which a token says whose it is.
@@ -121,19 +121,10 @@ impl KubeletTokens {
             serde_json::from_slice(json).map_err(|_| HandedError::Malformed)?;
         let subject = super::subject(namespace, service_account);
         let mut taken = Vec::new();
-        for (
-            audience,
-            Written {
-                token,
-                expiration_timestamp,
-            },
-        ) in written
-        {
-            let expires = expiration_timestamp
-                .parse()
-                .map_err(|_| HandedError::Malformed)?;
-            let token = SubjectToken::from(token.to_owned());
+        for (audience, written) in written {
+            let token = SubjectToken::from(written.token.to_owned());
             must_be(&token, &subject, uid)?;
+            let expires = written.expiration_timestamp;
             taken.push((audience, Held { token, expires }));
         }
         let now = crate::time::now();
@@ -182,35 +173,14 @@ impl KubeletTokens {
         if state.by_audience.is_empty() {
             return None;
         }
-        let times: Vec<_> = state
-            .by_audience
-            .values()
-            .map(|held| held.expires.to_string())
-            .collect();
-        let written: BTreeMap<&str, Written<'_>> = state
-            .by_audience
-            .iter()
-            .zip(&times)
-            .map(|((audience, held), expiration_timestamp)| {
-                let token = held.token.expose();
-                (
-                    audience.as_str(),
-                    Written {
-                        token,
-                        expiration_timestamp,
-                    },
-                )
-            })
-            .collect();
-        let length = state
-            .by_audience
-            .values()
-            .map(|held| held.token.expose().len() + 512)
-            .sum();
-        // Allocated in full, because a buffer that grows leaves copies behind.
-        let mut text = Zeroizing::new(Vec::with_capacity(length));
-        serde_json::to_writer(&mut *text, &written).ok()?;
-        Some(text)
+        let written = state.by_audience.iter().map(|(audience, held)| {
+            let written = Written {
+                token: held.token.expose(),
+                expiration_timestamp: held.expires,
+            };
+            (audience, written)
+        });
+        Some(secret::json(&written.collect::<BTreeMap<_, _>>()))
     }
 }
 
@@ -365,6 +335,8 @@ mod tests {
         )
         .expect("right");
         let written = one.written().expect("two");
+        let copied = "a buffer that grows leaves copies behind";
+        assert_eq!(written.capacity(), written.len(), "{copied}");
         let uid = UID.parse().expect("a UID");
         other.inherit(&written, uid, "test", "app").expect("right");
         assert_eq!(newest(&other, "a"), Some(own("a")));
