@@ -14,10 +14,8 @@ use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
 /// The kubepods root from which cgroup paths are read, as the reader's cgroup namespace shows it.
 #[derive(Clone, Debug)]
 pub(crate) struct Anchor {
-    /// The root's own path; none if a cgroup namespace hides it and it is not configured.
-    root: Option<Box<str>>,
-    /// How many levels the reader's container is below the top; none if paths are absolute.
-    depth: Option<usize>,
+    /// Which directory it is, in words.
+    described: Box<str>,
     names: Names,
     view: View,
 }
@@ -165,18 +163,15 @@ impl Anchor {
                 }
             }
         };
+        let described = match depth {
+            None => root.into(),
+            Some(depth) => format!("{root}, seen from {depth} levels below").into(),
+        };
         Ok(Self {
-            root: Some(root.into()),
-            depth,
+            described,
             names,
             view,
         })
-    }
-
-    /// The root's own path; none if a cgroup namespace hides it and it is not configured.
-    #[cfg(test)]
-    pub(super) fn root(&self) -> Option<&str> {
-        self.root.as_deref()
     }
 
     /// Parses a whole cgroup file.
@@ -238,17 +233,7 @@ impl Anchor {
 
 impl fmt::Display for Anchor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (&self.root, self.depth, &self.view) {
-            (Some(root), None, _) => f.write_str(root),
-            (Some(root), Some(depth), _) => write!(f, "{root}, seen from {depth} levels below"),
-            (None, _, View::Relative { climb, .. }) => {
-                write!(
-                    f,
-                    "the directory {climb} levels above the agent's container"
-                )
-            }
-            (None, _, View::Absolute { .. }) => f.write_str("an unnamed directory"),
-        }
+        f.write_str(&self.described)
     }
 }
 

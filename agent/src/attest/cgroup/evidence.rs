@@ -2,6 +2,8 @@
 //!
 //! `anchor.rs` combines the lines of one file.
 
+use std::slice;
+
 use super::name::{self, Mismatched, Names, PodName, QosClass, UidText};
 use super::text::{self, Path};
 use super::{CgroupDenial, ContainerId, PodCgroup, PodUid};
@@ -40,17 +42,6 @@ pub(super) enum View {
 /// Where containerd runs, and with it every container that it starts with the wrong driver.
 pub(super) const RUNTIME_SERVICE: &[u8] = b"/system.slice/containerd.service";
 
-/// A directory that holds pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Parent {
-    /// The kubepods root, which holds guaranteed pods.
-    Root,
-    /// The directory of a QoS class.
-    Qos(QosClass),
-    /// The directory of the reader's own QoS class, which is unknown.
-    OwnQos,
-}
-
 impl View {
     /// Reads one path of a hierarchy that the root is known to be in.
     pub(super) fn read(&self, names: &Names, path: &[u8]) -> Result<Evidence, CgroupDenial> {
@@ -74,11 +65,11 @@ impl View {
                 up if up > *climb => outside(&parsed, CgroupDenial::OutsideRoot),
                 up if up == *climb => in_root(names, parsed.below, *own),
                 // From three levels below the root, two up is the directory of the reader's QoS class.
-                _ => in_class(
-                    names,
-                    parsed.names(),
-                    own.map_or(Parent::OwnQos, Parent::Qos),
-                ),
+                _ => {
+                    let own = own.as_ref().map(slice::from_ref);
+                    let classes = own.unwrap_or(QosClass::WITH_DIRECTORY);
+                    in_class(names, parsed.names(), classes)
+                }
             },
         }
     }
@@ -92,7 +83,7 @@ fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Evidenc
     };
     let Some(class) = names.qos(first) else {
         return match PodName::parse(first) {
-            Some(_) => in_class(names, rest, Parent::Root),
+            Some(_) => in_class(names, rest, &[QosClass::Guaranteed]),
             None => Err(CgroupDenial::Malformed),
         };
     };
@@ -101,27 +92,20 @@ fn in_root(names: &Names, below: &[u8], own: Option<QosClass>) -> Result<Evidenc
         return Err(CgroupDenial::Malformed);
     }
     rest.next();
-    in_class(names, rest, Parent::Qos(class))
+    in_class(names, rest, &[class])
 }
 
-/// Reads what follows a directory that holds pods.
+/// Reads what follows a directory that holds pods of one of these classes.
 fn in_class<'a>(
     names: &Names,
     mut rest: impl Iterator<Item = &'a [u8]>,
-    parent: Parent,
+    classes: &[QosClass],
 ) -> Result<Evidence, CgroupDenial> {
     let Some(first) = rest.next() else {
         return Ok(Evidence::Silent(CgroupDenial::NotAPod));
     };
     let pod = PodName::parse(first).ok_or(CgroupDenial::NotAPod)?;
-    let fits = match parent {
-        Parent::Root => names.fits(&pod, QosClass::Guaranteed),
-        Parent::Qos(class) => names.fits(&pod, class),
-        Parent::OwnQos => {
-            names.fits(&pod, QosClass::BestEffort) || names.fits(&pod, QosClass::Burstable)
-        }
-    };
-    if !fits {
+    if !classes.iter().any(|class| names.fits(&pod, *class)) {
         return Err(CgroupDenial::Malformed);
     }
     in_pod(&pod, rest.next().ok_or(CgroupDenial::BadContainerId), rest)
@@ -133,14 +117,9 @@ fn beside_root(names: &Names, path: &[u8], base: &[u8]) -> Option<Result<Evidenc
     let below = text::below(path, base)?;
     let mut rest = text::names(text::below(below, RUNTIME_SERVICE).unwrap_or(below));
     let Mismatched { pod, container } = Mismatched::parse(rest.next()?)?;
-    [
-        QosClass::BestEffort,
-        QosClass::Burstable,
-        QosClass::Guaranteed,
-    ]
-    .into_iter()
-    .any(|class| names.fits(&pod, class))
-    .then(|| in_pod(&pod, Ok(container), rest))
+    let fits = |class: &QosClass| names.fits(&pod, *class);
+    let is_pod = QosClass::ALL.iter().any(fits);
+    is_pod.then(|| in_pod(&pod, Ok(container), rest))
 }
 
 /// Reads a pod, its container, and what the container may have created below itself.

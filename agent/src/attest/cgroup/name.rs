@@ -19,6 +19,12 @@ pub(crate) enum QosClass {
 }
 
 impl QosClass {
+    /// All of them.
+    pub(super) const ALL: &[Self] = &[Self::BestEffort, Self::Burstable, Self::Guaranteed];
+
+    /// Those with a directory of their own below the root.
+    pub(super) const WITH_DIRECTORY: &[Self] = &[Self::BestEffort, Self::Burstable];
+
     /// The class's directory below the root, without what the driver adds to the name.
     fn directory(self) -> Option<&'static str> {
         match self {
@@ -73,17 +79,15 @@ impl Names {
 
     /// The QoS class whose directory is called `name`.
     pub(super) fn qos(&self, name: &[u8]) -> Option<QosClass> {
-        [QosClass::BestEffort, QosClass::Burstable]
-            .into_iter()
-            .find(|class| {
-                let Some(rest) = name.strip_suffix(b".slice") else {
-                    return !self.is_systemd()
-                        && class
-                            .directory()
-                            .is_some_and(|directory| name == directory.as_bytes());
-                };
-                strip_qos(rest, *class).is_some_and(|stem| self.allows(stem))
-            })
+        QosClass::WITH_DIRECTORY.iter().copied().find(|class| {
+            let Some(rest) = name.strip_suffix(b".slice") else {
+                return !self.is_systemd()
+                    && class
+                        .directory()
+                        .is_some_and(|directory| name == directory.as_bytes());
+            };
+            strip_qos(rest, *class).is_some_and(|stem| self.allows(stem))
+        })
     }
 
     /// Whether a pod of `class` can have this name.

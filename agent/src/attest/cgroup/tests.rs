@@ -67,7 +67,8 @@ fn a_root_is_an_absolute_path_with_the_name_of_a_kubepods_root() {
         "/a/kubepods",
         "/b.slice/b-kubepods.slice",
     ] {
-        assert_eq!(Anchor::new(root, None).expect(root).root(), Some(root));
+        let anchor = Anchor::new(root, None).expect(root);
+        assert_eq!(anchor.to_string(), root);
     }
     for root in [
         "",

@@ -71,8 +71,7 @@ impl Anchor {
             return Err(AnchorError::TooShallow(depth));
         }
         Ok(Self {
-            root: None,
-            depth: Some(depth),
+            described: format!("the directory {climb} levels above the agent's container").into(),
             names: Names::Unknown,
             view: View::Relative {
                 climb,
@@ -90,19 +89,17 @@ impl Anchor {
         read(OWN, own)?;
         let init_lines = read(INIT, init)?;
         let absolute = Self::new(root, None)?;
-        let own_place = absolute.parse(own);
-        if let Ok(place) = own_place {
-            return absolute.unless_init_is_in(place.pod, init);
-        }
-        match (depth_below(&init_lines)?, own_place) {
+        let denial = match absolute.parse(own) {
+            Ok(place) => return absolute.unless_init_is_in(place.pod, init),
+            Err(denial) => denial,
+        };
+        match (depth_below(&init_lines)?, denial) {
             (1, _) => Err(AnchorError::NoHostPid),
             (depth @ 2.., _) => Self::new(root, Some(depth)),
-            (0, Err(CgroupDenial::OutsideRoot)) => {
-                Err(AnchorError::OwnPodElsewhere(root.to_owned()))
-            }
+            (0, CgroupDenial::OutsideRoot) => Err(AnchorError::OwnPodElsewhere(root.to_owned())),
             // A process of the node itself, such as a systemd service.
-            (0, Ok(_) | Err(CgroupDenial::MonitorProcess | CgroupDenial::NotAPod)) => Ok(absolute),
-            (0, Err(denial)) => Err(AnchorError::OwnCgroup(denial)),
+            (0, CgroupDenial::MonitorProcess | CgroupDenial::NotAPod) => Ok(absolute),
+            (0, denial) => Err(AnchorError::OwnCgroup(denial)),
         }
     }
 
@@ -156,13 +153,9 @@ fn root_above(path: &[u8], own_uid: PodUid) -> Option<String> {
     let root = match Mismatched::parse(own) {
         // The runtime ignores the slices, but the pod's name contains theirs.
         Some(Mismatched { pod, .. }) => {
-            let stem = [
-                QosClass::BestEffort,
-                QosClass::Burstable,
-                QosClass::Guaranteed,
-            ]
-            .into_iter()
-            .find_map(|class| name::strip_qos(pod.slice?, class))?;
+            let slice = pod.slice?;
+            let stem = |class: &QosClass| name::strip_qos(slice, *class);
+            let stem = QosClass::ALL.iter().find_map(stem)?;
             let base = above
                 .strip_suffix(evidence::RUNTIME_SERVICE)
                 .unwrap_or(above);

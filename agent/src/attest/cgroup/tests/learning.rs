@@ -31,7 +31,7 @@ fn on_a_hybrid_host_the_root_stands_before_the_own_pod() {
             let own = hybrid(&node.path(A, class));
             let anchor = Anchor::learn(&own, b"1:name=systemd:/\n0::/\n", A.pod, None);
             let anchor = anchor.expect("learned");
-            assert_eq!(anchor.root(), Some(node.root().as_str()));
+            assert_eq!(anchor.to_string(), node.root());
             let other = hybrid(&node.path(B, QosClass::Burstable));
             assert_eq!(anchor.parse(&other).map(|it| it.pod), Ok(B.pod));
         }
@@ -66,7 +66,7 @@ fn a_slice_that_begins_like_a_pods_directory_is_no_pod() {
         };
         let own = v2(&node.path(A, QosClass::Burstable));
         let anchor = Anchor::learn(&own, &v2(INIT), A.pod, None).expect("learned");
-        assert_eq!(anchor.root(), Some(root));
+        assert_eq!(anchor.to_string(), root);
         assert_eq!(anchor.parse(&own).map(|it| it.pod), Ok(A.pod));
     }
 }
@@ -79,7 +79,8 @@ fn in_a_private_cgroup_namespace_every_class_sees_pods_of_every_class_and_no_oth
             let sees = |path: &str| v2(&seen_from(&reader, path));
             let init = sees(INIT);
             let learned = Anchor::learn(b"0::/\n", &init, A.pod, Some(class)).expect("learned");
-            assert_eq!(learned.root(), None);
+            let described = learned.to_string();
+            assert!(described.starts_with("the directory "), "{described}");
             let told = Anchor::with_root(&node.root(), b"0::/\n", &init).expect("it fits");
             for anchor in [learned, told] {
                 for target in CLASSES {
@@ -260,7 +261,7 @@ fn a_root_is_learned_from_a_runtime_with_the_wrong_driver() {
         let name = name(stem);
         let own = format!("2:cpu:/system.slice/containerd.service{name}\n1:rdma:{name}\n");
         let anchor = Anchor::learn(own.as_bytes(), &v2(INIT), A.pod, None).expect("learned");
-        assert_eq!(anchor.root(), Some(root));
+        assert_eq!(anchor.to_string(), root);
     }
 }
 
