@@ -5,7 +5,6 @@
 //! pod and no stranger can starve the rest.
 
 mod admission;
-mod clock;
 mod connection;
 mod door;
 mod doorman;
@@ -276,8 +275,7 @@ impl Server {
         }
         door.turns.pass().await;
         let fd = stream.as_raw_fd();
-        let (admission, clock) = (&self.admission, &self.roll.clock);
-        let Some(connection) = Connection::open(peer, door, fd, admission, clock) else {
+        let Some(connection) = Connection::open(peer, door, fd, &self.admission) else {
             return (stream, Vec::new(), None);
         };
         let connection = Arc::new(connection);

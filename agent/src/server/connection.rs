@@ -1,7 +1,6 @@
 //! One connection: who its peer is, and whether that still holds.
 
 use super::admission::{Admission, Found, Standing};
-use super::clock::Clock;
 use super::door::Door;
 use super::intake::Intake;
 use super::remains::Remains;
@@ -81,7 +80,6 @@ impl Connection {
         door: Arc<Door>,
         fd: RawFd,
         admission: &Arc<Admission>,
-        clock: &Arc<Clock>,
     ) -> Option<Self> {
         let standing = admission.admit(&peer, door.entrance)?;
         let toll = standing.workload().map(toll_of);
@@ -99,7 +97,7 @@ impl Connection {
             watched: AtomicBool::new(false),
             rests: Mutex::default(),
             intake: Intake::none(),
-            times: Times::new(clock.clone()),
+            times: Times::new(),
             toll: toll.map_or_else(OnceLock::new, OnceLock::from),
             own_toll: Arc::new(Toll::of_suspect()),
         })
@@ -301,8 +299,8 @@ impl Connection {
         self.working.load(Ordering::Relaxed)
     }
 
-    /// What must become of the connection now, in an agent that is `leaving` or stays.
-    pub(super) fn look(&self, leaving: bool) -> Verdict {
+    /// What must become of the connection at `now`, in an agent that is `leaving` or stays.
+    pub(super) fn look(&self, now: Instant, leaving: bool) -> Verdict {
         let is_attested = match &*self.standing.lock() {
             Standing::Attested { workload, .. } => {
                 if !self.admission.attestor.may_still_ask(workload) {
@@ -312,7 +310,7 @@ impl Connection {
             }
             _ => false,
         };
-        self.times.look(is_attested, leaving)
+        self.times.look(now, is_attested, leaving)
     }
 
     /// Ends the connection, with everything in flight on it.

@@ -4,7 +4,6 @@
 //! deleted or the agent leaves, and each second it checks for timeouts. The kernel is asked to report a peer's exit
 //! only once its request takes time, or after the first second: many connections end before either.
 
-use super::clock::{Clock, TICK};
 use super::connection::Connection;
 use super::times::Verdict;
 use crate::attest::pods::Pods;
@@ -17,6 +16,7 @@ use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::futures::Notified;
@@ -26,13 +26,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 /// How many exits are read at once.
 const EXITS: usize = 64;
 
+/// How often timeouts are checked.
+const TICK: Duration = Duration::from_secs(1);
+
 /// The open connections.
 #[derive(Debug)]
 pub(crate) struct Roll {
     /// The peers' pidfds (epoll(7)). The runtime's own reactor would cost each connection several more system calls.
     exits: AsyncFd<OwnedFd>,
     open: Mutex<Open>,
-    pub(super) clock: Arc<Clock>,
 }
 
 #[derive(Debug, Default)]
@@ -70,7 +72,6 @@ impl Roll {
         Ok(Self {
             exits: readable(epoll::create(epoll::CreateFlags::CLOEXEC)?)?,
             open: Mutex::default(),
-            clock: Arc::default(),
         })
     }
 
@@ -127,10 +128,7 @@ impl Roll {
                     changed.set(changed_in(pods));
                     self.look(leaving);
                 }
-                _ = ticks.tick() => {
-                    self.clock.tick();
-                    self.look(leaving);
-                }
+                _ = ticks.tick() => self.look(leaving),
                 told = self.exits.readable() => {
                     told?.clear_ready();
                     self.end_exited()?;
@@ -159,8 +157,9 @@ impl Roll {
     }
 
     fn look(&self, leaving: bool) {
+        let now = Instant::now();
         for (number, connection) in &self.open.lock().connections {
-            match connection.look(leaving) {
+            match connection.look(now, leaving) {
                 Verdict::End => connection.end(),
                 Verdict::GoOn => self.watch(*number, connection),
                 Verdict::StopReading => connection.stop_reading(),

@@ -44,7 +44,7 @@ fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
         warnings: Warnings::default(),
     };
     let (door, fd) = (Arc::new(door), stream.as_raw_fd());
-    let connection = Connection::open(peer, door, fd, &Arc::new(admission), &Arc::default());
+    let connection = Connection::open(peer, door, fd, &Arc::new(admission));
     connection.expect("it is let in")
 }
 
