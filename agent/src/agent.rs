@@ -10,7 +10,7 @@ use crate::audit::{Audit, Writer};
 use crate::backend::Backends;
 use crate::config::{Config, IdentityMode};
 use crate::handler::{Clouds, Services};
-use crate::handover::{Found, Phase};
+use crate::handover::{Holder, Phase};
 use crate::metrics::Metrics;
 use crate::passed::Listener;
 use crate::peer::Pinning;
@@ -220,7 +220,7 @@ impl Agent {
         shutdown: CancellationToken,
     ) -> std::io::Result<()> {
         // On a cold start, pods had better wait inside than find nobody.
-        if self.keeper.look() == Found::Nobody {
+        if self.keeper.look() == Holder::Nobody {
             self.keeper.take().await?;
         }
         let (config, pods) = (self.config.clone(), self.pods.clone());

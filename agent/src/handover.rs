@@ -81,7 +81,7 @@ pub(crate) struct Listening {
 
 /// Who answers on the path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(crate) enum Found {
+pub(crate) enum Holder {
     /// Nobody answers there.
     Nobody,
     /// The listener itself.
@@ -363,18 +363,18 @@ impl SocketPath {
     }
 
     /// Finds out who answers on the path.
-    pub(crate) fn look(&self, listening: &Listening) -> Found {
+    pub(crate) fn look(&self, listening: &Listening) -> Holder {
         use io::ErrorKind::{ConnectionRefused as Refused, NotFound};
         match self.dial() {
             Ok(connection) => passed::let_go(connection),
-            Err(error) if matches!(error.kind(), Refused | NotFound) => return Found::Nobody,
+            Err(error) if matches!(error.kind(), Refused | NotFound) => return Holder::Nobody,
             // The backlog is full, or there is no descriptor to connect with: somebody may be there.
             Err(_) => {}
         }
         match self.stat(&self.name) {
-            Some(stat) if stat.st_ino == listening.inode => Found::Ours,
-            Some(_) => Found::Another,
-            None => Found::Nobody,
+            Some(stat) if stat.st_ino == listening.inode => Holder::Ours,
+            Some(_) => Holder::Another,
+            None => Holder::Nobody,
         }
     }
 

@@ -20,14 +20,12 @@ mod warnings;
 pub(crate) use connection::Connection;
 pub(crate) use toll::Toll;
 
-use crate::attest::cgroup::PodUid;
 use crate::attest::{AttestError, Attestor, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
 use crate::passed::{self, Listener};
 use crate::peer::{Named, Peer, PeerError, Pinning, is_exhausted};
-use crate::turns::Turnstile;
 use crate::waits::Waits;
 use admission::Admission;
 use door::Door;
@@ -64,15 +62,6 @@ const TABLES: usize = 4;
 
 /// How many connections over which descriptors were passed are closed at the same time.
 const CLOSINGS: usize = 16;
-
-/// How many connections a pod's own socket accepts beyond the pod's limit, so that they get an answer.
-const TOLD_BUSY: usize = 4;
-
-/// How many connections on a pod's own socket do not count against the total of all such sockets.
-const OF_ITS_OWN: usize = 4;
-
-/// How many peers a door lets in, or how many requests of unattested peers it starts, before everybody else has a turn.
-const PEERS_A_TURN: usize = 4;
 
 /// The waits between checks whether a peer has read its last answer.
 const TAKEN_CHECKS: Waits = Waits {
@@ -148,34 +137,6 @@ impl Server {
             tasks: TaskTracker::new(),
             own: std::process::id(),
             last_accept: Mutex::new(Instant::now()),
-        })
-    }
-
-    /// The door of the socket that all pods share.
-    pub(crate) fn shared_door(&self) -> Arc<Door> {
-        Arc::new(Door {
-            entrance: Entrance::Shared,
-            permits: self.connections.clone(),
-            shares: None,
-            // One is left for the pods' own doors.
-            tables: Semaphore::new(TABLES - 1),
-            turns: Turnstile::new(PEERS_A_TURN),
-        })
-    }
-
-    /// The door of one pod's own socket. Its connections use none of the shared socket's permits; all but the first few
-    /// draw on the total of all such doors.
-    pub(crate) fn door_of(&self, pod: PodUid) -> Arc<Door> {
-        Arc::new(Door {
-            entrance: Entrance::Pod(pod),
-            // A few more than the pod's limit, so that the pod is told that it is over it, and not left waiting.
-            permits: Arc::new(Semaphore::new(self.connections_per_pod + TOLD_BUSY)),
-            shares: Some((
-                Arc::new(Semaphore::new(OF_ITS_OWN)),
-                self.own_connections.clone(),
-            )),
-            tables: Semaphore::new(1),
-            turns: Turnstile::new(PEERS_A_TURN),
         })
     }
 

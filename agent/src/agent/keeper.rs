@@ -2,7 +2,7 @@
 
 use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
-use crate::handover::{Found, Listening, Phase, SocketPath};
+use crate::handover::{Holder, Listening, Phase, SocketPath};
 use crate::passed::{self, Listener};
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
@@ -53,7 +53,7 @@ impl Keeper {
     }
 
     /// Finds out who answers on the path.
-    pub(super) fn look(&self) -> Found {
+    pub(super) fn look(&self) -> Holder {
         self.path.look(&self.current)
     }
 
@@ -101,11 +101,11 @@ impl Keeper {
     pub(super) async fn watch(&mut self) -> io::Result<Option<Arc<Listener>>> {
         self.path.must_be_there()?;
         let found = self.look();
-        self.reached.set((found == Found::Ours).into());
+        self.reached.set((found == Holder::Ours).into());
         let now = match found {
-            Found::Another if self.has_path => Phase::Replaced,
+            Holder::Another if self.has_path => Phase::Replaced,
             // Not replaced: this agent has not taken the path yet, since it is not ready.
-            Found::Ours | Found::Another | Found::Nobody => Phase::Serving,
+            Holder::Ours | Holder::Another | Holder::Nobody => Phase::Serving,
         };
         let phase = &self.phase;
         let changed = phase.send_if_modified(|phase| std::mem::replace(phase, now) != now);
@@ -116,10 +116,10 @@ impl Keeper {
             tracing::warn!(pid, pod_uid, "another process answers on the socket's path");
         }
         let bound = match found {
-            Found::Ours | Found::Another => return Ok(None),
-            Found::Nobody if self.has_path => self.bind_again().await.map(Some),
+            Holder::Ours | Holder::Another => return Ok(None),
+            Holder::Nobody if self.has_path => self.bind_again().await.map(Some),
             // The other agent left or died before this one was ready. As on a cold start, pods wait inside.
-            Found::Nobody => self.take().await.map(|()| None),
+            Holder::Nobody => self.take().await.map(|()| None),
         };
         match bound {
             Ok(listener) => {

@@ -102,11 +102,11 @@ enum Source {
 #[derive(Debug, Default)]
 struct Looks {
     begun: AtomicU64,
-    last: tokio::sync::Mutex<(u64, Option<Named>)>,
+    last: tokio::sync::Mutex<(u64, Option<Listing>)>,
 }
 
 /// The pods that a complete list named.
-type Named = Arc<HashSet<PodUid>>;
+type Listing = Arc<HashSet<PodUid>>;
 
 /// A look failed: the API server gave no usable answer.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -211,7 +211,7 @@ impl Pods {
     /// # Errors
     ///
     /// If the API server did not give such a list.
-    pub(crate) async fn look(&self) -> Result<Named, LookError> {
+    pub(crate) async fn look(&self) -> Result<Listing, LookError> {
         let before = self.looks.begun.load(Ordering::SeqCst);
         let mut last = self.looks.last.lock().await;
         if last.0 <= before {

@@ -6,7 +6,7 @@
 use super::grpc::serve;
 use super::named;
 use super::plugin::Plugin;
-use crate::handover::{Access, Found, Listening, SocketPath};
+use crate::handover::{Access, Holder, Listening, SocketPath};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -56,7 +56,7 @@ impl Socket {
     /// If the directory itself is no longer there. After a restart, a container's mount leads to the one that is.
     pub(super) fn keep(&mut self) -> io::Result<()> {
         self.socket.must_be_there()?;
-        if self.socket.holds(&self.listening) || self.socket.look(&self.listening) != Found::Nobody
+        if self.socket.holds(&self.listening) || self.socket.look(&self.listening) != Holder::Nobody
         {
             return Ok(());
         }

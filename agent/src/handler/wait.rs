@@ -39,7 +39,9 @@ impl Handling {
                 began: Instant::now(),
             };
             let outcome = read.read_once(ask, &mut place).await;
-            if is_settled(&outcome) || !rest(end, &outcome, self.connection.closes()).await {
+            if is_settled(&outcome)
+                || !pause_until_next(end, &outcome, self.connection.closes()).await
+            {
                 return outcome;
             }
         }
@@ -48,7 +50,7 @@ impl Handling {
 
 /// Pauses after a read of a wait that lasts until `end`. Returns whether to read again: not if the time is over or the
 /// connection closes.
-async fn rest(
+async fn pause_until_next(
     end: Instant,
     outcome: &Result<Answer, RequestError>,
     closes: impl Future<Output = ()>,
@@ -110,7 +112,7 @@ mod tests {
         let outcome = loop {
             let outcome = outcomes[reads.len().min(outcomes.len() - 1)]();
             reads.push(began.elapsed());
-            if is_settled(&outcome) || !rest(end, &outcome, closes()).await {
+            if is_settled(&outcome) || !pause_until_next(end, &outcome, closes()).await {
                 break outcome;
             }
         };
