@@ -159,21 +159,11 @@ impl Location {
 
 impl Attestor {
     /// The peer of `stream`, named as far as this attestor needs it.
-    ///
-    /// # Errors
-    ///
-    /// As [`Peer::named`].
     pub(crate) fn named(&self, stream: &impl AsFd, pinning: Pinning) -> Result<Named, PeerError> {
         match self {
             // The containers of a pod usually do not see each other's processes.
             Self::Sidecar(_) => Peer::unseen(stream, pinning).map(Named::Pinned),
-            Self::Kubernetes(_) | Self::Local(_) => match Peer::named(stream, pinning) {
-                // Nothing can be read about it, so it is refused later: by an answer, not just a closed connection.
-                Err(PeerError::OutsidePidNamespace) => {
-                    Peer::unseen(stream, pinning).map(Named::Pinned)
-                }
-                named => named,
-            },
+            Self::Kubernetes(_) | Self::Local(_) => Peer::named(stream, pinning),
         }
     }
 

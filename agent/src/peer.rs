@@ -122,8 +122,7 @@ impl Peer {
     ///
     /// # Errors
     ///
-    /// If the process is outside the agent's PID namespace, cannot be tied to the connection, or is already reported as
-    /// exited.
+    /// If the process cannot be tied to the connection, or is already reported as exited.
     pub(crate) fn of(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
         match Self::named(stream, pinning)? {
             Named::Pinned(peer) => Ok(peer),
@@ -132,37 +131,25 @@ impl Peer {
     }
 
     /// The first part of [`Self::of`], which takes little time: the sooner after `connect(2)`, the fewer processes can
-    /// have had the number.
+    /// have had the number. A process outside the agent's PID namespace has none.
     ///
     /// # Errors
     ///
-    /// As [`Self::of`].
+    /// If the process has exited, or the kernel says nothing about it.
     pub(crate) fn named(stream: &impl AsFd, pinning: Pinning) -> Result<Named, PeerError> {
-        // The pidfd first: only with it can the PID be checked.
-        let by_kernel = match pinning {
-            Pinning::ByPidfd => Some(peer_pidfd(stream)?),
-            Pinning::ByNumber => None,
-        };
-        let credentials = getsockopt(stream, PeerCredentials).map_err(io::Error::from)?;
-        let pid = credentials.pid();
-        let number = Pid::from_raw(pid).ok_or(PeerError::OutsidePidNamespace)?;
-        let peer = |pidfd| Self {
-            pid,
-            uid: credentials.uid(),
-            pidfd: Some(pidfd),
-            pinning,
-            on_nodes_network: false,
-        };
-        Ok(match by_kernel {
-            Some(pidfd) => Named::Pinned(peer(pidfd)),
-            None => {
+        let mut peer = Self::unseen(stream, pinning)?;
+        match (pinning, Pid::from_raw(peer.pid)) {
+            (Pinning::ByNumber, Some(number)) => {
                 let pidfd = pidfd_of(number).map_err(|errno| match errno {
                     rustix::io::Errno::SRCH => PeerError::Gone,
                     errno => PeerError::Io(errno.into()),
                 })?;
-                Named::ByNumber(Claim(peer(pidfd)))
+                peer.pidfd = Some(pidfd);
+                Ok(Named::ByNumber(Claim(peer)))
             }
-        })
+            // Nothing can be read about a process without a number, so it is refused as soon as anything is.
+            _ => Ok(Named::Pinned(peer)),
+        }
     }
 
     /// The process that connected `stream`, whether or not the agent can see it: for a socket that by itself proves who
@@ -172,6 +159,7 @@ impl Peer {
     ///
     /// If the process has exited, or the kernel says nothing about it.
     pub(crate) fn unseen(stream: &impl AsFd, pinning: Pinning) -> Result<Self, PeerError> {
+        // The pidfd first: only with it can the PID be checked.
         let pidfd = match pinning {
             Pinning::ByPidfd => Some(peer_pidfd(stream)?),
             Pinning::ByNumber => None,
