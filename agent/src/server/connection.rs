@@ -5,7 +5,7 @@ use super::door::Door;
 use super::intake::Intake;
 use super::remains::Remains;
 use super::times::{Times, Verdict};
-use super::toll::{Finding, Toll};
+use super::toll::Toll;
 use crate::attest::{AttestError, Denial, Workload};
 use crate::error::RequestError;
 use crate::peer::Peer;
@@ -205,8 +205,8 @@ impl Connection {
     ///
     /// If such calls cost too much; the connection ends then.
     pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> io::Result<T> {
-        let (outcome, finding) = self.toll().call(call);
-        if finding == Finding::Fine {
+        let (outcome, is_too_much) = self.toll().call(call);
+        if !is_too_much {
             return Ok(outcome);
         }
         self.end();

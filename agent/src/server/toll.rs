@@ -48,15 +48,6 @@ pub(crate) struct Toll {
     paid: Mutex<Option<Instant>>,
 }
 
-/// What a call has shown.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) enum Finding {
-    /// The connection may go on.
-    Fine,
-    /// It cost too much, and more is owed than may be.
-    TooMuch,
-}
-
 /// Does it, and measures the processor time that it takes.
 pub(super) fn measured<T>(call: impl FnOnce() -> T) -> (T, Duration) {
     let before = used();
@@ -80,8 +71,9 @@ impl Toll {
         }
     }
 
-    /// Makes a call; costs no more than two looks at the clock unless the peer is suspect.
-    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> (T, Finding) {
+    /// Makes a call, and returns whether it [is too much](Self::charge). Costs no more than two looks at the clock unless
+    /// the peer is suspect.
+    pub(super) fn call<T>(&self, call: impl FnOnce() -> T) -> (T, bool) {
         let began = Instant::now();
         let is_suspect = self.suspect.lock().is_some_and(|until| began < until);
         let before = is_suspect.then(used);
@@ -89,14 +81,11 @@ impl Toll {
         // It has used no more of the processor than that.
         let took = began.elapsed();
         if took < COSTLY {
-            return (outcome, Finding::Fine);
+            return (outcome, false);
         }
         self.note_slow(began, took);
-        let finding = match before {
-            Some(before) => self.charge(used().saturating_sub(before)),
-            None => Finding::Fine,
-        };
-        (outcome, finding)
+        let is_too_much = before.is_some_and(|before| self.charge(used().saturating_sub(before)));
+        (outcome, is_too_much)
     }
 
     /// Notes a call that took long, for whatever reason.
@@ -110,20 +99,17 @@ impl Toll {
         }
     }
 
-    /// Notes what a call has cost.
-    pub(super) fn charge(&self, cost: Duration) -> Finding {
+    /// Notes what a call has cost. Returns whether it is too much: it has cost something, and more is owed than may be.
+    pub(super) fn charge(&self, cost: Duration) -> bool {
         if cost < COSTLY {
-            return Finding::Fine;
+            return false;
         }
         let now = Instant::now();
         let mut paid = self.paid.lock();
         let owed = paid.unwrap_or(now).saturating_duration_since(now);
         let owed = owed.saturating_add(cost * WAIT);
         *paid = Some(now + owed.min(LONGEST));
-        match owed > CREDIT * WAIT {
-            true => Finding::TooMuch,
-            false => Finding::Fine,
-        }
+        owed > CREDIT * WAIT
     }
 
     /// When everything will be paid, if anything is owed.
@@ -145,25 +131,25 @@ mod tests {
     async fn what_calls_cost_is_owed_until_it_is_paid_and_too_much_ends_it() {
         let toll = Toll::of_suspect();
         for _ in 0..1_000_000 {
-            assert_eq!(toll.charge(NORMAL), Finding::Fine);
+            assert!(!toll.charge(NORMAL));
         }
         assert_eq!(toll.paid(), None, "calls as they are owe nothing");
         for _ in 0..20 {
-            assert_eq!(toll.charge(MILLI), Finding::Fine);
-            assert_eq!(toll.charge(NORMAL), Finding::Fine);
+            assert!(!toll.charge(MILLI));
+            assert!(!toll.charge(NORMAL));
         }
-        assert_eq!(toll.charge(MILLI), Finding::TooMuch);
+        assert!(toll.charge(MILLI));
         assert_eq!(toll.paid(), Some(Instant::now() + 21 * WAIT * MILLI));
         advance(2 * WAIT * MILLI).await;
-        assert_eq!(toll.charge(MILLI), Finding::Fine);
-        assert_eq!(toll.charge(COSTLY), Finding::TooMuch);
+        assert!(!toll.charge(MILLI));
+        assert!(toll.charge(COSTLY));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_call_can_be_too_much_and_no_debt_lasts_longer_than_ten_minutes() {
         let toll = Toll::of_suspect();
-        assert_eq!(toll.charge(CREDIT + MILLI), Finding::TooMuch);
-        assert_eq!(toll.charge(LONGEST), Finding::TooMuch);
+        assert!(toll.charge(CREDIT + MILLI));
+        assert!(toll.charge(LONGEST));
         assert_eq!(toll.paid(), Some(Instant::now() + LONGEST));
     }
 
@@ -173,16 +159,16 @@ mod tests {
         let sleep = || std::thread::sleep(6 * CREDIT);
         toll.note_slow(Instant::now(), CREDIT);
         assert!(toll.suspect.lock().is_none(), "that was little");
-        assert_eq!(toll.call(sleep).1, Finding::Fine);
+        assert!(!toll.call(sleep).1);
         assert!(toll.suspect.lock().is_some());
         assert_eq!(toll.paid(), None);
-        assert_eq!(toll.call(sleep).1, Finding::Fine);
+        assert!(!toll.call(sleep).1);
         let spins = || {
             let mut used = Duration::ZERO;
             while used < 2 * CREDIT {
                 used += measured(|| (0..10_000).for_each(|_| std::hint::spin_loop())).1;
             }
         };
-        assert_eq!(toll.call(spins).1, Finding::TooMuch);
+        assert!(toll.call(spins).1);
     }
 }
