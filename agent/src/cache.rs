@@ -14,14 +14,11 @@ use crate::secret::SecretName;
 use crate::session::SessionKey;
 use parking_lot::Mutex;
 pub(crate) use shelf::NodesValues;
-use shelf::{Room, Shelf};
+use shelf::Shelf;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-
-/// All pods of the node together may keep this many times what one pod may.
-const PODS_WITH_ALL: usize = 4;
 
 /// What a read is for: everything that can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -101,9 +98,10 @@ impl Hash for ReadKey {
 impl Values {
     /// Creates an empty one, on a node whose pods together keep `all`.
     pub(crate) fn new(settings: Arc<config::Cache>, all: &NodesValues) -> Self {
+        let limit = usize::try_from(settings.max_bytes).unwrap_or(usize::MAX);
         Self {
             settings,
-            shelf: Mutex::new(Shelf::new(all.clone())),
+            shelf: Mutex::new(Shelf::new(limit, all.clone())),
             reads: Flights::default(),
         }
     }
@@ -144,7 +142,7 @@ impl Values {
                 // A read that began later knows better, even if it ended earlier and found nothing.
                 if keeps && self.reads.is_last(key, seat.number) {
                     // Its age counts from before the vault was asked, so that it is never older than its age says.
-                    self.shelf.lock().put(key, &secret, seat.began, self.room());
+                    self.shelf.lock().put(key, &secret, seat.began);
                 }
                 Ok(Read {
                     secret,
@@ -202,14 +200,6 @@ impl Values {
             age: Some(age),
             shared_with: None,
         })
-    }
-
-    fn room(&self) -> Room {
-        let of_pod = usize::try_from(self.settings.max_bytes).unwrap_or(usize::MAX);
-        Room {
-            of_pod,
-            of_node: of_pod.saturating_mul(PODS_WITH_ALL),
-        }
     }
 
     /// How long a value is kept.

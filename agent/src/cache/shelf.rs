@@ -12,6 +12,9 @@ use tokio::time::Instant;
 /// What an entry costs in addition to its value, in bytes: key, bookkeeping and its places in both maps, rounded up.
 pub(super) const ENTRY_COST: usize = 512;
 
+/// All pods of the node together may keep this many times what one pod may; beyond that, a pod still has [`OWN_ROOM`].
+const PODS_WITH_ALL: usize = 4;
+
 /// What each pod may keep whatever the others do, in bytes: dozens of short values, or one of up to 32 KiB, which is
 /// kept together with its answer.
 pub(super) const OWN_ROOM: usize = 64 << 10;
@@ -20,19 +23,14 @@ pub(super) const OWN_ROOM: usize = 64 << 10;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct NodesValues(Arc<AtomicUsize>);
 
-/// How many bytes one pod may keep, and all pods together; beyond the latter, a pod still has [`OWN_ROOM`].
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Room {
-    pub(super) of_pod: usize,
-    pub(super) of_node: usize,
-}
-
 /// The values of one pod. A dropped value is wiped when its last reader drops it too.
 #[derive(Debug, Default)]
 pub(super) struct Shelf {
     by_key: HashMap<Arc<ReadKey>, Kept>,
     by_age: BTreeMap<Age, Arc<ReadKey>>,
     bytes: usize,
+    /// How many bytes it may have.
+    limit: usize,
     /// The bytes of all pods, including this one's.
     all: NodesValues,
     /// Distinguishes values that were read at the same time.
@@ -53,9 +51,10 @@ struct Kept {
 // === impl Shelf ===
 
 impl Shelf {
-    /// Creates an empty one, on a node whose pods together keep `all`.
-    pub(super) fn new(all: NodesValues) -> Self {
+    /// Creates an empty one for `limit` bytes, on a node whose pods together keep `all`.
+    pub(super) fn new(limit: usize, all: NodesValues) -> Self {
         let mut shelf = Self::default();
+        shelf.limit = limit;
         shelf.all = all;
         shelf
     }
@@ -67,20 +66,14 @@ impl Shelf {
     }
 
     /// Keeps a value that was read at `read_at`, unless a role was refused since, or there is no room.
-    pub(super) fn put(
-        &mut self,
-        key: &ReadKey,
-        secret: &Arc<Secret>,
-        read_at: Instant,
-        room: Room,
-    ) {
+    pub(super) fn put(&mut self, key: &ReadKey, secret: &Arc<Secret>, read_at: Instant) {
         self.remove(key);
         if self.refused.is_some_and(|refused| read_at <= refused) {
             return;
         }
         let bytes = ENTRY_COST + 2 * key.name.as_str().len() + secret.footprint();
         // Nothing is dropped for a value that could not stay either.
-        if !self.could_hold(bytes, room) {
+        if !self.could_hold(bytes) {
             return;
         }
         let (key, age) = (Arc::new(key.clone()), (read_at, self.next));
@@ -89,7 +82,7 @@ impl Shelf {
         self.by_age.insert(age, key.clone());
         let secret = secret.clone();
         self.by_key.insert(key, Kept { secret, age, bytes });
-        while !self.could_hold(self.bytes, room) {
+        while !self.could_hold(self.bytes) {
             self.remove_oldest();
         }
     }
@@ -143,13 +136,14 @@ impl Shelf {
     }
 
     /// Whether there is room for this many bytes in place of everything that is here.
-    fn could_hold(&self, bytes: usize, room: Room) -> bool {
+    fn could_hold(&self, bytes: usize) -> bool {
         let others = self
             .all
             .0
             .load(Ordering::Relaxed)
             .saturating_sub(self.bytes);
-        bytes <= room.of_pod && (bytes <= OWN_ROOM || others + bytes <= room.of_node)
+        let of_node = self.limit.saturating_mul(PODS_WITH_ALL);
+        bytes <= self.limit && (bytes <= OWN_ROOM || others + bytes <= of_node)
     }
 
     fn grow(&mut self, bytes: usize) {

@@ -66,6 +66,15 @@ impl Vault {
     }
 }
 
+/// Reads a value, which may come from the cache.
+async fn get(
+    vault: &Vault,
+    values: &Values,
+    name: &str,
+) -> Result<(String, &'static str), (Code, &'static str)> {
+    vault.read(values, &key(name), false).await
+}
+
 fn asker() -> RequestId {
     RequestId::new("00000000", 1)
 }
@@ -110,17 +119,14 @@ async fn without_a_ttl_every_read_asks_the_vault() {
         Vault::default(),
         values(|settings| settings.ttl = Duration::ZERO),
     );
-    assert_eq!(vault.read(&values, &key("a"), false).await, found(1, "off"));
-    assert_eq!(vault.read(&values, &key("a"), false).await, found(2, "off"));
+    assert_eq!(get(&vault, &values, "a").await, found(1, "off"));
+    assert_eq!(get(&vault, &values, "a").await, found(2, "off"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_value_serves_until_its_time_is_over_and_says_its_age() {
     let (vault, values) = (Vault::default(), values(|_| {}));
-    assert_eq!(
-        vault.read(&values, &key("a"), false).await,
-        found(1, "miss")
-    );
+    assert_eq!(get(&vault, &values, "a").await, found(1, "miss"));
     advance(TTL - Duration::from_secs(1)).await;
     let hit = vault.ask(&values, &key("a"), false).await.expect("a hit");
     assert_eq!(hit.cache, CacheUse::Hit);
@@ -130,10 +136,7 @@ async fn a_value_serves_until_its_time_is_over_and_says_its_age() {
         Some(TTL - Duration::from_secs(1) + Duration::from_millis(10))
     );
     advance(Duration::from_secs(1)).await;
-    assert_eq!(
-        vault.read(&values, &key("a"), false).await,
-        found(2, "miss")
-    );
+    assert_eq!(get(&vault, &values, "a").await, found(2, "miss"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,33 +206,18 @@ async fn everything_that_changes_what_is_read_is_in_the_key() {
 async fn only_names_that_begin_as_configured_are_kept() {
     let values = values(|settings| settings.only = vec!["public/".into()]);
     let vault = Vault::default();
-    assert_eq!(
-        vault.read(&values, &key("private/a"), false).await,
-        found(1, "off")
-    );
-    assert_eq!(
-        vault.read(&values, &key("private/a"), false).await,
-        found(2, "off")
-    );
-    assert_eq!(
-        vault.read(&values, &key("public/a"), false).await,
-        found(3, "miss")
-    );
-    assert_eq!(
-        vault.read(&values, &key("public/a"), false).await,
-        found(3, "hit")
-    );
+    assert_eq!(get(&vault, &values, "private/a").await, found(1, "off"));
+    assert_eq!(get(&vault, &values, "private/a").await, found(2, "off"));
+    assert_eq!(get(&vault, &values, "public/a").await, found(3, "miss"));
+    assert_eq!(get(&vault, &values, "public/a").await, found(3, "hit"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn an_ask_for_the_latest_passes_the_cache_and_refreshes_it() {
     let (vault, values) = (Vault::default(), values(|_| {}));
-    vault
-        .read(&values, &key("a"), false)
-        .await
-        .expect("a value");
+    get(&vault, &values, "a").await.expect("a value");
     assert_eq!(vault.read(&values, &key("a"), true).await, found(2, "miss"));
-    assert_eq!(vault.read(&values, &key("a"), false).await, found(2, "hit"));
+    assert_eq!(get(&vault, &values, "a").await, found(2, "hit"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -266,10 +254,7 @@ async fn after_a_refusal_or_a_deletion_no_older_value_comes_back() {
     ] {
         let vault = Vault::default();
         let values = values(|settings| settings.stale_if_error = TTL);
-        vault
-            .read(&values, &key("a"), false)
-            .await
-            .expect("a value");
+        get(&vault, &values, "a").await.expect("a value");
         vault.fail(fault, code);
         assert_eq!(
             vault.read(&values, &key("a"), true).await,
@@ -277,7 +262,7 @@ async fn after_a_refusal_or_a_deletion_no_older_value_comes_back() {
         );
         vault.fail(Fault::Unreachable, Code::Unavailable);
         let away = Err((Code::Unavailable, "miss"));
-        assert_eq!(vault.read(&values, &key("a"), false).await, away);
+        assert_eq!(get(&vault, &values, "a").await, away);
     }
 }
 
@@ -285,14 +270,11 @@ async fn after_a_refusal_or_a_deletion_no_older_value_comes_back() {
 async fn a_throttled_read_does_not_bring_an_expired_value_back() {
     let vault = Vault::default();
     let values = values(|settings| settings.stale_if_error = TTL);
-    vault
-        .read(&values, &key("a"), false)
-        .await
-        .expect("a value");
+    get(&vault, &values, "a").await.expect("a value");
     advance(TTL).await;
     vault.fail(Fault::Call, Code::Throttled);
     let throttled = Err((Code::Throttled, "miss"));
-    assert_eq!(vault.read(&values, &key("a"), false).await, throttled);
+    assert_eq!(get(&vault, &values, "a").await, throttled);
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,26 +84,25 @@ async fn all_pods_of_a_node_keep_no_more_than_four_may_and_each_keeps_some() {
 
 #[tokio::test(start_paused = true)]
 async fn what_could_not_stay_takes_the_place_of_nothing() {
-    let room = shelf::Room {
-        of_pod: 1 << 20,
-        of_node: 1 << 20,
-    };
     let all = NodesValues::default();
-    let [mut full, mut shelf] = [(); 2].map(|()| Shelf::new(all.clone()));
+    let [mut full @ .., mut shelf] = [(); 5].map(|()| Shelf::new(1 << 18, all.clone()));
     let secret = |bytes| {
         let value = SecretValue::from("x".repeat(bytes));
         Arc::new(Secret::new(value, true, "1"))
     };
     let now = Instant::now();
     for number in 0..100 {
-        full.put(&key(&format!("{number}")), &secret(10_000), now, room);
-        shelf.put(&key(&format!("{number}")), &secret(10), now, room);
+        let key = key(&format!("{number}"));
+        for full in &mut full {
+            full.put(&key, &secret(10_000), now);
+        }
+        shelf.put(&key, &secret(10), now);
     }
     let before = shelf.size();
     assert_eq!(before.0, 100, "its own room holds them");
-    shelf.put(&key("long"), &secret(40_000), now, room);
+    shelf.put(&key("long"), &secret(40_000), now);
     assert_eq!(shelf.size(), before);
     drop(full);
-    shelf.put(&key("long"), &secret(40_000), now, room);
+    shelf.put(&key("long"), &secret(40_000), now);
     assert_eq!(shelf.size().0, 101);
 }
