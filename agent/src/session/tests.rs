@@ -154,7 +154,11 @@ async fn a_short_session_is_used_for_seven_eighths_of_its_life() {
 #[tokio::test(start_paused = true)]
 async fn a_session_is_used_for_half_a_day_at_most_whatever_the_cloud_says() {
     let hours = |hours: u64| Duration::from_secs(hours * 3600);
-    for (said, renewed) in [(hours(11), hours(11) * 3 / 4), (hours(1000), hours(9))] {
+    for (said, renewed) in [
+        (hours(11), hours(11) * 3 / 4),
+        (hours(1000), hours(9)),
+        (Duration::MAX, hours(9)),
+    ] {
         let (sessions, key) = (Sessions::default(), key("role"));
         let service = Service {
             life: Some(said),
@@ -480,18 +484,6 @@ async fn a_token_service_that_asks_to_slow_down_is_left_alone_for_that_time_with
         advance(Duration::from_millis(1)).await;
         assert_eq!(slow_down().await, 2);
     }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_session_that_is_said_to_live_for_ever_is_renewed_all_the_same() {
-    let (sessions, key) = (Sessions::default(), key("role"));
-    let service = Service {
-        life: Some(Duration::MAX),
-        ..Service::default()
-    };
-    assert_eq!(service.open(&sessions, &key).await.expect("a session"), 1);
-    advance(LONGEST_LIFE).await;
-    assert_eq!(service.open(&sessions, &key).await.expect("a new one"), 2);
 }
 
 #[tokio::test(start_paused = true)]
