@@ -55,7 +55,6 @@ pub(crate) struct Agent {
     keeper: Keeper,
     admin: Arc<TcpListener>,
     pods: Option<Arc<Pods>>,
-    attestor: Arc<Attestor>,
     services: Arc<Services>,
     server: Arc<Server>,
     /// Background tasks, some of which run until the agent leaves. If one fails, the agent ends.
@@ -113,7 +112,7 @@ impl Agent {
             require_header: config.listen.require_header.clone(),
             deadline: config.limits.request_deadline,
             requests: AtomicU64::new(0),
-            attestor: attestor.clone(),
+            attestor,
         });
         let no_socket = |source| StartError::Listen {
             socket: config.listen.socket.clone(),
@@ -122,16 +121,10 @@ impl Agent {
         // Last, so that a failed start leaves nothing behind.
         let listening = path.listen().map_err(no_socket)?;
         let phase = watch::Sender::new(Phase::Serving);
-        let server = Server::new(
-            services.clone(),
-            attestor.clone(),
-            pinning,
-            &config.limits,
-            phase.subscribe(),
-        )
-        .map_err(no_socket)?;
+        let server = Server::new(services.clone(), pinning, &config.limits, phase.subscribe())
+            .map_err(no_socket)?;
         let server = Arc::new(server);
-        let of_node = pods.clone().zip(attestor.node().cloned());
+        let of_node = pods.clone().zip(services.attestor.node().cloned());
         let volumes = of_node.filter(|_| config.csi.enabled).map(|(pods, node)| {
             Arc::new(Volumes::new(
                 &config.csi,
@@ -144,13 +137,13 @@ impl Agent {
         });
         announce(&config, &admin, pinning);
         let reached = services.metrics.socket_reached.clone();
-        let keeper = Keeper::new(path, listening, phase, volumes, reached, attestor.clone());
+        let attestor = services.attestor.clone();
+        let keeper = Keeper::new(path, listening, phase, volumes, reached, attestor);
         Ok(Self {
             config: Arc::new(config),
             keeper,
             admin: Arc::new(admin),
             pods,
-            attestor,
             services,
             server,
             tasks: JoinSet::new(),
@@ -189,12 +182,9 @@ impl Agent {
         }
         self.tasks.spawn({
             let (admin, services) = (self.admin.clone(), self.services.clone());
-            let (attestor, server) = (self.attestor.clone(), self.server.clone());
-            let volumes = self.keeper.volumes.clone();
+            let (server, volumes) = (self.server.clone(), self.keeper.volumes.clone());
             async move {
-                let gauged = services.clone();
-                let gauge =
-                    Arc::new(move || gauge(&gauged, &attestor, &server, volumes.as_deref()));
+                let gauge = Arc::new(move || gauge(&server, volumes.as_deref()));
                 admin::serve(&admin, services, gauge).await;
                 Ok(())
             }
@@ -224,7 +214,7 @@ impl Agent {
             self.keeper.take().await?;
         }
         let (config, pods) = (self.config.clone(), self.pods.clone());
-        let mut ready = std::pin::pin!(ready(config, pods, self.attestor.clone()));
+        let mut ready = std::pin::pin!(ready(config, pods, self.services.attestor.clone()));
         let mut is_ready = false;
         let mut rounds = interval(ROUND);
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -269,7 +259,7 @@ impl Agent {
 
     /// Periodic work.
     async fn round(&mut self) -> std::io::Result<()> {
-        for pod in self.attestor.pods() {
+        for pod in self.services.attestor.pods() {
             pod.sessions.tidy();
             pod.values.tidy();
         }
@@ -378,8 +368,7 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
     let Some((pods, node)) = pods.zip(attestor.node()) else {
         return;
     };
-    let mut synced = pods.synced();
-    let _ = synced.wait_for(|synced| *synced).await;
+    pods.synced().await;
     let own_pod = config.kubernetes.pod_uid;
     let mut told = false;
     while !node.is_anchored() {
@@ -401,9 +390,10 @@ async fn ready(config: Arc<Config>, pods: Option<Arc<Pods>>, attestor: Arc<Attes
 }
 
 /// Sets the gauges to the current values.
-fn gauge(services: &Services, attestor: &Attestor, server: &Server, volumes: Option<&Volumes>) {
+fn gauge(server: &Server, volumes: Option<&Volumes>) {
+    let services = &server.services;
     let set = |gauge: &IntGauge, count| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-    let all = attestor.pods();
+    let all = services.attestor.pods();
     let metrics = &services.metrics;
     set(&metrics.connections, server.open_connections());
     set(&metrics.pods, all.len());

@@ -20,7 +20,7 @@ mod warnings;
 pub(crate) use connection::Connection;
 pub(crate) use toll::Toll;
 
-use crate::attest::{AttestError, Attestor, Entrance};
+use crate::attest::{AttestError, Entrance};
 use crate::config;
 use crate::handler::{Services, handle};
 use crate::handover::Phase;
@@ -110,13 +110,12 @@ impl Server {
     /// If no descriptor is left.
     pub(crate) fn new(
         services: Arc<Services>,
-        attestor: Arc<Attestor>,
         pinning: Pinning,
         limits: &config::Limits,
         phase: watch::Receiver<Phase>,
     ) -> io::Result<Self> {
         let admission = Admission {
-            attestor,
+            attestor: services.attestor.clone(),
             metrics: services.metrics.clone(),
             doorman: Doorman::new(limits.unattested),
             orphans: Orphans::new(limits.connections_per_pod),

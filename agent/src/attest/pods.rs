@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::futures::Notified;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, SetOnce};
 use tokio::time::{Instant, sleep, timeout};
 
 /// The timeout of a look.
@@ -83,7 +83,7 @@ pub(crate) struct Pods {
     /// The recently deleted pods: a look of the agent's own that is under way may still name them.
     deleted: Mutex<HashMap<PodUid, Instant>>,
     changed: Notify,
-    synced: watch::Sender<bool>,
+    synced: SetOnce<()>,
     looks: Looks,
     /// Lists and watches that failed.
     failures: IntCounter,
@@ -174,7 +174,7 @@ impl Pods {
             by_uid: RwLock::default(),
             deleted: Mutex::default(),
             changed: Notify::new(),
-            synced: watch::Sender::new(false),
+            synced: SetOnce::new(),
             looks: Looks::default(),
             failures,
         }
@@ -192,12 +192,12 @@ impl Pods {
 
     /// Whether the first list is complete.
     pub(crate) fn is_synced(&self) -> bool {
-        *self.synced.borrow()
+        self.synced.initialized()
     }
 
-    /// Becomes true when the first list is complete.
-    pub(crate) fn synced(&self) -> watch::Receiver<bool> {
-        self.synced.subscribe()
+    /// Resolves when the first list is complete.
+    pub(crate) async fn synced(&self) {
+        self.synced.wait().await;
     }
 
     /// Resolves at the next change after the call.
@@ -319,7 +319,7 @@ impl Pods {
                         Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
                         Event::InitDone => {
                             let doubted = self.keep(&listed, listing_since);
-                            self.synced.send_replace(true);
+                            let _again = self.synced.set(());
                             self.confirm(doubted).await;
                         }
                         Event::Apply(pod) => {

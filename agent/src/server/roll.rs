@@ -8,7 +8,6 @@ use super::connection::Connection;
 use super::times::Verdict;
 use crate::attest::pods::Pods;
 use crate::handover::Phase;
-use futures::future::{Either, Pending, pending};
 use parking_lot::Mutex;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
@@ -19,8 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::futures::Notified;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 /// How many exits are read at once.
@@ -50,14 +48,6 @@ pub(super) struct Entry<'a> {
     roll: &'a Roll,
     number: u64,
     connection: &'a Connection,
-}
-
-/// Resolves at the next change of the pods after the call; never if there are no pods.
-fn changed_in(pods: Option<&Pods>) -> Either<Notified<'_>, Pending<()>> {
-    pods.map_or_else(
-        || Either::Right(pending()),
-        |pods| Either::Left(pods.changed()),
-    )
 }
 
 // === impl Roll ===
@@ -119,13 +109,15 @@ impl Roll {
     ) -> io::Result<()> {
         let mut ticks = interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut changed = std::pin::pin!(changed_in(pods));
+        let never = Notify::new();
+        let change = || pods.map_or_else(|| never.notified(), Pods::changed);
+        let mut changed = std::pin::pin!(change());
         let mut leaving = false;
         loop {
             tokio::select! {
                 () = &mut changed => {
                     // Before the look, so that no change is missed in between.
-                    changed.set(changed_in(pods));
+                    changed.set(change());
                     self.look(leaving);
                 }
                 _ = ticks.tick() => self.look(leaving),

@@ -18,7 +18,7 @@ const GRACE_SLACK: Duration = Duration::from_secs(2);
 pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// What the API server says about a pod, reduced to what the agent needs.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Facts {
     pub(crate) namespace: Arc<str>,
     pub(crate) name: Arc<str>,
@@ -63,16 +63,8 @@ impl Facts {
             namespace: namespace.into(),
             name: pod.into(),
             service_account: service_account.into(),
-            node: String::new(),
             host_network: pod.is_empty(),
-            mirror: false,
-            finished: false,
-            qos: None,
-            runtime_class: None,
-            has_ephemeral: false,
-            containers: HashMap::new(),
-            exempt: BTreeMap::new(),
-            grace_ends: None,
+            ..Self::default()
         }
     }
 
