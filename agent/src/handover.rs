@@ -229,20 +229,12 @@ impl SocketPath {
     }
 
     /// Listens on a temporary name next to the socket's.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
     pub(crate) fn listen(&self) -> io::Result<Listening> {
         self.listen_as(self.access.socket_mode())
     }
 
     /// Listens on the path itself at once, whoever had it before, with the given mode. For a directory that only agents
     /// or the mounter can change: it waits for no lock.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
     pub(crate) fn claim(&self, mode: u32) -> io::Result<Listening> {
         // Any other name is listened on only for as long as this function takes, so these are leftovers.
         for name in self.leftovers() {
@@ -330,10 +322,6 @@ impl SocketPath {
     }
 
     /// Renames the listener to the socket's path, whoever had it before.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
     pub(crate) async fn take(&self, listening: &Listening) -> io::Result<()> {
         let _lock = self.lock().await;
         self.rename(listening).map_err(|error| {

@@ -58,10 +58,6 @@ impl Keeper {
     }
 
     /// Takes the path, and with it the volumes' sockets.
-    ///
-    /// # Errors
-    ///
-    /// If the kernel refuses.
     pub(super) async fn take(&mut self) -> io::Result<()> {
         self.take_for(self.current.clone()).await
     }

@@ -106,10 +106,6 @@ impl KubeletTokens {
     }
 
     /// Takes the same from another agent, which may have had tokens for fewer audiences than this one will.
-    ///
-    /// # Errors
-    ///
-    /// As [`take`](Self::take).
     pub(crate) fn inherit(
         &self,
         json: &[u8],
