@@ -6,7 +6,7 @@ mod learning;
 mod node;
 mod properties;
 
-use super::{Anchor, CgroupDenial, PodCgroup};
+use super::{Anchor, CgroupDenial, PodCgroup, QosClass};
 use node::{A, B};
 
 /// Parses `text` for a reader that sees absolute paths.
@@ -20,6 +20,7 @@ fn parse(root: &str, text: &str) -> Result<PodCgroup, CgroupDenial> {
 fn a_container_id_is_read_from_a_pod_status() {
     use super::ContainerId;
     let id = A.container.to_string();
+    assert_eq!(format!("{:?}", A.container), id);
     assert_eq!(
         ContainerId::from_status(&format!("containerd://{id}")),
         Some(A.container)
@@ -57,6 +58,18 @@ fn a_pod_uid_is_read_in_its_canonical_form_only() {
     ] {
         assert!(text.parse::<PodUid>().is_err(), "{text}");
     }
+}
+
+#[test]
+fn a_qos_class_is_read_as_the_api_server_spells_it() {
+    for (text, class) in [
+        ("BestEffort", QosClass::BestEffort),
+        ("Burstable", QosClass::Burstable),
+        ("Guaranteed", QosClass::Guaranteed),
+    ] {
+        assert_eq!(text.parse(), Ok(class));
+    }
+    assert!("guaranteed".parse::<QosClass>().is_err());
 }
 
 #[test]
