@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use crate::agent::AgentSettings;
 use crate::fake::Behaviour;
-pub use crate::fake::Forgotten;
+pub use crate::fake::{ECHOED, Forgotten};
 use crate::sandbox::Sandbox;
 
 /// The backends that the sandbox has, as the configuration names them.
@@ -65,8 +65,27 @@ pub trait Cloud: Debug + Send + Sync {
     /// The stage or label that names an older version, if the backend has one.
     fn previous_stage(&self) -> Option<&'static str>;
 
-    /// Its own log, one line per call.
-    fn log(&self) -> Vec<String>;
+    /// Its own log.
+    fn log(&self) -> Vec<Logged>;
+}
+
+/// A call, as a backend's own log has it.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    /// What, by whom, and how it ended.
+    pub line: String,
+    /// Whether the backend refused it.
+    pub was_refused: bool,
+}
+
+impl Logged {
+    /// A call that ended with this error, if any.
+    fn new(call: &str, error: Option<&str>) -> Self {
+        Self {
+            line: format!("{call}: {}", error.unwrap_or("ok")),
+            was_refused: error.is_some(),
+        }
+    }
 }
 
 /// What goes wrong.
@@ -74,12 +93,16 @@ pub trait Cloud: Debug + Send + Sync {
 pub enum Trouble {
     /// The connection breaks in the middle of an answer.
     Cut,
+    /// Every call is refused, and the refusals repeat what was sent after [`ECHOED`].
+    Echo,
     /// An answer never ends.
     Endless,
     /// Something else answers.
     Garbage,
     /// No answer comes.
     Hang,
+    /// The answer is to another question.
+    Misdirect,
     /// The token service has no answer from the cluster's issuer.
     SilentIssuer,
     /// Answers come, later.
@@ -94,9 +117,11 @@ impl<S> From<Trouble> for Behaviour<S> {
     fn from(trouble: Trouble) -> Self {
         match trouble {
             Trouble::Cut => Self::CutBody,
+            Trouble::Echo => Self::Echo,
             Trouble::Endless => Self::Endless,
             Trouble::Garbage => Self::Html(200),
             Trouble::Hang => Self::Hang,
+            Trouble::Misdirect => Self::Misdirect,
             Trouble::SilentIssuer => Self::IssuerSilent,
             Trouble::Slow => Self::Delay(Duration::from_millis(200)),
             Trouble::Throttle(seconds) => Self::Throttle(Some(seconds)),

@@ -10,7 +10,9 @@ mod listener;
 mod log;
 
 pub(crate) use authority::Authority;
-pub(crate) use body::{BrokenOff, ReplyBody, whole};
+pub use body::ECHOED;
+pub(crate) use body::{BrokenOff, ReplyBody, echo, whole};
+pub(crate) use fault::OTHER;
 pub use fault::{Attempt, Behaviour, Fault, Special};
 pub(crate) use faults::Faults;
 pub use faults::{FaultGuard, Matches};

@@ -22,6 +22,7 @@ use super::policy::{Decision, Question};
 use super::reply::{Refusal, Reply};
 use super::secret::{Secret, SecretInput, Store, Version, arn_without_suffix, partition_of};
 use super::sigv4::Authorization;
+use crate::fake::OTHER;
 
 /// The prefix of all the service's targets.
 pub(super) const TARGET: &str = "secretsmanager.";
@@ -237,6 +238,12 @@ impl GetSecretValue {
                 "DecryptionFailure",
                 "Secrets Manager can't decrypt the protected secret text using the provided KMS key.",
             )),
+            Some(Behaviour::Misdirect) => {
+                let mut answer = value_json(secret, version);
+                answer["ARN"] = secret.arn.replace(&secret.name, OTHER).into();
+                answer["Name"] = OTHER.into();
+                Ok(Reply::json(200, &answer))
+            }
             _ => Ok(Reply::json(200, &value_json(secret, version))),
         }
     }

@@ -86,6 +86,10 @@ impl Arrived {
                 let page = "<html><head><title>502 Bad Gateway</title></head></html>\n";
                 return Reply::foreign(*status, "text/html", page);
             }
+            Some(Behaviour::Echo) => {
+                let text = fake::echo(&self.parts, &self.body);
+                Some((Refusal::new(403, "AccessDenied", text), None))
+            }
             Some(Behaviour::InternalError) => Some(self.internal_error()),
             Some(Behaviour::IssuerSilent) => Some((sts::no_key(), None)),
             Some(Behaviour::ServiceUnavailable) => Some((
@@ -112,7 +116,7 @@ impl Arrived {
                 self.call.error = Some(fault.name().to_owned());
                 reply.truncated()
             }
-            Some(fault @ (Behaviour::CutBody | Behaviour::Endless)) => {
+            Some(fault @ (Behaviour::CutBody | Behaviour::Endless | Behaviour::Misdirect)) => {
                 self.call.error = Some(fault.name().to_owned());
                 reply
             }

@@ -39,6 +39,11 @@ pub(super) fn issuer_silent(now: Timestamp) -> Reply {
     Refused(501_661, 400, text).into_reply("invalid_request", now)
 }
 
+/// The refusal of an assertion for its signature, in these words.
+pub(super) fn refusal(text: String, now: Timestamp) -> Reply {
+    Refused(700_027, 401, text).into_reply("invalid_client", now)
+}
+
 impl Refused {
     fn into_reply(self, error: &str, now: Timestamp) -> Reply {
         let Self(code, status, text) = self;

@@ -14,15 +14,12 @@ pub type Behaviour = fake::Behaviour<Special>;
 pub enum Special {
     /// A challenge, or a link to the next page, that points to this host.
     Divert(String),
-    /// The answer is about another secret.
-    Misdirect,
 }
 
 impl fake::Special for Special {
     fn name(&self) -> &'static str {
         match self {
             Self::Divert(_) => "fault: divert",
-            Self::Misdirect => "fault: misdirect",
         }
     }
 }

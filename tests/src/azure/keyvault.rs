@@ -10,6 +10,7 @@ use super::fault::{Behaviour, Special};
 use super::reply::Reply;
 use super::vault::{Access, Vault, Version};
 use super::{RESOURCE, State, VAULT_SUFFIX};
+use crate::fake::OTHER;
 
 const API_VERSIONS: [&str; 4] = ["7.4", "7.5", "7.6", "2025-07-01"];
 
@@ -174,7 +175,7 @@ impl Ask {
                     return Err(Refused(403, "Forbidden", inner, text.to_owned()));
                 }
                 let name = match fault {
-                    Some(Behaviour::Special(Special::Misdirect)) => "another",
+                    Some(Behaviour::Misdirect) => OTHER,
                     _ => &secret.name,
                 };
                 let mut answer = self.properties(name, version, Some(&version.id));

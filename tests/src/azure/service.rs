@@ -17,6 +17,8 @@ use crate::fake::{self, BrokenOff, ReplyBody};
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
+const TROUBLE: &str = "something is wrong here";
+
 /// Where a request goes.
 enum To {
     Entra(Form),
@@ -79,20 +81,33 @@ pub(super) async fn serve(
         log.calls.push(unanswered);
     };
     let behaviour = fault.clone();
-    let answer = move || answer(&state, &to, behaviour, call);
+    let answer = move || {
+        let echo = || fake::echo(&parts, &body);
+        answer(&state, &to, behaviour, call, echo)
+    };
     Behaviour::answer(fault.as_ref(), unanswered, answer).await
 }
 
-fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> Response<ReplyBody> {
+fn answer(
+    state: &State,
+    to: &To,
+    fault: Option<Behaviour>,
+    mut call: Call,
+    echo: impl FnOnce() -> String,
+) -> Response<ReplyBody> {
     call.error = fault.as_ref().map(|fault| fault.name().to_owned());
     call.at = state.now();
     let reply = match &fault {
         Some(Behaviour::Html(status)) => Reply::html(*status),
         Some(Behaviour::IssuerSilent) => entra::issuer_silent(state.now()),
-        Some(Behaviour::InternalError) => failed(500, "InternalServerError"),
-        Some(Behaviour::ServiceUnavailable) => failed(503, "ServiceUnavailable"),
+        Some(Behaviour::Echo) => match to {
+            To::Entra(_) => entra::refusal(echo(), state.now()),
+            _ => failed(403, "Forbidden", &echo()),
+        },
+        Some(Behaviour::InternalError) => failed(500, "InternalServerError", TROUBLE),
+        Some(Behaviour::ServiceUnavailable) => failed(503, "ServiceUnavailable", TROUBLE),
         Some(Behaviour::Throttle(seconds)) => {
-            let reply = failed(429, "Throttled");
+            let reply = failed(429, "Throttled", TROUBLE);
             match seconds {
                 Some(seconds) => reply.with_header(header::RETRY_AFTER, seconds),
                 None => reply,
@@ -106,12 +121,17 @@ fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> R
                 To::Vault(ask) => ask.answer(state, &mut call, fault.as_ref()),
                 To::Nobody => {
                     call.error = Some("nobody".to_owned());
-                    failed(404, "NotFound")
+                    failed(404, "NotFound", TROUBLE)
                 }
             };
             let spoils = matches!(
                 fault,
-                Some(Behaviour::CutBody | Behaviour::Endless | Behaviour::TruncatedBody)
+                Some(
+                    Behaviour::CutBody
+                        | Behaviour::Endless
+                        | Behaviour::Misdirect
+                        | Behaviour::TruncatedBody
+                )
             );
             call.error = call.error.or(told.filter(|_| spoils));
             match fault {
@@ -128,7 +148,7 @@ fn answer(state: &State, to: &To, fault: Option<Behaviour>, mut call: Call) -> R
     reply.into_response(matches!(fault, Some(Behaviour::CutBody)))
 }
 
-fn failed(status: u16, code: &str) -> Reply {
-    let error = serde_json::json!({"code": code, "message": "something is wrong here"});
+fn failed(status: u16, code: &str, message: &str) -> Reply {
+    let error = serde_json::json!({"code": code, "message": message});
     Reply::json(status, &serde_json::json!({"error": error}))
 }

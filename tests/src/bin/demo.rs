@@ -102,8 +102,8 @@ async fn show(arguments: &Arguments) -> io::Result<()> {
         writeln!(out, "  {line}")?;
     }
     writeln!(out, "\nThe log of {} itself:", arguments.backend)?;
-    for line in cloud.log() {
-        writeln!(out, "  {line}")?;
+    for call in cloud.log() {
+        writeln!(out, "  {}", call.line)?;
     }
     if !arguments.once {
         stay(&sandbox, &agent, &test, &prod)?;

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::io;
 
-use super::{Cloud, Forgotten, Trouble};
+use super::{Cloud, Forgotten, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::aws::{FakeAws, Fault, Operation, SecretInput};
 use crate::sandbox::{ACCOUNT, REGION, Sandbox};
@@ -47,11 +47,13 @@ impl Cloud for Aws {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let operation = match trouble {
-            Trouble::SilentIssuer => Operation::AssumeRoleWithWebIdentity,
-            _ => Operation::GetSecretValue,
+        let fault = match trouble {
+            Trouble::Echo => Fault::everywhere(trouble.into()),
+            Trouble::SilentIssuer => {
+                Fault::on(Operation::AssumeRoleWithWebIdentity, trouble.into())
+            }
+            _ => Fault::on(Operation::GetSecretValue, trouble.into()),
         };
-        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.0.fault(fault)))
     }
 
@@ -90,16 +92,16 @@ impl Cloud for Aws {
         Some("AWSPREVIOUS")
     }
 
-    fn log(&self) -> Vec<String> {
+    fn log(&self) -> Vec<Logged> {
         let line = |call: crate::aws::Call| {
-            let outcome = call.error.as_deref().unwrap_or("ok");
             let session = call.session_name.as_deref().unwrap_or_default();
             let what = call
                 .secret
                 .as_deref()
                 .or(call.role.as_deref())
                 .unwrap_or_default();
-            format!("{:?} {what} by {session}: {outcome}", call.operation)
+            let told = format!("{:?} {what} by {session}", call.operation);
+            Logged::new(&told, call.error.as_deref())
         };
         self.0.calls().into_iter().map(line).collect()
     }

@@ -9,7 +9,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Cloud, Forgotten, Trouble};
+use super::{Cloud, Forgotten, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::azure::{Access, AppSpec, FakeAzure, Fault, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
@@ -147,11 +147,11 @@ impl Cloud for Azure {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let operation = match trouble {
-            Trouble::SilentIssuer => Operation::Token,
-            _ => Operation::GetSecret,
+        let fault = match trouble {
+            Trouble::Echo => Fault::everywhere(trouble.into()),
+            Trouble::SilentIssuer => Fault::on(Operation::Token, trouble.into()),
+            _ => Fault::on(Operation::GetSecret, trouble.into()),
         };
-        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.cloud.fault(fault)))
     }
 
@@ -191,13 +191,12 @@ impl Cloud for Azure {
         None
     }
 
-    fn log(&self) -> Vec<String> {
+    fn log(&self) -> Vec<Logged> {
         let line = |call: crate::azure::Call| {
-            let outcome = call.error.as_deref().unwrap_or("ok");
             let who = call.client.as_deref().unwrap_or("nobody");
             let what = call.secret.as_deref().unwrap_or_default();
-            let id = call.correlation_id.as_deref().unwrap_or("none");
-            format!("{:?} {what} by {who} ({id}): {outcome}", call.operation)
+            let told = format!("{:?} {what} by {who} ({})", call.operation, call.user_agent);
+            Logged::new(&told, call.error.as_deref())
         };
         self.cloud.calls().into_iter().map(line).collect()
     }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{Cloud, Trouble};
+use super::{Cloud, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
@@ -86,7 +86,7 @@ impl Cloud for Files {
         None
     }
 
-    fn log(&self) -> Vec<String> {
+    fn log(&self) -> Vec<Logged> {
         Vec::new()
     }
 }

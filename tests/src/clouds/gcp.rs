@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::io;
 
-use super::{Cloud, Forgotten, Trouble};
+use super::{Cloud, Forgotten, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::gcp::{FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
@@ -96,11 +96,11 @@ impl Cloud for Gcp {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let operation = match trouble {
-            Trouble::SilentIssuer => Operation::ExchangeToken,
-            _ => Operation::AccessSecretVersion,
+        let fault = match trouble {
+            Trouble::Echo => Fault::everywhere(trouble.into()),
+            Trouble::SilentIssuer => Fault::on(Operation::ExchangeToken, trouble.into()),
+            _ => Fault::on(Operation::AccessSecretVersion, trouble.into()),
         };
-        let fault = Fault::on(operation, trouble.into());
         Some(Box::new(self.cloud.fault(fault)))
     }
 
@@ -134,9 +134,8 @@ impl Cloud for Gcp {
         None
     }
 
-    fn log(&self) -> Vec<String> {
+    fn log(&self) -> Vec<Logged> {
         let line = |call: crate::gcp::Call| {
-            let outcome = call.error.as_deref().unwrap_or("ok");
             let who = call.principal.as_deref().unwrap_or("nobody");
             let what = call
                 .secret
@@ -144,7 +143,8 @@ impl Cloud for Gcp {
                 .or(call.account.as_deref())
                 .unwrap_or_default();
             let reason = call.reason.as_deref().unwrap_or("none");
-            format!("{:?} {what} by {who} ({reason}): {outcome}", call.operation)
+            let told = format!("{:?} {what} by {who} ({reason})", call.operation);
+            Logged::new(&told, call.error.as_deref())
         };
         self.cloud.calls().into_iter().map(line).collect()
     }

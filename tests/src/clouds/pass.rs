@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::file::{impostor, namespace};
-use super::{Cloud, Trouble};
+use super::{Cloud, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::password_store::PasswordStore;
 use crate::sandbox::{Sandbox, password};
@@ -89,9 +89,12 @@ impl Cloud for Pass {
             Trouble::Cut => "cut",
             Trouble::Garbage => "garbage",
             Trouble::Hang => "hang",
-            Trouble::Endless | Trouble::SilentIssuer | Trouble::Slow | Trouble::Throttle(_) => {
-                return None;
-            }
+            Trouble::Echo
+            | Trouble::Endless
+            | Trouble::Misdirect
+            | Trouble::SilentIssuer
+            | Trouble::Slow
+            | Trouble::Throttle(_) => return None,
             Trouble::Truncated => "truncated",
         };
         let file = self.beside_the_program("trouble");
@@ -118,9 +121,14 @@ impl Cloud for Pass {
         None
     }
 
-    fn log(&self) -> Vec<String> {
+    fn log(&self) -> Vec<Logged> {
         let log = fs::read_to_string(self.beside_the_program("log")).unwrap_or_default();
-        log.lines().map(str::to_owned).collect()
+        let call = |line: &str| Logged {
+            line: line.to_owned(),
+            // It has no other answer than a failed search.
+            was_refused: false,
+        };
+        log.lines().map(call).collect()
     }
 }
 

@@ -12,6 +12,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 /// More bytes than any request to a cloud has.
 const MAX_BODY: usize = 128 * 1024;
 
+/// How an answer begins to repeat a request.
+pub const ECHOED: &str = "this was sent:";
+
 /// What an endless body is made of: blanks, which JSON and XML ignore.
 static BLANKS: [u8; 64 << 10] = [b' '; 64 << 10];
 
@@ -35,6 +38,15 @@ pub(crate) async fn whole(request: Request<Incoming>) -> Result<(Parts, Bytes), 
     let (parts, body) = request.into_parts();
     let body = Limited::new(body, MAX_BODY).collect().await;
     Ok((parts, body.map_err(|_| BrokenOff)?.to_bytes()))
+}
+
+/// All of a request in one line, which begins with [`ECHOED`].
+pub(crate) fn echo(parts: &Parts, body: &[u8]) -> String {
+    let mut told = ECHOED.to_owned();
+    for (name, value) in &parts.headers {
+        told += &format!(" {name}:{}", String::from_utf8_lossy(value.as_bytes()));
+    }
+    told + " " + &String::from_utf8_lossy(body)
 }
 
 impl ReplyBody {

@@ -35,6 +35,9 @@ pub trait Special: Clone {
     fn name(&self) -> &'static str;
 }
 
+/// The secret that a misdirected answer is about.
+pub(crate) const OTHER: &str = "another";
+
 /// Something that goes wrong for the calls that it matches; an empty field matches every call.
 #[derive(Clone, Debug)]
 pub struct Fault<C: Attempt, S> {
@@ -61,6 +64,8 @@ pub enum Behaviour<S> {
     Delay(Duration),
     /// The connection ends without an answer.
     Disconnect,
+    /// The cloud's own refusal of a caller, which repeats all of the request, credentials included.
+    Echo,
     /// The answer never ends.
     Endless,
     /// It is accepted and never answered.
@@ -73,6 +78,8 @@ pub enum Behaviour<S> {
     InternalError,
     /// The token service gets no answer where the cluster publishes its keys, and says so in its own words.
     IssuerSilent,
+    /// The answer to another question: about the secret [`OTHER`].
+    Misdirect,
     /// 503, as from a service that is being drained.
     ServiceUnavailable,
     /// What can go wrong only at this cloud.
@@ -163,12 +170,14 @@ impl<S: Special> Behaviour<S> {
             Self::CutBody => "fault: cut body",
             Self::Delay(_) => "fault: delay",
             Self::Disconnect => "fault: disconnect",
+            Self::Echo => "fault: echo",
             Self::Endless => "fault: endless",
             Self::Hang => "fault: hang",
             Self::Hold(_) => "fault: hold",
             Self::Html(_) => "fault: html",
             Self::InternalError => "fault: internal error",
             Self::IssuerSilent => "fault: issuer silent",
+            Self::Misdirect => "fault: misdirect",
             Self::ServiceUnavailable => "fault: service unavailable",
             Self::Special(special) => special.name(),
             Self::Throttle(_) => "fault: throttle",

@@ -11,6 +11,7 @@ use super::call::{Call, Operation};
 use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::store::VersionState;
+use crate::fake::OTHER;
 
 /// The most names in one answer.
 const PAGE_LIMIT: usize = 25_000;
@@ -161,7 +162,14 @@ fn access(
     if !data.is_empty() {
         payload["data"] = BASE64.encode(data).into();
     }
-    let name = format!("{resource}/versions/{number}");
+    let secret = match fault {
+        Some(Behaviour::Misdirect) => OTHER,
+        _ => secret,
+    };
+    let name = format!(
+        "projects/{}/secrets/{secret}/versions/{number}",
+        found.number
+    );
     Ok(Reply::json(200, &json!({"name": name, "payload": payload})))
 }
 

@@ -9,7 +9,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use super::State;
-use super::call::Call;
+use super::call::{Call, Operation};
 use super::fault::{Behaviour, Special};
 use super::reply::{Refusal, Reply};
 use super::secretmanager::Ask;
@@ -91,6 +91,14 @@ impl Arrived {
                     *status,
                     "<html><title>502 Bad Gateway</title></html>\n",
                 )),
+                Behaviour::Echo => {
+                    let text = fake::echo(&self.parts, &self.body);
+                    let refusal = match self.call.operation {
+                        Operation::ExchangeToken => sts::invalid_grant(text),
+                        _ => Refusal::api("PERMISSION_DENIED", text),
+                    };
+                    Some(refusal.into_reply(&[]))
+                }
                 Behaviour::InternalError => {
                     Some(Refusal::api("INTERNAL", "Internal error encountered.").into_reply(&[]))
                 }
@@ -130,7 +138,8 @@ impl Arrived {
             Some(
                 behaviour @ (Behaviour::Special(Special::BadChecksum)
                 | Behaviour::CutBody
-                | Behaviour::Endless),
+                | Behaviour::Endless
+                | Behaviour::Misdirect),
             ) => {
                 error(&mut self.call, behaviour);
                 reply

@@ -181,7 +181,7 @@ pub(super) fn issuer_silent() -> Refusal {
     invalid_grant("Error connecting to the given credential's issuer.")
 }
 
-fn invalid_grant(message: impl Into<String>) -> Refusal {
+pub(super) fn invalid_grant(message: impl Into<String>) -> Refusal {
     Refusal::oauth(400, "invalid_grant", message)
 }
 

@@ -36,12 +36,7 @@ async fn each_answer_of_key_vault_has_its_own_code() {
         (Behaviour::Html(200), 503, "unavailable", Some("1")),
         (Behaviour::Html(403), 503, "unavailable", Some("1")),
         (Behaviour::Html(502), 503, "unavailable", Some("1")),
-        (
-            Behaviour::Special(Special::Misdirect),
-            503,
-            "unavailable",
-            Some("1"),
-        ),
+        (Behaviour::Misdirect, 503, "unavailable", Some("1")),
         (Behaviour::TruncatedBody, 503, "unavailable", Some("1")),
         (Behaviour::CutBody, 503, "unavailable", Some("1")),
         (Behaviour::Endless, 503, "unavailable", Some("1")),
@@ -294,7 +289,7 @@ async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
         for behaviour in [
             Behaviour::CutBody,
             Behaviour::TruncatedBody,
-            Behaviour::Special(Special::Misdirect),
+            Behaviour::Misdirect,
             Behaviour::Html(200),
             Behaviour::InternalError,
             Behaviour::Disconnect,

@@ -120,7 +120,7 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
     assert!(
         gcp.log()
             .iter()
-            .any(|line| line.contains("team--both--database-password"))
+            .any(|call| call.line.contains("team--both--database-password"))
     );
     let unknown = ask("?backend=pass").await;
     unknown.must_be_refused(400, "invalid_request");

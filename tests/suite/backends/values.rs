@@ -8,7 +8,7 @@ use testkit::sandbox::{CANARY, password};
 use testkit::workload::Command;
 
 pub(super) async fn found(backend: &Backend) {
-    let Some(node) = backend.node("found").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let answer = node.ask(OWN).await;
@@ -41,7 +41,7 @@ pub(super) async fn found(backend: &Backend) {
 }
 
 pub(super) async fn missing(backend: &Backend) {
-    let Some(node) = backend.node("missing").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.refused("test/nothing", 404, "not_found").await;
@@ -49,7 +49,7 @@ pub(super) async fn missing(backend: &Backend) {
 }
 
 pub(super) async fn binary(backend: &Backend) {
-    let Some(node) = backend.node("binary").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let value: Vec<u8> = (0..=255).chain([0, 255, 0]).collect();
@@ -65,7 +65,7 @@ pub(super) async fn binary(backend: &Backend) {
 }
 
 pub(super) async fn empty(backend: &Backend) {
-    let Some(node) = backend.node("empty").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.cloud.put("test/empty", b"");
@@ -80,7 +80,7 @@ pub(super) async fn empty(backend: &Backend) {
 }
 
 pub(super) async fn of_64_kib(backend: &Backend) {
-    let Some(node) = backend.node("of_64_kib").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let value = "0123456789abcdef".repeat(4096);
@@ -91,7 +91,7 @@ pub(super) async fn of_64_kib(backend: &Backend) {
 }
 
 pub(super) async fn non_utf_8(backend: &Backend) {
-    let Some(node) = backend.node("non_utf_8").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.cloud.put("test/latin", b"caf\xe9");
@@ -104,7 +104,7 @@ pub(super) async fn non_utf_8(backend: &Backend) {
 }
 
 pub(super) async fn unicode(backend: &Backend) {
-    let Some(node) = backend.node("unicode").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let value = "pässwörd \u{1f5dd} \"\\\n\u{0}\u{7f}\u{2028}";
@@ -117,7 +117,7 @@ pub(super) async fn unicode(backend: &Backend) {
 }
 
 pub(super) async fn rotated(backend: &Backend) {
-    let Some(node) = backend.node("rotated").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.cloud.put("test/turning", b"first");
@@ -132,7 +132,7 @@ pub(super) async fn rotated(backend: &Backend) {
 }
 
 pub(super) async fn version(backend: &Backend) {
-    let Some(node) = backend.node("version").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let first = node
@@ -167,7 +167,7 @@ pub(super) async fn version(backend: &Backend) {
 }
 
 pub(super) async fn stage(backend: &Backend) {
-    let Some(node) = backend.node("stage").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.cloud.put("test/turning", b"first");
@@ -190,7 +190,7 @@ pub(super) async fn stage(backend: &Backend) {
 }
 
 pub(super) async fn listed(backend: &Backend) {
-    let Some(node) = backend.node("listed").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     for name in ["test/a", "test/deep/er/b", "test/c-d"] {
@@ -229,7 +229,7 @@ pub(super) async fn listed(backend: &Backend) {
 
 /// The first thing that a reader tries, word for word but for the namespace.
 pub(super) async fn by_the_readmes_lines(backend: &Backend) {
-    let Some(node) = backend.node("by_the_readmes_lines").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let page = Page::read("README.md").expect("the page");

@@ -3,9 +3,12 @@
 use super::{Backend, FOREIGN, Forgotten, Node, OWN, Trouble};
 use crate::code;
 use futures::future::join_all;
+use latchkey_client::protocol::words::CANNOT_FETCH_KEYS;
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
+use testkit::clouds::ECHOED;
 use testkit::sandbox::CANARY;
+use testkit::until;
 use testkit::workload::{Flood, Response};
 use tokio::time::sleep;
 
@@ -26,9 +29,9 @@ fn quick(settings: AgentSettings, backend: &Backend) -> AgentSettings {
         .set(&format!("backends.{}.timeout", backend.name), timeout)
 }
 
-async fn quick_node(backend: &Backend, row: &str) -> Option<Node> {
+async fn quick_node(backend: &Backend) -> Option<Node> {
     let node = backend
-        .node_with(row, |settings| quick(settings, backend))
+        .node_with(|settings| quick(settings, backend))
         .await?;
     until_given(&node).await;
     Some(node)
@@ -68,7 +71,7 @@ async fn unavailable(node: &Node, what: &str) -> Response {
 }
 
 async fn troubled(backend: &Backend, row: &str, trouble: Trouble) {
-    let Some(node) = quick_node(backend, row).await else {
+    let Some(node) = quick_node(backend).await else {
         return;
     };
     let fault = node.trouble(trouble);
@@ -80,7 +83,7 @@ async fn troubled(backend: &Backend, row: &str, trouble: Trouble) {
 }
 
 pub(super) async fn throttled(backend: &Backend) {
-    let Some(node) = quick_node(backend, "throttled").await else {
+    let Some(node) = quick_node(backend).await else {
         return;
     };
     let fault = node.trouble(Trouble::Throttle(7));
@@ -98,6 +101,10 @@ pub(super) async fn garbage(backend: &Backend) {
     troubled(backend, "garbage", Trouble::Garbage).await;
 }
 
+pub(super) async fn misdirected(backend: &Backend) {
+    troubled(backend, "misdirected", Trouble::Misdirect).await;
+}
+
 pub(super) async fn truncated(backend: &Backend) {
     troubled(backend, "truncated", Trouble::Truncated).await;
 }
@@ -107,7 +114,7 @@ pub(super) async fn cut(backend: &Backend) {
 }
 
 pub(super) async fn endless(backend: &Backend) {
-    let Some(node) = quick_node(backend, "endless").await else {
+    let Some(node) = quick_node(backend).await else {
         return;
     };
     let before = peak(&node);
@@ -131,22 +138,20 @@ fn peak(node: &Node) -> u64 {
 }
 
 pub(super) async fn forgotten(backend: &Backend) {
-    dead_connections(backend, "forgotten", Forgotten::Silent).await;
+    dead_connections(backend, Forgotten::Silent).await;
 }
 
 pub(super) async fn broken(backend: &Backend) {
-    dead_connections(backend, "broken", Forgotten::Broken).await;
+    dead_connections(backend, Forgotten::Broken).await;
 }
 
 /// Connections die that are open, and no read notices.
-async fn dead_connections(backend: &Backend, row: &str, how: Forgotten) {
+async fn dead_connections(backend: &Backend, how: Forgotten) {
     /// Different secrets, as equal reads of one pod share a call.
     const NAMES: usize = 8;
 
     let Some(node) = backend
-        .node_with(row, |settings| {
-            settings.set(&format!("backends.{}.timeout", backend.name), "1500ms")
-        })
+        .node_with(|settings| settings.set(&format!("backends.{}.timeout", backend.name), "1500ms"))
         .await
     else {
         return;
@@ -164,7 +169,7 @@ async fn dead_connections(backend: &Backend, row: &str, how: Forgotten) {
 }
 
 pub(super) async fn unreachable(backend: &Backend) {
-    let Some(node) = quick_node(backend, "unreachable").await else {
+    let Some(node) = quick_node(backend).await else {
         return;
     };
     node.cloud.reachable(false).await.expect("it stops");
@@ -191,7 +196,7 @@ pub(super) async fn unreachable(backend: &Backend) {
 }
 
 pub(super) async fn silent_issuer(backend: &Backend) {
-    let Some(node) = backend.node("silent_issuer").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     assert_eq!(node.ask(OWN).await.status, 200);
@@ -208,15 +213,39 @@ pub(super) async fn silent_issuer(backend: &Backend) {
         "{text}"
     );
     assert!(
-        text.contains("the keys of") && text.contains("issuer"),
+        text.contains(CANNOT_FETCH_KEYS) && text.contains("issuer"),
         "{text}"
     );
     drop(fault);
     assert_eq!(ask().await.status, 200);
 }
 
+/// What a cloud repeats of a credential does not go into the log.
+pub(super) async fn nothing_echoed(backend: &Backend) {
+    let Some(node) = backend.node().await else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    let _echo = node.trouble(Trouble::Echo);
+    // The session's credential, and then the token of a pod that has no session.
+    node.refused(OWN, 403, "denied").await;
+    let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
+    assert_eq!(prod.secret(FOREIGN).await.expect("an answer").status, 403);
+    let refusals = || {
+        let said = node.agent.stderr();
+        let refusals = said
+            .into_iter()
+            .filter(|line| line.contains("request refused"));
+        refusals.collect::<Vec<_>>()
+    };
+    until("both are logged", async || refusals().len() == 2).await;
+    for line in refusals() {
+        assert!(!line.contains(ECHOED), "{line}");
+    }
+}
+
 pub(super) async fn expired_session(backend: &Backend) {
-    let Some(node) = backend.node("expired_session").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     assert_eq!(node.ask(OWN).await.status, 200);
@@ -227,7 +256,7 @@ pub(super) async fn expired_session(backend: &Backend) {
 
 /// A token service's answer can be taken for none but the one that was asked for.
 pub(super) async fn exchanged_alone(backend: &Backend) {
-    let Some(node) = backend.node("exchanged_alone").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     until_given(&node).await;
@@ -246,7 +275,7 @@ pub(super) async fn leaves_nothing_behind(backend: &Backend) {
     const READS: usize = 40;
 
     let Some(node) = backend
-        .node_with("leaves_nothing_behind", |settings| {
+        .node_with(|settings| {
             quick(settings, backend).set(&format!("backends.{}.timeout", backend.name), "100ms")
         })
         .await

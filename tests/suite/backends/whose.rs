@@ -3,7 +3,7 @@
 use super::{Backend, FOREIGN, OWN};
 use crate::code;
 use futures::future::join_all;
-use testkit::sandbox::password;
+use testkit::sandbox::{CANARY, password};
 use testkit::workload::Flood;
 
 /// Names that could mean something else on their way: to the agent, to an SDK, to a URL, to a file system.
@@ -34,8 +34,26 @@ const ESCAPING: [&str; 24] = [
     "Prod/database-password",
 ];
 
+/// Prefixes that could lead elsewhere than to below where the backend's names are.
+const ESCAPING_PREFIXES: [&str; 14] = [
+    "../",
+    "../../",
+    "../../sys/",
+    "/",
+    "//",
+    "./",
+    "prod/",
+    "prod/../",
+    "prod--",
+    "%2e%2e/prod/",
+    "prod/?",
+    "prod/#",
+    "*",
+    "a b/",
+];
+
 pub(super) async fn denied_by_role(backend: &Backend) {
-    let Some(node) = backend.node("denied_by_role").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     node.cloud.impostor(&node.sandbox, "thief", "prod");
@@ -60,7 +78,7 @@ pub(super) async fn denied_by_role(backend: &Backend) {
 }
 
 pub(super) async fn denied_by_secret(backend: &Backend) {
-    let Some(node) = backend.node("denied_by_secret").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     assert_eq!(node.ask(OWN).await.status, 200);
@@ -79,8 +97,38 @@ pub(super) async fn denied_by_secret(backend: &Backend) {
     assert_eq!(node.ask(OWN).await.status, 200);
 }
 
+/// Whoever reads the cloud's own log finds out for which pod a call was made.
+pub(super) async fn told_to_the_cloud(backend: &Backend) {
+    let Some(node) = backend.node().await else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    node.refused(FOREIGN, 403, "denied").await;
+    let uid = node.pod.object.uid();
+    let log = node.cloud.log();
+    assert!(log.iter().any(|call| call.was_refused), "{log:?}");
+    for call in log {
+        let told = call.line.contains(uid) || call.line.contains(&uid.replace('-', ""));
+        assert!(told, "{uid}: {call:?}");
+    }
+}
+
+/// Whoever reads the audit trail finds the call in the cloud's own log.
+pub(super) async fn told_by_the_cloud(backend: &Backend) {
+    let Some(node) = backend.node().await else {
+        return;
+    };
+    assert_eq!(node.ask(OWN).await.status, 200);
+    node.refused(FOREIGN, 403, "denied").await;
+    for name in [OWN, FOREIGN] {
+        let line = node.agent.until_audit(|line| line["secret"] == name).await;
+        let line = line.expect("a line");
+        assert!(line["cloud_request_id"].is_string(), "{line}");
+    }
+}
+
 pub(super) async fn revoked_role(backend: &Backend) {
-    let Some(node) = backend.node("revoked_role").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
@@ -92,7 +140,7 @@ pub(super) async fn revoked_role(backend: &Backend) {
 }
 
 pub(super) async fn escaping_names(backend: &Backend) {
-    let Some(node) = backend.node("escaping_names").await else {
+    let Some(node) = backend.node().await else {
         return;
     };
     assert_eq!(node.ask(OWN).await.status, 200);
@@ -105,27 +153,47 @@ pub(super) async fn escaping_names(backend: &Backend) {
             answer.status,
             answer.text()
         );
-        assert!(
-            !answer.text().contains("canary"),
-            "{name}: {}",
-            answer.text()
-        );
+        assert!(!answer.text().contains(CANARY), "{name}: {}", answer.text());
     }
     // What got as far as the backend was asked for as one secret, and refused as that.
-    for line in node.cloud.log().iter().skip(before) {
-        assert!(!line.ends_with(": ok") && !line.contains(".."), "{line}");
+    for call in node.cloud.log().iter().skip(before) {
+        assert!(call.was_refused && !call.line.contains(".."), "{call:?}");
     }
     let longest = format!("test/{}", "n".repeat(600));
     assert_eq!(node.ask(&longest).await.status, 400);
+}
+
+pub(super) async fn escaping_prefixes(backend: &Backend) {
+    let Some(node) = backend.node().await else {
+        return;
+    };
+    for (number, prefix) in ESCAPING_PREFIXES.into_iter().enumerate() {
+        let namespace = format!("n{number}");
+        node.cloud.namespace(&node.sandbox, &namespace);
+        let annotation = [("latchkey.dev/prefix", prefix)];
+        node.sandbox.kube.create_namespace(&namespace, &annotation);
+        let pod = node.sandbox.pod(&namespace, "web").await.expect("a pod");
+        let answer = pod.secret("database-password").await.expect("an answer");
+        let text = answer.text();
+        assert!(
+            [400, 403, 404].contains(&answer.status) && !text.contains(CANARY),
+            "{prefix}: {} {text}",
+            answer.status
+        );
+    }
+    // To AWS a name is no path, but text in the body of a request.
+    if backend.name != "aws" {
+        for call in node.cloud.log() {
+            assert!(!call.line.contains(".."), "{call:?}");
+        }
+    }
 }
 
 pub(super) async fn no_mix_up(backend: &Backend) {
     /// Different secrets, as equal reads of one pod would share a call.
     const NAMES: usize = 4;
     let Some(node) = backend
-        .node_with("no_mix_up", |settings| {
-            settings.set("limits.requests_per_second_per_pod", 100_000)
-        })
+        .node_with(|settings| settings.set("limits.requests_per_second_per_pod", 100_000))
         .await
     else {
         return;
