@@ -140,11 +140,11 @@ pub(super) fn of_exchange(failed: &Failed, role: &Role) -> BackendError {
                 BackendError::refused(format!("{refused}: {check}"))
             }
         };
-        let told = Told(cut(&error.error_description));
+        let words = one_line(&error.error_description);
         let request = Some(error.trace_id).filter(|id| !id.is_empty());
         Some(BackendError {
             cloud_request_id: request.map(Into::into),
-            ..failed.because(&told)
+            ..failed.in_words(Some(&words))
         })
     })
 }
@@ -241,8 +241,8 @@ pub(super) fn of_vault(failed: &Failed, role: &Role) -> BackendError {
             }
             _ => return None,
         };
-        let told = Told(format!("{} {code}: {}", refusal.status, cut(&message)));
-        Some(failed.because(&told))
+        let words = format!("{} {code}: {}", refusal.status, one_line(&message));
+        Some(failed.in_words(Some(&words)))
     })
 }
 
@@ -315,6 +315,11 @@ fn told(error: &azure_core::Error) -> Told {
         _ => cut(&chain(root)),
     };
     Told(text)
+}
+
+/// Returns Azure's message in one line: what it refused, and whom, are in the later ones.
+fn one_line(message: &str) -> String {
+    message.lines().collect::<Vec<_>>().join(" ")
 }
 
 /// Returns how long the cloud asks to wait, in seconds; a date is not worth parsing here.
