@@ -36,10 +36,11 @@ def queries():
 
 def of_the_agent():
     """The agent's metrics, by name, each with its labels."""
-    made = re.findall(r'"(latchkey_\w+)",\s*"[^"]+",(?:\s*&[A-Z_]+,)?(?:\s*&\[([^\]]*)\])?', METRICS.read_text())
-    found = {name: set(re.findall(r'"(\w+)"', labels)) for name, labels in made}
-    oneliners = re.findall(r'gauges?\("(latchkey_\w+)", "[^"]+"(?:, &\[([^\]]*)\])?', METRICS.read_text())
-    return found | {name: set(re.findall(r'"(\w+)"', labels)) for name, labels in oneliners}
+    source = METRICS.read_text().split("#[cfg(test)]")[0]
+    names = re.findall(r'"(latchkey_[a-z_]+)"', source)
+    # Up to the end of the call that makes it, a text of one word is a label.
+    calls = [rest.split(")?")[0] for rest in re.split(r'"latchkey_[a-z_]+"', source)[1:]]
+    return {name: set(re.findall(r'"(\w+)"', call)) for name, call in zip(names, calls, strict=True)}
 
 
 class Dashboard(unittest.TestCase):

@@ -69,7 +69,7 @@ class Refused(unittest.TestCase):
             ({"config": {"limits": {"drain": "1"}}}, "/config/limits/drain"),
             ({"config": {"cache": {"max_bytes": "16."}}}, "/config/cache/max_bytes"),
             ("config.limits.connections=many", "/config/limits/connections"),
-            ("config.backends.aws.type=vault", "/config/backends/aws/type"),
+            ("config.backends.aws.type=no-such-type", "/config/backends/aws/type"),
             ("extraEnv=none", "/extraEnv"),
             ("extraEnv[0].value=x", "/extraEnv/0"),
             ("updateStrategy.rollingUpdate.maxSurge=some", "/updateStrategy/rollingUpdate/maxSurge"),

@@ -164,7 +164,10 @@ pub(super) const WRONG: &[(&str, &[&str])] = &[
         "backends.aws.timeout",
         &["\"0s\"", "\"5ms\"", "\"61s\"", "3", "\"3\""],
     ),
-    ("backends.aws.type", &["\"AWS\"", "\"vault\"", "\"\"", "1"]),
+    (
+        "backends.aws.type",
+        &["\"AWS\"", "\"no-such-type\"", "\"\"", "1"],
+    ),
     (
         "cache.max_bytes",
         &["\"1KiB\"", "\"2GiB\"", "\"lots\"", "16777216", "\"-1MiB\""],
