@@ -3,10 +3,10 @@
 
 mod aws;
 mod azure;
+mod beneath;
 pub(crate) mod dashes;
 mod error;
 mod file;
-mod folder;
 mod gcp;
 pub(crate) mod machine;
 mod paging;

@@ -74,7 +74,8 @@ impl Tree {
         text
     }
 
-    /// The names of all tests: functions with a test attribute, and acts of the run on a cluster.
+    /// The names of all tests: functions with a test attribute, rows of the backends' list, and acts of the run on a
+    /// cluster.
     fn tests(&self) -> BTreeSet<String> {
         let mut names = BTreeSet::new();
         for file in self.ending(".rs") {
@@ -93,6 +94,12 @@ impl Tree {
                     names.insert(word(rest).to_owned());
                 }
             }
+        }
+        let list = self.text("tests/suite/backends.rs");
+        let rows = list.split("conformance! { @rows").nth(1).expect("the rows");
+        for group in rows.split('}').next().unwrap_or_default().split(';') {
+            let rows = group.split_once(':').map_or("", |(_, rows)| rows);
+            names.extend(rows.split(',').map(|row| row.trim().to_owned()));
         }
         for file in self.ending(".bash") {
             let acts = file.text.lines().filter(|line| line.starts_with("act_"));
@@ -448,6 +455,14 @@ fn every_key_that_a_page_names_is_one_of_the_configuration() {
     }
 }
 
+/// Whose annotations the agent reads.
+const OWNERS: [&str; 4] = [
+    "azure.workload.identity/",
+    "eks.amazonaws.com/",
+    "iam.gke.io/",
+    "latchkey.dev/",
+];
+
 #[test]
 fn every_annotation_that_a_page_names_is_read() {
     let tree = Tree::read();
@@ -455,15 +470,7 @@ fn every_annotation_that_a_page_names_is_read() {
     for page in tree.ending(".md") {
         for span in page.spans() {
             let key = span.split(':').next().unwrap_or(span);
-            if [
-                "azure.workload.identity/",
-                "eks.amazonaws.com/",
-                "iam.gke.io/",
-                "latchkey.dev/",
-            ]
-            .iter()
-            .any(|owner| key.starts_with(owner))
-            {
+            if OWNERS.iter().any(|owner| key.starts_with(owner)) {
                 let key = key.split(' ').next().unwrap_or(key);
                 assert!(
                     agent.contains(&format!("\"{key}\"")),
@@ -472,5 +479,52 @@ fn every_annotation_that_a_page_names_is_read() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn every_annotation_that_is_read_is_on_a_page() {
+    let tree = Tree::read();
+    let pages = tree.ending(".md").flat_map(|page| page.spans());
+    let named: Vec<&str> = pages.collect();
+    let mut seen = 0;
+    for file in tree.ending(".rs") {
+        if !file.path.starts_with("agent/src/") || file.path.contains("tests") {
+            continue;
+        }
+        let source = file.text.split("#[cfg(test)]").next().unwrap_or_default();
+        for owner in OWNERS {
+            for (at, _) in source.match_indices(&format!("\"{owner}")) {
+                // One that is quoted within a text is an example.
+                if source[..at].ends_with('\\') {
+                    continue;
+                }
+                let key = source[at + 1..].split(['"', ' ']).next();
+                let key = key.unwrap_or_default();
+                let is_on_a_page = named.iter().any(|span| span.starts_with(key));
+                assert!(is_on_a_page, "no page names {key}, which {} has", file.path);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 10, "only {seen} annotations were found in the code");
+}
+
+#[test]
+fn every_type_of_backend_has_a_page() {
+    let tree = Tree::read();
+    let source = tree.text("agent/src/config/backends.rs");
+    let types = source.split("const TYPES").nth(1).expect("the types");
+    let types = types.split("];").next().unwrap_or_default();
+    let types = words_after(types, "(\"");
+    assert!(types.len() > 4, "{types:?}");
+    let local = tree.ending("docs/clouds/local.md").next().expect("a page");
+    for name in types {
+        let page = format!("docs/clouds/{name}.md");
+        let has_one = tree.files.iter().any(|file| file.path == page);
+        assert!(
+            has_one || local.spans().contains(&name),
+            "{name} has no page"
+        );
     }
 }

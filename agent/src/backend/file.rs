@@ -4,7 +4,7 @@
 //! permissions that are too open are noticed at once.
 
 use super::BackendError;
-use super::folder::{ATTEMPTS, Folder, FolderError, VALUE_LIMIT};
+use super::beneath::{ATTEMPTS, Folder, FolderError, VALUE_LIMIT};
 use super::store::{Settings, Store, Stored, Value};
 use crate::config::FileConfig;
 use crate::role::Role;

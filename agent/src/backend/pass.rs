@@ -5,7 +5,7 @@
 //! after which it is killed with everything it has started. It never asks anyone for a passphrase: a request must not
 //! make a prompt appear.
 
-use super::folder::{ATTEMPTS, Folder, VALUE_LIMIT};
+use super::beneath::{ATTEMPTS, Folder, VALUE_LIMIT};
 use super::program::{self, Ended, RunError};
 use super::store::{Settings, Store, Stored, Value};
 use super::{BackendError, Fault};

@@ -4,7 +4,7 @@
 //! So the folder itself has to keep principals apart: unless the configuration says otherwise, each namespace reads
 //! only the folder of its own name. A principal of a machine with the role `machine` reads everything.
 
-use super::folder::{Folder, FolderError};
+use super::beneath::{Folder, FolderError};
 use super::{Backend, BackendError, Caller, Page, Secret, Selector, Session};
 use crate::account::Annotations;
 use crate::config::LocalRole;

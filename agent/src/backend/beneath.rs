@@ -1,4 +1,4 @@
-//! A folder of files that no name leads out of: where `file` and `pass` keep their secrets.
+//! Reading beneath a folder, which no name leads out of: where `file` and `pass` keep their secrets.
 //!
 //! Names come from callers. The kernel resolves them beneath the open folder (openat2(2), `RESOLVE_BENEATH`), so
 //! neither `..` nor a symbolic link reaches anything else, even if someone changes the tree meanwhile.
