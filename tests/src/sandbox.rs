@@ -150,6 +150,30 @@ impl Sandbox {
         .await
     }
 
+    /// Makes a service account with these annotations, and starts a pod of it with the same name.
+    ///
+    /// What the agent knows of one account is good for some seconds, so tests of other annotations take other accounts.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses its cgroup or its namespaces.
+    pub async fn pod_as(
+        &self,
+        namespace: &str,
+        account: &str,
+        annotations: &[(&str, &str)],
+    ) -> io::Result<SandboxPod> {
+        self.kube
+            .create_service_account(namespace, account, annotations);
+        self.pod_of(PodSpec {
+            namespace: namespace.into(),
+            name: account.into(),
+            service_account: account.into(),
+            ..PodSpec::default()
+        })
+        .await
+    }
+
     /// Starts a pod with the object that the test specifies; its only container gets an id.
     ///
     /// # Errors

@@ -50,16 +50,8 @@ impl Google {
 
     /// Another service account of `test`, which the project knows nothing of, and a pod of it.
     async fn pod_of(&self, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
-        self.sandbox
-            .kube
-            .create_service_account("test", account, annotations);
-        let spec = testkit::kube::PodSpec {
-            namespace: "test".into(),
-            name: account.into(),
-            service_account: account.into(),
-            ..testkit::kube::PodSpec::default()
-        };
-        self.sandbox.pod_of(spec).await.expect("a pod")
+        let pod = self.sandbox.pod_as("test", account, annotations);
+        pod.await.expect("a pod")
     }
 
     /// Lets a member read what is under `test/`.

@@ -47,20 +47,10 @@ async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_n
         ("arn:gcp:iam::111122223333:role/x".into(), "no_role"),
     ];
     for (number, (role, word)) in cases.iter().enumerate() {
-        // Another account for each, as what is known of one is good for some seconds.
         let account = format!("app-{number}");
-        sandbox.kube.create_service_account(
-            "test",
-            &account,
-            &[("eks.amazonaws.com/role-arn", role)],
-        );
-        let spec = testkit::kube::PodSpec {
-            namespace: "test".into(),
-            name: account.clone(),
-            service_account: account,
-            ..testkit::kube::PodSpec::default()
-        };
-        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let annotation = [("eks.amazonaws.com/role-arn", &**role)];
+        let pod = sandbox.pod_as("test", &account, &annotation).await;
+        let pod = pod.expect("a pod");
         let answer = pod
             .secret("prod/database-password")
             .await

@@ -297,16 +297,8 @@ async fn the_roles_partition_says_where_it_is_used() {
             .put_secret(region, "test/x", SecretInput::text(region));
         let mut annotations = vec![("eks.amazonaws.com/role-arn", &*arn)];
         annotations.extend(asked.map(|region| ("latchkey.dev/aws-region", region)));
-        sandbox
-            .kube
-            .create_service_account("test", &name, &annotations);
-        let spec = testkit::kube::PodSpec {
-            namespace: "test".into(),
-            name: name.clone(),
-            service_account: name,
-            ..testkit::kube::PodSpec::default()
-        };
-        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let pod = sandbox.pod_as("test", &name, &annotations).await;
+        let pod = pod.expect("a pod");
         let answer = pod.secret("test/x").await.expect("an answer");
         assert_eq!(
             (answer.status, answer.json()["value"].as_str()),
@@ -328,16 +320,8 @@ async fn the_roles_partition_says_where_it_is_used() {
             ("eks.amazonaws.com/role-arn", &*arn),
             ("latchkey.dev/aws-region", region),
         ];
-        sandbox
-            .kube
-            .create_service_account("test", &name, &annotations);
-        let spec = testkit::kube::PodSpec {
-            namespace: "test".into(),
-            name: name.clone(),
-            service_account: name,
-            ..testkit::kube::PodSpec::default()
-        };
-        let pod = sandbox.pod_of(spec).await.expect("a pod");
+        let pod = sandbox.pod_as("test", &name, &annotations).await;
+        let pod = pod.expect("a pod");
         let answer = pod.secret("test/x").await.expect("an answer");
         assert_eq!(
             (answer.status, &*code(&answer)),

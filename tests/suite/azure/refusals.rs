@@ -9,15 +9,8 @@ use testkit::sandbox::azure::{AzureSandbox, FOREIGN_VAULT, OTHER_TENANT, OTHER_V
 
 /// A pod of an account of its own with these annotations, as what is known of one account is good for some seconds.
 async fn pod_with(node: &AzureSandbox, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
-    let kube = &node.sandbox.kube;
-    kube.create_service_account("test", account, annotations);
-    let spec = PodSpec {
-        namespace: "test".into(),
-        name: account.into(),
-        service_account: account.into(),
-        ..PodSpec::default()
-    };
-    node.sandbox.pod_of(spec).await.expect("a pod")
+    let pod = node.sandbox.pod_as("test", account, annotations).await;
+    pod.expect("a pod")
 }
 
 #[tokio::test]

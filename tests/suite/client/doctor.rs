@@ -83,16 +83,8 @@ async fn found(command: Command) -> Found {
 
 /// A pod with a service account of its own.
 async fn pod_of(sandbox: &Sandbox, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
-    sandbox
-        .kube
-        .create_service_account("test", account, annotations);
-    let spec = PodSpec {
-        namespace: "test".into(),
-        name: account.into(),
-        service_account: account.into(),
-        ..PodSpec::default()
-    };
-    sandbox.pod_of(spec).await.expect("a pod")
+    let pod = sandbox.pod_as("test", account, annotations).await;
+    pod.expect("a pod")
 }
 
 const ROLE: &str = "eks.amazonaws.com/role-arn";

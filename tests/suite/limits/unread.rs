@@ -5,7 +5,6 @@ use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
-use testkit::kube::PodSpec;
 use testkit::until;
 use testkit::workload::{Raw, Request, Workload};
 
@@ -114,14 +113,7 @@ async fn refusals_that_a_pod_does_not_read_count_as_values_do() {
     .await;
     // Twice escaped, in the sentence and in JSON.
     let no_role = [("eks.amazonaws.com/role-arn", &*"\"".repeat(2000))];
-    let kube = &of.sandbox.kube;
-    kube.create_service_account("test", "without", &no_role);
-    let pod = of.sandbox.pod_of(PodSpec {
-        namespace: "test".into(),
-        name: "refused".into(),
-        service_account: "without".into(),
-        ..PodSpec::default()
-    });
+    let pod = of.sandbox.pod_as("test", "refused", &no_role);
     let pod = pod.await.expect("a pod");
     let names: Vec<_> = (0..100).map(|number| format!("test/{number}")).collect();
     let body = serde_json::json!({ "names": names }).to_string();
