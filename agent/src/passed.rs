@@ -105,7 +105,7 @@ pub(crate) fn dial(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Closes a listener, or a connection that was made and not accepted. If anything may have been passed to it, that
-/// happens on a thread of its own.
+/// happens on a thread of its own, as long as there is one to be had.
 pub(crate) fn let_go(socket: OwnedFd) {
     if may_be_left(&socket) {
         let _ = std::thread::Builder::new().spawn(move || close(vec![socket]));

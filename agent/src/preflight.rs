@@ -22,8 +22,9 @@ use std::sync::Arc;
 mod accounts;
 mod rights;
 
-/// How many descriptors the agent may need besides those of its peers: for a node's volumes, the clouds, and itself.
-const OTHER_DESCRIPTORS: u64 = 512;
+/// How many descriptors the agent may need besides those of `limits.connections`: for a node's volumes and the few
+/// connections that each has of its own, the clouds, and itself.
+const OTHER_DESCRIPTORS: u64 = 1024;
 
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -210,13 +211,13 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
 /// What is wrong with the number of descriptors that the agent may have, if anything.
 fn too_few_descriptors(config: &Config) -> Option<String> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
-    let connections = config.limits.connections + config.limits.unattested;
-    // A connection is a socket and a pidfd.
-    let needed = 2 * connections as u64 + OTHER_DESCRIPTORS;
+    // A connection is a socket and a pidfd; the pods' own sockets have as many connections again.
+    let each = if config.csi.enabled { 4 } else { 2 };
+    let needed = each * config.limits.connections as u64 + OTHER_DESCRIPTORS;
     (hard < needed).then(|| {
         format!(
-            "{hard} descriptors are fewer than {needed}, which limits.connections and limits.unattested may need: one \
-             pod could use them up, so raise the hard limit (ulimit -Hn), or lower these"
+            "{hard} descriptors are fewer than {needed}, which limits.connections may need: one pod could use them up, so \
+             raise the hard limit (ulimit -Hn), or lower limits.connections"
         )
     })
 }

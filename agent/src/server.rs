@@ -180,7 +180,7 @@ impl Server {
                     }
                 }
                 Err(error) if is_exhausted(&error) => {
-                    if self.admission.warnings.is_due("exhausted", None) {
+                    if self.admission.warnings.is_due("cannot_accept", None) {
                         tracing::error!(%error, "cannot accept a connection now");
                     }
                     tokio::time::sleep(EXHAUSTED_REST).await;

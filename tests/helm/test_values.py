@@ -88,7 +88,10 @@ class Refused(unittest.TestCase):
             chart.text({key: None})
         for key in {*sections - may_be_empty, "delivery", "kubeletRootDir"}:
             self.assertIn(f"at '': missing property '{key}'", refusal({key: None}))
-        needed = {"metrics": defaults["metrics"], "admin": ("address", "port"), "image": ("repository",), "rbac": ("tokens",)}
+        needed = {
+            "metrics": defaults["metrics"], "admin": ("address", "port"), "image": ("repository",), "rbac": ("tokens",),
+            "startupTaint": ("key",), "priorityQuota": ("pods",), "caBundle": ("key",),
+        }
         for section, keys in needed.items():
             for key in keys:
                 self.assertIn(f"at '/{section}': missing property '{key}'", refusal({section: {key: None}}))

@@ -364,6 +364,33 @@ async fn a_head_that_does_not_end_is_cut_off_while_others_are_served() {
     assert!((5..12).contains(&took.as_secs()), "{took:?}");
 }
 
+#[tokio::test]
+async fn an_agent_that_was_stalled_reads_what_came_meanwhile_before_it_calls_anybody_late() {
+    needs_workloads!();
+    let of = Neighbours::start(&[]).await;
+    let pod = &of.polite.workload;
+    pod.connect("late").await.expect("a connection");
+    let part = |text: &str, read_millis| Raw {
+        connection: Some("late".into()),
+        read_millis,
+        answers: Some(1),
+        ..Raw::new(text)
+    };
+    let begun = part("GET /v1/identity HTTP/1.1\r\nHost: ", 0);
+    pod.raw(begun).await.expect("a connection");
+    sleep(Duration::from_millis(300)).await;
+    of.agent.signal(Signal::SIGSTOP).expect("it runs");
+    sleep(Duration::from_secs(6)).await;
+    let rest = part("a\r\n\r\n", 5000);
+    let (received, ()) = tokio::join!(pod.raw(rest), async {
+        sleep(Duration::from_millis(300)).await;
+        of.agent.signal(Signal::SIGCONT).expect("it goes on");
+    });
+    let received = received.expect("a connection").bytes;
+    let answer = String::from_utf8_lossy(&received);
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer:?}");
+}
+
 /// Otherwise each listener would fill the log, with twenty lines a second.
 #[tokio::test]
 async fn that_no_connection_can_be_accepted_is_said_once_and_whoever_waited_is_served_later() {

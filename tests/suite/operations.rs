@@ -201,7 +201,7 @@ async fn check_says_that_pods_within_their_limits_could_use_up_the_descriptors()
     let settings = settings.wrapped(few);
     let (status, found, stderr) = settings.run_to_end(&["check"]).await.expect("it ends");
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
-    let told = "ok       descriptors: 4096 descriptors are fewer than 8960";
+    let told = "ok       descriptors: 4096 descriptors are fewer than 9216";
     assert!(found.contains(told), "{found}");
     let enough = settings.set("limits.connections", 1024);
     let (_, found, _) = enough.run_to_end(&["check"]).await.expect("it ends");

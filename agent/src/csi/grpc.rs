@@ -40,7 +40,8 @@ const WINDOW: u32 = 64 << 10;
 /// The most connections served at a time. More have to wait: the kubelet can, and the mounter's memory is limited.
 const CONNECTIONS: usize = 32;
 
-/// Serves every client that is root, until this is dropped. Then the connections end too, with the calls in progress.
+/// Serves every client that is root, until this is dropped. Then the connections end too, once calls in
+/// progress are answered.
 pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: TaskTracker) {
     let ending = CancellationToken::new();
     let _ends_with_this = ending.clone().drop_guard();

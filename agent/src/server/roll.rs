@@ -113,14 +113,15 @@ impl Roll {
         let change = || pods.map_or_else(|| never.notified(), Pods::changed);
         let mut changed = std::pin::pin!(change());
         let mut leaving = false;
+        let mut looked = Instant::now();
         loop {
             tokio::select! {
                 () = &mut changed => {
                     // Before the look, so that no change is missed in between.
                     changed.set(change());
-                    self.look(leaving);
+                    looked = self.look(leaving, looked);
                 }
-                _ = ticks.tick() => self.look(leaving),
+                _ = ticks.tick() => looked = self.look(leaving, looked),
                 told = self.exits.readable() => {
                     told?.clear_ready();
                     self.end_exited()?;
@@ -148,15 +149,20 @@ impl Roll {
         }
     }
 
-    fn look(&self, leaving: bool) {
+    /// Looks at all connections, for the first time since `before`; returns the time. If that is long ago, the agent
+    /// itself was stalled (a frozen cgroup, a suspended machine): what came meanwhile is read before anybody is late.
+    fn look(&self, leaving: bool, before: Instant) -> Instant {
         let now = Instant::now();
+        let was_stalled = now - before > 2 * TICK;
         for (number, connection) in &self.open.lock().connections {
             match connection.look(now, leaving) {
+                Verdict::End if was_stalled => {}
                 Verdict::End => connection.end(),
                 Verdict::GoOn => self.watch(*number, connection),
                 Verdict::StopReading => connection.stop_reading(),
             }
         }
+        now
     }
 
     /// Ends the connections whose peers have exited.

@@ -5,8 +5,7 @@ optional_kinds='ValidatingAdmissionPolicy|ValidatingAdmissionPolicyBinding|PodMo
 
 act_dry_run() {
   note "dry run: every manifest, by the API server's own validation"
-  local known file namespace
-  known=$(kubectl api-resources --no-headers | awk '{print $NF}' | sort -u)
+  local file namespace
   helm template latchkey "$root/deploy/helm/latchkey" --namespace latchkey --values "$work/desk/latchkey.yaml" \
     --values "$here/everything.yaml" >"$work/everything.yaml"
   helm template latchkey "$root/deploy/helm/latchkey" --namespace latchkey --values "$work/desk/latchkey.yaml" \

@@ -84,7 +84,7 @@ act_csi() {
 follow_mounter() { kubectl -n latchkey logs --follow "$(agent_pod)" -c mounter >"$(mktemp "$work/logs/mounter.XXXX")" 2>/dev/null & }
 
 csi_without_rights() {
-  local account=system:serviceaccount:latchkey:latchkey-agent
+  local agents_account=system:serviceaccount:latchkey:latchkey-agent
   start_csi_pod test by-csi watch secrets/test/database-password
   start_csi_pod prod by-csi sleep 86400
   running test by-csi
@@ -94,7 +94,7 @@ csi_without_rights() {
   check_refused "it is refused the other namespace's secret" test/by-csi prod/database-password denied
   check_equal 'kubectl auth can-i: the agent may create no token, in no namespace' 'no no no' \
     "$(for namespace in test prod latchkey; do
-      kubectl auth can-i create serviceaccounts --subresource=token -n "$namespace" --as="$account" 2>/dev/null || true
+      kubectl auth can-i create serviceaccounts --subresource=token -n "$namespace" --as="$agents_account" 2>/dev/null || true
     done | paste -sd ' ')"
   own_token
   check_forbidden "with the agent's own token the pod's account gets none" \

@@ -183,7 +183,7 @@ late_reads() { in_patient late /opt/latchkey/latchkey get doctor/password; }
 
 # An agent that may ask the API server for nothing waits; killed twice, it is kept waiting by the kubelet; then it is gone.
 doctor_by_agent() {
-  local binding rights pod
+  local binding pod
   binding=$(kubectl get clusterrolebinding latchkey-agent -o json | jq 'del(.metadata | .uid, .resourceVersion, .creationTimestamp, .managedFields)')
   kubectl delete clusterrolebinding latchkey-agent >/dev/null
   kill -9 "$(agent_process)"

@@ -167,6 +167,12 @@ pub(super) async fn escaping_prefixes(backend: &Backend) {
     let Some(node) = backend.node().await else {
         return;
     };
+    let harmless = [("latchkey.dev/prefix", "own/")];
+    node.cloud.namespace(&node.sandbox, "own");
+    node.sandbox.kube.create_namespace("own", &harmless);
+    let pod = node.sandbox.pod("own", "web").await.expect("a pod");
+    let answer = pod.secret("database-password").await.expect("an answer");
+    assert_eq!(answer.json()["value"], password("own"), "it is read at all");
     for (number, prefix) in ESCAPING_PREFIXES.into_iter().enumerate() {
         let namespace = format!("n{number}");
         node.cloud.namespace(&node.sandbox, &namespace);

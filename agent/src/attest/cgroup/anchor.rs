@@ -96,9 +96,7 @@ pub(crate) enum AnchorError {
     )]
     Hidden(&'static str, String),
     /// A cgroup file is malformed.
-    #[error(
-        "{file} cannot be read as a cgroup file ({reason}): is /proc mounted, and hostPID set?"
-    )]
+    #[error("{file} is no cgroup file of a node ({reason}): is hostPID set?")]
     Unreadable {
         /// The file.
         file: &'static str,

@@ -262,9 +262,14 @@ fn has_entries(path: &Path) -> bool {
 
 /// Whether this directory is the image's own: on the root, which container runtimes make of an image's layers.
 fn is_of_image(directory: &Path) -> bool {
+    let root = Path::new("/");
+    are_on_one_device(directory, root)
+        && statfs(root).is_ok_and(|root| root.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+}
+
+fn are_on_one_device(one: &Path, other: &Path) -> bool {
     let device = |path: &Path| fs::metadata(path).map(|found| found.dev()).ok();
-    device(directory).is_some_and(|own| Some(own) == device(Path::new("/")))
-        && statfs("/").is_ok_and(|root| root.filesystem_type() == OVERLAYFS_SUPER_MAGIC)
+    device(one).is_some_and(|own| Some(own) == device(other))
 }
 
 /// Whether something is mounted at exactly this path (proc_pid_mountinfo(5), which writes a blank as `\040`).
@@ -293,7 +298,8 @@ mod tests {
     #[test]
     fn what_is_mounted_is_no_directory_of_the_image() {
         let mounted = Path::new("/proc");
-        assert!(is_mount_point(mounted) && !is_of_image(mounted));
+        assert!(is_mount_point(mounted) && !are_on_one_device(mounted, Path::new("/")));
+        assert!(are_on_one_device(mounted, Path::new("/proc/self/fd")));
         assert!(!is_mount_point(Path::new("/proc/self/fd")));
     }
 }
