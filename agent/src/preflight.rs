@@ -22,9 +22,11 @@ use std::sync::Arc;
 mod accounts;
 mod rights;
 
-/// How many descriptors the agent may need besides those of `limits.connections`: for a node's volumes and the few
-/// connections that each has of its own, the clouds, and itself.
+/// How many descriptors the agent may need besides those of `limits.connections`: for the clouds and itself.
 const OTHER_DESCRIPTORS: u64 = 1024;
+
+/// The same for the volumes of 250 pods, and the few connections that each has of its own.
+const DESCRIPTORS_OF_VOLUMES: u64 = 250 * 10;
 
 /// Something that the agent needs is missing. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -212,8 +214,11 @@ pub(crate) fn host_pids() -> Result<(), StartError> {
 fn too_few_descriptors(config: &Config) -> Option<String> {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
     // A connection is a socket and a pidfd; the pods' own sockets have as many connections again.
-    let each = if config.csi.enabled { 4 } else { 2 };
-    let needed = each * config.limits.connections as u64 + OTHER_DESCRIPTORS;
+    let (each, of_volumes) = match config.csi.enabled {
+        true => (4, DESCRIPTORS_OF_VOLUMES),
+        false => (2, 0),
+    };
+    let needed = each * config.limits.connections as u64 + OTHER_DESCRIPTORS + of_volumes;
     (hard < needed).then(|| {
         format!(
             "{hard} descriptors are fewer than {needed}, which limits.connections may need: one pod could use them up, so \

@@ -206,7 +206,7 @@ impl Server {
         };
         // The runtime must not wake up for changes on this socket.
         let Ok(stream) = stream.into_std() else {
-            return;
+            return self.close_elsewhere(passed, &Toll::default()).await;
         };
         let Some((remains, toll)) = remains else {
             let left = close(stream, passed);

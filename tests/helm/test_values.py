@@ -96,6 +96,10 @@ class Refused(unittest.TestCase):
             for key in keys:
                 self.assertIn(f"at '/{section}': missing property '{key}'", refusal({section: {key: None}}))
 
+    def test_sizes_that_the_agent_takes_are_taken(self):
+        for size in ("16777216", "16MiB", "1.5 GiB"):
+            self.assertIn(f'max_bytes = "{size}"', chart.text({"config": {"cache": {"max_bytes": size}}}))
+
     def test_names_of_images_that_a_runtime_takes_are_taken(self):
         for expressions, name in (
             (("image.registry=registry.example.com", "image.tag=v1.0_a"), "registry.example.com/latchkey-agent:v1.0_a"),

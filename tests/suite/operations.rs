@@ -203,6 +203,9 @@ async fn check_says_that_pods_within_their_limits_could_use_up_the_descriptors()
     assert_eq!(status.code(), Some(0), "{found}{stderr}");
     let told = "ok       descriptors: 4096 descriptors are fewer than 9216";
     assert!(found.contains(told), "{found}");
+    let more = settings.clone().set("csi.enabled", true);
+    let (_, found, _) = more.run_to_end(&["check"]).await.expect("it ends");
+    assert!(found.contains("fewer than 19908"), "{found}");
     let enough = settings.set("limits.connections", 1024);
     let (_, found, _) = enough.run_to_end(&["check"]).await.expect("it ends");
     assert!(found.contains("ok       descriptors: enough"), "{found}");

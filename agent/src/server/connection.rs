@@ -299,8 +299,9 @@ impl Connection {
         self.working.load(Ordering::Relaxed)
     }
 
-    /// What must become of the connection at `now`, in an agent that is `leaving` or stays.
-    pub(super) fn look(&self, now: Instant, leaving: bool) -> Verdict {
+    /// What must become of the connection at `now`, in an agent that is `leaving` or stays. Nobody is too late for one
+    /// that `was_late` itself.
+    pub(super) fn look(&self, now: Instant, leaving: bool, was_late: bool) -> Verdict {
         let is_attested = match &*self.standing.lock() {
             Standing::Attested { workload, .. } => {
                 if !self.admission.attestor.may_still_ask(workload) {
@@ -310,7 +311,10 @@ impl Connection {
             }
             _ => false,
         };
-        self.times.look(now, is_attested, leaving)
+        match self.times.look(now, is_attested, leaving) {
+            Verdict::End if was_late => Verdict::GoOn,
+            verdict => verdict,
+        }
     }
 
     /// Ends the connection, with everything in flight on it.

@@ -33,9 +33,7 @@ pub(super) enum Origin {
 #[derive(Debug)]
 pub(super) struct Waiting {
     origin: Tallied<Origin>,
-    _permit: OwnedSemaphorePermit,
-    /// For a peer about which all was decided when it came.
-    decided: Option<OwnedSemaphorePermit>,
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
 }
 
 // === impl Origin ===
@@ -84,18 +82,12 @@ impl Doorman {
         }
         Some(Waiting {
             origin: self.waiting.enter(origin),
-            _permit: permit,
-            decided,
+            _permits: (permit, decided),
         })
     }
 }
 
 impl Waiting {
-    /// Whether it is one of the places for peers that might yet have been served.
-    pub(super) fn was_undecided(&self) -> bool {
-        self.decided.is_none()
-    }
-
     /// The pod that the peer is in, if it is in one.
     pub(super) fn pod(&self) -> Option<PodUid> {
         match self.origin.kind {

@@ -13,8 +13,8 @@ use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-/// How long a peer that was not attested counts at the door if its pod is still not known by then, or if it has one of
-/// the places for those about which nothing was decided: others need these. What was sent to it is a short error.
+/// How long a peer that was not attested counts at the door if its pod is still not known by then: the pod is gone, and
+/// what was sent to it is a short error.
 const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 
 /// How many connections of deleted pods are still unread, by namespace.
@@ -84,8 +84,7 @@ impl Remains {
             }
             Self::AtTheDoor(place, since)
                 if since.elapsed() >= UNKNOWN_FOR
-                    && (place.was_undecided()
-                        || place.pod().is_some_and(|pod| !attestor.knows(pod))) =>
+                    && place.pod().is_some_and(|pod| !attestor.knows(pod)) =>
             {
                 None
             }
@@ -110,21 +109,19 @@ mod tests {
         // An attestor that knows no pod by its UID.
         let own = Pod::new(None, facts, &Settings::default());
         let (attestor, orphans) = (Attestor::Sidecar(Arc::new(own)), Orphans::new(1));
-        let doorman = Doorman::new(4);
-        let at_the_door = |origin, may_be_served| {
-            let place = doorman.let_in(origin, may_be_served);
-            Remains::AtTheDoor(place.expect("a place"), Instant::now())
+        let doorman = Doorman::new(2);
+        let at_the_door = |origin| {
+            let place = doorman.let_in(origin, true).expect("a place");
+            Remains::AtTheDoor(place, Instant::now())
         };
-        let of_pod = at_the_door(Origin::Pod(pod), false);
-        let of_stranger = at_the_door(Origin::Cgroup(1), false);
-        let of_undecided = at_the_door(Origin::Cgroup(1), true);
+        let of_pod = at_the_door(Origin::Pod(pod));
+        let of_stranger = at_the_door(Origin::Cgroup(1));
         tokio::time::advance(UNKNOWN_FOR - Duration::from_millis(1)).await;
         let of_pod = of_pod.now(&attestor, &orphans);
         let of_pod = of_pod.expect("it may come to be known");
         tokio::time::advance(Duration::from_millis(1)).await;
         assert!(of_pod.now(&attestor, &orphans).is_none());
         assert!(of_stranger.now(&attestor, &orphans).is_some());
-        assert!(of_undecided.now(&attestor, &orphans).is_none());
     }
 
     #[test]

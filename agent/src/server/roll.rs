@@ -50,6 +50,13 @@ pub(super) struct Entry<'a> {
     connection: &'a Connection,
 }
 
+/// A look at all connections.
+struct Look {
+    at: Instant,
+    /// Whether it came much later than it should have.
+    was_late: bool,
+}
+
 // === impl Roll ===
 
 impl Roll {
@@ -113,15 +120,18 @@ impl Roll {
         let change = || pods.map_or_else(|| never.notified(), Pods::changed);
         let mut changed = std::pin::pin!(change());
         let mut leaving = false;
-        let mut looked = Instant::now();
+        let mut last = Look {
+            at: Instant::now(),
+            was_late: false,
+        };
         loop {
             tokio::select! {
                 () = &mut changed => {
                     // Before the look, so that no change is missed in between.
                     changed.set(change());
-                    looked = self.look(leaving, looked);
+                    last = self.look(leaving, &last);
                 }
-                _ = ticks.tick() => looked = self.look(leaving, looked),
+                _ = ticks.tick() => last = self.look(leaving, &last),
                 told = self.exits.readable() => {
                     told?.clear_ready();
                     self.end_exited()?;
@@ -149,20 +159,19 @@ impl Roll {
         }
     }
 
-    /// Looks at all connections, for the first time since `before`; returns the time. If that is long ago, the agent
-    /// itself was stalled (a frozen cgroup, a suspended machine): what came meanwhile is read before anybody is late.
-    fn look(&self, leaving: bool, before: Instant) -> Instant {
+    /// Looks at all connections, for the first time since the `last` look. If that is long ago, the agent itself was
+    /// stalled, as in a frozen cgroup: what came meanwhile is read before anybody is late, unless that is always so.
+    fn look(&self, leaving: bool, last: &Look) -> Look {
         let now = Instant::now();
-        let was_stalled = now - before > 2 * TICK;
+        let was_late = !last.was_late && now - last.at > 2 * TICK;
         for (number, connection) in &self.open.lock().connections {
-            match connection.look(now, leaving) {
-                Verdict::End if was_stalled => {}
+            match connection.look(now, leaving, was_late) {
                 Verdict::End => connection.end(),
                 Verdict::GoOn => self.watch(*number, connection),
                 Verdict::StopReading => connection.stop_reading(),
             }
         }
-        now
+        Look { at: now, was_late }
     }
 
     /// Ends the connections whose peers have exited.

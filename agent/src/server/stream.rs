@@ -74,15 +74,20 @@ impl Metered {
         loop {
             ready!(stream.poll_read_ready(cx))?;
             let room = part.initialize_unfilled();
-            let receive = || passed::receive(stream, room);
+            // Kept at once: what a call returns that is too much is dropped, and with it they would be closed here.
+            let passed = &mut self.passed;
+            let receive = || {
+                let received = passed::receive(stream, room)?;
+                passed.extend(received.passed);
+                Ok((received.bytes, received.any))
+            };
             let receive = || stream.try_io(Interest::READABLE, receive);
             match self.connection.call(receive)? {
-                Ok(received) if !received.any => {
-                    part.advance(received.bytes);
+                Ok((bytes, false)) => {
+                    part.advance(bytes);
                     return Poll::Ready(Ok(()));
                 }
-                Ok(received) => {
-                    self.passed = received.passed;
+                Ok((_, true)) => {
                     return Poll::Ready(Err(io::Error::other("the peer passes descriptors")));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -1,8 +1,12 @@
-//! What a person sees: colours, on a terminal only.
+//! What a person sees: colours and progress, on a terminal only.
 
 use crate::error::ClientError;
 use anstyle::{AnsiColor, Style};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{self, IsTerminal as _, Write as _};
+
+/// From how many secrets on progress is worth showing.
+const MANY: usize = 20;
 
 const RED: Style = AnsiColor::Red.on_default().bold();
 
@@ -48,6 +52,18 @@ pub(crate) fn waiting(why: &ClientError) {
 /// Whether stdout is a terminal.
 pub(crate) fn stdout_is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// Shows how many of `count` secrets have been read, if stderr is a terminal and they are many.
+pub(crate) fn progress(count: usize) -> ProgressBar {
+    if count < MANY || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let bar = ProgressBar::with_draw_target(Some(count as u64), ProgressDrawTarget::stderr());
+    if let Ok(style) = ProgressStyle::with_template("{pos}/{len} secrets {wide_bar}") {
+        bar.set_style(style);
+    }
+    bar
 }
 
 #[cfg(test)]

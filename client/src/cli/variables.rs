@@ -1,6 +1,7 @@
 //! Secrets as variables: `NAME[=VAR]` on the command line, and the values for them.
 
 use super::failure::{Failure, exit_of};
+use super::terminal;
 use crate::{Client, Secret, Value};
 use std::collections::{HashMap, HashSet};
 use std::str::FromStr;
@@ -101,6 +102,7 @@ impl Secrets {
         let mut seen = HashSet::new();
         let mut names: Vec<&str> = wanted.iter().map(|wanted| &*wanted.secret).collect();
         names.retain(|name| seen.insert(*name));
+        let progress = terminal::progress(names.len());
         let mut secrets = HashMap::new();
         let mut refused = Vec::new();
         for names in names.chunks(AT_ONCE) {
@@ -111,7 +113,9 @@ impl Secrets {
             for secret in batch.secrets {
                 secrets.insert(secret.name.clone(), secret);
             }
+            progress.inc(names.len() as u64);
         }
+        progress.finish_and_clear();
         let exit = refused.first().map(|(_, refusal)| exit_of(refusal.code));
         let (Some(exit), Some((name, last))) = (exit, refused.pop()) else {
             let is_missing = |wanted: &&Wanted| !secrets.contains_key(&wanted.secret);

@@ -271,8 +271,10 @@ fn in_a_cgroup_namespace_the_unified_line_alone_proves_a_pod() {
             Ok(A.pod)
         );
     }
-    assert_eq!(
-        parse(format!("4:cpu:{path}\n0::/../../..\n")),
-        Err(CgroupDenial::OutsideRoot)
-    );
+    for not_unified in ["4:cpu", "4:", "0:cpu"] {
+        assert_eq!(
+            parse(format!("{not_unified}:{path}\n0::/../../..\n")),
+            Err(CgroupDenial::OutsideRoot)
+        );
+    }
 }
