@@ -84,6 +84,7 @@ await_agent() { # DAEMONSET: until it is ready; its log is kept from then on, si
   kubectl -n latchkey logs --follow "$(agent_pod "$1")" -c agent >"$(mktemp "$work/logs/$1.XXXX")" 2>/dev/null &
 }
 
+# An old kubelet may leave a container that has ended to its collection once a minute, and keeps the pod until then.
 stop_agent() { # DAEMONSET: returns when it has left
   local pod
   pod=$(agent_pod "$1")
@@ -93,7 +94,7 @@ stop_agent() { # DAEMONSET: returns when it has left
   else
     helm uninstall "$(release_of "$1")" --namespace latchkey >/dev/null
   fi
-  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=60s >/dev/null
+  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=150s >/dev/null
 }
 
 other_agent() { if [[ $agent == latchkey-agent ]]; then echo latchkey-next-agent; else echo latchkey-agent; fi; }

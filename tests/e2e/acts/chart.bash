@@ -54,7 +54,7 @@ dry_run() { # FILE
 act_uninstall() {
   note 'uninstall: nothing is left'
   helm uninstall latchkey --namespace latchkey --wait >/dev/null
-  kubectl -n latchkey wait --for=delete pod -l app.kubernetes.io/part-of=latchkey --timeout=60s >/dev/null 2>&1 || true
+  kubectl -n latchkey wait --for=delete pod -l app.kubernetes.io/part-of=latchkey --timeout=150s >/dev/null 2>&1 || true
   eventually 60 no_agent_pod || true
   check_equal 'no object of the chart' '' "$(
     kubectl get daemonsets,pods,serviceaccounts,configmaps,secrets --all-namespaces -l helm.sh/chart -o name

@@ -199,7 +199,7 @@ doctor_by_agent() {
 
   pod=$(agent_pod)
   place_agent '{"latchkey-e2e": "nowhere"}'
-  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=60s >/dev/null
+  kubectl -n latchkey wait --for=delete "pod/$pod" --timeout=150s >/dev/null
   names 'no agent on the node' 'socket: agent_down' 'there is no socket in' well doctor/password
   names_from_outside 'no agent on the node' 'agent: agent_absent' '' well
   place_agent '{"latchkey-e2e": null}'
