@@ -145,20 +145,17 @@ fn runtime() -> io::Result<Runtime> {
 
 /// What `start` returns, or an error if it panics, as tokio and tracing-appender do if they cannot start a thread.
 fn with_a_thread<T>(start: impl FnOnce() -> T) -> io::Result<T> {
-    let too_many = || {
-        io::Error::other(
-            "no thread can be started: raise the limit on processes (pids of the container or the node, ulimit -u)",
-        )
-    };
-    // A panic would not say why.
-    match std::thread::Builder::new().spawn(|| ()) {
+    catch_unwind(AssertUnwindSafe(start)).map_err(|_| {
+        // The panic does not say why, but another try does.
+        let tried = std::thread::Builder::new().spawn(|| ());
         // The C library does without clone3(2) only where that is ENOSYS.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(io::Error::other(
-            "no thread can be started: an old seccomp profile forbids clone3(2), so update the container runtime",
-        )),
-        Err(_) => Err(too_many()),
-        Ok(_) => catch_unwind(AssertUnwindSafe(start)).map_err(|_| too_many()),
-    }
+        let is_forbidden = tried.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        io::Error::other(if is_forbidden {
+            "no thread can be started: an old seccomp profile forbids clone3(2), so update the container runtime"
+        } else {
+            "no thread can be started: raise the limit on processes (pids of the container or the node, ulimit -u)"
+        })
+    })
 }
 
 async fn serve(config: Config) -> ExitCode {
