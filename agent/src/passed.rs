@@ -194,8 +194,8 @@ fn empty(socket: &impl AsFd) -> Vec<OwnedFd> {
     all
 }
 
-/// Closes connections, listeners and what was passed, with all that was passed over them in turn, without waiting for what
-/// its sender has asked to be waited for.
+/// Closes connections, listeners and what was passed, with all that was passed over them in turn, without waiting for
+/// what its sender has asked to be waited for.
 pub(crate) fn close(mut all: Vec<OwnedFd>) {
     while let Some(descriptor) = all.pop() {
         // Not every one is a socket.
@@ -294,6 +294,7 @@ mod tests {
         takes_no_time(move || close(vec![listener.into()]));
         UnixStream::connect(&path).expect_err("nobody listens");
     }
+
     #[test]
     fn whoever_the_agent_connects_to_passes_nothing_that_it_waits_for() {
         let directory = tempfile::tempdir().expect("a directory");

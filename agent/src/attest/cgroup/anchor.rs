@@ -97,7 +97,7 @@ pub(crate) enum AnchorError {
     Hidden(&'static str, String),
     /// A cgroup file is malformed.
     #[error("{file} is no cgroup file of a node ({reason}): is hostPID set?")]
-    Unreadable {
+    Malformed {
         /// The file.
         file: &'static str,
         /// What is wrong with it.

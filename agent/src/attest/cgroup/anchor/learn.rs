@@ -116,7 +116,7 @@ fn read<'a>(file: &'static str, text: &'a [u8]) -> Result<Vec<Line<'a>>, AnchorE
     text::lines(text)
         .map(|line| line.and_then(|line| Path::parse(line.path).map(|_| line)))
         .collect::<Result<_, _>>()
-        .map_err(|reason| AnchorError::Unreadable { file, reason })
+        .map_err(|reason| AnchorError::Malformed { file, reason })
 }
 
 /// How many levels the reader's cgroup namespace begins below init's cgroup.

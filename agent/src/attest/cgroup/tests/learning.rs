@@ -273,7 +273,7 @@ fn files_that_are_missing_or_make_no_sense_are_refused() {
         (b"0::/\n", b"0::/a/../b\n", "/proc/1/cgroup"),
     ] {
         let reason = CgroupDenial::Malformed;
-        let refused = Err(AnchorError::Unreadable { file, reason });
+        let refused = Err(AnchorError::Malformed { file, reason });
         assert_eq!(Anchor::learn(own, init, A.pod, None).map(|_| ()), refused);
         assert_eq!(
             Anchor::with_root("/kubepods", own, init).map(|_| ()),
