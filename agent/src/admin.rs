@@ -1,7 +1,7 @@
 //! The admin port: `/livez`, `/readyz`, `/metrics`. It calls no vault, and nobody can read a secret there.
 
 use crate::handler::Services;
-use crate::server::EXHAUSTED_REST;
+use crate::server::{EXHAUSTED_REST, Warnings};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -67,11 +67,14 @@ pub(crate) async fn serve(
     gauge: Arc<dyn Fn() + Send + Sync>,
 ) {
     let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::new();
+    let warnings = Warnings::default();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
-                tracing::error!(%error, "cannot accept the operator's connection");
+                if warnings.is_due("cannot_accept", None) {
+                    tracing::error!(%error, "cannot accept the operator's connection now");
+                }
                 tokio::time::sleep(EXHAUSTED_REST).await;
                 continue;
             }

@@ -4,7 +4,7 @@
 
 use super::plugin::Plugin;
 use crate::passed::Listener;
-use crate::server::EXHAUSTED_REST;
+use crate::server::{EXHAUSTED_REST, Warnings};
 use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
@@ -46,6 +46,7 @@ pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: T
     let ending = CancellationToken::new();
     let _ends_with_this = ending.clone().drop_guard();
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let warnings = Warnings::default();
     loop {
         // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else {
@@ -65,7 +66,9 @@ pub(super) async fn serve(listener: Arc<Listener>, plugin: Arc<Plugin>, calls: T
                 }
             }
             Err(error) => {
-                tracing::error!(%error, "cannot accept a connection now");
+                if warnings.is_due("cannot_accept", None) {
+                    tracing::error!(%error, "cannot accept a connection now");
+                }
                 sleep(EXHAUSTED_REST).await;
             }
         }

@@ -11,7 +11,7 @@ const QUIET: Duration = Duration::from_secs(60);
 
 /// Reasons and pods, with the time of the last warning.
 #[derive(Debug, Default)]
-pub(super) struct Warnings(Mutex<HashMap<Subject, Instant>>);
+pub(crate) struct Warnings(Mutex<HashMap<Subject, Instant>>);
 
 /// The reason, and the pod if known.
 type Subject = (&'static str, Option<PodUid>);
@@ -20,7 +20,7 @@ type Subject = (&'static str, Option<PodUid>);
 
 impl Warnings {
     /// Whether it is time to warn about this.
-    pub(super) fn is_due(&self, reason: &'static str, pod: Option<PodUid>) -> bool {
+    pub(crate) fn is_due(&self, reason: &'static str, pod: Option<PodUid>) -> bool {
         let mut said = self.0.lock();
         let now = Instant::now();
         if said.get(&(reason, pod)).is_some_and(|at| now < *at + QUIET) {

@@ -9,7 +9,7 @@ use crate::csi::control::{Ask, Departed, Failure, FailureKind, Message, Reply};
 use crate::csi::volume::{Key, PodReference, Volume};
 use crate::passed::Listener;
 use crate::peer::Peer;
-use crate::server::EXHAUSTED_REST;
+use crate::server::{EXHAUSTED_REST, Warnings};
 use crate::token::HandedError;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -36,6 +36,7 @@ impl Volumes {
     /// Answers the mounter until the task ends.
     pub(super) async fn serve(self: Arc<Self>, listener: Arc<Listener>) {
         let askers = Arc::new(Semaphore::new(ASKERS));
+        let warnings = Warnings::default();
         while let Ok(permit) = askers.clone().acquire_owned().await {
             match listener.accept().await {
                 Ok((stream, _)) => {
@@ -48,7 +49,9 @@ impl Volumes {
                     });
                 }
                 Err(error) => {
-                    tracing::error!(%error, "cannot accept the mounter's connection");
+                    if warnings.is_due("cannot_accept", None) {
+                        tracing::error!(%error, "cannot accept the mounter's connection now");
+                    }
                     sleep(EXHAUSTED_REST).await;
                 }
             }
