@@ -287,10 +287,12 @@ impl Node {
         if let Ok(outcome) = waited {
             outcome?;
         } else {
-            self.pods
-                .look()
-                .await
-                .map_err(|_| AttestError::NotYet("api_server"))?;
+            // A task of its own, since many wait for the same list: it goes on if the one that began it leaves.
+            let pods = self.pods.clone();
+            let look = tokio::spawn(async move { pods.look().await });
+            if !matches!(look.await, Ok(Ok(_))) {
+                return Err(AttestError::NotYet("api_server"));
+            }
         }
         // Time has passed, so the peer is located again.
         let in_pod = self.locate(peer, entrance)?;

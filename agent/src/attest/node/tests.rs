@@ -2,10 +2,11 @@
 
 use super::*;
 use crate::attest::Attestor;
-use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, uid};
+use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, slow, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 #[tokio::test]
 async fn nobody_is_located_before_the_kubepods_root_is_known() {
@@ -237,6 +238,29 @@ async fn a_sandbox_is_looked_for_once_as_any_other_unknown_pod() {
         let attested = node.attest(&peer, Entrance::Pod(uid())).await;
         assert_eq!(attested.err(), expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_goes_on_if_whoever_began_it_leaves() {
+    let (stream, _child) = connected_child();
+    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    let lists = Arc::new(AtomicUsize::new(0));
+    let takes = Duration::from_millis(2500);
+    let node = node_of(None, Arc::new(pods_of(slow(sandboxed(), takes, &lists))));
+    node.anchor(Anchor::new("/no-pods-here/kubepods", None).expect("a root"));
+    let impatient = async || {
+        let attested = node.attest(&peer, Entrance::Pod(uid()));
+        timeout_at(Instant::now() + Duration::from_secs(1), attested).await
+    };
+    for _ in 0..3 {
+        assert!(impatient().await.is_err());
+    }
+    assert!(matches!(impatient().await, Ok(Ok(_))));
+    assert_eq!(
+        lists.load(Ordering::SeqCst),
+        2,
+        "the second is for all who came during the first"
+    );
 }
 
 #[tokio::test]

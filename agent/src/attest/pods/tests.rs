@@ -8,6 +8,7 @@ use k8s_openapi::api::core::v1::{
     self as k8s, ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicUsize;
 
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
@@ -60,6 +61,24 @@ fn list(pods: &[k8s::Pod]) -> String {
         "kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "20"}, "items": pods,
     });
     list.to_string()
+}
+
+/// A client whose API server answers every list with this pod, after a while, and how many lists have begun.
+pub(in crate::attest) fn slow(
+    pod: k8s::Pod,
+    takes: Duration,
+    lists: &Arc<AtomicUsize>,
+) -> kube::Client {
+    let (text, lists) = (list(&[pod]), lists.clone());
+    let service = tower::service_fn(move |_: http::Request<kube::client::Body>| {
+        lists.fetch_add(1, Ordering::SeqCst);
+        let body = kube::client::Body::from(text.clone().into_bytes());
+        async move {
+            sleep(takes).await;
+            Ok::<_, std::convert::Infallible>(http::Response::new(body))
+        }
+    });
+    kube::Client::new(service, "default")
 }
 
 /// A client whose API server gives this answer: status and text.
