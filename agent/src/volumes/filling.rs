@@ -119,7 +119,6 @@ impl Volumes {
                 let (uid, volume) = (filling.volume.pod.uid, filling.volume.name());
                 tracing::info!(%uid, volume, "a volume's files are removed, since its pod is gone");
                 *last = Some(Err(no_pod(&AttestError::Gone)));
-                return;
             }
         }
     }

@@ -4,6 +4,7 @@ use super::{FILE, PASSWORD, read, refreshing, until_it_holds};
 use crate::csi::{Node, settings};
 use std::fs;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::kube::PodSpec;
 use testkit::sandbox::password;
 use testkit::until;
 use tokio::time::Instant;
@@ -77,6 +78,29 @@ async fn a_pod_that_is_gone_leaves_no_values_in_its_volume_and_no_failures() {
         let counted = node.agent.metric(&failures).await.unwrap_or(0.0);
         assert!(counted == 0.0, "{failures} {counted}");
     }
+}
+
+#[tokio::test]
+async fn files_of_a_pod_that_was_not_named_for_a_while_are_renewed_once_it_is_published_again() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    let (mut volume, target) = node.with_files("web", PASSWORD).await;
+    volume.pod.delete_unseen();
+    node.sandbox.kube.watch_expire();
+    until("no file", async || !target.join(FILE).exists()).await;
+    let (named_again, _) = node.object(PodSpec {
+        namespace: "test".into(),
+        name: "web".into(),
+        uid: Some(volume.pod.uid().into()),
+        ..PodSpec::default()
+    });
+    volume.pod = named_again.pod;
+    until("its files", async || {
+        node.publish(&volume).await.is_ok() && target.join(FILE).exists()
+    })
+    .await;
+    node.sandbox.secret("test/database-password", "rotated");
+    until_it_holds(&target.join(FILE), "rotated").await;
 }
 
 #[tokio::test]
