@@ -20,6 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// How long after its begin a read is joined by equal ones: a call that hangs must not decide for whoever asks later.
+const SHARED: Duration = Duration::from_secs(1);
+
 /// What a read is for: everything that can change its result.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub(crate) struct ReadKey {
@@ -114,8 +117,8 @@ impl Values {
         self.kept(key, CacheUse::Hit, now, self.settings.ttl)
     }
 
-    /// Reads the value for `key` with `fetch`, which equal reads share. With `fresh`, it joins no read that began
-    /// earlier.
+    /// Reads the value for `key` with `fetch`, which equal reads share that begin within a second. With `fresh`, it joins
+    /// no read that began earlier.
     ///
     /// # Errors
     ///
@@ -132,7 +135,8 @@ impl Values {
     {
         let cache = self.without_value(&key.name);
         let keeps = cache == CacheUse::Miss;
-        let seat = self.reads.join(key, fresh, asker, fetch());
+        let oldest = if fresh { Duration::ZERO } else { SHARED };
+        let seat = self.reads.join(key, oldest, asker, fetch());
         let outcome = seat
             .result
             .await

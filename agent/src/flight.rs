@@ -6,6 +6,7 @@ use futures::future::{BoxFuture, Shared, WeakShared};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -44,16 +45,16 @@ pub(crate) struct Seat<T: Clone> {
 }
 
 impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Flights<K, T> {
-    /// Joins the flight for `key`, or begins one with `start`. With `fresh`, it joins none that began earlier: a new
-    /// flight begins, which later requests join.
-    pub(crate) fn join<F>(&self, key: &K, fresh: bool, asker: RequestId, start: F) -> Seat<T>
+    /// Joins the flight for `key` if that is younger than `oldest`, or begins one with `start`, which later requests
+    /// join.
+    pub(crate) fn join<F>(&self, key: &K, oldest: Duration, asker: RequestId, start: F) -> Seat<T>
     where
         F: Future<Output = T> + Send + 'static,
     {
         let mut board = self.0.lock();
         let Board { flights, next } = &mut *board;
-        if !fresh
-            && let Some(flight) = flights.get(key)
+        if let Some(flight) = flights.get(key)
+            && flight.began.elapsed() < oldest
             && let Some(result) = flight.result.upgrade()
             && result.peek().is_none()
         {
@@ -120,10 +121,12 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::time::Duration;
     use tokio::time::sleep;
 
     type Reads = Flights<&'static str, usize>;
+
+    /// However old a flight is, it is joined.
+    const ANY: Duration = Duration::MAX;
 
     fn asker(number: u64) -> RequestId {
         RequestId::new("00000000", number)
@@ -142,9 +145,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn equal_asks_at_the_same_time_share_one_call_and_know_whose() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, asker(1), call(&calls));
-        let second = reads.join(&"a", false, asker(2), call(&calls));
-        let other = reads.join(&"b", false, asker(3), call(&calls));
+        let first = reads.join(&"a", ANY, asker(1), call(&calls));
+        let second = reads.join(&"a", ANY, asker(2), call(&calls));
+        let other = reads.join(&"b", ANY, asker(3), call(&calls));
         assert_eq!(first.leader, None);
         assert_eq!(second.leader, Some(asker(1)));
         assert_eq!(other.leader, None);
@@ -156,9 +159,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn an_ask_for_the_latest_joins_nothing_older_and_is_joined_itself() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let old = reads.join(&"a", false, asker(1), call(&calls));
-        let fresh = reads.join(&"a", true, asker(2), call(&calls));
-        let later = reads.join(&"a", false, asker(3), call(&calls));
+        let old = reads.join(&"a", ANY, asker(1), call(&calls));
+        let fresh = reads.join(&"a", Duration::ZERO, asker(2), call(&calls));
+        let later = reads.join(&"a", ANY, asker(3), call(&calls));
         assert_eq!(fresh.leader, None);
         assert_eq!(later.leader, Some(asker(2)));
         assert_eq!((old.result.await, fresh.result.await), (Some(1), Some(2)));
@@ -166,11 +169,25 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_call_that_began_too_long_ago_is_not_joined() {
+        let (reads, calls) = (Reads::default(), Arc::default());
+        let oldest = Duration::from_millis(500);
+        let first = reads.join(&"a", oldest, asker(1), call(&calls));
+        sleep(oldest - Duration::from_millis(1)).await;
+        let second = reads.join(&"a", oldest, asker(2), call(&calls));
+        sleep(Duration::from_millis(1)).await;
+        let third = reads.join(&"a", oldest, asker(3), call(&calls));
+        assert_eq!(second.leader, Some(asker(1)));
+        assert_eq!(third.leader, None);
+        assert_eq!((first.result.await, third.result.await), (Some(1), Some(2)));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_call_that_has_ended_is_not_joined() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, asker(1), call(&calls));
+        let first = reads.join(&"a", ANY, asker(1), call(&calls));
         assert_eq!(first.result.clone().await, Some(1));
-        let second = reads.join(&"a", false, asker(2), call(&calls));
+        let second = reads.join(&"a", ANY, asker(2), call(&calls));
         assert_eq!(second.leader, None);
         assert_eq!(second.result.await, Some(2));
     }
@@ -178,8 +195,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn whoever_began_a_call_may_leave_without_harm_to_the_others() {
         let (reads, calls) = (Reads::default(), Arc::default());
-        let first = reads.join(&"a", false, asker(1), call(&calls));
-        let second = reads.join(&"a", false, asker(2), call(&calls));
+        let first = reads.join(&"a", ANY, asker(1), call(&calls));
+        let second = reads.join(&"a", ANY, asker(2), call(&calls));
         drop(first);
         assert_eq!(second.result.await, Some(1));
     }
@@ -188,7 +205,7 @@ mod tests {
     async fn a_call_that_nobody_waits_for_is_cancelled() {
         let (reads, ended) = (Reads::default(), Arc::new(AtomicUsize::new(0)));
         let counted = ended.clone();
-        let seat = reads.join(&"a", false, asker(1), async move {
+        let seat = reads.join(&"a", ANY, asker(1), async move {
             sleep(Duration::from_secs(1)).await;
             counted.fetch_add(1, Ordering::SeqCst)
         });
@@ -202,7 +219,7 @@ mod tests {
     async fn what_has_ended_does_not_pile_up() {
         let (reads, calls) = (Flights::<usize, usize>::default(), Arc::default());
         for key in 0..10 * SWEEP {
-            reads.join(&key, false, asker(1), call(&calls)).result.await;
+            reads.join(&key, ANY, asker(1), call(&calls)).result.await;
         }
         assert!(reads.0.lock().flights.len() <= SWEEP);
     }

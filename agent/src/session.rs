@@ -128,12 +128,9 @@ impl Sessions {
         let seat = {
             let (slot, exchange) = (slot.clone(), exchange());
             let landing = slot.clone();
-            slot.exchanges.join(
-                &(),
-                false,
-                asker,
-                async move { landing.fill(exchange.await) },
-            )
+            slot.exchanges.join(&(), Duration::MAX, asker, async move {
+                landing.fill(exchange.await)
+            })
         };
         // The exchange runs in its own task, so that its outcome is remembered even if every caller leaves: otherwise a
         // pod whose processes ask and exit could cause exchanges as fast as it connects.

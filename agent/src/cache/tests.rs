@@ -319,6 +319,19 @@ async fn equal_reads_share_one_call_and_one_value() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_read_that_hangs_does_not_decide_for_whoever_asks_a_second_later() {
+    let (vault, values) = (Vault::default(), values(|_| {}));
+    let key = key("test/a");
+    let mut hung = std::pin::pin!(values.read(&key, false, asker(), std::future::pending));
+    let early = std::pin::pin!(values.read(&key, false, asker(), || vault.clone().fetch()));
+    let both = futures::future::select(&mut hung, early);
+    let waited = tokio::time::timeout(SHARED, both).await;
+    assert!(waited.is_err() && vault.reads() == 0, "it waits too");
+    let late = tokio::time::timeout(SHARED, vault.ask(&values, &key, false)).await;
+    assert!(late.is_ok_and(|late| late.is_ok_and(|late| late.shared_with.is_none())));
+}
+
+#[tokio::test(start_paused = true)]
 async fn whoever_asks_for_the_latest_gets_no_expired_value() {
     let (vault, key) = (Vault::default(), key("prod/db"));
     let values = values(|settings| settings.stale_if_error = TTL);
