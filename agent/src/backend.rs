@@ -34,6 +34,10 @@ use std::time::Duration;
 pub(crate) use wire::Roots;
 use wire::Wire;
 
+/// A call that has taken this long when it is cancelled, because nobody waits for it any more, counts as one that timed
+/// out.
+pub(crate) const HANGS: Duration = Duration::from_secs(1);
+
 /// How a call that could not reach the cloud is retried: once, since more would outlast the request's deadline, and
 /// with jitter, so that calls that failed together are not retried together.
 const SECOND_TRY: ConstantBuilder = ConstantBuilder::new()

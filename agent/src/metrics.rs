@@ -260,14 +260,14 @@ impl Metrics {
         backend: &str,
         operation: &str,
         took: Duration,
-        error: Option<&RequestError>,
+        code: Option<Code>,
     ) {
         self.backend_seconds
             .with_label_values(&[backend, operation])
             .observe(took.as_secs_f64());
-        if let Some(error) = error {
+        if let Some(code) = code {
             self.backend_errors
-                .with_label_values(&[backend, error.code.as_str()])
+                .with_label_values(&[backend, code.as_str()])
                 .inc();
         }
     }
@@ -350,8 +350,7 @@ mod tests {
         let metrics = Metrics::new().expect("no name twice");
         metrics.request(Route::Secret, None, Duration::from_micros(20));
         metrics.request(Route::Secret, Some(Code::Denied), Duration::from_micros(20));
-        let error = RequestError::new(Code::Denied, "no");
-        metrics.backend_call("aws", "read", Duration::from_millis(5), Some(&error));
+        metrics.backend_call("aws", "read", Duration::from_millis(5), Some(Code::Denied));
         metrics.exchange("aws", None);
         metrics.attestation("ok");
         metrics.cache(CacheUse::Hit);

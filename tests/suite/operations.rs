@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
+use testkit::aws::{Behaviour, Fault, Operation};
 use testkit::azure::FakeAzure;
 use testkit::kube::{AGENT, PodSpec, Rule};
 use testkit::sandbox::{ACCOUNT, Sandbox};
@@ -402,6 +403,26 @@ async fn every_metric_of_the_contract_counts_what_happened() {
 }
 
 /// The batch is answered, whatever its names came to.
+#[tokio::test]
+async fn a_vault_that_hangs_is_counted_even_if_whoever_asks_gives_up_sooner_than_the_agent() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    sandbox.namespace("test");
+    let mut pod = sandbox.pod("test", "web").await.expect("a pod");
+    let agent = sandbox.agent().await.expect("an agent");
+    let _hangs = sandbox
+        .aws
+        .fault(Fault::on(Operation::GetSecretValue, Behaviour::Hang));
+    let asked = pod.secret("test/database-password");
+    let patience = Duration::from_millis(1500);
+    assert!(tokio::time::timeout(patience, asked).await.is_err());
+    pod.workload.kill().await.expect("it was there");
+    let told = agent.until_audit(|line| line["outcome"] == "cancelled");
+    told.await.expect("its line");
+    let series = "latchkey_backend_errors_total{backend=\"aws\",code=\"timeout\"}";
+    assert_eq!(agent.metric(series).await.expect("it is counted"), 1.0);
+}
+
 #[tokio::test]
 async fn a_batch_that_is_answered_is_counted_by_what_became_of_its_names() {
     needs_workloads!();

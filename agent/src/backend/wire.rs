@@ -12,6 +12,7 @@ mod roots;
 pub(crate) use names::LOOKUPS;
 pub(crate) use roots::Roots;
 
+use super::HANGS;
 use names::Names;
 use parking_lot::Mutex;
 use reqwest::{Client, ClientBuilder, redirect};
@@ -28,10 +29,6 @@ pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// tell nobody, and the longer one is idle, the likelier that is.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 const IDLE_CONNECTIONS: usize = 16;
-
-/// A call that has taken this long without an answer when it is cancelled, because nobody waits for it, may have been
-/// made on a dead connection.
-const HANGS: Duration = Duration::from_secs(1);
 
 /// How many suspect hosts are remembered, the latest.
 const SUSPECTS: usize = 64;

@@ -1,14 +1,14 @@
 //! Calls to the clouds on a pod's behalf: exchanges, and calls with the sessions that they gave.
 
 use crate::attest::Workload;
-use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, Secret, Session};
+use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, HANGS, Secret, Session};
 use crate::cache::ReadKey;
 use crate::metrics::Metrics;
 use crate::request::RequestId;
 use crate::role::{Proof, Role};
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
-use latchkey_client::protocol::Step;
+use latchkey_client::protocol::{Code, Step};
 use std::sync::Arc;
 use tokio::time::Instant;
 
@@ -18,6 +18,15 @@ pub(crate) struct Clouds {
     pub(crate) backends: Arc<Backends>,
     pub(crate) tokens: SubjectTokens,
     pub(crate) metrics: Arc<Metrics>,
+}
+
+/// The time of one call. A call that hangs is recorded even if its caller gives up and it is dropped unfinished.
+struct Timing<'a> {
+    clouds: &'a Clouds,
+    backend: BackendId,
+    operation: &'a str,
+    began: Instant,
+    is_over: bool,
 }
 
 // === impl Clouds ===
@@ -77,12 +86,16 @@ impl Clouds {
         operation: &str,
         call: impl Future<Output = Result<T, BackendError>>,
     ) -> Result<T, BackendError> {
-        let began = Instant::now();
+        let mut timing = Timing {
+            clouds: self,
+            backend,
+            operation,
+            began: Instant::now(),
+            is_over: false,
+        };
         let outcome = call.await;
-        let error = outcome.as_ref().err().map(|failed| &failed.error);
-        let name = self.backends.name(backend);
-        self.metrics
-            .backend_call(name, operation, began.elapsed(), error);
+        timing.is_over = true;
+        timing.record(outcome.as_ref().err().map(|failed| failed.error.code));
         outcome
     }
 
@@ -139,6 +152,25 @@ impl Clouds {
             .call(&workload, &key.session, asker, "read", read)
             .await;
         outcome.map(Arc::new)
+    }
+}
+
+// === impl Timing ===
+
+impl Timing<'_> {
+    fn record(&self, code: Option<Code>) {
+        let name = self.clouds.backends.name(self.backend);
+        let took = self.began.elapsed();
+        let metrics = &self.clouds.metrics;
+        metrics.backend_call(name, self.operation, took, code);
+    }
+}
+
+impl Drop for Timing<'_> {
+    fn drop(&mut self) {
+        if !self.is_over && self.began.elapsed() >= HANGS {
+            self.record(Some(Code::Timeout));
+        }
     }
 }
 

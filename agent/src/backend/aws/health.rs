@@ -1,6 +1,6 @@
 //! Which regions answer, so that not every request waits for one that does not; and whose answer counts.
 
-use crate::backend::{BackendError, Fault};
+use crate::backend::{BackendError, Fault, HANGS};
 use latchkey_client::protocol::Code;
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -9,10 +9,6 @@ use tokio::time::Instant;
 
 /// How long a region that could not be reached is tried after the others.
 const DOWN_FOR: Duration = Duration::from_secs(10);
-
-/// A call that has taken this long when it is cancelled, because nobody waits for it, counts as a timeout of its
-/// region.
-const HANGS: Duration = Duration::from_secs(1);
 
 /// The regions that could not be reached recently.
 #[derive(Debug, Default)]
