@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::{Sandbox, SandboxPod};
-use testkit::workload::{Request, Workload, WorkloadSpec};
+use testkit::workload::{Raw, Request, Workload, WorkloadSpec};
 
 /// Every field of the contract.
 const FIELDS: [&str; 23] = [
@@ -207,6 +207,43 @@ async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
         (&line["version"], &line["code"]),
         (&Value::Null, &Value::Null)
     );
+}
+
+#[tokio::test]
+async fn a_caller_that_closes_its_connection_leaves_a_line_and_its_place_and_nothing_more_is_read_for_it()
+ {
+    needs_workloads!();
+    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let settings = sandbox.settings().expect("settings");
+    let settings = settings.set("limits.in_flight_per_pod", "1");
+    let agent = settings.start().await.expect("a process");
+    agent.until_readyz().await.expect("it is ready");
+    let gate = Gate::new();
+    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
+    let held = sandbox.aws.fault(held);
+    let names: Vec<_> = (0..16).map(|number| format!("test/{number}")).collect();
+    let body = json!({ "names": names }).to_string();
+    let head = format!(
+        "POST /v1/secrets:batchGet HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    let gives_up = Raw {
+        read_millis: 500,
+        ..Raw::new(head + &body)
+    };
+    let received = pod.workload.raw(gives_up).await.expect("a connection");
+    assert!(received.bytes.is_empty(), "it is held");
+    line_of(&agent, "cancelled", &names[0]).await;
+    drop(held);
+    gate.open();
+    pod.secret("test/database-password")
+        .await
+        .expect("an answer")
+        .must_be_ok();
+    let last = sandbox
+        .aws
+        .calls_where(|call| call.secret.as_ref() == names.last());
+    assert!(last.is_empty(), "{last:?}");
 }
 
 #[tokio::test]

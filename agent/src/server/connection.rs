@@ -24,13 +24,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 /// An identity older than this is checked again before it is used: the peer may have been moved to another cgroup.
 const CHECK_AGAIN: Duration = Duration::from_secs(1);
-
-/// How often a long request checks whether its peer is still there.
-const HUNG_UP_CHECK: Duration = Duration::from_secs(1);
 
 /// What a warning of [`Connection::call`] is about.
 const WATCHED: &str = "watched";
@@ -262,18 +259,11 @@ impl Connection {
         self.closes.notify_waiters();
     }
 
-    /// Resolves when the next answer will be the last, or when nobody is left to read it. For requests that take long.
+    /// Resolves when the next answer will be the last. For requests that take long.
     pub(crate) async fn closes(&self) {
         let told = self.closes.notified();
-        if self.is_closing() {
-            return;
-        }
-        let mut told = std::pin::pin!(told);
-        while !self.has_hung_up() {
-            tokio::select! {
-                () = &mut told => return,
-                () = sleep(HUNG_UP_CHECK) => {}
-            }
+        if !self.is_closing() {
+            told.await;
         }
     }
 
@@ -300,7 +290,7 @@ impl Connection {
     }
 
     /// What must become of the connection at `now`, in an agent that is `leaving` or stays. Nobody is too late for one
-    /// that `was_late` itself.
+    /// that `was_late` itself. Work for a peer that has closed its end is useless, as if its process had exited.
     pub(super) fn look(&self, now: Instant, leaving: bool, was_late: bool) -> Verdict {
         let is_attested = match &*self.standing.lock() {
             Standing::Attested { workload, .. } => {
@@ -311,6 +301,9 @@ impl Connection {
             }
             _ => false,
         };
+        if self.times.is_answering() && self.has_hung_up() {
+            return Verdict::End;
+        }
         match self.times.look(now, is_attested, leaving) {
             Verdict::End if was_late => Verdict::GoOn,
             verdict => verdict,
