@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::io;
 use std::mem;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::Status;
@@ -65,8 +65,13 @@ impl NodeService {
     ///
     /// As CSI's table of errors for `NodePublishVolume` says.
     pub(super) async fn publish(&self, request: NodePublishVolumeRequest) -> Result<Empty, Status> {
-        let publish = Publish::parse(request, &self.kubelet)?;
-        let turn = self.turn(Key::of(&publish.volume.id))?;
+        let Publish {
+            mut volume,
+            files,
+            target,
+            tokens,
+        } = Publish::parse(request, &self.kubelet)?;
+        let turn = self.turn(Key::of(&volume.id))?;
         let known = match self.store.load(&turn.key) {
             // Written anew: the kubelet's call brings all that is in it.
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
@@ -75,18 +80,24 @@ impl NodeService {
             }
             outcome => outcome.map_err(|error| broken(&error))?,
         };
-        if let Some(known) = &known {
-            compatible(known, &publish.volume)?;
-        }
         let directory = self.store.directory(&turn.key);
-        let target = publish.target.clone();
-        let pod = publish.volume.pod.clone();
         // If this cannot be determined, assume that it is: the pod keeps what it may be using.
         let was_bound = mount::is_bound(&directory, &target).unwrap_or(true);
-        let outcome = self
-            .make(publish, &turn.key, &directory, known.is_some())
-            .await;
+        let pod = volume.pod.clone();
         let (uid, namespace, name) = (pod.uid, pod.namespace, pod.name);
+        volume.files = match (files, &known) {
+            // An older or newer mounter took them for right: a pod's volumes do not change.
+            (Err(wrong), Some(known)) if was_bound => {
+                let error = wrong.message();
+                tracing::warn!(%uid, namespace, name, error, "a volume keeps the attributes that it was published with");
+                known.files.clone()
+            }
+            (files, _) => files?,
+        };
+        if let Some(known) = &known {
+            compatible(known, &volume)?;
+        }
+        let outcome = self.make(volume, &target, tokens, known.is_some()).await;
         match outcome {
             Ok(()) => {
                 if !was_bound {
@@ -187,16 +198,13 @@ impl NodeService {
 
     async fn make(
         &self,
-        publish: Publish,
-        key: &Key,
-        directory: &Path,
+        volume: Volume,
+        target: &Target,
+        tokens: Vec<u8>,
         is_recorded: bool,
     ) -> Result<(), Failure> {
-        let Publish {
-            volume,
-            target,
-            tokens,
-        } = publish;
+        let key = &Key::of(&volume.id);
+        let directory = &self.store.directory(key);
         let failed = |what: &str, error: io::Error| {
             Failure::unavailable(format!("cannot {what} the pod's directory: {error}"))
         };
@@ -212,7 +220,7 @@ impl NodeService {
             self.store.save(&volume).map_err(|e| failed("record", e))?;
         }
         self.agent.ask(Ask::Publish(volume), tokens).await?;
-        mount::bind(directory, &self.store.staging(key), &target).map_err(|e| failed("mount", e))
+        mount::bind(directory, &self.store.staging(key), target).map_err(|e| failed("mount", e))
     }
 
     /// Makes sure that the pod's records leave room for this volume's.

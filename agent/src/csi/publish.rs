@@ -24,7 +24,10 @@ const ID_LIMIT: usize = 128;
 
 /// A volume to publish.
 pub(super) struct Publish {
+    /// Whose it is and where, as yet without files.
     pub(super) volume: Volume,
+    /// The files that its attributes ask for; an error if they are wrong.
+    pub(super) files: Result<Option<FilesAsked>, Status>,
     pub(super) target: Target,
     /// The kubelet's JSON; empty if there are none.
     pub(super) tokens: Vec<u8>,
@@ -49,7 +52,7 @@ impl Publish {
     ///
     /// # Errors
     ///
-    /// `INVALID_ARGUMENT` or `FAILED_PRECONDITION`, naming the field.
+    /// `INVALID_ARGUMENT` or `FAILED_PRECONDITION`, naming the field; not for the attributes that a pod's author writes.
     pub(super) fn parse(
         mut request: NodePublishVolumeRequest,
         kubelet: &Path,
@@ -84,34 +87,39 @@ impl Publish {
                 "volume_context's pod.uid is not the pod of target_path",
             ));
         }
-        let files = match context.remove(SECRETS) {
-            Some(secrets) => Some(FilesAsked {
-                secrets: not_too_long(secrets)?,
-                group: group_id(&group)?,
-            }),
-            None => None,
-        };
-        let mut unknown: Vec<_> = context
-            .keys()
-            .filter(|key| !key.starts_with(KUBELETS))
-            .collect();
-        unknown.sort_unstable();
-        if let Some(key) = unknown.first() {
-            return Err(Status::invalid_argument(format!(
-                "the volume has an attribute {key:?}, which does not exist: there is {SECRETS:?} alone"
-            )));
-        }
         Ok(Self {
             volume: Volume {
                 id,
                 pod,
                 target: target.path.clone(),
-                files,
+                files: None,
             },
+            files: files_asked(context, &group),
             target,
             tokens: tokens.map(String::into_bytes).unwrap_or_default(),
         })
     }
+}
+
+/// The files that a volume's attributes ask for, and the group that they are to have.
+fn files_asked(
+    context: &mut HashMap<String, String>,
+    group: &str,
+) -> Result<Option<FilesAsked>, Status> {
+    let secrets = context.remove(SECRETS);
+    let unknown = context.keys().filter(|key| !key.starts_with(KUBELETS));
+    if let Some(key) = unknown.min() {
+        return Err(Status::invalid_argument(format!(
+            "the volume has an attribute {key:?}, which does not exist: there is {SECRETS:?} alone"
+        )));
+    }
+    let Some(secrets) = secrets else {
+        return Ok(None);
+    };
+    Ok(Some(FilesAsked {
+        secrets: not_too_long(secrets)?,
+        group: group_id(group)?,
+    }))
 }
 
 /// Checks the id of a volume.
@@ -275,10 +283,10 @@ mod tests {
     fn refused(change: impl FnOnce(&mut NodePublishVolumeRequest)) -> (Code, String) {
         let mut request = right();
         change(&mut request);
-        match Publish::parse(request, Path::new("/k")) {
-            Ok(_) => panic!("it was taken"),
-            Err(status) => (status.code(), status.message().to_owned()),
-        }
+        let publish = Publish::parse(request, Path::new("/k"));
+        let status = publish.and_then(|publish| publish.files);
+        let status = status.expect_err("it was taken");
+        (status.code(), status.message().to_owned())
     }
 
     #[test]
@@ -427,14 +435,14 @@ mod tests {
     fn files_are_asked_for_by_an_attribute_and_belong_to_the_pods_group() {
         for (text, group) in [("", None), ("0", Some(0)), ("2000", Some(2000))] {
             let publish = Publish::parse(with_files(text), Path::new("/k")).expect("it is right");
-            let files = publish.volume.files.expect("files");
+            let files = publish.files.expect("they are right").expect("files");
             assert_eq!((&*files.secrets, files.group), ("[\"a\"]", group));
         }
         // Without files there is nothing to own.
         let mut without = with_files("2000");
         without.volume_context.remove("secrets");
         let publish = Publish::parse(without, Path::new("/k")).expect("it is right");
-        assert_eq!(publish.volume.files, None);
+        assert_eq!(publish.files.expect("they are right"), None);
     }
 
     #[test]

@@ -58,6 +58,25 @@ async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_
     assert_eq!(String::from_utf8_lossy(&kept_on_disk.stdout), "");
 }
 
+/// As after a rollback, or the other way round.
+#[tokio::test]
+async fn a_pod_goes_on_getting_tokens_if_the_mounter_no_longer_knows_an_attribute_of_its_volume() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let mut pod = node.pod("test", "web").await;
+    pod.volume.attributes = vec![("later".into(), "x".into())];
+    node.kill_agent().await;
+    node.start_agent().await;
+    node.publish(&pod.volume).await.expect("it is mounted");
+    reads_own(&pod.workload).await;
+    let said = "keeps the attributes that it was published with";
+    node.mounter.until_line(said).await.expect("it says so");
+    let (mut other, _) = node.object_of("test", "other");
+    other.attributes = pod.volume.attributes;
+    let refused = node.publish(&other).await.expect_err("it is new");
+    assert!(refused.message.contains("\"later\""), "{}", refused.message);
+}
+
 #[tokio::test]
 async fn tokens_come_as_secrets_where_the_cluster_can_and_each_call_brings_newer_ones() {
     needs_workloads!();
