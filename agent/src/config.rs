@@ -3,7 +3,7 @@
 //! Only this module reads the environment. All mistakes are found in one go, each reported with the place where it was
 //! written; what the machine or cluster lacks is left to the preflight.
 
-mod aws;
+pub(crate) mod aws;
 mod azure;
 mod backends;
 mod csi;
@@ -29,9 +29,9 @@ use hyper::header::HeaderName;
 
 use crate::attest::cgroup::PodUid;
 
-pub(crate) use self::aws::{AwsConfig, is_aws_name_byte, is_aws_prefix, is_region};
+pub(crate) use self::aws::{AwsConfig, is_region};
 pub(crate) use self::azure::AzureConfig;
-pub(crate) use self::azure::{is_tenant, suffix_of, vault_url};
+pub(crate) use self::azure::{is_client, is_tenant, suffix_of, vault_url};
 pub(crate) use self::csi::Csi;
 pub(crate) use self::fault::{Faults, Origin};
 pub(crate) use self::gcp::{GcpConfig, GcpProvider};

@@ -1,4 +1,4 @@
-//! The sections of type `aws`: Secrets Manager and STS.
+//! The sections of type `aws`: Secrets Manager and STS, and the syntax of regions, partitions and roles.
 
 use std::time::Duration;
 
@@ -12,6 +12,18 @@ use super::{
 const SWITCHES: [&str; 2] = ["AWS_USE_FIPS_ENDPOINT", "AWS_USE_DUALSTACK_ENDPOINT"];
 
 const REGION_REMEDY: &str = "write a region's code such as \"eu-central-1\"";
+
+/// The prefix of each partition's regions, its name, and the region to use there if the configured region is in another
+/// partition (AWS General Reference, "Partitions"). Everything else is `aws`.
+pub(crate) const PARTITIONS: [(&str, &str, &str); 7] = [
+    ("cn-", "aws-cn", "cn-north-1"),
+    ("us-gov-", "aws-us-gov", "us-gov-west-1"),
+    ("us-iso-", "aws-iso", "us-iso-east-1"),
+    ("us-isob-", "aws-iso-b", "us-isob-east-1"),
+    ("eu-isoe-", "aws-iso-e", "eu-isoe-west-1"),
+    ("us-isof-", "aws-iso-f", "us-isof-south-1"),
+    ("eusc-", "aws-eusc", "eusc-de-east-1"),
+];
 
 /// AWS Secrets Manager and STS.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -172,6 +184,42 @@ pub(crate) fn is_region(text: &str) -> bool {
         _ => false,
     };
     right && text.len() <= 32 && !text.contains("fips")
+}
+
+/// The partition that a region belongs to, by the beginning of its name.
+pub(crate) fn partition_of(region: &str) -> &'static str {
+    PARTITIONS
+        .iter()
+        .find(|(beginning, _, _)| region.starts_with(beginning))
+        .map_or("aws", |(_, partition, _)| partition)
+}
+
+/// The partition in the ARN of an IAM role: `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
+pub(crate) fn partition_of_role(arn: &str) -> Option<&'static str> {
+    let parts: Vec<&str> = arn.splitn(6, ':').collect();
+    let ["arn", partition, "iam", "", account, role] = parts[..] else {
+        return None;
+    };
+    let name = role.strip_prefix("role/")?;
+    // IAM's characters for paths and role names.
+    let named = !name.is_empty()
+        && !name.ends_with('/')
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"/+=,.@_-".contains(&byte));
+    if !is_account(account) || !named {
+        return None;
+    }
+    PARTITIONS
+        .iter()
+        .map(|(_, name, _)| *name)
+        .chain(["aws"])
+        .find(|name| *name == partition)
+}
+
+/// Whether `text` is the number of an account.
+pub(crate) fn is_account(text: &str) -> bool {
+    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether `text` may precede every name: only characters of names, and not first the one that negates a filter of

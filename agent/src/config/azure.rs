@@ -1,4 +1,4 @@
-//! The sections of type `azure`: Key Vault and Entra ID, and the syntax of vaults and tenants.
+//! The sections of type `azure`: Key Vault and Entra ID, and the syntax of vaults, clients and tenants.
 
 use std::time::Duration;
 
@@ -129,10 +129,15 @@ pub(crate) fn suffix_of<'a>(url: &str, suffixes: &'a [String]) -> Option<&'a str
     suffixes.iter().find(is_vaults).map(String::as_str)
 }
 
+/// Whether `text` is the id of a client.
+pub(crate) fn is_client(text: &str) -> bool {
+    text.len() == 36 && uuid::Uuid::try_parse(text).is_ok()
+}
+
 /// Whether `text` is a tenant: its id, or one of its domains. It becomes part of a URL's path.
 pub(crate) fn is_tenant(text: &str) -> bool {
     let text = text.to_ascii_lowercase();
-    (text.len() == 36 && uuid::Uuid::try_parse(&text).is_ok()) || is_domain(&text)
+    is_client(&text) || is_domain(&text)
 }
 
 /// Whether `text` is a domain of at least two labels, in lower case.
@@ -150,7 +155,7 @@ fn vault(value: &Value) -> Result<String, Wrong> {
     vault_url(text).ok_or_else(|| Wrong::text(text, "no URL of a vault", remedy))
 }
 
-fn tenant(value: &Value) -> Result<String, Wrong> {
+pub(super) fn tenant(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the tenant's id, or one of its domains such as \"contoso.onmicrosoft.com\"";
     let text = value::text(value, remedy)?;
     Wrong::unless(is_tenant(text), text, "no tenant", remedy)?;

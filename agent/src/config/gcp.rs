@@ -16,6 +16,9 @@ pub(crate) const LONGEST_SESSION: Duration = Duration::from_secs(3600);
 /// How the name of GKE's own pool ends.
 const GKE_END: &str = ".svc.id.goog";
 
+/// The end of every service account's email address.
+const ACCOUNT_END: &str = ".gserviceaccount.com";
+
 /// Google Cloud Secret Manager, and the token services that it needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct GcpConfig {
@@ -160,6 +163,24 @@ pub(crate) fn is_project(text: &str) -> bool {
         Some((domain, id)) => is_part(domain) && is_part(id) && !id.contains('.'),
         None => is_part(text) && !text.contains('.'),
     }
+}
+
+/// Whether `text` is a service account's email address. It becomes part of a URL's path, so it may hold nothing else.
+pub(crate) fn is_account(text: &str) -> bool {
+    let Some((local, domain)) = text.split_once('@') else {
+        return false;
+    };
+    let fits = |part: &str, others: &[u8]| {
+        !part.is_empty()
+            && part
+                .bytes()
+                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || others.contains(&b))
+    };
+    text.len() <= 254
+        && fits(local, b"-._")
+        && fits(domain, b"-.")
+        && !domain.starts_with('.')
+        && domain.ends_with(ACCOUNT_END)
 }
 
 /// Whether `text` may be one part of a resource name: lower-case letters, digits, dashes and single dots.

@@ -2,8 +2,12 @@
 
 use super::{
     Config, IdentityMode, Origin,
+    aws::partition_of_role,
+    azure::{is_client, tenant},
+    gcp::is_account,
     reader::Reader,
     settings::{TABLES, Value},
+    stores,
     value::{self, Wrong},
 };
 use std::path::PathBuf;
@@ -217,39 +221,67 @@ impl Sidecar {
             "POD_SERVICE_ACCOUNT",
             "spec.serviceAccountName",
         );
-        let mut tokens = reader.read("sidecar.tokens", super::stores::paths, Vec::new());
+        let mut tokens = reader.read("sidecar.tokens", stores::paths, Vec::new());
         if in_use {
             for variable in ["AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE"] {
-                tokens.extend(reader.variable(variable).map(PathBuf::from));
+                let Some(path) = reader.variable(variable) else {
+                    continue;
+                };
+                match stores::path(&value::untyped(path)) {
+                    Ok(path) => tokens.push(path),
+                    Err(wrong) => reader.blame_variable(variable, wrong),
+                }
             }
         }
-        let mut text = |key: &str, variables: &[&str]| {
-            let variables = if in_use { variables } else { &[] };
-            // The backend checks its form, as it does for an annotation.
-            reader
-                .optional(&format!("sidecar.{key}"), variables, word)
-                .unwrap_or_default()
-        };
+        let mut asked =
+            |key: &str, variables: &[&str], parse: fn(&Value) -> Result<String, Wrong>| {
+                let variables = if in_use { variables } else { &[] };
+                reader
+                    .optional(&format!("sidecar.{key}"), variables, parse)
+                    .unwrap_or_default()
+            };
         Self {
             namespace,
             pod,
             service_account,
             tokens,
-            aws_role_arn: text("aws_role_arn", &["AWS_ROLE_ARN"]),
-            azure_client_id: text("azure_client_id", &["AZURE_CLIENT_ID"]),
-            azure_tenant_id: text("azure_tenant_id", &["AZURE_TENANT_ID"]),
-            gcp_service_account: text("gcp_service_account", &[]),
+            aws_role_arn: asked("aws_role_arn", &["AWS_ROLE_ARN"], aws_role),
+            azure_client_id: asked("azure_client_id", &["AZURE_CLIENT_ID"], azure_client),
+            azure_tenant_id: asked("azure_tenant_id", &["AZURE_TENANT_ID"], tenant),
+            gcp_service_account: asked("gcp_service_account", &[], gcp_account),
         }
     }
 }
 
-/// A word without blanks.
-fn word(value: &Value) -> Result<String, Wrong> {
-    let remedy = "write it as the cloud shows it";
-    let word = value::text(value, remedy)?;
-    let right = word.len() <= 2048 && word.bytes().all(|b| b.is_ascii_graphic());
-    Wrong::unless(right, word, "no word", remedy)?;
-    Ok(word.to_owned())
+/// The ARN of an AWS role.
+fn aws_role(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write a role's ARN, such as \"arn:aws:iam::111122223333:role/app\"";
+    let arn = value::text(value, remedy)?;
+    let right = partition_of_role(arn).is_some();
+    Wrong::unless(right, arn, "no ARN of an IAM role", remedy)?;
+    Ok(arn.to_owned())
+}
+
+/// The client id of an Azure identity.
+fn azure_client(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write the identity's client id, a UUID with dashes";
+    let client = value::text(value, remedy)?;
+    Wrong::unless(is_client(client), client, "no client id", remedy)?;
+    Ok(client.to_owned())
+}
+
+/// The email address of a GCP service account.
+fn gcp_account(value: &Value) -> Result<String, Wrong> {
+    let remedy = "write its email address, such as \"app@acme-prod.iam.gserviceaccount.com\"";
+    let email = value::text(value, remedy)?;
+    let right = is_account(email);
+    Wrong::unless(
+        right,
+        email,
+        "no email address of a GCP service account",
+        remedy,
+    )?;
+    Ok(email.to_owned())
 }
 
 /// The name of a namespace or service account: a DNS subdomain.
@@ -289,15 +321,11 @@ fn local_role(value: &Value) -> Result<LocalRole, Wrong> {
     let remedy = "write \"machine\", \"none\", the ARN of an AWS role, the e-mail address of a GCP service account, or \
                   the client id of an Azure managed identity";
     let role = value::text(value, remedy)?;
-    let is_gcp = role.contains('@') && role.ends_with(".gserviceaccount.com");
-    let is_azure = role.len() == 36 && uuid::Uuid::try_parse(role).is_ok();
     if role == "machine" {
         Ok(LocalRole::Machine)
     } else if role == "none" {
         Ok(LocalRole::None)
-    } else if (role.starts_with("arn:") || is_gcp || is_azure)
-        && role.bytes().all(|b| b.is_ascii_graphic())
-    {
+    } else if partition_of_role(role).is_some() || is_account(role) || is_client(role) {
         Ok(LocalRole::Named(role.to_owned()))
     } else {
         Err(Wrong::text(role, "no role", remedy))

@@ -94,7 +94,7 @@ impl FileConfig {
 }
 
 /// An absolute path.
-fn path(value: &Value) -> Result<PathBuf, Wrong> {
+pub(super) fn path(value: &Value) -> Result<PathBuf, Wrong> {
     let remedy = "write an absolute path, such as \"/srv/secrets\"";
     let path = value::text(value, remedy)?;
     check_path(path).map(|()| PathBuf::from(path))

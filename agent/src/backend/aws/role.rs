@@ -2,7 +2,11 @@
 
 use crate::account::Annotations;
 use crate::backend::Selector;
-use crate::config::{AwsConfig, LocalRole, is_aws_name_byte, is_aws_prefix, is_region};
+pub(super) use crate::config::aws::partition_of;
+use crate::config::aws::{
+    PARTITIONS, is_account, is_aws_name_byte, is_aws_prefix, is_region, partition_of_role,
+};
+use crate::config::{AwsConfig, LocalRole};
 use crate::error::RequestError;
 pub(super) use crate::role::MACHINE;
 use crate::role::{NoRole, PREFIX_KEY, Proof, Role};
@@ -43,18 +47,6 @@ const GLOBALLY_SERVED: [&str; 15] = [
 
 /// The longest secret name of Secrets Manager, in characters.
 const NAME_LIMIT: usize = 512;
-
-/// The prefix of each partition's regions, its name, and the region to use there if the configured region is in another
-/// partition (AWS General Reference, "Partitions"). Everything else is `aws`.
-const PARTITIONS: [(&str, &str, &str); 7] = [
-    ("cn-", "aws-cn", "cn-north-1"),
-    ("us-gov-", "aws-us-gov", "us-gov-west-1"),
-    ("us-iso-", "aws-iso", "us-iso-east-1"),
-    ("us-isob-", "aws-iso-b", "us-isob-east-1"),
-    ("eu-isoe-", "aws-iso-e", "eu-isoe-west-1"),
-    ("us-isof-", "aws-iso-f", "us-isof-south-1"),
-    ("eusc-", "aws-eusc", "eusc-de-east-1"),
-];
 
 /// The role that the annotations ask for.
 pub(super) fn of(
@@ -217,14 +209,6 @@ pub(super) fn check_name(
     Ok(())
 }
 
-/// The partition that a region belongs to, by the beginning of its name.
-pub(super) fn partition_of(region: &str) -> &'static str {
-    PARTITIONS
-        .iter()
-        .find(|(beginning, _, _)| region.starts_with(beginning))
-        .map_or("aws", |(_, partition, _)| partition)
-}
-
 /// The region in the ARN of a secret: `arn:PARTITION:secretsmanager:REGION:ACCOUNT:secret:NAME`.
 pub(super) fn region_of_arn(name: &str) -> Option<&str> {
     let parts: Vec<&str> = name.splitn(7, ':').collect();
@@ -236,29 +220,6 @@ pub(super) fn region_of_arn(name: &str) -> Option<&str> {
         }
         _ => None,
     }
-}
-
-/// The partition in the ARN of an IAM role: `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`.
-fn partition_of_role(arn: &str) -> Option<&'static str> {
-    let parts: Vec<&str> = arn.splitn(6, ':').collect();
-    let ["arn", partition, "iam", "", account, role] = parts[..] else {
-        return None;
-    };
-    let name = role.strip_prefix("role/")?;
-    // IAM's characters for paths and role names.
-    let named = !name.is_empty()
-        && !name.ends_with('/')
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"/+=,.@_-".contains(&byte));
-    if !is_account(account) || !named {
-        return None;
-    }
-    PARTITIONS
-        .iter()
-        .map(|(_, name, _)| *name)
-        .chain(["aws"])
-        .find(|name| *name == partition)
 }
 
 /// The account in an ARN: `arn:PARTITION:SERVICE:REGION:ACCOUNT:RESOURCE`.
@@ -275,10 +236,6 @@ pub(super) fn session_arn(role: &str, session: &str) -> Option<String> {
     Some(format!(
         "arn:{partition}:sts::{account}:assumed-role/{name}/{session}"
     ))
-}
-
-fn is_account(text: &str) -> bool {
-    text.len() == 12 && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 #[cfg(test)]

@@ -3,12 +3,11 @@
 use crate::account::Annotations;
 use crate::backend::Selector;
 use crate::backend::dashes::AZURE;
-use crate::config::{AzureConfig, LocalRole, is_tenant, suffix_of, vault_url};
+use crate::config::{AzureConfig, LocalRole, is_client, is_tenant, suffix_of, vault_url};
 use crate::error::RequestError;
 use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
 use crate::secret::SecretName;
 use latchkey_client::protocol::words::{ANNOTATE_WITH, NAMES_NO};
-use uuid::Uuid;
 
 /// Annotations that Azure's workload identity webhook reads too.
 const CLIENT_KEY: &str = "azure.workload.identity/client-id";
@@ -133,10 +132,6 @@ pub(super) fn of_machine(
         place: vault.into(),
         via: None,
     })
-}
-
-fn is_client(text: &str) -> bool {
-    text.len() == 36 && Uuid::try_parse(text).is_ok()
 }
 
 /// Checks that Key Vault can hold a secret of this name.

@@ -3,7 +3,7 @@
 use crate::account::Annotations;
 use crate::backend::Selector;
 use crate::backend::dashes::GCP;
-use crate::config::gcp::is_project;
+use crate::config::gcp::{is_account, is_project};
 use crate::config::{GcpConfig, LocalRole};
 use crate::error::RequestError;
 use crate::role::{MACHINE, NoRole, PREFIX_KEY, Proof, Role};
@@ -16,9 +16,6 @@ const ACCOUNT_KEY: &str = "iam.gke.io/gcp-service-account";
 /// The delegates on the way to it, as the CSI driver of Google Cloud reads them.
 const DELEGATES_KEY: &str = "iam.gke.io/gcp-service-account-delegates";
 const PROJECT_KEY: &str = "latchkey.dev/gcp-project";
-
-/// The end of every service account's email address.
-const ACCOUNT_END: &str = ".gserviceaccount.com";
 
 /// The most delegates that an annotation may name. Nobody has that many.
 const DELEGATES: usize = 8;
@@ -147,24 +144,6 @@ fn delegates(text: &str) -> Result<std::sync::Arc<str>, NoRole> {
         return Err(wrong());
     }
     Ok(chain.join(",").into())
-}
-
-/// Whether this is a service account's email address. It becomes part of a URL's path, so it may contain nothing else.
-fn is_account(text: &str) -> bool {
-    let Some((local, domain)) = text.split_once('@') else {
-        return false;
-    };
-    let fits = |part: &str, others: &[u8]| {
-        !part.is_empty()
-            && part
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || others.contains(&b))
-    };
-    text.len() <= 254
-        && fits(local, b"-._")
-        && fits(domain, b"-.")
-        && !domain.starts_with('.')
-        && domain.ends_with(ACCOUNT_END)
 }
 
 /// Returns what Google's audit log shows about a call: the pod and the request.

@@ -262,6 +262,52 @@ fn a_sidecar_is_told_by_the_downward_api_and_the_clouds_webhooks() {
 }
 
 #[test]
+fn what_a_sidecars_variables_say_is_checked_like_its_keys() {
+    let start = with_file("identity.mode = \"sidecar\"\nsidecar.gcp_service_account = \"a@b\"")
+        .and_env("POD_NAMESPACE", "test")
+        .and_env("POD_NAME", "web-0")
+        .and_env("POD_SERVICE_ACCOUNT", "app")
+        .and_env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:policy/app")
+        .and_env("AWS_WEB_IDENTITY_TOKEN_FILE", "token")
+        .and_env("AZURE_CLIENT_ID", "app")
+        .and_env("AZURE_TENANT_ID", "common")
+        .and_env("AZURE_FEDERATED_TOKEN_FILE", "token");
+    let mut faults = start.faults();
+    faults.sort();
+    let beginnings = [
+        "config.toml:2:9: sidecar.gcp_service_account is \"a@b\", no email address of a GCP service account; ",
+        "environment variable AWS_ROLE_ARN: sidecar.aws_role_arn is \"arn:aws:iam::111122223333:policy/app\", no \
+         ARN of an IAM role; ",
+        "environment variable AWS_WEB_IDENTITY_TOKEN_FILE: is \"token\", no absolute path; ",
+        "environment variable AZURE_CLIENT_ID: sidecar.azure_client_id is \"app\", no client id; ",
+        "environment variable AZURE_FEDERATED_TOKEN_FILE: is \"token\", no absolute path; ",
+        "environment variable AZURE_TENANT_ID: sidecar.azure_tenant_id is \"common\", no tenant; ",
+    ];
+    assert_eq!(faults.len(), beginnings.len(), "{faults:#?}");
+    for (fault, beginning) in faults.iter().zip(beginnings) {
+        assert!(fault.starts_with(beginning), "{fault}");
+    }
+}
+
+#[test]
+fn a_workloads_role_has_the_form_of_its_cloud() {
+    for wrong in [
+        "arn:aws:iam::1111:role/app",
+        "arn:aws:s3:::bucket",
+        "app@evil/.iam.gserviceaccount.com",
+        "5d2e1f437c5e4f5b9d7b0123456789ab",
+    ] {
+        let text = LOCAL.to_owned() + &workload("1000", "me", wrong);
+        let faults = with_file(&text).faults();
+        let told = format!("config.toml:7:1: local.workload.0.role is {wrong:?}, no role; ");
+        assert!(
+            faults.len() == 1 && faults[0].starts_with(&told),
+            "{faults:?}"
+        );
+    }
+}
+
+#[test]
 fn on_a_node_the_agents_own_cloud_variables_mean_nothing() {
     let start = with_file("")
         .and_env("AWS_ROLE_ARN", "arn:aws:iam::111122223333:role/agent")
