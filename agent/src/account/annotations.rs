@@ -28,19 +28,31 @@ impl Annotations {
     ///
     /// If it is longer than anything meaningful: Kubernetes allows annotations of up to 256 KiB, and what is read here
     /// gets into answers, the log and the audit trail.
-    pub(crate) fn first(&self, keys: &[&str]) -> Result<Option<&str>, NoRole> {
+    pub(crate) fn first(&self, keys: &[&'static str]) -> Result<Option<&str>, NoRole> {
+        Ok(self.first_with_key(keys)?.map(|(_, value)| value))
+    }
+
+    /// The same, after the one of `keys` that it is under.
+    ///
+    /// # Errors
+    ///
+    /// As [`Annotations::first`].
+    pub(crate) fn first_with_key(
+        &self,
+        keys: &[&'static str],
+    ) -> Result<Option<(&'static str, &str)>, NoRole> {
         let first = [&self.account, &self.namespace]
             .into_iter()
             .find_map(|annotations| {
                 keys.iter()
-                    .filter_map(|key| Some((key, annotations.get(*key)?.trim())))
+                    .filter_map(|key| Some((*key, annotations.get(*key)?.trim())))
                     .find(|(_, value)| !value.is_empty())
             });
         match first {
             Some((key, value)) if value.len() > ANNOTATION_LIMIT => Err(NoRole::new(format!(
                 "the annotation {key} is longer than {ANNOTATION_LIMIT} bytes"
             ))),
-            first => Ok(first.map(|(_, value)| value)),
+            first => Ok(first),
         }
     }
 

@@ -195,9 +195,13 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
         .await
         .is("role", "no_role", &["names no AWS role", "annotate"]);
     let pod = pod_of(&sandbox, "malformed", &[(ROLE, "test-app")]).await;
-    doctor(&pod, SECRET)
-        .await
-        .is("role", "wrong_role", &["no ARN of an IAM role", "test-app"]);
+    let told = doctor(&pod, SECRET).await;
+    told.is("role", "wrong_role", &["no ARN of an IAM role", "test-app"]);
+    let next = told.report.to_string();
+    assert!(
+        next.contains("kubectl get namespace test -o yaml"),
+        "{next}"
+    );
     let pod = pod_of(&sandbox, "other-sub-pod", &[(ROLE, &other_sub)]).await;
     let told = doctor(&pod, SECRET).await;
     told.is("exchange", "role_refused", &["trust policy", "sub"]);

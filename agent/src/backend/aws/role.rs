@@ -54,7 +54,7 @@ pub(super) fn of(
     settings: &AwsConfig,
     default_region: &str,
 ) -> Result<Role, NoRole> {
-    let arn = annotations.first(&ROLE_KEYS)?.ok_or_else(|| {
+    let (key, arn) = annotations.first_with_key(&ROLE_KEYS)?.ok_or_else(|| {
         annotations.no_role(
             format!("the pod's service account {NAMES_NO} AWS role: {ANNOTATE_WITH}eks.amazonaws.com/role-arn"),
             format!("the sidecar's configuration {NAMES_NO} AWS role: set AWS_ROLE_ARN in the agent's container"),
@@ -62,7 +62,7 @@ pub(super) fn of(
     })?;
     let partition = partition_of_role(arn).ok_or_else(|| {
         NoRole::new(format!(
-            "the service account's annotation is no ARN of an IAM role: {arn:?}"
+            "the annotation {key} of the service account or its namespace is no ARN of an IAM role: {arn:?}"
         ))
     })?;
     let region = match annotations.first(&[REGION_KEY])? {
@@ -88,7 +88,7 @@ pub(super) fn of(
         Some(audience) if is_issued(audience) => audience,
         Some(audience) => {
             return Err(NoRole::new(format!(
-                "the agent issues no tokens for the audience {audience:?}"
+                "{AUDIENCE_KEY} {audience:?} is none of the audiences that the agent's configuration allows"
             )));
         }
         None if is_issued(DEFAULT_AUDIENCE) => DEFAULT_AUDIENCE,
@@ -134,7 +134,10 @@ pub(super) fn of_machine(
     let arn = match role {
         LocalRole::None => return Err(NoRole::NONE_WRITTEN),
         LocalRole::Machine => return Ok(machine),
-        LocalRole::Named(arn) => arn,
+        LocalRole::Named(arn) if partition_of_role(arn).is_some() => arn,
+        LocalRole::Named(other) => {
+            return Err(NoRole::new(format!("{other:?} is no ARN of an IAM role")));
+        }
     };
     let annotations = Annotations::of_account([(ROLE_KEYS[0], arn.as_str())]);
     let role = of(&annotations, settings, default_region)?;

@@ -39,7 +39,8 @@ pub(super) fn of(annotations: &Annotations, settings: &GcpConfig) -> Result<Role
         }
         Some(other) => {
             return Err(NoRole::new(format!(
-                "the service account's annotation is no email address of a Google service account: {other:?}"
+                "the annotation {ACCOUNT_KEY} of the service account or its namespace is no email address of a \
+                 Google service account: {other:?}"
             )));
         }
     };

@@ -280,6 +280,10 @@ impl Case<'_> {
                 finding.next(format!(
                     "kubectl -n {namespace} get serviceaccount {service_account} -o yaml"
                 ));
+                // What is wrong may be its namespace's, which stands in for what the account does not say.
+                if names_one {
+                    finding.next(format!("kubectl get namespace {namespace} -o yaml"));
+                }
                 // The agent names the annotation: the backend's name does not say which cloud it is.
                 if let Some((_, key)) = refusal.message.split_once(ANNOTATE_WITH) {
                     let key = key.split_once(',').map_or(key, |(key, _)| key);

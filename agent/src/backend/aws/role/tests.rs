@@ -90,10 +90,16 @@ fn what_is_no_role_arn_is_no_role() {
         "arn:other:iam::111122223333:role/x",
         "arn:aws:sts::111122223333:role/x",
     ] {
-        assert!(
-            role(&[("eks.amazonaws.com/role-arn", wrong)], &[]).is_err(),
-            "{wrong}"
-        );
+        let annotated = [("eks.amazonaws.com/role-arn", wrong)];
+        for (account, namespace) in [(&annotated[..], &[][..]), (&[], &annotated)] {
+            assert_eq!(
+                role(account, namespace).expect_err(wrong).to_string(),
+                format!(
+                    "the annotation eks.amazonaws.com/role-arn of the service account or its namespace is no ARN of \
+                     an IAM role: {wrong:?}"
+                )
+            );
+        }
     }
 }
 
@@ -158,7 +164,12 @@ fn only_audiences_of_the_configuration_are_asked_for() {
         with("internal").expect("a role").proof,
         token_for("internal")
     );
-    assert!(with("https://kubernetes.default.svc").is_err());
+    let none = with("https://kubernetes.default.svc").expect_err("it is not allowed");
+    assert_eq!(
+        none.to_string(),
+        "eks.amazonaws.com/audience \"https://kubernetes.default.svc\" is none of the audiences that the agent's \
+         configuration allows"
+    );
 }
 
 #[test]
@@ -306,6 +317,10 @@ fn a_machine_is_its_own_role_or_takes_on_the_one_that_is_named() {
         "app@project.iam.gserviceaccount.com",
         "arn:aws:iam::111122223333:user/x",
     ] {
-        assert!(machine(&LocalRole::Named(other.into())).is_err(), "{other}");
+        let none = machine(&LocalRole::Named(other.into())).expect_err(other);
+        assert_eq!(
+            none.to_string(),
+            format!("{other:?} is no ARN of an IAM role")
+        );
     }
 }
