@@ -321,7 +321,7 @@ impl Handling {
             .await
             .map_err(|failed| failed.error)?;
         // Each further page of the vault counts as a request too, as far as the quota has any left.
-        let _ = (0..page.more_calls).try_for_each(|_| workload.pod().quota.spend(1));
+        let _ = (0..page.more_calls).try_for_each(|_| workload.pod().quota.spend());
         let answer = response::json(
             &SecretList {
                 secrets: page.names,

@@ -51,6 +51,8 @@ pub(crate) struct Quota {
     batched: Semaphore,
     waits: Arc<Semaphore>,
     rate: DefaultDirectRateLimiter,
+    /// How many requests `rate` ever allows at once.
+    burst: NonZeroU32,
     refusals: DefaultDirectRateLimiter,
     unread: Arc<Semaphore>,
     own_unread: Arc<Semaphore>,
@@ -83,13 +85,15 @@ impl Quota {
         let (connections, in_flight) = (limits.connections_per_pod, limits.in_flight_per_pod);
         let per_second = limits.requests_per_second_per_pod;
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
-        let rate = Rate::per_second(per_second).allow_burst(per_second.saturating_mul(BURST));
+        let burst = per_second.saturating_mul(BURST);
+        let rate = Rate::per_second(per_second).allow_burst(burst);
         Self {
             connections: Arc::new(Semaphore::new(connections)),
             in_flight: Semaphore::new(in_flight),
             batched: Semaphore::new(in_flight),
             waits: Arc::new(Semaphore::new(WAITS)),
             rate: RateLimiter::direct(rate),
+            burst,
             refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
             unread: Arc::new(Semaphore::new(UNREAD)),
             own_unread: Arc::new(Semaphore::new(OWN_UNREAD)),
@@ -116,7 +120,7 @@ impl Quota {
                 "this pod has too many requests in flight; wait for answers",
             )
         })?;
-        self.spend(1)?;
+        self.spend()?;
         Ok(permit)
     }
 
@@ -176,23 +180,33 @@ impl Quota {
         }
     }
 
-    /// Takes `count` requests from the pod's rate.
+    /// Takes one request from the pod's rate.
     ///
     /// # Errors
     ///
-    /// `busy` if fewer than that are left.
-    pub(crate) fn spend(&self, count: u32) -> Result<(), RequestError> {
-        let Some(count) = NonZeroU32::new(count) else {
-            return Ok(());
+    /// `busy` if none is left.
+    pub(crate) fn spend(&self) -> Result<(), RequestError> {
+        self.rate.check().map_err(|_| too_fast())
+    }
+
+    /// Takes what a batch of `names` costs beyond the one request that it has cost already.
+    ///
+    /// # Errors
+    ///
+    /// `busy` if less than that is left.
+    pub(crate) fn batch(&self, names: usize) -> Result<(), RequestError> {
+        // More than the rate ever allows at once, with that one request: waiting is pointless.
+        let never = || RequestError {
+            retry_after: None,
+            ..too_fast()
         };
-        match self.rate.check_n(count) {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(too_fast()),
-            // More than the rate ever allows at once: waiting is pointless.
-            Err(_) => Err(RequestError {
-                retry_after: None,
-                ..too_fast()
-            }),
+        let names = u32::try_from(names).map_err(|_| never())?;
+        if names > self.burst.get() {
+            return Err(never());
+        }
+        match NonZeroU32::new(names.saturating_sub(1)) {
+            Some(more) if !matches!(self.rate.check_n(more), Ok(Ok(()))) => Err(too_fast()),
+            _ => Ok(()),
         }
     }
 }

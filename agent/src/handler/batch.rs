@@ -46,8 +46,7 @@ impl Handling {
         let admitted = async {
             let permit = workload.pod().quota.request()?;
             let names = self.in_time(FEWER, self.batch_names(body)).await?;
-            let more = u32::try_from(names.len()).unwrap_or(u32::MAX);
-            workload.pod().quota.spend(more.saturating_sub(1))?;
+            workload.pod().quota.batch(names.len())?;
             Ok((permit, names))
         };
         let (_permit, names) = match admitted.await {

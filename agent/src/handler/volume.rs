@@ -52,7 +52,7 @@ impl Services {
         record.workload = Some(workload.clone());
         let work = async {
             let _permit = permit.map_err(too_late)??;
-            quota.spend(1)?;
+            quota.spend()?;
             let (read, _) = self.read(id, workload, ask, &mut record).await?;
             Ok(read.secret)
         };
