@@ -17,7 +17,7 @@ mod text;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use anchor::{Anchor, AnchorError};
+pub(crate) use anchor::{Anchor, AnchorError, is_root};
 pub(crate) use id::{ContainerId, InvalidId, PodUid};
 pub(crate) use name::QosClass;
 

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use tracing_subscriber::EnvFilter;
 
 use super::{IdentityMode, settings::Value};
-use crate::attest::cgroup::PodUid;
+use crate::attest::cgroup::{self, PodUid};
 
 /// A Unix socket's path has at most 107 bytes (unix(7)); the handover needs some for its temporary name.
 const MAX_SOCKET_PATH: usize = 99;
@@ -314,11 +314,11 @@ pub(super) fn identity_mode(value: &Value) -> Result<IdentityMode, Wrong> {
 
 /// The absolute cgroup path of the root of all pods, as `/proc/<pid>/cgroup` shows it on the host.
 pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
-    let remedy =
-        "write an absolute cgroup path such as \"/kubepods.slice\", or nothing to learn it";
+    let remedy = "write an absolute cgroup path that ends in kubepods, kubepods.slice or <prefix>-kubepods.slice, or \
+                  nothing to learn it";
     let path = text(value, remedy)?;
-    let right = path.len() <= 4096 && has_plain_parts(path) && !path.chars().any(char::is_control);
-    Wrong::unless(right, path, "no absolute cgroup path", remedy)?;
+    let right = path.len() <= 4096 && cgroup::is_root(path) && !path.chars().any(char::is_control);
+    Wrong::unless(right, path, "no kubepods root", remedy)?;
     Ok(path.to_owned())
 }
 

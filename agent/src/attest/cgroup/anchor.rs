@@ -131,13 +131,7 @@ impl Anchor {
     ///
     /// If `root` is not the path of a kubepods root, or no pod under it can be at `depth`.
     pub(crate) fn new(root: &str, depth: Option<usize>) -> Result<Self, AnchorError> {
-        let invalid = || AnchorError::InvalidRoot(root.to_owned());
-        let last = Path::parse(root.as_bytes())
-            .ok()
-            .filter(|path| root.starts_with('/') && path.up == 0)
-            .and_then(|path| path.names().last())
-            .ok_or_else(invalid)?;
-        let names = Names::of_root(last).ok_or_else(invalid)?;
+        let names = names_below(root).ok_or_else(|| AnchorError::InvalidRoot(root.to_owned()))?;
         let view = match depth {
             None => View::Absolute {
                 root: root.as_bytes().into(),
@@ -233,6 +227,20 @@ impl fmt::Display for Anchor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.described)
     }
+}
+
+/// Whether `path` can be that of a kubepods root.
+pub(crate) fn is_root(path: &str) -> bool {
+    names_below(path).is_some()
+}
+
+/// How things are named below `root`; none if that is no path of a kubepods root.
+fn names_below(root: &str) -> Option<Names> {
+    let path = Path::parse(root.as_bytes()).ok()?;
+    if !root.starts_with('/') || path.up > 0 {
+        return None;
+    }
+    Names::of_root(path.names().last()?)
 }
 
 /// The part of a root's path above its slices: systemd keeps `a-b.slice` in `a.slice`.
