@@ -167,9 +167,18 @@ impl Reader {
         self.closed.push(section.to_owned());
     }
 
-    /// Reports that `key` must be written, unless it already has a fault.
+    /// Reports that `key` must be written, unless it already has a fault: in its section, if the file has that.
     pub(super) fn missing(&mut self, key: &str, wrong: &str, remedy: &str) {
-        self.blame(key, Wrong::new(wrong, remedy));
+        if self.has_fault(key) {
+            return;
+        }
+        let origin = match (self.origin(key), key.rsplit_once('.')) {
+            (Origin::Default, Some((section, _))) => {
+                self.section(section).unwrap_or(Origin::Default)
+            }
+            (origin, _) => origin,
+        };
+        self.fault(origin, key, Wrong::new(wrong, remedy));
     }
 
     /// Reports that `key` is wrong for a reason beyond its own value, unless it already has a fault.

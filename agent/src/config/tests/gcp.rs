@@ -44,9 +44,9 @@ fn what_is_missing_is_named_in_a_line_each() {
     assert_eq!(
         faults,
         [
-            "default: backends.gcp.project is empty and GOOGLE_CLOUD_PROJECT is not set; write the id of the project \
-             whose secrets are read, such as \"acme-prod\"",
-            "default: backends.gcp.provider is empty; write PROJECT.svc.id.goog on GKE, elsewhere \
+            "config.toml:2:11: backends.gcp.project is empty and GOOGLE_CLOUD_PROJECT is not set; write the id of the \
+             project whose secrets are read, such as \"acme-prod\"",
+            "config.toml:2:11: backends.gcp.provider is empty; write PROJECT.svc.id.goog on GKE, elsewhere \
              //iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER",
         ]
     );

@@ -50,7 +50,7 @@ fn a_folder_of_files_must_be_named_by_its_whole_path() {
     };
     assert_eq!(file("path = \"/srv/secrets\""), Ok(()));
     for (rest, key) in [
-        ("", "backends.file.path is empty"),
+        ("", "config.toml:2:11: backends.file.path is empty"),
         ("path = \"srv\"", "backends.file.path is \"srv\""),
         (
             "path = \"/srv\"\nprefix = \"../\"",
