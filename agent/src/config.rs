@@ -278,6 +278,17 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     })
 }
 
+/// Checks what a program without a configuration file is told to log.
+///
+/// # Errors
+///
+/// As of `log.level`: what is wrong, and what would be right.
+pub(crate) fn check_log_level(text: &str) -> Result<(), String> {
+    value::log_level(&value::untyped(text))
+        .map(drop)
+        .map_err(|Wrong { wrong, remedy }| format!("{wrong}; {remedy}"))
+}
+
 impl Listen {
     fn read(reader: &mut Reader, mode: IdentityMode) -> Self {
         let mut default = Self::default();

@@ -71,8 +71,11 @@ pub fn main() -> ExitCode {
     if !arguments.kubelet_root.is_absolute() {
         return fail(exit::USAGE, &"--kubelet-root takes an absolute path");
     }
-    let level = arguments.log.or_else(|| variable("RUST_LOG"));
-    let _logs = match log_to_stderr(level.as_deref().unwrap_or("info")) {
+    let level = match log_level(arguments.log, variable("RUST_LOG")) {
+        Ok(level) => level,
+        Err(wrong) => return fail(exit::CONFIG, &wrong),
+    };
+    let _logs = match log_to_stderr(&level) {
         Ok(logs) => logs,
         Err(error) => return fail(exit::UNAVAILABLE, &error),
     };
@@ -86,6 +89,17 @@ pub fn main() -> ExitCode {
         },
         Err(error) => fail(exit::UNAVAILABLE, &error),
     }
+}
+
+/// What to log: what the option says, or else RUST_LOG.
+fn log_level(option: Option<String>, variable: Option<String>) -> Result<String, String> {
+    let (whose, level) = match (option, variable) {
+        (Some(level), _) => ("--log", level),
+        (None, Some(level)) => ("RUST_LOG", level),
+        (None, None) => return Ok("info".to_owned()),
+    };
+    config::check_log_level(&level).map_err(|wrong| format!("{whose} {wrong}"))?;
+    Ok(level)
 }
 
 async fn run(name: String, kubelet: &Path) -> io::Result<()> {
@@ -172,4 +186,27 @@ fn open_store(plugins: &Path, directory: &Path) -> io::Result<Store> {
 fn fail(code: u8, why: &dyn Display) -> ExitCode {
     let _ = writeln!(io::stderr(), "latchkey-csi: {why}");
     code.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_logged_is_said_by_the_option_or_else_by_rust_log() {
+        let of = |option: Option<&str>, variable: Option<&str>| {
+            log_level(option.map(Into::into), variable.map(Into::into))
+        };
+        assert_eq!(of(None, None).as_deref(), Ok("info"));
+        assert_eq!(of(None, Some("debug")).as_deref(), Ok("debug"));
+        assert_eq!(of(Some("warn"), Some("debg")).as_deref(), Ok("warn"));
+        for (wrong, told) in [
+            (of(Some("wran"), Some("debug")), "--log is \"wran\", "),
+            (of(Some(""), None), "--log is \"\", "),
+            (of(None, Some("debg")), "RUST_LOG is \"debg\", "),
+        ] {
+            let wrong = wrong.expect_err(told);
+            assert!(wrong.starts_with(told), "{wrong}");
+        }
+    }
 }
