@@ -332,10 +332,14 @@ impl Query {
                     "unknown query parameter {name:?}"
                 )));
             }
-            if value.len() > PARAMETER_LIMIT && name != "cursor" || value.contains(char::is_control)
-            {
+            if value.len() > PARAMETER_LIMIT && name != "cursor" {
                 return Err(RequestError::invalid(format!(
-                    "the query parameter {name} is no good"
+                    "the query parameter {name} is longer than {PARAMETER_LIMIT} bytes"
+                )));
+            }
+            if value.contains(char::is_control) {
+                return Err(RequestError::invalid(format!(
+                    "the query parameter {name} has control characters"
                 )));
             }
             if parameters

@@ -299,6 +299,7 @@ async fn who_asks_for_what_there_is_not_is_a_pod_within_its_rate_all_the_same() 
 async fn unknown_parameters_and_relayed_requests_are_refused() {
     needs_workloads!();
     let served = Served::start().await;
+    let too_long = format!("key={}", "a".repeat(1025));
     for query in [
         "x=1",
         "vers%69on2=1",
@@ -308,6 +309,7 @@ async fn unknown_parameters_and_relayed_requests_are_refused() {
         "=",
         "backend=other",
         "wait=5s",
+        &too_long,
     ] {
         let answer = served.get(&format!("{SECRET}?{query}")).await;
         assert_eq!(
@@ -315,6 +317,16 @@ async fn unknown_parameters_and_relayed_requests_are_refused() {
             (400, "invalid_request"),
             "{query}"
         );
+    }
+    for (query, why) in [
+        ("key=a%00", "the query parameter key has control characters"),
+        (
+            &*too_long,
+            "the query parameter key is longer than 1024 bytes",
+        ),
+    ] {
+        let answer = served.get(&format!("{SECRET}?{query}")).await;
+        assert_eq!(answer.json()["error"], why);
     }
     for header in [
         "Origin",
