@@ -24,6 +24,28 @@ async fn a_slash_may_be_written_as_it_is_or_encoded() {
     }
 }
 
+/// The HTTP library drops it before the agent sees the target.
+#[tokio::test]
+async fn a_number_sign_ends_the_name_unless_it_is_encoded() {
+    needs_workloads!();
+    let served = Served::start().await;
+    let asked = async |name: &str| {
+        let request =
+            format!("GET /v1/secrets/{name} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        let received = served.raw(request).await;
+        let text = String::from_utf8_lossy(&received.bytes).into_owned();
+        (received.statuses(), text)
+    };
+    let (statuses, text) = asked("test/database-password#/../x?version=y").await;
+    assert_eq!(statuses, [200], "{text}");
+    assert!(
+        text.contains("\"name\":\"test/database-password\""),
+        "{text}"
+    );
+    let (statuses, text) = asked("test/database-password%23x").await;
+    assert_eq!(statuses, [400], "{text}");
+}
+
 #[tokio::test]
 async fn a_name_that_could_mean_something_else_is_refused_and_never_reaches_the_vault() {
     needs_workloads!();
