@@ -12,8 +12,7 @@ const PODS: usize = 50;
 pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> Outcome<()> {
     let agent = stage.agent(stage.settings("first")?, true).await?;
     let (kube, aws) = (&stage.sandbox.kube, &stage.sandbox.aws);
-    let exchanges =
-        || aws.count_calls(|call| call.operation == Operation::AssumeRoleWithWebIdentity);
+    let exchanges = || aws.count_of(Operation::AssumeRoleWithWebIdentity);
     let before = (kube.tokens().len(), exchanges());
     let mut took = Vec::new();
     for number in 0..PODS * pace.rounds {

@@ -89,12 +89,7 @@ async fn at_once(stage: &Stage, report: &mut Report) -> Outcome<()> {
     stage.sandbox.aws.clear_calls();
     let load = load::make(&plan, stage.pod.workload.entrance().as_deref()).await?;
     drop(slow);
-    let calls = |operation| {
-        stage
-            .sandbox
-            .aws
-            .count_calls(|call| call.operation == operation)
-    };
+    let calls = |operation| stage.sandbox.aws.count_of(operation);
     report.number("at_once_answered", load::exact(load.answered));
     report.number(
         "at_once_reads",

@@ -29,12 +29,10 @@ mod tests;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::ops::Deref;
+use std::sync::{Arc, OnceLock};
 
-use jiff::{SignedDuration, Timestamp};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use jiff::Timestamp;
 
 pub use crate::fake::Gate;
 pub use call::{Call, Operation};
@@ -45,12 +43,12 @@ pub use policy::{
 };
 pub use secret::SecretInput;
 
-use crate::fake::{CallLog, Faults, Forgotten, Listener, Port};
+use crate::fake::{Calls, Locked, Server};
 use iam::Iam;
 use secret::Store;
 
 /// A fault that is in force until it is cleared or this is dropped.
-pub type FaultGuard = crate::fake::FaultGuard<Fault>;
+pub type FaultGuard = crate::fake::FaultGuard<Call, Special>;
 
 /// The settings of a fake AWS; [`FakeAwsConfig::default`] suits most tests.
 #[derive(Clone, Debug)]
@@ -80,21 +78,17 @@ pub struct FakeAws {
 #[derive(Debug)]
 struct Inner {
     state: Arc<State>,
-    main: Listener,
-    pinned: BTreeMap<String, Listener>,
-    _ended: DropGuard,
+    main: Server<Call, Special>,
+    pinned: BTreeMap<String, Server<Call, Special>>,
 }
 
 /// What the services work on.
 #[derive(Debug)]
 struct State {
     config: FakeAwsConfig,
-    iam: RwLock<Iam>,
-    store: RwLock<Store>,
-    faults: Arc<Faults<Fault>>,
-    calls: CallLog<Call>,
-    /// How far the fake's clock is from the machine's, in milliseconds.
-    clock_offset: AtomicI64,
+    iam: Locked<Iam>,
+    store: Locked<Store>,
+    calls: Arc<Calls<Call, Special>>,
 }
 
 impl Default for FakeAwsConfig {
@@ -149,33 +143,28 @@ impl FakeAws {
     ///
     /// If an address cannot be bound.
     pub async fn start(config: FakeAwsConfig) -> io::Result<Self> {
-        let ended = CancellationToken::new();
         let state = Arc::new(State {
-            iam: RwLock::default(),
-            store: RwLock::default(),
-            faults: Arc::default(),
-            calls: CallLog::new(config.calls_kept, config.echo_calls),
-            clock_offset: AtomicI64::new(0),
+            iam: Locked::default(),
+            store: Locked::default(),
+            calls: Calls::new(config.calls_kept, config.echo_calls),
             config,
         });
-        let bind = |address, region: Option<Arc<str>>| {
-            let state = Arc::clone(&state);
-            let port = Port::take(address)?;
-            Listener::open(port, None, ended.clone(), move |request| {
-                service::serve(Arc::clone(&state), region.clone(), request)
+        let open = |address, region: Option<Arc<str>>| {
+            let served = Arc::clone(&state);
+            Server::open(address, None, Arc::clone(&state.calls), move |request| {
+                service::serve(Arc::clone(&served), region.clone(), request)
             })
         };
-        let main = bind(state.config.listen, None)?;
+        let main = open(state.config.listen, None)?;
         let mut pinned = BTreeMap::new();
         for region in &state.config.pinned_regions {
             let address = SocketAddr::new(state.config.listen.ip(), 0);
-            pinned.insert(region.clone(), bind(address, Some(region.as_str().into()))?);
+            pinned.insert(region.clone(), open(address, Some(region.as_str().into()))?);
         }
         let inner = Inner {
             state,
             main,
             pinned,
-            _ended: ended.drop_guard(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -211,129 +200,37 @@ impl FakeAws {
         shared.clone()
     }
 
-    /// The address of both services.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.inner.main.address()
-    }
-
-    /// The URL of both services.
-    #[must_use]
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address())
-    }
-
     /// The URL at which only one region is served; it must be one of [`FakeAwsConfig::pinned_regions`].
     #[must_use]
     pub fn endpoint_in(&self, region: &str) -> Option<String> {
-        Some(format!(
-            "http://{}",
-            self.inner.pinned.get(region)?.address()
-        ))
+        Some(self.inner.pinned.get(region)?.endpoint())
     }
 
-    /// Refuses connections from now on and breaks the open ones.
-    pub async fn stop_listening(&self) {
-        self.inner.main.stop().await;
-    }
-
-    /// How many connections were opened so far.
-    #[must_use]
-    pub fn opened(&self) -> usize {
-        self.inner.main.opened()
-    }
-
-    /// Lets something on their way forget the open connections; new ones are accepted.
-    pub fn forget_connections(&self, how: Forgotten) {
-        self.inner.main.forget_connections(how);
-    }
-
-    /// Listens again, at the same port.
-    ///
-    /// # Errors
-    ///
-    /// If the port cannot be listened on.
-    pub async fn resume_listening(&self) -> io::Result<()> {
-        self.inner.main.resume().await
-    }
-
-    /// [`FakeAws::stop_listening`] for one pinned region's endpoint.
+    /// [`Server::stop_listening`] for one pinned region's endpoint.
     ///
     /// # Errors
     ///
     /// If the region has no endpoint of its own.
     pub async fn stop_listening_in(&self, region: &str) -> io::Result<()> {
-        self.pinned(region)?.stop().await;
-        Ok(())
-    }
-
-    /// Sets the fake's clock this far from the machine's, in either direction.
-    pub fn set_clock_offset(&self, offset: SignedDuration) {
-        let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
-        self.inner
-            .state
-            .clock_offset
-            .store(milliseconds, Ordering::Relaxed);
-    }
-
-    fn pinned(&self, region: &str) -> io::Result<&Listener> {
         let missing = || io::Error::other(format!("{region} has no endpoint of its own"));
-        self.inner.pinned.get(region).ok_or_else(missing)
+        let server = self.inner.pinned.get(region).ok_or_else(missing)?;
+        server.stop_listening().await;
+        Ok(())
     }
 }
 
-/// The calls, and the faults.
-impl FakeAws {
-    /// Every call so far, in the order of the answers.
-    #[must_use]
-    pub fn calls(&self) -> Vec<Call> {
-        self.inner.state.calls.matching(|_| true)
-    }
+/// Its address, its calls, what goes wrong and its clock; of the pinned regions, all but the address.
+impl Deref for FakeAws {
+    type Target = Server<Call, Special>;
 
-    /// The calls that `wanted` accepts.
-    #[must_use]
-    pub fn calls_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
-        self.inner.state.calls.matching(wanted)
-    }
-
-    /// How many calls `wanted` accepts.
-    #[must_use]
-    pub fn count_calls(&self, wanted: impl Fn(&Call) -> bool) -> usize {
-        self.inner.state.calls.count(wanted)
-    }
-
-    /// Forgets the calls so far.
-    pub fn clear_calls(&self) {
-        self.inner.state.calls.clear();
-    }
-
-    /// Waits until at least `calls` such calls have been answered. Returns whether that was within `patience`.
-    pub async fn called(
-        &self,
-        calls: usize,
-        patience: Duration,
-        wanted: impl Fn(&Call) -> bool,
-    ) -> bool {
-        let mut total = self.inner.state.calls.total();
-        let all = async {
-            while self.count_calls(&wanted) < calls {
-                // The sender lives as long as `self`.
-                let _ = total.changed().await;
-            }
-        };
-        tokio::time::timeout(patience, all).await.is_ok()
-    }
-
-    /// Makes something go wrong until the guard is dropped.
-    pub fn fault(&self, fault: Fault) -> FaultGuard {
-        self.inner.state.faults.add(fault)
+    fn deref(&self) -> &Self::Target {
+        &self.inner.main
     }
 }
 
 impl State {
     fn now(&self) -> Timestamp {
-        let offset = self.clock_offset.load(Ordering::Relaxed);
-        Timestamp::now() + SignedDuration::from_millis(offset)
+        self.calls.now()
     }
 
     fn knows_region(&self, region: &str) -> bool {
@@ -342,21 +239,5 @@ impl State {
 
     fn page_limit(&self) -> usize {
         self.config.page_limit.max(1)
-    }
-
-    fn iam_read(&self) -> RwLockReadGuard<'_, Iam> {
-        self.iam.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn iam_write(&self) -> RwLockWriteGuard<'_, Iam> {
-        self.iam.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn store_read(&self) -> RwLockReadGuard<'_, Store> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn store_write(&self) -> RwLockWriteGuard<'_, Store> {
-        self.store.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -16,7 +16,6 @@ mod entra;
 mod fault;
 mod keyvault;
 mod machine;
-mod reply;
 mod service;
 mod vault;
 mod world;
@@ -26,13 +25,11 @@ mod tests;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::sync::{Arc, OnceLock};
 
-use jiff::{SignedDuration, Timestamp};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use jiff::Timestamp;
 
 pub use call::{Call, Operation};
 pub use directory::AppSpec;
@@ -43,7 +40,7 @@ use directory::Directory;
 use vault::Vaults;
 
 use crate::agent::AgentSettings;
-use crate::fake::{Authority, CallLog, FaultGuard, Faults, Forgotten, Listener, Port};
+use crate::fake::{Authority, Calls, Locked, Server};
 
 /// Entra ID's host.
 pub const LOGIN_HOST: &str = "login.test";
@@ -63,22 +60,18 @@ pub struct FakeAzure {
 #[derive(Debug)]
 struct Inner {
     state: Arc<State>,
-    listener: Listener,
+    server: Server<Call, Special>,
     authority: Authority,
-    _ended: DropGuard,
 }
 
 /// What the services work on.
 #[derive(Debug)]
 struct State {
-    directory: RwLock<Directory>,
-    vaults: RwLock<Vaults>,
-    faults: Arc<Faults<Fault>>,
-    calls: CallLog<Call>,
+    directory: Locked<Directory>,
+    vaults: Locked<Vaults>,
+    calls: Arc<Calls<Call, Special>>,
     /// Known once the listener is bound.
     address: OnceLock<SocketAddr>,
-    /// How far the fake's clock is from the machine's, in milliseconds.
-    clock_offset: AtomicI64,
 }
 
 /// Running it.
@@ -89,30 +82,26 @@ impl FakeAzure {
     ///
     /// If no port can be bound, or no certificate made.
     pub async fn start() -> io::Result<Self> {
-        let ended = CancellationToken::new();
         let authority = Authority::new()?;
         let names = vec![LOGIN_HOST.to_owned(), format!("*{VAULT_SUFFIX}")];
         let state = Arc::new(State {
-            directory: RwLock::new(Directory::new(&format!("https://{LOGIN_HOST}"))),
-            vaults: RwLock::default(),
-            faults: Arc::default(),
-            calls: CallLog::new(100_000, false),
+            directory: Locked::new(Directory::new(&format!("https://{LOGIN_HOST}"))),
+            vaults: Locked::default(),
+            calls: Calls::new(100_000, false),
             address: OnceLock::new(),
-            clock_offset: AtomicI64::new(0),
         });
-        let serving = state.clone();
-        let listener = Listener::open(
-            Port::take((Ipv4Addr::LOCALHOST, 0).into())?,
+        let served = Arc::clone(&state);
+        let server = Server::open(
+            (Ipv4Addr::LOCALHOST, 0).into(),
             Some(authority.acceptor(names)?),
-            ended.clone(),
-            move |request| service::serve(serving.clone(), request),
+            Arc::clone(&state.calls),
+            move |request| service::serve(Arc::clone(&served), request),
         )?;
-        let _ = state.address.set(listener.address());
+        let _ = state.address.set(server.address());
         let inner = Inner {
             state,
-            listener,
+            server,
             authority,
-            _ended: ended.drop_guard(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -122,16 +111,13 @@ impl FakeAzure {
     /// Entra ID's URL.
     #[must_use]
     pub fn authority(&self) -> String {
-        format!(
-            "https://{LOGIN_HOST}:{}",
-            self.inner.listener.address().port()
-        )
+        format!("https://{LOGIN_HOST}:{}", self.address().port())
     }
 
     /// A vault's URL, whether or not there is one of that name.
     #[must_use]
     pub fn vault_url(&self, vault: &str) -> String {
-        let port = self.inner.listener.address().port();
+        let port = self.address().port();
         format!("https://{vault}{VAULT_SUFFIX}:{port}")
     }
 
@@ -176,105 +162,24 @@ impl FakeAzure {
         std::fs::write(&path, text)?;
         Ok(path)
     }
-
-    /// Refuses connections from now on and breaks the open ones.
-    pub async fn stop_listening(&self) {
-        self.inner.listener.stop().await;
-    }
-
-    /// How many connections were opened so far.
-    #[must_use]
-    pub fn opened(&self) -> usize {
-        self.inner.listener.opened()
-    }
-
-    /// Lets something on their way forget the open connections; new ones are accepted.
-    pub fn forget_connections(&self, how: Forgotten) {
-        self.inner.listener.forget_connections(how);
-    }
-
-    /// Listens again, at the same port.
-    ///
-    /// # Errors
-    ///
-    /// If the port cannot be listened on.
-    pub async fn resume_listening(&self) -> io::Result<()> {
-        self.inner.listener.resume().await
-    }
-
-    /// Sets the fake's clock this far from the machine's, in either direction.
-    pub fn set_clock_offset(&self, offset: SignedDuration) {
-        let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
-        let state = &self.inner.state;
-        state.clock_offset.store(milliseconds, Ordering::Relaxed);
-    }
 }
 
-/// The calls, and the faults.
-impl FakeAzure {
-    /// Every call so far, in the order of the answers.
-    #[must_use]
-    pub fn calls(&self) -> Vec<Call> {
-        self.inner.state.calls.matching(|_| true)
-    }
+/// Its address, its calls, what goes wrong and its clock.
+impl Deref for FakeAzure {
+    type Target = Server<Call, Special>;
 
-    /// The calls that `wanted` accepts.
-    #[must_use]
-    pub fn calls_where(&self, wanted: impl Fn(&Call) -> bool) -> Vec<Call> {
-        self.inner.state.calls.matching(wanted)
-    }
-
-    /// Waits until at least `calls` such calls have been answered. Returns whether that was within `patience`.
-    pub async fn called(
-        &self,
-        calls: usize,
-        patience: Duration,
-        wanted: impl Fn(&Call) -> bool,
-    ) -> bool {
-        let mut total = self.inner.state.calls.total();
-        let all = async {
-            while self.calls_where(&wanted).len() < calls {
-                // The sender lives as long as `self`.
-                let _ = total.changed().await;
-            }
-        };
-        tokio::time::timeout(patience, all).await.is_ok()
-    }
-
-    /// Makes something go wrong until the guard is dropped.
-    pub fn fault(&self, fault: Fault) -> FaultGuard<Fault> {
-        self.inner.state.faults.add(fault)
+    fn deref(&self) -> &Self::Target {
+        &self.inner.server
     }
 }
 
 impl State {
     fn now(&self) -> Timestamp {
-        let offset = self.clock_offset.load(Ordering::Relaxed);
-        Timestamp::now() + SignedDuration::from_millis(offset)
+        self.calls.now()
     }
 
     /// The port; it is known once there are requests.
     fn port(&self) -> u16 {
         self.address.get().map_or(0, SocketAddr::port)
-    }
-
-    fn directory(&self) -> RwLockReadGuard<'_, Directory> {
-        self.directory
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn directory_mut(&self) -> RwLockWriteGuard<'_, Directory> {
-        self.directory
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn vaults(&self) -> RwLockReadGuard<'_, Vaults> {
-        self.vaults.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn vaults_mut(&self) -> RwLockWriteGuard<'_, Vaults> {
-        self.vaults.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::agent::AgentSettings;
-use crate::fake::Behaviour;
+use crate::fake::{Attempt, Behaviour, Fault, Listener, Server, Special};
 pub use crate::fake::{ECHOED, Forgotten};
 use crate::sandbox::Sandbox;
 
@@ -41,20 +41,36 @@ pub trait Cloud: Debug + Send + Sync {
     /// Makes every read of a value, or every exchange, go wrong until the result is dropped. `None`: it cannot.
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>>;
 
-    /// Refuses all connections from now on, or accepts them again.
+    /// Where it listens, if it is called over the network.
+    fn listener(&self) -> Option<&Listener> {
+        None
+    }
+
+    /// Refuses whoever comes from now on, or accepts them again.
     ///
     /// # Errors
     ///
-    /// If somebody else has taken the port.
-    async fn reachable(&self, reachable: bool) -> io::Result<()>;
+    /// If this machine refuses it.
+    async fn reachable(&self, reachable: bool) -> io::Result<()> {
+        let listener = self.listener().ok_or(io::ErrorKind::Unsupported)?;
+        if reachable {
+            return listener.resume().await;
+        }
+        listener.stop().await;
+        Ok(())
+    }
 
     /// How many connections were opened so far, if there are any.
     fn opened(&self) -> usize {
-        0
+        self.listener().map_or(0, Listener::opened)
     }
 
     /// Lets something on their way forget the open connections, if there are any; new ones are accepted.
-    fn forget_connections(&self, _how: Forgotten) {}
+    fn forget_connections(&self, how: Forgotten) {
+        if let Some(listener) = self.listener() {
+            listener.forget_connections(how);
+        }
+    }
 
     /// Ends every session before its time, if there are any.
     fn expire_sessions(&self) -> bool;
@@ -128,6 +144,21 @@ impl<S> From<Trouble> for Behaviour<S> {
             Trouble::Truncated => Self::TruncatedBody,
         }
     }
+}
+
+/// Makes a cloud's reads of a value, its exchanges or all its calls go wrong, whichever this is a trouble of.
+fn trouble<C: Attempt, S: Special>(
+    server: &Server<C, S>,
+    trouble: Trouble,
+    exchange: C::Operation,
+    read: C::Operation,
+) -> Option<Box<dyn Any + Send>> {
+    let fault = match trouble {
+        Trouble::Echo => Fault::everywhere(trouble.into()),
+        Trouble::SilentIssuer => Fault::on(exchange, trouble.into()),
+        _ => Fault::on(read, trouble.into()),
+    };
+    Some(Box::new(server.fault(fault)))
 }
 
 /// Starts the backend of this name, one of [`BACKENDS`], which trusts the tokens of the sandbox's cluster.

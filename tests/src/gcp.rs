@@ -31,12 +31,11 @@ mod tests;
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use jiff::{SignedDuration, Timestamp};
-use tokio_util::sync::{CancellationToken, DropGuard};
+use jiff::Timestamp;
 
 pub use call::{Call, Operation};
 pub use cel::ExpressionError;
@@ -44,7 +43,7 @@ pub use fault::{Behaviour, Fault, Special};
 pub use iam::ProviderSpec;
 pub use store::VersionState;
 
-use crate::fake::{CallLog, FaultGuard, Faults, Forgotten, Listener, Port};
+use crate::fake::{Calls, Locked, Server};
 use iam::Iam;
 use store::Store;
 
@@ -66,21 +65,17 @@ pub struct FakeGcp {
 #[derive(Debug)]
 struct Inner {
     state: Arc<State>,
-    listener: Listener,
-    _ended: DropGuard,
+    server: Server<Call, Special>,
 }
 
 /// What the services work on.
 #[derive(Debug)]
 struct State {
-    iam: RwLock<Iam>,
-    store: RwLock<Store>,
-    faults: Arc<Faults<Fault>>,
-    calls: CallLog<Call>,
+    iam: Locked<Iam>,
+    store: Locked<Store>,
+    calls: Arc<Calls<Call, Special>>,
     /// The most names in one `ListSecrets` answer.
     page_limit: AtomicUsize,
-    /// How far the fake's clock is from the machine's, in milliseconds.
-    clock_offset: AtomicI64,
 }
 
 /// Running it.
@@ -91,133 +86,43 @@ impl FakeGcp {
     ///
     /// If no port can be bound.
     pub async fn start() -> io::Result<Self> {
-        let ended = CancellationToken::new();
         let mut store = Store::default();
         store.add_project(PROJECT, NUMBER);
         let state = Arc::new(State {
-            iam: RwLock::default(),
-            store: RwLock::new(store),
-            faults: Arc::default(),
-            calls: CallLog::new(CALLS_KEPT, false),
+            iam: Locked::default(),
+            store: Locked::new(store),
+            calls: Calls::new(CALLS_KEPT, false),
             page_limit: AtomicUsize::new(usize::MAX),
-            clock_offset: AtomicI64::new(0),
         });
         let served = Arc::clone(&state);
-        let listener = Listener::open(
-            Port::take((Ipv4Addr::LOCALHOST, 0).into())?,
+        let server = Server::open(
+            (Ipv4Addr::LOCALHOST, 0).into(),
             None,
-            ended.clone(),
+            Arc::clone(&state.calls),
             move |request| service::serve(Arc::clone(&served), request),
         )?;
-        let inner = Inner {
-            state,
-            listener,
-            _ended: ended.drop_guard(),
-        };
         Ok(Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner { state, server }),
         })
-    }
-
-    /// The URL of all three services.
-    #[must_use]
-    pub fn endpoint(&self) -> String {
-        format!("http://{}", self.inner.listener.address())
-    }
-
-    /// Refuses connections from now on and breaks the open ones.
-    pub async fn stop_listening(&self) {
-        self.inner.listener.stop().await;
-    }
-
-    /// How many connections were opened so far.
-    #[must_use]
-    pub fn opened(&self) -> usize {
-        self.inner.listener.opened()
-    }
-
-    /// Lets something on their way forget the open connections; new ones are accepted.
-    pub fn forget_connections(&self, how: Forgotten) {
-        self.inner.listener.forget_connections(how);
-    }
-
-    /// Listens again, at the same port.
-    ///
-    /// # Errors
-    ///
-    /// If the port cannot be listened on.
-    pub async fn resume_listening(&self) -> io::Result<()> {
-        self.inner.listener.resume().await
-    }
-
-    /// Sets the fake's clock this far from the machine's, in either direction.
-    pub fn set_clock_offset(&self, offset: SignedDuration) {
-        let milliseconds = i64::try_from(offset.as_millis()).unwrap_or(i64::MAX);
-        let clock = &self.inner.state.clock_offset;
-        clock.store(milliseconds, Ordering::Relaxed);
     }
 }
 
-/// The calls, and the faults.
-impl FakeGcp {
-    /// Every call so far, in the order of the answers.
-    #[must_use]
-    pub fn calls(&self) -> Vec<Call> {
-        self.inner.state.calls.matching(|_| true)
-    }
+/// Its address, its calls, what goes wrong and its clock.
+impl Deref for FakeGcp {
+    type Target = Server<Call, Special>;
 
-    /// The calls of one kind.
-    #[must_use]
-    pub fn calls_of(&self, operation: Operation) -> Vec<Call> {
-        self.inner
-            .state
-            .calls
-            .matching(|call| call.operation == operation)
-    }
-
-    /// Waits until at least `calls` calls of this kind have come. Returns whether that was within `patience`.
-    pub async fn called(&self, calls: usize, patience: Duration, operation: Operation) -> bool {
-        let log = &self.inner.state.calls;
-        let mut total = log.total();
-        let all = async {
-            while log.count(|call| call.operation == operation) < calls {
-                // The sender lives as long as `self`.
-                let _ = total.changed().await;
-            }
-        };
-        tokio::time::timeout(patience, all).await.is_ok()
-    }
-
-    /// Makes something go wrong until the guard is dropped.
-    pub fn fault(&self, fault: Fault) -> FaultGuard<Fault> {
-        self.inner.state.faults.add(fault)
+    fn deref(&self) -> &Self::Target {
+        &self.inner.server
     }
 }
 
 impl State {
     fn now(&self) -> Timestamp {
-        let offset = self.clock_offset.load(Ordering::Relaxed);
-        Timestamp::now() + SignedDuration::from_millis(offset)
+        self.calls.now()
     }
 
     fn page_limit(&self) -> usize {
         self.page_limit.load(Ordering::Relaxed).max(1)
-    }
-
-    fn iam_read(&self) -> RwLockReadGuard<'_, Iam> {
-        self.iam.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn iam_write(&self) -> RwLockWriteGuard<'_, Iam> {
-        self.iam.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn store_read(&self) -> RwLockReadGuard<'_, Store> {
-        self.store.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn store_write(&self) -> RwLockWriteGuard<'_, Store> {
-        self.store.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -11,13 +11,9 @@ use testkit::sandbox::Sandbox;
 const SECRET: &str = "test/database-password";
 
 fn exchanges(sandbox: &Sandbox) -> Vec<Call> {
-    sandbox
-        .aws
-        .calls_where(|call| call.operation == Operation::AssumeRoleWithWebIdentity)
+    sandbox.aws.calls_of(Operation::AssumeRoleWithWebIdentity)
 }
 
 fn reads(sandbox: &Sandbox) -> Vec<Call> {
-    sandbox
-        .aws
-        .calls_where(|call| call.operation == Operation::GetSecretValue)
+    sandbox.aws.calls_of(Operation::GetSecretValue)
 }

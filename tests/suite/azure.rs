@@ -16,8 +16,7 @@ const SECRET: &str = "test/database-password";
 const WRITTEN: &str = "test--database-password";
 
 fn exchanges(node: &AzureSandbox) -> Vec<Call> {
-    node.azure
-        .calls_where(|call| call.operation == Operation::Token)
+    node.azure.calls_of(Operation::Token)
 }
 
 /// The calls to a vault that carried a token.

@@ -71,9 +71,7 @@ impl Reader {
     }
 
     fn asked(&self) -> usize {
-        self.sandbox
-            .aws
-            .count_calls(|call| call.operation == Operation::GetSecretValue)
+        self.sandbox.aws.count_of(Operation::GetSecretValue)
     }
 
     fn breaks(&self, behaviour: Behaviour) -> testkit::aws::FaultGuard {

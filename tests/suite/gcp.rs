@@ -61,7 +61,7 @@ impl Google {
     }
 
     fn count(&self, operation: Operation) -> usize {
-        self.gcp.cloud.calls_of(operation).len()
+        self.gcp.cloud.count_of(operation)
     }
 }
 

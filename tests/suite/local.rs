@@ -10,7 +10,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::aws::{Call, Operation};
+use testkit::aws::Operation;
 use testkit::machine::{Machine, run_by, with_principal};
 use testkit::sandbox::container_id;
 use testkit::until;
@@ -106,11 +106,10 @@ async fn each_user_reads_what_its_own_role_may_and_nothing_else() {
         assert_eq!(line["service_account"], own);
         assert!(line["pod"].is_null() && line["pod_uid"].is_null(), "{line}");
     }
-    let assumed = |call: &Call| call.operation == Operation::AssumeRole;
     let names: Vec<_> = scene
         .machine
         .aws
-        .calls_where(assumed)
+        .calls_of(Operation::AssumeRole)
         .into_iter()
         .filter_map(|call| call.session_name)
         .collect();

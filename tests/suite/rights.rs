@@ -232,7 +232,7 @@ async fn the_requests_of_a_node_are_those_that_its_capacity_is_reckoned_with() {
         [1, 1, 1, 1, 2],
         "a list and a watch, a look at the account, a token for each pod"
     );
-    let calls = |operation| sandbox.aws.count_calls(|call| call.operation == operation);
+    let calls = |operation| sandbox.aws.count_of(operation);
     assert_eq!(
         calls(Operation::AssumeRoleWithWebIdentity),
         2,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
-use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
+use testkit::aws::{Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
 use testkit::binaries::sibling_binary;
 use testkit::clouds::Cloud as _;
 use testkit::clouds::azure::{Azure, TENANT};
@@ -209,8 +209,7 @@ async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_s
         .expect("a line");
     assert_eq!(line["pid"], 0);
     assert_eq!(line["pod_uid"], UID);
-    let exchange = |call: &Call| call.operation == Operation::AssumeRoleWithWebIdentity;
-    let exchanges = sandbox.aws.calls_where(exchange);
+    let exchanges = sandbox.aws.calls_of(Operation::AssumeRoleWithWebIdentity);
     let name = exchanges[0].session_name.clone().expect("a name");
     assert_eq!(name, format!("{}.test.app", UID.replace('-', "")));
     assert!(
@@ -251,7 +250,6 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
     assert_eq!(read().await, 200);
     // What the kubelet does when it renews one; an old one would still be good.
     fs::write(sandbox.directory().join("token"), "no token at all").expect("a file");
-    let exchanges = |call: &Call| call.operation == Operation::AssumeRoleWithWebIdentity;
     let deadline = std::time::Instant::now() + Duration::from_secs(20);
     while read().await == 200 {
         assert!(
@@ -260,7 +258,7 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    let before = sandbox.aws.count_calls(exchanges);
+    let before = sandbox.aws.count_of(Operation::AssumeRoleWithWebIdentity);
     fs::write(
         sandbox.directory().join("token"),
         token(&sandbox, "sts.amazonaws.com"),
@@ -273,7 +271,7 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    assert!(sandbox.aws.count_calls(exchanges) > before);
+    assert!(sandbox.aws.count_of(Operation::AssumeRoleWithWebIdentity) > before);
 }
 
 #[tokio::test]

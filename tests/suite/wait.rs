@@ -46,8 +46,7 @@ impl Waiting {
 
     /// How often the vault has been asked for the secret.
     fn reads(&self) -> usize {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        self.sandbox.aws.calls_where(read).len()
+        self.sandbox.aws.count_of(Operation::GetSecretValue)
     }
 
     async fn until_reads(&self, count: usize) {

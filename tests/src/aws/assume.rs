@@ -13,8 +13,9 @@ use super::State;
 use super::call::{Call, Operation};
 use super::iam::{RoleArn, Session, is_name_byte};
 use super::policy::{Decision, Question};
-use super::reply::{Refusal, Reply, escaped};
+use super::reply::{self, Refusal, escaped};
 use super::secretsmanager::authenticate;
+use crate::fake::Reply;
 
 /// The operation.
 const ACTION: &str = "AssumeRole";
@@ -88,7 +89,7 @@ impl Form {
         }
         let session = self.begin(state, &caller, &parsed, name, now, seconds)?;
         call.access_key = Some(session.access_key.clone());
-        Ok(Reply::xml(200, success(&session, &call.request_id)))
+        Ok(reply::xml(200, success(&session, &call.request_id)))
     }
 
     fn begin(
@@ -101,7 +102,7 @@ impl Form {
         seconds: u32,
     ) -> Result<Arc<Session>, Refusal> {
         let role_arn = self.field("RoleArn");
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let question = Question {
             action: "sts:AssumeRole",
             resource: "",
@@ -131,7 +132,7 @@ impl Form {
             role_arn, parsed, &role.id, name, now, seconds,
         ));
         drop(iam);
-        state.iam_write().keep_session(Arc::clone(&session));
+        state.iam.write().keep_session(Arc::clone(&session));
         Ok(session)
     }
 }

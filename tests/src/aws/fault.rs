@@ -49,4 +49,8 @@ impl fake::Attempt for Call {
     fn region(&self) -> Option<&str> {
         self.region.as_deref()
     }
+
+    fn error(&mut self) -> &mut Option<String> {
+        &mut self.error
+    }
 }

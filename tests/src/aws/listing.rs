@@ -7,9 +7,10 @@ use serde_json::{Map, Value, json};
 
 use super::State;
 use super::iam::Session;
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
 use super::secret::{Secret, Shelf};
 use super::secretsmanager::{authorize, constraint, seconds};
+use crate::fake::Reply;
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase", deny_unknown_fields)]
@@ -70,7 +71,7 @@ impl ListSecrets {
             &context,
         )?;
 
-        let store = state.store_read();
+        let store = state.store.read();
         let none = Shelf::new();
         let shelf = store.shelf(&session.account, region).unwrap_or(&none);
         let most = most.min(state.page_limit());
@@ -89,7 +90,7 @@ impl ListSecrets {
             page.push(entry_json(secret));
         }
         answer.insert("SecretList".into(), page.into());
-        Ok(Reply::json(200, &Value::Object(answer)))
+        Ok(reply::json(200, &Value::Object(answer)))
     }
 
     /// Values of one filter are alternatives, several filters must all hold; `!` negates.

@@ -1,10 +1,8 @@
 //! What goes back over the wire: answers and refusals.
 
-use bytes::Bytes;
-use http::{HeaderValue, Response, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::fake::ReplyBody;
+use crate::fake::Reply;
 
 /// The two services, which format their answers differently.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -21,15 +19,6 @@ pub(super) struct Refusal {
     status: u16,
     pub(super) code: &'static str,
     message: String,
-}
-
-/// An HTTP answer, not yet a body.
-#[derive(Debug)]
-pub(super) struct Reply {
-    status: u16,
-    content_type: &'static str,
-    body: Bytes,
-    retry_after: Option<u64>,
 }
 
 impl Refusal {
@@ -50,7 +39,7 @@ impl Refusal {
                 let front = ["Signature", "Token", "Client", "Throttling", "Unknown"];
                 let front = front.iter().any(|word| self.code.contains(word));
                 let member = if front { "message" } else { "Message" };
-                Reply::json(
+                json(
                     self.status,
                     &json!({"__type": self.code, member: self.message}),
                 )
@@ -61,7 +50,7 @@ impl Refusal {
                 } else {
                     "Receiver"
                 };
-                Reply::xml(
+                xml(
                     self.status,
                     format!(
                         "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\">\n  \
@@ -77,73 +66,12 @@ impl Refusal {
     }
 }
 
-impl Reply {
-    pub(super) fn json(status: u16, body: &serde_json::Value) -> Self {
-        let body = body.to_string().into();
-        Self {
-            status,
-            content_type: "application/x-amz-json-1.1",
-            body,
-            retry_after: None,
-        }
-    }
+pub(super) fn json(status: u16, body: &Value) -> Reply {
+    Reply::new(status, "application/x-amz-json-1.1", body.to_string())
+}
 
-    pub(super) fn xml(status: u16, body: String) -> Self {
-        Self {
-            status,
-            content_type: "text/xml",
-            body: body.into(),
-            retry_after: None,
-        }
-    }
-
-    /// What a broken proxy or load balancer sends instead of the service.
-    pub(super) fn foreign(status: u16, content_type: &'static str, body: &'static str) -> Self {
-        Self {
-            status,
-            content_type,
-            body: Bytes::from_static(body.as_bytes()),
-            retry_after: None,
-        }
-    }
-
-    pub(super) fn with_retry_after(mut self, seconds: Option<u64>) -> Self {
-        self.retry_after = seconds;
-        self
-    }
-
-    /// Half of the body with the length of that half, so that the JSON or XML does not parse.
-    pub(super) fn truncated(mut self) -> Self {
-        self.body.truncate(self.body.len() / 2);
-        self
-    }
-
-    /// The response; with `cut`, the connection ends in the middle of the body.
-    pub(super) fn into_response(
-        self,
-        request_id: &str,
-        now: jiff::Timestamp,
-        cut: bool,
-    ) -> Response<ReplyBody> {
-        let mut response = Response::new(ReplyBody::new(self.body, cut));
-        *response.status_mut() =
-            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        headers.insert(
-            http::header::CONTENT_TYPE,
-            HeaderValue::from_static(self.content_type),
-        );
-        let date = now.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        for (name, value) in [("x-amzn-requestid", request_id), ("date", &date)] {
-            if let Ok(value) = HeaderValue::from_str(value) {
-                headers.insert(name, value);
-            }
-        }
-        if let Some(seconds) = self.retry_after {
-            headers.insert(http::header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
-        response
-    }
+pub(super) fn xml(status: u16, body: String) -> Reply {
+    Reply::new(status, "text/xml", body)
 }
 
 /// Text as XML character data.

@@ -19,10 +19,10 @@ use super::fault::{Behaviour, Special};
 use super::iam::Session;
 use super::listing::ListSecrets;
 use super::policy::{Decision, Question};
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
 use super::secret::{Secret, SecretInput, Store, Version, arn_without_suffix, partition_of};
 use super::sigv4::Authorization;
-use crate::fake::OTHER;
+use crate::fake::{OTHER, Reply};
 
 /// The prefix of all the service's targets.
 pub(super) const TARGET: &str = "secretsmanager.";
@@ -62,7 +62,7 @@ pub(super) fn describe(parts: &Parts, body: &[u8], state: &State, call: &mut Cal
     if let Ok(authorization) = Authorization::of(parts) {
         call.region = Some(authorization.region.to_owned());
         call.access_key = Some(authorization.access_key.to_owned());
-        if let Some(session) = state.iam_read().session(authorization.access_key) {
+        if let Some(session) = state.iam.read().session(authorization.access_key) {
             call.role = Some(session.role.clone());
             call.session_name = Some(session.name.clone());
         }
@@ -127,7 +127,7 @@ pub(super) fn authenticate<'a>(
             "Credential should be scoped to correct service: '{service}'."
         )));
     }
-    let iam = state.iam_read();
+    let iam = state.iam.read();
     let session = iam
         .session(authorization.access_key)
         .ok_or_else(unrecognized)?;
@@ -181,7 +181,7 @@ impl GetSecretValue {
         {
             return Err(constraint("versionStage", "length between 1 and 256"));
         }
-        let store = state.store_read();
+        let store = state.store.read();
         let secret = id.find(&store, &session.account, region);
         let resource = secret.map_or_else(
             || id.unresolved_arn(&session.account, region),
@@ -242,9 +242,9 @@ impl GetSecretValue {
                 let mut answer = value_json(secret, version);
                 answer["ARN"] = secret.arn.replace(&secret.name, OTHER).into();
                 answer["Name"] = OTHER.into();
-                Ok(Reply::json(200, &answer))
+                Ok(reply::json(200, &answer))
             }
-            _ => Ok(Reply::json(200, &value_json(secret, version))),
+            _ => Ok(reply::json(200, &value_json(secret, version))),
         }
     }
 
@@ -350,7 +350,7 @@ pub(super) fn authorize(
     asked_for: Option<&str>,
     context: &[(&str, &str)],
 ) -> Result<(), Refusal> {
-    let iam = state.iam_read();
+    let iam = state.iam.read();
     let decision = match iam.role(&session.role) {
         Some(role)
             if role

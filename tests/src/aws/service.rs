@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::header::{DATE, HeaderName};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -10,9 +11,11 @@ use hyper::body::Incoming;
 use super::State;
 use super::call::{Call, Operation};
 use super::fault::{Behaviour, Special};
-use super::reply::{Refusal, Reply, Service};
+use super::reply::{Refusal, Service};
 use super::{assume, secretsmanager, sts};
-use crate::fake::{self, BrokenOff, ReplyBody};
+use crate::fake::{self, Asked, BrokenOff, Reply, ReplyBody};
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 
 /// A request that has been read.
 struct Arrived {
@@ -21,8 +24,7 @@ struct Arrived {
     service: Service,
     parts: Parts,
     body: Bytes,
-    call: Call,
-    fault: Option<Behaviour>,
+    request_id: String,
 }
 
 pub(super) async fn serve(
@@ -32,7 +34,7 @@ pub(super) async fn serve(
 ) -> Result<Response<ReplyBody>, BrokenOff> {
     let (parts, body) = fake::whole(request).await?;
     let request_id = uuid::Uuid::new_v4().to_string();
-    let mut call = Call::new(Operation::Unknown, request_id, state.now());
+    let mut call = Call::new(Operation::Unknown, request_id.clone(), state.now());
     let service = if parts.headers.contains_key("x-amz-target") {
         secretsmanager::describe(&parts, &body, &state, &mut call);
         Service::SecretsManager
@@ -44,127 +46,88 @@ pub(super) async fn serve(
         }
         Service::Sts
     };
-    let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
+    let calls = Arc::clone(&state.calls);
     let arrived = Arrived {
         state,
         pinned_region,
         service,
         parts,
         body,
-        call,
-        fault,
+        request_id,
     };
-    let (fault, state, mut call) = (
-        arrived.fault.clone(),
-        arrived.state.clone(),
-        arrived.call.clone(),
-    );
-    let unanswered = move |name: &str| {
-        call.error = Some(name.to_owned());
-        state.calls.push(call);
-    };
-    Behaviour::answer(fault.as_ref(), unanswered, move || arrived.answer()).await
+    calls.serve(call, arrived).await
+}
+
+impl Asked<Call, Special> for Arrived {
+    fn failure(&self, behaviour: &Behaviour) -> Option<Reply> {
+        let refusal = match behaviour {
+            Behaviour::Echo => {
+                Refusal::new(403, "AccessDenied", fake::echo(&self.parts, &self.body))
+            }
+            Behaviour::InternalError => self.internal_error(),
+            Behaviour::IssuerSilent => sts::no_key(),
+            Behaviour::ServiceUnavailable => {
+                Refusal::new(503, "ServiceUnavailable", "Service Unavailable")
+            }
+            Behaviour::Throttle(_) => self.throttled(),
+            _ => return None,
+        };
+        Some(refusal.into_reply(self.service, &self.request_id))
+    }
+
+    fn answer(&self, call: &mut Call, behaviour: Option<&Behaviour>) -> Reply {
+        call.at = self.state.now();
+        self.judge(call, behaviour).unwrap_or_else(|refusal| {
+            call.error = Some(refusal.code.to_owned());
+            refusal.into_reply(self.service, &self.request_id)
+        })
+    }
+
+    fn complete(&self, reply: Reply) -> Reply {
+        let date = self.state.now().strftime("%a, %d %b %Y %H:%M:%S GMT");
+        reply
+            .with_header(REQUEST_ID, &self.request_id)
+            .with_header(DATE, date)
+    }
 }
 
 impl Arrived {
-    fn answer(mut self) -> Response<ReplyBody> {
-        self.call.at = self.state.now();
-        if matches!(self.fault, Some(Behaviour::Special(Special::Tampered))) {
-            self.body = [&*self.body, b" "].concat().into();
-        }
-        let reply = self.reply();
-        let cut = matches!(self.fault, Some(Behaviour::CutBody));
-        let response = reply.into_response(&self.call.request_id, self.call.at, cut);
-        self.state.calls.push(self.call);
-        response
-    }
-
-    fn reply(&mut self) -> Reply {
-        let refusal = match &self.fault {
-            Some(fault @ Behaviour::Html(status)) => {
-                self.call.error = Some(fault.name().to_owned());
-                let page = "<html><head><title>502 Bad Gateway</title></head></html>\n";
-                return Reply::foreign(*status, "text/html", page);
-            }
-            Some(Behaviour::Echo) => {
-                let text = fake::echo(&self.parts, &self.body);
-                Some((Refusal::new(403, "AccessDenied", text), None))
-            }
-            Some(Behaviour::InternalError) => Some(self.internal_error()),
-            Some(Behaviour::IssuerSilent) => Some((sts::no_key(), None)),
-            Some(Behaviour::ServiceUnavailable) => Some((
-                Refusal::new(503, "ServiceUnavailable", "Service Unavailable"),
-                None,
-            )),
-            Some(Behaviour::Throttle(seconds)) => Some((self.throttled(), *seconds)),
-            _ => None,
-        };
-        if let (Some((refusal, retry_after)), Some(fault)) = (refusal, &self.fault) {
-            self.call.error = Some(fault.name().to_owned());
-            let reply = refusal.into_reply(self.service, &self.call.request_id);
-            return reply.with_retry_after(retry_after);
-        }
-        let reply = match self.judge() {
-            Ok(reply) => reply,
-            Err(refusal) => {
-                self.call.error = Some(refusal.code.to_owned());
-                refusal.into_reply(self.service, &self.call.request_id)
-            }
-        };
-        match &self.fault {
-            Some(fault @ Behaviour::TruncatedBody) => {
-                self.call.error = Some(fault.name().to_owned());
-                reply.truncated()
-            }
-            Some(fault @ (Behaviour::CutBody | Behaviour::Endless | Behaviour::Misdirect)) => {
-                self.call.error = Some(fault.name().to_owned());
-                reply
-            }
-            _ => reply,
-        }
-    }
-
     /// What AWS itself would answer.
-    fn judge(&mut self) -> Result<Reply, Refusal> {
+    fn judge(&self, call: &mut Call, behaviour: Option<&Behaviour>) -> Result<Reply, Refusal> {
         if self.parts.method != Method::POST {
             return Err(Refusal::new(405, "MethodNotAllowed", "only POST is served"));
         }
+        let (state, region) = (&*self.state, self.pinned_region.as_deref());
+        let body = match behaviour {
+            Some(Behaviour::Special(Special::Tampered)) => &[&*self.body, b" "].concat(),
+            _ => &*self.body,
+        };
         match self.service {
             Service::SecretsManager => secretsmanager::answer(
-                &self.state,
-                self.pinned_region.as_deref(),
+                state,
+                region,
                 &self.parts,
-                &self.body,
-                self.call.at,
-                self.call.operation,
-                self.fault.as_ref(),
+                body,
+                call.at,
+                call.operation,
+                behaviour,
             ),
-            Service::Sts => {
-                if let Some(form) = assume::Form::parse(&self.body) {
-                    return form.answer(
-                        &self.state,
-                        self.pinned_region.as_deref(),
-                        &self.parts,
-                        &self.body,
-                        &mut self.call,
-                    );
-                }
-                let form = sts::Form::parse(&self.body)?;
-                form.answer(&self.state, self.call.at, &mut self.call)
-            }
+            Service::Sts => match assume::Form::parse(body) {
+                Some(form) => form.answer(state, region, &self.parts, body, call),
+                None => sts::Form::parse(body)?.answer(state, call.at, call),
+            },
         }
     }
 
-    fn internal_error(&self) -> (Refusal, Option<u64>) {
-        let refusal = match self.service {
+    fn internal_error(&self) -> Refusal {
+        match self.service {
             Service::SecretsManager => Refusal::new(
                 500,
                 "InternalServiceError",
                 "An error occurred on the server side.",
             ),
             Service::Sts => Refusal::new(500, "InternalFailure", "An internal error occurred."),
-        };
-        (refusal, None)
+        }
     }
 
     fn throttled(&self) -> Refusal {

@@ -9,7 +9,8 @@ use super::State;
 use super::call::{Call, Operation};
 use super::iam::{Role, RoleArn, Session, is_name_byte};
 use super::policy::{Decision, Question};
-use super::reply::{Refusal, Reply, escaped};
+use super::reply::{self, Refusal, escaped};
+use crate::fake::Reply;
 use crate::jwt::{self, Forged, TokenSeen};
 
 /// The only operation that is served.
@@ -95,7 +96,7 @@ impl Form {
 
         let subject = self.believe(state, &role_arn, now)?;
 
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let role = iam
             .role(&self.role_arn)
             .filter(|role| trusts(role, &subject))
@@ -118,9 +119,9 @@ impl Form {
         drop(iam);
 
         let session = Arc::new(session);
-        state.iam_write().keep_session(Arc::clone(&session));
+        state.iam.write().keep_session(Arc::clone(&session));
         call.access_key = Some(session.access_key.clone());
-        Ok(Reply::xml(
+        Ok(reply::xml(
             200,
             success(&session, &subject, &call.request_id),
         ))
@@ -192,7 +193,7 @@ impl Form {
             ),
             None => return Err(invalid_token("Issuer must be a valid URL")),
         };
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let Some(provider) = iam.provider(&provider_arn) else {
             return Err(invalid_token(format!(
                 "No OpenIDConnect provider found in your account for {issuer}"

@@ -8,6 +8,7 @@ use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::get_secret_value::GetSecretValueOutput;
 use aws_sdk_secretsmanager::types::{Filter, FilterNameStringType};
 use aws_sdk_sts as sts;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 use super::*;

@@ -34,13 +34,14 @@ impl FakeAws {
     pub fn add_oidc_provider_at(&self, arn: &str, client_ids: &[&str], jwks: &Value) {
         self.inner
             .state
-            .iam_write()
+            .iam
+            .write()
             .add_provider(arn, client_ids, jwks);
     }
 
     /// Forgets an issuer.
     pub fn remove_oidc_provider(&self, arn: &str) {
-        self.inner.state.iam_write().remove_provider(arn);
+        self.inner.state.iam.write().remove_provider(arn);
     }
 
     /// Creates a role, or replaces one of the same name, whose sessions do not belong to the new one.
@@ -49,12 +50,12 @@ impl FakeAws {
     ///
     /// If a policy is malformed or needs more than the fake knows.
     pub fn create_role(&self, spec: RoleSpec) -> Result<(), PolicyError> {
-        self.inner.state.iam_write().create_role(spec)
+        self.inner.state.iam.write().create_role(spec)
     }
 
     /// Deletes a role, and all its sessions; returns whether it existed.
     pub fn delete_role(&self, arn: &str) -> bool {
-        self.inner.state.iam_write().delete_role(arn)
+        self.inner.state.iam.write().delete_role(arn)
     }
 
     /// Changes who may assume a role; existing sessions stay valid, as in AWS.
@@ -101,7 +102,7 @@ impl FakeAws {
     /// where they must not be.
     #[must_use]
     pub fn credentials(&self) -> Vec<[String; 3]> {
-        self.inner.state.iam_read().credentials()
+        self.inner.state.iam.read().credentials()
     }
 
     /// Begins a session of a role for a machine whose own role it is, as with an instance's profile. Returns access key
@@ -115,7 +116,8 @@ impl FakeAws {
         let now = self.inner.state.now();
         self.inner
             .state
-            .iam_write()
+            .iam
+            .write()
             .begin_session(arn, name, now)
             .expect("the role exists")
     }
@@ -123,11 +125,11 @@ impl FakeAws {
     /// Ends the sessions of a role now, as if they had expired; returns how many there were.
     pub fn expire_role_sessions(&self, arn: &str) -> usize {
         let now = self.inner.state.now();
-        self.inner.state.iam_read().end_sessions(arn, now)
+        self.inner.state.iam.read().end_sessions(arn, now)
     }
 
     fn change_role(&self, arn: &str, change: impl FnOnce(&mut Role)) {
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         change(iam.role_mut(arn).expect("the role exists"));
     }
 }
@@ -150,7 +152,8 @@ impl FakeAws {
         let state = &self.inner.state;
         let stages = ["AWSCURRENT"];
         state
-            .store_write()
+            .store
+            .write()
             .add_version(account, region, name, value, &stages, state.now())
     }
 
@@ -164,7 +167,8 @@ impl FakeAws {
     ) -> String {
         let state = &self.inner.state;
         state
-            .store_write()
+            .store
+            .write()
             .add_version(self.account(), region, name, value, stages, state.now())
     }
 
@@ -178,7 +182,8 @@ impl FakeAws {
     pub fn delete_secret(&self, region: &str, name: &str) -> bool {
         self.inner
             .state
-            .store_write()
+            .store
+            .write()
             .remove(self.account(), region, name)
     }
 
@@ -200,7 +205,7 @@ impl FakeAws {
     /// The ARN of a secret, with its six random characters.
     #[must_use]
     pub fn arn_of(&self, region: &str, name: &str) -> Option<String> {
-        let store = self.inner.state.store_read();
+        let store = self.inner.state.store.read();
         Some(store.shelf(self.account(), region)?.get(name)?.arn.clone())
     }
 
@@ -210,7 +215,7 @@ impl FakeAws {
         name: &str,
         change: impl FnOnce(&mut Secret) -> T,
     ) -> Option<T> {
-        let mut store = self.inner.state.store_write();
+        let mut store = self.inner.state.store.write();
         store.secret_mut(self.account(), region, name).map(change)
     }
 }

@@ -7,8 +7,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::call::{Call, Operation};
-use super::reply::Reply;
+use super::service;
 use super::{RESOURCE, State};
+use crate::fake::Reply;
 use crate::jwt::TokenSeen;
 use crate::jwt::{self, Forged};
 
@@ -51,7 +52,7 @@ impl Refused {
         let text = format!(
             "AADSTS{code}: {text}\r\nTrace ID: {trace}\r\nCorrelation ID: {trace}\r\nTimestamp: {now}"
         );
-        Reply::json(
+        service::json(
             status,
             &json!({
                 "error": error, "error_description": text, "error_codes": [code],
@@ -123,7 +124,7 @@ impl Form {
         if self.secret.is_none() && self.assertion_type != ASSERTION_TYPE {
             return Err(bad(50_049, "Unknown or invalid assertion type."));
         }
-        let directory = state.directory();
+        let directory = state.directory.read();
         if !directory.has_tenant(&self.tenant) {
             let text = format!("Tenant '{}' not found.", self.tenant);
             return Err(bad(90_002, &text));
@@ -199,9 +200,10 @@ impl Form {
     fn grant(&self, state: &State, call: &mut Call, now: Timestamp) -> Reply {
         call.error = None;
         let (token, seconds) = state
-            .directory_mut()
+            .directory
+            .write()
             .grant(&self.tenant, &self.client_id, now);
-        Reply::json(
+        service::json(
             200,
             &json!({
                 "token_type": "Bearer", "expires_in": seconds, "ext_expires_in": seconds,

@@ -38,4 +38,8 @@ impl fake::Attempt for Call {
     fn role(&self) -> Option<&str> {
         self.client.as_deref()
     }
+
+    fn error(&mut self) -> &mut Option<String> {
+        &mut self.error
+    }
 }

@@ -1,16 +1,17 @@
 //! Key Vault's data plane: Get Secret and Get Secrets (its REST API, 7.4 to 2025-07-01).
 
 use http::Method;
+use http::header::WWW_AUTHENTICATE;
 use http::request::Parts;
 use serde_json::{Map, Value, json};
 
 use super::call::{Call, Operation};
 use super::directory::{Grant, Spent};
 use super::fault::{Behaviour, Special};
-use super::reply::Reply;
+use super::service;
 use super::vault::{Access, Vault, Version};
 use super::{RESOURCE, State, VAULT_SUFFIX};
-use crate::fake::OTHER;
+use crate::fake::{OTHER, Reply};
 
 const API_VERSIONS: [&str; 4] = ["7.4", "7.5", "7.6", "2025-07-01"];
 
@@ -100,7 +101,7 @@ impl Ask {
                 if let Some(inner) = inner {
                     error["innererror"] = json!({"code": inner});
                 }
-                let reply = Reply::json(status, &json!({"error": error}));
+                let reply = service::json(status, &json!({"error": error}));
                 if status != 401 {
                     return reply;
                 }
@@ -109,11 +110,12 @@ impl Ask {
                     _ => RESOURCE.to_owned(),
                 };
                 let tenant = state
-                    .vaults()
+                    .vaults
+                    .read()
                     .get(&self.vault)
                     .map(|vault| vault.tenant.clone())
                     .unwrap_or_default();
-                reply.with_challenge(format!(
+                reply.with_header(WWW_AUTHENTICATE, format!(
                     "Bearer authorization=\"https://login.test/{tenant}\", resource=\"{resource}\""
                 ))
             }
@@ -134,7 +136,7 @@ impl Ask {
         if !query("api-version").is_some_and(|version| API_VERSIONS.contains(&version)) {
             return Err(bad("The specified version is not recognized."));
         }
-        let vaults = state.vaults();
+        let vaults = state.vaults.read();
         let vault = vaults
             .get(&self.vault)
             .ok_or_else(|| Refused(404, "VaultNotFound", None, "There is no such vault.".into()))?;
@@ -180,7 +182,7 @@ impl Ask {
                 };
                 let mut answer = self.properties(name, version, Some(&version.id));
                 answer.insert("value".to_owned(), json!(version.spec.value));
-                Ok(Reply::json(200, &Value::Object(answer)))
+                Ok(service::json(200, &Value::Object(answer)))
             }
             What::List => {
                 if !vault.may_list(&grant.client) {
@@ -214,7 +216,10 @@ impl Ask {
                         "https://{host}/secrets?api-version=7.4&$skiptoken=from-{end}&maxresults={most}"
                     )
                 });
-                Ok(Reply::json(200, &json!({"value": value, "nextLink": next})))
+                Ok(service::json(
+                    200,
+                    &json!({"value": value, "nextLink": next}),
+                ))
             }
             What::Other => Err(Refused(
                 404,
@@ -232,14 +237,14 @@ impl Ask {
                 "AKV10000: Request is missing a Bearer or PoP token.",
             ));
         };
-        let grant =
-            state
-                .directory()
-                .believe(bearer, state.now())
-                .map_err(|spent| match spent {
-                    Spent::Expired => unauthorized("AKV10046: The token has expired."),
-                    Spent::Forged => unauthorized("AKV10001: The token's signature is invalid."),
-                })?;
+        let grant = state
+            .directory
+            .read()
+            .believe(bearer, state.now())
+            .map_err(|spent| match spent {
+                Spent::Expired => unauthorized("AKV10046: The token has expired."),
+                Spent::Forged => unauthorized("AKV10001: The token's signature is invalid."),
+            })?;
         if grant.audience != RESOURCE {
             return Err(unauthorized("AKV10022: Invalid audience."));
         }

@@ -10,8 +10,9 @@ use serde_json::json;
 use std::os::unix::fs::PermissionsExt as _;
 
 use super::call::{Call, Operation};
-use super::reply::Reply;
+use super::service;
 use super::{AppSpec, FakeAzure, RESOURCE, State};
+use crate::fake::Reply;
 
 /// Where the platform issues managed identities' tokens, on Entra ID's host here (App Service's REST protocol).
 const IDENTITIES: &str = "/msi/token";
@@ -65,7 +66,7 @@ impl FakeAzure {
         self.put_app(tenant, AppSpec::new(client, "", "", ""));
         let state = &self.inner.state;
         let now = state.now();
-        let (token, seconds) = state.directory_mut().grant(tenant, client, now);
+        let (token, seconds) = state.directory.write().grant(tenant, client, now);
         let answer = json!({
             "accessToken": token, "expiresOn": "2038-01-18 00:00:00.000000",
             "expires_on": now.as_second() + seconds, "subscription": "", "tenant": tenant, "tokenType": "Bearer",
@@ -84,7 +85,7 @@ impl FakeAzure {
     /// on it find the platform.
     pub fn assign(&self, tenant: &str, client: &str) -> [(&'static str, String); 2] {
         self.put_app(tenant, AppSpec::new(client, "", "", ""));
-        let mut directory = self.inner.state.directory_mut();
+        let mut directory = self.inner.state.directory.write();
         let machine = &mut directory.machine;
         if machine.header.is_empty() {
             machine.header = uuid::Uuid::new_v4().to_string();
@@ -132,7 +133,7 @@ impl Ask {
 
     pub(super) fn answer(&self, state: &State, call: &mut Call) -> Reply {
         let now = state.now();
-        let mut directory = state.directory_mut();
+        let mut directory = state.directory.write();
         let machine = &directory.machine;
         let client = self.client.clone().or_else(|| machine.own.clone());
         let found = client.and_then(|client| Some((machine.tenants.get(&client)?.clone(), client)));
@@ -143,12 +144,12 @@ impl Ask {
         let Some((tenant, client)) = found.filter(|_| right) else {
             call.error = Some("invalid_request".to_owned());
             let text = "The identity is not assigned to this resource.";
-            return Reply::json(400, &json!({"statusCode": 400, "message": text}));
+            return service::json(400, &json!({"statusCode": 400, "message": text}));
         };
         call.client = Some(client.clone());
         let (token, seconds) = directory.grant(&tenant, &client, now);
         let ends = (now.as_second() + seconds).to_string();
-        Reply::json(
+        service::json(
             200,
             &json!({
                 "access_token": token, "expires_on": ends, "resource": RESOURCE, "token_type": "Bearer",

@@ -2,22 +2,33 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{self, HeaderName};
+use http::request::Parts;
 use http::{Request, Response};
 use hyper::body::Incoming;
+use serde_json::{Value, json};
 
 use super::call::{Call, Operation};
 use super::entra::Form;
-use super::fault::Behaviour;
+use super::fault::{Behaviour, Special};
 use super::keyvault::Ask;
-use super::reply::Reply;
 use super::{LOGIN_HOST, State, VAULT_SUFFIX, entra, machine};
-use crate::fake::{self, BrokenOff, ReplyBody};
+use crate::fake::{self, Asked, BrokenOff, Reply, ReplyBody};
 
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-request-id");
 
 const TROUBLE: &str = "something is wrong here";
+
+/// A request that has been read.
+struct Arrived {
+    state: Arc<State>,
+    to: To,
+    parts: Parts,
+    body: Bytes,
+    correlation_id: Option<String>,
+}
 
 /// Where a request goes.
 enum To {
@@ -74,81 +85,64 @@ pub(super) async fn serve(
         To::Vault(ask) => ask.describe(&mut call),
         To::Nobody => {}
     }
-    let fault = state.faults.strike(&call).map(|fault| fault.behaviour);
-    let (log, mut unanswered) = (state.clone(), call.clone());
-    let unanswered = move |name: &str| {
-        unanswered.error = Some(name.to_owned());
-        log.calls.push(unanswered);
+    let calls = Arc::clone(&state.calls);
+    let arrived = Arrived {
+        state,
+        to,
+        parts,
+        body,
+        correlation_id: call.correlation_id.clone(),
     };
-    let behaviour = fault.clone();
-    let answer = move || {
-        let echo = || fake::echo(&parts, &body);
-        answer(&state, &to, behaviour, call, echo)
-    };
-    Behaviour::answer(fault.as_ref(), unanswered, answer).await
+    calls.serve(call, arrived).await
 }
 
-fn answer(
-    state: &State,
-    to: &To,
-    fault: Option<Behaviour>,
-    mut call: Call,
-    echo: impl FnOnce() -> String,
-) -> Response<ReplyBody> {
-    call.error = fault.as_ref().map(|fault| fault.name().to_owned());
-    call.at = state.now();
-    let reply = match &fault {
-        Some(Behaviour::Html(status)) => Reply::html(*status),
-        Some(Behaviour::IssuerSilent) => entra::issuer_silent(state.now()),
-        Some(Behaviour::Echo) => match to {
-            To::Entra(_) => entra::refusal(echo(), state.now()),
-            _ => failed(403, "Forbidden", &echo()),
-        },
-        Some(Behaviour::InternalError) => failed(500, "InternalServerError", TROUBLE),
-        Some(Behaviour::ServiceUnavailable) => failed(503, "ServiceUnavailable", TROUBLE),
-        Some(Behaviour::Throttle(seconds)) => {
-            let reply = failed(429, "Throttled", TROUBLE);
-            match seconds {
-                Some(seconds) => reply.with_header(header::RETRY_AFTER, seconds),
-                None => reply,
-            }
-        }
-        _ => {
-            let told = call.error.take();
-            let reply = match to {
-                To::Entra(form) => form.answer(state, &mut call),
-                To::Machine(ask) => ask.answer(state, &mut call),
-                To::Vault(ask) => ask.answer(state, &mut call, fault.as_ref()),
-                To::Nobody => {
-                    call.error = Some("nobody".to_owned());
-                    failed(404, "NotFound", TROUBLE)
+impl Asked<Call, Special> for Arrived {
+    fn failure(&self, behaviour: &Behaviour) -> Option<Reply> {
+        Some(match behaviour {
+            Behaviour::Echo => {
+                let text = fake::echo(&self.parts, &self.body);
+                match self.to {
+                    To::Entra(_) => entra::refusal(text, self.state.now()),
+                    _ => failed(403, "Forbidden", &text),
                 }
-            };
-            let spoils = matches!(
-                fault,
-                Some(
-                    Behaviour::CutBody
-                        | Behaviour::Endless
-                        | Behaviour::Misdirect
-                        | Behaviour::TruncatedBody
-                )
-            );
-            call.error = call.error.or(told.filter(|_| spoils));
-            match fault {
-                Some(Behaviour::TruncatedBody) => reply.truncated(),
-                _ => reply,
+            }
+            Behaviour::InternalError => failed(500, "InternalServerError", TROUBLE),
+            Behaviour::IssuerSilent => entra::issuer_silent(self.state.now()),
+            Behaviour::ServiceUnavailable => failed(503, "ServiceUnavailable", TROUBLE),
+            Behaviour::Throttle(_) => failed(429, "Throttled", TROUBLE),
+            _ => return None,
+        })
+    }
+
+    fn answer(&self, call: &mut Call, behaviour: Option<&Behaviour>) -> Reply {
+        call.at = self.state.now();
+        match &self.to {
+            To::Entra(form) => form.answer(&self.state, call),
+            To::Machine(ask) => ask.answer(&self.state, call),
+            To::Vault(ask) => ask.answer(&self.state, call, behaviour),
+            To::Nobody => {
+                call.error = Some("nobody".to_owned());
+                failed(404, "NotFound", TROUBLE)
             }
         }
-    };
-    let mut reply = reply.with_header(REQUEST_ID, uuid::Uuid::new_v4());
-    if let Some(id) = &call.correlation_id {
-        reply = reply.with_header(CLIENT_REQUEST_ID, id);
     }
-    state.calls.push(call);
-    reply.into_response(matches!(fault, Some(Behaviour::CutBody)))
+
+    fn complete(&self, reply: Reply) -> Reply {
+        let reply = reply.with_header(REQUEST_ID, uuid::Uuid::new_v4());
+        match &self.correlation_id {
+            Some(id) => reply.with_header(CLIENT_REQUEST_ID, id),
+            None => reply,
+        }
+    }
 }
 
 fn failed(status: u16, code: &str, message: &str) -> Reply {
-    let error = serde_json::json!({"code": code, "message": message});
-    Reply::json(status, &serde_json::json!({"error": error}))
+    let error = json!({"code": code, "message": message});
+    json(status, &json!({"error": error}))
+}
+
+pub(super) fn json(status: u16, body: &Value) -> Reply {
+    // As .NET writes JSON.
+    let body = body.to_string().replace('\'', "\\u0027");
+    Reply::new(status, "application/json; charset=utf-8", body)
 }

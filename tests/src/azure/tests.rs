@@ -55,7 +55,7 @@ impl Cloud {
             .expect("versions")
             .with_root_certificates(roots)
             .with_no_client_auth();
-        let stream = TcpStream::connect(self.azure.inner.listener.address()).await;
+        let stream = TcpStream::connect(self.azure.address()).await;
         let name = ServerName::try_from(host.to_owned()).expect("a name");
         let stream = TlsConnector::from(Arc::new(config))
             .connect(name, stream.expect("it listens"))

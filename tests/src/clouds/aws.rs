@@ -2,11 +2,10 @@
 
 use async_trait::async_trait;
 use std::any::Any;
-use std::io;
 
-use super::{Cloud, Forgotten, Logged, Trouble};
+use super::{Cloud, Listener, Logged, Trouble};
 use crate::agent::AgentSettings;
-use crate::aws::{FakeAws, Fault, Operation, SecretInput};
+use crate::aws::{FakeAws, Operation, SecretInput};
 use crate::sandbox::{ACCOUNT, REGION, Sandbox};
 
 #[derive(Debug)]
@@ -47,36 +46,19 @@ impl Cloud for Aws {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let fault = match trouble {
-            Trouble::Echo => Fault::everywhere(trouble.into()),
-            Trouble::SilentIssuer => {
-                Fault::on(Operation::AssumeRoleWithWebIdentity, trouble.into())
-            }
-            _ => Fault::on(Operation::GetSecretValue, trouble.into()),
-        };
-        Some(Box::new(self.0.fault(fault)))
+        let (exchange, read) = (
+            Operation::AssumeRoleWithWebIdentity,
+            Operation::GetSecretValue,
+        );
+        super::trouble(&self.0, trouble, exchange, read)
     }
 
-    async fn reachable(&self, reachable: bool) -> io::Result<()> {
-        match reachable {
-            true => self.0.resume_listening().await?,
-            false => self.0.stop_listening().await,
-        }
-        Ok(())
-    }
-
-    fn opened(&self) -> usize {
-        self.0.opened()
-    }
-
-    fn forget_connections(&self, how: Forgotten) {
-        self.0.forget_connections(how);
+    fn listener(&self) -> Option<&Listener> {
+        Some(self.0.listener())
     }
 
     fn expire_sessions(&self) -> bool {
-        let roles = self
-            .0
-            .calls_where(|call| call.operation == Operation::AssumeRoleWithWebIdentity);
+        let roles = self.0.calls_of(Operation::AssumeRoleWithWebIdentity);
         let roles = roles.iter().filter_map(|call| call.role.as_deref());
         roles
             .map(|role| self.0.expire_role_sessions(role))

@@ -9,9 +9,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Cloud, Forgotten, Logged, Trouble};
+use super::{Cloud, Listener, Logged, Trouble};
 use crate::agent::AgentSettings;
-use crate::azure::{Access, AppSpec, FakeAzure, Fault, Operation, SecretSpec};
+use crate::azure::{Access, AppSpec, FakeAzure, Operation, SecretSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The tenant that the agent is configured for.
@@ -147,28 +147,12 @@ impl Cloud for Azure {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let fault = match trouble {
-            Trouble::Echo => Fault::everywhere(trouble.into()),
-            Trouble::SilentIssuer => Fault::on(Operation::Token, trouble.into()),
-            _ => Fault::on(Operation::GetSecret, trouble.into()),
-        };
-        Some(Box::new(self.cloud.fault(fault)))
+        let (exchange, read) = (Operation::Token, Operation::GetSecret);
+        super::trouble(&self.cloud, trouble, exchange, read)
     }
 
-    async fn reachable(&self, reachable: bool) -> io::Result<()> {
-        match reachable {
-            true => self.cloud.resume_listening().await?,
-            false => self.cloud.stop_listening().await,
-        }
-        Ok(())
-    }
-
-    fn opened(&self) -> usize {
-        self.cloud.opened()
-    }
-
-    fn forget_connections(&self, how: Forgotten) {
-        self.cloud.forget_connections(how);
+    fn listener(&self) -> Option<&Listener> {
+        Some(self.cloud.listener())
     }
 
     fn expire_sessions(&self) -> bool {

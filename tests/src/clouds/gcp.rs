@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use std::any::Any;
 use std::io;
 
-use super::{Cloud, Forgotten, Logged, Trouble};
+use super::{Cloud, Listener, Logged, Trouble};
 use crate::agent::AgentSettings;
-use crate::gcp::{FakeGcp, Fault, NUMBER, Operation, PROJECT, ProviderSpec};
+use crate::gcp::{FakeGcp, NUMBER, Operation, PROJECT, ProviderSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The annotation that names the Google service account.
@@ -96,28 +96,12 @@ impl Cloud for Gcp {
     }
 
     fn trouble(&self, trouble: Trouble) -> Option<Box<dyn Any + Send>> {
-        let fault = match trouble {
-            Trouble::Echo => Fault::everywhere(trouble.into()),
-            Trouble::SilentIssuer => Fault::on(Operation::ExchangeToken, trouble.into()),
-            _ => Fault::on(Operation::AccessSecretVersion, trouble.into()),
-        };
-        Some(Box::new(self.cloud.fault(fault)))
+        let (exchange, read) = (Operation::ExchangeToken, Operation::AccessSecretVersion);
+        super::trouble(&self.cloud, trouble, exchange, read)
     }
 
-    async fn reachable(&self, reachable: bool) -> io::Result<()> {
-        match reachable {
-            true => self.cloud.resume_listening().await?,
-            false => self.cloud.stop_listening().await,
-        }
-        Ok(())
-    }
-
-    fn opened(&self) -> usize {
-        self.cloud.opened()
-    }
-
-    fn forget_connections(&self, how: Forgotten) {
-        self.cloud.forget_connections(how);
+    fn listener(&self) -> Option<&Listener> {
+        Some(self.cloud.listener())
     }
 
     fn expire_sessions(&self) -> bool {

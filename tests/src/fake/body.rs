@@ -20,7 +20,7 @@ static BLANKS: [u8; 64 << 10] = [b' '; 64 << 10];
 
 /// A body that is sent whole, or that declares its length and breaks off half-way, or that never ends.
 #[derive(Debug)]
-pub(crate) struct ReplyBody {
+pub struct ReplyBody {
     left: Option<Bytes>,
     /// Its length; an endless body has none.
     promised: Option<u64>,
@@ -31,7 +31,7 @@ pub(crate) struct ReplyBody {
 
 /// The connection ends here on purpose.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct BrokenOff;
+pub struct BrokenOff;
 
 /// A request with all of its body.
 pub(crate) async fn whole(request: Request<Incoming>) -> Result<(Parts, Bytes), BrokenOff> {

@@ -1,16 +1,16 @@
 //! What can go wrong at a cloud, on demand: what is common to all, and what only one of them has.
 
+use std::fmt::Debug;
 use std::time::Duration;
 
-use http::Response;
+use serde::Serialize;
 
-use super::faults::Matches;
-use super::{BrokenOff, Gate, ReplyBody};
+use super::Gate;
 
 /// A call, as faults see it.
-pub trait Attempt {
+pub trait Attempt: Clone + Debug + Send + Serialize + 'static {
     /// The kinds of call.
-    type Operation: Copy + PartialEq;
+    type Operation: Copy + Debug + PartialEq + Send;
 
     /// The call's kind.
     fn operation(&self) -> Self::Operation;
@@ -27,10 +27,13 @@ pub trait Attempt {
     fn region(&self) -> Option<&str> {
         None
     }
+
+    /// What went wrong; `None`: nothing.
+    fn error(&mut self) -> &mut Option<String>;
 }
 
 /// What can go wrong at only one cloud.
-pub trait Special: Clone {
+pub trait Special: Clone + Debug + Send + Sync + 'static {
     /// Its name in the call log.
     fn name(&self) -> &'static str;
 }
@@ -140,12 +143,9 @@ impl<C: Attempt, S> Fault<C, S> {
         self.times = Some(times);
         self
     }
-}
 
-impl<C: Attempt + Clone, S: Clone> Matches for Fault<C, S> {
-    type Call = C;
-
-    fn matches(&self, call: &C) -> bool {
+    /// Whether it affects this call.
+    pub(super) fn matches(&self, call: &C) -> bool {
         let fits = |wanted: &Option<String>, actual: Option<&str>| {
             wanted.is_none() || wanted.as_deref() == actual
         };
@@ -156,10 +156,6 @@ impl<C: Attempt + Clone, S: Clone> Matches for Fault<C, S> {
             && fits(&self.secret, call.secret())
             && fits(&self.role, call.role())
             && fits(&self.region, call.region())
-    }
-
-    fn times(&mut self) -> &mut Option<u32> {
-        &mut self.times
     }
 }
 
@@ -183,41 +179,5 @@ impl<S: Special> Behaviour<S> {
             Self::Throttle(_) => "fault: throttle",
             Self::TruncatedBody => "fault: truncated body",
         }
-    }
-
-    /// Answers a call with this behaviour, once it may be answered; a call that never is goes to `unanswered`.
-    pub(crate) async fn answer(
-        behaviour: Option<&Self>,
-        unanswered: impl FnOnce(&'static str),
-        answer: impl FnOnce() -> Response<ReplyBody> + Send + 'static,
-    ) -> Result<Response<ReplyBody>, BrokenOff> {
-        // In tasks of their own: a cloud finishes what it has begun, whether or not the caller still waits.
-        let later = match behaviour {
-            Some(hang @ Self::Hang) => {
-                unanswered(hang.name());
-                return std::future::pending().await;
-            }
-            Some(disconnect @ Self::Disconnect) => {
-                unanswered(disconnect.name());
-                return Err(BrokenOff);
-            }
-            Some(Self::Delay(time)) => {
-                let time = *time;
-                tokio::spawn(async move {
-                    tokio::time::sleep(time).await;
-                    answer()
-                })
-            }
-            Some(Self::Hold(gate)) => {
-                let gate = gate.clone();
-                tokio::spawn(async move {
-                    gate.pass().await;
-                    answer()
-                })
-            }
-            Some(Self::Endless) => return Ok(answer().map(ReplyBody::endless)),
-            _ => return Ok(answer()),
-        };
-        later.await.map_err(|_| BrokenOff)
     }
 }

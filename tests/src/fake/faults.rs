@@ -3,22 +3,12 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// A fault of some calls of one cloud.
-pub trait Matches: Clone {
-    /// What the cloud knows of a call.
-    type Call;
-
-    /// Whether it affects that call.
-    fn matches(&self, call: &Self::Call) -> bool;
-
-    /// How many more calls it affects; `None`: all until it is cleared.
-    fn times(&mut self) -> &mut Option<u32>;
-}
+use super::{Attempt, Behaviour, Fault, Special};
 
 /// The faults in force.
 #[derive(Debug)]
-pub(crate) struct Faults<F> {
-    active: Mutex<Vec<(u64, F)>>,
+pub(super) struct Faults<C: Attempt, S> {
+    active: Mutex<Vec<(u64, Fault<C, S>)>>,
     next_id: AtomicU64,
     /// The length of `active`, so that calls of a fake without faults take no lock.
     count: AtomicUsize,
@@ -27,20 +17,20 @@ pub(crate) struct Faults<F> {
 /// A fault that is in force until it is cleared or this is dropped.
 #[must_use = "the fault is cleared when this is dropped"]
 #[derive(Debug)]
-pub struct FaultGuard<F: Matches> {
-    faults: Arc<Faults<F>>,
+pub struct FaultGuard<C: Attempt, S: Special> {
+    faults: Arc<Faults<C, S>>,
     id: u64,
     kept: bool,
 }
 
-impl<F: Matches> FaultGuard<F> {
+impl<C: Attempt, S: Special> FaultGuard<C, S> {
     /// Leaves the fault in force for as long as the fake lives.
     pub fn keep(mut self) {
         self.kept = true;
     }
 }
 
-impl<F: Matches> Drop for FaultGuard<F> {
+impl<C: Attempt, S: Special> Drop for FaultGuard<C, S> {
     fn drop(&mut self) {
         if !self.kept {
             self.faults
@@ -49,7 +39,7 @@ impl<F: Matches> Drop for FaultGuard<F> {
     }
 }
 
-impl<F> Default for Faults<F> {
+impl<C: Attempt, S> Default for Faults<C, S> {
     fn default() -> Self {
         Self {
             active: Mutex::default(),
@@ -59,8 +49,8 @@ impl<F> Default for Faults<F> {
     }
 }
 
-impl<F: Matches> Faults<F> {
-    pub(crate) fn add(self: &Arc<Self>, fault: F) -> FaultGuard<F> {
+impl<C: Attempt, S: Special> Faults<C, S> {
+    pub(super) fn add(self: &Arc<Self>, fault: Fault<C, S>) -> FaultGuard<C, S> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         self.change(|active| active.push((id, fault)));
         FaultGuard {
@@ -70,8 +60,8 @@ impl<F: Matches> Faults<F> {
         }
     }
 
-    /// The fault that affects this call, if any; counts it against the fault's times.
-    pub(crate) fn strike(&self, call: &F::Call) -> Option<F> {
+    /// What goes wrong with this call, if anything; counts it against the fault's times.
+    pub(super) fn strike(&self, call: &C) -> Option<Behaviour<S>> {
         if self.count.load(Ordering::Acquire) == 0 {
             return None;
         }
@@ -82,8 +72,8 @@ impl<F: Matches> Faults<F> {
                 return;
             };
             let fault = &mut active[at].1;
-            struck = Some(fault.clone());
-            if let Some(times) = fault.times() {
+            struck = Some(fault.behaviour.clone());
+            if let Some(times) = &mut fault.times {
                 *times = times.saturating_sub(1);
                 if *times == 0 {
                     active.remove(at);
@@ -93,7 +83,7 @@ impl<F: Matches> Faults<F> {
         struck
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<(u64, F)>)) {
+    fn change(&self, change: impl FnOnce(&mut Vec<(u64, Fault<C, S>)>)) {
         let mut active: MutexGuard<'_, _> =
             self.active.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut active);

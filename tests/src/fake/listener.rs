@@ -49,7 +49,7 @@ pub enum Forgotten {
 }
 
 /// One address that is served, or closed.
-pub(crate) struct Listener<B = ReplyBody> {
+pub struct Listener<B = ReplyBody> {
     port: Port,
     served: Arc<Served<B>>,
     /// Where the sockets live, which may not be the runtime of the task that stops and resumes them.

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 /// The calls so far; the oldest are forgotten when there are too many.
 #[derive(Debug)]
-pub(crate) struct CallLog<T> {
+pub(super) struct CallLog<T> {
     calls: Mutex<VecDeque<T>>,
     kept: usize,
     echo: bool,
@@ -17,7 +17,7 @@ pub(crate) struct CallLog<T> {
 }
 
 impl<T: Clone + Serialize> CallLog<T> {
-    pub(crate) fn new(kept: usize, echo: bool) -> Self {
+    pub(super) fn new(kept: usize, echo: bool) -> Self {
         Self {
             calls: Mutex::default(),
             kept,
@@ -26,7 +26,7 @@ impl<T: Clone + Serialize> CallLog<T> {
         }
     }
 
-    pub(crate) fn push(&self, call: T) {
+    pub(super) fn push(&self, call: T) {
         if self.echo
             && let Ok(line) = serde_json::to_string(&call)
         {
@@ -42,7 +42,7 @@ impl<T: Clone + Serialize> CallLog<T> {
         self.total.send_modify(|total| *total += 1);
     }
 
-    pub(crate) fn matching(&self, wanted: impl Fn(&T) -> bool) -> Vec<T> {
+    pub(super) fn matching(&self, wanted: impl Fn(&T) -> bool) -> Vec<T> {
         self.lock()
             .iter()
             .filter(|call| wanted(call))
@@ -50,16 +50,16 @@ impl<T: Clone + Serialize> CallLog<T> {
             .collect()
     }
 
-    pub(crate) fn count(&self, wanted: impl Fn(&T) -> bool) -> usize {
+    pub(super) fn count(&self, wanted: impl Fn(&T) -> bool) -> usize {
         self.lock().iter().filter(|call| wanted(call)).count()
     }
 
-    pub(crate) fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.lock().clear();
     }
 
     /// Changes with every call.
-    pub(crate) fn total(&self) -> watch::Receiver<u64> {
+    pub(super) fn total(&self) -> watch::Receiver<u64> {
         self.total.subscribe()
     }
 

@@ -8,7 +8,8 @@ use serde_json::json;
 use super::State;
 use super::call::{Call, Operation};
 use super::iam::Bearer;
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
+use crate::fake::Reply;
 
 const KIND: &str = "iam.googleapis.com/ServiceAccount";
 
@@ -44,7 +45,7 @@ pub(super) fn answer(
     body: &[u8],
     call: &mut Call,
 ) -> Result<Reply, Refusal> {
-    let iam = state.iam_read();
+    let iam = state.iam.read();
     let caller = iam.believe(headers, now)?;
     call.principal = Some(caller.principal.clone());
     let invalid = |text: &str| Refusal::api("INVALID_ARGUMENT", text);
@@ -85,8 +86,8 @@ pub(super) fn answer(
     let token = format!("ya29.c.{}", super::random());
     let expires = now + SignedDuration::from_secs(seconds);
     let bearer = Bearer::of_account(account, expires);
-    state.iam_write().give(token.clone(), bearer);
-    Ok(Reply::json(
+    state.iam.write().give(token.clone(), bearer);
+    Ok(reply::json(
         200,
         &json!({
             "accessToken": token,

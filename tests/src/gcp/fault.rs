@@ -44,4 +44,8 @@ impl fake::Attempt for Call {
     fn role(&self) -> Option<&str> {
         self.account.as_deref()
     }
+
+    fn error(&mut self) -> &mut Option<String> {
+        &mut self.error
+    }
 }

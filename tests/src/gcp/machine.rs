@@ -13,8 +13,9 @@ use serde_json::{Value, json};
 
 use super::call::{Call, Operation};
 use super::iam::Bearer;
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
 use super::{FakeGcp, PROJECT, State, random};
+use crate::fake::Reply;
 use crate::jwt::{self, Issuer, KeySet};
 
 /// Where people's refresh tokens are exchanged.
@@ -75,7 +76,7 @@ impl FakeGcp {
             .map(|from| &text[from..text.len().min(from + 64)])
             .collect();
         let signer = Issuer::with_key(email, key);
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         let keys = KeySet::from_jwks(&signer.jwks());
         iam.machines.keys.insert(email.to_owned(), keys);
         json!({
@@ -94,7 +95,7 @@ impl FakeGcp {
             email: email.to_owned(),
             client_secret: client_secret.clone(),
         };
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         iam.machines.people.insert(refresh_token.clone(), person);
         json!({
             "type": "authorized_user", "client_id": "gcloud.apps.googleusercontent.com",
@@ -105,7 +106,7 @@ impl FakeGcp {
 
     /// Makes the machine run as a service account, whose tokens its metadata server issues.
     pub fn run_as(&self, email: &str) {
-        self.inner.state.iam_write().machines.account = Some(email.to_owned());
+        self.inner.state.iam.write().machines.account = Some(email.to_owned());
     }
 }
 
@@ -136,7 +137,7 @@ pub(super) fn refresh(
 ) -> Result<Reply, Refusal> {
     let form: Refresh = serde_json::from_slice(body)
         .map_err(|error| Refusal::oauth(400, "invalid_request", error.to_string()))?;
-    let mut iam = state.iam_write();
+    let mut iam = state.iam.write();
     let person = iam.machines.people.get(&form.refresh_token).filter(|one| {
         one.client_secret == form.client_secret
             && form.grant_type == "refresh_token"
@@ -162,7 +163,7 @@ pub(super) fn metadata(
     parts: &Parts,
     call: &mut Call,
 ) -> Result<Reply, Refusal> {
-    let mut iam = state.iam_write();
+    let mut iam = state.iam.write();
     let account = iam.machines.account.clone();
     let asks = parts.headers.get("metadata-flavor");
     let Some(email) = account.filter(|_| asks.is_some_and(|flavor| flavor == "Google")) else {
@@ -186,5 +187,5 @@ pub(super) fn describe(path: &str, call: &mut Call) {
 
 fn given(token: &str) -> Reply {
     let body = json!({"access_token": token, "expires_in": LIFE, "token_type": "Bearer"});
-    Reply::json(200, &body)
+    reply::json(200, &body)
 }

@@ -9,9 +9,9 @@ use serde_json::json;
 use super::State;
 use super::call::{Call, Operation};
 use super::fault::{Behaviour, Special};
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
 use super::store::VersionState;
-use crate::fake::OTHER;
+use crate::fake::{OTHER, Reply};
 
 /// The most names in one answer.
 const PAGE_LIMIT: usize = 25_000;
@@ -73,7 +73,7 @@ impl<'a> Ask<'a> {
         fault: Option<&Behaviour>,
         call: &mut Call,
     ) -> Result<Reply, Refusal> {
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let who = iam.believe(&parts.headers, now)?;
         drop(iam);
         call.principal = Some(who.principal.clone());
@@ -103,7 +103,7 @@ fn access(
     if version != "latest" && !is_number {
         return Err(invalid(format!("Invalid version {version:?}")));
     }
-    let store = state.store_read();
+    let store = state.store.read();
     let denied = || {
         Refusal::api(
             "PERMISSION_DENIED",
@@ -120,7 +120,8 @@ fn access(
     let places = [&*resource, &*format!("projects/{}", found.number)];
     let kind = "secretmanager.googleapis.com/SecretVersion";
     if !state
-        .iam_read()
+        .iam
+        .read()
         .allows(who, "secretmanager.versions.access", &places, &name, kind)
     {
         return Err(denied());
@@ -170,7 +171,7 @@ fn access(
         "projects/{}/secrets/{secret}/versions/{number}",
         found.number
     );
-    Ok(Reply::json(200, &json!({"name": name, "payload": payload})))
+    Ok(reply::json(200, &json!({"name": name, "payload": payload})))
 }
 
 fn list(
@@ -208,7 +209,7 @@ fn list(
             )));
         }
     };
-    let store = state.store_read();
+    let store = state.store.read();
     let denied = || {
         let text = format!(
             "Permission 'secretmanager.secrets.list' denied on resource 'projects/{project}'."
@@ -220,7 +221,8 @@ fn list(
     let kind = "cloudresourcemanager.googleapis.com/Project";
     let permission = "secretmanager.secrets.list";
     if !state
-        .iam_read()
+        .iam
+        .read()
         .allows(who, permission, &[&resource], &resource, kind)
     {
         return Err(denied());
@@ -256,7 +258,7 @@ fn list(
     if from + size < matching.len() {
         answer["nextPageToken"] = format!("at-{}", from + size).into();
     }
-    Ok(Reply::json(200, &answer))
+    Ok(reply::json(200, &answer))
 }
 
 fn check_name(secret: &str) -> Result<(), Refusal> {

@@ -6,9 +6,13 @@ use serde_json::{Value, json};
 use super::State;
 use super::call::{Call, Operation};
 use super::iam::Bearer;
-use super::reply::{Refusal, Reply};
+use super::reply::{self, Refusal};
+use crate::fake::Reply;
 use crate::jwt::TokenSeen;
 use crate::jwt::{self, KeySet};
+
+/// Where it is.
+pub(super) const PATH: &str = "/v1/token";
 
 /// The lifetime of an issued bearer, in seconds.
 const LIFE: i64 = 3600;
@@ -97,8 +101,8 @@ impl Form {
         call.principal = Some(principal.0.clone());
         let token = format!("ya29.d.{}", super::random());
         let bearer = Bearer::of_principal(principal, now + SignedDuration::from_secs(LIFE));
-        state.iam_write().give(token.clone(), bearer);
-        Ok(Reply::json(
+        state.iam.write().give(token.clone(), bearer);
+        Ok(reply::json(
             200,
             &json!({
                 "access_token": token,
@@ -111,7 +115,7 @@ impl Form {
 
     /// Federation: `//iam.googleapis.com/projects/…/providers/…`.
     fn of_provider(&self, state: &State, now: Timestamp) -> Result<(String, Vec<String>), Refusal> {
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let provider = iam.provider(&self.audience).ok_or_else(no_target)?;
         let claims = self.verify(&provider.keys, &provider.spec.issuer, now)?;
         if !audiences(&claims).any(|audience| provider.takes_audience(audience)) {
@@ -129,7 +133,7 @@ impl Form {
         state: &State,
         now: Timestamp,
     ) -> Result<(String, Vec<String>), Refusal> {
-        let iam = state.iam_read();
+        let iam = state.iam.read();
         let (pool, issuer) = pool.split_once(':').ok_or_else(no_target)?;
         let cluster = iam.cluster(pool, issuer).ok_or_else(no_target)?;
         let claims = self.verify(&cluster.keys, issuer, now)?;

@@ -8,6 +8,7 @@ use http::{Method, Request};
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use jiff::SignedDuration;
 use serde_json::{Value, json};
 
 mod identity;

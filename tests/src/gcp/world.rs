@@ -26,18 +26,18 @@ impl FakeGcp {
     ///
     /// If its mapping or condition needs more than the fake knows.
     pub fn add_provider(&self, spec: ProviderSpec) -> Result<(), ExpressionError> {
-        self.inner.state.iam_write().add_provider(spec)
+        self.inner.state.iam.write().add_provider(spec)
     }
 
     /// Deletes a provider.
     pub fn remove_provider(&self, name: &str) {
-        self.inner.state.iam_write().remove_provider(name);
+        self.inner.state.iam.write().remove_provider(name);
     }
 
     /// Makes a cluster one of GKE's, in the project's pool.
     pub fn add_cluster(&self, issuer: &str, jwks: &Value) -> String {
         let pool = format!("{PROJECT}.svc.id.goog");
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         iam.add_cluster(&pool, issuer, NUMBER, jwks);
         pool
     }
@@ -45,14 +45,14 @@ impl FakeGcp {
     /// Creates a service account; returns its email address.
     pub fn create_account(&self, name: &str) -> String {
         let email = format!("{name}@{PROJECT}.iam.gserviceaccount.com");
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         iam.accounts().insert(email.clone(), Account::default());
         email
     }
 
     /// Disables a service account.
     pub fn disable_account(&self, email: &str) {
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         iam.accounts().entry(email.to_owned()).or_default().disabled = true;
     }
 
@@ -78,27 +78,27 @@ impl FakeGcp {
 
     /// Revokes everything granted to a member; existing bearers can then do nothing either, as at Google.
     pub fn unbind(&self, member: &str) {
-        self.inner.state.iam_write().unbind(member);
+        self.inner.state.iam.write().unbind(member);
     }
 
     /// Every bearer that was issued, so that tests can search for them where they must not be.
     #[must_use]
     pub fn bearers(&self) -> Vec<String> {
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         iam.bearers().keys().cloned().collect()
     }
 
     /// Ends all bearers now, as if they had expired; returns how many there were.
     pub fn expire_bearers(&self) -> usize {
         let now = self.inner.state.now();
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         let bearers = iam.bearers();
         bearers.values_mut().for_each(|bearer| bearer.expires = now);
         bearers.len()
     }
 
     fn bind(&self, resource: &str, role: &str, member: &str, condition: Option<&str>) {
-        let mut iam = self.inner.state.iam_write();
+        let mut iam = self.inner.state.iam.write();
         let bound = iam.bind(resource, role, member, condition);
         bound.expect("the fake knows the condition");
     }
@@ -108,13 +108,13 @@ impl FakeGcp {
 impl FakeGcp {
     /// Creates a secret or adds a version to it; returns the version.
     pub fn put_secret(&self, name: &str, data: &[u8]) -> String {
-        let mut store = self.inner.state.store_write();
+        let mut store = self.inner.state.store.write();
         store.put(PROJECT, name, data).to_string()
     }
 
     /// Disables, enables or destroys a version; returns whether there is one.
     pub fn set_version_state(&self, name: &str, version: &str, state: VersionState) -> bool {
-        let mut store = self.inner.state.store_write();
+        let mut store = self.inner.state.store.write();
         let secrets = &mut store.project_mut(PROJECT).secrets;
         let at = version
             .parse::<usize>()
@@ -126,7 +126,7 @@ impl FakeGcp {
 
     /// Removes a secret; returns whether it existed.
     pub fn delete_secret(&self, name: &str) -> bool {
-        let mut store = self.inner.state.store_write();
+        let mut store = self.inner.state.store.write();
         store.project_mut(PROJECT).secrets.remove(name).is_some()
     }
 
@@ -137,6 +137,6 @@ impl FakeGcp {
 
     /// Creates another project, with nothing in it.
     pub fn add_project(&self, id: &str, number: &str) {
-        self.inner.state.store_write().add_project(id, number);
+        self.inner.state.store.write().add_project(id, number);
     }
 }

@@ -251,9 +251,7 @@ async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
     let page = pod.get("/v1/secrets").await.expect("an answer");
     let expected = serde_json::json!({"secrets": ["database-password"]});
     assert_eq!((page.status, page.json()), (200, expected));
-    let lists = sandbox
-        .aws
-        .count_calls(|call| call.operation == Operation::ListSecrets);
+    let lists = sandbox.aws.count_of(Operation::ListSecrets);
     assert_eq!(lists, 1);
 }
 

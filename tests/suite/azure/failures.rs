@@ -126,11 +126,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
     let _agent = node.agent().await.expect("an agent");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     // The last one is a host that the vault's own ends with, and another resource all the same.
-    let asked = || {
-        node.azure
-            .calls_where(|call| call.operation == Operation::GetSecret)
-            .len()
-    };
+    let asked = || node.azure.count_of(Operation::GetSecret);
     for host in ["evil.example", "graph.microsoft.com", "test"] {
         let before = asked();
         let divert = Behaviour::Special(Special::Divert(host.to_owned()));

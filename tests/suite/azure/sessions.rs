@@ -33,9 +33,7 @@ async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_reques
     assert_eq!(token.pod, Some(("web".into(), uid.clone())));
 
     // A new session is challenged once, and reads then.
-    let reads = node
-        .azure
-        .calls_where(|call| call.operation == Operation::GetSecret);
+    let reads = node.azure.calls_of(Operation::GetSecret);
     let seen: Vec<_> = reads
         .iter()
         .map(|call| (call.with_token, call.succeeded()))

@@ -66,8 +66,7 @@ impl Staying {
 impl Client {
     /// Waits until the vault has been read so often: each batch once, and then once more by each watch.
     pub(super) async fn until_reads(&self, count: usize) {
-        let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-        let reads = async || self.sandbox.aws.calls_where(read).len() >= count;
+        let reads = async || self.sandbox.aws.count_of(Operation::GetSecretValue) >= count;
         until("so many reads", reads).await;
     }
 }
@@ -144,8 +143,7 @@ async fn an_agent_that_is_watched_leaves_all_the_same_and_the_next_one_tells_of_
     client.agent.stop().await.expect("it ends");
     let took = began.elapsed();
     assert!(took < Duration::from_secs(8), "it took {took:?}");
-    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-    let reads = client.sandbox.aws.calls_where(read).len();
+    let reads = client.sandbox.aws.count_of(Operation::GetSecretValue);
     assert!(reads <= 3, "the vault was read {reads} times");
     client.sandbox.secret("test/database-password", "rotated");
     let _agent = client.sandbox.agent().await.expect("an agent");

@@ -169,10 +169,7 @@ async fn a_program_that_cannot_be_run_is_said_so_before_a_secret_is_read() {
             ended.failed(code, text);
         }
     }
-    let reads = client
-        .sandbox
-        .aws
-        .calls_where(|call| call.operation == Operation::GetSecretValue);
+    let reads = client.sandbox.aws.calls_of(Operation::GetSecretValue);
     assert!(reads.is_empty());
     // What only the kernel can tell is told when it is run.
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o755)).expect("its mode");

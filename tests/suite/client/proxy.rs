@@ -187,8 +187,7 @@ async fn a_web_page_does_not_reach_the_pods_secrets_through_a_browser() {
         is(&answer, 400, "invalid_request");
         assert!(!answer.contains(&password("test")), "{answer}");
     }
-    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-    assert_eq!(client.sandbox.aws.calls_where(read).len(), 4);
+    assert_eq!(client.sandbox.aws.count_of(Operation::GetSecretValue), 4);
 }
 
 #[tokio::test]

@@ -35,8 +35,7 @@ async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped()
     let right = "a=<p&'\"@/ >\nb=%3Cp%26%27%22%40%2F%20%3E\nc=\"u\"PHAmJyJALyA+\nd\n\n";
     let rendered = client.run(&["render", template]).await;
     assert_eq!(rendered.printed(), right);
-    let read = |call: &testkit::aws::Call| call.operation == Operation::GetSecretValue;
-    assert_eq!(client.sandbox.aws.calls_where(read).len(), 3);
+    assert_eq!(client.sandbox.aws.count_of(Operation::GetSecretValue), 3);
     let out = file(&client, "app.conf", "old");
     fs::set_permissions(&out, fs::Permissions::from_mode(0o666)).expect("its mode");
     let path = out.to_str().expect("a path");

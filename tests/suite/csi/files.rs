@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
-use testkit::aws::{Call, Operation};
+use testkit::aws::Operation;
 use testkit::kubelet::VolumeSpec;
 use testkit::sandbox::{REGION, password};
 use testkit::until;
@@ -222,8 +222,7 @@ async fn a_secret_is_read_once_whether_its_entries_name_the_backend_or_leave_it_
         {"name": "test/tls", "key": "key", "file": "key", "backend": "aws"}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
     assert_eq!(read(&target.join("key")), "k");
-    let reads = |call: &Call| call.operation == Operation::GetSecretValue;
-    assert_eq!(node.sandbox.aws.count_calls(reads), 1);
+    assert_eq!(node.sandbox.aws.count_of(Operation::GetSecretValue), 1);
 }
 
 #[tokio::test]

@@ -129,9 +129,7 @@ async fn each_user_reads_what_its_own_managed_identity_may_and_nothing_else() {
         let refused = read(&process, &format!("{other}/token")).await;
         refused.must_be_refused(403, "denied");
     }
-    let asked = scene
-        .azure
-        .calls_where(|call| call.operation == Operation::MachineToken);
+    let asked = scene.azure.calls_of(Operation::MachineToken);
     assert_eq!(asked.len(), 3, "{asked:?}");
 }
 

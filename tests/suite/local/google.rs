@@ -118,7 +118,7 @@ async fn each_user_reads_what_its_own_service_account_may_and_nothing_else() {
         .filter(|call| call.principal.as_deref() == Some(&*machine));
     assert!(
         by_machine.all(|call| call.reason.is_some())
-            && scene.gcp.calls_of(Operation::GenerateAccessToken).len() == 2,
+            && scene.gcp.count_of(Operation::GenerateAccessToken) == 2,
         "{:?}",
         scene.gcp.calls()
     );

@@ -86,9 +86,7 @@ async fn aws_holds_calls_at_a_gate_and_hangs_without_an_answer() {
     let read = cloud.read(&session, "test/db");
     let open = async {
         gate.reached(1).await;
-        let answered = cloud
-            .aws
-            .count_calls(|call| call.operation == Operation::GetSecretValue);
+        let answered = cloud.aws.count_of(Operation::GetSecretValue);
         gate.open();
         answered
     };

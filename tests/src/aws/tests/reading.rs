@@ -23,9 +23,7 @@ async fn aws_gives_a_value_to_the_role_that_may_read_it() {
             jiff::Timestamp::now().as_second() - answer.created_date().expect("a date").secs();
         assert!((0..60).contains(&age), "{age}");
     }
-    let calls = cloud
-        .aws
-        .calls_where(|call| call.operation == Operation::GetSecretValue);
+    let calls = cloud.aws.calls_of(Operation::GetSecretValue);
     assert_eq!(calls.len(), 3);
     assert_eq!(calls[0].secret.as_deref(), Some("test/db"));
     assert_eq!(calls[0].region.as_deref(), Some(REGION));
