@@ -4,7 +4,7 @@ use crate::code;
 use futures::future::join_all;
 use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::aws::{Behaviour, Fault, Gate, Operation, read_policy, secret_arn};
+use testkit::aws::{Behaviour, Fault, Operation, read_policy, secret_arn};
 use testkit::sandbox::{REGION, Sandbox, SandboxPod};
 use testkit::until;
 use testkit::workload::{Request, Response};
@@ -191,8 +191,7 @@ async fn no_cache_goes_to_the_vault_and_joins_no_read_that_began_before() {
             reader.sandbox.aws.clear_calls();
             assert_eq!(reader.asked(), 0);
         }
-        let gate = Gate::new();
-        let held = reader.breaks(Behaviour::Hold(gate.clone()));
+        let (gate, held) = reader.sandbox.aws.hold(Operation::GetSecretValue);
         let early = async {
             // One that may not be served from the cache either, so that it flies.
             reader.latest().await
@@ -335,8 +334,7 @@ async fn equal_reads_at_once_share_one_call_and_say_so() {
     needs_workloads!();
     for settings in [&[][..], &[("cache.ttl", "1h")]] {
         let reader = Reader::start(settings).await;
-        let gate = Gate::new();
-        let held = reader.breaks(Behaviour::Hold(gate.clone()));
+        let (gate, held) = reader.sandbox.aws.hold(Operation::GetSecretValue);
         let connections = async || {
             let shown = reader.agent.metric("latchkey_connections").await;
             shown.expect("metrics")
@@ -380,8 +378,7 @@ async fn who_leaves_takes_nobody_elses_call_along_and_the_last_one_ends_it() {
     needs_workloads!();
     let reader = Reader::start(&[]).await;
     let second = reader.pod.workload.exec_into().await.expect("a process");
-    let gate = Gate::new();
-    let _held = reader.breaks(Behaviour::Hold(gate.clone()));
+    let (gate, _held) = reader.sandbox.aws.hold(Operation::GetSecretValue);
     let path = format!("/v1/secrets/{NAME}");
     let mut first = reader.pod.workload.exec_into().await.expect("a process");
     {

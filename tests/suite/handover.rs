@@ -3,7 +3,7 @@
 use crate::sandbox_with_a_pod;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::sandbox::{Sandbox, SandboxPod};
 use testkit::workload::{Flood, Flooded, Request, Signal};
 use tokio::net::UnixStream;
@@ -295,11 +295,7 @@ async fn an_agent_that_accepts_no_more_leaves_nobody_waiting_in_its_queue() {
     // As a container has it that mounts the socket itself: its name goes, it does not.
     let mounted = sandbox.directory().join("mounted.sock");
     std::fs::hard_link(sandbox.socket(), &mounted).expect("a link");
-    let gate = Gate::new();
-    let hold = Behaviour::Hold(gate.clone());
-    let _held = sandbox
-        .aws
-        .fault(Fault::on(Operation::GetSecretValue, hold));
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let refused = async {
         gate.reached(1).await;
         agent
@@ -352,11 +348,7 @@ async fn an_agent_whose_directory_is_removed_writes_its_trail_and_ends_so_that_i
     sandbox.secret("test/first", "value");
     let first = pod.secret("test/first").await;
     first.expect("an answer").must_be_ok();
-    let gate = Gate::new();
-    let hold = Behaviour::Hold(gate.clone());
-    let _held = sandbox
-        .aws
-        .fault(Fault::on(Operation::GetSecretValue, hold));
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let ended = async {
         gate.reached(1).await;
         std::fs::remove_dir_all(sandbox.socket().parent().expect("a directory"))

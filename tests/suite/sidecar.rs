@@ -427,11 +427,7 @@ async fn a_container_that_has_exited_takes_its_requests_with_it() {
     let role = sandbox.namespace("test");
     let volume = volume(&sandbox, UID);
     let agent = started(settings(&sandbox, &volume, &role)).await;
-    let gate = testkit::aws::Gate::new();
-    let _held = sandbox.aws.fault(testkit::aws::Fault::on(
-        Operation::GetSecretValue,
-        testkit::aws::Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let mut app = process(&volume).await;
     app.connect("kept").await.expect("a connection");
     let request = testkit::workload::Request::get("/v1/secrets/test/database-password");

@@ -4,7 +4,7 @@ use crate::code;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::sandbox::{Sandbox, SandboxPod};
 use testkit::workload::{Raw, Request, Workload, WorkloadSpec};
 
@@ -192,9 +192,7 @@ async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
     needs_workloads!();
     let (sandbox, mut pod, _) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    let gate = Gate::new();
-    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = sandbox.aws.fault(held);
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     tokio::select! {
         answer = pod.secret("test/database-password") => panic!("{answer:?}"),
         () = gate.reached(1) => {}
@@ -251,9 +249,7 @@ async fn the_death_of_a_caller_is_heard_of_at_once() {
     needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    let gate = Gate::new();
-    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = sandbox.aws.fault(held);
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     // The agent looks at all connections each second: nine of ten that are told within half of one are not told by that.
     let mut late = Vec::new();
     for number in 1..=10 {

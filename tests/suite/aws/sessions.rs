@@ -4,10 +4,7 @@ use super::{SECRET, exchanges, reads};
 use futures::future::join_all;
 use std::collections::HashSet;
 use std::time::Duration;
-use testkit::aws::{
-    Behaviour, Call, Fault, Gate, Operation, RoleSpec, read_and_list_policy, secret_arn,
-    trust_policy,
-};
+use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
 use testkit::sandbox::{Sandbox, password};
 use testkit::until;
 use testkit::workload::Flood;
@@ -64,11 +61,7 @@ async fn many_requests_at_once_share_one_exchange() {
         pod.get("/v1/identity").await.expect("an answer").status,
         200
     );
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::AssumeRoleWithWebIdentity,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, _held) = sandbox.aws.hold(Operation::AssumeRoleWithWebIdentity);
     let names: Vec<_> = (0..20).map(|number| format!("test/{number}")).collect();
     let asked = join_all(names.iter().map(|name| pod.secret(name)));
     let opened = async {
@@ -93,11 +86,7 @@ async fn a_session_in_use_is_renewed_behind_the_answers_with_a_fresh_token() {
     let begun = tokio::time::Instant::now();
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     // The renewal hangs: nobody waits for it while the session at hand is good.
-    let gate = Gate::new();
-    let held = sandbox.aws.fault(Fault::on(
-        Operation::AssumeRoleWithWebIdentity,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, held) = sandbox.aws.hold(Operation::AssumeRoleWithWebIdentity);
     let renewing = gate.reached(1);
     tokio::pin!(renewing);
     loop {

@@ -7,7 +7,6 @@ use std::fs;
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec, Special};
-use testkit::fake::Gate;
 use testkit::kube::AGENT;
 use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::sandbox::{CANARY, password};
@@ -340,9 +339,7 @@ async fn equal_reads_of_a_pod_at_once_are_one_call_and_one_exchange() {
         pod.get("/v1/identity").await.expect("an answer").status,
         200
     );
-    let gate = Gate::new();
-    let held = Behaviour::Hold(gate.clone());
-    let _held = node.azure.fault(Fault::on(Operation::Token, held));
+    let (gate, _held) = node.azure.hold(Operation::Token);
     let asked = futures::future::join_all((0..20).map(|_| pod.secret(SECRET)));
     let opened = async {
         gate.reached(1).await;

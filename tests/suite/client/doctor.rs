@@ -6,9 +6,7 @@ mod socket;
 use super::{Client, Ended, command_in, ended};
 use crate::REFUSAL_STANDS;
 use serde_json::Value;
-use testkit::aws::{
-    Behaviour, Fault, Gate, Operation, RoleSpec, read_policy, secret_arn, trust_policy,
-};
+use testkit::aws::{Behaviour, Fault, Operation, RoleSpec, read_policy, secret_arn, trust_policy};
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
@@ -342,9 +340,7 @@ async fn a_pod_over_its_limit_an_ephemeral_container_and_a_stranger_are_told_wha
     needs_workloads!();
     let client = Client::with(|settings| settings.set("limits.in_flight_per_pod", "1")).await;
     let (sandbox, socket) = (&client.sandbox, client.sandbox.socket());
-    let gate = Gate::new();
-    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let held = sandbox.aws.fault(hold);
+    let (gate, held) = sandbox.aws.hold(Operation::GetSecretValue);
     let over = async {
         gate.reached(1).await;
         let told = found(client.command(&["doctor", "--json", SECRET])).await;

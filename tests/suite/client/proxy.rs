@@ -5,7 +5,7 @@ use futures::future::join_all;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, password};
 use testkit::until;
@@ -243,9 +243,7 @@ async fn it_answers_what_it_has_taken_before_it_ends_and_finds_the_next_agent() 
     is(&unreachable, 503, r#""message":"the proxy cannot reach"#);
     let _agent = client.sandbox.agent().await.expect("an agent");
     is(&proxy.get("/v1/identity", OWN).await, 200, "web");
-    let gate = Gate::new();
-    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = client.sandbox.aws.fault(hold);
+    let (gate, _held) = client.sandbox.aws.hold(Operation::GetSecretValue);
     let address = proxy.address;
     let taken = async {
         let mut stream = TcpStream::connect(address).await.expect("a connection");
@@ -339,9 +337,7 @@ async fn a_burst_leaves_the_pods_other_processes_their_connections() {
         client.sandbox.secret(&format!("test/s-{number}"), "x");
     }
     // All at once: they end when the vault lets them.
-    let gate = Gate::new();
-    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let held = client.sandbox.aws.fault(hold);
+    let (gate, held) = client.sandbox.aws.hold(Operation::GetSecretValue);
     let targets = (0..64).map(|number| format!("/v1/secrets/test/s-{number}"));
     let targets: Vec<_> = targets.collect();
     let burst = join_all(targets.iter().map(|target| proxy.get(target, OWN)));
@@ -393,9 +389,7 @@ async fn only_a_wait_has_longer_than_the_timeout_before_the_proxy_gives_up() {
     client.run(&["whoami"]).await.printed();
     let arguments = [&["--timeout", "3"], &LISTEN[..]].concat();
     let proxy = Proxy::start(client.command(&arguments)).await;
-    let gate = Gate::new();
-    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = client.sandbox.aws.fault(hold);
+    let (gate, _held) = client.sandbox.aws.hold(Operation::GetSecretValue);
     let secret = "/v1/secrets/test/database-password";
     let waiting = format!("{secret}?wait=30s");
     let tag = format!("{OWN}If-None-Match: \"another\"\r\n");
@@ -426,9 +420,7 @@ async fn a_request_has_one_deadline_for_all_of_its_steps() {
     );
     is(&proxy.raw(&head).await, 504, "the body does not arrive");
     // What the body takes, the agent has no more.
-    let gate = Gate::new();
-    let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = client.sandbox.aws.fault(hold);
+    let (_gate, _held) = client.sandbox.aws.hold(Operation::GetSecretValue);
     let began = Instant::now();
     let mut stream = TcpStream::connect(proxy.address).await.expect("it listens");
     stream.write_all(head.as_bytes()).await.expect("it is sent");

@@ -4,7 +4,7 @@ use super::{Neighbours, connect};
 use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::until;
 use testkit::workload::{Raw, Request, Workload};
 
@@ -164,9 +164,7 @@ async fn a_pods_batches_read_no_more_at_once_than_it_may_have_requests_in_flight
     for name in &names {
         of.sandbox.secret(name, name);
     }
-    let gate = Gate::new();
-    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let _held = of.sandbox.aws.fault(held);
+    let (gate, _held) = of.sandbox.aws.hold(Operation::GetSecretValue);
     let body = serde_json::json!({ "names": names }).to_string();
     let batch = Request::new("POST", "/v1/secrets:batchGet").body(body);
     let opens = async {

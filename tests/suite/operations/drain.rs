@@ -5,7 +5,7 @@ use std::io;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
 use testkit::workload::{Raw, Response, Signal};
 use tokio::time::sleep;
@@ -16,11 +16,7 @@ async fn while_held<T>(
     pod: &SandboxPod,
     does: impl AsyncFnOnce() -> T,
 ) -> (io::Result<Response>, T) {
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::GetSecretValue,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let done = async {
         gate.reached(1).await;
         does().await
@@ -41,11 +37,7 @@ async fn a_leaving_agent_answers_what_is_in_flight() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::GetSecretValue,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let asked = pod.secret("test/database-password");
     let told = async {
         gate.reached(1).await;
@@ -153,11 +145,7 @@ async fn an_agent_leaves_without_waiting_for_an_exchange_that_nobody_wants_any_m
     needs_workloads!();
     let (sandbox, mut pod) = sandbox_with_a_pod().await;
     let mut agent = sandbox.agent().await.expect("an agent");
-    let gate = Gate::new();
-    let _held = sandbox.aws.fault(Fault::on(
-        Operation::AssumeRoleWithWebIdentity,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, _held) = sandbox.aws.hold(Operation::AssumeRoleWithWebIdentity);
     pod.workload.connect("asks").await.expect("a connection");
     let asks = Raw {
         connection: Some("asks".into()),

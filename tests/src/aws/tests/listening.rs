@@ -78,11 +78,7 @@ async fn aws_holds_calls_at_a_gate_and_hangs_without_an_answer() {
         .aws
         .put_secret(REGION, "test/db", SecretInput::text("hunter2"));
     let session = cloud.session().await;
-    let gate = Gate::new();
-    let guard = cloud.aws.fault(Fault::on(
-        Operation::GetSecretValue,
-        Behaviour::Hold(gate.clone()),
-    ));
+    let (gate, guard) = cloud.aws.hold(Operation::GetSecretValue);
     let read = cloud.read(&session, "test/db");
     let open = async {
         gate.reached(1).await;

@@ -3,7 +3,7 @@
 use super::{FILE, PASSWORD, read, refreshing, until_it_holds};
 use crate::csi::{Node, settings};
 use std::fs;
-use testkit::aws::{Behaviour, Fault, Gate, Operation};
+use testkit::aws::Operation;
 use testkit::kube::PodSpec;
 use testkit::sandbox::password;
 use testkit::until;
@@ -129,9 +129,7 @@ async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothin
     let patient = |settings| refreshing(settings).set("backends.aws.timeout", "10s");
     let node = Node::start_with(patient).await;
     let (_volume, target) = node.with_files("web", PASSWORD).await;
-    let gate = Gate::new();
-    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let held = node.sandbox.aws.fault(held);
+    let (gate, held) = node.sandbox.aws.hold(Operation::GetSecretValue);
     gate.reached(1).await;
     drop(held);
     let _next = node.successor(refreshing).await;
