@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::kube::{Container, PodSpec};
-use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id};
-use testkit::workload::{Workload, WorkloadSpec};
+use testkit::kube::PodSpec;
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod};
+use testkit::workload::Workload;
 use tokio::process::{Child, Command};
 
 /// The argument that makes this program start another one on one processor.
@@ -65,9 +65,9 @@ impl Stage {
     /// Sets up cluster, cloud, a namespace with its secrets, and the pod.
     pub(crate) async fn set(arguments: &Arguments) -> Outcome<Self> {
         let sandbox = Sandbox::start().await?;
-        sandbox.namespace(NAMESPACE);
-        sandbox.secret("bench/small", &"s".repeat(64));
-        sandbox.secret("bench/large", &"l".repeat(64 * 1024));
+        sandbox.aws_namespace(NAMESPACE);
+        sandbox.aws_secret("bench/small", &"s".repeat(64));
+        sandbox.aws_secret("bench/large", &"l".repeat(64 * 1024));
         let pod = sandbox.pod(NAMESPACE, "load").await?;
         Ok(Self {
             sandbox,
@@ -188,19 +188,11 @@ impl Stage {
 
     /// A pod whose process asks the agent on `socket`.
     pub(crate) async fn pod(&self, name: &str, socket: &Path) -> Outcome<Workload> {
-        let container = container_id();
-        let object = self.sandbox.kube.create_pod(PodSpec {
-            namespace: NAMESPACE.into(),
-            name: name.into(),
-            service_account: ACCOUNT.into(),
-            containers: vec![Container::running("app", &container)],
-            ..PodSpec::default()
-        });
-        let place = WorkloadSpec {
-            socket: socket.to_owned(),
-            ..self.sandbox.place(object.uid(), &container)
-        };
-        Ok(Workload::start(place).await?)
+        let spec = PodSpec::of(NAMESPACE, name, ACCOUNT);
+        let pod = self
+            .sandbox
+            .pod_placed(spec, |place| place.socket = socket.to_owned());
+        Ok(pod.await?.workload)
     }
 
     /// What the agent answers to a pod, to be answered by the others too.

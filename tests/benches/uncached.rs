@@ -26,7 +26,7 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
     for number in 0..16 {
         stage
             .sandbox
-            .secret(&format!("bench/own-{number}"), &"s".repeat(64));
+            .aws_secret(&format!("bench/own-{number}"), &"s".repeat(64));
     }
     let session = session(stage).await?;
     for round in 0..pace.rounds {
@@ -72,7 +72,7 @@ pub(crate) async fn measure(stage: &Stage, pace: Pace, report: &mut Report) -> O
 /// Lets many connections of one pod miss the same secret, and counts the calls to the vault.
 async fn at_once(stage: &Stage, report: &mut Report) -> Outcome<()> {
     let agent = stage.agent(stage.unlimited("at-once", true)?, true).await?;
-    stage.sandbox.secret("bench/missed", "missed");
+    stage.sandbox.aws_secret("bench/missed", "missed");
     let slow = stage
         .sandbox
         .aws

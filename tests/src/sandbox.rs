@@ -1,7 +1,5 @@
 //! A small node: the fake cluster, the fake AWS that trusts its tokens, an agent between them, and pods.
 
-pub mod azure;
-
 use crate::agent::{AgentProcess, AgentSettings, free_address};
 use crate::aws::{
     FakeAws, FakeAwsConfig, RoleSpec, SecretInput, read_and_list_policy, secret_arn, trust_policy,
@@ -25,7 +23,7 @@ const ISSUER: &str = "https://cluster.example";
 /// The service account that [`Sandbox::namespace`] makes.
 pub const ACCOUNT: &str = "app";
 
-/// The first word of `database-password` in a namespace made by [`Sandbox::namespace`], so that tests can search for it
+/// The first word of `database-password` in a namespace made by [`Sandbox::aws_namespace`], so that tests can search for it
 /// where it must not be.
 pub const CANARY: &str = "canary-3f9c1d";
 
@@ -36,7 +34,7 @@ pub struct Sandbox {
     pub kube: FakeKube,
     /// The cloud.
     pub aws: FakeAws,
-    provider: String,
+    aws_provider: String,
     directory: TempDir,
     cgroup: String,
 }
@@ -76,17 +74,24 @@ impl Sandbox {
         let kube = FakeKube::start(FakeKubeConfig { issuer, ..kube }).await?;
         let aws = FakeAws::start(aws).await?;
         let issuer = kube.issuer();
-        let provider = aws.add_oidc_provider(issuer.url(), &["sts.amazonaws.com"], &issuer.jwks());
+        let aws_provider =
+            aws.add_oidc_provider(issuer.url(), &["sts.amazonaws.com"], &issuer.jwks());
         let directory = tempfile::Builder::new().prefix("latchkey-").tempdir()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/latchkey-{}-{number}", std::process::id());
         Ok(Self {
             kube,
             aws,
-            provider,
+            aws_provider,
             directory,
             cgroup,
         })
+    }
+
+    /// Makes a namespace, and in it the service account [`ACCOUNT`] with these annotations.
+    pub fn namespace(&self, name: &str, annotations: &[(&str, &str)]) {
+        self.kube.create_namespace(name, &[]);
+        self.kube.create_service_account(name, ACCOUNT, annotations);
     }
 
     /// Makes a namespace as the documentation says: a service account with a role of its own, which may list and read
@@ -95,12 +100,10 @@ impl Sandbox {
     /// # Panics
     ///
     /// If the fake AWS does not accept the policies, which are its own.
-    pub fn namespace(&self, name: &str) -> String {
-        let role = self.role(name, ACCOUNT, &format!("{name}/*"));
-        self.kube.create_namespace(name, &[]);
-        self.kube
-            .create_service_account(name, ACCOUNT, &[("eks.amazonaws.com/role-arn", &role)]);
-        self.secret(&format!("{name}/database-password"), &password(name));
+    pub fn aws_namespace(&self, name: &str) -> String {
+        let role = self.aws_role(name, ACCOUNT, &format!("{name}/*"));
+        self.namespace(name, &[("eks.amazonaws.com/role-arn", &role)]);
+        self.aws_secret(&format!("{name}/database-password"), &password(name));
         role
     }
 
@@ -110,14 +113,14 @@ impl Sandbox {
     /// # Panics
     ///
     /// If the fake AWS does not accept the policies, which are its own.
-    pub fn role(&self, namespace: &str, account: &str, secrets: &str) -> String {
+    pub fn aws_role(&self, namespace: &str, account: &str, secrets: &str) -> String {
         let arn = self.aws.role_arn(&format!("{namespace}-{account}"));
         let subject = format!("system:serviceaccount:{namespace}:{account}");
         let resource = secret_arn("*", self.aws.account(), secrets);
         self.aws
             .create_role(RoleSpec::new(
                 &arn,
-                trust_policy(&self.provider, &subject, "sts.amazonaws.com"),
+                trust_policy(&self.aws_provider, &subject, "sts.amazonaws.com"),
                 read_and_list_policy(&[resource]),
             ))
             .expect("the policies are well formed");
@@ -126,12 +129,12 @@ impl Sandbox {
 
     /// The ARN of the OIDC provider that represents this cluster in the cloud.
     #[must_use]
-    pub fn provider(&self) -> &str {
-        &self.provider
+    pub fn aws_provider(&self) -> &str {
+        &self.aws_provider
     }
 
     /// Puts a text secret, or a new version of it, into the sandbox's region. Returns its version.
-    pub fn secret(&self, name: &str, value: &str) -> String {
+    pub fn aws_secret(&self, name: &str, value: &str) -> String {
         self.aws.put_secret(REGION, name, SecretInput::text(value))
     }
 
@@ -141,13 +144,7 @@ impl Sandbox {
     ///
     /// If this machine refuses its cgroup or its namespaces.
     pub async fn pod(&self, namespace: &str, name: &str) -> io::Result<SandboxPod> {
-        self.pod_of(PodSpec {
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: ACCOUNT.into(),
-            ..PodSpec::default()
-        })
-        .await
+        self.pod_of(PodSpec::of(namespace, name, ACCOUNT)).await
     }
 
     /// Makes a service account with these annotations, and starts a pod of it with the same name.
@@ -165,13 +162,7 @@ impl Sandbox {
     ) -> io::Result<SandboxPod> {
         self.kube
             .create_service_account(namespace, account, annotations);
-        self.pod_of(PodSpec {
-            namespace: namespace.into(),
-            name: account.into(),
-            service_account: account.into(),
-            ..PodSpec::default()
-        })
-        .await
+        self.pod_of(PodSpec::of(namespace, account, account)).await
     }
 
     /// Starts a pod with the object that the test specifies; its only container gets an id.
@@ -180,7 +171,7 @@ impl Sandbox {
     ///
     /// If this machine refuses its cgroup or its namespaces.
     pub async fn pod_of(&self, spec: PodSpec) -> io::Result<SandboxPod> {
-        self.start_pod(spec, None).await
+        self.pod_placed(spec, |_| {}).await
     }
 
     /// Starts a pod of the service account [`ACCOUNT`] as the documentation says: the directory of the agent's socket
@@ -190,17 +181,15 @@ impl Sandbox {
     ///
     /// If this machine refuses its cgroup or its namespaces, or the agent has not made the directory yet.
     pub async fn application(&self, namespace: &str, name: &str) -> io::Result<SandboxPod> {
-        let spec = PodSpec {
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: ACCOUNT.into(),
-            ..PodSpec::default()
+        let spec = PodSpec::of(namespace, name, ACCOUNT);
+        let mounted = |place: &mut WorkloadSpec| {
+            place.socket = "/run/latchkey/agent.sock".into();
+            place.volume = Some(Volume {
+                directory: self.directory.path().join("run"),
+                at: "/run/latchkey".into(),
+            });
         };
-        let volume = Volume {
-            directory: self.directory.path().join("run"),
-            at: "/run/latchkey".into(),
-        };
-        let pod = self.start_pod(spec, Some(volume)).await?;
+        let pod = self.pod_placed(spec, mounted).await?;
         let up = ["link", "set", "lo", "up"];
         let said = pod.workload.execute("ip", &up).await?;
         if said.code != Some(0) {
@@ -209,17 +198,23 @@ impl Sandbox {
         Ok(pod)
     }
 
-    async fn start_pod(&self, spec: PodSpec, volume: Option<Volume>) -> io::Result<SandboxPod> {
+    /// Starts a pod with the object that the test specifies, and its process where `change` puts it.
+    ///
+    /// # Errors
+    ///
+    /// If this machine refuses its cgroup or its namespaces.
+    pub async fn pod_placed(
+        &self,
+        spec: PodSpec,
+        change: impl FnOnce(&mut WorkloadSpec),
+    ) -> io::Result<SandboxPod> {
         let container = container_id();
         let object = self.kube.create_pod(PodSpec {
             containers: vec![Container::running("app", &container)],
             ..spec
         });
         let mut place = self.place(object.uid(), &container);
-        if let Some(volume) = volume {
-            place.socket = volume.at.join("agent.sock");
-            place.volume = Some(volume);
-        }
+        change(&mut place);
         let workload = Workload::start(place).await?;
         Ok(SandboxPod {
             object,

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt as _;
 async fn where_a_node_has_no_ipv6_all_addresses_of_the_admin_port_are_those_of_ipv4() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let free = std::net::TcpListener::bind(("127.0.0.1", 0)).and_then(|free| free.local_addr());
     let address = free.expect("a port");
     let settings = sandbox.settings().expect("settings");

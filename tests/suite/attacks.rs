@@ -1,15 +1,15 @@
 //! Whoever tries to pass for another pod by means outside of the cgroup tree, and an agent inside a cgroup namespace.
 
 use std::path::PathBuf;
-use testkit::kube::{Container, PodSpec};
-use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id};
+use testkit::kube::PodSpec;
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod};
 use testkit::workload::{Driver, Place, PodCgroup, Qos, Volume, Workload, WorkloadSpec};
 
 /// A sandbox with the namespaces `test` and `prod`.
 async fn two_namespaces() -> Sandbox {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
     sandbox
 }
 
@@ -29,22 +29,9 @@ async fn pod_placed(
     name: &str,
     change: impl FnOnce(&mut WorkloadSpec),
 ) -> SandboxPod {
-    let container = container_id();
-    let object = sandbox.kube.create_pod(PodSpec {
-        namespace: "test".into(),
-        name: name.into(),
-        service_account: ACCOUNT.into(),
-        containers: vec![Container::running("app", &container)],
-        ..PodSpec::default()
-    });
-    let mut spec = sandbox.place(object.uid(), &container);
-    change(&mut spec);
-    let workload = Workload::start(spec).await.expect("a workload");
-    SandboxPod {
-        object,
-        workload,
-        container,
-    }
+    let spec = PodSpec::of("test", name, ACCOUNT);
+    let pod = sandbox.pod_placed(spec, change).await;
+    pod.expect("a pod")
 }
 
 /// Moves a workload's place to that class of service.

@@ -22,8 +22,8 @@ struct Reader {
 impl Reader {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        let role = sandbox.namespace("test");
-        sandbox.secret(NAME, "first");
+        let role = sandbox.aws_namespace("test");
+        sandbox.aws_secret(NAME, "first");
         let change = |all: AgentSettings| all.set_all(settings);
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -93,7 +93,7 @@ async fn without_a_cache_each_read_asks_the_vault() {
     needs_workloads!();
     let reader = Reader::start(&[]).await;
     for turn in 0..3 {
-        reader.sandbox.secret(NAME, &turn.to_string());
+        reader.sandbox.aws_secret(NAME, &turn.to_string());
         let answer = reader.read().await;
         assert_eq!(
             (value(&answer), answer.header("age")),
@@ -115,7 +115,7 @@ async fn a_kept_value_says_its_age_and_ends_with_its_time() {
     let reader = Reader::start(&[("cache.ttl", "2s")]).await;
     let first = reader.read().await;
     assert_eq!((first.status, first.header("age")), (200, None));
-    reader.sandbox.secret(NAME, "second");
+    reader.sandbox.aws_secret(NAME, "second");
     let kept = reader.read().await;
     assert_eq!(
         (value(&kept), kept.header("age")),
@@ -142,8 +142,8 @@ async fn a_kept_value_says_its_age_and_ends_with_its_time() {
 async fn only_the_named_prefixes_are_kept_and_each_selector_by_itself() {
     needs_workloads!();
     let reader = Reader::start(&[("cache.ttl", "1h"), ("cache.only", "[\"test/t\"]")]).await;
-    let old = reader.sandbox.secret(NAME, r#"{"a":"1","b":"2"}"#);
-    reader.sandbox.secret(NAME, r#"{"a":"3","b":"4"}"#);
+    let old = reader.sandbox.aws_secret(NAME, r#"{"a":"1","b":"2"}"#);
+    reader.sandbox.aws_secret(NAME, r#"{"a":"3","b":"4"}"#);
     let get = async |path: &str| reader.pod.get(path).await.expect("an answer");
     let turns = [
         ("", 1),
@@ -198,7 +198,7 @@ async fn no_cache_goes_to_the_vault_and_joins_no_read_that_began_before() {
         };
         let late = async {
             gate.reached(1).await;
-            reader.sandbox.secret(NAME, "second");
+            reader.sandbox.aws_secret(NAME, "second");
             let late = reader.latest();
             let opened = async {
                 gate.reached(2).await;
@@ -216,7 +216,7 @@ async fn no_cache_goes_to_the_vault_and_joins_no_read_that_began_before() {
         // What it found is what is kept from now on.
         assert_eq!(value(&reader.read().await), "second");
         // So it is for the names of a batch.
-        reader.sandbox.secret(NAME, "third");
+        reader.sandbox.aws_secret(NAME, "third");
         for (word, kept) in [("no-store", "second"), ("no-cache", "third"), ("", "third")] {
             let expected = if settings.is_empty() { "third" } else { kept };
             let answer = reader.batch(word).await.json();
@@ -271,7 +271,7 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
     let fault = reader.breaks(Behaviour::InternalError);
     assert_eq!(code(&reader.read().await), "unavailable");
     drop(fault);
-    reader.sandbox.secret(NAME, "again");
+    reader.sandbox.aws_secret(NAME, "again");
     expired().await;
     reader.may_read_nothing();
     assert_eq!(code(&reader.read().await), "denied");
@@ -313,7 +313,9 @@ async fn what_is_kept_has_a_bound() {
     let reader = Reader::start(&[("cache.ttl", "1h"), ("cache.max_bytes", "64KiB")]).await;
     let big = "b".repeat(20 * 1024);
     for number in 0..6 {
-        reader.sandbox.secret(&format!("test/big/{number}"), &big);
+        reader
+            .sandbox
+            .aws_secret(&format!("test/big/{number}"), &big);
     }
     for _ in 0..2 {
         for number in 0..6 {
@@ -420,7 +422,7 @@ async fn refresh_now_asks_the_vault_whatever_the_cache_holds() {
         answer["SecretString"].as_str().map(str::to_owned)
     };
     assert_eq!(read(false).await.as_deref(), Some("first"));
-    reader.sandbox.secret(NAME, "second");
+    reader.sandbox.aws_secret(NAME, "second");
     assert_eq!(read(false).await.as_deref(), Some("first"));
     assert_eq!(reader.asked(), 1);
     assert_eq!(read(true).await.as_deref(), Some("second"));

@@ -58,11 +58,8 @@ async fn live(sandbox: &Sandbox, inside: &PidNamespace, place: usize, life: usiz
     let account = ACCOUNTS[life % ACCOUNTS.len()];
     let container = container_id();
     let object = sandbox.kube.create_pod(PodSpec {
-        namespace: "test".into(),
-        name: format!("web-{place}"),
-        service_account: account.into(),
         containers: vec![Container::running("app", &container)],
-        ..PodSpec::default()
+        ..PodSpec::of("test", &format!("web-{place}"), account)
     });
     let pid = FIRST_PID + u32::try_from(place).expect("few places");
     let spec = sandbox.place(object.uid(), &container);
@@ -117,7 +114,7 @@ async fn while_pods_come_and_go_nobody_is_taken_for_another() {
         number.parse().expect("LATCHKEY_CHURN is a number")
     });
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox.kube.create_service_account("test", "other", &[]);
     let inside = PidNamespace::start(None).await.expect("a PID namespace");
     agent_inside(&sandbox, &inside).await;

@@ -44,7 +44,7 @@ impl Client {
 
     async fn with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");
         Self {

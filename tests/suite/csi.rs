@@ -46,8 +46,8 @@ impl Node {
 
     async fn start_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
-        sandbox.namespace("prod");
+        sandbox.aws_namespace("test");
+        sandbox.aws_namespace("prod");
         sandbox.kube.forbid("create", "serviceaccounts/token");
         let kubelet = Kubelet::new().expect("a directory");
         let mounter = kubelet.mounter().await.expect("a mounter");
@@ -78,7 +78,6 @@ impl Node {
     fn object(&self, spec: PodSpec) -> (VolumeSpec, String) {
         let container = container_id();
         let object = self.sandbox.kube.create_pod(PodSpec {
-            service_account: ACCOUNT.into(),
             phase: "Pending".into(),
             containers: vec![Container::new("app")],
             ..spec
@@ -88,11 +87,7 @@ impl Node {
 
     /// An ordinary pod's volume, and the id of its container.
     fn object_of(&self, namespace: &str, name: &str) -> (VolumeSpec, String) {
-        self.object(PodSpec {
-            namespace: namespace.into(),
-            name: name.into(),
-            ..PodSpec::default()
-        })
+        self.object(PodSpec::of(namespace, name, ACCOUNT))
     }
 
     /// An agent that has taken over from this node's, with the tokens of its pods.
@@ -287,10 +282,8 @@ async fn a_sandbox_outside_of_the_pods_cgroup_is_known_by_its_socket_only_where_
             (None, 403),
         ] {
             let (volume, _) = node.object(PodSpec {
-                namespace: "test".into(),
-                name: format!("in-{}", class.unwrap_or("none")),
                 runtime_class: class.map(str::to_owned),
-                ..PodSpec::default()
+                ..PodSpec::of("test", &format!("in-{}", class.unwrap_or("none")), ACCOUNT)
             });
             node.publish(&volume).await.expect("it is published");
             let spec = node.with_volume(&volume, WorkloadSpec::host(Path::new(AT)));
@@ -317,11 +310,9 @@ async fn a_sandbox_that_is_known_by_its_socket_has_no_role_where_one_of_its_cont
         |settings: AgentSettings| settings.set("identity.csi_only_runtimes", "[\"sandboxed\"]");
     let node = Node::start_with(named).await;
     let (volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
         runtime_class: Some("sandboxed".to_owned()),
         annotations: vec![("eks.amazonaws.com/skip-containers".into(), "proxy".into())],
-        ..PodSpec::default()
+        ..PodSpec::of("test", "web", ACCOUNT)
     });
     node.publish(&volume).await.expect("it is published");
     let spec = node.with_volume(&volume, WorkloadSpec::host(Path::new(AT)));
@@ -340,10 +331,8 @@ async fn without_peer_pidfds_a_pod_of_the_nodes_network_is_served_on_its_own_soc
     needs_workloads!();
     let node = Node::start_with(|settings| settings.on_a_machine_without("peerpidfd")).await;
     let (volume, container) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "on-the-nodes-network".into(),
         host_network: true,
-        ..PodSpec::default()
+        ..PodSpec::of("test", "on-the-nodes-network", ACCOUNT)
     });
     node.publish(&volume).await.expect("it is published");
     let place = WorkloadSpec {

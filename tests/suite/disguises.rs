@@ -3,7 +3,7 @@
 use crate::code;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
-use testkit::sandbox::{ACCOUNT, NODE, Sandbox, SandboxPod, container_id, password};
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
 use testkit::until;
 use testkit::workload::{
     Driver, Hierarchies, Place, PodCgroup, Qos, Raw, Request, Response, Runtime, Volume, Workload,
@@ -28,8 +28,8 @@ impl Scene {
 
     async fn set_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
-        sandbox.namespace("prod");
+        sandbox.aws_namespace("test");
+        sandbox.aws_namespace("prod");
         let agent = sandbox
             .agent_with(|settings| change(settings).set("limits.attest_wait", "1s"))
             .await
@@ -189,14 +189,11 @@ async fn every_driver_runtime_and_class_of_service_is_read() {
         (Driver::Systemd, Runtime::Docker, Qos::Burstable),
     ] {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let container = container_id();
         let object = sandbox.kube.create_pod(PodSpec {
-            namespace: "test".into(),
-            service_account: ACCOUNT.into(),
-            node: NODE.into(),
             containers: vec![Container::running("app", &container)],
-            ..PodSpec::default()
+            ..PodSpec::of("test", "web", ACCOUNT)
         });
         let cgroup = PodCgroup {
             driver,
@@ -295,21 +292,15 @@ async fn without_peer_pidfds_an_ordinary_pod_is_served_and_one_of_the_nodes_netw
             .any(|line| line.contains("ByNumber"))
     );
     assert!(is_own(&scene.test.get(OWN).await.expect("an answer")));
-    let container = container_id();
-    let object = scene.sandbox.kube.create_pod(PodSpec {
-        namespace: "test".into(),
-        name: "on-the-nodes-network".into(),
-        service_account: ACCOUNT.into(),
+    let spec = PodSpec {
         host_network: true,
-        containers: vec![Container::running("app", &container)],
-        ..PodSpec::default()
-    });
-    let spec = WorkloadSpec {
-        own_network: false,
-        ..scene.sandbox.place(object.uid(), &container)
+        ..PodSpec::of("test", "on-the-nodes-network", ACCOUNT)
     };
-    let workload = Workload::start(spec).await.expect("a process");
-    assert!(is_no_workload(&workload.get(OWN).await.expect("an answer")));
+    let placed = scene
+        .sandbox
+        .pod_placed(spec, |place| place.own_network = false);
+    let pod = placed.await.expect("a pod");
+    assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
     let line = scene
         .agent
         .until_audit(|line| line["reason"] == "host_network_without_pidfd")
@@ -322,11 +313,8 @@ async fn a_pod_of_the_nodes_network_is_served_where_peers_are_pinned_by_pidfd() 
     needs_workloads!();
     let scene = Scene::set().await;
     let object = scene.sandbox.kube.create_pod(PodSpec {
-        namespace: "test".into(),
-        name: "on-the-nodes-network".into(),
-        service_account: ACCOUNT.into(),
         host_network: true,
-        ..PodSpec::default()
+        ..PodSpec::of("test", "on-the-nodes-network", ACCOUNT)
     });
     let spec = WorkloadSpec {
         own_network: false,

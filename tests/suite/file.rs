@@ -17,7 +17,7 @@ struct Scene {
 impl Scene {
     async fn set() -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let folder = sandbox.directory().join("secrets");
         fs::create_dir_all(folder.join("test")).expect("a folder");
         for path in [&folder, &folder.join("test")] {
@@ -142,7 +142,7 @@ async fn no_name_and_no_link_leads_out_of_the_folder() {
 async fn a_pod_reads_the_folder_of_its_namespace_and_no_other() {
     needs_workloads!();
     let scene = Scene::set().await;
-    scene.sandbox.namespace("prod");
+    scene.sandbox.aws_namespace("prod");
     fs::create_dir(scene.path("prod")).expect("a folder");
     fs::set_permissions(scene.path("prod"), PermissionsExt::from_mode(0o700)).expect("ours");
     scene.write("prod/db", b"of prod");
@@ -160,9 +160,8 @@ async fn a_pod_reads_the_folder_of_its_namespace_and_no_other() {
         ("prod-too", "prod", "/db", 400),
         ("prefixed", "prefixed/", "db", 404),
     ] {
-        let kube = &scene.sandbox.kube;
-        kube.create_namespace(namespace, &[]);
-        kube.create_service_account(namespace, "app", &[("latchkey.dev/prefix", prefix)]);
+        let prefix = [("latchkey.dev/prefix", prefix)];
+        scene.sandbox.namespace(namespace, &prefix);
         let pod = scene.sandbox.pod(namespace, "web").await.expect("a pod");
         let answer = pod.secret(name).await.expect("an answer");
         assert_eq!(answer.status, status, "{namespace}: {}", answer.text());

@@ -345,7 +345,7 @@ async fn an_agent_whose_directory_is_removed_writes_its_trail_and_ends_so_that_i
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = agent(&sandbox).await;
     // The very first line is written at once, and those after it gather.
-    sandbox.secret("test/first", "value");
+    sandbox.aws_secret("test/first", "value");
     let first = pod.secret("test/first").await;
     first.expect("an answer").must_be_ok();
     let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);

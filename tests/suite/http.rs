@@ -20,7 +20,7 @@ struct Served {
 impl Served {
     async fn start() -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let agent = sandbox.agent().await.expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");
         Self {

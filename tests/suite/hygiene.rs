@@ -235,9 +235,9 @@ async fn a_socket_that_another_process_put_in_its_place_is_told_with_the_process
 async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("prod");
     let json = format!("{{\"user\":\"{CANARY}-user\"}}");
-    sandbox.secret("test/json", &json);
+    sandbox.aws_secret("test/json", &json);
     let loud = |settings: AgentSettings| settings.env("RUST_LOG", "trace").set("cache.ttl", "1s");
     let agent = sandbox.agent_with(loud).await.expect("an agent");
     // What goes wrong, on every call that carries something secret, is where others have leaked.

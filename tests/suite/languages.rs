@@ -35,8 +35,8 @@ struct Readers {
 impl Readers {
     async fn start() -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
-        sandbox.namespace("prod");
+        sandbox.aws_namespace("test");
+        sandbox.aws_namespace("prod");
         let agent = sandbox.agent().await.expect("an agent");
         let prod = sandbox.application("prod", "web").await.expect("a pod");
         let test = sandbox.application("test", "web").await.expect("a pod");

@@ -13,7 +13,7 @@ const OWN: &str = "/v1/secrets/test/database-password";
 
 async fn scene() -> (Sandbox, testkit::agent::AgentProcess) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox
         .agent_with(|settings| settings.set("limits.attest_wait", "1s"))
         .await;
@@ -77,10 +77,8 @@ async fn a_container_that_the_api_server_has_not_named_yet_is_served_at_once() {
     needs_workloads!();
     let (sandbox, agent) = scene().await;
     let object = sandbox.kube.create_pod(PodSpec {
-        namespace: "test".into(),
-        service_account: ACCOUNT.into(),
         phase: "Pending".into(),
-        ..PodSpec::default()
+        ..PodSpec::of("test", "web", ACCOUNT)
     });
     sandbox.kube.until_requested("watch", "pods", 1).await;
     let spec = sandbox.place(object.uid(), &container_id());
@@ -230,11 +228,8 @@ async fn the_mirror_of_a_static_pod_and_a_pod_of_another_node_are_refused() {
         .await
         .expect("a line");
     let elsewhere = PodSpec {
-        namespace: "test".into(),
-        name: "elsewhere".into(),
-        service_account: ACCOUNT.into(),
         node: "n2".into(),
-        ..PodSpec::default()
+        ..PodSpec::of("test", "elsewhere", ACCOUNT)
     };
     let pod = sandbox.pod_of(elsewhere).await.expect("a pod");
     assert!(is_no_workload(&pod.get(OWN).await.expect("an answer")));
@@ -298,12 +293,7 @@ async fn a_pod_recreated_under_the_same_name_is_another_even_if_its_deletion_was
     assert!(is_own(&old.get(OWN).await.expect("an answer")));
     old.object.delete_unseen();
     let new = sandbox
-        .pod_of(PodSpec {
-            namespace: "test".into(),
-            name: "web".into(),
-            service_account: "other".into(),
-            ..PodSpec::default()
-        })
+        .pod_of(PodSpec::of("test", "web", "other"))
         .await
         .expect("a pod");
     let answer = new.get(OWN).await.expect("an answer");
@@ -371,14 +361,11 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     needs_workloads!();
     let (sandbox, _agent) = scene().await;
     let exempting = PodSpec {
-        namespace: "test".into(),
-        name: "exempt".into(),
-        service_account: ACCOUNT.into(),
         annotations: vec![(
             "eks.amazonaws.com/skip-containers".into(),
             "proxy, app".into(),
         )],
-        ..PodSpec::default()
+        ..PodSpec::of("test", "exempt", ACCOUNT)
     };
     let pod = sandbox.pod_of(exempting.clone()).await.expect("a pod");
     let answer = pod.get(OWN).await.expect("an answer");
@@ -403,12 +390,12 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
     let (answer, ()) = tokio::join!(unnamed.get(OWN), named);
     assert!(is_own(&answer.expect("an answer")));
 
-    let role = sandbox.role("wide", ACCOUNT, "wide/*");
+    let role = sandbox.aws_role("wide", ACCOUNT, "wide/*");
     sandbox
         .kube
         .create_namespace("wide", &[("eks.amazonaws.com/role-arn", &role)]);
     sandbox.kube.create_service_account("wide", ACCOUNT, &[]);
-    sandbox.secret("wide/a", "value");
+    sandbox.aws_secret("wide/a", "value");
     let pod = sandbox.pod("wide", "web").await.expect("a pod");
     assert_eq!(pod.secret("wide/a").await.expect("an answer").status, 200);
 }
@@ -417,7 +404,7 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
 async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_known() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let theirs = sandbox.pod("test", "theirs").await.expect("a pod");
     // The API server takes any year that has four digits; not everybody reads them all.
@@ -438,7 +425,7 @@ async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_kno
 async fn the_agents_own_pod_may_not_ask_it() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let own = sandbox.pod("test", "agent").await.expect("a pod");
     let uid = own.object.uid().to_owned();
     let agent = sandbox

@@ -32,7 +32,7 @@ impl Neighbours {
 
     async fn start_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let agent = sandbox.agent_with(change).await.expect("an agent");
         let noisy = sandbox.pod("test", "noisy").await.expect("a pod");
         let polite = sandbox.pod("test", "polite").await.expect("a pod");
@@ -155,7 +155,7 @@ async fn a_pod_with_too_many_requests_in_flight_is_told_and_another_is_served() 
     needs_workloads!();
     let of = Neighbours::start(&[("limits.in_flight_per_pod", "2")]).await;
     for number in 0..3 {
-        of.sandbox.secret(&format!("test/{number}"), "x");
+        of.sandbox.aws_secret(&format!("test/{number}"), "x");
     }
     let gate = Gate::new();
     let faults: Vec<_> = ["test/0", "test/1"]

@@ -58,7 +58,7 @@ fn can_run() -> bool {
 /// A sandbox with a pod of the namespace `test`, which has a role and a secret of its own.
 async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     (sandbox, pod)
 }

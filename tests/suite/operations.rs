@@ -233,15 +233,12 @@ async fn check_says_that_a_certificate_of_the_bundle_cannot_be_used() {
 async fn check_names_the_accounts_of_the_nodes_pods_that_have_no_role() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox.kube.create_service_account("test", "bare", &[]);
     for account in [ACCOUNT, "bare"] {
-        let pod = sandbox.kube.create_pod(PodSpec {
-            namespace: "test".into(),
-            name: account.into(),
-            service_account: account.into(),
-            ..PodSpec::default()
-        });
+        let pod = sandbox
+            .kube
+            .create_pod(PodSpec::of("test", account, account));
         // Nor does anything that somebody writes into a pod keep the others from being looked at.
         pod.claim_edit_at("9999-12-31T00:00:00Z");
     }
@@ -343,7 +340,7 @@ async fn check_goes_on_without_roots_to_trust() {
 async fn every_metric_of_the_contract_counts_what_happened() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("prod");
     let cached = |settings: AgentSettings| settings.set("cache.ttl", "5m");
     let agent = sandbox.agent_with(cached).await.expect("an agent");
     for _ in 0..2 {

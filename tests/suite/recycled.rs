@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use testkit::binaries::sibling_binary;
 use testkit::kube::{Container, PodSpec};
 use testkit::pid_namespace::{PidNamespace, Program};
-use testkit::sandbox::{ACCOUNT, NODE, Sandbox, container_id, password};
+use testkit::sandbox::{ACCOUNT, Sandbox, container_id, password};
 use testkit::until;
 use testkit::workload::{Request, Signal, Workload, WorkloadSpec};
 use tokio::time::sleep;
@@ -24,8 +24,8 @@ enum Network {
 /// its number; only then does the agent come to look. `wrapper` starts the agent.
 async fn a_recycled_number_lends_no_identity(without: Option<&str>, network: Network) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("attacker");
-    sandbox.namespace("victim");
+    sandbox.aws_namespace("attacker");
+    sandbox.aws_namespace("victim");
     let namespace = PidNamespace::start(None).await.expect("a PID namespace");
 
     let settings = sandbox.settings().expect("settings");
@@ -60,12 +60,8 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>, network: Net
     let pod = |name: &str, namespace: &str| {
         let container = container_id();
         let object = sandbox.kube.create_pod(PodSpec {
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: ACCOUNT.into(),
-            node: NODE.into(),
             containers: vec![Container::running("app", &container)],
-            ..PodSpec::default()
+            ..PodSpec::of(namespace, name, ACCOUNT)
         });
         WorkloadSpec {
             own_network: network == Network::Own,

@@ -25,7 +25,7 @@ fn with_taint(settings: AgentSettings) -> AgentSettings {
 /// A cluster in which the agent's account may do nothing about pods and tokens but as its node.
 async fn confined_to_its_node() -> Sandbox {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox.kube.place(AGENT, NODE);
     sandbox.kube.grant(AGENT, Rule::as_node());
     let audience = Rule::allow(
@@ -164,7 +164,7 @@ async fn a_node_loses_its_startup_taint_when_its_agent_is_ready_and_keeps_the_ot
 async fn a_startup_taint_that_cannot_be_taken_off_yet_is_tried_again_and_stops_nobody() {
     needs_workloads!();
     let sandbox = tainted().await;
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     sandbox.kube.forbid("patch", "nodes");
     let _agent = sandbox.agent_with(with_taint).await.expect("an agent");
@@ -198,7 +198,7 @@ async fn tainted() -> Sandbox {
 async fn the_requests_of_a_node_are_those_that_its_capacity_is_reckoned_with() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let first = sandbox.pod("test", "first").await.expect("a pod");
     let second = sandbox.pod("test", "second").await.expect("a pod");
     let _agent = sandbox.agent().await.expect("an agent");

@@ -182,8 +182,8 @@ async fn process(volume: &Path) -> Workload {
 async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_see() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
-    sandbox.namespace("prod");
+    let role = sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
     let volume = volume(&sandbox, UID);
     let agent = started(settings(&sandbox, &volume, &role)).await;
     let app = process(&volume).await;
@@ -222,7 +222,7 @@ async fn a_sidecar_reads_as_its_pod_for_containers_whose_processes_it_does_not_s
 async fn a_renewed_token_is_used_for_the_next_exchange() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let role = sandbox.aws.role_arn("short");
     let resource = secret_arn("*", sandbox.aws.account(), "test/*");
     sandbox
@@ -232,7 +232,7 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
             ..RoleSpec::new(
                 &role,
                 trust_policy(
-                    sandbox.provider(),
+                    sandbox.aws_provider(),
                     "system:serviceaccount:test:app",
                     "sts.amazonaws.com",
                 ),
@@ -278,7 +278,7 @@ async fn a_renewed_token_is_used_for_the_next_exchange() {
 async fn a_token_for_the_api_server_is_never_offered_to_a_cloud() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let volume = volume(&sandbox, UID);
     let settings = settings(&sandbox, &volume, &role);
     let api_server = token(&sandbox, "https://kubernetes.default.svc");
@@ -367,7 +367,7 @@ async fn printed(volume: &Path, arguments: &[&str]) -> String {
 async fn what_doctor_and_whoami_say_is_for_the_pods_own_agent() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let volume = volume(&sandbox, UID);
     let absent = printed(&volume, &["doctor"]).await;
     assert!(absent.contains("an agent of its own"), "{absent}");
@@ -407,7 +407,7 @@ async fn what_doctor_and_whoami_say_is_for_the_pods_own_agent() {
 async fn a_socket_in_no_volume_of_the_pod_stops_the_start() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     // Another pod's volume, and a directory of the node that many pods mount.
     let foreign = volume(&sandbox, "0b1a7c0e-6a5d-4c3e-9a43-0123456789ab");
     let shared = sandbox.directory().join("shared");
@@ -424,7 +424,7 @@ async fn a_socket_in_no_volume_of_the_pod_stops_the_start() {
 async fn a_container_that_has_exited_takes_its_requests_with_it() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let volume = volume(&sandbox, UID);
     let agent = started(settings(&sandbox, &volume, &role)).await;
     let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);

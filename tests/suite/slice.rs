@@ -7,8 +7,8 @@ use testkit::workload::{Workload, WorkloadSpec};
 async fn a_pod_reads_its_own_namespaces_secret_and_only_that() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
     let agent = sandbox.agent().await.expect("an agent");
     let test = sandbox.pod("test", "web").await.expect("a pod");
     let prod = sandbox.pod("prod", "web").await.expect("a pod");
@@ -47,8 +47,8 @@ async fn a_pod_reads_its_own_namespaces_secret_and_only_that() {
 async fn the_other_namespaces_role_in_the_annotation_changes_nothing() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    let prod = sandbox.namespace("prod");
+    sandbox.aws_namespace("test");
+    let prod = sandbox.aws_namespace("prod");
     sandbox
         .kube
         .annotate_service_account("test", "app", &[("eks.amazonaws.com/role-arn", &prod)]);
@@ -65,8 +65,7 @@ async fn the_other_namespaces_role_in_the_annotation_changes_nothing() {
 async fn a_pod_without_an_annotation_has_no_role() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.kube.create_namespace("plain", &[]);
-    sandbox.kube.create_service_account("plain", "app", &[]);
+    sandbox.namespace("plain", &[]);
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("plain", "web").await.expect("a pod");
     let answer = pod
@@ -80,7 +79,7 @@ async fn a_pod_without_an_annotation_has_no_role() {
 async fn a_process_of_the_node_is_no_pod() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
     let host = Workload::start(WorkloadSpec::host(&sandbox.socket()))
         .await

@@ -43,7 +43,7 @@ const ASKED: usize = 16;
 
 async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod, String) {
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     (sandbox, pod, role)
 }
@@ -90,8 +90,8 @@ fn asker(line: &Value) -> [&Value; 8] {
 async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
     needs_workloads!();
     let (sandbox, pod, role) = sandbox_with_a_pod().await;
-    sandbox.namespace("prod");
-    let version = sandbox.secret("test/api-key", "k");
+    sandbox.aws_namespace("prod");
+    let version = sandbox.aws_secret("test/api-key", "k");
     let agent = sandbox.agent().await.expect("an agent");
     let answer = pod.secret("test/api-key").await.expect("an answer");
     answer.must_be_ok();
@@ -275,7 +275,7 @@ async fn the_death_of_a_caller_is_heard_of_at_once() {
 async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
     needs_workloads!();
     let (sandbox, pod, _) = sandbox_with_a_pod().await;
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("prod");
     let agent = sandbox.agent().await.expect("an agent");
     let names = [
         "test/database-password",

@@ -24,7 +24,7 @@ struct Waiting {
 impl Waiting {
     async fn start(settings: &[(&str, &str)]) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
-        sandbox.namespace("test");
+        sandbox.aws_namespace("test");
         let agent = sandbox
             .agent_with(|all| all.set_all(settings))
             .await
@@ -101,7 +101,7 @@ async fn a_wait_ends_when_the_secret_is_another_one_and_each_read_has_its_line()
     let began = Instant::now();
     let before = of.reads();
     let waiting = of.pod.request(of.ask("30s"));
-    of.sandbox.secret("test/gone", "soon");
+    of.sandbox.aws_secret("test/gone", "soon");
     let tag = of.pod.secret("test/gone").await.expect("an answer");
     let tag = tag.header("etag").expect("a tag").to_owned();
     let gone = Request::get("/v1/secrets/test/gone?wait=30s").header("if-none-match", &tag);
@@ -109,7 +109,7 @@ async fn a_wait_ends_when_the_secret_is_another_one_and_each_read_has_its_line()
     let change = async {
         // Both have been asked for once: what happens now is seen by their second read.
         of.until_reads(before + 3).await;
-        let version = of.sandbox.secret("test/database-password", "rotated");
+        let version = of.sandbox.aws_secret("test/database-password", "rotated");
         of.sandbox.aws.delete_secret(REGION, "test/gone");
         version
     };
@@ -157,7 +157,7 @@ async fn a_wait_that_sees_no_change_ends_with_304_and_the_tag() {
     assert!(began.elapsed() >= Duration::from_secs(3));
     assert_eq!(of.reads(), before + 1);
     // What has changed before is told at once.
-    of.sandbox.secret("test/database-password", "rotated");
+    of.sandbox.aws_secret("test/database-password", "rotated");
     let began = Instant::now();
     let answer = of.pod.request(of.ask("60s")).await.expect("an answer");
     assert_eq!(

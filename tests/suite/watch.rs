@@ -15,7 +15,7 @@ async fn recovers_from_gone(gone_as_status: bool) {
     let sandbox = Sandbox::with(kube, FakeAwsConfig::default())
         .await
         .expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox
         .agent_with(|settings| settings.set("limits.attest_wait", "8s"))
         .await;
@@ -72,7 +72,7 @@ async fn a_watch_whose_start_is_refused_as_gone_begins_anew_with_a_list() {
 async fn a_watch_goes_on_after_it_is_told_that_it_has_expired_or_what_is_no_json() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
     let known = async || agent.metric("latchkey_pods").await.expect("metrics");
     let before = known().await;

@@ -28,13 +28,12 @@ impl Cloud for Aws {
     }
 
     fn namespace(&self, sandbox: &Sandbox, name: &str) {
-        sandbox.namespace(name);
+        sandbox.aws_namespace(name);
     }
 
     fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str) {
-        sandbox.kube.create_namespace(name, &[]);
         let role = [("eks.amazonaws.com/role-arn", &*self.role(of))];
-        sandbox.kube.create_service_account(name, ACCOUNT, &role);
+        sandbox.namespace(name, &role);
     }
 
     fn put(&self, name: &str, value: &[u8]) -> Option<String> {

@@ -105,11 +105,7 @@ impl Cloud for Azure {
 
     fn namespace(&self, sandbox: &Sandbox, name: &str) {
         let client = self.client(name, ACCOUNT);
-        sandbox.kube.create_namespace(name, &[]);
-        let annotations = [(ANNOTATION, &*client)];
-        sandbox
-            .kube
-            .create_service_account(name, ACCOUNT, &annotations);
+        sandbox.namespace(name, &[(ANNOTATION, &client)]);
         self.cloud.show(VAULT, &client);
         // Azure has no rule for prefixes of names. An assignment on a secret outlives the secret.
         for missing in ["nothing", "database"] {
@@ -124,10 +120,8 @@ impl Cloud for Azure {
     }
 
     fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str) {
-        sandbox.kube.create_namespace(name, &[]);
         let client = self.client_of(of).unwrap_or_default();
-        let account = [(ANNOTATION, &*client)];
-        sandbox.kube.create_service_account(name, ACCOUNT, &account);
+        sandbox.namespace(name, &[(ANNOTATION, &client)]);
     }
 
     fn put(&self, name: &str, value: &[u8]) -> Option<String> {

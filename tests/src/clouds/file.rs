@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Cloud, Logged, Trouble};
 use crate::agent::AgentSettings;
-use crate::sandbox::{ACCOUNT, Sandbox, password};
+use crate::sandbox::{Sandbox, password};
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -38,7 +38,8 @@ impl Cloud for Files {
     }
 
     fn namespace(&self, sandbox: &Sandbox, name: &str) {
-        namespace(sandbox, name);
+        // Its account names no role: a folder needs none.
+        sandbox.namespace(name, &[]);
         let secret = format!("{name}/database-password");
         self.put(&secret, password(name).as_bytes());
     }
@@ -91,19 +92,10 @@ impl Cloud for Files {
     }
 }
 
-/// A namespace whose account names no role: a folder needs none.
-pub(super) fn namespace(sandbox: &Sandbox, name: &str) {
-    sandbox.kube.create_namespace(name, &[]);
-    sandbox.kube.create_service_account(name, ACCOUNT, &[]);
-}
-
 /// A namespace that asks for another's folder.
 pub(super) fn impostor(sandbox: &Sandbox, name: &str, of: &str) {
-    sandbox.kube.create_namespace(name, &[]);
     let prefix = format!("{of}/");
-    sandbox
-        .kube
-        .create_service_account(name, ACCOUNT, &[("latchkey.dev/prefix", &prefix)]);
+    sandbox.namespace(name, &[("latchkey.dev/prefix", &prefix)]);
 }
 
 fn make(folder: &Path) -> io::Result<()> {

@@ -75,10 +75,7 @@ impl Cloud for Gcp {
         self.cloud.bind_project(reader, &member, Some(&own));
         self.cloud
             .bind_project("roles/secretmanager.viewer", &member, None);
-        sandbox.kube.create_namespace(name, &[]);
-        sandbox
-            .kube
-            .create_service_account(name, ACCOUNT, &[(ANNOTATION, &account)]);
+        sandbox.namespace(name, &[(ANNOTATION, &account)]);
         self.put(
             &format!("{name}/database-password"),
             password(name).as_bytes(),
@@ -86,9 +83,7 @@ impl Cloud for Gcp {
     }
 
     fn impostor(&self, sandbox: &Sandbox, name: &str, of: &str) {
-        sandbox.kube.create_namespace(name, &[]);
-        let account = [(ANNOTATION, &*Self::account(of))];
-        sandbox.kube.create_service_account(name, ACCOUNT, &account);
+        sandbox.namespace(name, &[(ANNOTATION, &Self::account(of))]);
     }
 
     fn put(&self, name: &str, value: &[u8]) -> Option<String> {

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
-use super::file::{impostor, namespace};
+use super::file::impostor;
 use super::{Cloud, Logged, Trouble};
 use crate::agent::AgentSettings;
 use crate::password_store::PasswordStore;
@@ -68,7 +68,7 @@ impl Cloud for Pass {
     }
 
     fn namespace(&self, sandbox: &Sandbox, name: &str) {
-        namespace(sandbox, name);
+        sandbox.namespace(name, &[]);
         let secret = format!("{name}/database-password");
         self.put(&secret, password(name).as_bytes());
     }

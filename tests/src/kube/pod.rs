@@ -7,7 +7,7 @@ use super::FakeKube;
 use super::objects::{now, object, timestamp, uid_of};
 use super::store::{Key, Kind};
 
-/// A pod to create; `PodSpec { name: "web".into(), ..PodSpec::default() }`.
+/// A pod to create; `PodSpec { host_network: true, ..PodSpec::of("test", "web", "app") }`.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     /// Its namespace, which must exist.
@@ -67,6 +67,19 @@ impl Default for PodSpec {
             mirror: false,
             annotations: Vec::new(),
             runtime_class: None,
+        }
+    }
+}
+
+impl PodSpec {
+    /// A pod of a service account, that runs on `n1` and has the container `app`.
+    #[must_use]
+    pub fn of(namespace: &str, name: &str, service_account: &str) -> Self {
+        Self {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            service_account: service_account.to_owned(),
+            ..Self::default()
         }
     }
 }

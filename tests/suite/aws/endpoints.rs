@@ -108,7 +108,7 @@ async fn token_service_and_vault_are_asked_by_their_own_names_through_the_proxy(
     ];
     for (region, environment, hosts) in cases {
         let way = Way::new(region, environment).await;
-        way.sandbox.namespace("test");
+        way.sandbox.aws_namespace("test");
         let text = SecretInput::text("by the proxy");
         way.sandbox.aws.put_secret(region, SECRET, text);
         let pod = way.sandbox.pod("test", "web").await.expect("a pod");
@@ -145,7 +145,7 @@ async fn an_account_that_is_annotated_so_is_sent_to_the_global_token_service_whe
     for (region, environment, host) in cases {
         let way = Way::new(region, environment).await;
         let sandbox = &way.sandbox;
-        let role = sandbox.namespace("test");
+        let role = sandbox.aws_namespace("test");
         let annotations = [
             ("eks.amazonaws.com/role-arn", &*role),
             ("eks.amazonaws.com/sts-regional-endpoints", "false"),
@@ -168,7 +168,7 @@ async fn a_server_that_no_trusted_authority_vouches_for_gets_no_token() {
     let ca = elsewhere.expect("a proxy").ca_file(other.path());
     let ca = ca.expect("a file").display().to_string();
     let way = Way::new(REGION, &[("SSL_CERT_FILE", &ca)]).await;
-    way.sandbox.namespace("test");
+    way.sandbox.aws_namespace("test");
     let pod = way.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
@@ -184,7 +184,7 @@ async fn hosts_of_no_proxy_are_not_asked_through_it() {
         &[("NO_PROXY", "sts.eu-central-1.amazonaws.com,127.0.0.1")],
     )
     .await;
-    way.sandbox.namespace("test");
+    way.sandbox.aws_namespace("test");
     let pod = way.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");

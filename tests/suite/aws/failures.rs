@@ -13,9 +13,9 @@ use tokio::time::sleep;
 async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_named() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let own = sandbox.namespace("test");
-    let prod = sandbox.namespace("prod");
-    let provider = sandbox.provider().to_owned();
+    let own = sandbox.aws_namespace("test");
+    let prod = sandbox.aws_namespace("prod");
+    let provider = sandbox.aws_provider().to_owned();
     let trust = |subject: &str, audience: &str| trust_policy(&provider, subject, audience);
     let of = |name: &str| sandbox.aws.role_arn(name);
     for (role, subject, audience) in [
@@ -85,7 +85,7 @@ async fn a_role_that_does_not_trust_the_account_is_denied_and_no_other_role_is_n
 async fn a_namespace_that_allows_no_tokens_is_denied() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox.kube.forbid("create", "serviceaccounts/token");
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -98,7 +98,7 @@ async fn a_namespace_that_allows_no_tokens_is_denied() {
 async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let with = [
         ("eks.amazonaws.com/role-arn", &*role),
         ("eks.amazonaws.com/audience", "vault"),
@@ -125,8 +125,8 @@ async fn an_audience_is_honoured_only_where_the_operator_lists_it() {
 async fn a_refused_role_takes_its_cached_values_with_it() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
-    sandbox.secret("test/kept", "kept");
+    let role = sandbox.aws_namespace("test");
+    sandbox.aws_secret("test/kept", "kept");
     let cached = |s: testkit::agent::AgentSettings| {
         s.set("cache.ttl", "1h").set("cache.stale_if_error", "1h")
     };
@@ -151,9 +151,9 @@ async fn a_refused_role_takes_its_cached_values_with_it() {
 async fn each_answer_of_the_vault_has_its_own_code() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    sandbox.namespace("prod");
-    sandbox.secret("test/doomed", "x");
+    sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
+    sandbox.aws_secret("test/doomed", "x");
     assert!(sandbox.aws.mark_for_deletion(REGION, "test/doomed"));
     let agent = sandbox
         .agent_with(|s| s.set("backends.aws.timeout", "1s"))
@@ -260,7 +260,7 @@ async fn each_answer_of_the_vault_has_its_own_code() {
 async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let _agent = sandbox
         .agent_with(|s| {
             s.set("limits.request_deadline", "1s")
@@ -283,8 +283,8 @@ async fn the_deadline_of_the_request_ends_it_when_it_is_the_first_to_pass() {
 async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    sandbox.namespace("prod");
+    sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
     let patient = |settings: AgentSettings| settings.set("limits.request_deadline", "60s");
     let agent = sandbox.agent_with(patient).await.expect("an agent");
     let unlucky = sandbox.pod("prod", "web").await.expect("a pod");
@@ -317,7 +317,7 @@ async fn a_pod_whose_calls_fail_again_and_again_leaves_another_its_second_try() 
 async fn what_aws_repeats_of_a_request_that_was_changed_on_its_way_is_in_no_log_and_no_answer() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     let tampered = Behaviour::Special(Special::Tampered);

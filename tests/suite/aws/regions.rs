@@ -34,7 +34,7 @@ async fn sandbox_of_short_pages() -> Sandbox {
 async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox
         .aws
         .put_secret(FALLBACK, SECRET, SecretInput::text("replica"));
@@ -124,10 +124,10 @@ async fn another_region_is_asked_only_when_the_first_cannot_be_reached() {
 async fn a_region_that_the_role_may_not_use_takes_nothing_from_its_own() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let subject = format!("system:serviceaccount:test:{ACCOUNT}");
     let own = read_and_list_policy(&[secret_arn(REGION, sandbox.aws.account(), "test/*")]);
-    let trust = trust_policy(sandbox.provider(), &subject, "sts.amazonaws.com");
+    let trust = trust_policy(sandbox.aws_provider(), &subject, "sts.amazonaws.com");
     let spec = RoleSpec::new(role, trust, own);
     sandbox
         .aws
@@ -159,7 +159,7 @@ async fn a_region_that_the_role_may_not_use_takes_nothing_from_its_own() {
 async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let expected = ["test/replica-0", "test/replica-1", "test/replica-2"];
     for name in expected {
         sandbox
@@ -206,9 +206,9 @@ async fn a_list_begins_where_it_can_be_reached_and_goes_on_there() {
 async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads() {
     needs_workloads!();
     let sandbox = sandbox_of_short_pages().await;
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     for number in 0..20 {
-        sandbox.secret(&format!("test/{number}"), "x");
+        sandbox.aws_secret(&format!("test/{number}"), "x");
     }
     sandbox
         .aws
@@ -235,7 +235,7 @@ async fn a_long_list_that_nobody_waits_for_to_the_end_takes_no_region_from_reads
 async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
     needs_workloads!();
     let sandbox = sandbox_of_short_pages().await;
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let annotations = [
         ("eks.amazonaws.com/role-arn", &*role),
         ("latchkey.dev/prefix", "test/"),
@@ -244,7 +244,7 @@ async fn of_names_with_other_prefixes_the_vault_is_not_even_asked() {
         .kube
         .annotate_service_account("test", ACCOUNT, &annotations);
     for number in 0..30 {
-        sandbox.secret(&format!("a/{number}"), "x");
+        sandbox.aws_secret(&format!("a/{number}"), "x");
     }
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");

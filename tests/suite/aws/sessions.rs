@@ -14,8 +14,8 @@ async fn a_session_is_named_after_the_pod_and_begun_with_its_own_short_token() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let long = format!("n{}", "a".repeat(40));
-    sandbox.namespace("test");
-    sandbox.namespace(&long);
+    sandbox.aws_namespace("test");
+    sandbox.aws_namespace(&long);
     let _agent = sandbox.agent().await.expect("an agent");
     for namespace in ["test", &long] {
         sandbox.aws.clear_calls();
@@ -50,9 +50,9 @@ async fn a_session_is_named_after_the_pod_and_begun_with_its_own_short_token() {
 async fn many_requests_at_once_share_one_exchange() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     for number in 0..20 {
-        sandbox.secret(&format!("test/{number}"), "x");
+        sandbox.aws_secret(&format!("test/{number}"), "x");
     }
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
@@ -129,11 +129,11 @@ async fn a_session_in_use_is_renewed_behind_the_answers_with_a_fresh_token() {
 
 /// The namespace `test`, whose role's sessions end after so many seconds.
 fn short_role(sandbox: &Sandbox, seconds: u32) -> String {
-    let arn = sandbox.namespace("test");
+    let arn = sandbox.aws_namespace("test");
     let subject = "system:serviceaccount:test:app";
     let spec = RoleSpec::new(
         &arn,
-        trust_policy(sandbox.provider(), subject, "sts.amazonaws.com"),
+        trust_policy(sandbox.aws_provider(), subject, "sts.amazonaws.com"),
         read_and_list_policy(&[secret_arn("*", sandbox.aws.account(), "test/*")]),
     );
     let spec = RoleSpec {
@@ -151,7 +151,7 @@ fn short_role(sandbox: &Sandbox, seconds: u32) -> String {
 async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succeeds() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     let _agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
@@ -171,7 +171,7 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
 async fn a_pod_that_is_gone_leaves_no_session() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let agent = sandbox.agent().await.expect("an agent");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
@@ -197,7 +197,7 @@ async fn two_principals_asking_for_the_same_name_at_once_get_each_their_own() {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     // The same name at the application, another secret by each account's prefix.
     for namespace in ["red", "blue"] {
-        let role = sandbox.namespace(namespace);
+        let role = sandbox.aws_namespace(namespace);
         let annotations = [
             ("eks.amazonaws.com/role-arn", &*role),
             ("latchkey.dev/prefix", &*format!("{namespace}/")),
@@ -251,7 +251,7 @@ async fn two_principals_asking_for_the_same_name_at_once_get_each_their_own() {
 async fn a_pod_of_the_same_account_has_its_own_session() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let _agent = sandbox.agent().await.expect("an agent");
     for name in ["one", "two"] {
         let pod = sandbox.pod("test", name).await.expect("a pod");
@@ -271,7 +271,7 @@ async fn pods_that_read_at_the_same_time_each_sign_with_their_own_session() {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     let namespaces = ["test", "prod"];
     for namespace in namespaces {
-        sandbox.namespace(namespace);
+        sandbox.aws_namespace(namespace);
     }
     let _agent = sandbox.agent().await.expect("an agent");
     let mut pods = Vec::new();

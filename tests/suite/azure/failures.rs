@@ -1,14 +1,14 @@
 //! What the cloud's failures become for the caller, and what they cannot lead to.
 
-use super::{SECRET, WRITTEN, exchanges, with_token};
+use super::{Node, SECRET, WRITTEN};
 use crate::{REFUSAL_STANDS, code};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec, Special};
+use testkit::clouds::azure::VAULT;
 use testkit::kube::AGENT;
-use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::sandbox::{CANARY, password};
 use testkit::workload::{Request, Response};
 use tokio::time::sleep;
@@ -16,12 +16,11 @@ use tokio::time::sleep;
 #[tokio::test]
 async fn each_answer_of_key_vault_has_its_own_code() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     let agent = node
         .agent_with(|s| s.set("backends.azure.timeout", "1s"))
-        .await
-        .expect("an agent");
+        .await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let ask = async |name: &str| -> Response { pod.secret(name).await.expect("an answer") };
     assert_eq!(ask(SECRET).await.status, 200);
@@ -81,12 +80,11 @@ async fn each_answer_of_key_vault_has_its_own_code() {
 #[tokio::test]
 async fn entra_id_fails_in_the_same_words() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     let _agent = node
         .agent_with(|s| s.set("backends.azure.timeout", "1s"))
-        .await
-        .expect("an agent");
+        .await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for (behaviour, status, word) in [
         (Behaviour::InternalError, 503, "unavailable"),
@@ -110,7 +108,7 @@ async fn entra_id_fails_in_the_same_words() {
         );
         assert!(text.contains("Entra ID"), "{what}: {text}");
     }
-    assert!(with_token(&node).is_empty());
+    assert!(node.with_token().is_empty());
     // It has asked to slow down, so it is left alone for as long.
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 429);
     sleep(REFUSAL_STANDS).await;
@@ -120,9 +118,9 @@ async fn entra_id_fails_in_the_same_words() {
 #[tokio::test]
 async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     // The last one is a host that the vault's own ends with, and another resource all the same.
     let asked = || node.azure.count_of(Operation::GetSecret);
@@ -141,7 +139,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
         // That stands for a while, as a refusal does.
         sleep(REFUSAL_STANDS).await;
     }
-    assert!(with_token(&node).is_empty());
+    assert!(node.with_token().is_empty());
     // The vault is itself again, and what it asked for is forgotten.
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
 }
@@ -149,7 +147,7 @@ async fn a_vault_whose_challenge_is_for_another_host_gets_no_token() {
 #[tokio::test]
 async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     // Another authority's certificate, by the same names.
     let other = FakeAzure::start().await.expect("another cloud");
@@ -157,8 +155,7 @@ async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
     let ca = other.ca_file(elsewhere.path()).expect("a file");
     let _agent = node
         .agent_with(|s| s.env("SSL_CERT_FILE", ca.display()))
-        .await
-        .expect("an agent");
+        .await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
@@ -168,18 +165,18 @@ async fn whoever_has_no_certificate_for_the_vault_gets_no_token() {
 #[tokio::test]
 async fn a_bundle_that_is_replaced_counts_from_the_next_start() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     let other = FakeAzure::start().await.expect("another cloud");
     let directory = tempfile::tempdir().expect("a directory");
     let ca = node.azure.ca_file(directory.path()).expect("a file");
     let bundle = |s: AgentSettings| s.env("SSL_CERT_FILE", ca.display());
-    let agent = node.agent_with(bundle).await.expect("an agent");
+    let agent = node.agent_with(bundle).await;
     other.ca_file(directory.path()).expect("the same file");
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     drop(agent);
-    let _agent = node.agent_with(bundle).await.expect("an agent");
+    let _agent = node.agent_with(bundle).await;
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
 }
@@ -187,7 +184,7 @@ async fn a_bundle_that_is_replaced_counts_from_the_next_start() {
 #[tokio::test]
 async fn what_is_disabled_expired_or_not_valid_yet_is_not_found() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
     let now = jiff::Timestamp::now().as_second();
@@ -219,7 +216,7 @@ async fn what_is_disabled_expired_or_not_valid_yet_is_not_found() {
     }
     node.azure.put_secret(VAULT, "gone", text());
     node.azure.remove_secret(VAULT, "gone");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for name in ["disabled", "expired", "future", "gone"] {
         let answer = pod.secret(name).await.expect("an answer");
@@ -239,7 +236,7 @@ async fn what_is_disabled_expired_or_not_valid_yet_is_not_found() {
 #[tokio::test]
 async fn what_the_vault_keeps_as_base64_is_given_as_bytes() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
     let binary = SecretSpec {
@@ -251,7 +248,7 @@ async fn what_the_vault_keeps_as_base64_is_given_as_bytes() {
     let long = "\u{1F511}".repeat(6000);
     node.azure
         .put_secret(VAULT, "long", SecretSpec::text(&long));
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret("binary").await.expect("an answer");
     assert_eq!(answer.json()["encoding"], "base64", "{}", answer.text());
@@ -272,13 +269,12 @@ async fn what_the_vault_keeps_as_base64_is_given_as_bytes() {
 #[tokio::test]
 async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     node.namespace("prod");
     let agent = node
         .agent_with(|s| s.env("RUST_LOG", "trace").env("RUST_BACKTRACE", "1"))
-        .await
-        .expect("an agent");
+        .await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for operation in [Operation::Token, Operation::GetSecret] {
         for behaviour in [
@@ -331,9 +327,9 @@ async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
 #[tokio::test]
 async fn equal_reads_of_a_pod_at_once_are_one_call_and_one_exchange() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(
         pod.get("/v1/identity").await.expect("an answer").status,
@@ -349,5 +345,5 @@ async fn equal_reads_of_a_pod_at_once_are_one_call_and_one_exchange() {
     for answer in answers {
         assert_eq!(answer.expect("an answer").status, 200);
     }
-    assert_eq!(exchanges(&node).len(), 1);
+    assert_eq!(node.exchanges().len(), 1);
 }

@@ -1,12 +1,11 @@
 //! With the cloud hanging: every request ends by its deadline, and none leaves anything behind.
 
-use super::SECRET;
+use super::{Node, SECRET};
 use futures::future::join_all;
 use std::fs;
 use std::time::{Duration, Instant};
 use testkit::agent::AgentProcess;
 use testkit::azure::{Behaviour, Fault};
-use testkit::sandbox::azure::AzureSandbox;
 use tokio::time::sleep;
 
 /// How many descriptors and threads a process has.
@@ -21,10 +20,10 @@ fn held(agent: &AgentProcess) -> (usize, usize) {
 #[tokio::test]
 async fn a_thousand_requests_to_a_hanging_cloud_end_in_time_and_leave_nothing_behind() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure
-        .admit(testkit::sandbox::azure::VAULT, &client, None);
+        .admit(testkit::clouds::azure::VAULT, &client, None);
     let agent = node
         .agent_with(|s| {
             s.set("limits.request_deadline", "2s")
@@ -34,8 +33,7 @@ async fn a_thousand_requests_to_a_hanging_cloud_end_in_time_and_leave_nothing_be
                 .set("limits.requests_per_second_per_pod", 10_000)
                 .set("backends.azure.timeout", "2s")
         })
-        .await
-        .expect("an agent");
+        .await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     let before = held(&agent);

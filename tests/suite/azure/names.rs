@@ -1,19 +1,19 @@
 //! Names and lists at Key Vault.
 
-use super::with_token;
+use super::Node;
 use crate::code;
 use serde_json::{Value, json};
 use testkit::azure::{Behaviour, Fault, Operation, SecretSpec, Special};
-use testkit::sandbox::azure::{AzureSandbox, VAULT};
+use testkit::clouds::azure::VAULT;
 use testkit::workload::Request;
 
 #[tokio::test]
 async fn a_name_that_could_lead_elsewhere_never_reaches_key_vault() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for wrong in [
         "..%2Fsecrets%2Ftest--database-password",
@@ -52,7 +52,7 @@ async fn a_name_that_could_lead_elsewhere_never_reaches_key_vault() {
         let answer = pod.secret(asked).await.expect("an answer");
         assert_eq!(answer.status, 200, "{asked}: {}", answer.text());
     }
-    for call in with_token(&node) {
+    for call in node.with_token() {
         assert!(
             call.target.starts_with("/secrets/test--db-1/?api-version="),
             "{}",
@@ -64,11 +64,11 @@ async fn a_name_that_could_lead_elsewhere_never_reaches_key_vault() {
 #[tokio::test]
 async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.secret(&client, "test--key", "x");
     let cached = |s: testkit::agent::AgentSettings| s.set("cache.ttl", "1h");
-    let agent = node.agent_with(cached).await.expect("an agent");
+    let agent = node.agent_with(cached).await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     for asked in ["test/key", "Test/Key", "TEST/KEY"] {
         let answer = pod.secret(asked).await.expect("an answer");
@@ -77,7 +77,7 @@ async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key
     let batch = Request::new("POST", "/v1/secrets:batchGet").body(r#"{"names":["TEST/key"]}"#);
     let answer = pod.request(batch).await.expect("an answer");
     assert_eq!(answer.json()["secrets"][0]["name"], "test/key");
-    assert_eq!(with_token(&node).len(), 1);
+    assert_eq!(node.with_token().len(), 1);
     // The latest under one spelling is the latest under all.
     node.secret(&client, "test--key", "y");
     let latest = Request::get("/v1/secrets/TEST/KEY").header("cache-control", "no-cache");
@@ -99,7 +99,7 @@ async fn spellings_that_key_vault_does_not_tell_apart_are_one_secret_and_one_key
 #[tokio::test]
 async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_page() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
     let put = |name: &str| node.azure.put_secret(VAULT, name, SecretSpec::text("x"));
@@ -116,7 +116,7 @@ async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_pag
     node.sandbox
         .kube
         .annotate_service_account("test", "app", &annotations);
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let list = async |query: &str| -> Value {
         let path = format!("/v1/secrets{query}");
@@ -152,7 +152,7 @@ async fn a_list_shows_what_can_be_asked_for_as_applications_write_it_page_by_pag
 #[tokio::test]
 async fn neither_a_cursor_nor_a_link_of_the_vault_leads_to_another_host() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
     for number in 0..30 {
@@ -160,7 +160,7 @@ async fn neither_a_cursor_nor_a_link_of_the_vault_leads_to_another_host() {
         node.azure
             .put_secret(VAULT, &format!("key-{number:02}"), spec);
     }
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.get("/v1/secrets").await.expect("an answer").status, 200);
     let port = node.azure.authority();

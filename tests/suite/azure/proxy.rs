@@ -1,17 +1,17 @@
 //! Out of the cluster by a proxy alone.
 
-use super::SECRET;
+use super::{Node, SECRET};
 use std::net::{Ipv4Addr, SocketAddr};
 use testkit::agent::AgentSettings;
 use testkit::azure::LOGIN_HOST;
+use testkit::clouds::azure::VAULT;
 use testkit::egress::EgressProxy;
-use testkit::sandbox::azure::{AzureSandbox, VAULT};
 use testkit::sandbox::password;
 
 #[tokio::test]
 async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy_or_past_it() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     let vault = node.azure.vault_url(VAULT);
     let (host, port) = vault
@@ -30,7 +30,7 @@ async fn entra_id_and_the_vault_are_asked_by_their_own_names_through_the_proxy_o
                 .env("HTTPS_PROXY", proxy.url())
                 .env("NO_PROXY", &no_proxy)
         };
-        let _agent = node.agent_with(change).await.expect("an agent");
+        let _agent = node.agent_with(change).await;
         let answer = pod.secret(SECRET).await.expect("an answer");
         let mut asked = proxy.asked();
         assert_eq!(answer.status, 200, "{} {asked:?}", answer.text());

@@ -1,14 +1,14 @@
 //! What Entra ID refuses, what annotations ask for, and what `check` says is missing.
 
-use super::{SECRET, exchanges, with_token};
+use super::{Node, SECRET};
 use crate::code;
 use testkit::azure::AppSpec;
+use testkit::clouds::azure::{FOREIGN_VAULT, OTHER_TENANT, OTHER_VAULT, TENANT};
 use testkit::kube::PodSpec;
 use testkit::sandbox::SandboxPod;
-use testkit::sandbox::azure::{AzureSandbox, FOREIGN_VAULT, OTHER_TENANT, OTHER_VAULT, TENANT};
 
 /// A pod of an account of its own with these annotations, as what is known of one account is good for some seconds.
-async fn pod_with(node: &AzureSandbox, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
+async fn pod_with(node: &Node, account: &str, annotations: &[(&str, &str)]) -> SandboxPod {
     let pod = node.sandbox.pod_as("test", account, annotations).await;
     pod.expect("a pod")
 }
@@ -16,13 +16,13 @@ async fn pod_with(node: &AzureSandbox, account: &str, annotations: &[(&str, &str
 #[tokio::test]
 async fn each_refusal_of_entra_id_says_what_to_look_at() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
     let prod = node.namespace("prod");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let client = |change: &dyn Fn(&mut AppSpec), account: &str| {
-        let client = node.client("test", account);
-        let mut app = node.app(&client, "test", account);
+        let client = node.tenant.client("test", account);
+        let mut app = node.tenant.app(&client, "test", account);
         change(&mut app);
         node.azure.put_app(TENANT, app);
         client
@@ -81,25 +81,25 @@ async fn each_refusal_of_entra_id_says_what_to_look_at() {
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_refused(503, "unavailable");
     assert!(answer.text().contains("clock"), "{}", answer.text());
-    assert!(with_token(&node).is_empty());
+    assert!(node.with_token().is_empty());
 }
 
 #[tokio::test]
 async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     let azure = &node.azure;
     azure.admit(OTHER_VAULT, &client, None);
     let spec = testkit::azure::SecretSpec::text("of the other vault");
     azure.put_secret(OTHER_VAULT, "key", spec);
     let foreign = "99999999-2222-3333-4444-555555555555";
-    azure.put_app(OTHER_TENANT, node.app(foreign, "test", "c"));
+    azure.put_app(OTHER_TENANT, node.tenant.app(foreign, "test", "c"));
     azure.admit(FOREIGN_VAULT, foreign, Some("key"));
     let spec = testkit::azure::SecretSpec::text("of the other tenant");
     azure.put_secret(FOREIGN_VAULT, "key", spec);
     // The default vault is the node's: without a tenant of its own it would be asked in vain.
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let client_key = "azure.workload.identity/client-id";
     let tenant_key = "azure.workload.identity/tenant-id";
     let vault_key = "latchkey.dev/azure-vault";
@@ -118,7 +118,7 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
         answer.text()
     );
     // The vault's access policy refuses in other words.
-    let denied = node.client("test", "b");
+    let denied = node.tenant.client("test", "b");
     let annotations = [(client_key, &*denied), (vault_key, &*of(OTHER_VAULT))];
     let pod = pod_with(&node, "b", &annotations).await;
     let answer = pod.secret("key").await.expect("an answer");
@@ -138,7 +138,7 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
         answer.text()
     );
     // The node's tenant and the other's vault.
-    let stray = node.client("test", "d");
+    let stray = node.tenant.client("test", "d");
     let annotations = [(client_key, &*stray), (vault_key, &*of(FOREIGN_VAULT))];
     let pod = pod_with(&node, "d", &annotations).await;
     let answer = pod.secret("key").await.expect("an answer");
@@ -153,9 +153,9 @@ async fn an_annotation_asks_for_another_tenant_and_vault_and_the_cloud_decides()
 #[tokio::test]
 async fn without_a_client_a_tenant_or_an_allowed_vault_there_is_no_role_and_no_call() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
-    let mut settings = node.settings().expect("settings");
+    let mut settings = node.settings();
     for key in ["backends.azure.tenant", "backends.azure.vault_url"] {
         settings.keys.remove(key);
     }
@@ -197,19 +197,16 @@ async fn without_a_client_a_tenant_or_an_allowed_vault_there_is_no_role_and_no_c
 #[tokio::test]
 async fn a_container_that_azures_webhook_would_skip_gets_no_role() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let of = |name: &str, skipped: &str| PodSpec {
-        namespace: "test".into(),
-        name: name.into(),
-        service_account: "app".into(),
         annotations: [(
             "azure.workload.identity/skip-containers".to_owned(),
             skipped.to_owned(),
         )]
         .into(),
-        ..PodSpec::default()
+        ..PodSpec::of("test", name, "app")
     };
     let spec = of("skipped", "proxy; app");
     let pod = node.sandbox.pod_of(spec).await.expect("a pod");
@@ -218,14 +215,14 @@ async fn a_container_that_azures_webhook_would_skip_gets_no_role() {
     let spec = of("other", "proxy");
     let pod = node.sandbox.pod_of(spec).await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
-    assert_eq!(exchanges(&node).len(), 1);
+    assert_eq!(node.exchanges().len(), 1);
 }
 
 #[tokio::test]
 async fn check_names_a_missing_tenant_and_vault_in_one_line_each() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
-    let mut settings = node.settings().expect("settings");
+    let node = Node::start().await;
+    let mut settings = node.settings();
     for key in ["backends.azure.tenant", "backends.azure.vault_url"] {
         settings.keys.remove(key);
     }

@@ -1,19 +1,19 @@
 //! A pod's own client, its own token, and whose name is in the cloud's log.
 
-use super::{SECRET, WRITTEN, exchanges, with_token};
+use super::{Node, SECRET, WRITTEN};
 use crate::code;
 use std::collections::HashSet;
 use testkit::azure::{Operation, SecretSpec};
-use testkit::sandbox::azure::{AzureSandbox, TENANT, VAULT};
+use testkit::clouds::azure::{TENANT, VAULT};
 use testkit::sandbox::password;
 use testkit::workload::Flood;
 
 #[tokio::test]
 async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_request() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
-    let agent = node.agent().await.expect("an agent");
+    let agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_ok();
@@ -22,7 +22,7 @@ async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_reques
     assert_eq!(body["backend"], "azure");
     assert_eq!(body["version"].as_str().map(str::len), Some(32));
 
-    let exchanges = exchanges(&node);
+    let exchanges = node.exchanges();
     assert_eq!(exchanges.len(), 1);
     let token = exchanges[0].token.as_ref().expect("an assertion");
     assert_eq!(exchanges[0].tenant.as_deref(), Some(TENANT));
@@ -75,10 +75,10 @@ async fn a_pod_reads_with_its_own_client_and_the_clouds_log_names_pod_and_reques
 #[tokio::test]
 async fn a_pod_is_refused_the_secret_of_another_namespace_by_the_vault_itself() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.namespace("prod");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let answer = pod
         .secret("prod/database-password")
@@ -86,14 +86,14 @@ async fn a_pod_is_refused_the_secret_of_another_namespace_by_the_vault_itself() 
         .expect("an answer");
     answer.must_be_refused(403, "denied");
     assert!(answer.text().contains(&client), "{}", answer.text());
-    let refused = with_token(&node);
+    let refused = node.with_token();
     assert_eq!(refused[0].error.as_deref(), Some("ForbiddenByRbac"));
 }
 
 #[tokio::test]
 async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     // The same name at the application, another secret by each account's prefix.
     let mut clients = Vec::new();
     for namespace in ["red", "blue"] {
@@ -111,7 +111,7 @@ async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
         s.set("cache.ttl", "50ms")
             .set("limits.requests_per_second_per_pod", 100_000)
     };
-    let _agent = node.agent_with(cached).await.expect("an agent");
+    let _agent = node.agent_with(cached).await;
     let red = node.sandbox.pod("red", "web").await.expect("a pod");
     let blue = node.sandbox.pod("blue", "web").await.expect("a pod");
     for pod in [&red, &blue] {
@@ -141,7 +141,7 @@ async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
             flooded.statuses
         );
     }
-    for call in with_token(&node) {
+    for call in node.with_token() {
         let is_red = call
             .secret
             .as_deref()
@@ -149,41 +149,41 @@ async fn two_principals_at_once_a_thousand_times_get_each_their_own() {
         let client = &clients[usize::from(!is_red)];
         assert_eq!(call.client.as_ref(), Some(client), "{call:?}");
     }
-    assert!(exchanges(&node).len() >= 2);
+    assert!(node.exchanges().len() >= 2);
 }
 
 #[tokio::test]
 async fn a_pod_of_the_same_account_has_its_own_session() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     node.namespace("test");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     for name in ["one", "two"] {
         let pod = node.sandbox.pod("test", name).await.expect("a pod");
         assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     }
     let tokens: HashSet<_> = node.azure.access_tokens().into_iter().collect();
-    assert_eq!((exchanges(&node).len(), tokens.len()), (2, 2));
+    assert_eq!((node.exchanges().len(), tokens.len()), (2, 2));
 }
 
 #[tokio::test]
 async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succeeds() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.azure.admit(VAULT, &client, None);
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(pod.secret(SECRET).await.expect("an answer").status, 200);
     node.azure.revoke_tokens(&client);
     let answer = pod.secret(SECRET).await.expect("an answer");
     answer.must_be_ok();
-    assert_eq!(exchanges(&node).len(), 2);
+    assert_eq!(node.exchanges().len(), 2);
     // A list too.
     node.azure.revoke_tokens(&client);
     let answer = pod.get("/v1/secrets").await.expect("an answer");
     answer.must_be_ok();
-    assert_eq!(exchanges(&node).len(), 3);
+    assert_eq!(node.exchanges().len(), 3);
     // Each with a subject token of its own.
     assert_eq!(node.sandbox.kube.tokens().len(), 3);
 }
@@ -191,15 +191,15 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
 #[tokio::test]
 async fn a_session_is_renewed_while_its_access_token_is_still_good() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
-    let mut app = node.app(&client, "test", "app");
+    let mut app = node.tenant.app(&client, "test", "app");
     app.token_seconds = 4;
     node.azure.put_app(TENANT, app);
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let begun = tokio::time::Instant::now();
-    while exchanges(&node).len() < 2 {
+    while node.exchanges().len() < 2 {
         let answer = pod.secret(SECRET).await.expect("an answer");
         answer.must_be_ok();
         let took = begun.elapsed();
@@ -211,13 +211,13 @@ async fn a_session_is_renewed_while_its_access_token_is_still_good() {
 #[tokio::test]
 async fn a_client_that_may_read_no_more_loses_its_session_and_cached_values() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
     node.secret(&client, "test--kept", "kept");
     let cached = |s: testkit::agent::AgentSettings| {
         s.set("cache.ttl", "1h").set("cache.stale_if_error", "1h")
     };
-    let _agent = node.agent_with(cached).await.expect("an agent");
+    let _agent = node.agent_with(cached).await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     assert_eq!(
         pod.secret("test/kept").await.expect("an answer").status,
@@ -232,9 +232,9 @@ async fn a_client_that_may_read_no_more_loses_its_session_and_cached_values() {
 #[tokio::test]
 async fn a_rotated_secret_is_read_at_once_and_its_old_version_by_its_id() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
+    let node = Node::start().await;
     let client = node.namespace("test");
-    let _agent = node.agent().await.expect("an agent");
+    let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
     let old = node.secret(&client, "test--key", "old");
     let read = async |path: &str| {

@@ -58,11 +58,11 @@ async fn one_agent_serves_from_several_backends_and_one_that_is_away_is_in_nobod
             ("iam.gke.io/gcp-service-account", account),
             (
                 "eks.amazonaws.com/role-arn",
-                &sandbox.role("both", "app", "both/*"),
+                &sandbox.aws_role("both", "app", "both/*"),
             ),
         ],
     );
-    sandbox.secret("both/database-password", "from AWS");
+    sandbox.aws_secret("both/database-password", "from AWS");
     let pod = sandbox.pod("both", "web").await.expect("a pod");
     let ask = async |query: &str| {
         let answer = pod.secret(&format!("both/database-password{query}")).await;

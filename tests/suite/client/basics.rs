@@ -21,7 +21,7 @@ async fn a_value_is_printed_as_it_is_and_nothing_else() {
     assert_eq!(client.run(&["get", name]).await.printed(), password("test"));
     let version = client
         .sandbox
-        .secret("test/json", r#"{"user":"u","port":5432,"pw":"p q"}"#);
+        .aws_secret("test/json", r#"{"user":"u","port":5432,"pw":"p q"}"#);
     let key = ["get", "test/json", "--key"];
     assert_eq!(
         client.run(&[&key[..], &["pw"]].concat()).await.printed(),
@@ -37,7 +37,7 @@ async fn a_value_is_printed_as_it_is_and_nothing_else() {
     let json: serde_json::Value = serde_json::from_str(printed.printed()).expect("JSON");
     let right = serde_json::json!({"name": "test/json", "value": "u", "version": version, "backend": "aws"});
     assert_eq!(json, right);
-    client.sandbox.secret("test/json", "another");
+    client.sandbox.aws_secret("test/json", "another");
     let old = client
         .run(&["get", "test/json", "--version", &version, "--key", "pw"])
         .await;
@@ -132,8 +132,8 @@ async fn variables_come_from_the_backend_that_is_named_for_them() {
 async fn each_kind_of_failure_has_one_line_and_its_exit_code() {
     needs_workloads!();
     let client = Client::start().await;
-    client.sandbox.namespace("prod");
-    client.sandbox.secret("test/text", "no JSON");
+    client.sandbox.aws_namespace("prod");
+    client.sandbox.aws_secret("test/text", "no JSON");
     for (arguments, code, text) in [
         (&["get", "test/none"][..], 3, "no such secret"),
         (&["get", "test/text", "--key", "k"], 1, "no JSON object"),
@@ -246,7 +246,7 @@ async fn names_are_listed_to_the_last_page_and_who_asks_is_told_who_it_is() {
         .map(|number| format!("test/many/{number:03}"))
         .collect();
     for name in &names {
-        client.sandbox.secret(name, "x");
+        client.sandbox.aws_secret(name, "x");
     }
     names.push("test/database-password".into());
     names.sort();
@@ -313,7 +313,7 @@ async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
     for number in 0..130 {
         client
             .sandbox
-            .secret(&format!("test/s-{number}"), &format!("it's {number}\n"));
+            .aws_secret(&format!("test/s-{number}"), &format!("it's {number}\n"));
         arguments.push(format!("test/s-{number}"));
         lines.push_str(&format!("TEST_S_{number}=\"it's {number}\n\"\n"));
     }
@@ -326,7 +326,7 @@ async fn variables_are_printed_in_order_from_as_many_secrets_as_there_are() {
         json.printed(),
         "{\"A\":\"it's 1\\n\",\"B\":\"it's 2\\n\"}\n"
     );
-    client.sandbox.secret("test/nul", "a\0b");
+    client.sandbox.aws_secret("test/nul", "a\0b");
     client
         .run(&["env", "test/s-1", "test/nul"])
         .await
@@ -371,7 +371,7 @@ async fn a_secret_that_is_not_there_yet_for_a_moment_is_waited_for() {
     // One name of a batch that is throttled is asked for again by itself.
     let throttle = Fault::on(Operation::GetSecretValue, Behaviour::Throttle(Some(1)));
     let _throttled = client.sandbox.aws.fault(throttle.for_secret(name).times(1));
-    client.sandbox.secret("test/other", "o");
+    client.sandbox.aws_secret("test/other", "o");
     let env = client
         .run(&["env", &format!("{name}=A"), "test/other=B"])
         .await;
@@ -418,7 +418,7 @@ async fn on_a_terminal_a_value_has_a_line_of_its_own_many_have_progress_and_trou
     needs_workloads!();
     let client = Client::start().await;
     for number in 0..30 {
-        client.sandbox.secret(&format!("test/s-{number}"), "x");
+        client.sandbox.aws_secret(&format!("test/s-{number}"), "x");
     }
     let program = testkit::binaries::sibling_binary("sandbox-latchkey").expect("the command");
     // Both stdout and stderr are the terminal that script(1) makes.

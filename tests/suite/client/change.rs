@@ -97,7 +97,9 @@ async fn a_rotated_secret_starts_the_program_anew_and_nothing_else_does() {
     assert_eq!(staying.line().await, "usr1");
     // The batch has read it, and the wait has begun.
     client.until_reads(2).await;
-    client.sandbox.secret("test/database-password", "rotated");
+    client
+        .sandbox
+        .aws_secret("test/database-password", "rotated");
     assert!(staying.line().await.starts_with("ends "));
     let second = staying.line().await;
     assert!(
@@ -145,7 +147,9 @@ async fn an_agent_that_is_watched_leaves_all_the_same_and_the_next_one_tells_of_
     assert!(took < Duration::from_secs(8), "it took {took:?}");
     let reads = client.sandbox.aws.count_of(Operation::GetSecretValue);
     assert!(reads <= 3, "the vault was read {reads} times");
-    client.sandbox.secret("test/database-password", "rotated");
+    client
+        .sandbox
+        .aws_secret("test/database-password", "rotated");
     let _agent = client.sandbox.agent().await.expect("an agent");
     assert_eq!(staying.line().await, "begins rotated");
 }
@@ -169,7 +173,9 @@ async fn a_program_may_be_signalled_instead_and_keeps_its_old_values_while_there
     assert!(signalled.line().await.starts_with("begins "));
     assert!(anew.line().await.starts_with("begins "));
     client.until_reads(4).await;
-    client.sandbox.secret("test/database-password", "rotated");
+    client
+        .sandbox
+        .aws_secret("test/database-password", "rotated");
     assert_eq!(signalled.line().await, "usr1");
     let again = anew.line().await;
     assert_eq!(again, "begins rotated");
@@ -202,7 +208,7 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
     client.until_reads(2).await;
     // With its name, `=` and a NUL it is one byte longer than a variable may be (execve(2)).
     let long = "x".repeat(128 * 1024 - "DB=".len());
-    client.sandbox.secret("test/database-password", &long);
+    client.sandbox.aws_secret("test/database-password", &long);
     let said = async {
         loop {
             let line = stderr.next_line().await.expect("its stderr");
@@ -217,7 +223,9 @@ async fn a_program_goes_on_with_its_old_value_while_the_new_one_is_none_for_a_va
     assert!(said.starts_with(right), "{said}");
     assert!(said.contains("latchkey get --out"), "{said}");
     // The longest that one can have is the next that the program says anything of.
-    client.sandbox.secret("test/database-password", &long[1..]);
+    client
+        .sandbox
+        .aws_secret("test/database-password", &long[1..]);
     assert_eq!(staying.line().await, format!("begins {}", long.len() - 1));
     staying.signal(Signal::SIGTERM);
     let status = timeout(PATIENCE, staying.child.wait()).await;
@@ -375,7 +383,9 @@ async fn a_program_that_has_been_asked_to_end_takes_its_time_and_is_not_started_
     // This one only says what it is doing, as a JVM does.
     stays.signal(Signal::SIGQUIT);
     assert_eq!(stays.line().await, "quit");
-    client.sandbox.secret("test/database-password", "rotated");
+    client
+        .sandbox
+        .aws_secret("test/database-password", "rotated");
     // Killed after its second of grace, since it may not end yet.
     assert_eq!(stays.line().await, "begins rotated");
     sleep(Duration::from_secs(1)).await;

@@ -118,7 +118,7 @@ async fn where_nothing_is_wrong_it_says_so_and_shows_no_value() {
 async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let pod = sandbox.pod("test", "web").await.expect("a pod");
     sandbox.kube.stop_listening().await;
     let agent = sandbox
@@ -139,11 +139,8 @@ async fn an_exempt_container_is_led_to_its_pod_and_not_to_the_account() {
     needs_workloads!();
     let client = Client::start().await;
     let spec = PodSpec {
-        namespace: "test".into(),
-        name: "exempt".into(),
-        service_account: ACCOUNT.into(),
         annotations: vec![("eks.amazonaws.com/skip-containers".into(), "app".into())],
-        ..PodSpec::default()
+        ..PodSpec::of("test", "exempt", ACCOUNT)
     };
     let pod = client.sandbox.pod_of(spec).await.expect("a pod");
     let doctor = ["doctor", "--json", SECRET];
@@ -158,8 +155,8 @@ async fn an_exempt_container_is_led_to_its_pod_and_not_to_the_account() {
 async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    let own = sandbox.namespace("test");
-    sandbox.namespace("prod");
+    let own = sandbox.aws_namespace("test");
+    sandbox.aws_namespace("prod");
     let audiences = r#"["sts.amazonaws.com", "vault"]"#;
     let _agent = sandbox
         .agent_with(|settings| settings.set("backends.aws.audiences", audiences))
@@ -167,7 +164,7 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
         .expect("an agent");
     let role = |name: &str, subject: &str, audience: &str| {
         let everything = read_policy(&[secret_arn("*", sandbox.aws.account(), "*")]);
-        let trust = trust_policy(sandbox.provider(), subject, audience);
+        let trust = trust_policy(sandbox.aws_provider(), subject, audience);
         let arn = sandbox.aws.role_arn(name);
         let spec = RoleSpec::new(&arn, trust, everything);
         sandbox
@@ -182,7 +179,7 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     let right = role("right", &of("right"), "sts.amazonaws.com");
     let elsewhere = role("elsewhere", &of("elsewhere"), "sts.amazonaws.com");
     let vault = role("vault", &of("vault"), "vault");
-    let narrow = sandbox.role("test", "narrow", "test/only-this");
+    let narrow = sandbox.aws_role("test", "narrow", "test/only-this");
     let socket = sandbox.socket();
     let doctor = async |pod: &SandboxPod, name: &str| {
         found(command_in(pod, &socket, &["doctor", "--json", name])).await
@@ -255,7 +252,7 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     doctor(&pod, SECRET)
         .await
         .is("exchange", "role_refused", &["trust policy"]);
-    sandbox.aws.remove_oidc_provider(sandbox.provider());
+    sandbox.aws.remove_oidc_provider(sandbox.aws_provider());
     let pod = pod_of(&sandbox, "late", &[(ROLE, &own)]).await;
     doctor(&pod, SECRET).await.is(
         "exchange",
@@ -383,11 +380,8 @@ async fn a_pod_over_its_limit_an_ephemeral_container_and_a_stranger_are_told_wha
     assert!(id.is_some(), "{:#}", told.report);
 
     let spec = PodSpec {
-        namespace: "test".into(),
-        name: "host".into(),
-        service_account: ACCOUNT.into(),
         host_network: true,
-        ..PodSpec::default()
+        ..PodSpec::of("test", "host", ACCOUNT)
     };
     let pod = sandbox.pod_of(spec).await.expect("a pod");
     let host = ended(command_in(&pod, &socket, &["doctor", "--json", SECRET])).await;

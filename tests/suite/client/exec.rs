@@ -6,8 +6,9 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
 use std::time::Duration;
 use testkit::aws::{Operation, SecretInput};
-use testkit::sandbox::azure::AzureSandbox;
-use testkit::sandbox::{CANARY, REGION, password};
+use testkit::clouds::Cloud as _;
+use testkit::clouds::azure::Azure;
+use testkit::sandbox::{CANARY, REGION, Sandbox, password};
 use testkit::until;
 use tokio::time::timeout;
 
@@ -16,11 +17,13 @@ const DB: &str = "test/database-password=DB";
 #[tokio::test]
 async fn a_variable_is_there_however_the_name_is_spelt_that_the_vault_folds() {
     needs_workloads!();
-    let node = AzureSandbox::start().await.expect("a sandbox");
-    let client = node.namespace("test");
-    node.secret(&client, "test--key", "from the vault");
-    let _agent = node.agent().await.expect("an agent");
-    let pod = node.sandbox.pod("test", "web").await.expect("a pod");
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let azure = Azure::start(&sandbox).await.expect("a cloud");
+    azure.namespace(&sandbox, "test");
+    azure.put("test/key", b"from the vault");
+    let agent = sandbox.agent_with(|settings| azure.settings(settings));
+    let _agent = agent.await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
     let program = [
         "exec",
         "Test/Key=KEY",
@@ -29,7 +32,7 @@ async fn a_variable_is_there_however_the_name_is_spelt_that_the_vault_folds() {
         "-c",
         "printf %s \"$KEY\"",
     ];
-    let said = ended(command_in(&pod, &node.sandbox.socket(), &program)).await;
+    let said = ended(command_in(&pod, &sandbox.socket(), &program)).await;
     assert_eq!(
         (said.code, &*said.stdout),
         (Some(0), "from the vault"),
@@ -77,7 +80,7 @@ async fn every_byte_but_nul_reaches_the_program() {
         .put_secret(REGION, "test/bytes", SecretInput::binary(bytes));
     client
         .sandbox
-        .secret("test/trouble", "a=b\n'\"$(id)`id`\\ ");
+        .aws_secret("test/trouble", "a=b\n'\"$(id)`id`\\ ");
     let script = "printf %s \"$B\" | od -An -v -tu1 | tr -s ' \\n' ' '; printf %s \"$T\"";
     let ended = client
         .run(&[
@@ -95,13 +98,13 @@ async fn every_byte_but_nul_reaches_the_program() {
         ended.printed().replace("255 ", "255"),
         format!("{numbers}a=b\n'\"$(id)`id`\\ ")
     );
-    client.sandbox.secret("test/nul", "a\0b");
+    client.sandbox.aws_secret("test/nul", "a\0b");
     client
         .run(&["exec", "test/nul", "--", "echo", "started"])
         .await
         .failed(1, "test/nul: its value holds a NUL byte");
     // Each fits into a variable, and all together into no environment.
-    client.sandbox.secret("test/long", &"x".repeat(120_000));
+    client.sandbox.aws_secret("test/long", &"x".repeat(120_000));
     let many: Vec<_> = (0..100).map(|n| format!("test/long=L{n}")).collect();
     let mut arguments = vec!["exec"];
     arguments.extend(many.iter().map(String::as_str));

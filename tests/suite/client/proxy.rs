@@ -93,7 +93,7 @@ fn is(answer: &str, status: u16, text: &str) {
 async fn a_program_without_unix_sockets_asks_on_loopback_and_is_the_pod() {
     needs_workloads!();
     let client = Client::start().await;
-    client.sandbox.namespace("prod");
+    client.sandbox.aws_namespace("prod");
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
     let secret = "/v1/secrets/test/database-password";
     let answer = proxy.get(secret, OWN).await;
@@ -209,11 +209,8 @@ async fn it_does_not_listen_where_others_than_the_pod_reach_it() {
         client.run(&arguments).await.failed(2, "--allow-host");
     }
     let spec = PodSpec {
-        namespace: "test".into(),
-        name: "host".into(),
-        service_account: ACCOUNT.into(),
         host_network: true,
-        ..PodSpec::default()
+        ..PodSpec::of("test", "host", ACCOUNT)
     };
     let pod = client.sandbox.pod_of(spec).await.expect("a pod");
     let socket = client.sandbox.socket();
@@ -334,7 +331,7 @@ async fn a_burst_leaves_the_pods_other_processes_their_connections() {
     let client = Client::start().await;
     let mut proxy = Proxy::start(client.command(&LISTEN)).await;
     for number in 0..64 {
-        client.sandbox.secret(&format!("test/s-{number}"), "x");
+        client.sandbox.aws_secret(&format!("test/s-{number}"), "x");
     }
     // All at once: they end when the vault lets them.
     let (gate, held) = client.sandbox.aws.hold(Operation::GetSecretValue);

@@ -28,7 +28,7 @@ async fn a_template_is_rendered_with_each_secret_read_once_and_nothing_escaped()
     let client = Client::start().await;
     client
         .sandbox
-        .secret("test/json", r#"{"user":"u","pw":"<p&'\"@/ >"}"#);
+        .aws_secret("test/json", r#"{"user":"u","pw":"<p&'\"@/ >"}"#);
     let text = "a={{ secret(\"test/json\", key=\"pw\") }}\nb={{ secret(\"test/json\", key=\"pw\") | urlencode | replace(\"/\", \"%2F\") }}\nc={{ secret(\"test/json\", key=\"user\") | tojson }}{{ secret(\"test/json\", key=\"pw\") | b64encode }}\n{% if secret(\"test/database-password\") %}d{% endif %}\n\n";
     let template = file(&client, "app.j2", text);
     let template = template.to_str().expect("a path");
@@ -56,7 +56,7 @@ async fn a_template_that_is_wrong_is_told_by_line_and_leaves_the_file_as_it_was(
     let client = Client::start().await;
     let out = file(&client, "app.conf", "old");
     let out = out.to_str().expect("a path");
-    client.sandbox.secret("test/binary", "x");
+    client.sandbox.aws_secret("test/binary", "x");
     for (text, code, words) in [
         (
             "\n{{ secret(\"test/none\") }}",
@@ -188,7 +188,9 @@ async fn a_watched_template_is_rendered_again_after_a_rotation_and_its_reader_is
     // An outage in between is waited out, and the file stays.
     let outage = Fault::on(Operation::GetSecretValue, Behaviour::ServiceUnavailable);
     let outage = client.sandbox.aws.fault(outage.times(1));
-    client.sandbox.secret("test/database-password", "rotated");
+    client
+        .sandbox
+        .aws_secret("test/database-password", "rotated");
     contents("pw=rotated\n").await;
     assert_eq!(reader.line().await, "usr1");
     drop(outage);

@@ -2,7 +2,7 @@
 
 use super::{Node, settings};
 use std::path::PathBuf;
-use testkit::kube::{Container, PodSpec};
+use testkit::kube::PodSpec;
 use testkit::kubelet::Kubelet;
 use testkit::sandbox::{Sandbox, container_id};
 use testkit::workload::{Raw, Workload, WorkloadSpec};
@@ -55,43 +55,33 @@ async fn only_pods_of_the_agents_own_account_speak_for_the_mounter() {
     }
     let kubelet = Kubelet::new().expect("a directory");
     let _mounter = kubelet.mounter().await.expect("a mounter");
-    let container_of = async |namespace: &str, account: &str, name: &str| {
-        let container = container_id();
-        let object = sandbox.kube.create_pod(PodSpec {
-            namespace: namespace.into(),
-            name: name.into(),
-            service_account: account.into(),
-            containers: vec![Container::running("app", &container)],
-            ..PodSpec::default()
-        });
-        let spec = WorkloadSpec {
-            socket: control(&kubelet),
-            ..sandbox.place(object.uid(), &container)
-        };
-        (object, Workload::start(spec).await.expect("a process"))
+    let pod_of = async |namespace: &str, account: &str, name: &str| {
+        let spec = PodSpec::of(namespace, name, account);
+        let placed = sandbox.pod_placed(spec, |place| place.socket = control(&kubelet));
+        placed.await.expect("a pod")
     };
-    let (object, own) = container_of("latchkey", "latchkey-agent", "agent").await;
-    let (_, surged) = container_of("latchkey", "latchkey-agent", "surged").await;
+    let own = pod_of("latchkey", "latchkey-agent", "agent").await;
+    let surged = pod_of("latchkey", "latchkey-agent", "surged").await;
     let mut intruders = Vec::new();
     for (namespace, account) in [
         ("latchkey", "other"),
         ("test", "latchkey-agent"),
         ("test", "other"),
     ] {
-        let (_, intruder) = container_of(namespace, account, &format!("as-{account}")).await;
-        intruders.push((format!("{namespace}/{account}"), intruder));
+        let intruder = pod_of(namespace, account, &format!("as-{account}")).await;
+        intruders.push((format!("{namespace}/{account}"), intruder.workload));
     }
     let on_the_node = Workload::start(WorkloadSpec::host(&control(&kubelet))).await;
     intruders.push(("no pod".into(), on_the_node.expect("a process")));
-    let entrance = own.entrance().expect("a cgroup");
+    let entrance = own.workload.entrance().expect("a cgroup");
     let script = format!("echo $$ > {} && exec \"$0\" \"$@\"", entrance.display());
     let settings = settings(&sandbox, &kubelet)
-        .env("POD_UID", object.uid())
+        .env("POD_UID", own.object.uid())
         .wrapped(&["sh", "-c", &script]);
     let _agent = settings.start_ready().await.expect("an agent");
 
     for asker in [&own, &surged] {
-        let text = asks_for_all_tokens(asker).await;
+        let text = asks_for_all_tokens(&asker.workload).await;
         assert!(text.contains("\"pods\":["), "{text}");
     }
     for (whose, intruder) in &intruders {

@@ -74,7 +74,7 @@ async fn a_pods_files_are_there_before_it_starts_for_its_group_alone_and_beside_
     needs_workloads!();
     let node = Node::start().await;
     node.sandbox
-        .secret("test/login", r#"{"user": "me", "port": 5432}"#);
+        .aws_secret("test/login", r#"{"user": "me", "port": 5432}"#);
     let secrets = r#"[
         "test/database-password",
         {"name": "test/login", "key": "user", "file": "login.user", "mode": "0444"},
@@ -149,7 +149,7 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
         let half = |end: &str| format!("{}{end}", String::from(letter).repeat(20_000));
         serde_json::json!({"crt": half("crt"), "key": half("key")}).to_string()
     };
-    node.sandbox.secret("test/tls", &pair('a'));
+    node.sandbox.aws_secret("test/tls", &pair('a'));
     let secrets = r#"[{"name": "test/tls", "key": "crt", "file": "crt"}, {"name": "test/tls", "key": "key", "file": "key"}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
     let inode = || fs::metadata(target.join("crt")).expect("it is there").ino();
@@ -188,7 +188,7 @@ async fn files_follow_a_rotation_and_nobody_ever_reads_half_of_one_or_two_that_d
     tokio::time::sleep(Duration::from_millis(2500)).await;
     assert_eq!(inode(), before, "written without need");
     for letter in ['b', 'c', 'd'] {
-        node.sandbox.secret("test/tls", &pair(letter));
+        node.sandbox.aws_secret("test/tls", &pair(letter));
         let begins = || read(&target.join("key")).starts_with(letter);
         until("the new version", async || begins()).await;
     }
@@ -217,7 +217,7 @@ async fn a_secret_is_read_once_whether_its_entries_name_the_backend_or_leave_it_
     needs_workloads!();
     let node = Node::start().await;
     node.sandbox
-        .secret("test/tls", r#"{"crt": "c", "key": "k"}"#);
+        .aws_secret("test/tls", r#"{"crt": "c", "key": "k"}"#);
     let secrets = r#"[{"name": "test/tls", "key": "crt", "file": "crt"},
         {"name": "test/tls", "key": "key", "file": "key", "backend": "aws"}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
@@ -233,7 +233,7 @@ async fn an_optional_file_comes_and_goes_with_its_secret() {
     let (_volume, target) = node.with_files("web", secrets).await;
     let extra = target.join("extra");
     assert!(fs::symlink_metadata(&extra).is_err());
-    node.sandbox.secret("test/extra", "more");
+    node.sandbox.aws_secret("test/extra", "more");
     until_it_holds(&extra, "more").await;
     node.sandbox.aws.delete_secret(REGION, "test/extra");
     until("no file", async || fs::symlink_metadata(&extra).is_err()).await;

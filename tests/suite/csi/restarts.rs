@@ -11,7 +11,6 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use testkit::kube::PodSpec;
 use testkit::kubelet::{Connection, VolumeSpec};
 use testkit::until;
 use tokio::io::AsyncReadExt;
@@ -373,11 +372,7 @@ async fn a_mounter_killed_at_any_moment_of_a_publish_is_followed_by_one_that_fin
     let mut node = Node::start().await;
     let before = node.kubelet.mounts();
     for round in 0..12_u64 {
-        let (volume, container) = node.object(PodSpec {
-            namespace: "test".into(),
-            name: format!("web-{round}"),
-            ..PodSpec::default()
-        });
+        let (volume, container) = node.object_of("test", &format!("web-{round}"));
         let kill = async {
             // Each time a little later: before, in and after every step of a publish.
             sleep(Duration::from_micros(round * 700)).await;

@@ -14,7 +14,7 @@ async fn a_secret_is_answered_with_name_value_version_and_backend() {
     let served = Served::start().await;
     let version = served
         .sandbox
-        .secret("test/plain", "caf\u{e9} \"quoted\"\n");
+        .aws_secret("test/plain", "caf\u{e9} \"quoted\"\n");
     let answer = served.get("/v1/secrets/test/plain").await;
     answer.must_be_ok();
     let expected = serde_json::json!({
@@ -28,7 +28,7 @@ async fn a_secret_is_answered_with_name_value_version_and_backend() {
 async fn an_empty_value_is_a_value_and_a_binary_one_is_base64() {
     needs_workloads!();
     let served = Served::start().await;
-    served.sandbox.secret("test/empty", "");
+    served.sandbox.aws_secret("test/empty", "");
     served.sandbox.aws.put_secret(
         REGION,
         "test/binary",
@@ -63,8 +63,8 @@ async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
     let served = Served::start().await;
     let json = r#"{"user":"me","port":5432,"on":true,"none":null,"deep":{"a/b":{"m~n":["x",{"y":"z"}]}},
         "/odd":"slash","a/b/c/d/e/f/g/h/i/j/k/l/m/n/o/p/q/r/s/t/u/v/w/x/y/z/0/1/2/3/4/5/6/7":"many","":"empty","caf\u00e9":"e","raw":{"k": [1, 2]}}"#;
-    served.sandbox.secret("test/json", json);
-    served.sandbox.secret("test/array", "[1,2]");
+    served.sandbox.aws_secret("test/json", json);
+    served.sandbox.aws_secret("test/array", "[1,2]");
     let good = [
         ("user", "me"),
         ("port", "5432"),
@@ -126,8 +126,8 @@ async fn a_member_is_answered_by_its_name_or_by_a_pointer() {
 async fn an_old_version_is_answered_by_its_id_or_its_stage() {
     needs_workloads!();
     let served = Served::start().await;
-    let first = served.sandbox.secret("test/turning", "first");
-    let second = served.sandbox.secret("test/turning", "second");
+    let first = served.sandbox.aws_secret("test/turning", "first");
+    let second = served.sandbox.aws_secret("test/turning", "second");
     let aws = &served.sandbox.aws;
     let labelled = aws.add_version(
         REGION,
@@ -232,7 +232,7 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
     let served = Served::start().await;
     let version = served
         .sandbox
-        .secret("test/tagged", r#"{"a":"1","b,\"c":"2"}"#);
+        .aws_secret("test/tagged", r#"{"a":"1","b,\"c":"2"}"#);
     let path = "/v1/secrets/test/tagged";
     let plain = Request::get(path);
     let tagged = [
@@ -281,7 +281,7 @@ async fn each_representation_has_its_tag_and_a_known_one_is_answered_304() {
         .ask(lines.header("if-none-match", &tagged[0].1))
         .await;
     assert_eq!(answer.status, 304, "{}", answer.text());
-    served.sandbox.secret("test/tagged", "{}");
+    served.sandbox.aws_secret("test/tagged", "{}");
     let answer = served
         .ask(plain.header("if-none-match", &tagged[0].1))
         .await;
@@ -306,7 +306,7 @@ async fn a_member_that_is_not_there_has_not_stayed_the_same() {
     let served = Served::start().await;
     let any = Request::get("/v1/secrets/test/any?key=none").header("if-none-match", "*");
     for (value, status, word) in [("{}", 404, "key_not_found"), ("text", 422, "not_json")] {
-        served.sandbox.secret("test/any", value);
+        served.sandbox.aws_secret("test/any", value);
         let answer = served.ask(any.clone()).await;
         answer.must_be_refused(status, word);
     }

@@ -58,7 +58,7 @@ async fn a_name_that_is_too_long_for_any_vault_comes_neither_into_the_trail_nor_
 async fn a_batch_answers_each_name_once_and_for_itself() {
     needs_workloads!();
     let served = Served::start().await;
-    served.sandbox.namespace("prod");
+    served.sandbox.aws_namespace("prod");
     served
         .sandbox
         .aws
@@ -157,7 +157,7 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
     let value = "v".repeat(64 * 1024 - 1);
     let big: Vec<_> = (0..70).map(|number| format!("test/big/{number}")).collect();
     for name in &big {
-        served.sandbox.secret(name, &value);
+        served.sandbox.aws_secret(name, &value);
     }
     let answer = served.ask(batch(json!({"names": big}).to_string())).await;
     let body = answer.json();

@@ -8,7 +8,7 @@ use testkit::workload::Request;
 async fn a_slash_may_be_written_as_it_is_or_encoded() {
     needs_workloads!();
     let served = Served::start().await;
-    served.sandbox.secret("test/a/b.c_d+e=f@g-h", "deep");
+    served.sandbox.aws_secret("test/a/b.c_d+e=f@g-h", "deep");
     for path in [
         "/v1/secrets/test/a/b.c_d+e=f@g-h",
         "/v1/secrets/test%2Fa%2Fb.c_d+e=f@g-h",
@@ -167,7 +167,7 @@ async fn the_vault_is_asked_for_the_name_as_decoded_or_not_at_all() {
 async fn an_arn_is_read_where_it_says_only_if_the_operator_allows_arns() {
     needs_workloads!();
     let sandbox = testkit::sandbox::Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let value = testkit::aws::SecretInput::text("there");
     sandbox.aws.put_secret("us-west-2", "test/far", value);
     let arn = sandbox

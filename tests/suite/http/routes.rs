@@ -32,10 +32,10 @@ async fn a_list_comes_page_by_page_as_the_application_writes_the_names() {
     let sandbox = Sandbox::with(FakeKubeConfig::default(), aws)
         .await
         .expect("a sandbox");
-    let role = sandbox.namespace("test");
+    let role = sandbox.aws_namespace("test");
     for number in 0..8 {
-        sandbox.secret(&format!("test/list/{number}"), "x");
-        sandbox.secret(&format!("other/{number}"), "x");
+        sandbox.aws_secret(&format!("test/list/{number}"), "x");
+        sandbox.aws_secret(&format!("other/{number}"), "x");
     }
     let prefixed = [
         ("eks.amazonaws.com/role-arn", &*role),
@@ -95,11 +95,7 @@ async fn the_identity_is_what_the_cluster_says_of_the_caller() {
         "roles": {"aws": served.sandbox.aws.role_arn("test-app")},
     });
     assert_eq!(identity, expected);
-    served.sandbox.kube.create_namespace("plain", &[]);
-    served
-        .sandbox
-        .kube
-        .create_service_account("plain", "app", &[]);
+    served.sandbox.namespace("plain", &[]);
     let plain = served.sandbox.pod("plain", "web").await.expect("a pod");
     let identity = plain.get("/v1/identity").await.expect("an answer").json();
     assert_eq!(identity["roles"], json!({"aws": null}));
@@ -137,8 +133,8 @@ async fn health_is_answered_to_anybody_and_asks_nobody() {
 async fn clients_of_awss_own_agent_are_answered_as_by_it() {
     needs_workloads!();
     let served = Served::start().await;
-    let first = served.sandbox.secret("test/turning", "first");
-    let second = served.sandbox.secret("test/turning", "second");
+    let first = served.sandbox.aws_secret("test/turning", "first");
+    let second = served.sandbox.aws_secret("test/turning", "second");
     served
         .sandbox
         .aws
@@ -353,7 +349,7 @@ async fn unknown_parameters_and_relayed_requests_are_refused() {
 async fn with_a_required_header_nothing_is_answered_without_it() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     let _agent = sandbox
         .agent_with(|s| s.set("listen.require_header", "X-Latchkey"))
         .await

@@ -61,7 +61,7 @@ async fn while_the_api_server_is_away_known_pods_read_and_new_ones_wait() {
 async fn an_agent_that_starts_without_the_api_server_becomes_ready_when_it_is_back() {
     needs_workloads!();
     let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
+    sandbox.aws_namespace("test");
     sandbox.kube.stop_listening().await;
     let agent = sandbox
         .settings()

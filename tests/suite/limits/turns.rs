@@ -56,7 +56,7 @@ async fn when_all_connections_of_a_pod_speak_up_at_once_another_is_answered_betw
 async fn while_new_connections_of_many_pods_are_let_in_a_request_under_way_goes_on() {
     needs_workloads!();
     let of = Neighbours::start(&[]).await;
-    of.sandbox.secret("test/slow", "x");
+    of.sandbox.aws_secret("test/slow", "x");
     let gate = Gate::new();
     let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
     let _fault = of.sandbox.aws.fault(hold.for_secret("test/slow"));

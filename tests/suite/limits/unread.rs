@@ -12,7 +12,7 @@ use testkit::workload::{Raw, Request, Workload};
 fn large(of: &Neighbours) -> (Vec<String>, String) {
     let names: Vec<_> = (0..10).map(|number| format!("test/{number}")).collect();
     for name in &names {
-        of.sandbox.secret(name, &"\u{1}".repeat(64_000));
+        of.sandbox.aws_secret(name, &"\u{1}".repeat(64_000));
     }
     let body = serde_json::json!({ "names": names }).to_string();
     (names, body)
@@ -162,7 +162,7 @@ async fn a_pods_batches_read_no_more_at_once_than_it_may_have_requests_in_flight
     let of = Neighbours::start(&[("limits.in_flight_per_pod", "2")]).await;
     let names: Vec<_> = (0..8).map(|number| format!("test/{number}")).collect();
     for name in &names {
-        of.sandbox.secret(name, name);
+        of.sandbox.aws_secret(name, name);
     }
     let (gate, _held) = of.sandbox.aws.hold(Operation::GetSecretValue);
     let body = serde_json::json!({ "names": names }).to_string();
@@ -238,7 +238,7 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
 async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_until_it_is_let_go() {
     needs_workloads!();
     let mut of = Neighbours::start(&[("limits.connections_per_pod", "2")]).await;
-    of.sandbox.namespace("prod");
+    of.sandbox.aws_namespace("prod");
     let other = of.sandbox.pod("prod", "other").await.expect("a pod");
     let holder = &of.polite.workload;
     for name in &connect(&of.noisy.workload, 2).await {

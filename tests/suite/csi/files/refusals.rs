@@ -34,8 +34,8 @@ async fn refused(node: &Node, name: &str, secrets: &str) -> Status {
 async fn a_secret_that_is_denied_or_missing_fails_the_mount_and_is_named_with_the_reason() {
     needs_workloads!();
     let node = Node::start().await;
-    node.sandbox.secret("test/text", "no JSON");
-    node.sandbox.secret("test/json", "{}");
+    node.sandbox.aws_secret("test/text", "no JSON");
+    node.sandbox.aws_secret("test/json", "{}");
     for (number, (entry, code, reason)) in [
         (
             r#"{"name": "prod/database-password", "file": "other"}"#,
@@ -94,10 +94,7 @@ async fn a_secret_that_is_denied_or_missing_fails_the_mount_and_is_named_with_th
 async fn a_pod_without_a_role_is_told_so() {
     needs_workloads!();
     let node = Node::start().await;
-    node.sandbox.kube.create_namespace("plain", &[]);
-    node.sandbox
-        .kube
-        .create_service_account("plain", ACCOUNT, &[]);
+    node.sandbox.namespace("plain", &[]);
     let (mut volume, _) = node.object_of("plain", "web");
     volume.attributes = vec![("secrets".into(), PASSWORD.into())];
     let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
@@ -110,10 +107,8 @@ async fn a_pod_that_exempts_containers_from_its_role_has_no_files_that_they_coul
     needs_workloads!();
     let node = Node::start().await;
     let (mut volume, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "exempt".into(),
         annotations: vec![("eks.amazonaws.com/skip-containers".into(), "proxy".into())],
-        ..PodSpec::default()
+        ..PodSpec::of("test", "exempt", ACCOUNT)
     });
     volume.attributes = vec![("secrets".into(), PASSWORD.into())];
     let Status { code, message } = node.publish(&volume).await.expect_err("it is refused");
@@ -152,7 +147,7 @@ async fn files_that_are_too_large_together_are_refused() {
     let large = "x".repeat(60_000);
     let entries: Vec<_> = (0..18)
         .map(|number| {
-            node.sandbox.secret(&format!("test/{number}"), &large);
+            node.sandbox.aws_secret(&format!("test/{number}"), &large);
             format!("\"test/{number}\"")
         })
         .collect();
@@ -191,7 +186,7 @@ async fn a_vault_that_is_away_fails_a_new_mount_and_leaves_the_files_of_others_a
         .resume_listening()
         .await
         .expect("it is back");
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&file, "rotated").await;
     node.publish(&volume).await.expect("all is well again");
     node.publish(&new).await.expect("now");
@@ -263,14 +258,14 @@ async fn a_pod_at_its_end_keeps_its_files_and_the_kubelet_that_mounts_them_anew_
 async fn a_file_that_cannot_be_put_in_place_is_named_and_no_sets_pile_up() {
     needs_workloads!();
     let node = Node::refreshing().await;
-    node.sandbox.secret("test/late", "1");
+    node.sandbox.aws_secret("test/late", "1");
     let secrets = r#"["test/late", {"name": "test/absent", "optional": true}]"#;
     let (_volume, target) = node.with_files("web", secrets).await;
     let of_volume = node.kubelet.of_only_volume("p");
     fs::create_dir_all(of_volume.join("absent/x")).expect("a directory");
-    node.sandbox.secret("test/absent", "here");
+    node.sandbox.aws_secret("test/absent", "here");
     for value in ["2", "3", "4"] {
-        node.sandbox.secret("test/late", value);
+        node.sandbox.aws_secret("test/late", value);
         until_it_holds(&target.join("late"), value).await;
     }
     let told = node.agent.until_line("cannot be written").await;

@@ -16,11 +16,11 @@ async fn files_follow_a_rotation_while_the_mounter_is_away_and_after_it_is_back(
     let (volume, target) = node.with_files("web", PASSWORD).await;
     let mounts = node.kubelet.mounts();
     node.mounter.kill().await.expect("it runs");
-    node.sandbox.secret("test/database-password", "without");
+    node.sandbox.aws_secret("test/database-password", "without");
     until_it_holds(&target.join(FILE), "without").await;
     node.mounter = node.kubelet.mounter().await.expect("a mounter");
     node.publish(&volume).await.expect("again");
-    node.sandbox.secret("test/database-password", "after");
+    node.sandbox.aws_secret("test/database-password", "after");
     until_it_holds(&target.join(FILE), "after").await;
     assert_eq!(node.kubelet.mounts(), mounts);
     node.kubelet.unpublish(&volume).await.expect("it goes");
@@ -43,12 +43,12 @@ async fn files_outlive_an_agent_that_is_killed_and_the_next_one_renews_them() {
         .await;
     node.agent = agent.expect("an agent");
     node.agent.until_ready().await.expect("it is ready");
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     // Its tokens come with the kubelet's next call.
     node.publish(&volume).await.expect("again");
     until_it_holds(&target.join(FILE), "rotated").await;
     assert!(!of_volume.join("..half").exists(), "half a set is left");
-    node.sandbox.secret("test/database-password", "again");
+    node.sandbox.aws_secret("test/database-password", "again");
     until_it_holds(&target.join(FILE), "again").await;
 }
 
@@ -71,7 +71,7 @@ async fn a_pod_that_is_gone_leaves_no_values_in_its_volume_and_no_failures() {
         .await
         .expect("it says so");
     // The other pod's go on.
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&of_other.join(FILE), "rotated").await;
     for outcome in ["unavailable", "denied", "missing", "invalid"] {
         let failures = format!("latchkey_csi_fillings_total{{outcome=\"{outcome}\"}}");
@@ -114,7 +114,7 @@ async fn an_agent_that_takes_over_goes_on_with_the_files_and_the_one_before_leav
     assert!(status.success(), "{status}");
     // Of the twenty seconds that it may take, it takes those that nobody comes any more.
     assert!(began.elapsed().as_secs() < 10, "{:?}", began.elapsed());
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&target.join(FILE), "rotated").await;
     next.until_audit(|line| line["volume"] == "latchkey")
         .await
@@ -133,7 +133,7 @@ async fn an_agent_whose_volume_is_anothers_by_the_time_it_has_read_writes_nothin
     gate.reached(1).await;
     drop(held);
     let _next = node.successor(refreshing).await;
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&target.join(FILE), "rotated").await;
     gate.open();
     let told = node.agent.until_line("another agent's by now").await;

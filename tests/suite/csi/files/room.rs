@@ -61,7 +61,7 @@ fn fill_up(directory: &Path) {
 async fn the_files_of_one_pods_volumes_leave_room_for_anothers() {
     needs_workloads!();
     let node = Node::start().await;
-    node.sandbox.secret("test/large", &"x".repeat(60_000));
+    node.sandbox.aws_secret("test/large", &"x".repeat(60_000));
     // One read, and as many files as a volume has room for.
     let entries: Vec<_> = (0..16)
         .map(|number| format!(r#"{{"name": "test/large", "file": "{number}"}}"#))
@@ -91,7 +91,7 @@ async fn the_files_of_one_pods_volumes_leave_room_for_anothers() {
 async fn files_go_on_being_refreshed_where_the_nodes_memory_for_files_is_full() {
     needs_workloads!();
     let node = Node::refreshing().await;
-    node.sandbox.secret("test/own", "before");
+    node.sandbox.aws_secret("test/own", "before");
     let (_volume, target) = node.with_files("web", r#"["test/own"]"#).await;
     let file = target.join("own");
     for number in 0..FULL {
@@ -119,7 +119,7 @@ async fn files_go_on_being_refreshed_where_the_nodes_memory_for_files_is_full() 
     until("some rounds", async || count("ok").await >= well + 18.0).await;
     assert!(count("unavailable").await < ill + 1.0, "some failed");
     // What takes no more than before follows its secret.
-    node.sandbox.secret("test/own", "rotated");
+    node.sandbox.aws_secret("test/own", "rotated");
     until_it_holds(&file, "rotated").await;
 }
 
@@ -163,7 +163,7 @@ async fn a_volume_of_more_secrets_than_its_pod_may_ask_for_at_once_is_filled_whi
     let pod = node.pod("test", "web").await;
     let names: Vec<String> = (0..5).map(|number| format!("test/{number}")).collect();
     for name in names.iter().map(String::as_str).chain(["test/held"]) {
-        node.sandbox.secret(name, "x");
+        node.sandbox.aws_secret(name, "x");
     }
     let gate = Gate::new();
     let hold = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
@@ -188,7 +188,7 @@ async fn a_pod_that_locks_its_volumes_keeps_no_file_from_being_renewed() {
     let (_polite, of_polite) = node.with_files("polite", PASSWORD).await;
     let directory = fs::File::open(&of_locker).expect("every pod can");
     directory.lock().expect("every pod can");
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     for target in [of_polite, of_locker] {
         until_it_holds(&target.join(FILE), "rotated").await;
     }
@@ -226,7 +226,7 @@ async fn a_pod_that_takes_a_lease_on_its_file_keeps_nobody_waiting() {
     assert_eq!(taken, "taken\n");
     let told = node.agent.until_line("a process of the pod has a lease on");
     told.await.expect("the agent has come to that file");
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&of_polite.join(FILE), "rotated").await;
     drop(lessee.stdin.take());
     lessee.wait().expect("it ends");
