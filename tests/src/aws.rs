@@ -26,11 +26,10 @@ mod world;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::Deref;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
@@ -47,7 +46,7 @@ use crate::fake::{Calls, Locked, Server};
 use iam::Iam;
 use secret::Store;
 
-/// A fault that is in force until it is cleared or this is dropped.
+/// A fault that is in force until this is dropped.
 pub type FaultGuard = crate::fake::FaultGuard<Call, Special>;
 
 /// The settings of a fake AWS; [`FakeAwsConfig::default`] suits most tests.
@@ -59,12 +58,8 @@ pub struct FakeAwsConfig {
     pub account: String,
     /// The regions that exist.
     pub regions: Vec<String>,
-    /// Regions that also have an endpoint of their own, at which signatures for other regions are refused.
-    pub pinned_regions: Vec<String>,
     /// The most names in one `ListSecrets` answer, however many were requested, as AWS reserves the right to.
     pub page_limit: usize,
-    /// How many calls are remembered.
-    pub calls_kept: usize,
     /// Whether every call is also written to stdout, one JSON line each.
     pub echo_calls: bool,
 }
@@ -78,8 +73,7 @@ pub struct FakeAws {
 #[derive(Debug)]
 struct Inner {
     state: Arc<State>,
-    main: Server<Call, Special>,
-    pinned: BTreeMap<String, Server<Call, Special>>,
+    server: Server<Call, Special>,
 }
 
 /// What the services work on.
@@ -109,9 +103,7 @@ impl Default for FakeAwsConfig {
             listen: (Ipv4Addr::LOCALHOST, 0).into(),
             account: "111122223333".to_owned(),
             regions: regions.map(str::to_owned).to_vec(),
-            pinned_regions: Vec::new(),
             page_limit: 100,
-            calls_kept: 100_000,
             echo_calls: false,
         }
     }
@@ -137,94 +129,37 @@ pub fn secret_arn(region: &str, account: &str, name: &str) -> String {
 
 /// Running it.
 impl FakeAws {
-    /// Binds its listeners and serves them on the current runtime, which is why this is an async function.
+    /// Binds its listener and serves it on the current runtime, which is why this is an async function.
     ///
     /// # Errors
     ///
-    /// If an address cannot be bound.
+    /// If its address cannot be bound.
     pub async fn start(config: FakeAwsConfig) -> io::Result<Self> {
         let state = Arc::new(State {
             iam: Locked::default(),
             store: Locked::default(),
-            calls: Calls::new(config.calls_kept, config.echo_calls),
+            calls: Calls::new(config.echo_calls),
             config,
         });
-        let open = |address, region: Option<Arc<str>>| {
-            let served = Arc::clone(&state);
-            Server::open(address, None, Arc::clone(&state.calls), move |request| {
-                service::serve(Arc::clone(&served), region.clone(), request)
-            })
-        };
-        let main = open(state.config.listen, None)?;
-        let mut pinned = BTreeMap::new();
-        for region in &state.config.pinned_regions {
-            let address = SocketAddr::new(state.config.listen.ip(), 0);
-            pinned.insert(region.clone(), open(address, Some(region.as_str().into()))?);
-        }
-        let inner = Inner {
-            state,
-            main,
-            pinned,
-        };
+        let served = Arc::clone(&state);
+        let server = Server::open(
+            state.config.listen,
+            None,
+            Arc::clone(&state.calls),
+            move |request| service::serve(Arc::clone(&served), request),
+        )?;
         Ok(Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner { state, server }),
         })
-    }
-
-    /// One fake for the whole test process, on a runtime of its own.
-    ///
-    /// Tests that share it use their own names of roles and secrets, and do not touch its clock and its listener.
-    ///
-    /// # Panics
-    ///
-    /// If it cannot be started.
-    #[must_use]
-    pub fn shared() -> Self {
-        static SHARED: OnceLock<FakeAws> = OnceLock::new();
-        let shared = SHARED.get_or_init(|| {
-            let (started, fake) = std::sync::mpsc::channel();
-            std::thread::spawn(move || {
-                let runtime = tokio::runtime::Builder::new_multi_thread()
-                    .worker_threads(2)
-                    .enable_all()
-                    .build()
-                    .expect("a runtime can be built");
-                runtime.block_on(async {
-                    let fake = Self::start(FakeAwsConfig::default()).await;
-                    let _ = started.send(fake.expect("a loopback port can be bound"));
-                    std::future::pending::<()>().await;
-                });
-            });
-            fake.recv().expect("the shared fake starts")
-        });
-        shared.clone()
-    }
-
-    /// The URL at which only one region is served; it must be one of [`FakeAwsConfig::pinned_regions`].
-    #[must_use]
-    pub fn endpoint_in(&self, region: &str) -> Option<String> {
-        Some(self.inner.pinned.get(region)?.endpoint())
-    }
-
-    /// [`Server::stop_listening`] for one pinned region's endpoint.
-    ///
-    /// # Errors
-    ///
-    /// If the region has no endpoint of its own.
-    pub async fn stop_listening_in(&self, region: &str) -> io::Result<()> {
-        let missing = || io::Error::other(format!("{region} has no endpoint of its own"));
-        let server = self.inner.pinned.get(region).ok_or_else(missing)?;
-        server.stop_listening().await;
-        Ok(())
     }
 }
 
-/// Its address, its calls, what goes wrong and its clock; of the pinned regions, all but the address.
+/// Its address, its calls, what goes wrong and its clock.
 impl Deref for FakeAws {
     type Target = Server<Call, Special>;
 
     fn deref(&self) -> &Self::Target {
-        &self.inner.main
+        &self.inner.server
     }
 }
 

@@ -87,7 +87,7 @@ impl FakeAzure {
         let state = Arc::new(State {
             directory: Locked::new(Directory::new(&format!("https://{LOGIN_HOST}"))),
             vaults: Locked::default(),
-            calls: Calls::new(100_000, false),
+            calls: Calls::new(false),
             address: OnceLock::new(),
         });
         let served = Arc::clone(&state);

@@ -53,8 +53,8 @@ pub const PROJECT: &str = "acme-prod";
 /// Its number.
 pub const NUMBER: &str = "123456789012";
 
-/// How many calls are remembered.
-const CALLS_KEPT: usize = 100_000;
+/// The role that may read values.
+pub const ACCESSOR: &str = "roles/secretmanager.secretAccessor";
 
 /// A running fake Google Cloud; clones are handles to the same one, which ends with the last of them.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl FakeGcp {
         let state = Arc::new(State {
             iam: Locked::default(),
             store: Locked::new(store),
-            calls: Calls::new(CALLS_KEPT, false),
+            calls: Calls::new(false),
             page_limit: AtomicUsize::new(usize::MAX),
         });
         let served = Arc::clone(&state);

@@ -49,13 +49,12 @@ impl Form {
     pub(super) fn answer(
         &self,
         state: &State,
-        pinned_region: Option<&str>,
         parts: &Parts,
         body: &[u8],
         call: &mut Call,
     ) -> Result<Reply, Refusal> {
         let now = call.at;
-        let (caller, _) = authenticate(state, pinned_region, parts, body, now, "sts")?;
+        let (caller, _) = authenticate(state, parts, body, now, "sts")?;
         const KNOWN: [&str; 5] = [
             "Action",
             "DurationSeconds",

@@ -79,7 +79,6 @@ pub(super) fn describe(parts: &Parts, body: &[u8], state: &State, call: &mut Cal
 /// Authenticates the request and answers it; `fault` may replace a value.
 pub(super) fn answer(
     state: &State,
-    pinned_region: Option<&str>,
     parts: &Parts,
     body: &[u8],
     now: Timestamp,
@@ -89,7 +88,7 @@ pub(super) fn answer(
     if operation == Operation::Unknown || parts.uri.path() != "/" || parts.uri.query().is_some() {
         return Err(Refusal::new(400, "UnknownOperationException", ""));
     }
-    let (session, region) = authenticate(state, pinned_region, parts, body, now, "secretsmanager")?;
+    let (session, region) = authenticate(state, parts, body, now, "secretsmanager")?;
     match operation {
         Operation::GetSecretValue => {
             parse::<GetSecretValue>(body)?.answer(state, &session, region, fault)
@@ -101,7 +100,6 @@ pub(super) fn answer(
 /// The session whose signature for `service` the request has, and the region of that signature.
 pub(super) fn authenticate<'a>(
     state: &State,
-    pinned_region: Option<&str>,
     parts: &'a Parts,
     body: &[u8],
     now: Timestamp,
@@ -117,7 +115,7 @@ pub(super) fn authenticate<'a>(
     let invalid = |text: String| Refusal::new(400, "InvalidSignatureException", text);
     let authorization = Authorization::of(parts)?;
     let region = authorization.region;
-    if pinned_region.is_some_and(|pinned| pinned != region) || !state.knows_region(region) {
+    if !state.knows_region(region) {
         return Err(invalid(
             "Credential should be scoped to a valid region.".to_owned(),
         ));

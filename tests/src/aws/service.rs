@@ -20,7 +20,6 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 /// A request that has been read.
 struct Arrived {
     state: Arc<State>,
-    pinned_region: Option<Arc<str>>,
     service: Service,
     parts: Parts,
     body: Bytes,
@@ -29,7 +28,6 @@ struct Arrived {
 
 pub(super) async fn serve(
     state: Arc<State>,
-    pinned_region: Option<Arc<str>>,
     request: Request<Incoming>,
 ) -> Result<Response<ReplyBody>, BrokenOff> {
     let (parts, body) = fake::whole(request).await?;
@@ -49,7 +47,6 @@ pub(super) async fn serve(
     let calls = Arc::clone(&state.calls);
     let arrived = Arrived {
         state,
-        pinned_region,
         service,
         parts,
         body,
@@ -97,23 +94,17 @@ impl Arrived {
         if self.parts.method != Method::POST {
             return Err(Refusal::new(405, "MethodNotAllowed", "only POST is served"));
         }
-        let (state, region) = (&*self.state, self.pinned_region.as_deref());
+        let state = &*self.state;
         let body = match behaviour {
             Some(Behaviour::Special(Special::Tampered)) => &[&*self.body, b" "].concat(),
             _ => &*self.body,
         };
         match self.service {
-            Service::SecretsManager => secretsmanager::answer(
-                state,
-                region,
-                &self.parts,
-                body,
-                call.at,
-                call.operation,
-                behaviour,
-            ),
+            Service::SecretsManager => {
+                secretsmanager::answer(state, &self.parts, body, call.at, call.operation, behaviour)
+            }
             Service::Sts => match assume::Form::parse(body) {
-                Some(form) => form.answer(state, region, &self.parts, body, call),
+                Some(form) => form.answer(state, &self.parts, body, call),
                 None => sts::Form::parse(body)?.answer(state, call.at, call),
             },
         }

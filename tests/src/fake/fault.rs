@@ -54,7 +54,7 @@ pub struct Fault<C: Attempt, S> {
     pub region: Option<String>,
     /// What happens.
     pub behaviour: Behaviour<S>,
-    /// How many calls it affects; `None`: all until the fault is cleared.
+    /// How many calls it affects; `None`: all until the fault is lifted.
     pub times: Option<u32>,
 }
 
@@ -94,7 +94,7 @@ pub enum Behaviour<S> {
 }
 
 impl<C: Attempt, S> Fault<C, S> {
-    /// A fault of every call of one operation, until cleared.
+    /// A fault of every call of one operation, until it is lifted.
     #[must_use]
     pub fn on(operation: C::Operation, behaviour: Behaviour<S>) -> Self {
         Self {

@@ -14,28 +14,18 @@ pub(super) struct Faults<C: Attempt, S> {
     count: AtomicUsize,
 }
 
-/// A fault that is in force until it is cleared or this is dropped.
-#[must_use = "the fault is cleared when this is dropped"]
+/// A fault that is in force until this is dropped.
+#[must_use = "the fault ends when this is dropped"]
 #[derive(Debug)]
 pub struct FaultGuard<C: Attempt, S: Special> {
     faults: Arc<Faults<C, S>>,
     id: u64,
-    kept: bool,
-}
-
-impl<C: Attempt, S: Special> FaultGuard<C, S> {
-    /// Leaves the fault in force for as long as the fake lives.
-    pub fn keep(mut self) {
-        self.kept = true;
-    }
 }
 
 impl<C: Attempt, S: Special> Drop for FaultGuard<C, S> {
     fn drop(&mut self) {
-        if !self.kept {
-            self.faults
-                .change(|active| active.retain(|(id, _)| *id != self.id));
-        }
+        self.faults
+            .change(|active| active.retain(|(id, _)| *id != self.id));
     }
 }
 
@@ -56,7 +46,6 @@ impl<C: Attempt, S: Special> Faults<C, S> {
         FaultGuard {
             faults: Arc::clone(self),
             id,
-            kept: false,
         }
     }
 

@@ -7,20 +7,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 use tokio::sync::watch;
 
+/// How many calls are remembered.
+const KEPT: usize = 100_000;
+
 /// The calls so far; the oldest are forgotten when there are too many.
 #[derive(Debug)]
 pub(super) struct CallLog<T> {
     calls: Mutex<VecDeque<T>>,
-    kept: usize,
     echo: bool,
     total: watch::Sender<u64>,
 }
 
 impl<T: Clone + Serialize> CallLog<T> {
-    pub(super) fn new(kept: usize, echo: bool) -> Self {
+    pub(super) fn new(echo: bool) -> Self {
         Self {
             calls: Mutex::default(),
-            kept,
             echo,
             total: watch::Sender::new(0),
         }
@@ -34,7 +35,7 @@ impl<T: Clone + Serialize> CallLog<T> {
             let _ = writeln!(std::io::stdout(), "{line}");
         }
         let mut calls = self.lock();
-        if calls.len() >= self.kept {
+        if calls.len() >= KEPT {
             calls.pop_front();
         }
         calls.push_back(call);

@@ -190,10 +190,10 @@ impl<C: Attempt, S: Special> Server<C, S> {
 }
 
 impl<C: Attempt, S: Special> Calls<C, S> {
-    /// Remembers so many calls; with `echo`, each is also written to stdout.
-    pub(crate) fn new(kept: usize, echo: bool) -> Arc<Self> {
+    /// With `echo`, each call is also written to stdout, one JSON line each.
+    pub(crate) fn new(echo: bool) -> Arc<Self> {
         Arc::new(Self {
-            log: CallLog::new(kept, echo),
+            log: CallLog::new(echo),
             faults: Arc::default(),
             clock_offset: AtomicI64::new(0),
         })

@@ -255,10 +255,6 @@ impl Iam {
         Ok(())
     }
 
-    pub(super) fn remove_provider(&mut self, name: &str) {
-        self.providers.remove(name);
-    }
-
     pub(super) fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.get(name)
     }

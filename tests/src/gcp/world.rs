@@ -29,11 +29,6 @@ impl FakeGcp {
         self.inner.state.iam.write().add_provider(spec)
     }
 
-    /// Deletes a provider.
-    pub fn remove_provider(&self, name: &str) {
-        self.inner.state.iam.write().remove_provider(name);
-    }
-
     /// Makes a cluster one of GKE's, in the project's pool.
     pub fn add_cluster(&self, issuer: &str, jwks: &Value) -> String {
         let pool = format!("{PROJECT}.svc.id.goog");

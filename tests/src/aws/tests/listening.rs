@@ -1,4 +1,4 @@
-//! Faults, regions, and listeners that come and go.
+//! Faults, and listeners that come and go.
 
 use super::*;
 
@@ -119,70 +119,4 @@ async fn aws_refuses_connections_while_it_does_not_listen() {
             .expect("the port is still ours");
     }
     assert!(cloud.read(&session, "test/db").await.is_ok());
-}
-
-#[tokio::test]
-async fn aws_a_pinned_endpoint_serves_its_own_region_only() {
-    let config = FakeAwsConfig {
-        pinned_regions: vec!["eu-west-1".into()],
-        ..FakeAwsConfig::default()
-    };
-    let cloud = Cloud::with(config).await;
-    cloud
-        .aws
-        .set_policy(&cloud.role, &read_policy(&["*"]))
-        .expect("good policy");
-    cloud
-        .aws
-        .put_secret("eu-west-1", "test/db", SecretInput::text("ireland"));
-    cloud
-        .aws
-        .put_secret(REGION, "test/db", SecretInput::text("frankfurt"));
-    let session = cloud.session().await;
-    let pinned = cloud.aws.endpoint_in("eu-west-1").expect("pinned");
-    let there = cloud.reader_at(&pinned, "eu-west-1", &session);
-    assert_eq!(
-        get(&there, "test/db")
-            .await
-            .expect("a value")
-            .secret_string(),
-        Some("ireland")
-    );
-    let astray = cloud.reader_at(&pinned, REGION, &session);
-    assert_eq!(
-        code(get(&astray, "test/db").await),
-        "InvalidSignatureException"
-    );
-    cloud
-        .aws
-        .stop_listening_in("eu-west-1")
-        .await
-        .expect("it has one");
-    assert_eq!(code(get(&there, "test/db").await), "dispatch failure");
-    assert_eq!(
-        cloud.read(&session, "test/db").await.as_deref(),
-        Ok("frankfurt")
-    );
-}
-
-#[test]
-fn aws_one_fake_can_be_shared_between_runtimes() {
-    for name in ["shared-a", "shared-b"] {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build();
-        runtime.expect("a runtime").block_on(async {
-            let aws = FakeAws::shared();
-            let issuer = Issuer::new(format!("https://{name}.test"));
-            let provider = aws.add_oidc_provider(issuer.url(), &[AUDIENCE], &issuer.jwks());
-            let role = aws.role_arn(name);
-            let trust = trust_policy(&provider, "system:serviceaccount:test:app", AUDIENCE);
-            aws.create_role(RoleSpec::new(&role, trust, read_policy(&["*"])))
-                .expect("good");
-            aws.put_secret(REGION, name, SecretInput::text(name));
-            let cloud = Cloud { aws, issuer, role };
-            let session = cloud.session().await;
-            assert_eq!(cloud.read(&session, name).await.as_deref(), Ok(name));
-        });
-    }
 }

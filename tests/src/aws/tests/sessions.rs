@@ -309,7 +309,7 @@ async fn aws_sessions_end_by_the_fakes_clock() {
 }
 
 #[tokio::test]
-async fn aws_keeps_partitions_apart() {
+async fn aws_keeps_partitions_apart_and_knows_its_regions() {
     let cloud = Cloud::start().await;
     let provider = provider_arn("aws-us-gov", "444455556666", cloud.issuer.url());
     cloud
@@ -339,4 +339,6 @@ async fn aws_keeps_partitions_apart() {
     assert_eq!(answer.secret_string(), Some("secret of state"));
     let abroad = get(&cloud.reader("us-east-1", &session), "a").await;
     assert_eq!(code(abroad), "UnrecognizedClientException");
+    let nowhere = get(&cloud.reader("us-gov-north-1", &session), "a").await;
+    assert_eq!(code(nowhere), "InvalidSignatureException");
 }
