@@ -14,6 +14,15 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
+/// A user that no machine has.
+pub const ALICE: u32 = 41_001;
+
+/// Another.
+pub const BOB: u32 = 41_002;
+
+/// Who has no secrets.
+pub const MALLORY: u32 = 41_003;
+
 /// The role that the machine's own credentials belong to.
 const OWN_ROLE: &str = "machine";
 

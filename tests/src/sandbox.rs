@@ -23,8 +23,8 @@ const ISSUER: &str = "https://cluster.example";
 /// The service account that [`Sandbox::namespace`] makes.
 pub const ACCOUNT: &str = "app";
 
-/// The first word of `database-password` in a namespace made by [`Sandbox::aws_namespace`], so that tests can search for it
-/// where it must not be.
+/// The first word of `database-password` in a namespace made by [`Sandbox::aws_namespace`], so that tests can search
+/// for it where it must not be.
 pub const CANARY: &str = "canary-3f9c1d";
 
 /// A node without its agent, which [`Sandbox::agent`] starts.
@@ -138,7 +138,7 @@ impl Sandbox {
         self.aws.put_secret(REGION, name, SecretInput::text(value))
     }
 
-    /// Starts a pod of the service account [`ACCOUNT`] in a namespace made by [`Sandbox::namespace`].
+    /// Starts a pod of the service account [`ACCOUNT`].
     ///
     /// # Errors
     ///

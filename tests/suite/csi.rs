@@ -25,6 +25,16 @@ const OWN: &str = "/v1/secrets/test/database-password";
 /// Where pods have their volume.
 const AT: &str = "/run/latchkey";
 
+// Codes of gRPC.
+const INVALID_ARGUMENT: u16 = 3;
+const NOT_FOUND: u16 = 5;
+const ALREADY_EXISTS: u16 = 6;
+const PERMISSION_DENIED: u16 = 7;
+const FAILED_PRECONDITION: u16 = 9;
+const ABORTED: u16 = 10;
+const UNIMPLEMENTED: u16 = 12;
+const UNAVAILABLE: u16 = 14;
+
 /// A node with mounter and agent, which has no right on tokens; the namespaces `test` and `prod`.
 struct Node {
     sandbox: Sandbox,

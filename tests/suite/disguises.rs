@@ -1,12 +1,12 @@
 //! Processes that would pass for another pod, or for a pod at all.
 
-use crate::code;
+use crate::{is_no_workload, is_own};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::kube::{Container, PodSpec};
-use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id};
 use testkit::until;
 use testkit::workload::{
-    Driver, Hierarchies, Place, PodCgroup, Qos, Raw, Request, Response, Runtime, Volume, Workload,
+    Driver, Hierarchies, Place, PodCgroup, Qos, Raw, Request, Runtime, Volume, Workload,
     WorkloadSpec,
 };
 
@@ -43,14 +43,6 @@ impl Scene {
             prod,
         }
     }
-}
-
-fn is_own(answer: &Response) -> bool {
-    answer.status == 200 && answer.json()["value"] == password("test")
-}
-
-fn is_no_workload(answer: &Response) -> bool {
-    answer.status == 403 && code(answer) == "not_attested"
 }
 
 #[tokio::test]

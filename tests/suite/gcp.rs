@@ -8,12 +8,11 @@ mod vault;
 use testkit::agent::AgentProcess;
 use testkit::clouds::Cloud as _;
 use testkit::clouds::gcp::Gcp;
-use testkit::gcp::{NUMBER, Operation};
+use testkit::gcp::{ACCESSOR, NUMBER, Operation};
 use testkit::kube::FakeKubeConfig;
 use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod};
 
 const SECRET: &str = "test/database-password";
-const ACCESSOR: &str = "roles/secretmanager.secretAccessor";
 
 /// A cluster with the namespaces `test` and `prod`, and the project that trusts it.
 struct Google {

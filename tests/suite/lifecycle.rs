@@ -2,10 +2,10 @@
 
 mod away;
 
-use crate::code;
+use crate::{code, is_no_workload, is_own, sandbox_with_a_pod};
 use std::time::{Duration, Instant};
 use testkit::kube::{Container, Fault, PodSpec};
-use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id, password};
+use testkit::sandbox::{ACCOUNT, Sandbox, SandboxPod, container_id};
 use testkit::workload::{Raw, Request, Response, Workload};
 use tokio::time::sleep;
 
@@ -18,14 +18,6 @@ async fn scene() -> (Sandbox, testkit::agent::AgentProcess) {
         .agent_with(|settings| settings.set("limits.attest_wait", "1s"))
         .await;
     (sandbox, agent.expect("an agent"))
-}
-
-fn is_own(answer: &Response) -> bool {
-    answer.status == 200 && answer.json()["value"] == password("test")
-}
-
-fn is_no_workload(answer: &Response) -> bool {
-    answer.status == 403 && code(answer) == "not_attested"
 }
 
 /// Asks until the answer is as wanted. One that is under way when the pod ends has none.
@@ -403,9 +395,7 @@ async fn exempt_containers_get_no_role_and_the_namespace_stands_in_for_its_accou
 #[tokio::test]
 async fn what_somebody_writes_into_a_pod_of_theirs_keeps_no_other_from_being_known() {
     needs_workloads!();
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.aws_namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let theirs = sandbox.pod("test", "theirs").await.expect("a pod");
     // The API server takes any year that has four digits; not everybody reads them all.
     theirs.object.claim_edit_at("9999-12-31T00:00:00Z");

@@ -11,15 +11,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::Operation;
-use testkit::machine::{Machine, run_by, with_principal};
+use testkit::machine::{ALICE, BOB, MALLORY, Machine, run_by, with_principal};
 use testkit::sandbox::container_id;
 use testkit::until;
 use testkit::workload::{Hierarchies, Place, Request, Response, Workload, WorkloadSpec};
-
-/// Users that no machine has.
-const ALICE: u32 = 41_001;
-const BOB: u32 = 41_002;
-const MALLORY: u32 = 41_003;
 
 /// The first of the uids that a workload's own user namespace maps to.
 const MAPPED: u32 = 200_000;

@@ -38,7 +38,7 @@ mod trail;
 mod wait;
 mod watch;
 
-use testkit::sandbox::{Sandbox, SandboxPod};
+use testkit::sandbox::{Sandbox, SandboxPod, password};
 
 /// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
 ///
@@ -72,6 +72,16 @@ fn code(answer: &testkit::workload::Response) -> String {
         .as_str()
         .unwrap_or_default()
         .to_owned()
+}
+
+/// Whether a pod of the namespace `test` has read its secret.
+fn is_own(answer: &testkit::workload::Response) -> bool {
+    answer.status == 200 && answer.json()["value"] == password("test")
+}
+
+/// Whether who asked is no pod that the agent knows.
+fn is_no_workload(answer: &testkit::workload::Response) -> bool {
+    answer.status == 403 && code(answer) == "not_attested"
 }
 
 /// Which request of the agent's this was the answer to: they are numbered as they are begun.

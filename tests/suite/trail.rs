@@ -1,11 +1,11 @@
 //! The audit trail: one line for each secret asked for, with every field, and no secret without its line.
 
-use crate::code;
+use crate::{code, sandbox_with_a_pod};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::Operation;
-use testkit::sandbox::{Sandbox, SandboxPod};
+use testkit::sandbox::Sandbox;
 use testkit::workload::{Raw, Request, Workload, WorkloadSpec};
 
 /// Every field of the contract.
@@ -40,13 +40,6 @@ const QUEUE: usize = 2;
 
 /// How many ask at the same time: more than queue and writer take.
 const ASKED: usize = 16;
-
-async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod, String) {
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    let role = sandbox.aws_namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
-    (sandbox, pod, role)
-}
 
 /// An agent to whose trail nobody listens.
 async fn deaf(
@@ -89,7 +82,8 @@ fn asker(line: &Value) -> [&Value; 8] {
 #[tokio::test]
 async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
     needs_workloads!();
-    let (sandbox, pod, role) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
+    let role = sandbox.aws.role_arn("test-app");
     sandbox.aws_namespace("prod");
     let version = sandbox.aws_secret("test/api-key", "k");
     let agent = sandbox.agent().await.expect("an agent");
@@ -156,7 +150,7 @@ async fn a_line_says_who_read_what_as_whom_and_how_it_ended() {
 #[tokio::test]
 async fn a_caller_that_is_no_pod_is_named_by_its_process_only() {
     needs_workloads!();
-    let (sandbox, _pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let spec = WorkloadSpec::host(&sandbox.socket());
     let host = Workload::start(spec).await.expect("a process");
@@ -190,7 +184,7 @@ async fn a_caller_that_is_no_pod_is_named_by_its_process_only() {
 #[tokio::test]
 async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
     needs_workloads!();
-    let (sandbox, mut pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, mut pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     tokio::select! {
@@ -247,7 +241,7 @@ async fn a_caller_that_closes_its_connection_leaves_a_line_and_its_place_and_not
 #[tokio::test]
 async fn the_death_of_a_caller_is_heard_of_at_once() {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     // The agent looks at all connections each second: nine of ten that are told within half of one are not told by that.
@@ -274,7 +268,7 @@ async fn the_death_of_a_caller_is_heard_of_at_once() {
 #[tokio::test]
 async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     sandbox.aws_namespace("prod");
     let agent = sandbox.agent().await.expect("an agent");
     let names = [
@@ -318,7 +312,7 @@ async fn each_name_of_a_batch_has_a_line_and_the_trail_has_no_gap() {
 #[tokio::test]
 async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let short = |settings: AgentSettings| {
         settings
             .set("audit.queue", QUEUE)
@@ -364,7 +358,7 @@ async fn no_secret_leaves_without_its_line_when_nobody_reads_the_trail() {
 async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agent_asks_to_be_restarted()
  {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = deaf(&sandbox, |settings| settings).await;
     agent.hang_up().expect("nobody reads it yet");
     // Whoever asks before the first line has failed still gets an answer.
@@ -395,7 +389,7 @@ async fn when_the_trail_cannot_be_written_any_more_nothing_is_given_and_the_agen
 #[tokio::test]
 async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut agent = deaf(&sandbox, |settings| settings.set("limits.drain", "2s")).await;
     let answer = pod
         .secret("test/database-password")
@@ -414,7 +408,7 @@ async fn an_agent_whose_trail_nobody_reads_leaves_all_the_same() {
 #[tokio::test]
 async fn a_batch_that_is_refused_as_a_whole_has_one_line() {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let slow = |settings: AgentSettings| settings.set("limits.requests_per_second_per_pod", 2);
     let agent = sandbox.agent_with(slow).await.expect("an agent");
     let batch = |names: &str| {

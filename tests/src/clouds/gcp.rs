@@ -6,7 +6,7 @@ use std::io;
 
 use super::{Cloud, Listener, Logged, Trouble};
 use crate::agent::AgentSettings;
-use crate::gcp::{FakeGcp, NUMBER, Operation, PROJECT, ProviderSpec};
+use crate::gcp::{ACCESSOR, FakeGcp, NUMBER, Operation, PROJECT, ProviderSpec};
 use crate::sandbox::{ACCOUNT, Sandbox, password};
 
 /// The annotation that names the Google service account.
@@ -71,8 +71,7 @@ impl Cloud for Gcp {
             .bind_account(&account, "roles/iam.workloadIdentityUser", &principal);
         let member = format!("serviceAccount:{account}");
         let own = format!("resource.name.startsWith('projects/{NUMBER}/secrets/{name}--')");
-        let reader = "roles/secretmanager.secretAccessor";
-        self.cloud.bind_project(reader, &member, Some(&own));
+        self.cloud.bind_project(ACCESSOR, &member, Some(&own));
         self.cloud
             .bind_project("roles/secretmanager.viewer", &member, None);
         sandbox.namespace(name, &[(ANNOTATION, &account)]);

@@ -4,7 +4,7 @@ mod machine;
 mod socket;
 
 use super::{Client, Ended, command_in, ended};
-use crate::REFUSAL_STANDS;
+use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
 use serde_json::Value;
 use testkit::aws::{Behaviour, Fault, Operation, RoleSpec, read_policy, secret_arn, trust_policy};
 use testkit::kube::PodSpec;
@@ -117,9 +117,7 @@ async fn where_nothing_is_wrong_it_says_so_and_shows_no_value() {
 #[tokio::test]
 async fn an_agent_that_is_not_ready_is_told_with_what_it_waits_for() {
     needs_workloads!();
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.aws_namespace("test");
-    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     sandbox.kube.stop_listening().await;
     let agent = sandbox
         .settings()

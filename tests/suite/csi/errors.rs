@@ -14,7 +14,10 @@
 //! | not healthy, try again, 14 | here, restarts.rs, files/refusals.rs |
 //! | not authenticated, 16 | nobody but root gets as far as a call: here |
 
-use super::Node;
+use super::{
+    ABORTED, ALREADY_EXISTS, FAILED_PRECONDITION, INVALID_ARGUMENT, Node, UNAVAILABLE,
+    UNIMPLEMENTED,
+};
 use latchkey_agent::csi::proto::{
     AccessType, Empty, NodeCapabilities, NodeInfo, NodeUnpublishVolumeRequest, PluginName,
 };
@@ -23,13 +26,6 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use testkit::kubelet::{Status, call};
-
-const INVALID_ARGUMENT: u16 = 3;
-const ALREADY_EXISTS: u16 = 6;
-const FAILED_PRECONDITION: u16 = 9;
-const ABORTED: u16 = 10;
-const UNIMPLEMENTED: u16 = 12;
-const UNAVAILABLE: u16 = 14;
 
 /// `NodeServiceCapability.RPC.Type`.
 const VOLUME_MOUNT_GROUP: i32 = 6;

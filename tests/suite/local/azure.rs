@@ -1,12 +1,12 @@
 //! Azure from a machine: a client secret, a developer's `az`, and the machine's managed identities.
 
-use super::{ALICE, BOB, read, value_of};
+use super::{read, value_of};
 use std::time::{Duration, Instant};
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::azure::{Access, FakeAzure, Operation, SecretSpec};
-use testkit::machine::{Machine, with_principal};
+use testkit::clouds::azure::TENANT;
+use testkit::machine::{ALICE, BOB, Machine, with_principal};
 
-const TENANT: &str = "72f988bf-86f1-41af-91ab-2d7cd011db47";
 const DEVELOPER: &str = "5d2e1f43-7c5e-4f5b-9d7b-0123456789ab";
 const VAULT: &str = "local-vault";
 

@@ -1,14 +1,13 @@
 //! Google Cloud from a machine: Application Default Credentials, and service accounts that they take on.
 
-use super::{ALICE, BOB, read, value_of};
+use super::{read, value_of};
 use serde_json::{Value, json};
 use std::fs;
 use testkit::agent::{AgentProcess, AgentSettings};
-use testkit::gcp::{FakeGcp, NUMBER, Operation, PROJECT, ProviderSpec};
+use testkit::gcp::{ACCESSOR, FakeGcp, NUMBER, Operation, PROJECT, ProviderSpec};
 use testkit::jwt::{Bound, Claims, Issuer};
-use testkit::machine::{Machine, with_principal};
+use testkit::machine::{ALICE, BOB, Machine, with_principal};
 
-const ACCESSOR: &str = "roles/secretmanager.secretAccessor";
 const CREATOR: &str = "roles/iam.serviceAccountTokenCreator";
 
 /// A machine before a project with one secret for each of its principals.

@@ -2,8 +2,6 @@
 
 use super::*;
 
-const ACCESSOR: &str = "roles/secretmanager.secretAccessor";
-
 #[tokio::test]
 async fn a_secret_is_read_by_whom_a_binding_admits_where_its_condition_holds() {
     let cloud = Cloud::start().await;

@@ -6,14 +6,11 @@ use serde_json::Value;
 use std::fs;
 use std::path::Path;
 use testkit::binaries::sibling_binary;
-use testkit::machine::{Machine, becoming, run_by};
+use testkit::machine::{ALICE, MALLORY, Machine, becoming, run_by};
 use testkit::sandbox::CANARY;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::process::Command;
-
-const ALICE: u32 = 41_001;
-const MALLORY: u32 = 41_003;
 
 /// The command outside of a cluster, with no variable but PATH and the socket's.
 fn doctor_of(uid: u32, socket: &Path, arguments: &[&str]) -> Command {

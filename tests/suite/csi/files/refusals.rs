@@ -1,7 +1,9 @@
 //! What is wrong with a volume's files, and whom it stops: a pod that starts, never one that runs.
 
 use super::{FILE, PASSWORD, read, until_it_holds};
-use crate::csi::{Node, reads_own};
+use crate::csi::{
+    ALREADY_EXISTS, INVALID_ARGUMENT, NOT_FOUND, Node, PERMISSION_DENIED, UNAVAILABLE, reads_own,
+};
 use std::fs;
 use std::time::Duration;
 use testkit::kube::{Pod, PodSpec};
@@ -9,12 +11,6 @@ use testkit::kubelet::Status;
 use testkit::sandbox::{ACCOUNT, REGION, password};
 use testkit::until;
 use tokio::time::{sleep, timeout};
-
-const INVALID_ARGUMENT: u16 = 3;
-const NOT_FOUND: u16 = 5;
-const ALREADY_EXISTS: u16 = 6;
-const PERMISSION_DENIED: u16 = 7;
-const UNAVAILABLE: u16 = 14;
 
 /// How long what comes by and by may take.
 const SOON: Duration = Duration::from_secs(30);

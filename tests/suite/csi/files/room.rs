@@ -1,7 +1,7 @@
 //! How much one pod's files and volumes may take, and what is left to the others.
 
 use super::{FILE, PASSWORD, read, until_it_holds};
-use crate::csi::Node;
+use crate::csi::{INVALID_ARGUMENT, Node, UNAVAILABLE};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
@@ -11,9 +11,6 @@ use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::kubelet::{Status, VolumeSpec};
 use testkit::sandbox::password;
 use testkit::until;
-
-const INVALID_ARGUMENT: u16 = 3;
-const UNAVAILABLE: u16 = 14;
 
 /// How many volumes with short attributes, or none, one pod may have.
 const MOST_VOLUMES: usize = 32;
