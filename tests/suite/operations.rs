@@ -403,9 +403,7 @@ async fn every_metric_of_the_contract_counts_what_happened() {
 #[tokio::test]
 async fn a_vault_that_hangs_is_counted_even_if_whoever_asks_gives_up_sooner_than_the_agent() {
     needs_workloads!();
-    let sandbox = Sandbox::start().await.expect("a sandbox");
-    sandbox.namespace("test");
-    let mut pod = sandbox.pod("test", "web").await.expect("a pod");
+    let (sandbox, mut pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
     let _hangs = sandbox
         .aws

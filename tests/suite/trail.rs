@@ -205,14 +205,12 @@ async fn a_caller_that_dies_before_its_answer_leaves_a_line() {
 async fn a_caller_that_closes_its_connection_leaves_a_line_and_its_place_and_nothing_more_is_read_for_it()
  {
     needs_workloads!();
-    let (sandbox, pod, _) = sandbox_with_a_pod().await;
+    let (sandbox, pod) = sandbox_with_a_pod().await;
     let settings = sandbox.settings().expect("settings");
     let settings = settings.set("limits.in_flight_per_pod", "1");
     let agent = settings.start().await.expect("a process");
     agent.until_readyz().await.expect("it is ready");
-    let gate = Gate::new();
-    let held = Fault::on(Operation::GetSecretValue, Behaviour::Hold(gate.clone()));
-    let held = sandbox.aws.fault(held);
+    let (gate, held) = sandbox.aws.hold(Operation::GetSecretValue);
     let names: Vec<_> = (0..16).map(|number| format!("test/{number}")).collect();
     let body = json!({ "names": names }).to_string();
     let head = format!(

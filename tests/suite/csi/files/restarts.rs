@@ -99,7 +99,7 @@ async fn files_of_a_pod_that_was_not_named_for_a_while_are_renewed_once_it_is_pu
         node.publish(&volume).await.is_ok() && target.join(FILE).exists()
     })
     .await;
-    node.sandbox.secret("test/database-password", "rotated");
+    node.sandbox.aws_secret("test/database-password", "rotated");
     until_it_holds(&target.join(FILE), "rotated").await;
 }
 
