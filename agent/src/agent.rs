@@ -15,7 +15,7 @@ use crate::metrics::Metrics;
 use crate::passed::Listener;
 use crate::peer::Pinning;
 use crate::preflight::{self, StartError};
-use crate::server::Server;
+use crate::server::{Server, Warnings};
 use crate::stderr::Stderr;
 use crate::taint;
 use crate::volumes::Volumes;
@@ -101,6 +101,7 @@ impl Agent {
             backends: backends.clone(),
             tokens,
             metrics: metrics.clone(),
+            warnings: Warnings::default(),
         };
         let services = Arc::new(Services {
             accounts,

@@ -7,6 +7,7 @@ mod shelf;
 
 use crate::backend::{BackendError, Fault, Secret, Selector};
 use crate::config;
+use crate::error::RequestError;
 use crate::flight::Flights;
 use crate::request::RequestId;
 use crate::role::Role;
@@ -52,6 +53,8 @@ pub(crate) struct Read {
     pub(crate) age: Option<Duration>,
     /// The request whose call to the vault answered this one too.
     pub(crate) shared_with: Option<RequestId>,
+    /// The failure that an expired value stands in for.
+    pub(crate) instead_of: Option<Box<RequestError>>,
 }
 
 /// What the cache did for a read.
@@ -153,15 +156,22 @@ impl Values {
                     cache,
                     age: None,
                     shared_with: seat.leader,
+                    instead_of: None,
                 })
             }
             Err(error) if error.fault == Fault::Unreachable => {
                 // A caller that asked for the latest value is better off with an error than with an old value.
                 let may_be_stale = keeps && !fresh && !self.settings.stale_if_error.is_zero();
-                may_be_stale
+                let kept = may_be_stale
                     .then(|| self.kept(key, CacheUse::Stale, Instant::now(), self.life()))
-                    .flatten()
-                    .ok_or(error)
+                    .flatten();
+                match kept {
+                    Some(read) => Ok(Read {
+                        instead_of: Some(Box::new(error.error)),
+                        ..read
+                    }),
+                    None => Err(error),
+                }
             }
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {
@@ -203,6 +213,7 @@ impl Values {
             cache,
             age: Some(age),
             shared_with: None,
+            instead_of: None,
         })
     }
 

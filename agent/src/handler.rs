@@ -193,6 +193,9 @@ impl Services {
         match outcome {
             Ok(read) => {
                 self.metrics.cache(read.cache);
+                if let Some(error) = &read.instead_of {
+                    self.clouds.served_stale(backend, error);
+                }
                 record.cache = read.cache.as_str();
                 record.shared_with = read.shared_with;
                 record.version = Some(read.secret.version.clone());

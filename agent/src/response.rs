@@ -409,6 +409,7 @@ mod tests {
             cache: CacheUse::Off,
             age: None,
             shared_with: None,
+            instead_of: None,
         };
         let mut ask = SecretAsk::plain(SecretName::parse("a").expect("a name"));
         for (seen, status, is_written) in [("\"1\"", 304, false), ("\"0\"", 200, true)] {

@@ -52,7 +52,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-pub(crate) use warnings::Warnings;
+pub(crate) use warnings::{About, Warnings};
 
 /// The largest block of headers, in bytes; hyper answers 431 beyond it.
 const HEAD_LIMIT: usize = 16 * 1024;

@@ -86,8 +86,9 @@ struct Held {
 // === impl Sessions ===
 
 impl Sessions {
-    /// Returns the session for `key`: the one at hand, or a new one by `exchange`. Callers that need a new one share
-    /// one exchange; after three quarters of its life, the one at hand is renewed in the background.
+    /// Returns the session for `key`: the one at hand, or a new one by `exchange`, which is told whether it renews one
+    /// that is still at hand. Callers that need a new one share one exchange; after three quarters of its life, the one
+    /// at hand is renewed in the background.
     ///
     /// # Errors
     ///
@@ -96,7 +97,7 @@ impl Sessions {
         &self,
         key: &SessionKey,
         asker: RequestId,
-        exchange: impl FnOnce() -> F,
+        exchange: impl FnOnce(bool) -> F,
     ) -> Result<Arc<dyn Session>, BackendError>
     where
         F: Future<Output = Result<Arc<dyn Session>, BackendError>> + Send + 'static,
@@ -126,7 +127,7 @@ impl Sessions {
             }
         };
         let seat = {
-            let (slot, exchange) = (slot.clone(), exchange());
+            let (slot, exchange) = (slot.clone(), exchange(at_hand.is_some()));
             let landing = slot.clone();
             slot.exchanges.join(&(), Duration::MAX, asker, async move {
                 landing.fill(exchange.await)

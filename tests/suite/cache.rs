@@ -260,6 +260,20 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
         .until_audit(|line| line["cache"] == "stale")
         .await
         .expect("its line");
+    let lines = reader.agent.stderr();
+    let said: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("an old value is served"))
+        .collect();
+    assert_eq!(said.len(), 1, "once a minute: {said:?}");
+    for part in [
+        "WARN",
+        "\"code\":\"unavailable\"",
+        "\"error\":",
+        "\"cause\":",
+    ] {
+        assert!(said[0].contains(part), "{part}: {said:?}");
+    }
     expired().await;
     let throttled = reader.breaks(Behaviour::Throttle(None));
     assert_eq!(code(&reader.read().await), "throttled");

@@ -3,9 +3,11 @@
 use crate::attest::Workload;
 use crate::backend::{BackendError, BackendId, Backends, Caller, Fault, HANGS, Secret, Session};
 use crate::cache::ReadKey;
+use crate::error::RequestError;
 use crate::metrics::Metrics;
 use crate::request::RequestId;
 use crate::role::{Proof, Role};
+use crate::server::{About, Warnings};
 use crate::session::SessionKey;
 use crate::token::SubjectTokens;
 use latchkey_client::protocol::{Code, Step};
@@ -18,6 +20,7 @@ pub(crate) struct Clouds {
     pub(crate) backends: Arc<Backends>,
     pub(crate) tokens: SubjectTokens,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) warnings: Warnings,
 }
 
 /// The time of one call. A call that hangs is recorded even if its caller gives up and it is dropped unfinished.
@@ -39,7 +42,18 @@ impl Clouds {
         key: &SessionKey,
         asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let exchange = || self.clone().exchange(workload.clone(), key.clone(), asker);
+        let exchange = |renews| {
+            let (clouds, workload, key) = (self.clone(), workload.clone(), key.clone());
+            async move {
+                let backend = key.backend;
+                let exchange = clouds.clone().exchange(workload.clone(), key, asker);
+                let outcome = exchange.await;
+                if let (true, Err(failed)) = (renews, &outcome) {
+                    clouds.renewal_failed(&workload, backend, failed);
+                }
+                outcome
+            }
+        };
         let session = workload.pod().sessions.open(key, asker, exchange).await;
         session.map_err(|failed| failed.at(Step::Exchange))
     }
@@ -77,6 +91,38 @@ impl Clouds {
             forget(&workload, &role);
         }
         outcome
+    }
+
+    /// Warns that a session could not be renewed. No request fails for it yet, so nothing else says so before the
+    /// sessions end, and then those of all the node's pods do.
+    fn renewal_failed(&self, workload: &Workload, backend: BackendId, failed: &BackendError) {
+        let error = &failed.error;
+        let code = error.code.as_str();
+        if self.warnings.is_due(code, Some(About::Backend(backend))) {
+            let facts = workload.facts();
+            tracing::warn!(
+                backend = %self.backends.name(backend),
+                namespace = %facts.namespace,
+                pod = %facts.name,
+                code,
+                cause = error.cause.as_deref(),
+                error = %error,
+                "cannot renew a session"
+            );
+        }
+    }
+
+    /// Warns that an old value is served, and why a new one could not be read.
+    pub(super) fn served_stale(&self, backend: BackendId, error: &RequestError) {
+        if self.warnings.is_due("stale", Some(About::Backend(backend))) {
+            tracing::warn!(
+                backend = %self.backends.name(backend),
+                code = error.code.as_str(),
+                cause = error.cause.as_deref(),
+                error = %error,
+                "an old value is served"
+            );
+        }
     }
 
     /// Makes a call to a cloud, and records its time and outcome in the metrics.

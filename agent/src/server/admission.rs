@@ -2,7 +2,7 @@
 
 use super::doorman::{Doorman, Origin, Waiting};
 use super::remains::Orphans;
-use super::warnings::Warnings;
+use super::warnings::{About, Warnings};
 use crate::attest::{AttestError, Attestor, Denial, Entrance, Location, Workload};
 use crate::metrics::Metrics;
 use crate::peer::Peer;
@@ -128,7 +128,8 @@ impl Admission {
             && in_pod.nested_pod
         {
             self.metrics.attestation("nested_pod_seen");
-            if self.warnings.is_due("nested_pod_seen", Some(in_pod.pod)) {
+            let about = Some(About::Pod(in_pod.pod));
+            if self.warnings.is_due("nested_pod_seen", about) {
                 tracing::warn!(
                     pid = peer.pid(),
                     pod_uid = %in_pod.pod,

@@ -6,6 +6,7 @@ use super::intake::Intake;
 use super::remains::Remains;
 use super::times::{Times, Verdict};
 use super::toll::Toll;
+use super::warnings::About;
 use crate::attest::{AttestError, Denial, Workload};
 use crate::error::RequestError;
 use crate::peer::Peer;
@@ -210,7 +211,7 @@ impl Connection {
         let standing = self.standing.lock();
         let workload = standing.workload();
         let pod = workload.and_then(|workload| workload.pod().uid);
-        if self.admission.warnings.is_due(WATCHED, pod) {
+        if self.admission.warnings.is_due(WATCHED, pod.map(About::Pod)) {
             tracing::warn!(
                 pid = self.pid(),
                 uid = self.uid(),

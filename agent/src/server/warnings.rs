@@ -1,6 +1,7 @@
-//! What has been warned about lately: opening connections must not fill the log.
+//! What has been warned about lately: neither peers that connect nor a cloud that is away may fill the log.
 
 use crate::attest::cgroup::PodUid;
+use crate::backend::BackendId;
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -9,25 +10,30 @@ use tokio::time::Instant;
 /// How long the same warning is not repeated; the metrics count every occurrence.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// Reasons and pods, with the time of the last warning.
+/// Reasons, and what each is about if that is known, with the time of the last warning.
 #[derive(Debug, Default)]
-pub(crate) struct Warnings(Mutex<HashMap<Subject, Instant>>);
+pub(crate) struct Warnings(Mutex<HashMap<(&'static str, Option<About>), Instant>>);
 
-/// The reason, and the pod if known.
-type Subject = (&'static str, Option<PodUid>);
+/// What a warning is about.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub(crate) enum About {
+    Backend(BackendId),
+    Pod(PodUid),
+}
 
 // === impl Warnings ===
 
 impl Warnings {
     /// Whether it is time to warn about this.
-    pub(crate) fn is_due(&self, reason: &'static str, pod: Option<PodUid>) -> bool {
+    pub(crate) fn is_due(&self, reason: &'static str, about: Option<About>) -> bool {
         let mut said = self.0.lock();
         let now = Instant::now();
-        if said.get(&(reason, pod)).is_some_and(|at| now < *at + QUIET) {
+        let last = said.get(&(reason, about));
+        if last.is_some_and(|at| now < *at + QUIET) {
             return false;
         }
         said.retain(|_, at| now < *at + QUIET);
-        said.insert((reason, pod), now);
+        said.insert((reason, about), now);
         true
     }
 }
@@ -42,7 +48,7 @@ mod tests {
         let warnings = Warnings::default();
         let pod = |last| {
             let uid = format!("0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f{last}");
-            Some(uid.parse().expect("a UID"))
+            Some(About::Pod(uid.parse().expect("a UID")))
         };
         assert!(warnings.is_due("nested_pod", pod(0)));
         assert!(!warnings.is_due("nested_pod", pod(0)));

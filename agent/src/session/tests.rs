@@ -65,7 +65,7 @@ impl Service {
 
     async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
         let session = sessions
-            .open(key, RequestId::new("", 1), || self.clone().exchange())
+            .open(key, RequestId::new("", 1), |_| self.clone().exchange())
             .await?;
         number(&session).await
     }
@@ -306,7 +306,7 @@ fn failure(fault: Fault) -> BackendError {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ended_is_put_away_at_once_and_no_other_in_its_place() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
+    let open = || sessions.open(&key, RequestId::new("", 3), |_| service.clone().exchange());
     let ended = failure(Fault::SessionEnded);
     let first = open().await.expect("a session");
     sessions.put_away(&key, &first, &ended, false);
@@ -349,7 +349,7 @@ async fn a_refused_role_loses_its_sessions_everywhere_once_they_are_not_young_an
 async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_not_for_each_request()
 {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || sessions.open(&key, RequestId::new("", 3), || service.clone().exchange());
+    let open = || sessions.open(&key, RequestId::new("", 3), |_| service.clone().exchange());
     let ended = failure(Fault::SessionEnded);
     for _ in 0..5 {
         for is_second_try in [false, true] {
@@ -471,7 +471,7 @@ async fn a_token_service_that_asks_to_slow_down_is_left_alone_for_that_time_with
         let slow_down = async || {
             let error = RequestError::new(Code::Throttled, "slow down").retry_after(asked);
             let failed = BackendError::new(Fault::Call, error);
-            let opened = sessions.open(&key, RequestId::new("", 1), || {
+            let opened = sessions.open(&key, RequestId::new("", 1), |_| {
                 exchanges.fetch_add(1, Ordering::SeqCst);
                 std::future::ready(Err(failed))
             });

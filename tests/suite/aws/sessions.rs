@@ -167,6 +167,50 @@ async fn a_session_that_ended_before_its_time_is_replaced_once_and_the_read_succ
     assert_eq!(pod.get("/v1/secrets").await.expect("an answer").status, 200);
 }
 
+/// No read fails for it before the session ends, so nothing else would say so.
+#[tokio::test]
+async fn a_renewal_that_fails_is_said_with_its_cause_while_reads_go_on_and_not_each_time() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    short_role(&sandbox, 6);
+    let agent = sandbox.agent().await.expect("an agent");
+    let pod = sandbox.pod("test", "web").await.expect("a pod");
+    pod.secret(SECRET).await.expect("an answer").must_be_ok();
+    let operation = Operation::AssumeRoleWithWebIdentity;
+    let _fault = sandbox
+        .aws
+        .fault(Fault::on(operation, Behaviour::InternalError));
+    let said = || {
+        let lines = agent.stderr().into_iter();
+        lines
+            .filter(|line| line.contains("cannot renew a session"))
+            .collect::<Vec<_>>()
+    };
+    until("a renewal that fails", async || {
+        let answer = pod.secret(SECRET).await.expect("an answer");
+        let said = said();
+        if said.is_empty() {
+            answer.must_be_ok();
+        }
+        !said.is_empty()
+    })
+    .await;
+    let line: serde_json::Value = serde_json::from_str(&said()[0]).expect("JSON");
+    for (field, value) in [
+        ("level", "WARN"),
+        ("backend", "aws"),
+        ("namespace", "test"),
+        ("pod", "web"),
+        ("code", "unavailable"),
+    ] {
+        assert_eq!(line[field], value, "{line}");
+    }
+    assert!(
+        line["error"].is_string() && line["cause"].is_string(),
+        "{line}"
+    );
+}
+
 #[tokio::test]
 async fn a_pod_that_is_gone_leaves_no_session() {
     needs_workloads!();

@@ -24,6 +24,7 @@ async fn clouds() -> Arc<Clouds> {
         backends: Arc::new(backends.expect("a folder")),
         tokens: SubjectTokens::None,
         metrics: Arc::new(Metrics::new().expect("metrics")),
+        warnings: Warnings::default(),
     })
 }
 
