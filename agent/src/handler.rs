@@ -377,7 +377,7 @@ impl Handling {
         let is_nobody = |error: &RequestError| error.code == Code::NotAttested;
         let is_last = self.connection.is_closing() || outcome.as_ref().is_err_and(is_nobody);
         let mut answer = outcome.unwrap_or_else(|error| {
-            self.log(&head.method, route, &error);
+            self.log(&head.method, route, None, &error);
             let mut answer = response::error(&error, route, self.id.as_str());
             if request::is_long(&head.uri) {
                 *answer.status_mut() = StatusCode::URI_TOO_LONG;
@@ -407,23 +407,24 @@ impl Handling {
         })
     }
 
-    fn log(&self, method: &Method, route: Route, error: &RequestError) {
+    /// Logs why a request failed, or why reads of a batch did, of which `secret` was one.
+    fn log(&self, method: &Method, route: Route, secret: Option<&str>, error: &RequestError) {
         let request_id = self.id.as_str();
         let cause = error.cause.as_deref();
         let code = error.code.as_str();
         match error.code {
             Code::Internal => {
-                tracing::error!(request_id, code, cause, %method, ?route, error = %error, "request failed");
+                tracing::error!(request_id, code, cause, secret, %method, ?route, error = %error, "request failed");
             }
             Code::Unavailable | Code::Timeout | Code::Throttled => {
-                tracing::warn!(request_id, code, cause, ?route, error = %error, "request failed");
+                tracing::warn!(request_id, code, cause, secret, ?route, error = %error, "request failed");
             }
             Code::Denied | Code::NoRole | Code::NotAttested => {
                 let (reason, pid) = (error.reason, self.connection.pid());
-                tracing::info!(request_id, code, cause, reason, pid, ?route, error = %error, "request refused");
+                tracing::info!(request_id, code, cause, secret, reason, pid, ?route, error = %error, "request refused");
             }
             _ => {
-                tracing::debug!(request_id, code, cause, ?route, error = %error, "request refused")
+                tracing::debug!(request_id, code, cause, secret, ?route, error = %error, "request refused")
             }
         }
     }

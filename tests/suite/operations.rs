@@ -447,6 +447,22 @@ async fn a_batch_that_is_answered_is_counted_by_what_became_of_its_names() {
         let count = agent.metric(counted).await.expect("metrics");
         assert!((count - 1.0).abs() < f64::EPSILON, "{counted} {count}");
     }
+    // Why, the log says once for each code, as it does for a read by itself.
+    let lines = agent.stderr();
+    let said: Vec<_> = lines
+        .iter()
+        .filter(|line| line.contains("request refused"))
+        .collect();
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in [
+        "\"code\":\"denied\"",
+        "\"secret\":\"prod/",
+        "\"error\":",
+        "\"cause\":",
+        "\"request_id\":",
+    ] {
+        assert!(said[0].contains(part), "{part}: {said:?}");
+    }
 }
 
 #[tokio::test]

@@ -4,13 +4,14 @@ use super::Handling;
 use crate::attest::Workload;
 use crate::error::RequestError;
 use crate::quota::Room;
-use crate::request::SecretAsk;
+use crate::request::{Route, SecretAsk};
 use crate::response::{self, Answer};
 use crate::secret::SecretName;
 use bytes::Bytes;
 use futures::{StreamExt, stream};
 use http_body_util::BodyExt;
 use http_body_util::combinators::Fuse;
+use hyper::Method;
 use hyper::body::Incoming;
 use latchkey_client::protocol::{BATCH_BODY, BATCH_NAMES, BatchRequest, Code};
 use std::collections::HashSet;
@@ -61,13 +62,14 @@ impl Handling {
         let size = &AtomicUsize::new(0);
         let mut reads = stream::iter(names)
             .map(|name| async move {
-                let outcome = self.batched(workload, &name, backend, fresh, size).await;
-                (name, outcome)
+                let ask = self.batch_ask(&name, backend, fresh);
+                let outcome = self.batched(workload, &name, &ask, size).await;
+                (name, ask, outcome)
             })
             .buffered(BATCH_WIDTH);
         let (mut bodies, mut rooms) = (Vec::new(), Vec::new());
         let (mut errors, mut codes) = (Vec::new(), HashSet::new());
-        while let Some((name, outcome)) = reads.next().await {
+        while let Some((name, ask, outcome)) = reads.next().await {
             // Gives other tasks a turn, however long the batch is.
             if (bodies.len() + errors.len()) % BATCH_WIDTH == BATCH_WIDTH - 1 {
                 yield_now().await;
@@ -78,7 +80,11 @@ impl Handling {
                     rooms.push(room);
                 }
                 Err(error) => {
-                    codes.insert(error.code);
+                    // Nothing else says why: the batch itself is answered.
+                    if codes.insert(error.code) {
+                        let secret = Some(recorded(&name, &ask));
+                        self.log(&Method::POST, Route::Batch, secret, &error);
+                    }
                     let refusal = response::batch_error(&name, &error);
                     // It may be long; the one that says that there is no room is short.
                     errors.push(match workload.pod().quota.answer(refusal.len() as u64) {
@@ -123,14 +129,30 @@ impl Handling {
         record.close(Some(error))
     }
 
+    /// Returns what is asked for with one name of a batch.
+    fn batch_ask(
+        &self,
+        name: &str,
+        backend: Option<&str>,
+        fresh: bool,
+    ) -> Result<SecretAsk, RequestError> {
+        let name = SecretName::parse(name).map_err(|e| RequestError::invalid(e.to_string()))?;
+        let mut ask = SecretAsk {
+            backend: backend.map(str::to_owned),
+            fresh,
+            ..SecretAsk::plain(name)
+        };
+        self.services.fold(&mut ask);
+        Ok(ask)
+    }
+
     /// Reads one name of a batch and writes its line. `size` counts the values of the whole batch so far. A value takes
     /// room among the pod's unread answers.
     async fn batched(
         &self,
         workload: &Workload,
         name: &str,
-        backend: Option<&str>,
-        fresh: bool,
+        ask: &Result<SecretAsk, RequestError>,
         size: &AtomicUsize,
     ) -> Result<(Bytes, Room), RequestError> {
         let quota = &workload.pod().quota;
@@ -138,20 +160,7 @@ impl Handling {
         // Before the record, so that a read that waits for its permit holds no place in the trail.
         let permit = self.in_time(FEWER, quota.batched()).await;
         let services = &self.services;
-        let ask = SecretName::parse(name).map(|name| {
-            let mut ask = SecretAsk {
-                backend: backend.map(str::to_owned),
-                fresh,
-                ..SecretAsk::plain(name)
-            };
-            services.fold(&mut ask);
-            ask
-        });
-        let ask = ask.map_err(|e| RequestError::invalid(e.to_string()));
-        let recorded = ask
-            .as_ref()
-            .map_or(beginning(name), |ask| ask.name.as_str());
-        let mut record = self.record(recorded).await?;
+        let mut record = self.record(recorded(name, ask)).await?;
         record.began = began;
         record.workload = Some(workload.clone());
         let work = async {
@@ -232,7 +241,10 @@ impl Handling {
     }
 }
 
-/// The part of an invalid name that is recorded.
-fn beginning(name: &str) -> &str {
-    &name[..name.floor_char_boundary(IMPOSSIBLE_NAME)]
+/// The name as it is recorded: of an invalid one only a part.
+fn recorded<'a>(name: &'a str, ask: &'a Result<SecretAsk, RequestError>) -> &'a str {
+    match ask {
+        Ok(ask) => ask.name.as_str(),
+        Err(_) => &name[..name.floor_char_boundary(IMPOSSIBLE_NAME)],
+    }
 }
