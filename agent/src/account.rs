@@ -18,6 +18,7 @@ use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
 use kube::api::Api;
 use latchkey_client::protocol::{Code, Step};
 use parking_lot::Mutex;
+use prometheus::IntCounter;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -57,11 +58,19 @@ pub(crate) enum Accounts {
     Kubernetes(Arc<Directory>),
 }
 
+/// What looking an account up at the API server needs.
+pub(crate) struct LookUp {
+    pub(crate) client: kube::Client,
+    pub(crate) backends: Arc<Backends>,
+    /// Whether the namespace's annotations stand for an account's.
+    pub(crate) with_namespace: bool,
+}
+
 /// The service accounts in use on this node.
 pub(crate) struct Directory {
-    client: kube::Client,
-    backends: Arc<Backends>,
-    with_namespace: bool,
+    look_up: LookUp,
+    /// Counts the look-ups that failed.
+    failures: IntCounter,
     /// Kept alive by the pods: an entry ends with the account's last pod.
     known: Mutex<HashMap<FullName, Weak<Principal>>>,
 }
@@ -180,11 +189,10 @@ impl Accounts {
 
 impl Directory {
     /// A directory without any accounts yet.
-    pub(crate) fn new(client: kube::Client, backends: Arc<Backends>, with_namespace: bool) -> Self {
+    pub(crate) fn new(look_up: LookUp, failures: IntCounter) -> Self {
         Self {
-            client,
-            backends,
-            with_namespace,
+            look_up,
+            failures,
             known: Mutex::default(),
         }
     }
@@ -291,7 +299,7 @@ impl Directory {
     async fn refresh(&self, principal: &Principal) -> Result<Arc<Account>, RequestError> {
         let at = Instant::now();
         let (namespace, name) = (&*principal.namespace, &*principal.name);
-        match self.look_up(namespace, name).await {
+        match self.look_up.account(namespace, name).await {
             Ok(account) => {
                 let account = Arc::new(account);
                 *principal.known.lock() = Known {
@@ -301,6 +309,10 @@ impl Directory {
                 Ok(account)
             }
             Err(error) => {
+                // Not of an account that is gone.
+                if error.code == Code::Unavailable {
+                    self.failures.inc();
+                }
                 principal.known.lock().fail(error.clone());
                 tracing::warn!(
                     namespace, service_account = name, error = %error,
@@ -310,13 +322,17 @@ impl Directory {
             }
         }
     }
+}
 
+// === impl LookUp ===
+
+impl LookUp {
     /// The service account as the API server has it now.
     ///
     /// # Errors
     ///
     /// `no_role` if there is none of that name, else `unavailable`.
-    pub(crate) async fn look_up(
+    pub(crate) async fn account(
         &self,
         namespace: &str,
         name: &str,

@@ -44,6 +44,7 @@ pub(crate) struct Metrics {
     connections_refused: IntCounterVec,
     pub(crate) pods: IntGauge,
     pub(crate) watch_failures: IntCounter,
+    pub(crate) lookup_failures: IntCounter,
     pub(crate) audit_queue: IntGauge,
     pub(crate) socket_reached: IntGauge,
     tasks: IntGauge,
@@ -151,6 +152,10 @@ impl Metrics {
                 "latchkey_watch_failures_total",
                 "Attempts to list or watch this node's pods that failed.",
             )?,
+            lookup_failures: counter(
+                "latchkey_lookup_failures_total",
+                "Attempts to look up a service account that failed.",
+            )?,
             audit_queue: gauge(
                 "latchkey_audit_queue",
                 "Audit lines that wait to be written.",
@@ -198,8 +203,9 @@ impl Metrics {
         ] {
             self.attestations.with_label_values(&[outcome]);
         }
-        self.connections_refused
-            .with_label_values(&["recycled_pid"]);
+        for reason in ["exhausted", "recycled_pid"] {
+            self.connections_refused.with_label_values(&[reason]);
+        }
         for code in [Code::Internal, Code::Timeout, Code::Unavailable].map(Code::as_str) {
             self.batch_failures.with_label_values(&[code]);
             for route in Route::ALL {
@@ -214,6 +220,7 @@ impl Metrics {
             for code in [Code::Throttled, Code::Timeout, Code::Unavailable].map(Code::as_str) {
                 self.backend_errors
                     .with_label_values(&[name.as_str(), code]);
+                self.exchanges.with_label_values(&[name.as_str(), code]);
             }
         }
     }
@@ -327,17 +334,21 @@ mod tests {
             r#"latchkey_backend_errors_total{backend="vault",code="throttled"}"#,
             r#"latchkey_backend_errors_total{backend="vault",code="timeout"}"#,
             r#"latchkey_backend_errors_total{backend="vault",code="unavailable"}"#,
+            r#"latchkey_exchanges_total{backend="vault",outcome="timeout"}"#,
+            r#"latchkey_exchanges_total{backend="vault",outcome="unavailable"}"#,
             r#"latchkey_attestations_total{outcome="identity_changed"}"#,
             r#"latchkey_attestations_total{outcome="nested_pod_seen"}"#,
             r#"latchkey_attestations_total{outcome="ok"}"#,
             r#"latchkey_attestations_total{outcome="outside_root"}"#,
             r#"latchkey_attestations_total{outcome="unreadable_peer"}"#,
+            r#"latchkey_connections_refused_total{reason="exhausted"}"#,
             r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
             r#"latchkey_requests_total{code="timeout",route="batch"}"#,
             r#"latchkey_requests_total{code="unavailable",route="secret"}"#,
             r#"latchkey_batch_failures_total{code="unavailable"}"#,
             r#"latchkey_cache_total{outcome="stale"}"#,
+            "latchkey_lookup_failures_total",
             "latchkey_watch_failures_total",
         ] {
             let line = format!("{series} 0");

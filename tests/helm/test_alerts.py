@@ -32,6 +32,7 @@ WELL = {
     'latchkey_requests_total{route="secret",code="ok"}': rises(1000),
     'latchkey_requests_total{route="secret",code="unavailable"}': rises(1),
     'latchkey_requests_total{route="secret",code="denied"}': rises(1),
+    'latchkey_requests_total{route="secret",code="not_found"}': rises(100),
     'latchkey_requests_total{route="secret",code="internal"}': rises(0),
     'latchkey_requests_total{route="batch",code="ok"}': rises(100),
     'latchkey_batch_failures_total{code="unavailable"}': rises(1),
@@ -39,6 +40,7 @@ WELL = {
     'latchkey_batch_failures_total{code="internal"}': rises(0),
     "latchkey_pods": "30x60",
     "latchkey_watch_failures_total": "0x20 15x20 18x20",
+    "latchkey_lookup_failures_total": "0x20 15x20 18x20",
     "latchkey_socket_reached": "0x1 1x30 0x8 1x20",
     'latchkey_attestations_total{outcome="ok"}': rises(100),
     'latchkey_attestations_total{outcome="identity_changed"}': rises(0),
@@ -47,6 +49,7 @@ WELL = {
     'latchkey_attestations_total{outcome="not_a_pod"}': rises(5),
     'latchkey_connections_refused_total{reason="peer_gone"}': rises(5),
     'latchkey_connections_refused_total{reason="recycled_pid"}': rises(0),
+    'latchkey_connections_refused_total{reason="exhausted"}': "0x30 5x30",
     "latchkey_csi_volumes": "10x60",
     'latchkey_csi_publishes_total{outcome="ok"}': rises(10),
     'latchkey_csi_publishes_total{outcome="unavailable"}': "0x30 1x30",
@@ -57,13 +60,15 @@ WELL = {
     'latchkey_backend_errors_total{backend="vault",code="timeout"}': rises(0),
     'latchkey_backend_seconds_count{backend="aws",operation="read"}': rises(100),
     'latchkey_backend_seconds_count{backend="vault",operation="read"}': "0x29 1x1 2x30",
+    'latchkey_exchanges_total{backend="aws",outcome="ok"}': rises(2),
+    'latchkey_exchanges_total{backend="aws",outcome="unavailable"}': "0x20 2x20 3x20",
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="1"}': rises(100),
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="5"}': rises(100),
     'latchkey_backend_seconds_bucket{backend="aws",operation="read",le="+Inf"}': rises(100),
     'latchkey_cache_total{outcome="hit"}': rises(100),
     'latchkey_cache_total{outcome="stale"}': rises(0),
     "latchkey_connections": "200x60",
-    "latchkey_audit_queue": "3x60",
+    "latchkey_audit_queue": " ".join(["3x6 2x0"] * 8),
 }
 ASKED = ("latchkey_requests_total", "latchkey_batch_failures_total")
 NOTHING_ASKED = {series: rises(0) for series in WELL if series.startswith(ASKED)}
@@ -85,6 +90,7 @@ ILL = {
     "LatchkeyRestarting": ({f"process_start_time_seconds{{{JOB}}}": "100x29 200x2 300x2 400x30"}, 34, 38),
     "LatchkeyKnowsNoPods": ({"latchkey_pods": "30x29 0x30"}, 35, 45),
     "LatchkeyWatchFails": ({"latchkey_watch_failures_total": "0x29 0+6x30"}, 35, 40),
+    "LatchkeyLookupsFail": ({"latchkey_lookup_failures_total": "0x19 0+1x40"}, 30, 40),
     "LatchkeyAttestsNobody": (
         {
             'latchkey_attestations_total{outcome="outside_pid_namespace"}': rises(1),
@@ -92,6 +98,7 @@ ILL = {
             'latchkey_requests_total{route="secret",code="ok"}': "0+1000x20 20000x40",
             'latchkey_requests_total{route="secret",code="unavailable"}': rises(0),
             'latchkey_requests_total{route="secret",code="denied"}': rises(0),
+            'latchkey_requests_total{route="secret",code="not_found"}': rises(0),
             'latchkey_requests_total{route="secret",code="not_attested"}': rises(1),
             'latchkey_requests_total{route="batch",code="ok"}': rises(0),
         }, 38, 42,
@@ -101,6 +108,7 @@ ILL = {
     "LatchkeyPidRecycled": ({'latchkey_connections_refused_total{reason="recycled_pid"}': ONCE}, 29, 31),
     "LatchkeyNestedPod": ({'latchkey_attestations_total{outcome="nested_pod_seen"}': ONCE}, 29, 31),
     "LatchkeyDenied": ({'latchkey_requests_total{route="secret",code="no_role"}': "0x9 0+30x50"}, 20, 50),
+    "LatchkeyNotFound": ({'latchkey_requests_total{route="secret",code="not_found"}': "0x19 0+2000x40"}, 30, 45),
     "LatchkeyVolumesFail": ({'latchkey_csi_fillings_total{outcome="denied"}': "0x9 0+1x50"}, 25, 50),
     "LatchkeyTokensStale": ({'latchkey_csi_publishes_total{outcome="ok"}': "0+10x29 290x30"}, 33, 45),
     "LatchkeyThrottled": ({'latchkey_backend_errors_total{backend="aws",code="throttled"}': "0x9 0+10x50"}, 20, 50),
@@ -109,8 +117,11 @@ ILL = {
     ),
     "LatchkeyStale": ({'latchkey_cache_total{outcome="stale"}': ONCE}, 29, 31),
     "LatchkeyInternal": ({'latchkey_requests_total{route="secret",code="internal"}': ONCE}, 29, 31),
+    "LatchkeyExhausted": (
+        {'latchkey_connections_refused_total{reason="exhausted"}': "0x29 0+1200x30"}, 29, 31,
+    ),
     "LatchkeyConnectionsHigh": ({"latchkey_connections": "200x29 3500x30"}, 31, 40),
-    "LatchkeyAuditSlow": ({"latchkey_audit_queue": "3x29 5000x30"}, 30, 35),
+    "LatchkeyAuditSlow": ({"latchkey_audit_queue": "0x29 5000x2 4900x2 5000x2 4900x24"}, 30, 35),
 }
 
 # Those that are made with delivery by hostPath alone; with it those of volumes are not.
@@ -241,6 +252,78 @@ class Alerts(unittest.TestCase):
             case("one in a hundred fails", asked(unavailable=5, ok=495), never),
             case("one fails, and no other is asked", {**asked(), **once}, never),
             case("a busy node's outage of two minutes", {'latchkey_requests_total{route="secret",code="timeout"}': "0x29 0+300x2 600x28"}, never),
+        ])
+
+    def test_refusals_where_pods_ask_seldom_are_told_by_their_share(self):
+        def asked(**each_minute):
+            codes = {"ok": 0, "denied": 0, "not_found": 0, "unavailable": 0, **each_minute}
+            return NOTHING_ASKED | {f'latchkey_requests_total{{route="secret",code="{code}"}}': rises(by) for code, by in codes.items()}
+
+        alert = "LatchkeyDenied"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        batches = {
+            'latchkey_requests_total{route="batch",code="ok"}': rises(1),
+            'latchkey_batch_failures_total{code="no_role"}': rises(1),
+        }
+        self.tried("csi", [
+            case("all, once a minute", asked(denied=1), [fires(alert, 10, 0), fires(alert, 30, 1)]),
+            case("all batches", {**asked(), **batches}, [fires(alert, 30, 1)]),
+            case("a third", asked(denied=1, ok=2), never),
+            case("two", {**asked(), 'latchkey_requests_total{route="secret",code="denied"}': "0x29 2x30"}, never),
+        ])
+
+    def test_where_most_reads_find_nothing_that_is_told_but_not_of_a_few_names_that_need_not_be_there(self):
+        def asked(ok, not_found):
+            return NOTHING_ASKED | {
+                'latchkey_requests_total{route="secret",code="ok"}': ok,
+                'latchkey_requests_total{route="secret",code="not_found"}': not_found,
+            }
+
+        alert = "LatchkeyNotFound"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        batches = {
+            'latchkey_requests_total{route="batch",code="ok"}': rises(10),
+            'latchkey_batch_failures_total{code="not_found"}': rises(10),
+        }
+        self.tried("csi", [
+            case("all, ten a second", asked(rises(0), rises(600)), [fires(alert, 14, 0), fires(alert, 30, 1)]),
+            case("all, once a minute", asked(rises(0), rises(1)), [fires(alert, 40, 1)]),
+            case("as many as are found", asked(rises(10), rises(10)), never),
+            case("eight, as some pods start", asked("0x29 4x30", "0x29 8x30"), never),
+            case("one name of each batch", {**asked(rises(1), rises(0)), **batches}, never),
+        ])
+
+    def test_exchanges_that_fail_are_told_while_reads_go_on_with_the_sessions_at_hand(self):
+        def exchanges(ok, failed):
+            return {
+                'latchkey_exchanges_total{backend="aws",outcome="ok"}': ok,
+                'latchkey_exchanges_total{backend="aws",outcome="unavailable"}': failed,
+            }
+
+        alert = "LatchkeyBackendAway"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        self.tried("csi", [
+            case("all", exchanges(rises(0), rises(6)), [fires(alert, 4, 0), fires(alert, 20, 1), fires("LatchkeyUnavailable", 20, 0)]),
+            case("a third", exchanges(rises(2), rises(1)), never),
+            case("two", exchanges(rises(0), "0x29 2x30"), never),
+        ])
+
+    def test_lookups_that_fail_are_told_however_seldom_pods_ask_and_those_of_a_short_outage_are_not(self):
+        alert = "LatchkeyLookupsFail"
+        seldom = " ".join(f"{count}x4" for count in range(12))
+        self.tried("csi", [
+            case("each five minutes", {"latchkey_lookup_failures_total": seldom}, [fires(alert, 30, 1), fires(alert, 50, 1)]),
+            case("for three minutes", {"latchkey_lookup_failures_total": "0x19 0+12x3 36x40"}, [fires(alert, minute, 0) for minute in range(60)]),
+        ])
+
+    def test_lines_that_nobody_reads_are_told_on_a_quiet_node_too_and_not_those_that_a_busy_one_is_about_to_write(self):
+        alert = "LatchkeyAuditSlow"
+        never = [fires(alert, minute, 0) for minute in range(60)]
+        self.tried("csi", [
+            case("a line each minute", {"latchkey_audit_queue": "0x19 0+1x40"}, [fires(alert, 25, 0), fires(alert, 35, 1)]),
+            case("no more are asked for", {"latchkey_audit_queue": "0x19 5x40"}, [fires(alert, 35, 1)]),
+            case("many, and others each time", {"latchkey_audit_queue": " ".join(["40x3 30x0"] * 12)}, never),
+            case("a new agent's first", {"latchkey_audit_queue": "_x29 5x8 0x20"}, never),
         ])
 
     def test_what_fails_within_batches_is_told_though_each_is_answered(self):

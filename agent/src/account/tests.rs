@@ -27,7 +27,13 @@ impl ApiServer {
             }
         });
         let client = kube::Client::new(service, "default");
-        Arc::new(Directory::new(client, Arc::new(Backends::none()), false))
+        let look_up = LookUp {
+            client,
+            backends: Arc::new(Backends::none()),
+            with_namespace: false,
+        };
+        let failures = IntCounter::new("failures", "As metrics.rs has it.").expect("a name");
+        Arc::new(Directory::new(look_up, failures))
     }
 
     fn asked(&self) -> usize {
@@ -90,6 +96,9 @@ async fn an_api_server_that_swallows_everything_holds_a_known_pod_up_once_at_mos
     }
     let lookups = server.asked() - 2;
     assert!((10..=20).contains(&lookups), "{lookups} lookups in 100 s");
+    // The last may still be waiting.
+    let failures = usize::try_from(directory.failures.get()).expect("few");
+    assert!((lookups..=lookups + 1).contains(&failures), "{failures}");
     // It is back: the next lookup, for which nobody waits, brings the current account.
     server.swallows.store(false, Ordering::SeqCst);
     advance(RETRY + LOOKUP_TIMEOUT).await;

@@ -1,6 +1,6 @@
 //! How callers are identified, built for `identity.mode`: attestor, accounts and subject tokens.
 
-use crate::account::{Account, Accounts, Annotations, Directory};
+use crate::account::{Account, Accounts, Annotations, Directory, LookUp};
 use crate::attest::Attestor;
 use crate::attest::cgroup::AnchorError;
 use crate::attest::local::Local;
@@ -14,7 +14,6 @@ use crate::metrics::Metrics;
 use crate::preflight::{self, StartError};
 use crate::quota::NodesUnread;
 use crate::token::SubjectTokens;
-use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -49,10 +48,7 @@ impl Callers {
             values: NodesValues::default(),
         };
         match config.identity.mode {
-            IdentityMode::Kubernetes => {
-                let failures = metrics.watch_failures.clone();
-                Self::kubernetes(config, backends, settings, failures).await
-            }
+            IdentityMode::Kubernetes => Self::kubernetes(config, backends, settings, metrics).await,
             IdentityMode::Local => Self::local(config, backends, &settings),
             IdentityMode::Sidecar => Self::sidecar(config, backends, &settings),
         }
@@ -62,10 +58,11 @@ impl Callers {
         config: &Config,
         backends: &Arc<Backends>,
         settings: pods::Settings,
-        failures: IntCounter,
+        metrics: &Metrics,
     ) -> Result<Self, StartError> {
         let clients = Clients::new(&config.kubernetes).await?;
         let name = &config.kubernetes.node;
+        let failures = metrics.watch_failures.clone();
         let pods = Pods::new(clients.node.clone(), name, settings, failures);
         let pods = Arc::new(pods);
         let node = Node::new(
@@ -81,11 +78,12 @@ impl Callers {
             Err(AnchorError::UnknownQos) => {}
             Err(error) => return Err(StartError::Anchor(error)),
         }
-        let directory = Directory::new(
-            clients.own.clone(),
-            backends.clone(),
-            config.identity.namespace_annotations,
-        );
+        let look_up = LookUp {
+            client: clients.own.clone(),
+            backends: backends.clone(),
+            with_namespace: config.identity.namespace_annotations,
+        };
+        let directory = Directory::new(look_up, metrics.lookup_failures.clone());
         Ok(Self {
             attestor: Arc::new(Attestor::Kubernetes(Arc::new(node))),
             accounts: Accounts::Kubernetes(Arc::new(directory)),

@@ -1,7 +1,7 @@
 //! Which of the service accounts in use on this node have a role at each backend.
 
 use super::Finding;
-use crate::account::Directory;
+use crate::account::LookUp;
 use crate::attest::pods::Listed;
 use crate::backend::Backends;
 use crate::config::Config;
@@ -38,14 +38,14 @@ pub(super) async fn check(
         .into_iter()
         .filter_map(|pod| Some((pod.metadata.namespace?, pod.spec?.service_account_name?)))
         .collect();
-    let directory = Directory::new(
-        clients.own.clone(),
-        backends.clone(),
-        config.identity.namespace_annotations,
-    );
+    let look_up = LookUp {
+        client: clients.own.clone(),
+        backends: backends.clone(),
+        with_namespace: config.identity.namespace_annotations,
+    };
     let mut accounts = Vec::new();
     for (namespace, name) in used.iter().take(ACCOUNTS) {
-        if let Ok(account) = directory.look_up(namespace, name).await {
+        if let Ok(account) = look_up.account(namespace, name).await {
             accounts.push((format!("{namespace}/{name}"), account));
         }
     }
