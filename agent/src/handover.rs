@@ -245,6 +245,11 @@ impl SocketPath {
         Ok(listening)
     }
 
+    /// The path itself.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.path.join(&self.name)
+    }
+
     /// Whether the path leads to the listener.
     pub(crate) fn holds(&self, listening: &Listening) -> bool {
         self.is_there() == Some(true)
@@ -325,7 +330,7 @@ impl SocketPath {
     pub(crate) async fn take(&self, listening: &Listening) -> io::Result<()> {
         let _lock = self.lock().await;
         self.rename(listening).map_err(|error| {
-            let path = self.path.join(&self.name);
+            let path = self.socket();
             let text = format!("cannot take the socket's path {}: {error}", path.display());
             io::Error::new(error.kind(), text)
         })

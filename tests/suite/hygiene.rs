@@ -193,13 +193,42 @@ async fn while_something_else_is_at_the_path_nothing_is_left_beside_it_and_the_s
     let told = agent.until_line("cannot bind the socket's path again");
     told.await.expect("it notices");
     assert_eq!(reached().await, 0.0);
+    // It has tried again by then.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let is_alone = async || names(&sandbox) == ["agent.sock"];
     until("nothing beside it", is_alone).await;
     exchange();
     until("its own socket", async || reached().await == 1.0).await;
     read_own(&pod).await;
     let said = agent.stderr().concat();
+    let told = said.matches("cannot bind the socket's path again");
+    assert_eq!(told.count(), 1, "{said}");
     assert!(!said.contains("another process answers"), "{said}");
+}
+
+#[tokio::test]
+async fn where_the_path_is_lost_and_the_file_system_full_the_log_says_where_and_what_to_do() {
+    needs_workloads!();
+    let sandbox = Sandbox::start().await.expect("a sandbox");
+    let directory = tempfile::tempdir().expect("a directory");
+    let directory = directory.path().display();
+    // Room for itself, the socket and one file, which the agent alone sees.
+    let mount = format!("mount -t tmpfs -o nr_inodes=3,mode=0755 none {directory} && exec \"$@\"");
+    let wrapper = ["unshare", "--mount", "sh", "-c", &*mount, "sh"];
+    let socket = format!("{directory}/agent.sock");
+    let change = |settings: AgentSettings| settings.set("listen.socket", &socket).wrapped(&wrapper);
+    let agent = sandbox.agent_with(change).await.expect("an agent");
+    let inside = PathBuf::from(format!("/proc/{}/root{directory}", agent.pid()));
+    fs::write(inside.join("full"), "").expect("the last one");
+    fs::rename(inside.join("agent.sock"), inside.join("aside")).expect("it is there");
+    let told = agent.until_line("cannot bind the socket's path again");
+    let line = told.await.expect("it notices");
+    let part = format!("cannot listen beside listen.socket {socket}: ");
+    assert!(line.contains(&part), "{line}");
+    assert!(line.contains("make room on that file system"), "{line}");
+    fs::remove_file(inside.join("full")).expect("it is there");
+    let bound = agent.until_line("bound it again").await;
+    bound.expect("there is room");
 }
 
 /// Listens on a path, and renames that to another one.

@@ -4,6 +4,8 @@ use crate::attest::Attestor;
 use crate::attest::cgroup::PodUid;
 use crate::handover::{Holder, Listening, Phase, SocketPath};
 use crate::passed::{self, Listener};
+use crate::preflight::StartError;
+use crate::server::Warnings;
 use crate::volumes::{Left, Volumes};
 use prometheus::IntGauge;
 use std::io;
@@ -24,6 +26,7 @@ pub(super) struct Keeper {
     reached: IntGauge,
     /// Tells in which pod somebody else is who answers there.
     attestor: Arc<Attestor>,
+    warnings: Warnings,
 }
 
 impl Keeper {
@@ -44,6 +47,7 @@ impl Keeper {
             volumes,
             reached,
             attestor,
+            warnings: Warnings::default(),
         }
     }
 
@@ -127,7 +131,10 @@ impl Keeper {
                 Ok(listener)
             }
             Err(error) => {
-                tracing::error!(%error, "cannot bind the socket's path again");
+                // It is tried again each second.
+                if self.warnings.is_due("cannot_bind", None) {
+                    tracing::error!(%error, "cannot bind the socket's path again");
+                }
                 Ok(None)
             }
         }
@@ -145,7 +152,12 @@ impl Keeper {
     }
 
     async fn bind_again(&mut self) -> io::Result<Arc<Listener>> {
-        let anew = self.path.listen()?;
+        // As at start, it says where, and what to do.
+        let in_full = |source| {
+            let socket = self.path.socket();
+            io::Error::other(StartError::Listen { socket, source })
+        };
+        let anew = self.path.listen().map_err(in_full)?;
         let taken = self.take_for(anew.clone()).await;
         // What is in the way may go, and the socket before come to light again: that one stays the current one.
         taken.inspect_err(|_| self.path.release(&anew))?;
