@@ -144,7 +144,11 @@ impl Volumes {
         };
         let outcome = outcome.map(|changed| {
             if changed {
-                tracing::info!(uid = %volume.pod.uid, volume = volume.name(), "a volume's files are in place");
+                let pod = &volume.pod;
+                tracing::info!(
+                    uid = %pod.uid, namespace = pod.namespace, pod = pod.name, volume = volume.name(),
+                    "a volume's files are in place"
+                );
             }
         });
         self.metrics
@@ -154,7 +158,11 @@ impl Volumes {
             let is_known = matches!(last, Some(Err(before)) if before.text == failure.text);
             if !is_known {
                 let (kind, error) = (failure.kind.as_str(), &failure.text);
-                tracing::warn!(uid = %volume.pod.uid, volume = volume.name(), kind, error, "a volume's files cannot be read");
+                let pod = &volume.pod;
+                tracing::warn!(
+                    uid = %pod.uid, namespace = pod.namespace, pod = pod.name, volume = volume.name(),
+                    kind, error, "a volume's files cannot be read"
+                );
             }
         }
         outcome

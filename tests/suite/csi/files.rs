@@ -241,6 +241,26 @@ async fn an_optional_file_comes_and_goes_with_its_secret() {
 }
 
 #[tokio::test]
+async fn files_that_cannot_be_read_again_stay_and_the_log_names_the_pod() {
+    needs_workloads!();
+    let node = Node::refreshing().await;
+    let (_volume, target) = node.with_files("web", PASSWORD).await;
+    node.sandbox
+        .aws
+        .delete_secret(REGION, "test/database-password");
+    let told = node.agent.until_line("a volume's files cannot be read");
+    let line = told.await.expect("it says so");
+    for part in [
+        r#""namespace":"test""#,
+        r#""pod":"web""#,
+        "test/database-password",
+    ] {
+        assert!(line.contains(part), "{part}: {line}");
+    }
+    assert_eq!(read(&target.join(FILE)), password("test"));
+}
+
+#[tokio::test]
 async fn neither_the_mounter_nor_any_log_ever_holds_what_is_in_the_files() {
     needs_workloads!();
     let node = Node::start_with(|settings| refreshing(settings).set("log.level", "trace")).await;
