@@ -1,7 +1,7 @@
 //! Checks what the agent needs from its environment, before it serves and in `latchkey-agent check`.
 
 use crate::account::{Account, Annotations};
-use crate::attest::cgroup::{Anchor, AnchorError, PodUid, QosClass};
+use crate::attest::cgroup::{Anchor, AnchorError, CgroupDenial, PodUid, QosClass};
 use crate::backend::{Backends, Roots};
 use crate::config::{BackendConfig, Config, IdentityMode, LocalWorkload};
 use crate::csi::volume::Store;
@@ -363,7 +363,11 @@ fn roles(config: &Config, backends: &Backends) -> Vec<Finding> {
 async fn check_cluster(config: &Config, backends: Option<&Arc<Backends>>) -> Vec<Finding> {
     let root = match anchor(config, None) {
         Err(AnchorError::UnknownQos) => Ok("learned once the agent's own pod is known".to_owned()),
-        anchor => anchor.map(|anchor| anchor.to_string()),
+        anchor => anchor.map(|anchor| match pods_below(&anchor) {
+            // One that was learned is where the agent's own pod is.
+            Err(why) if config.identity.kubepods_root.is_some() => format!("{anchor}, but {why}"),
+            _ => anchor.to_string(),
+        }),
     };
     let mut findings = vec![Finding::of("kubepods root", root)];
     if config.csi.enabled {
@@ -382,6 +386,29 @@ async fn check_cluster(config: &Config, backends: Option<&Arc<Backends>>) -> Vec
         Err(error) => findings.push(Finding::of("API server", Err::<String, _>(error))),
     }
     findings
+}
+
+/// Whether any process of the node is in a pod below the kubepods root. If none is, the root may be wrong, or no pod
+/// runs yet, which nobody can tell from here.
+fn pods_below(anchor: &Anchor) -> Result<(), String> {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    // Many end before they are read.
+    let cgroups = processes.filter_map(|entry| std::fs::read(entry.path().join("cgroup")).ok());
+    let mut elsewhere = 0;
+    for cgroup in cgroups {
+        match anchor.parse(&cgroup) {
+            Ok(_) => return Ok(()),
+            Err(CgroupDenial::OutsideRoot) => elsewhere += 1,
+            Err(_) => {}
+        }
+    }
+    Err(match elsewhere {
+        0 => "no process here is in a pod, below it or elsewhere, so it is not known whether it is right".to_owned(),
+        _ => format!(
+            "no process is in a pod below it, and {elsewhere} are in what looks like a pod elsewhere: correct \
+             identity.kubepods_root unless these are no pods of this node's kubelet"
+        ),
+    })
 }
 
 /// Whether the mounter has made the tmpfs that it shares with the agent.

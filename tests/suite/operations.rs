@@ -212,6 +212,26 @@ async fn check_says_that_pods_within_their_limits_could_use_up_the_descriptors()
     assert!(found.contains("ok       descriptors: enough"), "{found}");
 }
 
+/// Otherwise it is ok, and every pod is refused.
+#[tokio::test]
+async fn check_says_that_no_pod_is_below_the_root_that_it_was_given() {
+    needs_workloads!();
+    let (sandbox, _pod) = sandbox_with_a_pod().await;
+    let settings = sandbox.settings().expect("settings");
+    let (_, found, _) = settings.run_to_end(&["check"]).await.expect("it ends");
+    let line = |found: &str| {
+        let mut lines = found.lines();
+        let line = lines.find(|line| line.contains("kubepods root: "));
+        line.expect("it looks at it").to_owned()
+    };
+    assert!(!line(&found).contains("but"), "{found}");
+    let settings = settings.set("identity.kubepods_root", "/nonsense/kubepods");
+    let (_, found, _) = settings.run_to_end(&["check"]).await.expect("it ends");
+    let told =
+        "ok       kubepods root: /nonsense/kubepods, but no process is in a pod below it, and ";
+    assert!(line(&found).starts_with(told), "{found}");
+}
+
 #[tokio::test]
 async fn check_says_that_a_certificate_of_the_bundle_cannot_be_used() {
     needs_workloads!();
