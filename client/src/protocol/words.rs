@@ -26,6 +26,9 @@ pub const CANNOT_FETCH_KEYS: &str = "cannot fetch the keys of";
 /// Where AWS has no such secret, before the region that was asked.
 pub const NO_SUCH_SECRET_IN: &str = "there is no such secret, version or stage in ";
 
+/// At the end of what AWS may lack where it has the secret, before the region that was asked.
+pub const NOT_AT_STAGE_IN: &str = "the version is not at that stage, in ";
+
 /// The role of a principal that reads all of a local store.
 pub const WHOLE_STORE: &str = "the whole store";
 

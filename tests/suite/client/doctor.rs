@@ -6,7 +6,9 @@ mod socket;
 use super::{Client, Ended, command_in, ended};
 use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
 use serde_json::Value;
-use testkit::aws::{Behaviour, Fault, Operation, RoleSpec, read_policy, secret_arn, trust_policy};
+use testkit::aws::{
+    Behaviour, Fault, Operation, RoleSpec, SecretInput, read_policy, secret_arn, trust_policy,
+};
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, CANARY, Sandbox, SandboxPod, container_id};
 use testkit::workload::Workload;
@@ -221,9 +223,10 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
         &["does not list vault among its client ids"],
     );
     let pod = pod_of(&sandbox, "narrow", &[(ROLE, &narrow)]).await;
-    doctor(&pod, "test/other")
-        .await
-        .is("secret", "secret_refused", &["check its policy"]);
+    let told = doctor(&pod, "test/other").await;
+    told.is("secret", "secret_refused", &["check its policy"]);
+    let next = told.report.to_string();
+    assert!(next.contains("test/other --query KmsKeyId"), "{next}");
     let pod = pod_of(&sandbox, "right", &[(ROLE, &right)]).await;
     doctor(&pod, "test/none").await.is(
         "secret",
@@ -239,6 +242,15 @@ async fn what_is_wrong_with_account_role_trust_and_policy_is_told_apart() {
     told.is("secret", "no_such_secret", &["in us-west-2"]);
     let next = told.report.to_string();
     assert!(next.contains("latchkey.dev/aws-region"), "{next}");
+    assert!(next.contains("--region us-west-2"), "{next}");
+    let doomed = SecretInput::text("x");
+    sandbox.aws.put_secret("us-west-2", "test/doomed", doomed);
+    assert!(sandbox.aws.mark_for_deletion("us-west-2", "test/doomed"));
+    let told = doctor(&pod, "test/doomed").await;
+    let deleted = &["marked for deletion", "in us-west-2"];
+    told.is("secret", "no_such_secret", deleted);
+    let next = told.report.to_string();
+    assert!(!next.contains("latchkey.dev/aws-region"), "{next}");
     assert!(next.contains("--region us-west-2"), "{next}");
     // Whoever asks with another namespace's role is refused by the cloud, as one that is not trusted.
     let pod = pod_of(

@@ -7,7 +7,7 @@ use aws_sdk_secretsmanager::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_secretsmanager::operation::RequestId;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use latchkey_client::protocol::Code;
-use latchkey_client::protocol::words::{CANNOT_FETCH_KEYS, NO_SUCH_SECRET_IN};
+use latchkey_client::protocol::words::{CANNOT_FETCH_KEYS, NO_SUCH_SECRET_IN, NOT_AT_STAGE_IN};
 use std::error::Error;
 use std::time::Duration;
 
@@ -158,7 +158,9 @@ where
                 RequestError::new(Code::NotFound, text).into()
             }
             "InvalidRequestException" => {
-                let text = "the secret is marked for deletion, has no value, or the version is not at that stage";
+                let text = format!(
+                    "the secret is marked for deletion, has no value, or {NOT_AT_STAGE_IN}{region}"
+                );
                 RequestError::new(Code::NotFound, text).into()
             }
             "InvalidParameterException" | "ValidationException" | "InvalidNextTokenException" => {

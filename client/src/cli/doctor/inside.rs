@@ -6,7 +6,7 @@ use super::{AGENTS, AGENTS_LOG, socket};
 use crate::error::{ClientError, Refusal};
 use crate::protocol::words::{
     ANNOTATE_WITH, CANNOT_FETCH_KEYS, EPHEMERAL_CONTAINER, EXEMPTS, FOLDER, NAMES_NO,
-    NAMESPACE_MUST_ALLOW, NO_SUCH_SECRET_IN, WHOLE_STORE,
+    NAMESPACE_MUST_ALLOW, NO_SUCH_SECRET_IN, NOT_AT_STAGE_IN, WHOLE_STORE,
 };
 use crate::protocol::{Code, Identity, Step};
 use crate::{Ask, Client, ListAsk};
@@ -419,21 +419,33 @@ impl Case<'_> {
         };
         let role = self.role.and_then(aws_role_name);
         match (code, role, self.name) {
-            (Code::Denied, Some(role), _) => {
+            (Code::Denied, Some(role), name) => {
                 finding
                     .next(format!("aws iam list-role-policies --role-name {role}; aws iam list-attached-role-policies --role-name {role}"));
+                if let Some(name) = name {
+                    finding.next(format!(
+                        "aws secretsmanager describe-secret --secret-id {name} --query KmsKeyId: a key of your own has \
+                         to allow the role kms:Decrypt"
+                    ));
+                }
             }
             (Code::NotFound, Some(_), Some(name)) => {
-                let region = refusal
-                    .message
-                    .strip_prefix(NO_SUCH_SECRET_IN)
-                    .unwrap_or("REGION");
-                finding
-                    .next(format!("aws secretsmanager describe-secret --secret-id {name} --region {region}"))
-                    .next(match self.place {
+                let message = &refusal.message;
+                let missing_in = message.strip_prefix(NO_SUCH_SECRET_IN);
+                // An older agent names no region where there is the secret, but no value.
+                let valueless_in = || Some(message.split_once(NOT_AT_STAGE_IN)?.1);
+                let region = missing_in.or_else(valueless_in);
+                let region = region.map(|region| format!(" --region {region}"));
+                let region = region.unwrap_or_default();
+                finding.next(format!(
+                    "aws secretsmanager describe-secret --secret-id {name}{region}"
+                ));
+                if missing_in.is_some() {
+                    finding.next(match self.place {
                         Place::Pod => "if it is in another region: annotate the service account with latchkey.dev/aws-region",
                         Place::Machine => "if it is in another region: the agent's backends.NAME.region",
                     });
+                }
             }
             _ => {}
         }
