@@ -4,7 +4,9 @@ use super::{SECRET, exchanges, reads};
 use futures::future::join_all;
 use std::collections::HashSet;
 use std::time::Duration;
-use testkit::aws::{Call, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy};
+use testkit::aws::{
+    Behaviour, Call, Fault, Operation, RoleSpec, read_and_list_policy, secret_arn, trust_policy,
+};
 use testkit::sandbox::{Sandbox, password};
 use testkit::until;
 use testkit::workload::Flood;
