@@ -221,6 +221,34 @@ mod tests {
         assert_eq!(located, Ok(Location::Local(own + 1)));
     }
 
+    /// The links to the namespaces can be read only of the agent's own user's processes.
+    #[test]
+    fn what_any_process_may_see_of_a_namespace_suffices_to_be_refused() {
+        let own = nix::unistd::getuid().as_raw();
+        let (stream, _child) = connected_child();
+        let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+        let located = |change: fn(&mut Surroundings)| {
+            let facts = Facts::of_principal("test", "app", "");
+            let pod = Arc::new(Pod::new(None, facts, &Settings::default()));
+            let mut local = Local::new(HashMap::from([(own, pod)])).expect("its own");
+            change(&mut local.own);
+            local.locate(&peer)
+        };
+        assert_eq!(located(|_| {}), Ok(Location::Local(own)));
+        let denied = |denial| Err(AttestError::Denied(denial));
+        let others = located(|own| own.uid_map.push(b' '));
+        assert_eq!(others, denied(Denial::OtherUserNamespace));
+        let others = located(|own| own.pid_depth += 1);
+        assert_eq!(others, denied(Denial::OtherPidNamespace));
+    }
+
+    #[test]
+    fn a_process_has_the_rights_of_its_effective_uid() {
+        let status = "Name:\tcat\nUid:\t1000\t1001\t1002\t1003\nGid:\t1\t1\t1\t1\n";
+        assert_eq!(uid(status.as_bytes()), Some(1001));
+        assert_eq!(uid(b"Name:\tcat\n"), None);
+    }
+
     fn found(path: &str) -> Result<usize, Denial> {
         containers(format!("0::{path}\n").as_bytes()).map(|found| found.len())
     }

@@ -1,7 +1,7 @@
 //! What a workload is, and who can make one.
 
 use super::pods::Settings;
-use super::pods::tests::{known, node, pod, status_id, uid, workload};
+use super::pods::tests::{known, node, pod, status_id, tell, tell_deleted, uid, workload};
 use super::*;
 use crate::peer::tests::connected_child;
 use k8s_openapi::api::core::v1 as k8s;
@@ -58,6 +58,38 @@ async fn a_container_is_confirmed_when_the_api_server_has_named_it() {
     }
     let volume = node(&pods).of_volume(uid()).expect("it is known");
     assert!(volume.is_volume() && volume.container().is_none() && !volume.container_confirmed());
+}
+
+#[tokio::test]
+async fn a_workload_may_ask_until_its_pod_has_finished_or_is_deleted() {
+    let running = pod("20", false);
+    let mut finished = pod("21", false);
+    finished.status.get_or_insert_default().phase = Some("Succeeded".into());
+    for is_deleted in [false, true] {
+        let pods = known(running.clone());
+        let workload = workload(&pods, None);
+        let attestor = Attestor::Kubernetes(Arc::new(node(&pods)));
+        assert!(attestor.knows(uid()) && attestor.may_still_ask(&workload));
+        match is_deleted {
+            false => tell(&pods, &finished),
+            true => tell_deleted(&pods, &running),
+        }
+        assert!(!attestor.may_still_ask(&workload), "{is_deleted}");
+        assert_eq!(attestor.knows(uid()), !is_deleted);
+    }
+}
+
+#[tokio::test]
+async fn the_log_names_a_workload_by_its_pod_and_who_cannot_be_attested_by_its_process() {
+    let pods = known(pod("20", false));
+    assert_eq!(workload(&pods, None).to_string(), "test/web");
+    let id = container("1");
+    let named = workload(&pods, Some(id)).to_string();
+    assert_eq!(named, format!("test/web/{id}"));
+    let attestor = Attestor::Kubernetes(Arc::new(node(&pods)));
+    let (stream, child) = connected_child();
+    let guess = attestor.guess(&stream);
+    assert_eq!(guess, (i32::try_from(child.id()).ok(), None));
 }
 
 #[tokio::test]

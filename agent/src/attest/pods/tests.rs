@@ -30,6 +30,16 @@ pub(in crate::attest) fn known_all(told: impl IntoIterator<Item = k8s::Pod>) -> 
     pods
 }
 
+/// Has the watch report the pod as it is now.
+pub(in crate::attest) fn tell(pods: &Pods, pod: &k8s::Pod) {
+    pods.learn(read(pod), Source::Watch);
+}
+
+/// Has the watch report that the pod is deleted.
+pub(in crate::attest) fn tell_deleted(pods: &Pods, pod: &k8s::Pod) {
+    pods.forget(&read(pod));
+}
+
 /// The pod, as the agent reads it from the API server's answer.
 fn read(pod: &k8s::Pod) -> Listed {
     let answer = serde_json::to_value(pod).expect("JSON");
