@@ -146,8 +146,8 @@ impl Values {
             .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
-                // A read that began later knows better, even if it ended earlier and found nothing.
-                if keeps && self.reads.is_last(key, seat.number) {
+                // A read that began later and has ended knows better, even if it found nothing.
+                if keeps && self.reads.lands(key, seat.number) {
                     // Its age counts from before the vault was asked, so that it is never older than its age says.
                     self.shelf.lock().put(key, &secret, seat.began);
                 }
@@ -176,6 +176,7 @@ impl Values {
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {
                     // Gone or forbidden: an older value must not come back.
+                    self.reads.lands(key, seat.number);
                     self.shelf.lock().remove(key);
                 }
                 Err(error)

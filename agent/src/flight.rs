@@ -25,6 +25,8 @@ struct Board<K, T: Clone> {
 struct Flight<T: Clone> {
     leader: RequestId,
     number: u64,
+    /// The highest number of this key's flights that have landed; 0 if none has.
+    landed: u64,
     began: Instant,
     result: WeakShared<Landing<T>>,
 }
@@ -65,11 +67,12 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
                 result,
             };
         }
+        let landed = flights.get(key).map_or(0, |before| before.landed);
         if flights.len() >= SWEEP {
             flights.retain(|_, flight| flight.result.upgrade().is_some());
         }
-        let (number, began) = (*next, Instant::now());
         *next += 1;
+        let (number, began) = (*next, Instant::now());
         let task = AbortOnDropHandle::new(tokio::spawn(start));
         let result = async move { task.await.ok() }.boxed().shared();
         if let Some(weak) = result.downgrade() {
@@ -78,6 +81,7 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
                 Flight {
                     leader: asker,
                     number,
+                    landed,
                     began,
                     result: weak,
                 },
@@ -91,13 +95,15 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
         }
     }
 
-    /// Whether no flight for `key` began after the one with this number; false if that one has been removed.
-    pub(crate) fn is_last(&self, key: &K, number: u64) -> bool {
-        let board = self.0.lock();
-        board
-            .flights
-            .get(key)
-            .is_some_and(|flight| flight.number == number)
+    /// Notes that the flight for `key` with this number has landed. Returns whether none that began later has landed
+    /// before it; false if that is no longer known.
+    pub(crate) fn lands(&self, key: &K, number: u64) -> bool {
+        let mut board = self.0.lock();
+        let Some(flight) = board.flights.get_mut(key) else {
+            return false;
+        };
+        flight.landed = flight.landed.max(number);
+        flight.landed == number
     }
 }
 

@@ -206,7 +206,16 @@ impl Metrics {
         for reason in ["exhausted", "recycled_pid"] {
             self.connections_refused.with_label_values(&[reason]);
         }
-        for code in [Code::Internal, Code::Timeout, Code::Unavailable].map(Code::as_str) {
+        for code in [
+            Code::Denied,
+            Code::Internal,
+            Code::NoRole,
+            Code::NotFound,
+            Code::Timeout,
+            Code::Unavailable,
+        ]
+        .map(Code::as_str)
+        {
             self.batch_failures.with_label_values(&[code]);
             for route in Route::ALL {
                 self.requests.with_label_values(&[route.as_str(), code]);
@@ -343,7 +352,10 @@ mod tests {
             r#"latchkey_attestations_total{outcome="unreadable_peer"}"#,
             r#"latchkey_connections_refused_total{reason="exhausted"}"#,
             r#"latchkey_connections_refused_total{reason="recycled_pid"}"#,
+            r#"latchkey_requests_total{code="denied",route="secret"}"#,
             r#"latchkey_requests_total{code="internal",route="secret"}"#,
+            r#"latchkey_requests_total{code="no_role",route="secret"}"#,
+            r#"latchkey_requests_total{code="not_found",route="secret"}"#,
             r#"latchkey_requests_total{code="timeout",route="batch"}"#,
             r#"latchkey_requests_total{code="unavailable",route="secret"}"#,
             r#"latchkey_batch_failures_total{code="unavailable"}"#,

@@ -86,9 +86,9 @@ struct Held {
 // === impl Sessions ===
 
 impl Sessions {
-    /// Returns the session for `key`: the one at hand, or a new one by `exchange`, which is told whether it renews one
-    /// that is still at hand. Callers that need a new one share one exchange; after three quarters of its life, the one
-    /// at hand is renewed in the background.
+    /// Returns the session for `key`: the one at hand, or a new one by `exchange`. Callers that need a new one share one
+    /// exchange; after three quarters of its life, the one at hand is renewed in the background. If that fails, only
+    /// `renewal_failed` is told.
     ///
     /// # Errors
     ///
@@ -97,7 +97,8 @@ impl Sessions {
         &self,
         key: &SessionKey,
         asker: RequestId,
-        exchange: impl FnOnce(bool) -> F,
+        exchange: impl FnOnce() -> F,
+        renewal_failed: impl FnOnce(&BackendError) + Send + 'static,
     ) -> Result<Arc<dyn Session>, BackendError>
     where
         F: Future<Output = Result<Arc<dyn Session>, BackendError>> + Send + 'static,
@@ -127,10 +128,13 @@ impl Sessions {
             }
         };
         let seat = {
-            let (slot, exchange) = (slot.clone(), exchange(at_hand.is_some()));
-            let landing = slot.clone();
+            let (landing, exchange, renews) = (slot.clone(), exchange(), at_hand.is_some());
             slot.exchanges.join(&(), Duration::MAX, asker, async move {
-                landing.fill(exchange.await)
+                let outcome = landing.fill(exchange.await);
+                if let (true, Err(failed)) = (renews, &outcome) {
+                    renewal_failed(failed);
+                }
+                outcome
             })
         };
         // The exchange runs in its own task, so that its outcome is remembered even if every caller leaves: otherwise a

@@ -314,6 +314,7 @@ class Alerts(unittest.TestCase):
         self.tried("csi", [
             case("each five minutes", {"latchkey_lookup_failures_total": seldom}, [fires(alert, 30, 1), fires(alert, 50, 1)]),
             case("for three minutes", {"latchkey_lookup_failures_total": "0x19 0+12x3 36x40"}, [fires(alert, minute, 0) for minute in range(60)]),
+            case("two, eight minutes apart", {"latchkey_lookup_failures_total": "0x19 1x7 2x40"}, [fires(alert, minute, 0) for minute in range(60)]),
         ])
 
     def test_lines_that_nobody_reads_are_told_on_a_quiet_node_too_and_not_those_that_a_busy_one_is_about_to_write(self):

@@ -6,7 +6,6 @@ use std::time::Duration;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Operation, read_policy, secret_arn};
 use testkit::sandbox::{REGION, Sandbox, SandboxPod};
-use testkit::until;
 use testkit::workload::{Request, Response};
 
 const NAME: &str = "test/turning";
@@ -260,11 +259,10 @@ async fn an_expired_value_stands_in_only_for_a_vault_that_cannot_be_reached() {
         .until_audit(|line| line["cache"] == "stale")
         .await
         .expect("its line");
+    let text = "an old value is served";
+    reader.agent.until_line(text).await.expect("it says so");
     let lines = reader.agent.stderr();
-    let said: Vec<_> = lines
-        .iter()
-        .filter(|line| line.contains("an old value is served"))
-        .collect();
+    let said: Vec<_> = lines.iter().filter(|line| line.contains(text)).collect();
     assert_eq!(said.len(), 1, "once a minute: {said:?}");
     for part in [
         "WARN",
@@ -351,17 +349,21 @@ async fn equal_reads_at_once_share_one_call_and_say_so() {
     for settings in [&[][..], &[("cache.ttl", "1h")]] {
         let reader = Reader::start(settings).await;
         let (gate, held) = reader.sandbox.aws.hold(Operation::GetSecretValue);
-        let connections = async || {
-            let shown = reader.agent.metric("latchkey_connections").await;
-            shown.expect("metrics")
-        };
-        until("none of the start", async || connections().await == 0.0).await;
-        let others = join_all((0..8).map(|_| reader.read()));
+        // Reads are equal only if they begin within a second: the connections are there and attested before.
+        let names = [0, 1, 2, 3, 4, 5, 6, 7].map(|number| format!("c{number}"));
+        let workload = &reader.pod.workload;
+        for name in &names {
+            workload.connect(name).await.expect("a connection");
+            let answer = workload.send_on(name, Request::get("/v1/identity")).await;
+            answer.expect("an answer").must_be_ok();
+        }
+        let others = join_all(names.iter().map(async |name| {
+            let read = Request::get(&format!("/v1/secrets/{NAME}"));
+            workload.send_on(name, read).await.expect("an answer")
+        }));
         let opened = async {
             gate.reached(1).await;
-            // All eight are with the agent before the vault answers.
-            until("eight connections", async || connections().await == 8.0).await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_millis(300)).await;
             gate.open();
         };
         let (answers, ()) = tokio::join!(others, opened);
@@ -423,6 +425,7 @@ async fn who_leaves_takes_nobody_elses_call_along_and_the_last_one_ends_it() {
     gate.open();
     let answer = staying.await.expect("an answer");
     assert_eq!(value(&answer), "first");
+    assert_eq!(reader.asked(), 1);
 }
 
 /// As AWS's own agent has it.

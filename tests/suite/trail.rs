@@ -218,10 +218,11 @@ async fn a_caller_that_closes_its_connection_leaves_a_line_and_its_place_and_not
         body.len()
     );
     let gives_up = Raw {
-        read_millis: 500,
+        read_millis: 3000,
         ..Raw::new(head + &body)
     };
-    let received = pod.workload.raw(gives_up).await.expect("a connection");
+    let (received, ()) = tokio::join!(pod.workload.raw(gives_up), gate.reached(1));
+    let received = received.expect("a connection");
     assert!(received.bytes.is_empty(), "it is held");
     line_of(&agent, "cancelled", &names[0]).await;
     drop(held);

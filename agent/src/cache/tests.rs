@@ -365,6 +365,31 @@ async fn a_slow_read_does_not_put_an_older_value_over_a_newer_one() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn values_of_a_vault_that_takes_longer_than_reads_are_joined_are_kept_all_the_same() {
+    let (vault, values) = (Vault::default(), values(|cache| cache.ttl = TTL));
+    let key = key("test/a");
+    let slow = || {
+        let fetch = vault.clone().fetch();
+        async move {
+            sleep(SHARED * 2).await;
+            fetch.await
+        }
+    };
+    let reads = (0..5).map(async |number| {
+        sleep(SHARED / 2 * number).await;
+        values.read(&key, false, asker(), slow).await
+    });
+    let reads = futures::future::join_all(reads);
+    let mut reads = std::pin::pin!(reads);
+    let first = tokio::time::timeout(SHARED * 2 + SHARED / 4, &mut reads).await;
+    assert!(first.is_err(), "later ones are under way");
+    assert!(values.at_hand(&key, Instant::now()).is_some());
+    reads.await;
+    let kept = values.at_hand(&key, Instant::now()).expect("it is kept");
+    assert_eq!(&*kept.secret.version, vault.reads().to_string());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_age_of_a_shared_read_counts_from_its_beginning() {
     let (vault, key) = (Vault::default(), key("prod/db"));
     let values = values(|_| {});

@@ -11,6 +11,7 @@ use super::proto::{Empty, NodePublishVolumeRequest, NodeUnpublishVolumeRequest};
 use super::publish::{Publish, Target, volume_id};
 use super::volume::{FilesAsked, Key, Store, Volume};
 use crate::attest::cgroup::PodUid;
+use crate::server::{About, Warnings};
 use parking_lot::Mutex;
 use std::collections::HashSet;
 use std::io;
@@ -38,6 +39,7 @@ pub(super) struct NodeService {
     store: Store,
     agent: ControlSocket,
     busy: Mutex<HashSet<Key>>,
+    warnings: Warnings,
 }
 
 /// The right to work on one volume, until it is dropped.
@@ -56,6 +58,7 @@ impl NodeService {
             agent: ControlSocket::at(store.control()),
             store,
             busy: Mutex::default(),
+            warnings: Warnings::default(),
         }
     }
 
@@ -88,8 +91,10 @@ impl NodeService {
         volume.files = match (files, &known) {
             // An older or newer mounter took them for right: a pod's volumes do not change.
             (Err(wrong), Some(known)) if was_bound => {
-                let error = wrong.message();
-                tracing::warn!(%uid, namespace, name, error, "a volume keeps the attributes that it was published with");
+                if self.warnings.is_due("attributes", Some(About::Pod(uid))) {
+                    let error = wrong.message();
+                    tracing::warn!(%uid, namespace, name, error, "a volume keeps the attributes that it was published with");
+                }
                 known.files.clone()
             }
             (files, _) => files?,

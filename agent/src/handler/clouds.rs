@@ -42,19 +42,11 @@ impl Clouds {
         key: &SessionKey,
         asker: RequestId,
     ) -> Result<Arc<dyn Session>, BackendError> {
-        let exchange = |renews| {
-            let (clouds, workload, key) = (self.clone(), workload.clone(), key.clone());
-            async move {
-                let backend = key.backend;
-                let exchange = clouds.clone().exchange(workload.clone(), key, asker);
-                let outcome = exchange.await;
-                if let (true, Err(failed)) = (renews, &outcome) {
-                    clouds.renewal_failed(&workload, backend, failed);
-                }
-                outcome
-            }
-        };
-        let session = workload.pod().sessions.open(key, asker, exchange).await;
+        let exchange = || self.clone().exchange(workload.clone(), key.clone(), asker);
+        let (clouds, of, backend) = (self.clone(), workload.clone(), key.backend);
+        let failed = move |error: &BackendError| clouds.renewal_failed(&of, backend, error);
+        let sessions = &workload.pod().sessions;
+        let session = sessions.open(key, asker, exchange, failed).await;
         session.map_err(|failed| failed.at(Step::Exchange))
     }
 

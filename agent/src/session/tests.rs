@@ -39,6 +39,7 @@ struct Service {
     away: Arc<std::sync::atomic::AtomicBool>,
     /// How long it asks to wait while it is away.
     wait: Option<Duration>,
+    renewals_failed: Arc<AtomicUsize>,
 }
 
 impl Service {
@@ -64,9 +65,13 @@ impl Service {
     }
 
     async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
-        let session = sessions
-            .open(key, RequestId::new("", 1), |_| self.clone().exchange())
-            .await?;
+        let failed = self.renewals_failed.clone();
+        let exchange = || self.clone().exchange();
+        let failed = move |_: &BackendError| {
+            failed.fetch_add(1, Ordering::SeqCst);
+        };
+        let opened = sessions.open(key, RequestId::new("", 1), exchange, failed);
+        let session = opened.await?;
         number(&session).await
     }
 }
@@ -109,6 +114,28 @@ async fn all_who_ask_at_once_share_one_exchange() {
         ),
         (1, 0)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_exchanges_that_fail_only_renewals_are_told() {
+    for over in [false, true] {
+        let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
+        let fails = Service {
+            life: Some(Duration::ZERO),
+            ..service.clone()
+        };
+        service.away.store(!over, Ordering::SeqCst);
+        assert!(fails.open(&sessions, &key).await.is_err());
+        service.away.store(false, Ordering::SeqCst);
+        advance(LIFE / 2).await;
+        service.open(&sessions, &key).await.expect("a session");
+        assert_eq!(service.renewals_failed.load(Ordering::SeqCst), 0);
+        service.away.store(!over, Ordering::SeqCst);
+        advance(LIFE * 3 / 4).await;
+        fails.open(&sessions, &key).await.expect("the old one");
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(service.renewals_failed.load(Ordering::SeqCst), 1, "{over}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -306,7 +333,14 @@ fn failure(fault: Fault) -> BackendError {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ended_is_put_away_at_once_and_no_other_in_its_place() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || sessions.open(&key, RequestId::new("", 3), |_| service.clone().exchange());
+    let open = || {
+        sessions.open(
+            &key,
+            RequestId::new("", 3),
+            || service.clone().exchange(),
+            |_| {},
+        )
+    };
     let ended = failure(Fault::SessionEnded);
     let first = open().await.expect("a session");
     sessions.put_away(&key, &first, &ended, false);
@@ -349,7 +383,14 @@ async fn a_refused_role_loses_its_sessions_everywhere_once_they_are_not_young_an
 async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_not_for_each_request()
 {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || sessions.open(&key, RequestId::new("", 3), |_| service.clone().exchange());
+    let open = || {
+        sessions.open(
+            &key,
+            RequestId::new("", 3),
+            || service.clone().exchange(),
+            |_| {},
+        )
+    };
     let ended = failure(Fault::SessionEnded);
     for _ in 0..5 {
         for is_second_try in [false, true] {
@@ -471,10 +512,11 @@ async fn a_token_service_that_asks_to_slow_down_is_left_alone_for_that_time_with
         let slow_down = async || {
             let error = RequestError::new(Code::Throttled, "slow down").retry_after(asked);
             let failed = BackendError::new(Fault::Call, error);
-            let opened = sessions.open(&key, RequestId::new("", 1), |_| {
+            let exchange = || {
                 exchanges.fetch_add(1, Ordering::SeqCst);
                 std::future::ready(Err(failed))
-            });
+            };
+            let opened = sessions.open(&key, RequestId::new("", 1), exchange, |_| {});
             opened.await.expect_err("throttled");
             exchanges.load(Ordering::SeqCst)
         };

@@ -5,7 +5,7 @@ use crate::csi::{Node, settings};
 use std::fs;
 use testkit::aws::Operation;
 use testkit::kube::PodSpec;
-use testkit::sandbox::password;
+use testkit::sandbox::{ACCOUNT, password};
 use testkit::until;
 use tokio::time::Instant;
 
@@ -89,10 +89,8 @@ async fn files_of_a_pod_that_was_not_named_for_a_while_are_renewed_once_it_is_pu
     node.sandbox.kube.watch_expire();
     until("no file", async || !target.join(FILE).exists()).await;
     let (named_again, _) = node.object(PodSpec {
-        namespace: "test".into(),
-        name: "web".into(),
         uid: Some(volume.pod.uid().into()),
-        ..PodSpec::default()
+        ..PodSpec::of("test", "web", ACCOUNT)
     });
     volume.pod = named_again.pod;
     until("its files", async || {
