@@ -146,11 +146,13 @@ impl Values {
             .unwrap_or_else(|| Err(BackendError::died()));
         match outcome {
             Ok(secret) => {
-                // A read that began later and has ended knows better, even if it found nothing.
+                let mut shelf = self.shelf.lock();
+                // A read that began later and has an answer knows better, even if there is nothing any more.
                 if keeps && self.reads.lands(key, seat.number) {
                     // Its age counts from before the vault was asked, so that it is never older than its age says.
-                    self.shelf.lock().put(key, &secret, seat.began);
+                    shelf.put(key, &secret, seat.began);
                 }
+                drop(shelf);
                 Ok(Read {
                     secret,
                     cache,
@@ -176,8 +178,9 @@ impl Values {
             Err(error) => {
                 if matches!(error.error.code.status(), 403 | 404) {
                     // Gone or forbidden: an older value must not come back.
+                    let mut shelf = self.shelf.lock();
                     self.reads.lands(key, seat.number);
-                    self.shelf.lock().remove(key);
+                    shelf.remove(key);
                 }
                 Err(error)
             }

@@ -25,7 +25,7 @@ struct Board<K, T: Clone> {
 struct Flight<T: Clone> {
     leader: RequestId,
     number: u64,
-    /// The highest number of this key's flights that have landed; 0 if none has.
+    /// The highest number of this key's flights that have landed. What was forgotten counts as landed.
     landed: u64,
     began: Instant,
     result: WeakShared<Landing<T>>,
@@ -67,7 +67,7 @@ impl<K: Clone + Eq + Hash + Send + 'static, T: Clone + Send + Sync + 'static> Fl
                 result,
             };
         }
-        let landed = flights.get(key).map_or(0, |before| before.landed);
+        let landed = flights.get(key).map_or(*next, |before| before.landed);
         if flights.len() >= SWEEP {
             flights.retain(|_, flight| flight.result.upgrade().is_some());
         }
@@ -219,6 +219,23 @@ mod tests {
         drop(seat);
         sleep(Duration::from_secs(5)).await;
         assert_eq!(ended.load(Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flight_that_a_later_one_has_overtaken_does_not_land_even_if_that_is_forgotten() {
+        for others in [0, SWEEP] {
+            let (reads, calls) = (Flights::<usize, usize>::default(), Arc::default());
+            let old = reads.join(&0, ANY, asker(1), call(&calls));
+            let later = reads.join(&0, Duration::ZERO, asker(2), call(&calls));
+            assert!(reads.lands(&0, later.number));
+            drop(later);
+            for key in 1..=others {
+                drop(reads.join(&key, ANY, asker(3), call(&calls)));
+            }
+            let last = reads.join(&0, Duration::ZERO, asker(4), call(&calls));
+            assert!(!reads.lands(&0, old.number), "{others}");
+            assert!(reads.lands(&0, last.number), "{others}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -363,7 +363,7 @@ async fn equal_reads_at_once_share_one_call_and_say_so() {
         }));
         let opened = async {
             gate.reached(1).await;
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            tokio::time::sleep(Duration::from_millis(800)).await;
             gate.open();
         };
         let (answers, ()) = tokio::join!(others, opened);
@@ -396,6 +396,9 @@ async fn who_leaves_takes_nobody_elses_call_along_and_the_last_one_ends_it() {
     needs_workloads!();
     let reader = Reader::start(&[]).await;
     let second = reader.pod.workload.exec_into().await.expect("a process");
+    second.connect("kept").await.expect("a connection");
+    let attested = second.send_on("kept", Request::get("/v1/identity")).await;
+    attested.expect("an answer").must_be_ok();
     let (gate, _held) = reader.sandbox.aws.hold(Operation::GetSecretValue);
     let path = format!("/v1/secrets/{NAME}");
     let mut first = reader.pod.workload.exec_into().await.expect("a process");
@@ -407,7 +410,7 @@ async fn who_leaves_takes_nobody_elses_call_along_and_the_last_one_ends_it() {
             answer = &mut leaving => panic!("answered too early: {answer:?}"),
         }
     }
-    let staying = second.get(&path);
+    let staying = second.send_on("kept", Request::get(&path));
     tokio::pin!(staying);
     let before = reader.agent.audit().len();
     tokio::select! {

@@ -207,7 +207,9 @@ async fn a_caller_that_closes_its_connection_leaves_a_line_and_its_place_and_not
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let settings = sandbox.settings().expect("settings");
-    let settings = settings.set("limits.in_flight_per_pod", "1");
+    let settings = settings
+        .set("limits.in_flight_per_pod", "1")
+        .set("backends.aws.timeout", "10s");
     let agent = settings.start().await.expect("a process");
     agent.until_readyz().await.expect("it is ready");
     let (gate, held) = sandbox.aws.hold(Operation::GetSecretValue);

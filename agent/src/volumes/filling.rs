@@ -103,15 +103,10 @@ impl Volumes {
     /// Fills the volume again and again, as long as it is this agent's and its pod exists.
     pub(super) async fn go_on_filling(self: Arc<Self>, key: Key, filling: Arc<Filling>) {
         let pod = &filling.volume.pod;
-        let mut is_emptied = false;
         loop {
             sleep(self.pause()).await;
             if !self.is_filled_by(&key, &filling) {
                 return;
-            }
-            // Until somebody names its pod again, there is nothing to ask for.
-            if is_emptied && matches!(self.node.of_volume(pod.uid), Err(AttestError::NotYet(_))) {
-                continue;
             }
             // Until it has been filled for the first time, nobody has agreed to it.
             if !Folder::of(self.store.directory(&key)).is_filled() {
@@ -119,15 +114,13 @@ impl Volumes {
             }
             let mut last = filling.last.lock().await;
             if self.departed(vec![pod.uid]).await.is_empty() {
-                is_emptied = false;
                 *last = Some(self.fill(&key, &filling, last.as_ref()).await);
-            } else if self.put(&key, &filling, &[]).await.is_ok() {
+            } else if let Ok(true) = self.put(&key, &filling, &[]).await {
                 // Its volume may never be unpublished (`csi/node.rs: Node::tend`), and nobody needs what it holds.
                 tracing::info!(
                     uid = %pod.uid, namespace = pod.namespace, pod = pod.name, volume = filling.volume.name(),
                     "a volume's files are removed, since its pod is gone"
                 );
-                is_emptied = true;
                 *last = Some(Err(no_pod(&AttestError::Gone)));
             }
         }
