@@ -256,6 +256,7 @@ async fn a_list_goes_on_if_whoever_began_it_leaves() {
         assert!(impatient().await.is_err());
     }
     assert!(matches!(impatient().await, Ok(Ok(_))));
+    tokio::time::sleep(takes * 4).await;
     assert_eq!(
         lists.load(Ordering::SeqCst),
         2,

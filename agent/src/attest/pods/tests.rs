@@ -4,6 +4,7 @@ use super::*;
 use crate::attest::cgroup::ContainerId;
 use crate::attest::node::Node;
 use crate::attest::{Entrance, InPod, Location, Workload};
+use futures::FutureExt;
 use k8s_openapi::api::core::v1::{
     self as k8s, ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
@@ -378,6 +379,18 @@ async fn a_look_that_fails_or_gets_no_answer_is_counted_as_a_failed_list() {
         assert_eq!(pods.look().await.is_err(), expected > 0);
         assert_eq!(pods.failures.get(), expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_are_synced_once_the_first_list_is_complete() {
+    let pods = pods_of(answered(Some(vec![pod("20", false)])));
+    let mut synced = std::pin::pin!(pods.synced());
+    assert!((&mut synced).now_or_never().is_none() && !pods.is_synced());
+    tokio::select! {
+        () = pods.follow() => unreachable!("it goes on for ever"),
+        () = &mut synced => {}
+    }
+    assert!(pods.is_synced() && pods.by_uid(uid()).is_some());
 }
 
 /// How many lists are requested in a minute from an API server that answers so.
