@@ -130,6 +130,14 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn it_is_asked_for_as_a_pod() {
+        assert_eq!(Listed::kind(&()), "Pod");
+        assert_eq!(Listed::api_version(&()), "v1");
+        let path = Listed::url_path(&(), Some("test"));
+        assert_eq!(path, "/api/v1/namespaces/test/pods");
+    }
+
+    #[test]
     fn all_that_the_agent_goes_by_is_read_of_a_pod() {
         let status = |name: &str, digit: &str| {
             let id = |digit: &str| format!("containerd://{}", digit.repeat(64));

@@ -8,7 +8,9 @@ use futures::FutureExt;
 use k8s_openapi::api::core::v1::{
     self as k8s, ContainerState, ContainerStateTerminated, ContainerStatus, PodStatus,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::SignedDuration;
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicUsize;
 
 const UID: &str = "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
@@ -334,6 +336,26 @@ async fn a_restarted_container_is_known_by_both_of_its_ids() {
 }
 
 #[test]
+fn a_deleted_pod_may_ask_until_its_grace_period_and_two_seconds_more_are_over() {
+    for (seconds_ago, ended) in [(-30, false), (0, false), (4, true)] {
+        let mut deleted = pod("20", false);
+        let end = crate::time::now() - SignedDuration::from_secs(seconds_ago);
+        deleted.metadata.deletion_timestamp = Some(Time(end));
+        let (_, facts) = Facts::of(read(&deleted)).expect("a pod");
+        assert_eq!(facts.grace_ended(), ended, "{seconds_ago}");
+    }
+}
+
+/// Without a pod it is on the machine's own network.
+#[test]
+fn a_principal_has_the_network_of_its_pod_if_it_has_one() {
+    for (name, host_network) in [("", true), ("web", false)] {
+        let facts = Facts::of_principal("test", "app", name);
+        assert_eq!((&*facts.name, facts.host_network), (name, host_network));
+    }
+}
+
+#[test]
 fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all_if_it_is_too_long()
 {
     let mut exempting = pod("20", false);
@@ -342,21 +364,23 @@ fn an_exemption_keeps_only_the_names_of_containers_that_are_there_and_is_for_all
     annotations.insert(crate::role::EKS_SKIP_CONTAINERS.to_owned(), listed);
     annotations.insert("somebody.example/note".to_owned(), "app".to_owned());
     let status = exempting.status.get_or_insert_default();
-    status.container_statuses = crate::attest::tests::statuses(&["1"]).map(|mut statuses| {
+    status.container_statuses = crate::attest::tests::statuses(&["1", "2"]).map(|mut statuses| {
         statuses[0].name = "app".to_owned();
+        statuses[1].name = "web".to_owned();
         statuses
     });
+    let exempts = |names: &[&str]| {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        BTreeMap::from([(crate::role::EKS_SKIP_CONTAINERS.to_owned(), names)])
+    };
     let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
-    let named = [(
-        crate::role::EKS_SKIP_CONTAINERS.to_owned(),
-        BTreeSet::from(["app".to_owned()]),
-    )];
-    assert_eq!(facts.exempt, BTreeMap::from(named.clone()));
+    assert_eq!(facts.exempt, exempts(&["app"]));
     let annotations = exempting.metadata.annotations.get_or_insert_default();
     let listed = "other,".repeat(10_000);
     annotations.insert(crate::role::EKS_SKIP_CONTAINERS.to_owned(), listed);
     let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
-    assert_eq!(facts.exempt, BTreeMap::from(named), "it is not looked into");
+    let all = exempts(&["app", "web"]);
+    assert_eq!(facts.exempt, all, "it is not looked into");
     // While none of the named containers is known, it still matters which one makes a request.
     exempting.status = None;
     let (_, facts) = Facts::of(read(&exempting)).expect("a pod");
@@ -416,6 +440,15 @@ async fn an_api_server_that_lists_nothing_is_asked_less_and_less_often() {
     let lists = lists_in_a_minute(|_| (500, "out of order".to_owned())).await;
     // With waits of 0.2, 0.4, 0.8, 1.6 and then 3 seconds.
     assert!((20..=25).contains(&lists), "{lists}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_fails_is_begun_again_without_a_list() {
+    let lists = lists_in_a_minute(|uri| match uri.query() {
+        Some(query) if query.contains("watch=true") => (500, "out of order".to_owned()),
+        _ => (200, list(&[pod("20", false)])),
+    });
+    assert_eq!(lists.await, 1);
 }
 
 #[tokio::test(start_paused = true)]
