@@ -157,9 +157,8 @@ fn vault(value: &Value) -> Result<String, Wrong> {
 
 pub(super) fn tenant(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the tenant's id, or one of its domains such as \"contoso.onmicrosoft.com\"";
-    let text = value::text(value, remedy)?;
-    Wrong::unless(is_tenant(text), text, "no tenant", remedy)?;
-    Ok(text.to_ascii_lowercase())
+    let tenant = value::text_that(is_tenant, value, "no tenant", remedy)?;
+    Ok(tenant.to_ascii_lowercase())
 }
 
 fn authority(value: &Value) -> Result<String, Wrong> {
@@ -187,9 +186,7 @@ fn suffix_list(value: &Value) -> Result<Vec<String>, Wrong> {
 
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 100 of A-Z, a-z, 0-9, - and /, without // or a / at the beginning";
-    let text = value::text(value, remedy)?;
-    Wrong::unless(AZURE.takes_prefix(text), text, "no prefix", remedy)?;
-    Ok(text.to_owned())
+    value::text_that(|text| AZURE.takes_prefix(text), value, "no prefix", remedy)
 }
 
 #[cfg(test)]

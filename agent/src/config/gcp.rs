@@ -215,7 +215,5 @@ fn provider(value: &Value) -> Result<GcpProvider, Wrong> {
 /// What precedes every name, as applications write names, in the characters that Google Cloud Secret Manager allows.
 fn prefix(value: &Value) -> Result<String, Wrong> {
     let remedy = "write up to 128 of A-Z, a-z, 0-9 and /_-, without // and not / alone";
-    let prefix = value::text(value, remedy)?;
-    Wrong::unless(GCP.takes_prefix(prefix), prefix, "no prefix", remedy)?;
-    Ok(prefix.to_owned())
+    value::text_that(|text| GCP.takes_prefix(text), value, "no prefix", remedy)
 }

@@ -256,41 +256,28 @@ impl Sidecar {
 /// The ARN of an AWS role.
 fn aws_role(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a role's ARN, such as \"arn:aws:iam::111122223333:role/app\"";
-    let arn = value::text(value, remedy)?;
-    let right = partition_of_role(arn).is_some();
-    Wrong::unless(right, arn, "no ARN of an IAM role", remedy)?;
-    Ok(arn.to_owned())
+    let is_role = |arn: &str| partition_of_role(arn).is_some();
+    value::text_that(is_role, value, "no ARN of an IAM role", remedy)
 }
 
 /// The client id of an Azure identity.
 fn azure_client(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the identity's client id, a UUID with dashes";
-    let client = value::text(value, remedy)?;
-    Wrong::unless(is_client(client), client, "no client id", remedy)?;
-    Ok(client.to_owned())
+    value::text_that(is_client, value, "no client id", remedy)
 }
 
 /// The email address of a GCP service account.
 fn gcp_account(value: &Value) -> Result<String, Wrong> {
     let remedy = "write its email address, such as \"app@acme-prod.iam.gserviceaccount.com\"";
-    let email = value::text(value, remedy)?;
-    let right = is_account(email);
-    Wrong::unless(
-        right,
-        email,
-        "no email address of a GCP service account",
-        remedy,
-    )?;
-    Ok(email.to_owned())
+    let wrong = "no email address of a GCP service account";
+    value::text_that(is_account, value, wrong, remedy)
 }
 
 /// The name of a namespace or service account: a DNS subdomain.
 fn kubernetes_name(value: &Value) -> Result<String, Wrong> {
     let remedy = "write a name of a-z, 0-9 and '-', such as \"dev\"";
-    let name = value::text(value, remedy)?;
-    let right = value::is_subdomain(name);
-    Wrong::unless(right, name, "no name that Kubernetes would take", remedy)?;
-    Ok(name.to_owned())
+    let wrong = "no name that Kubernetes would take";
+    value::text_that(value::is_subdomain, value, wrong, remedy)
 }
 
 /// A uid of this machine.

@@ -172,6 +172,18 @@ pub(super) fn text<'a>(value: &'a Value, remedy: &str) -> Result<&'a str, Wrong>
     }
 }
 
+/// A text that `is_right`.
+pub(super) fn text_that(
+    is_right: impl FnOnce(&str) -> bool,
+    value: &Value,
+    wrong: &str,
+    remedy: &str,
+) -> Result<String, Wrong> {
+    let text = text(value, remedy)?;
+    Wrong::unless(is_right(text), text, wrong, remedy)?;
+    Ok(text.to_owned())
+}
+
 /// A list of strings without repetition, each accepted by `check`.
 pub(super) fn list(
     value: &Value,
@@ -316,10 +328,10 @@ pub(super) fn identity_mode(value: &Value) -> Result<IdentityMode, Wrong> {
 pub(super) fn cgroup_root(value: &Value) -> Result<String, Wrong> {
     let remedy = "write an absolute cgroup path that ends in kubepods, kubepods.slice or <prefix>-kubepods.slice, or \
                   nothing to learn it";
-    let path = text(value, remedy)?;
-    let right = path.len() <= 4096 && cgroup::is_root(path) && !path.chars().any(char::is_control);
-    Wrong::unless(right, path, "no kubepods root", remedy)?;
-    Ok(path.to_owned())
+    let is_right = |path: &str| {
+        path.len() <= 4096 && cgroup::is_root(path) && !path.chars().any(char::is_control)
+    };
+    text_that(is_right, value, "no kubepods root", remedy)
 }
 
 /// Whether `path` is absolute and in normal form.
@@ -331,9 +343,7 @@ pub(super) fn has_plain_parts(path: &str) -> bool {
 /// The name of a node: a DNS subdomain.
 pub(super) fn node(value: &Value) -> Result<String, Wrong> {
     let remedy = "write the node's name as \"kubectl get nodes\" shows it";
-    let name = text(value, remedy)?;
-    Wrong::unless(is_subdomain(name), name, "no name of a node", remedy)?;
-    Ok(name.to_owned())
+    text_that(is_subdomain, value, "no name of a node", remedy)
 }
 
 /// The key of a taint: a qualified name and, since the agent removes it, one with a domain before the slash.

@@ -65,14 +65,21 @@ impl Service {
     }
 
     async fn open(&self, sessions: &Sessions, key: &SessionKey) -> Result<usize, BackendError> {
+        number(&self.session(sessions, key).await?).await
+    }
+
+    async fn session(
+        &self,
+        sessions: &Sessions,
+        key: &SessionKey,
+    ) -> Result<Arc<dyn Session>, BackendError> {
         let failed = self.renewals_failed.clone();
         let exchange = || self.clone().exchange();
         let failed = move |_: &BackendError| {
             failed.fetch_add(1, Ordering::SeqCst);
         };
-        let opened = sessions.open(key, RequestId::new("", 1), exchange, failed);
-        let session = opened.await?;
-        number(&session).await
+        let asker = RequestId::new("", 1);
+        sessions.open(key, asker, exchange, failed).await
     }
 }
 
@@ -333,14 +340,7 @@ fn failure(fault: Fault) -> BackendError {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_ended_is_put_away_at_once_and_no_other_in_its_place() {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || {
-        sessions.open(
-            &key,
-            RequestId::new("", 3),
-            || service.clone().exchange(),
-            |_| {},
-        )
-    };
+    let open = || service.session(&sessions, &key);
     let ended = failure(Fault::SessionEnded);
     let first = open().await.expect("a session");
     sessions.put_away(&key, &first, &ended, false);
@@ -383,14 +383,7 @@ async fn a_refused_role_loses_its_sessions_everywhere_once_they_are_not_young_an
 async fn a_session_that_ends_as_soon_as_it_is_born_is_exchanged_once_more_and_not_for_each_request()
 {
     let (sessions, service, key) = (Sessions::default(), Service::default(), key("role"));
-    let open = || {
-        sessions.open(
-            &key,
-            RequestId::new("", 3),
-            || service.clone().exchange(),
-            |_| {},
-        )
-    };
+    let open = || service.session(&sessions, &key);
     let ended = failure(Fault::SessionEnded);
     for _ in 0..5 {
         for is_second_try in [false, true] {

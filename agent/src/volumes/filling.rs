@@ -100,7 +100,7 @@ impl Volumes {
         outcome
     }
 
-    /// Fills the volume again and again, as long as it is this agent's and its pod exists.
+    /// Fills the volume again and again, as long as it is this agent's; empties it while its pod does not exist.
     pub(super) async fn go_on_filling(self: Arc<Self>, key: Key, filling: Arc<Filling>) {
         let pod = &filling.volume.pod;
         loop {
