@@ -194,7 +194,7 @@ fn has(name: &[u8], part: &[u8]) -> bool {
 mod tests {
     use super::super::pods::{Facts, Settings};
     use super::*;
-    use crate::peer::tests::connected_child;
+    use crate::peer::tests::{connected_child, pinned};
 
     const ID: &str = "3b5d4f1c0a9e8d7c6b5a493827160f5e4d3c2b1a09f8e7d6c5b4a39281706f5e";
 
@@ -208,8 +208,7 @@ mod tests {
         let local = Local::new(HashMap::from(principals)).expect("what everybody may see");
         let (stream, _child) = connected_child();
         let locate = |pinning, uid| {
-            let peer = Peer::of(&stream, pinning).expect("it lives");
-            local.locate(&peer.connected_by(uid))
+            local.locate(&pinned(&stream, pinning).connected_by(uid))
         };
         for pinning in [Pinning::ByPidfd, Pinning::ByNumber] {
             assert_eq!(locate(pinning, own), Ok(Location::Local(own)));
@@ -226,7 +225,7 @@ mod tests {
     fn what_any_process_may_see_of_a_namespace_suffices_to_be_refused() {
         let own = nix::unistd::getuid().as_raw();
         let (stream, _child) = connected_child();
-        let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+        let peer = pinned(&stream, Pinning::ByPidfd);
         let located = |change: fn(&mut Surroundings)| {
             let facts = Facts::of_principal("test", "app", "");
             let pod = Arc::new(Pod::new(None, facts, &Settings::default()));

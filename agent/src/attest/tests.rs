@@ -3,7 +3,7 @@
 use super::pods::Settings;
 use super::pods::tests::{known, node, pod, status_id, tell, tell_deleted, uid, workload};
 use super::*;
-use crate::peer::tests::connected_child;
+use crate::peer::tests::{connected_child, pinned};
 use k8s_openapi::api::core::v1 as k8s;
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ pub(super) fn at(container: Option<ContainerId>, entrance: Entrance) -> InPod {
 /// Runs `work` on a peer pinned by `pinning`, which lives meanwhile.
 pub(super) fn with_peer<T>(pinning: Pinning, work: impl FnOnce(&Peer) -> T) -> T {
     let (stream, _child) = connected_child();
-    work(&Peer::of(&stream, pinning).expect("it lives"))
+    work(&pinned(&stream, pinning))
 }
 
 /// A principal of the machine, or the pod of a sidecar.

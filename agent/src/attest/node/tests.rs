@@ -4,7 +4,7 @@ use super::*;
 use crate::attest::Attestor;
 use crate::attest::pods::tests::{answered, known, known_all, node, pod, pods_of, slow, uid};
 use crate::attest::tests::{at, container, statuses, with_peer};
-use crate::peer::tests::connected_child;
+use crate::peer::tests::{connected_child, pinned};
 use k8s_openapi::api::core::v1 as k8s;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -42,7 +42,7 @@ async fn a_node_knows_its_own_pods_and_no_other() {
 async fn who_asks_before_the_kubepods_root_is_known_waits_for_it() {
     let node = node(&known(pod("20", false)));
     let (stream, _child) = connected_child();
-    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    let peer = pinned(&stream, Pinning::ByPidfd);
     let learns = async {
         tokio::task::yield_now().await;
         node.anchor(Anchor::new("/no-pods-here/kubepods", None).expect("a root"));
@@ -220,7 +220,7 @@ async fn only_pods_of_the_runtimes_named_are_taken_for_what_their_socket_says() 
 #[tokio::test]
 async fn a_sandbox_is_looked_for_once_as_any_other_unknown_pod() {
     let (stream, _child) = connected_child();
-    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    let peer = pinned(&stream, Pinning::ByPidfd);
     for (found, expected) in [
         (Some(vec![sandboxed()]), None),
         (
@@ -243,7 +243,7 @@ async fn a_sandbox_is_looked_for_once_as_any_other_unknown_pod() {
 #[tokio::test(start_paused = true)]
 async fn a_list_goes_on_if_whoever_began_it_leaves() {
     let (stream, _child) = connected_child();
-    let peer = Peer::of(&stream, Pinning::ByPidfd).expect("it lives");
+    let peer = pinned(&stream, Pinning::ByPidfd);
     let lists = Arc::new(AtomicUsize::new(0));
     let takes = Duration::from_millis(2500);
     let node = node_of(None, Arc::new(pods_of(slow(sandboxed(), takes, &lists))));

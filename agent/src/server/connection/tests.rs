@@ -5,7 +5,7 @@ use crate::attest::{Attestor, Entrance};
 use crate::error::RETRY_AFTER;
 use crate::metrics::Metrics;
 use crate::peer::Pinning;
-use crate::peer::tests::connected_child;
+use crate::peer::tests::{connected_child, pinned};
 use crate::server::doorman::Doorman;
 use crate::server::remains::Orphans;
 use crate::server::warnings::Warnings;
@@ -28,7 +28,7 @@ fn connection(stream: &UnixStream) -> Connection {
 
 /// The same for a given pod.
 fn connection_to(stream: &UnixStream, pod: Pod) -> Connection {
-    let peer = Peer::of(stream, Pinning::ByPidfd).expect("it lives");
+    let peer = pinned(stream, Pinning::ByPidfd);
     let door = Door {
         entrance: Entrance::Shared,
         permits: Arc::new(Semaphore::new(1)),
