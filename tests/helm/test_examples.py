@@ -168,14 +168,18 @@ esac
 
     def test_each_namespace_has_an_identity_for_its_own_account_and_its_own_vault(self):
         calls, applied = run("azure", self.ANSWERS, GROUP="shop", VAULTS="shop")
-        for namespace, credential, grant in zip(
-            ("test", "prod"), having(calls, "az", "identity", "federated-credential"), having(calls, "az", "role", "assignment"), strict=True
+        for namespace, credential, grant, secret in zip(
+            ("test", "prod"), having(calls, "az", "identity", "federated-credential"), having(calls, "az", "role", "assignment"),
+            having(calls, "az", "keyvault", "secret", "set"), strict=True
         ):
             self.assertEqual(f"system:serviceaccount:{namespace}:app", option(credential, "--subject"))
             self.assertEqual("api://AzureADTokenExchange", option(credential, "--audiences"))
             self.assertEqual(f"{namespace}-app", option(credential, "--identity-name"))
             self.assertEqual(f"principal-of-{namespace}-app", option(grant, "--assignee-object-id"))
             self.assertEqual(f"/vaults/shop-{namespace}", option(grant, "--scope"))
+            # As the application of the page asks for it: test/database-password.
+            self.assertEqual(f"shop-{namespace}", option(secret, "--vault-name"))
+            self.assertEqual(f"{namespace}--database-password", option(secret, "--name"))
             self.assertIn(f"azure.workload.identity/client-id: client-of-{namespace}-app", applied)
             self.assertIn(f"latchkey.dev/azure-vault: https://shop-{namespace}.vault.azure.net", applied)
         self.assertNotRegex(applied, r"CLIENT-OF|VAULT-OF|TENANT\b")
