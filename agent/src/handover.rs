@@ -300,6 +300,11 @@ impl SocketPath {
         }
     }
 
+    /// Sets the mode of the file `name` itself: whoever may write to the directory could put a link in its place.
+    fn set_mode(&self, name: &str, mode: Mode) -> nix::Result<()> {
+        fchmodat(&self.directory, name, mode, FchmodatFlags::NoFollowSymlink)
+    }
+
     fn listen_as(&self, mode: Mode) -> io::Result<Listening> {
         let temporary = format!(".{}.{}", self.name, uuid::Uuid::new_v4().simple());
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
@@ -308,12 +313,7 @@ impl SocketPath {
         // Through the open directory, which cannot be replaced meanwhile and keeps the path short (unix(7): 107 bytes).
         let address = UnixAddr::new(&self.through(&temporary))?;
         bind(socket.as_raw_fd(), &address)?;
-        fchmodat(
-            &self.directory,
-            temporary.as_str(),
-            mode,
-            FchmodatFlags::FollowSymlink,
-        )?;
+        self.set_mode(&temporary, mode)?;
         listen(&socket, Backlog::new(BACKLOG).unwrap_or(Backlog::MAXCONN))?;
         let inode = self
             .stat(&temporary)
@@ -457,5 +457,37 @@ pub(crate) fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
         Ok(()) => std::fs::set_permissions(path, PermissionsExt::from_mode(mode)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+    #[test]
+    fn a_mode_is_not_set_through_a_link_that_somebody_put_in_the_sockets_place() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let elsewhere = directory.path().join("elsewhere");
+        fs::write(&elsewhere, "").expect("it is ours");
+        fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o600)).expect("it is ours");
+        symlink(&elsewhere, directory.path().join("link")).expect("it is ours");
+        let path = SocketPath::open(&directory.path().join("agent.sock"), Access::AsItIs);
+        let path = path.expect("it is there");
+        assert!(
+            path.set_mode("link", Mode::from_bits_truncate(0o666))
+                .is_err()
+        );
+        let mode = || {
+            fs::metadata(&elsewhere)
+                .expect("it is there")
+                .permissions()
+                .mode()
+        };
+        assert_eq!(mode() & 0o777, 0o600);
+        path.set_mode("elsewhere", Mode::from_bits_truncate(0o666))
+            .expect("it is no link");
+        assert_eq!(mode() & 0o777, 0o666);
     }
 }

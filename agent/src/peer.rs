@@ -212,7 +212,13 @@ impl Peer {
             return true;
         };
         let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
+        loop {
+            match poll(&mut fds, PollTimeout::ZERO) {
+                // A signal came to the agent, such as the one to leave.
+                Err(Errno::EINTR) => {}
+                outcome => return outcome == Ok(0),
+            }
+        }
     }
 
     /// Confirms what was read about the process by its PID: see [`Self::is_alive`].

@@ -296,12 +296,17 @@ impl Volumes {
 
     /// Lets go of a volume, and with a pod's last one also of the pod's tokens.
     fn let_go(&self, key: &Key) {
-        let mut open = self.open.lock();
-        let Some(uid) = open.remove(key).and_then(|gone| gone.pod) else {
-            return;
-        };
-        let is_last = open.values().all(|other| other.pod != Some(uid));
-        if let (true, Some(pod)) = (is_last, self.pods.by_uid(uid)) {
+        let gone = self.open.lock().remove(key);
+        if let Some(uid) = gone.and_then(|gone| gone.pod) {
+            self.drop_tokens_without_volume(uid);
+        }
+    }
+
+    /// Drops a pod's tokens if the agent listens in no volume of its.
+    fn drop_tokens_without_volume(&self, uid: PodUid) {
+        let open = self.open.lock();
+        let has_none = open.values().all(|volume| volume.pod != Some(uid));
+        if let (true, Some(pod)) = (has_none, self.pods.by_uid(uid)) {
             pod.tokens.drop_all();
         }
     }

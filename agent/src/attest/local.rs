@@ -207,9 +207,7 @@ mod tests {
         let principals = [own, own + 1].map(|uid| (uid, principal()));
         let local = Local::new(HashMap::from(principals)).expect("what everybody may see");
         let (stream, _child) = connected_child();
-        let locate = |pinning, uid| {
-            local.locate(&pinned(&stream, pinning).connected_by(uid))
-        };
+        let locate = |pinning, uid| local.locate(&pinned(&stream, pinning).connected_by(uid));
         for pinning in [Pinning::ByPidfd, Pinning::ByNumber] {
             assert_eq!(locate(pinning, own), Ok(Location::Local(own)));
         }

@@ -53,6 +53,8 @@ pub(crate) struct Pod {
     facts: RwLock<Arc<Facts>>,
     /// The `resourceVersion` of the facts.
     version: AtomicU64,
+    /// Whether a look brought them, which may be ahead of the watch.
+    looked_up: AtomicBool,
     gone: AtomicBool,
     since: Instant,
     /// The pod's service account, which the API server lets nobody change.
@@ -94,8 +96,11 @@ pub(crate) struct Pods {
 enum Source {
     /// A look of the agent's own, which may be older than what the watch has reported meanwhile.
     Look,
-    /// The watch, which reports in order.
+    /// The watch, which reports in order, but late.
     Watch,
+    /// The list that a watch begins with: how things are, whatever the version numbers say. After a restored backup
+    /// these are lower.
+    List,
 }
 
 /// Counts the looks, so that every caller gets one that began after its call, with no more looks than that takes.
@@ -122,6 +127,7 @@ impl Pod {
             uid,
             facts: RwLock::new(Arc::new(facts)),
             version: AtomicU64::new(0),
+            looked_up: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             since: Instant::now(),
             principal: OnceLock::new(),
@@ -316,7 +322,7 @@ impl Pods {
                             listing_since = Instant::now();
                             continue;
                         }
-                        Event::InitApply(pod) => listed.extend(self.learn(pod, Source::Watch)),
+                        Event::InitApply(pod) => listed.extend(self.learn(pod, Source::List)),
                         Event::InitDone => {
                             let doubted = self.keep(&listed, listing_since);
                             let _again = self.synced.set(());
@@ -354,23 +360,33 @@ impl Pods {
         let version = version.and_then(|text| text.parse().ok()).unwrap_or(0);
         let (uid, facts) = Facts::of(pod)?;
         let mut by_uid = self.by_uid.write();
-        if source == Source::Look {
-            // The watch may have overtaken the list: what it reported meanwhile is newer.
-            let is_deleted = self.deleted.lock().contains_key(&uid);
-            let known = by_uid.get(&uid);
-            if is_deleted || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
-            {
-                return Some(uid);
+        let known = by_uid.get(&uid);
+        let is_overtaken = match source {
+            // What the watch has reported since is newer.
+            Source::Look => {
+                self.deleted.lock().contains_key(&uid)
+                    || known.is_some_and(|pod| version <= pod.version.load(Ordering::Relaxed))
             }
+            // It has still to come to what a look has seen, such as a first ephemeral container.
+            Source::Watch => known.is_some_and(|pod| {
+                pod.looked_up.load(Ordering::Relaxed)
+                    && version < pod.version.load(Ordering::Relaxed)
+            }),
+            Source::List => false,
+        };
+        if is_overtaken {
+            return Some(uid);
         }
-        if let Some(pod) = by_uid.get(&uid) {
-            pod.version.store(version, Ordering::Relaxed);
+        let pod = if let Some(pod) = known {
             pod.learn(facts);
+            pod
         } else {
             let pod = Pod::new(Some(uid), facts, &self.settings);
-            pod.version.store(version, Ordering::Relaxed);
-            by_uid.insert(uid, Arc::new(pod));
-        }
+            by_uid.entry(uid).or_insert(Arc::new(pod))
+        };
+        pod.version.store(version, Ordering::Relaxed);
+        let looked_up = source == Source::Look;
+        pod.looked_up.store(looked_up, Ordering::Relaxed);
         Some(uid)
     }
 

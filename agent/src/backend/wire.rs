@@ -147,16 +147,19 @@ impl Wire {
             hangs: HANGS.min(time / 2),
             is_over: false,
         };
-        let response = client.execute(request).await;
+        let answer = async {
+            let mut response = client.execute(request).await?;
+            let body = whole(&mut response, size).await?;
+            let (head, _) = http::Response::from(response).into_parts();
+            Ok(http::Response::from_parts(head, body))
+        };
+        let answer = answer.await;
         call.is_over = true;
         // Where no connection can be opened, those that are open may well be alive.
-        if matches!(&response, Err(error) if !error.is_connect()) {
+        if matches!(&answer, Err(WireError::Lost(error)) if !error.is_connect()) {
             self.inner.suspect(&call.host);
         }
-        let mut response = response?;
-        let body = whole(&mut response, size).await?;
-        let (head, _) = http::Response::from(response).into_parts();
-        Ok(http::Response::from_parts(head, body))
+        answer
     }
 }
 

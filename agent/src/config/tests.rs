@@ -399,8 +399,12 @@ fn durations_and_sizes_are_written_with_their_units() {
 }
 
 #[test]
-fn the_socket_may_have_99_bytes_and_not_one_more() {
-    let of_length = |length: usize| format!("listen.socket = \"/{}\"", "s".repeat(length - 1));
-    assert!(with_file(&of_length(99)).load().is_ok());
-    assert!(with_file(&of_length(100)).load().is_err());
+fn the_socket_may_have_99_bytes_and_its_name_48_and_not_one_more() {
+    let of_lengths = |directory: usize, name: usize| {
+        let (directory, name) = ("d".repeat(directory - 1), "s".repeat(name));
+        with_file(&format!("listen.socket = \"/{directory}/{name}\"")).load()
+    };
+    assert!(of_lengths(50, 48).is_ok());
+    assert!(of_lengths(51, 48).is_err());
+    assert!(of_lengths(49, 49).is_err());
 }

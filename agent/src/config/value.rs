@@ -1,6 +1,11 @@
 //! What a single value must look like.
 
-use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytesize::ByteSize;
 use hyper::{Uri, header::HeaderName};
@@ -13,8 +18,11 @@ use tracing_subscriber::EnvFilter;
 use super::{IdentityMode, settings::Value};
 use crate::attest::cgroup::{self, PodUid};
 
-/// A Unix socket's path has at most 107 bytes (unix(7)); the handover needs some for its temporary name.
+/// A Unix socket's path has at most 107 bytes (unix(7)).
 const MAX_SOCKET_PATH: usize = 99;
+
+/// An agent listens on a temporary name of 34 bytes more first, below `/proc/self/fd` ([`crate::handover`]).
+const MAX_SOCKET_NAME: usize = 48;
 
 /// The default timeout of one call to a cloud.
 pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -246,6 +254,7 @@ pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
     let remedy = "write an absolute path such as \"/run/latchkey/agent.sock\"";
     let path = text(value, remedy)?;
     let too_long = format!("longer than {MAX_SOCKET_PATH} bytes");
+    let long_name = format!("a file name longer than {MAX_SOCKET_NAME} bytes");
     // An abstract socket belongs to a network namespace: anybody in the node's could reach it.
     let wrong = if path.starts_with(['@', '\0']) {
         "an abstract socket"
@@ -253,6 +262,11 @@ pub(super) fn socket_path(value: &Value) -> Result<PathBuf, Wrong> {
         "no absolute path"
     } else if path.len() > MAX_SOCKET_PATH {
         &too_long
+    } else if Path::new(path)
+        .file_name()
+        .is_some_and(|name| name.len() > MAX_SOCKET_NAME)
+    {
+        &long_name
     } else if path.chars().any(char::is_control) {
         "a path with control characters"
     } else if !has_plain_parts(path) {

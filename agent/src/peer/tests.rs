@@ -1,8 +1,12 @@
 //! Who connected, by both pinnings.
 
 use super::*;
+use nix::sys::pthread::{pthread_kill, pthread_self};
+use nix::sys::signal::Signal;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicBool, Ordering};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// The variable that gives the child the socket's path.
 const CHILD: &str = "LATCHKEY_TEST_CHILD";
@@ -125,6 +129,25 @@ fn a_peer_that_has_exited_is_gone_even_before_it_is_reaped() {
         peer.read_cgroup(&mut Vec::new()),
         Err(PeerError::Gone)
     ));
+}
+
+#[tokio::test]
+async fn a_signal_to_the_agent_does_not_make_a_peer_look_as_if_it_had_exited() {
+    // Handled, so that it interrupts.
+    let _signals = signal(SignalKind::user_defined2()).expect("a handler");
+    let (stream, _child) = connected_child();
+    let peer = pinned(&stream, Pinning::ByPidfd);
+    let (asks, is_over) = (pthread_self(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                pthread_kill(asks, Signal::SIGUSR2).expect("it lives");
+            }
+        });
+        let alive = (0..300_000).filter(|_| peer.is_alive()).count();
+        is_over.store(true, Ordering::Relaxed);
+        assert_eq!(alive, 300_000);
+    });
 }
 
 #[test]

@@ -160,6 +160,8 @@ impl Volumes {
                 return failure;
             }
             tracing::error!(error = failure.text, uid = %volume.pod.uid, "cannot listen in a pod's volume");
+            // The mounter takes the volume back, and nothing else would drop them.
+            self.drop_tokens_without_volume(volume.pod.uid);
             Failure::unavailable("the agent cannot listen in the pod's directory; its log says why")
         })?;
         match filling {

@@ -17,6 +17,8 @@ struct Service {
     forgotten: AtomicUsize,
     /// How many of them break when they are used, the first.
     broken: AtomicUsize,
+    /// How many of them fall silent in an answer's body, the first.
+    halved: AtomicUsize,
 }
 
 impl Service {
@@ -29,6 +31,7 @@ impl Service {
             opened: AtomicUsize::new(0),
             forgotten: AtomicUsize::new(0),
             broken: AtomicUsize::new(0),
+            halved: AtomicUsize::new(0),
         });
         let accepting = service.clone();
         tokio::spawn(async move {
@@ -51,6 +54,10 @@ impl Service {
                 return;
             }
             if number < self.forgotten.load(Ordering::Relaxed) {
+                std::future::pending::<()>().await;
+            }
+            if number < self.halved.load(Ordering::Relaxed) {
+                let _ = stream.write_all(&ANSWER[..ANSWER.len() - 1]).await;
                 std::future::pending::<()>().await;
             }
             // Requests that are made together take a connection each.
@@ -85,19 +92,19 @@ async fn a_body_is_read_whole_or_not_at_all() {
 async fn after_one_call_in_vain_no_dead_connection_is_used() {
     let is_late: fn(&reqwest::Error) -> bool = reqwest::Error::is_timeout;
     let is_broken = |error: &reqwest::Error| !error.is_timeout() && !error.is_connect();
-    for (breaks, is_in_vain) in [(false, is_late), (true, is_broken)] {
+    let forgotten: fn(&Service) -> &AtomicUsize = |service| &service.forgotten;
+    for (dead, is_in_vain) in [
+        (forgotten, is_late),
+        (|service| &service.halved, is_late),
+        (|service| &service.broken, is_broken),
+    ] {
         let (wire, service) = (Wire::new(Roots::load()), Service::start().await);
         let calls = (0..5).map(|_| service.ask(&wire));
         let answers = futures::future::join_all(calls).await;
         assert!(answers.iter().all(Result::is_ok) && service.opened() == 5);
         // They are used again.
         assert!(service.ask(&wire).await.is_ok() && service.opened() == 5);
-        let dead = if breaks {
-            &service.broken
-        } else {
-            &service.forgotten
-        };
-        dead.store(5, Ordering::Relaxed);
+        dead(&service).store(5, Ordering::Relaxed);
         let failed = service.ask(&wire).await.expect_err("it is dead");
         assert!(matches!(failed, WireError::Lost(error) if is_in_vain(&error)));
         for opened in 6..9 {
