@@ -5,6 +5,8 @@ use super::{Node, OWN, reads_own};
 use crate::code;
 use crate::hygiene::copies_in_memory;
 use latchkey_agent::csi::proto::Empty;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 use testkit::kubelet::{Connection, Status, TOKENS};
 use testkit::workload::{Raw, Workload, WorkloadSpec};
@@ -204,6 +206,24 @@ async fn tokens_go_with_the_last_of_a_pods_volumes_and_not_before() {
     let answer = node.on_shared(&keeps_none[0]).await.get(OWN).await;
     let answer = answer.expect("an answer");
     answer.must_be_refused(403, "denied");
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_volume_in_which_the_agent_cannot_listen_are_not_kept() {
+    needs_workloads!();
+    let mut node = Node::start().await;
+    let (volume, _) = node.object_of("test", "web");
+    node.publish(&volume).await.expect("it is published");
+    node.kill_agent().await;
+    // Whoever is in its group could put another socket there.
+    let directory = node.kubelet.of_only_volume("p");
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o775)).expect("it is ours");
+    node.start_agent().await;
+    let Status { code, message } = node.publish(&volume).await.expect_err("it cannot");
+    assert_eq!(code, 14, "{message}");
+    assert!(message.contains("cannot listen"), "{message}");
+    let answer = node.on_shared(&volume).await.get(OWN).await;
+    answer.expect("an answer").must_be_refused(403, "denied");
 }
 
 /// They would be kept for a volume with which they never go.

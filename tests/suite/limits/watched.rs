@@ -10,7 +10,7 @@ use tokio::time::timeout;
 const WATCHES: usize = 250_000;
 
 /// In how many pieces it sends, for each of which a read does so again.
-const PIECES: usize = 60;
+const PIECES: usize = 150;
 
 #[tokio::test]
 async fn a_pod_that_makes_reads_costly_by_watching_its_own_end_loses_its_connection_and_its_permit()
