@@ -39,11 +39,18 @@ const NODES_UNREAD: usize = 4 * UNREAD;
 /// What each pod also has of its own, so that other pods cannot leave it with nothing.
 const OWN_UNREAD: usize = 128 << 10;
 
+/// How many calls to vaults may be under way for all pods together, beyond each pod's own. Each takes some 85 KiB of
+/// memory, most of that the SDK's, and when a vault is slow all of them wait at once.
+const NODES_CALLS: usize = 256;
+
+/// How many each pod also has of its own.
+const OWN_CALLS: usize = 4;
+
 /// Shorter answers do not count: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
 
-/// A pod's limits: connections, requests in flight, waits, request rate, refusals, unread answers, and what calls on
-/// its sockets cost.
+/// A pod's limits: connections, requests in flight, waits, request rate, refusals, unread answers, calls to vaults, and
+/// what calls on its sockets cost.
 #[derive(Debug)]
 pub(crate) struct Quota {
     connections: Arc<Semaphore>,
@@ -56,14 +63,18 @@ pub(crate) struct Quota {
     refusals: DefaultDirectRateLimiter,
     unread: Arc<Semaphore>,
     own_unread: Arc<Semaphore>,
-    nodes_unread: NodesUnread,
+    own_calls: Semaphore,
+    shared: Shared,
     pub(crate) turns: Arc<Turnstile>,
     pub(crate) toll: Arc<Toll>,
 }
 
-/// What all pods of the node together may leave unread, beyond each pod's own.
+/// What the node's pods share, beyond what each has of its own: unread answers, in bytes, and calls to vaults.
 #[derive(Clone, Debug)]
-pub(crate) struct NodesUnread(Arc<Semaphore>);
+pub(crate) struct Shared {
+    unread: Arc<Semaphore>,
+    calls: Arc<Semaphore>,
+}
 
 /// Room for an answer, until it is dropped.
 #[derive(Debug)]
@@ -72,16 +83,19 @@ pub(crate) struct Room {
     _own_or_of_node: OwnedSemaphorePermit,
 }
 
-impl Default for NodesUnread {
+impl Default for Shared {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(NODES_UNREAD)))
+        Self {
+            unread: Arc::new(Semaphore::new(NODES_UNREAD)),
+            calls: Arc::new(Semaphore::new(NODES_CALLS)),
+        }
     }
 }
 
 impl Quota {
     /// A quota of connections, requests in flight and requests a second as `limits` sets for a pod, with a burst of
     /// twice the last.
-    pub(crate) fn new(limits: &config::Limits, unread: &NodesUnread) -> Self {
+    pub(crate) fn new(limits: &config::Limits, shared: &Shared) -> Self {
         let (connections, in_flight) = (limits.connections_per_pod, limits.in_flight_per_pod);
         let per_second = limits.requests_per_second_per_pod;
         let per_second = NonZeroU32::new(per_second).unwrap_or(NonZeroU32::MIN);
@@ -97,7 +111,8 @@ impl Quota {
             refusals: RateLimiter::direct(Rate::per_second(REFUSALS)),
             unread: Arc::new(Semaphore::new(UNREAD)),
             own_unread: Arc::new(Semaphore::new(OWN_UNREAD)),
-            nodes_unread: unread.clone(),
+            own_calls: Semaphore::new(OWN_CALLS),
+            shared: shared.clone(),
             turns: Turnstile::new(REQUESTS_A_TURN),
             toll: Arc::default(),
         }
@@ -165,11 +180,25 @@ impl Quota {
                 "this pod has not read the answers to its other requests yet; read them first",
             ))?,
             _own_or_of_node: room(&self.own_unread)
-                .or_else(|| room(&self.nodes_unread.0))
+                .or_else(|| room(&self.shared.unread))
                 .ok_or_else(full(
                     "the pods of this node have left too many answers unread; try again",
                 ))?,
         })
+    }
+
+    /// Waits for a permit for one call to a vault.
+    ///
+    /// # Errors
+    ///
+    /// `internal` if no permit can ever come, which is a fault in the agent.
+    pub(crate) async fn call(&self) -> Result<SemaphorePermit<'_>, RequestError> {
+        let permit = tokio::select! {
+            biased;
+            own = self.own_calls.acquire() => own,
+            shared = self.shared.calls.acquire() => shared,
+        };
+        permit.map_err(|closed| RequestError::internal(&closed))
     }
 
     /// How long to hold back the refusal that the pod is about to get.
@@ -221,18 +250,41 @@ fn too_fast() -> RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt as _;
 
     #[test]
     fn who_goes_on_asking_while_refused_waits_as_long_as_told() {
-        let quota = Quota::new(&config::Limits::default(), &NodesUnread::default());
+        let quota = Quota::new(&config::Limits::default(), &Shared::default());
         let rests: Vec<Duration> = (0..100).map(|_| quota.rest()).collect();
         assert_eq!(rests.first(), Some(&REST));
         assert_eq!(rests.last(), Some(&LONG_REST));
     }
 
     #[test]
+    fn a_pod_makes_some_calls_whatever_the_others_have_under_way() {
+        let node = Shared::default();
+        let [busy, other] = [(); 2].map(|()| Quota::new(&config::Limits::default(), &node));
+        let mut permits = Vec::new();
+        while let Some(permit) = busy.call().now_or_never() {
+            permits.push(permit.expect("one"));
+        }
+        assert_eq!(permits.len(), OWN_CALLS + NODES_CALLS);
+        let own: Vec<_> = (0..OWN_CALLS)
+            .map(|_| other.call().now_or_never())
+            .collect();
+        assert!(own.iter().all(Option::is_some));
+        assert!(other.call().now_or_never().is_none());
+        // One of the node's comes to whoever waits.
+        let waiting = other.call();
+        permits.pop();
+        assert!(waiting.now_or_never().is_some());
+        permits.truncate(OWN_CALLS + NODES_CALLS - 2);
+        assert!(busy.call().now_or_never().is_some());
+    }
+
+    #[test]
     fn what_pods_leave_unread_has_a_bound_for_each_and_one_for_all() {
-        let node = NodesUnread::default();
+        let node = Shared::default();
         let quotas: Vec<_> = (0..5)
             .map(|_| Quota::new(&config::Limits::default(), &node))
             .collect();

@@ -12,7 +12,7 @@ use crate::config::{Config, IdentityMode};
 use crate::kubernetes::Clients;
 use crate::metrics::Metrics;
 use crate::preflight::{self, StartError};
-use crate::quota::NodesUnread;
+use crate::quota::Shared;
 use crate::token::SubjectTokens;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ impl Callers {
         let settings = pods::Settings {
             limits: config.limits.clone(),
             cache: Arc::new(config.cache.clone()),
-            unread: NodesUnread::default(),
+            shared: Shared::default(),
             values: NodesValues::default(),
         };
         match config.identity.mode {

@@ -15,7 +15,7 @@ use crate::account::Principal;
 use crate::cache::{NodesValues, Values};
 use crate::config;
 use crate::error::chain;
-use crate::quota::{NodesUnread, Quota};
+use crate::quota::{Quota, Shared};
 use crate::session::Sessions;
 use crate::token::KubeletTokens;
 use crate::waits::Waits;
@@ -45,6 +45,10 @@ const RETRY_WAITS: Waits = Waits {
     longest: Duration::from_secs(3),
 };
 
+/// How many pods are read at a time when a watch begins. One can be well over a megabyte (annotations, environment), and
+/// a page is in memory twice while it is read.
+const PAGE: u32 = 20;
+
 /// One pod of this node, and all that is done on its behalf. Outside of Kubernetes, a principal has such an entry too.
 #[derive(Debug)]
 pub(crate) struct Pod {
@@ -71,7 +75,7 @@ pub(crate) struct Pod {
 pub(crate) struct Settings {
     pub(crate) limits: config::Limits,
     pub(crate) cache: Arc<config::Cache>,
-    pub(crate) unread: NodesUnread,
+    pub(crate) shared: Shared,
     pub(crate) values: NodesValues,
 }
 
@@ -131,7 +135,7 @@ impl Pod {
             gone: AtomicBool::new(false),
             since: Instant::now(),
             principal: OnceLock::new(),
-            quota: Quota::new(&settings.limits, &settings.unread),
+            quota: Quota::new(&settings.limits, &settings.shared),
             sessions: Sessions::default(),
             values: Values::new(settings.cache.clone(), &settings.values),
             tokens: KubeletTokens::default(),
@@ -307,7 +311,8 @@ impl Pods {
     async fn follow_until_gone(&self, failed: &mut bool) {
         let config = watcher::Config::default()
             .fields(&self.selector)
-            .timeout(WATCH_SECONDS);
+            .timeout(WATCH_SECONDS)
+            .page_size(PAGE);
         let mut events = std::pin::pin!(watcher(self.api.clone(), config));
         let mut listed = HashSet::new();
         let mut listing_since = Instant::now();

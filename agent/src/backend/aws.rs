@@ -213,6 +213,10 @@ fn session_credentials(
         return Err(errors::garbage());
     }
     let given = given.ok_or_else(errors::garbage)?;
+    // The SDK's stand-in where the answer has none, as when it breaks off.
+    if given.expiration.secs() == 0 {
+        return Err(errors::garbage());
+    }
     let ends = SystemTime::try_from(given.expiration).map_err(|_| errors::garbage())?;
     Ok(Credentials::new(
         given.access_key_id,

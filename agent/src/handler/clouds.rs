@@ -153,6 +153,7 @@ impl Clouds {
         loop {
             tries -= 1;
             let session = self.session(workload, key, asker).await?;
+            let _permit = workload.pod().quota.call().await?;
             let call = call(session.clone());
             let outcome = self.timed(key.backend, operation, call).await;
             let outcome = outcome.map_err(|failed| failed.at(Step::Secret));

@@ -4,6 +4,8 @@
 //! that the agent does not need: a time in `metadata.managedFields` may be later than our type can hold. So those parts
 //! are skipped, and nobody can use them to keep a node's pods from being known.
 
+use super::facts::MIRROR;
+use crate::role::POD_ANNOTATIONS;
 use k8s_openapi::api::core::v1 as k8s;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
@@ -58,6 +60,7 @@ struct Metadata {
     namespace: Option<String>,
     uid: Option<String>,
     resource_version: Option<String>,
+    #[serde(default, deserialize_with = "annotations")]
     annotations: Option<BTreeMap<String, String>>,
     deletion_timestamp: Option<String>,
 }
@@ -117,6 +120,18 @@ fn metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Error> 
     })
 }
 
+/// Reads those annotations that matter here. A pod may have 256 KiB of others (`TotalAnnotationSizeLimitB` in
+/// apimachinery's validation).
+fn annotations<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let read = Option::<BTreeMap<String, String>>::deserialize(from)?;
+    Ok(read.map(|mut all| {
+        all.retain(|key, _| key == MIRROR || POD_ANNOTATIONS.contains(&&**key));
+        all
+    }))
+}
+
 /// When a deleted pod's grace period ends. A time that cannot be parsed counts as past.
 fn deletion(time: &str) -> Time {
     Time(time.parse().unwrap_or(Timestamp::MIN))
@@ -168,6 +183,8 @@ mod tests {
         });
         let listed: Listed = serde_json::from_value(pod).expect("a pod");
         assert_eq!(listed.metadata.resource_version.as_deref(), Some("7"));
+        let kept = listed.metadata.annotations.as_ref();
+        assert_eq!(kept.map(BTreeMap::len), Some(2), "the other one is dropped");
         let (uid, facts) = Facts::of(listed).expect("a pod");
         assert_eq!(uid.to_string(), "0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0");
         let names = [&facts.namespace, &facts.name, &facts.service_account];

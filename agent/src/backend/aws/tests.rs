@@ -145,7 +145,7 @@ fn what_was_listed_for_another_account_or_region_is_not_shown() {
 #[test]
 fn credentials_are_those_of_the_session_that_was_asked_for_or_none() {
     let role = role();
-    let answered = |arn: Option<&str>| {
+    let until = |ends: SystemTime, arn: Option<&str>| {
         let user = arn.map(|arn| {
             let user = sts::types::AssumedRoleUser::builder();
             user.arn(arn)
@@ -157,7 +157,7 @@ fn credentials_are_those_of_the_session_that_was_asked_for_or_none() {
             .access_key_id("a")
             .secret_access_key("b")
             .session_token("c")
-            .expiration(SystemTime::UNIX_EPOCH.into())
+            .expiration(ends.into())
             .build();
         session_credentials(
             &role,
@@ -166,8 +166,11 @@ fn credentials_are_those_of_the_session_that_was_asked_for_or_none() {
             Some(given.expect("they are whole")),
         )
     };
+    let answered = |arn: Option<&str>| until(SystemTime::now(), arn);
     let right = "arn:aws:sts::111122223333:assumed-role/app/uid.test.app";
     assert!(answered(Some(right)).is_ok());
+    let broken_off = until(SystemTime::UNIX_EPOCH, Some(right)).expect_err("no time was given");
+    assert!(!broken_off.error.to_string().contains("clock"));
     for (here, there) in [
         ("111122223333", "444455556666"),
         ("/app/", "/other/"),
