@@ -1,7 +1,8 @@
 //! The agent as a real process: its configuration, its output, its end.
 
+use crate::PATIENCE;
 use crate::binaries::sibling_binary;
-use crate::process::{PATIENCE, Process};
+use crate::process::Process;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io;

@@ -34,6 +34,7 @@ pub use rbac::Rule;
 
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::PATIENCE;
 use crate::fake::{Listener, Port};
 use crate::jwt::Issuer;
 
@@ -208,11 +209,11 @@ impl FakeKube {
     /// Waits until `condition` holds, checking again at each change.
     ///
     /// # Panics
-    /// If it does not within a minute.
+    /// If it does not within [`PATIENCE`].
     pub async fn until(&self, condition: impl Fn(&Self) -> bool) {
         let mut changed = self.cluster.changed.subscribe();
         let holds = async { while !condition(self) && changed.changed().await.is_ok() {} };
-        tokio::time::timeout(Duration::from_secs(60), holds)
+        tokio::time::timeout(PATIENCE, holds)
             .await
             .expect("the cluster comes to what is waited for");
     }

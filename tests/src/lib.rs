@@ -22,7 +22,7 @@ pub mod skip;
 mod until;
 pub mod workload;
 
-pub use until::until;
+pub use until::{PATIENCE, until};
 
 #[cfg(test)]
 mod docs;

@@ -16,11 +16,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 pub use init::run_init;
 
+use crate::PATIENCE;
 use crate::binaries::sibling_binary;
 use crate::workload::Signal;
 
-/// How long the init process may take to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 /// How often to check whether a child has ended.
 const LOOK: Duration = Duration::from_millis(2);
 

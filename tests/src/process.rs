@@ -1,18 +1,15 @@
 //! A program under test as a process: its stderr, its signals, its end.
 
+use crate::PATIENCE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io;
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::watch;
 use tokio::time::timeout;
-
-/// How long anything that a program does may take before a test gives up on it.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running program. Dropping it kills it.
 #[derive(Debug)]
@@ -132,7 +129,7 @@ impl Process {
     ///
     /// If it does not.
     pub async fn until_ended(&mut self) -> io::Result<ExitStatus> {
-        timeout(PATIENCE * 2, self.child.wait())
+        timeout(PATIENCE, self.child.wait())
             .await
             .map_err(io::Error::other)?
     }

@@ -12,15 +12,12 @@ mod workstation;
 
 use std::path::Path;
 use std::process::{Output, Stdio};
-use std::time::Duration;
+use testkit::PATIENCE;
 use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::binaries::sibling_binary;
 use testkit::sandbox::{Sandbox, SandboxPod};
 use tokio::process::Command;
 use tokio::time::timeout;
-
-/// How long a command may take.
-const PATIENCE: Duration = Duration::from_secs(40);
 
 /// A pod of the namespace `test` on a node with an agent.
 struct Client {

@@ -1,7 +1,7 @@
 //! The levels of rights, and the node's startup taint, between the agent and the API server.
 
 use crate::code;
-use std::time::Duration;
+use testkit::PATIENCE;
 use testkit::agent::AgentSettings;
 use testkit::aws::Operation;
 use testkit::kube::{AGENT, Fault, NODES, Rule};
@@ -10,9 +10,6 @@ use tokio::time::timeout;
 
 /// A taint of the kind that keeps pods off until the agent is there.
 const TAINT: &str = "latchkey.dev/agent-not-ready";
-
-/// How long an event of the API server may take to show an effect.
-const SOON: Duration = Duration::from_secs(20);
 
 fn as_node(settings: AgentSettings) -> AgentSettings {
     settings.set("kubernetes.impersonate_node", true)
@@ -179,7 +176,7 @@ async fn a_startup_taint_that_cannot_be_taken_off_yet_is_tried_again_and_stops_n
     let gone = sandbox
         .kube
         .until(|kube| kube.taints(NODE) == ["dedicated"]);
-    timeout(SOON, gone).await.expect("it tries again");
+    timeout(PATIENCE, gone).await.expect("it tries again");
 }
 
 /// A cluster whose node has a startup taint and another, and an agent that may take it off.

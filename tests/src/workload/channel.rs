@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -11,10 +10,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 
-use super::protocol::{Failure, Line, Order, Outcome, Task};
+use crate::PATIENCE;
 
-/// How long a pod may take to be ready.
-const PATIENCE: Duration = Duration::from_secs(60);
+use super::protocol::{Failure, Line, Order, Outcome, Task};
 
 type Answer = Result<Outcome, Failure>;
 

@@ -8,13 +8,11 @@ use std::time::{Duration, Instant};
 use testkit::aws::Operation;
 use testkit::kube::PodSpec;
 use testkit::sandbox::{ACCOUNT, password};
-use testkit::until;
+use testkit::{PATIENCE, until};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::{sleep, timeout};
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A running proxy.
 struct Proxy {

@@ -9,11 +9,8 @@ use std::time::Duration;
 use testkit::kube::{Pod, PodSpec};
 use testkit::kubelet::Status;
 use testkit::sandbox::{ACCOUNT, REGION, password};
-use testkit::until;
+use testkit::{PATIENCE, until};
 use tokio::time::{sleep, timeout};
-
-/// How long what comes by and by may take.
-const SOON: Duration = Duration::from_secs(30);
 
 /// How a new volume with these secrets is refused; nothing may be left of it.
 async fn refused(node: &Node, name: &str, secrets: &str) -> Status {
@@ -205,7 +202,7 @@ async fn a_secret_that_a_running_pod_may_have_no_more_changes_nothing_in_it_and_
             }
         }
     };
-    let told = timeout(SOON, told).await.expect("the kubelet is told");
+    let told = timeout(PATIENCE, told).await.expect("the kubelet is told");
     // Not as final: the pod runs, and what it has stays.
     assert_eq!(told.code, UNAVAILABLE, "{told}");
     assert!(
