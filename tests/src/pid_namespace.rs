@@ -109,17 +109,12 @@ impl Program {
 }
 
 impl PidNamespace {
-    /// Starts an empty namespace with its own `/proc`; `pid_max` limits its PIDs if the kernel can do that for one
-    /// namespace (Linux 6.14).
+    /// Starts an empty namespace with its own `/proc`.
     ///
     /// # Errors
     ///
-    /// If the kernel refuses, or cannot limit the PIDs of one namespace.
-    pub async fn start(pid_max: Option<u32>) -> io::Result<Self> {
-        if pid_max.is_some() && !limits_its_pids() {
-            let text = "kernel.pid_max belongs to a PID namespace only since Linux 6.14";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-        }
+    /// If the kernel refuses.
+    pub async fn start() -> io::Result<Self> {
         let (ours, theirs) = StdStream::pair()?;
         ours.set_nonblocking(true)?;
         let mut command = tokio::process::Command::new(sibling_binary("pidns-init")?);
@@ -127,9 +122,6 @@ impl PidNamespace {
             .arg("enter")
             .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
             .kill_on_drop(true);
-        if let Some(pid_max) = pid_max {
-            command.args(["--pid-max", &pid_max.to_string()]);
-        }
         let launcher = command.spawn()?;
         drop(command);
         let (reader, writer) = UnixStream::from_std(ours)?.into_split();
@@ -261,15 +253,6 @@ async fn answer(lines: &mut tokio::io::Lines<BufReader<OwnedReadHalf>>) -> io::R
 
 fn unexpected(answer: &Answer) -> io::Error {
     io::Error::other(format!("init answered {answer:?}"))
-}
-
-/// Whether a write to `kernel.pid_max` is for the writer's namespace only; before Linux 6.14 it is for the machine.
-fn limits_its_pids() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|word| word.parse::<u32>().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (6, 14)
 }
 
 #[cfg(test)]

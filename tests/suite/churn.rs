@@ -116,7 +116,7 @@ async fn while_pods_come_and_go_nobody_is_taken_for_another() {
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.aws_namespace("test");
     sandbox.kube.create_service_account("test", "other", &[]);
-    let inside = PidNamespace::start(None).await.expect("a PID namespace");
+    let inside = PidNamespace::start().await.expect("a PID namespace");
     agent_inside(&sandbox, &inside).await;
     let places = (0..PLACES).map(|place| {
         let (sandbox, inside) = (&sandbox, &inside);

@@ -26,7 +26,7 @@ async fn a_recycled_number_lends_no_identity(without: Option<&str>, network: Net
     let sandbox = Sandbox::start().await.expect("a sandbox");
     sandbox.aws_namespace("attacker");
     sandbox.aws_namespace("victim");
-    let namespace = PidNamespace::start(None).await.expect("a PID namespace");
+    let namespace = PidNamespace::start().await.expect("a PID namespace");
 
     let settings = sandbox.settings().expect("settings");
     let output = sandbox.directory().join("agent.log");

@@ -22,14 +22,8 @@ const ATTEMPTS: usize = 20;
 
 #[derive(Debug, clap::Parser)]
 enum Stage {
-    Enter {
-        #[arg(long)]
-        pid_max: Option<u32>,
-    },
-    Init {
-        #[arg(long)]
-        pid_max: Option<u32>,
-    },
+    Enter,
+    Init,
 }
 
 /// Runs the program `pidns-init`.
@@ -40,20 +34,15 @@ enum Stage {
 pub fn run_init() -> io::Result<ExitCode> {
     let mut line = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     match Stage::parse() {
-        Stage::Enter { pid_max } => {
+        Stage::Enter => {
             unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS)?;
-            let mut command = Command::new("/proc/self/exe");
-            command.arg("init");
-            if let Some(pid_max) = pid_max {
-                command.args(["--pid-max", &pid_max.to_string()]);
-            }
-            let mut init = command.spawn()?;
+            let mut init = Command::new("/proc/self/exe").arg("init").spawn()?;
             say(&mut line, &Answer::Launched { pid: init.id() })?;
             drop(line);
             init.wait()?;
         }
-        Stage::Init { pid_max } => {
-            let ready = prepare(pid_max);
+        Stage::Init => {
+            let ready = mount_proc();
             say(
                 &mut line,
                 &ready.map_or_else(|error| Answer::Failed(error.to_string()), |()| Answer::Done),
@@ -62,14 +51,6 @@ pub fn run_init() -> io::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn prepare(pid_max: Option<u32>) -> io::Result<()> {
-    mount_proc()?;
-    match pid_max {
-        Some(pid_max) => fs::write("/proc/sys/kernel/pid_max", pid_max.to_string()),
-        None => Ok(()),
-    }
 }
 
 fn serve(mut line: UnixStream) -> io::Result<()> {

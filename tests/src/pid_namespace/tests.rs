@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::skip::{say_skipped, without_workloads};
+use crate::skip::without_workloads;
 use crate::workload::{PodCgroup, Request, Workload, WorkloadSpec};
 
 fn pod(socket: &Path) -> WorkloadSpec {
@@ -18,7 +18,7 @@ async fn a_pid_is_given_out_again_to_another_pod_while_a_connection_waits() {
     if without_workloads() {
         return;
     }
-    let namespace = PidNamespace::start(None).await.expect("a namespace");
+    let namespace = PidNamespace::start().await.expect("a namespace");
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("agent.sock");
     // A listener that accepts nothing, like a stopped agent's.
@@ -58,7 +58,7 @@ async fn a_taken_pid_is_refused() {
     if without_workloads() {
         return;
     }
-    let namespace = PidNamespace::start(None).await.expect("a namespace");
+    let namespace = PidNamespace::start().await.expect("a namespace");
     let _first = Workload::start_in(&namespace, pod(Path::new("/x")), Some(77))
         .await
         .expect("a pod");
@@ -73,7 +73,7 @@ async fn programs_run_stop_and_end_inside() {
     if without_workloads() {
         return;
     }
-    let namespace = PidNamespace::start(None).await.expect("a namespace");
+    let namespace = PidNamespace::start().await.expect("a namespace");
     let directory = tempfile::tempdir().expect("a directory");
     let output = directory.path().join("output");
     let program = Program {
@@ -119,34 +119,4 @@ async fn programs_run_stop_and_end_inside() {
     while Path::new(&format!("/proc/{outside}/exe")).exists() {
         tokio::time::sleep(LOOK).await;
     }
-}
-
-#[tokio::test]
-async fn a_small_namespace_runs_its_pids_around() {
-    if without_workloads() {
-        return;
-    }
-    if !limits_its_pids() {
-        say_skipped("kernel.pid_max belongs to a PID namespace only since Linux 6.14");
-        return;
-    }
-    let before = fs::read_to_string("/proc/sys/kernel/pid_max").expect("the machine's own");
-    let namespace = PidNamespace::start(Some(320)).await.expect("a namespace");
-    let mut seen = std::collections::BTreeSet::new();
-    let mut again = 0;
-    for _ in 0..350 {
-        let pid = namespace
-            .spawn(Program::new(Path::new("/bin/true")))
-            .await
-            .expect("a program");
-        namespace.wait(pid).await.expect("its end");
-        assert!(pid < 320, "{pid}");
-        again += usize::from(!seen.insert(pid));
-    }
-    // RESERVED_PIDS: after the first round, PIDs start at 300 (kernel/pid.c).
-    assert!(again > 0, "{seen:?}");
-    assert_eq!(
-        fs::read_to_string("/proc/sys/kernel/pid_max").expect("the machine's own"),
-        before
-    );
 }
