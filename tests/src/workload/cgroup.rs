@@ -1,11 +1,17 @@
 //! Cgroups as a kubelet and a runtime make them, in whatever hierarchies this machine has.
 
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
-use std::{fs, io, thread};
+use std::{fs, io, process, thread};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen,
+};
 
 /// How long a killed cgroup may take to empty.
 const EMPTYING: Duration = Duration::from_secs(5);
@@ -262,7 +268,7 @@ fn children(directory: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 /// The unified hierarchy's mount.
-fn v2_mount() -> io::Result<PathBuf> {
+pub(super) fn v2_mount() -> io::Result<PathBuf> {
     let found = mounts()?.into_iter().find(|mount| mount.kind == "cgroup2");
     found.map(|mount| mount.point).ok_or_else(|| {
         io::Error::new(
@@ -272,8 +278,8 @@ fn v2_mount() -> io::Result<PathBuf> {
     })
 }
 
-/// The mounts of the v1 hierarchies that a workload is put into.
-fn v1_mounts() -> io::Result<Vec<PathBuf>> {
+/// The mounts of the v1 hierarchies that a workload is put into; one of this process's own, where none is mounted.
+pub(super) fn v1_mounts() -> io::Result<Vec<PathBuf>> {
     let wanted = |mount: &Mount| {
         let options: Vec<_> = mount.options.split(',').collect();
         mount.kind == "cgroup" && V1_HIERARCHIES.iter().any(|name| options.contains(name))
@@ -284,12 +290,34 @@ fn v1_mounts() -> io::Result<Vec<PathBuf>> {
         .map(|mount| mount.point)
         .collect();
     if found.is_empty() {
-        return Err(io::Error::new(
-            io::ErrorKind::Unsupported,
-            "this machine has no cgroup v1 mounted",
-        ));
+        return own_hierarchy().map(|own| vec![own]);
     }
     Ok(found)
+}
+
+/// A v1 hierarchy with a name and no controller, which the kernel gives beside a unified one that has them all. Its
+/// mount is nowhere but in this process, and ends with it.
+fn own_hierarchy() -> io::Result<PathBuf> {
+    static HELD: OnceLock<rustix::io::Result<OwnedFd>> = OnceLock::new();
+    let held = HELD.get_or_init(|| {
+        let hierarchy = fsopen("cgroup", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        fsconfig_set_flag(&hierarchy, "none")?;
+        fsconfig_set_string(&hierarchy, "name", "latchkey")?;
+        fsconfig_create(&hierarchy)?;
+        fsmount(
+            &hierarchy,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::empty(),
+        )
+    });
+    match held {
+        // By its PID, since workloads enter by this path themselves.
+        Ok(held) => Ok(format!("/proc/{}/fd/{}", process::id(), held.as_raw_fd()).into()),
+        Err(error) => Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            format!("this machine has no cgroup v1 mounted, and its kernel gives none: {error}"),
+        )),
+    }
 }
 
 struct Mount {

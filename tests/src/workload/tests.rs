@@ -155,12 +155,10 @@ async fn each_shape_shows_in_proc_and_is_gone_afterwards() {
 
 /// The directories of this name in every hierarchy.
 fn cgroups_named(parent: &str) -> Vec<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-    let cgroups = mounts.lines().filter(|line| line.starts_with("cgroup"));
-    let paths = cgroups
-        .filter_map(|line| line.split(' ').nth(1))
-        .map(|point| format!("{point}{parent}").into());
-    paths.filter(|path: &PathBuf| path.exists()).collect()
+    let points = cgroup::v1_mounts().into_iter().flatten();
+    let points = points.chain(cgroup::v2_mount());
+    let paths = points.map(|point| point.join(parent.trim_start_matches('/')));
+    paths.filter(|path| path.exists()).collect()
 }
 
 #[tokio::test]
