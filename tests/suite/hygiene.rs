@@ -1,7 +1,7 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
 use crate::operations::names;
-use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
+use crate::{REFUSAL_STANDS, reasons, sandbox_with_a_pod};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -124,7 +124,7 @@ async fn an_unsafe_place_for_the_socket_is_refused() {
         assert!(told.contains(what), "{}: {told}", directory.display());
         // Of a directory that others use, such as /tmp, that would be harm to them.
         assert!(!told.contains("chmod"), "{told}");
-        assert_eq!(told.lines().count(), 1, "{told}");
+        assert_eq!(reasons(&told).len(), 1, "{told}");
     }
     let text = fs::read_to_string(occupied.join("agent.sock")).expect("it is still there");
     assert_eq!(text, "a file");

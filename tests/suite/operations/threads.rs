@@ -1,5 +1,6 @@
 //! When no more threads can be started, as when somebody has used up the node's process numbers.
 
+use crate::reasons;
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -29,7 +30,7 @@ async fn without_a_thread_an_agent_does_not_start_and_one_that_runs_serves_and_l
         let limited = settings.clone().wrapped(&["prlimit", &limit]);
         let (status, _, stderr) = limited.run_to_end(&[]).await.expect("it ends");
         assert_eq!(status.code(), Some(69), "{limit}: {stderr}");
-        assert_eq!(stderr.lines().count(), 1, "{limit}: {stderr}");
+        assert_eq!(reasons(&stderr).len(), 1, "{limit}: {stderr}");
         assert!(stderr.contains("raise the limit on processes"), "{stderr}");
     }
 
