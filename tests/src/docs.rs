@@ -279,6 +279,7 @@ fn every_function_that_a_page_names_is_there() {
 #[test]
 fn every_link_leads_somewhere() {
     let tree = Tree::read();
+    let (mut seen, mut anchored) = (0, 0);
     for page in tree.ending(".md") {
         let directory = tree.root.join(&page.path);
         let directory = directory.parent().expect("a directory");
@@ -302,8 +303,15 @@ fn every_link_leads_somewhere() {
                 "{} links to {link}, and there is no such heading",
                 page.path
             );
+            seen += 1;
+            anchored += usize::from(!anchor.is_empty());
         }
     }
+    let enough = seen > 200 && anchored > 100;
+    assert!(
+        enough,
+        "only {seen} links were found, and {anchored} anchors"
+    );
 }
 
 #[test]
@@ -437,6 +445,7 @@ fn every_key_that_a_page_names_is_one_of_the_configuration() {
         .filter_map(|key| key.split_once('.'))
         .map(|(section, _)| format!("{section}."))
         .collect();
+    let mut seen = 0;
     for page in tree.ending(".md") {
         for span in page.spans() {
             let names_a_key = sections.iter().any(|section| span.starts_with(section))
@@ -451,8 +460,10 @@ fn every_key_that_a_page_names_is_one_of_the_configuration() {
                 "{} names {span}, which is no key",
                 page.path
             );
+            seen += usize::from(names_a_key);
         }
     }
+    assert!(seen > 200, "only {seen} keys were found in the pages");
 }
 
 /// Whose annotations the agent reads.
@@ -467,6 +478,7 @@ const OWNERS: [&str; 4] = [
 fn every_annotation_that_a_page_names_is_read() {
     let tree = Tree::read();
     let agent = tree.agent();
+    let mut seen = 0;
     for page in tree.ending(".md") {
         for span in page.spans() {
             let key = span.split(':').next().unwrap_or(span);
@@ -477,9 +489,11 @@ fn every_annotation_that_a_page_names_is_read() {
                     "{} names {key}",
                     page.path
                 );
+                seen += 1;
             }
         }
     }
+    assert!(seen > 40, "only {seen} annotations were found in the pages");
 }
 
 #[test]

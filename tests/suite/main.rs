@@ -38,7 +38,10 @@ mod trail;
 mod wait;
 mod watch;
 
+use std::path::Path;
+use testkit::agent::AgentProcess;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
+use testkit::workload::{Raw, Workload, WorkloadSpec};
 
 /// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
 ///
@@ -96,6 +99,16 @@ fn is_no_workload(answer: &testkit::workload::Response) -> bool {
 /// Which request of the agent's this was the answer to: they are numbered as they are begun.
 fn number(answer: &testkit::workload::Response) -> u64 {
     number_in(answer.header("x-request-id").expect("an id"))
+}
+
+/// Has the agent say what only a loud one says: otherwise a log without a secret shows nothing.
+async fn must_be_loud(agent: &AgentProcess, socket: &Path) {
+    let host = Workload::start(WorkloadSpec::host(socket)).await;
+    let broken = Raw::new("no request\r\n\r\n");
+    let told = host.expect("a process").raw(broken).await;
+    told.expect("a connection");
+    let line = agent.until_line("\"level\":\"DEBUG\"").await;
+    line.expect("it is loud");
 }
 
 /// The number in a request's id.

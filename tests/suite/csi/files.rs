@@ -6,6 +6,7 @@ mod room;
 
 use super::{CsiPod, Node};
 use crate::hygiene::copies_in_memory;
+use crate::must_be_loud;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -276,6 +277,7 @@ async fn neither_the_mounter_nor_any_log_ever_holds_what_is_in_the_files() {
         copies_in_memory(std::process::id(), &secret) > 0,
         "the search finds nothing at all"
     );
+    must_be_loud(&node.agent, &node.sandbox.socket()).await;
     for line in node.mounter.stderr().into_iter().chain(node.agent.stderr()) {
         assert!(!line.contains(&secret), "{line}");
     }

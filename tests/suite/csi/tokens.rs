@@ -2,8 +2,8 @@
 
 use super::control::control;
 use super::{Node, OWN, reads_own};
-use crate::code;
 use crate::hygiene::copies_in_memory;
+use crate::{code, must_be_loud};
 use latchkey_agent::csi::proto::Empty;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -48,6 +48,7 @@ async fn no_token_is_in_the_mounters_memory_a_minute_later_nor_ever_in_a_log_or_
         assert!(Instant::now() < deadline, "the token is still there");
         sleep(Duration::from_millis(500)).await;
     }
+    must_be_loud(&node.agent, &node.sandbox.socket()).await;
     for line in node.mounter.stderr().into_iter().chain(node.agent.stderr()) {
         assert!(!line.contains(&canary), "{line}");
     }

@@ -1,7 +1,7 @@
 //! Whose bearer it is: the workload's own principal, a service account's, one by way of delegates.
 
 use super::{Google, SECRET, account};
-use crate::code;
+use crate::{code, must_be_loud};
 use testkit::gcp::Operation;
 use testkit::kube::FakeKubeConfig;
 use testkit::sandbox::password;
@@ -229,6 +229,7 @@ async fn no_bearer_is_in_anything_that_the_agent_says() {
     for name in [SECRET, "prod/database-password", "test/none", "test/a..b"] {
         said += &pod.secret(name).await.expect("an answer").text();
     }
+    must_be_loud(&agent, &google.sandbox.socket()).await;
     let own = said.matches(&password("test")).count();
     said += &agent.stderr().join("\n");
     said += &agent.admin("/metrics").await.expect("metrics").1;
