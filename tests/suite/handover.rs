@@ -1,7 +1,8 @@
 //! One agent follows another on the same socket: nothing is lost, and whoever dies, the socket is served.
 
-use crate::sandbox_with_a_pod;
+use crate::{at_most, sandbox_with_a_pod};
 use std::time::{Duration, Instant};
+use testkit::PATIENCE;
 use testkit::agent::{AgentProcess, AgentSettings, free_address};
 use testkit::aws::Operation;
 use testkit::sandbox::{Sandbox, SandboxPod};
@@ -9,8 +10,11 @@ use testkit::workload::{Flood, Flooded, Request, Signal};
 use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
-/// How long a socket may stay unserved after an agent died.
-const BACK_WITHIN: Duration = Duration::from_secs(2);
+/// How long a socket may stay unserved after an agent died, on a machine where an agent takes so long to start: two
+/// seconds, of which another agent that is there looks once, unless a start alone takes a good part of them.
+fn back_within(start: Duration) -> Duration {
+    at_most(Duration::from_secs(2), 4, start)
+}
 
 /// So many requests on so many connections, at a pace that spreads them over the hand-over.
 fn flood(connections: usize, requests: usize, reconnect: bool) -> Flood {
@@ -47,6 +51,13 @@ async fn agent(sandbox: &Sandbox) -> AgentProcess {
             .set("limits.requests_per_second_per_pod", 100_000)
     };
     sandbox.agent_with(quick).await.expect("an agent")
+}
+
+/// An agent, and how long it took until it was ready.
+async fn timed_agent(sandbox: &Sandbox) -> (AgentProcess, Duration) {
+    let begun = Instant::now();
+    let agent = agent(sandbox).await;
+    (agent, begun.elapsed())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,8 +98,7 @@ async fn the_old_agents_crash_in_a_hand_over_answers_nothing_wrongly_and_the_soc
     let (kept, new, _successor) = under_load(&pod, async {
         sleep(Duration::from_millis(300)).await;
         let successor = agent(&sandbox).await;
-        old.signal(Signal::SIGKILL).expect("it was there");
-        old.until_ended().await.expect("it is killed");
+        old.kill().await.expect("it was there");
         successor
     })
     .await;
@@ -102,11 +112,10 @@ async fn the_old_agents_crash_in_a_hand_over_answers_nothing_wrongly_and_the_soc
 async fn a_killed_agent_that_is_started_again_is_back_at_once() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut old = agent(&sandbox).await;
+    let (mut old, start) = timed_agent(&sandbox).await;
     let (kept, new, (_again, away)) = under_load(&pod, async {
         sleep(Duration::from_millis(300)).await;
-        old.signal(Signal::SIGKILL).expect("it was there");
-        old.until_ended().await.expect("it is killed");
+        old.kill().await.expect("it was there");
         let killed = Instant::now();
         let again = agent(&sandbox).await;
         let answer = pod
@@ -118,17 +127,17 @@ async fn a_killed_agent_that_is_started_again_is_back_at_once() {
     })
     .await;
     assert_eq!((kept.wrong, new.wrong), (0, 0));
-    assert!(away < BACK_WITHIN, "it took {away:?}");
+    let bound = back_within(start);
+    assert!(away < bound, "it took {away:?}, not {bound:?}");
 }
 
 #[tokio::test]
 async fn an_agent_whose_successor_dies_binds_the_path_again() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let old = agent(&sandbox).await;
+    let (old, start) = timed_agent(&sandbox).await;
     let mut successor = agent(&sandbox).await;
-    successor.signal(Signal::SIGKILL).expect("it was there");
-    successor.until_ended().await.expect("it is killed");
+    successor.kill().await.expect("it was there");
     let killed = Instant::now();
     old.until_line("bound it again").await.expect("it notices");
     let answer = pod
@@ -136,11 +145,8 @@ async fn an_agent_whose_successor_dies_binds_the_path_again() {
         .await
         .expect("an answer");
     answer.must_be_ok();
-    assert!(
-        killed.elapsed() < BACK_WITHIN,
-        "it took {:?}",
-        killed.elapsed()
-    );
+    let (away, bound) = (killed.elapsed(), back_within(start));
+    assert!(away < bound, "it took {away:?}, not {bound:?}");
 }
 
 #[tokio::test]
@@ -160,7 +166,7 @@ async fn a_replaced_agent_closes_after_its_answers_and_leaves_only_when_told() {
     let took = "took the socket over from another agent";
     successor.until_line(took).await.expect("it says so");
     assert!(!old.stderr().join("").contains(took), "there was nobody");
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + PATIENCE;
     loop {
         let answer = pod
             .workload
@@ -217,8 +223,7 @@ async fn a_stale_socket_is_no_obstacle() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let mut old = agent(&sandbox).await;
-    old.signal(Signal::SIGKILL).expect("it was there");
-    old.until_ended().await.expect("it is killed");
+    old.kill().await.expect("it was there");
     assert!(sandbox.socket().exists(), "it left its socket behind");
     let _again = agent(&sandbox).await;
     assert_eq!(
@@ -234,7 +239,7 @@ async fn a_stale_socket_is_no_obstacle() {
 async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
-    let mut old = agent(&sandbox).await;
+    let (mut old, start) = timed_agent(&sandbox).await;
     assert_eq!(
         pod.secret("test/database-password")
             .await
@@ -259,11 +264,10 @@ async fn an_agent_that_is_not_ready_leaves_the_path_to_the_one_that_is() {
         .expect("an answer");
     answer.must_be_ok();
     // When that one dies, there is somebody to wait with.
-    old.signal(Signal::SIGKILL).expect("it runs");
-    old.until_ended().await.expect("it is killed");
+    old.kill().await.expect("it was there");
     let died = Instant::now();
     while pod.secret("test/database-password").await.is_err() {
-        assert!(died.elapsed() < BACK_WITHIN, "nobody answers");
+        assert!(died.elapsed() < back_within(start), "nobody answers");
         sleep(Duration::from_millis(10)).await;
     }
     sandbox.kube.heal();
@@ -386,24 +390,5 @@ async fn must_name_its_directory(sandbox: &Sandbox, agent: &AgentProcess) {
     assert!(
         said.contains(&format!("the socket's directory {directory} ")),
         "{said}"
-    );
-}
-
-#[tokio::test]
-async fn an_agent_whose_socket_is_removed_binds_it_again() {
-    needs_workloads!();
-    let (sandbox, pod) = sandbox_with_a_pod().await;
-    let agent = agent(&sandbox).await;
-    std::fs::remove_file(sandbox.socket()).expect("it is there");
-    agent
-        .until_line("bound it again")
-        .await
-        .expect("it notices");
-    assert_eq!(
-        pod.secret("test/database-password")
-            .await
-            .expect("an answer")
-            .status,
-        200
     );
 }

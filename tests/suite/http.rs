@@ -6,7 +6,7 @@ mod framing;
 mod names;
 mod routes;
 
-use testkit::agent::AgentProcess;
+use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::sandbox::{Sandbox, SandboxPod};
 use testkit::workload::{Raw, Received, Request, Response};
 
@@ -19,9 +19,18 @@ struct Served {
 
 impl Served {
     async fn start() -> Self {
+        Self::start_with(|settings| settings).await
+    }
+
+    /// By an agent that gives a request nearly as long as the pod waits, for slow machines.
+    async fn patient() -> Self {
+        Self::start_with(|settings| settings.set("limits.request_deadline", "40s")).await
+    }
+
+    async fn start_with(change: impl FnOnce(AgentSettings) -> AgentSettings) -> Self {
         let sandbox = Sandbox::start().await.expect("a sandbox");
         sandbox.aws_namespace("test");
-        let agent = sandbox.agent().await.expect("an agent");
+        let agent = sandbox.agent_with(change).await.expect("an agent");
         let pod = sandbox.pod("test", "web").await.expect("a pod");
         Self {
             sandbox,

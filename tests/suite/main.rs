@@ -39,6 +39,7 @@ mod wait;
 mod watch;
 
 use std::path::Path;
+use std::time::Duration;
 use testkit::agent::AgentProcess;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
 use testkit::workload::{Raw, Workload, WorkloadSpec};
@@ -67,7 +68,7 @@ async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
 }
 
 /// Longer than the agent remembers that an exchange was refused, or that a session ended at birth.
-const REFUSAL_STANDS: std::time::Duration = std::time::Duration::from_millis(2200);
+const REFUSAL_STANDS: Duration = Duration::from_millis(2200);
 
 /// Why an agent ends, of what it says meanwhile: what it logs besides, as that the machine lets it have few descriptors,
 /// is JSON.
@@ -76,6 +77,12 @@ fn reasons(stderr: &str) -> Vec<&str> {
     lines
         .filter(|line| line.starts_with("latchkey-agent: "))
         .collect()
+}
+
+/// At most so long on a machine that is quick enough, and on any other so many times what `usual` took there: a bound
+/// that is promised, and that a slow machine cannot keep.
+fn at_most(promised: Duration, times: u32, usual: Duration) -> Duration {
+    promised.max(usual * times)
 }
 
 /// The error's code in an answer.

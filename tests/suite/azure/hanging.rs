@@ -4,6 +4,7 @@ use super::{Node, SECRET};
 use futures::future::join_all;
 use std::fs;
 use std::time::{Duration, Instant};
+use testkit::PATIENCE;
 use testkit::agent::AgentProcess;
 use testkit::azure::{Behaviour, Fault};
 use tokio::time::sleep;
@@ -48,13 +49,14 @@ async fn a_thousand_requests_to_a_hanging_cloud_end_in_time_and_leave_nothing_be
             let status = answer.expect("an answer").status;
             assert!(matches!(status, 503 | 504), "{status}");
         }
-        assert!(took < Duration::from_secs(10), "it took {took:?}");
+        // Their deadline, and the time that so many processes' worth of work takes on a slow machine.
+        assert!(took < Duration::from_secs(40), "it took {took:?}");
     }
     // On a busy machine not each gets as far as the cloud in its time.
     let hung = node.azure.calls_where(|call| !call.succeeded()).len();
     assert!(hung > 100, "{hung} calls have hung");
     drop(hanging);
-    let until = Instant::now() + Duration::from_secs(30);
+    let until = Instant::now() + PATIENCE;
     loop {
         let now = held(&agent);
         // The one connection that the first read has left open may have been closed meanwhile.

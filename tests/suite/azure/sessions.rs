@@ -194,7 +194,7 @@ async fn a_session_is_renewed_while_its_access_token_is_still_good() {
     let node = Node::start().await;
     let client = node.namespace("test");
     let mut app = node.tenant.app(&client, "test", "app");
-    app.token_seconds = 4;
+    app.token_seconds = 12;
     node.azure.put_app(TENANT, app);
     let _agent = node.agent().await;
     let pod = node.sandbox.pod("test", "web").await.expect("a pod");
@@ -203,9 +203,9 @@ async fn a_session_is_renewed_while_its_access_token_is_still_good() {
         let answer = pod.secret(SECRET).await.expect("an answer");
         answer.must_be_ok();
         let took = begun.elapsed();
-        assert!(took.as_secs() < 4, "it was not renewed in time: {took:?}");
+        assert!(took.as_secs() < 12, "it was not renewed in time: {took:?}");
     }
-    assert!(begun.elapsed().as_secs() >= 2, "{:?}", begun.elapsed());
+    assert!(begun.elapsed().as_secs() >= 6, "{:?}", begun.elapsed());
 }
 
 #[tokio::test]

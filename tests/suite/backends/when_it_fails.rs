@@ -8,25 +8,35 @@ use std::time::{Duration, Instant};
 use testkit::agent::AgentSettings;
 use testkit::clouds::ECHOED;
 use testkit::sandbox::CANARY;
-use testkit::until;
 use testkit::workload::{Flood, Response};
+use testkit::{PATIENCE, until};
 use tokio::time::sleep;
 
-/// Well within what a test waits for.
-const DEADLINE: Duration = Duration::from_secs(2);
+/// By how much an answer may be late.
+const SLACK: Duration = Duration::from_secs(2);
 
-/// Leaves each backend little time, so that the test takes little.
-fn quick(settings: AgentSettings, backend: &Backend) -> AgentSettings {
-    // A process of several programs, on a machine that is busy, is not so quick.
-    let timeout = if backend.name == "pass" {
-        "1500ms"
+/// How long a request and one call of it may take: little, so that the test takes little, and still more than an answer
+/// takes that comes at all, on a machine that is slow and busy. Several programs are not so quick as a cloud.
+fn deadline_and_timeout(backend: &Backend) -> (Duration, Duration) {
+    let (deadline, timeout) = if backend.name == "pass" {
+        (20, 6)
     } else {
-        "300ms"
+        (6, 1)
     };
+    (Duration::from_secs(deadline), Duration::from_secs(timeout))
+}
+
+/// Leaves each backend little time.
+fn quick(settings: AgentSettings, backend: &Backend) -> AgentSettings {
+    let (deadline, timeout) = deadline_and_timeout(backend);
+    let seconds = |time: Duration| format!("{}s", time.as_secs());
     settings
-        .set("limits.request_deadline", "2s")
+        .set("limits.request_deadline", seconds(deadline))
         .set("limits.attest_wait", "1s")
-        .set(&format!("backends.{}.timeout", backend.name), timeout)
+        .set(
+            &format!("backends.{}.timeout", backend.name),
+            seconds(timeout),
+        )
 }
 
 async fn quick_node(backend: &Backend) -> Option<Node> {
@@ -46,12 +56,12 @@ async fn until_given(node: &Node) {
             return;
         }
         let waited = begun.elapsed();
-        assert!(waited < Duration::from_secs(20), "{}", answer.text());
+        assert!(waited < PATIENCE, "{}", answer.text());
     }
 }
 
 /// An answer that cannot be had now, in time, and that gives nothing away.
-async fn unavailable(node: &Node, what: &str) -> Response {
+async fn unavailable(backend: &Backend, node: &Node, what: &str) -> Response {
     let begun = Instant::now();
     let answer = node.ask(OWN).await;
     let text = answer.text().to_owned();
@@ -62,7 +72,7 @@ async fn unavailable(node: &Node, what: &str) -> Response {
     );
     assert!(answer.header("retry-after").is_some(), "{what}");
     assert!(
-        begun.elapsed() < DEADLINE + Duration::from_secs(2),
+        begun.elapsed() < deadline_and_timeout(backend).0 + SLACK,
         "{what}: {:?}",
         begun.elapsed()
     );
@@ -75,7 +85,7 @@ async fn troubled(backend: &Backend, row: &str, trouble: Trouble) {
         return;
     };
     let fault = node.trouble(trouble);
-    unavailable(&node, row).await;
+    unavailable(backend, &node, row).await;
     drop(fault);
     assert_eq!(node.ask(OWN).await.status, 200, "{row} is over");
     let said = node.agent.stderr().join("\n");
@@ -120,7 +130,7 @@ pub(super) async fn endless(backend: &Backend) {
     let before = peak(&node);
     let fault = node.trouble(Trouble::Endless);
     for _ in 0..3 {
-        unavailable(&node, "endless").await;
+        unavailable(backend, &node, "endless").await;
     }
     drop(fault);
     assert_eq!(node.ask(OWN).await.status, 200);
@@ -173,7 +183,7 @@ pub(super) async fn unreachable(backend: &Backend) {
         return;
     };
     node.cloud.reachable(false).await.expect("it stops");
-    unavailable(&node, "unreachable").await;
+    unavailable(backend, &node, "unreachable").await;
     // A pod that has no session yet is told the same.
     let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
     let answer = prod
@@ -272,11 +282,11 @@ pub(super) async fn leaves_nothing_behind(backend: &Backend) {
     /// Different secrets, as equal reads of one pod share a call.
     const NAMES: usize = 25;
     /// For each name.
-    const READS: usize = 40;
+    const READS: usize = 10;
 
     let Some(node) = backend
         .node_with(|settings| {
-            quick(settings, backend).set(&format!("backends.{}.timeout", backend.name), "100ms")
+            quick(settings, backend).set(&format!("backends.{}.timeout", backend.name), "500ms")
         })
         .await
     else {
@@ -300,7 +310,7 @@ pub(super) async fn leaves_nothing_behind(backend: &Backend) {
         assert_eq!(flooded.statuses.get(&503), Some(&READS), "{flooded:?}");
         let slowest = flooded.micros.last().copied().map(Duration::from_micros);
         assert!(
-            slowest.is_some_and(|took| took < DEADLINE + Duration::from_secs(2)),
+            slowest.is_some_and(|took| took < deadline_and_timeout(backend).0 + SLACK),
             "{slowest:?}"
         );
     }
@@ -312,10 +322,7 @@ pub(super) async fn leaves_nothing_behind(backend: &Backend) {
         if after.is_no_more_than(&before) {
             break;
         }
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "{before:?} and then {after:?}"
-        );
+        assert!(begun.elapsed() < PATIENCE, "{before:?} and then {after:?}");
         sleep(Duration::from_millis(200)).await;
     }
     until_given(&node).await;

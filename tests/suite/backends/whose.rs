@@ -199,13 +199,18 @@ pub(super) async fn no_mix_up(backend: &Backend) {
     /// Different secrets, as equal reads of one pod would share a call.
     const NAMES: usize = 4;
     let Some(node) = backend
-        .node_with(|settings| settings.set("limits.requests_per_second_per_pod", 100_000))
+        .node_with(|settings| {
+            settings
+                .set("limits.requests_per_second_per_pod", 100_000)
+                .set("limits.request_deadline", "40s")
+                .set(&format!("backends.{}.timeout", backend.name), "20s")
+        })
         .await
     else {
         return;
     };
-    // For each name of each principal; where each is a run of programs, a thousand in all.
-    let reads = if backend.name == "pass" { 125 } else { 250 };
+    // For each name of each principal; where each is a run of programs, some hundreds in all.
+    let reads = if backend.name == "pass" { 40 } else { 250 };
     let prod = node.sandbox.pod("prod", "web").await.expect("a pod");
     for namespace in ["test", "prod"] {
         for number in 0..NAMES {

@@ -9,9 +9,10 @@ use testkit::kubelet::Connection;
 use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
 use tokio::time::{sleep, timeout};
 
-/// By how much a flood may delay half of another pod's connects, in microseconds. They share the agent's core, and on a
-/// busy machine they share that with others; the flood's own backlog lasts for a minute and more.
-const DELAY: u64 = 50_000;
+/// By how much a flood may delay half of another pod's connects, in microseconds, beside four times what they take without
+/// it. They share the agent's core, and on a busy machine they share that with others; the flood's own backlog, behind
+/// which they would be, lasts for a minute and more.
+const DELAY: u64 = 1_000_000;
 
 /// By this gRPC's libraries tell that a message is longer than is taken.
 const OUT_OF_RANGE: u16 = 11;
@@ -66,7 +67,7 @@ async fn a_flood_of_connects_on_one_pods_socket_does_not_make_another_pods_conne
     let (beside, ()) = tokio::join!(calm(), flood);
     assert_eq!(beside.count(200), 50, "{beside:?}");
     assert!(
-        beside.percentile(50) < alone.percentile(50) + DELAY,
+        beside.percentile(50) < alone.percentile(50) * 4 + DELAY,
         "{alone:?} {beside:?}"
     );
 }

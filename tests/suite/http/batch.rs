@@ -3,9 +3,9 @@
 use super::Served;
 use crate::code;
 use serde_json::{Value, json};
-use std::time::Duration;
 use testkit::aws::SecretInput;
 use testkit::sandbox::{REGION, password};
+use testkit::until;
 use testkit::workload::{Raw, Request};
 
 fn batch(body: impl Into<Vec<u8>>) -> Request {
@@ -125,7 +125,7 @@ async fn a_batch_answers_each_name_once_and_for_itself() {
 #[tokio::test]
 async fn a_batch_that_is_too_large_or_malformed_is_refused() {
     needs_workloads!();
-    let served = Served::start().await;
+    let served = Served::patient().await;
     let many = |count: usize| {
         json!({"names": (0..count).map(|n| format!("test/{n}")).collect::<Vec<_>>()}).to_string()
     };
@@ -179,13 +179,8 @@ async fn a_batch_that_is_too_large_or_malformed_is_refused() {
         let lines = served.agent.audit();
         lines.iter().filter(|line| of_it(line, &code)).count()
     };
-    let whole = async {
-        while count(json!("too_large")) + count(json!(null)) < 70 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    let whole = tokio::time::timeout(Duration::from_secs(10), whole);
-    whole.await.expect("a line for each");
+    let is_whole = async || count(json!("too_large")) + count(json!(null)) == 70;
+    until("a line for each", is_whole).await;
     assert_eq!(count(json!("too_large")), errors.len());
     let small = served.ask(batch(r#"{"names":["test/big/0"]}"#)).await;
     assert_eq!(small.json()["secrets"][0]["value"], value);
@@ -269,7 +264,7 @@ async fn the_longest_body_may_come_in_chunks_of_64_bytes() {
 #[tokio::test]
 async fn a_body_that_comes_byte_by_byte_takes_no_more_memory_than_its_bytes() {
     needs_workloads!();
-    let served = Served::start().await;
+    let served = Served::patient().await;
     served
         .pod
         .workload

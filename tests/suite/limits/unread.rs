@@ -5,8 +5,8 @@ use crate::number;
 use std::ops::RangeBounds;
 use std::time::Duration;
 use testkit::aws::Operation;
-use testkit::until;
 use testkit::workload::{Raw, Request, Workload};
+use testkit::{PATIENCE, until};
 
 /// Ten secrets, some 4 MiB as JSON: their names, and the body that asks for all of them.
 fn large(of: &Neighbours) -> (Vec<String>, String) {
@@ -17,6 +17,9 @@ fn large(of: &Neighbours) -> (Vec<String>, String) {
     let body = serde_json::json!({ "names": names }).to_string();
     (names, body)
 }
+
+/// More time than usual for one request, on a slow machine. A pod itself waits for 45 s.
+const PATIENT: (&str, &str) = ("limits.request_deadline", "20s");
 
 /// Asks for a batch on each of these connections, and reads nothing.
 async fn ask_and_not_read(workload: &Workload, kept: &[String], body: &str) {
@@ -56,14 +59,14 @@ async fn until_there(
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    let answer = tokio::time::timeout(Duration::from_secs(20), asks).await;
+    let answer = tokio::time::timeout(PATIENCE * 2, asks).await;
     answer.expect("it comes to that")
 }
 
 #[tokio::test]
 async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
     needs_workloads!();
-    let of = Neighbours::start(&[]).await;
+    let of = Neighbours::start(&[PATIENT]).await;
     let (names, body) = large(&of);
     let resident = || of.agent.resident().expect("it runs");
     // The values are read once, and kept for all that follow.
@@ -107,6 +110,7 @@ async fn what_a_pod_does_not_read_takes_little_of_the_agents_memory() {
 async fn refusals_that_a_pod_does_not_read_count_as_values_do() {
     needs_workloads!();
     let of = Neighbours::start(&[
+        PATIENT,
         ("limits.in_flight_per_pod", "64"),
         ("limits.requests_per_second_per_pod", "1000000"),
     ])
@@ -136,7 +140,7 @@ async fn refusals_that_a_pod_does_not_read_count_as_values_do() {
 #[tokio::test]
 async fn a_peer_that_takes_nothing_of_its_answer_for_ten_seconds_loses_its_connection() {
     needs_workloads!();
-    let of = Neighbours::start(&[]).await;
+    let of = Neighbours::start(&[PATIENT]).await;
     let (names, body) = large(&of);
     let kept = connect(&of.noisy.workload, 2).await;
     ask_and_not_read(&of.noisy.workload, &kept, &body).await;
