@@ -31,7 +31,7 @@ impl Scene {
         sandbox.aws_namespace("test");
         sandbox.aws_namespace("prod");
         let agent = sandbox
-            .agent_with(|settings| change(settings).set("limits.attest_wait", "1s"))
+            .agent_with(|settings| change(settings.set("limits.attest_wait", "1s")))
             .await
             .expect("an agent");
         let test = sandbox.pod("test", "web").await.expect("a pod");
@@ -114,12 +114,13 @@ async fn a_process_that_moves_into_another_pods_cgroup_loses_its_connection() {
 #[tokio::test]
 async fn who_moves_while_his_pod_is_waited_for_is_whatever_he_is_when_the_wait_ends() {
     needs_workloads!();
-    let scene = Scene::set().await;
+    let scene = Scene::set_with(|settings| settings.set("limits.attest_wait", "4s")).await;
     let unknown = uuid::Uuid::new_v4().to_string();
     let place = scene.sandbox.place(&unknown, &container_id());
     let workload = Workload::start(place).await.expect("a process");
     let moves = async {
-        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        // The wait has begun by then, and is far from its end.
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
         workload.move_into(&scene.prod.workload).expect("root may");
     };
     let (answer, ()) = tokio::join!(workload.get("/v1/identity"), moves);

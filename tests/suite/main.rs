@@ -42,7 +42,7 @@ use std::path::Path;
 use std::time::Duration;
 use testkit::agent::AgentProcess;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
-use testkit::workload::{Raw, Workload, WorkloadSpec};
+use testkit::workload::{Raw, Received, Workload, WorkloadSpec};
 
 /// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
 ///
@@ -116,6 +116,35 @@ async fn must_be_loud(agent: &AgentProcess, socket: &Path) {
     told.expect("a connection");
     let line = agent.until_line("\"level\":\"DEBUG\"").await;
     line.expect("it is loud");
+}
+
+/// Asks on this connection, and reads nothing: what is asked is on its way when this returns.
+async fn ask_on(workload: &Workload, connection: &str, asked: &str) {
+    let raw = Raw {
+        connection: Some(connection.to_owned()),
+        read_millis: 0,
+        ..Raw::new(asked)
+    };
+    workload.raw(raw).await.expect("it is sent");
+}
+
+/// The one answer to what was asked on it, and whatever comes within 50 ms after its beginning.
+async fn answer_on(workload: &Workload, connection: &str) -> Received {
+    let raw = Raw {
+        connection: Some(connection.to_owned()),
+        answers: Some(1),
+        watch_millis: 50,
+        ..Raw::new("")
+    };
+    workload.raw(raw).await.expect("an answer")
+}
+
+/// The numbers of the requests that these were the answers to.
+fn numbers(received: &Received) -> Vec<u64> {
+    let text = String::from_utf8_lossy(&received.bytes);
+    let ids = text.lines();
+    let ids = ids.filter_map(|line| line.strip_prefix("x-request-id: "));
+    ids.map(number_in).collect()
 }
 
 /// The number in a request's id.

@@ -523,5 +523,6 @@ async fn many_names_take_no_longer_than_two_requests_where_the_vault_is_away() {
     assert_eq!(ended.code, Some(5), "{ended:?}");
     assert_eq!(ended.stderr.lines().count(), names.len(), "{ended:?}");
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(12), "it took {took:?}");
+    // One after the other they would be forty.
+    assert!(took < Duration::from_secs(25), "it took {took:?}");
 }

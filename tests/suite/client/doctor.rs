@@ -6,6 +6,7 @@ mod socket;
 use super::{Client, Ended, command_in, ended};
 use crate::{REFUSAL_STANDS, sandbox_with_a_pod};
 use serde_json::Value;
+use testkit::agent::AgentSettings;
 use testkit::aws::{
     Behaviour, Fault, Operation, RoleSpec, SecretInput, read_policy, secret_arn, trust_policy,
 };
@@ -345,7 +346,12 @@ async fn a_cloud_that_is_away_or_busy_is_told_by_which_of_its_services() {
 #[tokio::test]
 async fn a_pod_over_its_limit_an_ephemeral_container_and_a_stranger_are_told_what_they_are() {
     needs_workloads!();
-    let client = Client::with(|settings| settings.set("limits.in_flight_per_pod", "1")).await;
+    let change = |settings: AgentSettings| {
+        settings
+            .set("limits.in_flight_per_pod", "1")
+            .set("backends.aws.timeout", "10s")
+    };
+    let client = Client::with(change).await;
     let (sandbox, socket) = (&client.sandbox, client.sandbox.socket());
     let (gate, held) = sandbox.aws.hold(Operation::GetSecretValue);
     let over = async {

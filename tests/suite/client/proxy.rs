@@ -357,7 +357,7 @@ async fn a_burst_leaves_the_pods_other_processes_their_connections() {
     until_open(4.0).await;
     assert!(began.elapsed() < Duration::from_secs(3));
     until_open(0.0).await;
-    assert!(began.elapsed() < Duration::from_secs(15));
+    assert!(began.elapsed() < Duration::from_secs(30));
     assert!(proxy.stop().await.success());
 }
 
@@ -403,7 +403,8 @@ async fn only_a_wait_has_longer_than_the_timeout_before_the_proxy_gives_up() {
 #[tokio::test]
 async fn a_request_has_one_deadline_for_all_of_its_steps() {
     needs_workloads!();
-    let client = Client::start().await;
+    // Longer than the proxy waits.
+    let client = Client::with(|settings| settings.set("backends.aws.timeout", "10s")).await;
     client.run(&["whoami"]).await.printed();
     let arguments = [&["--timeout", "6"], &LISTEN[..]].concat();
     let proxy = Proxy::start(client.command(&arguments)).await;
@@ -419,12 +420,13 @@ async fn a_request_has_one_deadline_for_all_of_its_steps() {
     let began = Instant::now();
     let mut stream = TcpStream::connect(proxy.address).await.expect("it listens");
     stream.write_all(head.as_bytes()).await.expect("it is sent");
-    sleep(Duration::from_secs(3)).await;
+    sleep(Duration::from_secs(5)).await;
     stream.write_all(rest.as_bytes()).await.expect("it is sent");
     let mut answer = [0; 500];
     let read = timeout(PATIENCE, stream.read(&mut answer)).await;
     let read = read.expect("an answer in time").expect("an answer");
     let answer = String::from_utf8_lossy(&answer[..read]);
     is(&answer, 504, "the agent does not answer");
-    assert!(began.elapsed() < Duration::from_millis(8500));
+    // With a deadline for each of its steps it would be eleven.
+    assert!(began.elapsed() < Duration::from_secs(10));
 }

@@ -1,13 +1,13 @@
 //! What a pod does to its own socket is no other pod's trouble.
 
 use super::{Node, OWN, reads_own};
-use crate::number;
+use crate::{answer_on, ask_on, number, numbers};
 use latchkey_agent::csi::proto::{Empty, NodeInfo};
 use std::time::Duration;
 use testkit::agent::AgentSettings;
 use testkit::kubelet::Connection;
 use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 /// By how much a flood may delay half of another pod's connects, in microseconds, beside four times what they take without
 /// it. They share the agent's core, and on a busy machine they share that with others; the flood's own backlog, behind
@@ -19,6 +19,8 @@ const OUT_OF_RANGE: u16 = 11;
 
 /// Fewer connects than a pod's own limit lets in at once.
 const QUEUE: usize = 60;
+
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 
 fn connects(requests: usize) -> Flood {
     Flood {
@@ -82,31 +84,22 @@ async fn a_connect_has_its_turn_before_those_that_another_pod_has_queued() {
     let before = number_of_next(&polite.workload).await;
     // While the agent stands still both pods' connects queue, the noisy one's first.
     node.agent.signal(Signal::SIGSTOP).expect("it runs");
-    let flood = async {
-        let flood = Flood {
-            connections: QUEUE,
-            ..connects(1)
-        };
-        noisy.workload.flood(flood).await.expect("it runs")
-    };
-    let asks = async {
-        sleep(Duration::from_millis(500)).await;
-        // Nobody accepts; but it is in the queue.
-        polite
-            .workload
-            .connect("asks")
-            .await
-            .expect("there is room");
-        let asked = polite.workload.send_on("asks", Request::get("/health"));
-        let goes_on = async {
-            sleep(Duration::from_millis(500)).await;
-            node.agent.signal(Signal::SIGCONT).expect("it is stopped");
-        };
-        let (answer, ()) = tokio::join!(asked, goes_on);
-        number(&answer.expect("an answer"))
-    };
-    let (flood, number) = tokio::join!(flood, asks);
-    assert_eq!(flood.count(200), QUEUE, "{flood:?}");
+    let queue: Vec<_> = (0..QUEUE).map(|number| format!("c{number}")).collect();
+    for name in &queue {
+        noisy.workload.connect(name).await.expect("there is room");
+        ask_on(&noisy.workload, name, HEALTH).await;
+    }
+    polite
+        .workload
+        .connect("asks")
+        .await
+        .expect("there is room");
+    ask_on(&polite.workload, "asks", HEALTH).await;
+    node.agent.signal(Signal::SIGCONT).expect("it is stopped");
+    let number = numbers(&answer_on(&polite.workload, "asks").await)[0];
+    for name in &queue {
+        assert_eq!(answer_on(&noisy.workload, name).await.statuses(), [200]);
+    }
     let first = number - before;
     assert!(
         first < 10,

@@ -2,11 +2,10 @@
 //! Requests are numbered as they are begun.
 
 use super::{Neighbours, connect};
-use crate::{number, number_in};
-use futures::future::join_all;
+use crate::{answer_on, ask_on, number, numbers};
 use std::time::Duration;
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
-use testkit::workload::{Flood, Raw, Request, Signal};
+use testkit::workload::{Raw, Signal};
 use tokio::time::sleep;
 
 /// How many connections ask at once: as many as one pod may have, beside those that are there already.
@@ -18,37 +17,36 @@ const FROM_EACH: usize = 5;
 /// How many of them may come before the one that matters: some turns of eight requests, or of four new peers.
 const FEW: u64 = 30;
 
-/// How long it takes to write all that is asked, at the most.
-const WRITTEN: Duration = Duration::from_millis(500);
+/// How long it takes the cloud to send its answer, at the most.
+const SENT: Duration = Duration::from_secs(1);
+
+/// What nobody has to be known for.
+const HEALTH: &str = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n";
 
 #[tokio::test]
 async fn when_all_connections_of_a_pod_speak_up_at_once_another_is_answered_between_them() {
     needs_workloads!();
     let of = Neighbours::start(&[]).await;
-    let crowd = connect(&of.noisy.workload, CROWD).await;
-    of.polite.workload.connect("kept").await.expect("connected");
-    let health = || Request::get("/health");
-    let noisy = async |name: &String| of.noisy.workload.send_on(name, health()).await;
-    let polite = async || of.polite.workload.send_on("kept", health()).await;
-    join_all(crowd.iter().map(noisy)).await;
-    let before = number(&polite().await.expect("an answer"));
+    let (noisy, polite) = (&of.noisy.workload, &of.polite.workload);
+    let crowd = connect(noisy, CROWD).await;
+    polite.connect("kept").await.expect("connected");
+    for name in &crowd {
+        ask_on(noisy, name, HEALTH).await;
+        answer_on(noisy, name).await;
+    }
+    ask_on(polite, "kept", HEALTH).await;
+    let before = numbers(&answer_on(polite, "kept").await)[0];
 
     of.agent.signal(Signal::SIGSTOP).expect("it runs");
-    let asks = async {
-        sleep(WRITTEN).await;
-        polite().await.expect("an answer")
-    };
-    let goes_on = async {
-        sleep(WRITTEN * 2).await;
-        of.agent.signal(Signal::SIGCONT).expect("it is stopped");
-    };
-    let (noisy, polite, ()) = tokio::join!(join_all(crowd.iter().map(noisy)), asks, goes_on);
-    assert!(
-        noisy
-            .into_iter()
-            .all(|answer| answer.expect("an answer").status == 200)
-    );
-    let first = number(&polite) - before - 1;
+    for name in &crowd {
+        ask_on(noisy, name, HEALTH).await;
+    }
+    ask_on(polite, "kept", HEALTH).await;
+    of.agent.signal(Signal::SIGCONT).expect("it is stopped");
+    let first = numbers(&answer_on(polite, "kept").await)[0] - before - 1;
+    for name in &crowd {
+        assert_eq!(answer_on(noisy, name).await.statuses(), [200]);
+    }
     assert!(first < FEW, "{first} requests of the crowd's came before");
 }
 
@@ -76,39 +74,29 @@ async fn while_new_connections_of_many_pods_are_let_in_a_request_under_way_goes_
         );
         of.polite.workload.raw(raw).await.expect("answers")
     };
-    let connects = async {
+    let others = async {
         gate.reached(1).await;
         of.agent.signal(Signal::SIGSTOP).expect("it runs");
-        let flood = Flood {
-            path: "/health".into(),
-            connections: FROM_EACH,
-            requests: 1,
-            reconnect: true,
-            interval_micros: 0,
-            expect: None,
-        };
-        join_all(crowd.iter().map(|pod| pod.workload.flood(flood.clone()))).await
-    };
-    let goes_on = async {
-        gate.reached(1).await;
-        sleep(WRITTEN).await;
+        for pod in &crowd {
+            for name in connect(&pod.workload, FROM_EACH).await {
+                ask_on(&pod.workload, &name, HEALTH).await;
+            }
+        }
         gate.open();
-        sleep(WRITTEN).await;
+        sleep(SENT).await;
         of.agent.signal(Signal::SIGCONT).expect("it is stopped");
     };
-    let (received, flooded, ()) = tokio::join!(asks, connects, goes_on);
-    for flooded in flooded {
-        let flooded = flooded.expect("answers");
-        assert_eq!(flooded.count(200), FROM_EACH, "{flooded:?}");
+    let (received, ()) = tokio::join!(asks, others);
+    for pod in &crowd {
+        for number in 0..FROM_EACH {
+            let answer = answer_on(&pod.workload, &format!("c{number}")).await;
+            assert_eq!(answer.statuses(), [200]);
+        }
     }
-    let text = String::from_utf8_lossy(&received.bytes);
-    let ids: Vec<_> = text
-        .lines()
-        .filter_map(|line| line.strip_prefix("x-request-id: "))
-        .collect();
-    let [_, second] = ids[..] else {
+    let [_, second] = numbers(&received)[..] else {
+        let text = String::from_utf8_lossy(&received.bytes);
         panic!("two answers were expected: {text}");
     };
-    let first = number_in(second) - before - 2;
+    let first = second - before - 2;
     assert!(first < FEW, "{first} requests of the crowd's came before");
 }

@@ -193,6 +193,16 @@ fn pipelined(count: usize) -> String {
     format!("{ASK}\r\n").repeat(count - 1) + ASK + "Connection: close\r\n\r\n"
 }
 
+/// Waits until the agent has answered so many of those.
+async fn until_answered(of: &Neighbours, count: u32) {
+    const ANSWERED: &str = "latchkey_requests_total{code=\"ok\",route=\"health\"}";
+    let answered = async || of.agent.metric(ANSWERED).await.expect("metrics");
+    until("all is answered", async || {
+        answered().await >= f64::from(count)
+    })
+    .await;
+}
+
 /// Whether one more connection may be had; it is kept if so.
 async fn is_let_in(workload: &Workload, name: &str) -> bool {
     workload.connect(name).await.expect("a connection");
@@ -218,7 +228,8 @@ async fn a_connection_that_has_ended_counts_until_its_answers_are_read() {
         };
         of.noisy.workload.raw(raw).await.expect("it is sent");
     }
-    // All is answered and the agent has closed. What it has sent lies in the kernel's memory, on the agent's account.
+    until_answered(&of, 80).await;
+    // The agent has closed by then. What it has sent lies in the kernel's memory, on the agent's account.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let answer = of.noisy.get("/v1/identity").await.expect("an answer");
     answer.must_be_refused(429, "busy");
@@ -259,8 +270,7 @@ async fn what_somebody_holds_of_pods_that_are_gone_counts_in_their_namespace_unt
         });
         received.and(passed).expect("the connection changes hands");
     }
-    // All is answered by then.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    until_answered(&of, 40).await;
     of.noisy.workload.kill().await.expect("it ends");
     of.noisy.object.delete();
     let next = of.sandbox.pod("test", "next").await.expect("a pod");
