@@ -269,8 +269,8 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
     sandbox.aws_secret("test/json", &json);
     let loud = |settings: AgentSettings| settings.env("RUST_LOG", "trace").set("cache.ttl", "1s");
     let agent = sandbox.agent_with(loud).await.expect("an agent");
-    // What goes wrong, on every call that carries something secret, is where others have leaked. First that for a token,
-    // which nobody asks for once there is a session.
+    // What goes wrong, on every call that carries something secret, is where others have leaked. First the call for a
+    // token, which nobody makes once there is a session.
     for fault in [kube::Fault::Garbage, kube::Fault::Answer(500, None)] {
         let what = format!("{fault:?}");
         let asked = || sandbox.kube.count("create", "serviceaccounts/token");

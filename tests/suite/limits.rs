@@ -489,8 +489,8 @@ async fn a_pod_that_floods_does_not_slow_another_down() {
         "{:?}",
         beside.statuses
     );
-    // The benchmarks measure it; here, beside other tests on a busy machine, it is only not to be starved. Who is that waits
-    // for the end of the flood, and not for one answer of it, as the flood's own do.
+    // The benchmarks measure it; here, beside other tests on a busy machine, it is only not to be starved. Who is
+    // starved waits for the end of the flood, and not for one answer, as the flood's own connections do.
     let slowest = |flooded: &Flooded| flooded.percentile(100);
     let bound = (slowest(&quiet) * 2 + 500_000).max(slowest(&flooded));
     assert!(

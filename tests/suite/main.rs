@@ -70,8 +70,8 @@ async fn sandbox_with_a_pod() -> (Sandbox, SandboxPod) {
 /// Longer than the agent remembers that an exchange was refused, or that a session ended at birth.
 const REFUSAL_STANDS: Duration = Duration::from_millis(2200);
 
-/// Why an agent ends, of what it says meanwhile: what it logs besides, as that the machine lets it have few descriptors,
-/// is JSON.
+/// Why an agent ends, of what it says meanwhile: what it logs besides, as that the machine lets it have few
+/// descriptors, is JSON.
 fn reasons(stderr: &str) -> Vec<&str> {
     let lines = stderr.lines();
     lines

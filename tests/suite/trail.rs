@@ -259,8 +259,8 @@ async fn the_death_of_a_caller_is_heard_of_at_once() {
     needs_workloads!();
     let (sandbox, pod) = sandbox_with_a_pod().await;
     let agent = sandbox.agent().await.expect("an agent");
-    // The agent looks at all connections each second: nine of ten that are told within half of one, and what a line takes to
-    // be seen at all, are not told by that.
+    // The agent looks at all connections each second: nine of ten that are told within half of one, and what a line
+    // takes to be seen at all, are not told by that.
     let half = Duration::from_millis(500) + usual_wait_for_a_line(&agent, &pod).await;
     let (gate, _held) = sandbox.aws.hold(Operation::GetSecretValue);
     let mut late = Vec::new();

@@ -9,9 +9,9 @@ use testkit::kubelet::Connection;
 use testkit::workload::{Flood, Flooded, Request, Signal, Workload};
 use tokio::time::timeout;
 
-/// By how much a flood may delay half of another pod's connects, in microseconds, beside four times what they take without
-/// it. They share the agent's core, and on a busy machine they share that with others; the flood's own backlog, behind
-/// which they would be, lasts for a minute and more.
+/// By how much a flood may delay half of another pod's connects, in microseconds, beside four times what they take
+/// without it. They share the agent's core, and on a busy machine they share that with others; the flood's own backlog,
+/// behind which they would be, lasts for a minute and more.
 const DELAY: u64 = 1_000_000;
 
 /// By this gRPC's libraries tell that a message is longer than is taken.
