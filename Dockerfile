@@ -11,7 +11,9 @@
 ARG BUILDKIT_SBOM_SCAN_CONTEXT=true
 FROM rust:1.95-slim-bookworm AS build
 ARG BUILDKIT_SBOM_SCAN_STAGE=true
+# What of Debian's gets into the image is as new as Debian has it: the base is built anew seldom.
 RUN apt-get update \
+    && apt-get upgrade --yes \
     && apt-get install --yes --no-install-recommends ca-certificates cmake g++ make python3 \
     && rm -rf /var/lib/apt/lists/*
 # It writes into each program which crates it is made of.
@@ -19,10 +21,12 @@ RUN cargo install --locked cargo-auditable@0.7.7
 WORKDIR /src
 COPY . .
 # The command is linked whole, so that it runs in any image that it is copied to. Two platforms that are built at once
-# have the same caches, so one waits for the other.
-RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    --mount=type=cache,target=/src/target,sharing=locked \
-    cargo auditable build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
+# have the same caches, so one waits for the other. What is copied keeps its times, by which cargo would take an older
+# checkout for what it has built already.
+RUN --mount=type=cache,id=latchkey-registry,target=/usr/local/cargo/registry,sharing=locked \
+    --mount=type=cache,id=latchkey-target,target=/src/target,sharing=locked \
+    find . -path ./target -prune -o -type f -exec touch {} + \
+    && cargo auditable build --locked --profile dist --package latchkey-agent --bin latchkey-agent --bin latchkey-csi \
     && host=$(rustc -vV | sed -n 's/^host: //p') \
     && RUSTFLAGS='-C target-feature=+crt-static' cargo auditable build --locked --profile dist --target "$host" \
         --package latchkey-client --features cli --bin latchkey \
