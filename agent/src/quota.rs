@@ -10,6 +10,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 /// How many waits for a change one pod may have.
 const WAITS: usize = 16;
@@ -40,11 +41,15 @@ const NODES_UNREAD: usize = 4 * UNREAD;
 const OWN_UNREAD: usize = 128 << 10;
 
 /// How many calls to vaults may be under way for all pods together, beyond each pod's own. Each takes some 85 KiB of
-/// memory, most of that the SDK's, and when a vault is slow all of them wait at once.
+/// memory, most of that the SDK's, and when a vault is slow all of them wait at once. Of these, one pod has at most as
+/// many as it may have requests in flight.
 const NODES_CALLS: usize = 256;
 
-/// How many each pod also has of its own.
+/// How many each pod also has of its own, so that pods that wait for a slow vault leave it with some.
 const OWN_CALLS: usize = 4;
+
+/// How long a call waits for others to end: short enough that whoever waits can still have an old value instead.
+const CALL_WAIT: Duration = Duration::from_secs(2);
 
 /// Shorter answers do not count: all of a pod's connections together hold little of them.
 pub(crate) const SHORT: u64 = 16 << 10;
@@ -64,6 +69,7 @@ pub(crate) struct Quota {
     unread: Arc<Semaphore>,
     own_unread: Arc<Semaphore>,
     own_calls: Semaphore,
+    more_calls: Semaphore,
     shared: Shared,
     pub(crate) turns: Arc<Turnstile>,
     pub(crate) toll: Arc<Toll>,
@@ -82,6 +88,13 @@ pub(crate) struct Room {
     _of_pod: OwnedSemaphorePermit,
     _own_or_of_node: OwnedSemaphorePermit,
 }
+
+/// A permit for one call to a vault.
+#[derive(Debug)]
+pub(crate) struct CallPermit<'a>(
+    #[expect(dead_code, reason = "it is held")] SemaphorePermit<'a>,
+    #[expect(dead_code, reason = "it is held")] Option<SemaphorePermit<'a>>,
+);
 
 impl Default for Shared {
     fn default() -> Self {
@@ -112,6 +125,7 @@ impl Quota {
             unread: Arc::new(Semaphore::new(UNREAD)),
             own_unread: Arc::new(Semaphore::new(OWN_UNREAD)),
             own_calls: Semaphore::new(OWN_CALLS),
+            more_calls: Semaphore::new(in_flight),
             shared: shared.clone(),
             turns: Turnstile::new(REQUESTS_A_TURN),
             toll: Arc::default(),
@@ -187,18 +201,21 @@ impl Quota {
         })
     }
 
-    /// Waits for a permit for one call to a vault.
-    ///
-    /// # Errors
-    ///
-    /// `internal` if no permit can ever come, which is a fault in the agent.
-    pub(crate) async fn call(&self) -> Result<SemaphorePermit<'_>, RequestError> {
-        let permit = tokio::select! {
-            biased;
-            own = self.own_calls.acquire() => own,
-            shared = self.shared.calls.acquire() => shared,
+    /// Waits for a permit for one call to a vault; none if too many others are under way for too long.
+    pub(crate) async fn call(&self) -> Option<CallPermit<'_>> {
+        let shared = async {
+            let more = self.more_calls.acquire().await.ok()?;
+            let nodes = self.shared.calls.acquire().await.ok()?;
+            Some(CallPermit(more, Some(nodes)))
         };
-        permit.map_err(|closed| RequestError::internal(&closed))
+        let permit = async {
+            tokio::select! {
+                biased;
+                own = self.own_calls.acquire() => Some(CallPermit(own.ok()?, None)),
+                shared = shared => shared,
+            }
+        };
+        timeout(CALL_WAIT, permit).await.ok()?
     }
 
     /// How long to hold back the refusal that the pod is about to get.
@@ -250,7 +267,7 @@ fn too_fast() -> RequestError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use futures::FutureExt as _;
+    use tokio::time::{Instant, sleep};
 
     #[test]
     fn who_goes_on_asking_while_refused_waits_as_long_as_told() {
@@ -260,26 +277,36 @@ mod tests {
         assert_eq!(rests.last(), Some(&LONG_REST));
     }
 
-    #[test]
-    fn a_pod_makes_some_calls_whatever_the_others_have_under_way() {
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_makes_some_calls_whatever_the_others_have_under_way() {
+        let limits = config::Limits::default();
         let node = Shared::default();
-        let [busy, other] = [(); 2].map(|()| Quota::new(&config::Limits::default(), &node));
-        let mut permits = Vec::new();
-        while let Some(permit) = busy.call().now_or_never() {
-            permits.push(permit.expect("one"));
-        }
-        assert_eq!(permits.len(), OWN_CALLS + NODES_CALLS);
-        let own: Vec<_> = (0..OWN_CALLS)
-            .map(|_| other.call().now_or_never())
+        let busy: Vec<_> = (0..NODES_CALLS / limits.in_flight_per_pod)
+            .map(|_| Quota::new(&limits, &node))
             .collect();
-        assert!(own.iter().all(Option::is_some));
-        assert!(other.call().now_or_never().is_none());
-        // One of the node's comes to whoever waits.
-        let waiting = other.call();
-        permits.pop();
-        assert!(waiting.now_or_never().is_some());
-        permits.truncate(OWN_CALLS + NODES_CALLS - 2);
-        assert!(busy.call().now_or_never().is_some());
+        let mut taken = Vec::new();
+        for quota in &busy {
+            for _ in 0..OWN_CALLS + limits.in_flight_per_pod {
+                taken.push(quota.call().await.expect("a permit"));
+            }
+            assert!(quota.call().await.is_none(), "that is all it may have");
+        }
+        let other = Quota::new(&limits, &node);
+        let mut own = Vec::new();
+        for _ in 0..OWN_CALLS {
+            own.push(other.call().await.expect("its own"));
+        }
+        let began = Instant::now();
+        assert!(other.call().await.is_none());
+        assert_eq!(began.elapsed(), CALL_WAIT);
+        let (nodes, ()) = tokio::join!(other.call(), async {
+            sleep(CALL_WAIT / 2).await;
+            taken.pop();
+        });
+        assert!(nodes.is_some(), "one of the node's comes to whoever waits");
+        assert!(other.call().await.is_none());
+        own.pop();
+        assert!(other.call().await.is_some());
     }
 
     #[test]

@@ -13,9 +13,7 @@ use testkit::agent::{AgentProcess, AgentSettings};
 use testkit::aws::{Behaviour, Fault, Gate, Operation};
 use testkit::sandbox::{Sandbox, SandboxPod, container_id, password};
 use testkit::until;
-use testkit::workload::{
-    Flood, Flooded, Hierarchies, Place, Raw, Request, Signal, Workload, WorkloadSpec,
-};
+use testkit::workload::{Flood, Hierarchies, Place, Raw, Request, Signal, Workload, WorkloadSpec};
 use tokio::net::TcpStream;
 use tokio::time::sleep;
 
@@ -489,15 +487,12 @@ async fn a_pod_that_floods_does_not_slow_another_down() {
         "{:?}",
         beside.statuses
     );
-    // The benchmarks measure it; here, beside other tests on a busy machine, it is only not to be starved. Who is
-    // starved waits for the end of the flood, and not for one answer, as the flood's own connections do.
-    let slowest = |flooded: &Flooded| flooded.percentile(100);
-    let bound = (slowest(&quiet) * 2 + 500_000).max(slowest(&flooded));
+    // The benchmarks measure it; here, beside other tests on a busy machine, it is only not to be starved.
+    let bound = quiet.percentile(99) * 2 + 1_500_000;
     assert!(
-        slowest(&beside) <= bound,
-        "{} µs against {} µs alone and {} µs in the flood",
-        slowest(&beside),
-        slowest(&quiet),
-        slowest(&flooded)
+        beside.percentile(99) <= bound,
+        "{} µs against {} µs",
+        beside.percentile(99),
+        quiet.percentile(99)
     );
 }

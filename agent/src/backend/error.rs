@@ -99,6 +99,12 @@ impl BackendError {
         Self::unheard(whose, "has trouble of its own")
     }
 
+    /// The call was not made, since too many others are under way.
+    pub(crate) fn crowded() -> Self {
+        let text = "too many calls to vaults are under way on this node; try again";
+        Self::new(Fault::Unreachable, RequestError::unavailable(text)).at(Step::Secret)
+    }
+
     /// The answer lacks what it must contain, so it may not be from `whose` at all.
     pub(super) fn garbage(whose: &str) -> Self {
         Self::unheard(whose, "gave an answer that cannot be read")

@@ -153,7 +153,8 @@ impl Clouds {
         loop {
             tries -= 1;
             let session = self.session(workload, key, asker).await?;
-            let _permit = workload.pod().quota.call().await?;
+            let permit = workload.pod().quota.call().await;
+            let _permit = permit.ok_or_else(BackendError::crowded)?;
             let call = call(session.clone());
             let outcome = self.timed(key.backend, operation, call).await;
             let outcome = outcome.map_err(|failed| failed.at(Step::Secret));

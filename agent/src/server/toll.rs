@@ -22,7 +22,10 @@ const COSTLY: Duration = Duration::from_micros(250);
 /// How much longer it takes to pay than what is paid for took: costly calls get no more than 1/20 of the thread.
 const WAIT: u32 = 20;
 
-/// How much may be owed. Where the time that a hypervisor takes counts as the agent's, any call of an honest peer's may
+/// How much a stranger may owe. A pod may have several of these, and a stranger has not asked for anything yet.
+const STRANGERS_CREDIT: Duration = Duration::from_millis(20);
+
+/// How much a pod may owe. Where the time that a hypervisor takes counts as the agent's, any call of an honest peer's may
 /// seem to take 10 ms, and with many requests some do in each second.
 const CREDIT: Duration = Duration::from_millis(200);
 
@@ -46,6 +49,7 @@ pub(crate) struct Toll {
     slow: Mutex<Option<Instant>>,
     /// When everything will be paid.
     paid: Mutex<Option<Instant>>,
+    is_strangers: bool,
 }
 
 /// Does it, and measures the processor time that it takes.
@@ -63,10 +67,11 @@ fn used() -> Duration {
 // === impl Toll ===
 
 impl Toll {
-    /// Nothing is owed, and the first call is suspect already.
+    /// A stranger's: nothing is owed, and the first call is suspect already.
     pub(super) fn of_suspect() -> Self {
         Self {
             suspect: Mutex::new(Some(Instant::now() + SUSPECT)),
+            is_strangers: true,
             ..Self::default()
         }
     }
@@ -109,7 +114,12 @@ impl Toll {
         let owed = paid.unwrap_or(now).saturating_duration_since(now);
         let owed = owed.saturating_add(cost * WAIT);
         *paid = Some(now + owed.min(LONGEST));
-        owed > CREDIT * WAIT
+        let credit = if self.is_strangers {
+            STRANGERS_CREDIT
+        } else {
+            CREDIT
+        };
+        owed > credit * WAIT
     }
 
     /// When everything will be paid, if anything is owed.
@@ -125,8 +135,8 @@ mod tests {
     use tokio::time::advance;
 
     const NORMAL: Duration = Duration::from_micros(249);
-    /// A twentieth of what may be owed.
-    const PART: Duration = Duration::from_millis(10);
+    /// A twentieth of what a stranger may owe.
+    const PART: Duration = Duration::from_millis(1);
 
     #[tokio::test(start_paused = true)]
     async fn what_calls_cost_is_owed_until_it_is_paid_and_too_much_ends_it() {
@@ -149,9 +159,18 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_call_can_be_too_much_and_no_debt_lasts_longer_than_ten_minutes() {
         let toll = Toll::of_suspect();
-        assert!(toll.charge(CREDIT + PART));
+        assert!(toll.charge(STRANGERS_CREDIT + PART));
         assert!(toll.charge(LONGEST));
         assert_eq!(toll.paid(), Some(Instant::now() + LONGEST));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_asks_much_of_a_machine_that_stalls_keeps_its_connections() {
+        let toll = Toll::default();
+        for _ in 0..20 {
+            assert!(!toll.charge(CREDIT / 20));
+        }
+        assert!(toll.charge(CREDIT / 20));
     }
 
     #[test]

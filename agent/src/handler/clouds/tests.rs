@@ -6,6 +6,7 @@ use crate::config::Config;
 use crate::error::RequestError;
 use crate::role::Role;
 use latchkey_client::protocol::Code;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// A backend that gives a session to everyone.
@@ -28,14 +29,14 @@ async fn clouds() -> Arc<Clouds> {
     })
 }
 
-/// The session may date from before the role got its permission back.
-#[tokio::test(start_paused = true)]
-async fn a_session_that_is_refused_when_it_is_not_young_is_followed_by_another() {
-    let clouds = clouds().await;
+fn workload(number: u8, settings: &Settings) -> Workload {
     let facts = Facts::of_principal("test", "app", "web");
-    let pod = Pod::new(Some(PodUid::synthetic(1)), facts, &Settings::default());
-    let workload = Workload::synthetic(pod);
-    let key = SessionKey {
+    let pod = Pod::new(Some(PodUid::synthetic(number)), facts, settings);
+    Workload::synthetic(pod)
+}
+
+fn key(clouds: &Clouds) -> SessionKey {
+    SessionKey {
         backend: clouds.backends.find(None).expect("one"),
         role: Arc::new(Role {
             name: "role".into(),
@@ -45,7 +46,43 @@ async fn a_session_that_is_refused_when_it_is_not_young_is_followed_by_another()
             via: None,
         }),
         account: "uid".into(),
+    }
+}
+
+/// Each takes memory for as long as a vault is slow.
+#[tokio::test(start_paused = true)]
+async fn a_vault_is_called_only_with_one_of_a_bounded_number_of_permits() {
+    let clouds = clouds().await;
+    let settings = Settings::default();
+    let workload = workload(1, &settings);
+    let key = key(&clouds);
+    let called = AtomicUsize::new(0);
+    let calls = async || {
+        let call = |_: Arc<dyn Session>| async {
+            called.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        };
+        let asker = RequestId::new("", 1);
+        clouds.call(&workload, &key, asker, "read", call).await
     };
+    let mut taken = Vec::new();
+    while let Some(permit) = workload.pod().quota.call().await {
+        taken.push(permit);
+    }
+    let crowded = calls().await.expect_err("too many are under way");
+    assert!(crowded.fault == Fault::Unreachable && crowded.error.code == Code::Unavailable);
+    assert_eq!(called.load(Ordering::Relaxed), 0);
+    taken.pop();
+    calls().await.expect("one has ended");
+    calls().await.expect("it was given back");
+    assert_eq!(called.load(Ordering::Relaxed), 2);
+}
+
+/// The session may date from before the role got its permission back.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_is_refused_when_it_is_not_young_is_followed_by_another() {
+    let clouds = clouds().await;
+    let (workload, key) = (workload(1, &Settings::default()), key(&clouds));
     let is_refused = async || {
         let asker = RequestId::new("", 1);
         let refuse = |_: Arc<dyn Session>| async {
