@@ -6,7 +6,9 @@ use nix::sys::signal::Signal;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 /// The variable that gives the child the socket's path.
 const CHILD: &str = "LATCHKEY_TEST_CHILD";
@@ -144,9 +146,11 @@ async fn a_signal_to_the_agent_does_not_make_a_peer_look_as_if_it_had_exited() {
                 pthread_kill(asks, Signal::SIGUSR2).expect("it lives");
             }
         });
-        let alive = (0..300_000).filter(|_| peer.is_alive()).count();
+        // In half a second, four times in five one comes in the middle of a call.
+        let until = Instant::now() + Duration::from_secs(2);
+        while peer.is_alive() && Instant::now() < until {}
         is_over.store(true, Ordering::Relaxed);
-        assert_eq!(alive, 300_000);
+        assert!(Instant::now() >= until, "it lives");
     });
 }
 
