@@ -91,10 +91,10 @@ pub(crate) struct Room {
 
 /// A permit for one call to a vault.
 #[derive(Debug)]
-pub(crate) struct CallPermit<'a>(
-    #[expect(dead_code, reason = "it is held")] SemaphorePermit<'a>,
-    #[expect(dead_code, reason = "it is held")] Option<SemaphorePermit<'a>>,
-);
+pub(crate) struct CallPermit<'a> {
+    _of_pod: SemaphorePermit<'a>,
+    _of_node: Option<SemaphorePermit<'a>>,
+}
 
 impl Default for Shared {
     fn default() -> Self {
@@ -204,15 +204,22 @@ impl Quota {
     /// Waits for a permit for one call to a vault; none if too many others are under way for too long.
     pub(crate) async fn call(&self) -> Option<CallPermit<'_>> {
         let shared = async {
-            let more = self.more_calls.acquire().await.ok()?;
-            let nodes = self.shared.calls.acquire().await.ok()?;
-            Some(CallPermit(more, Some(nodes)))
+            Some(CallPermit {
+                _of_pod: self.more_calls.acquire().await.ok()?,
+                _of_node: Some(self.shared.calls.acquire().await.ok()?),
+            })
+        };
+        let own = async {
+            Some(CallPermit {
+                _of_pod: self.own_calls.acquire().await.ok()?,
+                _of_node: None,
+            })
         };
         let permit = async {
             tokio::select! {
                 biased;
-                own = self.own_calls.acquire() => Some(CallPermit(own.ok()?, None)),
-                shared = shared => shared,
+                permit = own => permit,
+                permit = shared => permit,
             }
         };
         timeout(CALL_WAIT, permit).await.ok()?

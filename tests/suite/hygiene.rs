@@ -1,7 +1,7 @@
 //! What must not get out, and what must not get in: the socket's place, the logs, the memory, the disk.
 
 use crate::operations::names;
-use crate::{reasons, sandbox_with_a_pod};
+use crate::{must_meet, reasons, sandbox_with_a_pod};
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -274,14 +274,8 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
     for fault in [kube::Fault::Garbage, kube::Fault::Answer(500, None)] {
         let what = format!("{fault:?}");
         let asked = || sandbox.kube.count("create", "serviceaccounts/token");
-        let before = asked();
-        sandbox.kube.fail("create", "serviceaccounts/token", fault);
-        let is_met = async || {
-            let answer = pod.secret("test/json").await.expect("an answer");
-            assert_ne!(answer.status, 200, "{what}");
-            asked() > before
-        };
-        until(&what, is_met).await;
+        let fails = || sandbox.kube.fail("create", "serviceaccounts/token", fault);
+        must_meet(&what, (&pod, "test/json"), asked, fails).await;
         sandbox.kube.heal();
     }
     let spoiled = [
@@ -302,15 +296,8 @@ async fn no_secret_no_token_and_no_key_is_in_anything_that_the_agent_says() {
                 let calls = sandbox.aws.calls_of(operation).into_iter();
                 calls.filter(|call| !call.succeeded()).count()
             };
-            let before = spoilt();
-            let _fault = sandbox.aws.fault(Fault::on(operation, behaviour));
-            // What is remembered of the one before keeps it from being met for a moment.
-            let is_met = async || {
-                let answer = pod.secret("test/json").await.expect("an answer");
-                assert_ne!(answer.status, 200, "{what}");
-                spoilt() > before
-            };
-            until(&what, is_met).await;
+            let fault = || sandbox.aws.fault(Fault::on(operation, behaviour));
+            must_meet(&what, (&pod, "test/json"), spoilt, fault).await;
         }
     }
     read_own(&pod).await;

@@ -42,6 +42,7 @@ use std::path::Path;
 use std::time::Duration;
 use testkit::agent::AgentProcess;
 use testkit::sandbox::{Sandbox, SandboxPod, password};
+use testkit::until;
 use testkit::workload::{Raw, Received, Workload, WorkloadSpec};
 
 /// Whether the workloads' tests can run. If not, that is said once, past the capture of what tests print.
@@ -83,6 +84,25 @@ fn reasons(stderr: &str) -> Vec<&str> {
 /// that is promised, and that a slow machine cannot keep.
 fn at_most(promised: Duration, times: u32, usual: Duration) -> Duration {
     promised.max(usual * times)
+}
+
+/// Has calls go wrong by `fault`, and asks for a secret until `count`, of such calls, says that one has; each answer
+/// until then is a refusal. `fault` returns what keeps it up.
+async fn must_meet<T>(
+    what: &str,
+    (pod, secret): (&SandboxPod, &str),
+    count: impl Fn() -> usize,
+    fault: impl FnOnce() -> T,
+) {
+    let before = count();
+    let _fault = fault();
+    // What is remembered of the one before keeps it from being met for a moment.
+    let is_met = async || {
+        let answer = pod.secret(secret).await.expect("an answer");
+        assert_ne!(answer.status, 200, "{what}");
+        count() > before
+    };
+    until(what, is_met).await;
 }
 
 /// The error's code in an answer.

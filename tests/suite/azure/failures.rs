@@ -1,7 +1,7 @@
 //! What the cloud's failures become for the caller, and what they cannot lead to.
 
 use super::{Node, SECRET, WRITTEN};
-use crate::{REFUSAL_STANDS, code};
+use crate::{REFUSAL_STANDS, code, must_meet};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,7 +10,6 @@ use testkit::azure::{Behaviour, FakeAzure, Fault, Operation, SecretSpec, Special
 use testkit::clouds::azure::VAULT;
 use testkit::kube::AGENT;
 use testkit::sandbox::{CANARY, password};
-use testkit::until;
 use testkit::workload::{Request, Response};
 use tokio::time::sleep;
 
@@ -295,15 +294,8 @@ async fn no_secret_and_no_token_of_azure_is_in_anything_that_the_agent_says() {
             let calls = node.azure.calls_of(operation).into_iter();
             calls.filter(|call| !call.succeeded()).count()
         };
-        let before = spoilt();
-        let _fault = node.azure.fault(Fault::on(operation, behaviour));
-        // What is remembered of the one before keeps it from being met for a moment.
-        let is_met = async || {
-            let answer = pod.secret(SECRET).await.expect("an answer");
-            assert_ne!(answer.status, 200, "{what}");
-            spoilt() > before
-        };
-        until(&what, is_met).await;
+        let fault = || node.azure.fault(Fault::on(operation, behaviour));
+        must_meet(&what, (&pod, SECRET), spoilt, fault).await;
     }
     let answer = pod.secret(SECRET).await.expect("an answer");
     assert_eq!(answer.json()["value"], password("test"));

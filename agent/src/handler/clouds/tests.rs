@@ -29,9 +29,9 @@ async fn clouds() -> Arc<Clouds> {
     })
 }
 
-fn workload(number: u8, settings: &Settings) -> Workload {
+fn workload() -> Workload {
     let facts = Facts::of_principal("test", "app", "web");
-    let pod = Pod::new(Some(PodUid::synthetic(number)), facts, settings);
+    let pod = Pod::new(Some(PodUid::synthetic(1)), facts, &Settings::default());
     Workload::synthetic(pod)
 }
 
@@ -53,9 +53,7 @@ fn key(clouds: &Clouds) -> SessionKey {
 #[tokio::test(start_paused = true)]
 async fn a_vault_is_called_only_with_one_of_a_bounded_number_of_permits() {
     let clouds = clouds().await;
-    let settings = Settings::default();
-    let workload = workload(1, &settings);
-    let key = key(&clouds);
+    let (workload, key) = (workload(), key(&clouds));
     let called = AtomicUsize::new(0);
     let calls = async || {
         let call = |_: Arc<dyn Session>| async {
@@ -82,7 +80,7 @@ async fn a_vault_is_called_only_with_one_of_a_bounded_number_of_permits() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_is_refused_when_it_is_not_young_is_followed_by_another() {
     let clouds = clouds().await;
-    let (workload, key) = (workload(1, &Settings::default()), key(&clouds));
+    let (workload, key) = (workload(), key(&clouds));
     let is_refused = async || {
         let asker = RequestId::new("", 1);
         let refuse = |_: Arc<dyn Session>| async {
